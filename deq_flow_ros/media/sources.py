@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`open_source` and the sources that OpenCV reads: video files, image folders and cameras."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+
+from deq_flow_ros.media.bag_source import BagSource
+from deq_flow_ros.media.frame import Frame, MediaError, Source, frame_from_array
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+BAG_SUFFIXES = {".bag", ".db3", ".mcap"}
+FIRST_STAMP_NS = 1_000_000_000
+"""Stamp of the first frame where the input has none: not 0, which ROS reads as "no stamp"."""
+DEFAULT_FPS = 30.0
+
+
+def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: float | None = None) -> Source:
+    """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
+
+    `topic` chooses the image topic of a bag; without it the first one is taken. `fps` is the rate of a folder (default 30 Hz) or
+    asked of a camera; bags and videos carry their own. Raises `MediaError` naming what is wrong with the input.
+    """
+    text = os.fspath(input)
+    if not text:
+        raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
+    if fps is not None and not fps > 0:
+        raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
+    path = Path(text)
+    camera = re.fullmatch(r"(?:/dev/video)?(\d+)", text)
+    is_bag = path.suffix.lower() in BAG_SUFFIXES or (path.is_dir() and _holds_bag(path))
+    if topic is not None and not is_bag:
+        raise MediaError(f"a topic ({topic}) was given, but {text} is not a bag; only bags have topics")
+    if camera and not path.is_file() and not path.is_dir():
+        return CameraSource(int(camera[1]), fps)
+    if not path.exists():
+        raise MediaError(f"{text} does not exist; expected a bag, a video file, a folder of images or a camera index")
+    if not os.access(path, os.R_OK):
+        raise MediaError(f"{text} may not be read by this user; check its permissions")
+    if is_bag:
+        return BagSource(path, topic)
+    if path.is_dir():
+        return FolderSource(path, fps)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise MediaError(f"{text} is a single image, which shows no motion; give the folder that holds the sequence")
+    return VideoSource(path)
+
+
+def _holds_bag(folder: Path) -> bool:
+    return (folder / "metadata.yaml").exists() or any(child.suffix in {".db3", ".mcap"} for child in folder.iterdir())
+
+
+class VideoSource(Source):
+    """Frames of a video file, stamped by their presentation time."""
+
+    kind = "video"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        capture = self._open()
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        capture.release()
+        if not 0 < fps < 1000:
+            log.warning("%s states no usable frame rate (%s); taking %g Hz", path, fps, DEFAULT_FPS)
+            fps = DEFAULT_FPS
+        self.count = count if count > 0 else None
+        self.nominal_period_ns = round(1e9 / fps)
+        self.description = f"video {path.name}: {width}x{height} at {fps:g} Hz, {self.count or 'unknown number of'} frames"
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
+            raise MediaError(
+                f"{self.path} cannot be read as a video, and its name ends in none of {sorted(BAG_SUFFIXES)}; it is damaged, cut short or "
+                "no video. Try to play it, or convert it to H.264 in .mp4"
+            )
+        return capture
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`. The frames are bgr8; stamps start at 1 s."""
+        capture = self._open()
+        number, stamp_ns = 0, 0
+        try:
+            while True:
+                read, image = capture.read()
+                if not read:
+                    break
+                due_ns = FIRST_STAMP_NS + round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+                # Some containers repeat or lose time stamps; a stream whose time stands still is no stream.
+                stamp_ns = due_ns if due_ns > stamp_ns else stamp_ns + self.nominal_period_ns
+                yield frame_from_array(image, stamp_ns, stamp_ns, "camera")
+                number += 1
+        finally:
+            capture.release()
+        if number == 0:
+            raise MediaError(f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or cut short")
+        if self.count is not None and number < self.count:
+            lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be cut short"
+            self.skipped = [lost]
+            log.warning(lost)
+
+
+class FolderSource(Source):
+    """The images of a folder in natural order (2 before 10); their sizes may differ and are passed on as they are."""
+
+    kind = "folder"
+
+    def __init__(self, path: Path, fps: float | None) -> None:
+        super().__init__()
+        self.path = path
+        files = [child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES and child.is_file()]
+        if not files:
+            there = sorted(child.name for child in path.iterdir())
+            shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
+            raise MediaError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and is no bag; it holds {shown}")
+        self.files = sorted(files, key=lambda child: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", child.name)])
+        fps = fps or DEFAULT_FPS
+        self.count = len(files)
+        self.nominal_period_ns = round(1e9 / fps)
+        self.description = f"folder {path.name}: {self.count} images at {fps:g} Hz"
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`. A file that cannot be read leaves its time slot empty and is named in `skipped`."""
+        self.skipped = []
+        for number, file in enumerate(self.files):
+            stamp_ns = FIRST_STAMP_NS + number * self.nominal_period_ns
+            image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+            try:
+                if image is None:
+                    raise MediaError("not a readable image")
+                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
+            except MediaError as error:
+                self.skipped.append(f"{file.name}: {error}")
+                log.warning("left out %s: %s", file, error)
+                continue
+            yield frame
+        if len(self.skipped) == len(self.files):
+            raise MediaError(f"none of the {len(self.files)} images in {self.path} can be read; the first: {self.skipped[0]}")
+        if self.skipped:
+            log.warning("%d of %d images in %s could not be read", len(self.skipped), len(self.files), self.path)
+
+
+class CameraSource(Source):
+    """A camera that OpenCV can open, stamped by the system clock at capture."""
+
+    kind = "camera"
+    live = True
+
+    def __init__(self, index: int, fps: float | None) -> None:
+        super().__init__()
+        self.capture = cv2.VideoCapture(index)
+        if not self.capture.isOpened():
+            present = sorted(str(device) for device in Path("/dev").glob("video*")) or ["none"]
+            raise MediaError(
+                f"camera {index} cannot be opened; video devices on this machine: {', '.join(present)}. Check that it is plugged in, "
+                "that no other program holds it, and that this user may read it (group video)"
+            )
+        if fps is not None:
+            self.capture.set(cv2.CAP_PROP_FPS, fps)
+        actual = self.capture.get(cv2.CAP_PROP_FPS)
+        actual = actual if 0 < actual < 1000 else DEFAULT_FPS
+        width, height = int(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        self.index = index
+        self.nominal_period_ns = round(1e9 / actual)
+        self.description = f"camera {index}: {width}x{height} at {actual:g} Hz"
+
+    def frames(self) -> Iterator[Frame]:
+        """See `Source.frames`. Ends with `MediaError` when the camera stops delivering."""
+        try:
+            while True:
+                read, image = self.capture.read()
+                stamp_ns = time.time_ns()
+                if not read:
+                    raise MediaError(f"camera {self.index} stopped delivering images; is it still plugged in?")
+                yield frame_from_array(image, stamp_ns, stamp_ns, f"camera_{self.index}")
+        finally:
+            self.capture.release()
