@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing rosbag2 recordings and reading them back, without a ROS installation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.typesys import Stores, get_typestore
+
+from deq_flow_ros.media.bag_source import COMPRESSED_IMAGE, IMAGE, open_bag
+from deq_flow_ros.media.frame import Frame, MediaError
+
+DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
+STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
+
+
+class BagWriter:
+    """A new rosbag2 (metadata version 9, as ROS 2 Jazzy writes it) in the directory `path`; use it with `with`.
+
+    `storage` is "mcap" or "sqlite3". Raises `MediaError` where the directory exists already or cannot be made.
+    """
+
+    def __init__(self, path: str | Path, storage: str = "mcap") -> None:
+        if storage not in STORAGES:
+            raise MediaError(f"expected a bag storage out of {sorted(STORAGES)}, got {storage!r}")
+        self.path = Path(path)
+        self._types = get_typestore(Stores.ROS2_JAZZY)
+        self._connections: dict[str, Connection] = {}
+        try:
+            self._writer = Writer(self.path, version=9, storage_plugin=STORAGES[storage])
+        except WriterError as error:
+            raise MediaError(f"cannot write a bag to {self.path}: {error} Choose another place or remove it first") from error
+
+    def __enter__(self) -> BagWriter:
+        try:
+            self._writer.open()
+        except (OSError, WriterError) as error:
+            raise MediaError(f"cannot write a bag to {self.path}: {error}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._writer.close()
+
+    def write_raw(self, topic: str, msgtype: str, cdr: bytes | memoryview, record_ns: int) -> None:
+        """Append a message that is serialized already (`msgtype` like "sensor_msgs/msg/Image"), recorded at `record_ns`."""
+        connection = self._connections.get(topic)
+        if connection is None:
+            connection = self._writer.add_connection(topic, msgtype, typestore=self._types)
+            self._connections[topic] = connection
+        elif connection.msgtype != msgtype:
+            raise MediaError(f"expected {connection.msgtype} on {topic}, as before, got {msgtype}")
+        self._writer.write(connection, record_ns, cdr)
+
+    def write_frame(self, topic: str, frame: Frame) -> None:
+        """Append a `sensor_msgs/Image` recorded at `frame.record_ns`."""
+        message = self._types.types[IMAGE](
+            header=self._header(frame.stamp_ns, frame.frame_id),
+            height=frame.height,
+            width=frame.width,
+            encoding=frame.encoding,
+            is_bigendian=int(frame.is_bigendian),
+            step=frame.step,
+            data=np.ascontiguousarray(frame.data),
+        )
+        self._write(topic, IMAGE, message, frame.record_ns)
+
+    def write_compressed(self, topic: str, data: bytes, format: str, stamp_ns: int, record_ns: int, frame_id: str = "camera") -> None:
+        """Append a `sensor_msgs/CompressedImage`; `data` is the JPEG or PNG file, `format` its name as ROS writes it."""
+        message = self._types.types[COMPRESSED_IMAGE](
+            header=self._header(stamp_ns, frame_id), format=format, data=np.frombuffer(data, np.uint8)
+        )
+        self._write(topic, COMPRESSED_IMAGE, message, record_ns)
+
+    def write_diagnostics(self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int) -> None:
+        """Append a `diagnostic_msgs/DiagnosticArray` with one status `name` at level OK."""
+        pair, status = self._types.types["diagnostic_msgs/msg/KeyValue"], self._types.types["diagnostic_msgs/msg/DiagnosticStatus"]
+        pairs = [pair(key=key, value=value) for key, value in values.items()]
+        message = self._types.types[DIAGNOSTIC_ARRAY](
+            header=self._header(stamp_ns, ""), status=[status(level=0, name=name, message="", hardware_id="", values=pairs)]
+        )
+        self._write(topic, DIAGNOSTIC_ARRAY, message, record_ns)
+
+    def _write(self, topic: str, msgtype: str, message: Any, record_ns: int) -> None:
+        self.write_raw(topic, msgtype, self._types.serialize_cdr(message, msgtype), record_ns)
+
+    def _header(self, stamp_ns: int, frame_id: str) -> Any:
+        seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+        stamp = self._types.types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
+        return self._types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+
+def stamp_of(header: Any) -> int:
+    """Header stamp in nanoseconds."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
+
+
+def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, Any]]:
+    """(topic, time of recording in ns, message) of the given topics, or of all, in the order of recording.
+
+    Raises `MediaError` where the bag cannot be read.
+    """
+    with open_bag(Path(path)) as reader:
+        connections = [connection for connection in reader.connections if not topics or connection.topic in topics]
+        if not connections:
+            return
+        for connection, time_ns, raw in reader.messages(connections):
+            yield connection.topic, time_ns, reader.deserialize(raw, connection.msgtype)
+
+
+def count_messages(path: str | Path) -> dict[str, int]:
+    """Number of messages per topic."""
+    counts: dict[str, int] = {}
+    with open_bag(Path(path)) as reader:
+        for connection in reader.connections:
+            counts[connection.topic] = counts.get(connection.topic, 0) + connection.msgcount
+    return counts
+
+
+def read_image(message: Any) -> np.ndarray:
+    """View of a 32FC1 (H, W) or 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8 image message; raises `MediaError` for others."""
+    layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
+    if message.encoding not in layouts:
+        raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
+    dtype, channels = layouts[message.encoding]
+    row = message.width * channels * np.dtype(dtype).itemsize
+    if message.step < row or message.data.size < message.step * message.height:
+        raise MediaError(f"expected {message.height} rows of at least {row} bytes, got step {message.step} and {message.data.size} bytes")
+    rows = np.asarray(message.data).view(np.uint8)[: message.step * message.height].reshape(message.height, message.step)[:, :row]
+    image = np.ascontiguousarray(rows).view(np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<"))
+    image = image.reshape(message.height, message.width, channels)
+    return image[:, :, 0] if channels == 1 else image
