@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sizes, as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that fixes the shapes of a model.
+
+    :ivar encoder: "separate" (released layout, two encoders) or "shared" (one trunk, ``nano``).
+    :ivar motion_widths: correlation 1x1, correlation 3x3, flow 7x7, flow 3x3.
+    """
+
+    encoder: str
+    feature_dim: int
+    hidden_dim: int
+    motion_widths: tuple[int, int, int, int]
+    flow_head_dim: int
+    mask_dim: int = 256
+    correlation_levels: int = 4
+    correlation_radius: int = 4
+
+    @property
+    def context_dim(self) -> int:
+        """Channels of the context; as many as the hidden state in every size."""
+        return self.hidden_dim
+
+    @property
+    def motion_dim(self) -> int:
+        """Channels of the motion features, the flow included; as many as the hidden state in every size."""
+        return self.hidden_dim
+
+    @property
+    def correlation_dim(self) -> int:
+        """Channels that a lookup returns."""
+        return self.correlation_levels * (2 * self.correlation_radius + 1) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a weights file; ``from_dict`` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """From what ``to_dict`` gave.
+
+        :raises TypeError: for unknown or missing fields.
+        """
+        widths = tuple(int(w) for w in values["motion_widths"])
+        return cls(**{**values, "motion_widths": widths})
+
+
+# `nano` is this project's own; the others are the released ones.
+SIZES: dict[str, Architecture] = {
+    "nano": Architecture("shared", 96, 64, (64, 48, 32, 16), 64, mask_dim=96, correlation_radius=3),
+    "tiny": Architecture("separate", 64, 32, (64, 48, 32, 16), 64),
+    "base": Architecture("separate", 256, 128, (256, 192, 128, 64), 256),
+    "large": Architecture("separate", 256, 192, (384, 288, 192, 96), 384),
+}

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``DEQFlow``: the flow of an image pair as the fixed point of one update operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deq_flow_ros.equilibrium import Solution, State, StopReason, solve
+from deq_flow_ros.equilibrium.solvers import Solver
+from deq_flow_ros.model.architecture import SIZES, Architecture
+from deq_flow_ros.model.correlation import CorrelationPyramid
+from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder
+from deq_flow_ros.model.update import UpdateOperator
+from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple
+
+MIN_SIDE = 16
+
+
+def update_px(z: State, fz: State) -> Tensor:
+    """RMS length of the flow update, in pixels of the full resolution, (B,): what a solve is stopped on.
+
+    The hidden state and the size of the flow itself do not enter, so the figure means the same for every image.
+    """
+    return FACTOR * (fz[1] - z[1]).float().square().sum(1).mean((1, 2)).sqrt()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What ``DEQFlow.forward`` returns.
+
+    :ivar flow: (B, 2, H, W) px, x before y: from ``image1`` to ``image2`` on the pixels of ``image1``.
+    :ivar residual: (B, 1, H, W) px, length of the last update per pixel: small where the iteration has settled.
+    :ivar state: (hidden, flow at 1/8), where a next solve can start.
+    :ivar iterations: (B,) evaluations of the update operator.
+    :ivar residual_px: (B,) RMS of the last update, px.
+    :ivar stop_reasons: per sample.
+    """
+
+    flow: Tensor
+    residual: Tensor
+    state: State
+    iterations: Tensor
+    residual_px: Tensor
+    stop_reasons: tuple[StopReason, ...]
+
+
+class FlowProblem:
+    """``f(hidden, flow) -> (hidden, flow)`` for one pair of encoded images; its fixed point is the flow."""
+
+    def __init__(self, model: DEQFlow, encoding1: Encoding, encoding2: Encoding) -> None:
+        a = model.architecture
+        self._update = model.update_block
+        self._correlation = CorrelationPyramid(
+            encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius
+        )
+        self._gates = model.update_block.gru.prepare(encoding1.context)
+
+    def __call__(self, hidden: Tensor, flow: Tensor) -> State:
+        correlation = self._correlation.lookup(flow).to(hidden.dtype)
+        return self._update(hidden, flow, correlation, self._gates)
+
+
+class DEQFlow(nn.Module):
+    """Deep equilibrium optical flow (arXiv 2204.08442) with a RAFT-style update operator.
+
+    :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``.
+    :raises ValueError: for an unknown name.
+    """
+
+    def __init__(self, architecture: str | Architecture = "nano") -> None:
+        super().__init__()
+        if isinstance(architecture, str):
+            if architecture not in SIZES:
+                raise ValueError(f"unknown model size {architecture!r}; expected one of {', '.join(SIZES)}")
+            architecture = SIZES[architecture]
+        a = self.architecture = architecture
+        encoders = {"separate": SeparateEncoders, "shared": SharedEncoder}
+        if a.encoder not in encoders:
+            raise ValueError(f"unknown encoder {a.encoder!r}; expected one of {', '.join(encoders)}")
+        self.encoder = encoders[a.encoder](a.feature_dim, a.context_dim)
+        self.update_block = UpdateOperator(
+            a.correlation_dim, a.hidden_dim, a.context_dim, a.motion_widths, a.motion_dim, a.flow_head_dim
+        )
+        self.mask = nn.Sequential(
+            nn.Conv2d(a.hidden_dim, a.mask_dim, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(a.mask_dim, 9 * FACTOR * FACTOR, 1),
+        )
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.mask[0].weight.device
+
+    def encode(self, image: Tensor) -> Encoding:
+        """Everything that one image contributes to any pair it is part of.
+
+        :param image: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
+        """
+        image = (2 * (image / 255) - 1).contiguous(memory_format=torch.channels_last)
+        return self.encoder(image)
+
+    def problem(self, encoding1: Encoding, encoding2: Encoding) -> FlowProblem:
+        """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1."""
+        return FlowProblem(self, encoding1, encoding2)
+
+    def initial_state(self, encoding: Encoding) -> State:
+        """The cold start: hidden state and flow zero."""
+        context = encoding.context
+        batch, _, height, width = context.shape
+        hidden = context.new_zeros(batch, self.architecture.hidden_dim, height, width)
+        return (
+            hidden.contiguous(memory_format=torch.channels_last),
+            context.new_zeros((batch, 2, height, width), dtype=torch.float32),
+        )
+
+    def upsample(self, state: State) -> Tensor:
+        """Flow of a state at full resolution, (B, 2, H, W) px."""
+        hidden, flow = state
+        # The released models scale the logits so, to balance gradients: part of what their weights mean.
+        return convex_upsample(flow, 0.25 * self.mask(hidden).float())
+
+    def upsample_residual(self, solution: Solution) -> Tensor:
+        """Length of the last update per pixel, (B, 1, H, W) px; NaN where no iteration was made."""
+        update = FACTOR * (solution.state[1] - solution.previous[1]).norm(dim=1, keepdim=True)
+        update = update.masked_fill((solution.iterations == 0).view(-1, 1, 1, 1), torch.nan)
+        return F.interpolate(update, scale_factor=FACTOR, mode="bilinear", align_corners=False)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        image1: Tensor,
+        image2: Tensor,
+        max_iterations: int = 12,
+        solver: str | Solver = "picard",
+        tolerance_px: float | None = None,
+        state: State | None = None,
+    ) -> Prediction:
+        """Flow from ``image1`` to ``image2``.
+
+        :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16.
+        :param image2: as ``image1``.
+        :param max_iterations: evaluations of the update operator at most.
+        :param solver: see ``equilibrium.solve``.
+        :param tolerance_px: stop a sample when the RMS update of its flow is at or below this; None never does.
+        :param state: start, as in ``Prediction.state`` of images of the same size; None starts cold.
+        :raises ValueError: if the images are not such, or the state does not fit them.
+        """
+        check_images(image1, image2)
+        padded1, padding = pad_to_multiple(image1.to(self.device, torch.float32))
+        padded2, _ = pad_to_multiple(image2.to(self.device, torch.float32))
+        encoding1, encoding2 = self.encode(padded1), self.encode(padded2)
+        start = self.initial_state(encoding1)
+        if state is not None:
+            if [s.shape for s in state] != [s.shape for s in start]:
+                raise ValueError(
+                    f"the start state does not fit the images: expected shapes {[tuple(s.shape) for s in start]}, "
+                    f"got {[tuple(s.shape) for s in state]}"
+                )
+            start = state
+        solution = solve(
+            self.problem(encoding1, encoding2),
+            start,
+            solver=solver,
+            max_iterations=max_iterations,
+            tolerance=tolerance_px,
+            measure=update_px,
+        )
+        return Prediction(
+            flow=crop(self.upsample(solution.state), padding),
+            residual=crop(self.upsample_residual(solution), padding),
+            state=solution.state,
+            iterations=solution.iterations,
+            residual_px=solution.residual,
+            stop_reasons=solution.stop_reasons,
+        )
+
+
+def check_images(image1: Tensor, image2: Tensor) -> None:
+    """Refuse what is not a pair of images, saying what was expected and got."""
+    for name, image in (("image1", image1), ("image2", image2)):
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise ValueError(f"{name} must be (B, 3, H, W), got shape {tuple(image.shape)}")
+        if min(image.shape[-2:]) < MIN_SIDE:
+            raise ValueError(f"{name} must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {tuple(image.shape[-2:])}")
+    if image1.shape != image2.shape:
+        raise ValueError(f"the images must have one shape, got {tuple(image1.shape)} and {tuple(image2.shape)}")

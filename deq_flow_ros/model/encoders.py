@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoders: an image in, matching features and context at 1/8 of its size out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
+
+
+def instance_norm(channels: int) -> nn.Module:
+    """Instance norm without parameters, as one group per channel.
+
+    Unlike ``nn.InstanceNorm2d`` it keeps the channels_last layout (two copies less per layer) and allows a single
+    spatial position while training.
+    """
+    return nn.GroupNorm(channels, channels, affine=False)
+
+
+class Encoding(NamedTuple):
+    """One frame, encoded once: enough to be the first image of a pair or the second.
+
+    :ivar features: (B, C, H/8, W/8) for the correlation.
+    :ivar context: (B, C', H/8, W/8), of the image whose pixels the flow lives on.
+    """
+
+    features: Tensor
+    context: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """conv3x3-norm-ReLU twice, plus a shortcut (1x1 convolution and norm where the stride or width changes)."""
+
+    def __init__(self, in_channels: int, channels: int, norm: Norm, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = norm(channels)
+        self.norm2 = norm(channels)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride), norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu((x if self.downsample is None else self.downsample(x)) + y)
+
+
+class ResidualEncoder(nn.Module):
+    """The encoder of the released models: three stages of two residual blocks, at 1/2, 1/4 and 1/8."""
+
+    def __init__(self, out_channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3)
+        self.norm1 = norm(64)
+        self.layer1 = nn.Sequential(ResidualBlock(64, 64, norm), ResidualBlock(64, 64, norm))
+        self.layer2 = nn.Sequential(ResidualBlock(64, 96, norm, 2), ResidualBlock(96, 96, norm))
+        self.layer3 = nn.Sequential(ResidualBlock(96, 128, norm, 2), ResidualBlock(128, 128, norm))
+        self.conv2 = nn.Conv2d(128, out_channels, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(image)))
+        return self.conv2(self.layer3(self.layer2(self.layer1(x))))
+
+
+class SeparateEncoders(nn.Module):
+    """Released layout: ``fnet`` (instance norm) for features, ``cnet`` (batch norm) for context."""
+
+    def __init__(self, feature_dim: int, context_dim: int) -> None:
+        super().__init__()
+        self.fnet = ResidualEncoder(feature_dim, instance_norm)
+        self.cnet = ResidualEncoder(context_dim, nn.BatchNorm2d)
+
+    def forward(self, image: Tensor) -> Encoding:
+        return Encoding(self.fnet(image), F.relu(self.cnet(image)))
+
+
+class SharedEncoder(nn.Module):
+    """One trunk for features and context, without the stage at half resolution: ``nano``.
+
+    In the released ``tiny`` the two encoders take 85 % of the arithmetic, most of it at half resolution. A stream needs
+    both outputs of every frame, so here both are read off one trunk.
+    """
+
+    def __init__(self, feature_dim: int, context_dim: int, widths: tuple[int, int, int] = (32, 48, 96)) -> None:
+        super().__init__()
+        stem, quarter, eighth = widths
+        norm = instance_norm
+        self.conv1 = nn.Conv2d(3, stem, 7, 2, padding=3)
+        self.norm1 = norm(stem)
+        self.layer1 = nn.Sequential(ResidualBlock(stem, quarter, norm, 2), ResidualBlock(quarter, quarter, norm))
+        self.layer2 = nn.Sequential(ResidualBlock(quarter, eighth, norm, 2), ResidualBlock(eighth, eighth, norm))
+        self.features = nn.Conv2d(eighth, feature_dim, 1)
+        self.context = nn.Conv2d(eighth, context_dim, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Encoding:
+        x = self.layer2(self.layer1(F.relu(self.norm1(self.conv1(image)))))
+        return Encoding(self.features(x), F.relu(self.context(x)))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update operator: one step of the fixed-point iteration, (hidden, flow) -> (hidden, flow).
+
+Modules and attributes carry the names of the released checkpoints' keys (``convz1``, ``convc1``, ...).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MotionEncoder(nn.Module):
+    """Correlation around the flow, and the flow itself, to motion features (the flow is the last two of them)."""
+
+    def __init__(self, correlation_dim: int, widths: tuple[int, int, int, int], motion_dim: int) -> None:
+        super().__init__()
+        c1, c2, f1, f2 = widths
+        self.convc1 = nn.Conv2d(correlation_dim, c1, 1)
+        self.convc2 = nn.Conv2d(c1, c2, 3, padding=1)
+        self.convf1 = nn.Conv2d(2, f1, 7, padding=3)
+        self.convf2 = nn.Conv2d(f1, f2, 3, padding=1)
+        self.conv = nn.Conv2d(c2 + f2, motion_dim - 2, 3, padding=1)
+
+    def forward(self, correlation: Tensor, flow: Tensor) -> Tensor:
+        c = F.relu(self.convc2(F.relu(self.convc1(correlation))))
+        f = F.relu(self.convf2(F.relu(self.convf1(flow))))
+        return torch.cat((F.relu(self.conv(torch.cat((c, f), 1))), flow), 1)
+
+
+class _Gates(NamedTuple):
+    """One direction of the separable GRU, prepared for a pair of images."""
+
+    weight_zr: Tensor
+    weight_q: Tensor
+    context_zr: Tensor
+    context_q: Tensor
+    padding: tuple[int, int]
+
+
+class SeparableConvGRU(nn.Module):
+    """Convolutional GRU, 1x5 then 5x1 (RAFT, arXiv 2003.12039, section 3.3)."""
+
+    def __init__(self, hidden_dim: int, context_dim: int, motion_dim: int) -> None:
+        super().__init__()
+        self.hidden_dim, self.context_dim = hidden_dim, context_dim
+        inputs = hidden_dim + context_dim + motion_dim
+        for suffix, kernel, padding in (("1", (1, 5), (0, 2)), ("2", (5, 1), (2, 0))):
+            for gate in "zrq":
+                self.add_module(f"conv{gate}{suffix}", nn.Conv2d(inputs, hidden_dim, kernel, padding=padding))
+
+    def prepare(self, context: Tensor) -> list[_Gates]:
+        """Work that does not change from one iteration to the next.
+
+        Convolution is linear in its input channels, so the part of the context is computed once for a pair of images
+        instead of in every iteration, and the gates z and r, which see the same input, become one convolution.
+        """
+        gates = []
+        for suffix in "12":
+            z, r, q = (self.get_submodule(f"conv{gate}{suffix}") for gate in "zrq")
+            assert isinstance(z, nn.Conv2d) and isinstance(r, nn.Conv2d) and isinstance(q, nn.Conv2d)
+            weight = torch.cat((z.weight, r.weight, q.weight))
+            assert z.bias is not None and r.bias is not None and q.bias is not None
+            h, c = self.hidden_dim, self.hidden_dim + self.context_dim
+            padding = (int(z.padding[0]), int(z.padding[1]))
+            fixed = F.conv2d(context, weight[:, h:c], torch.cat((z.bias, r.bias, q.bias)), padding=padding)
+            moving = torch.cat((weight[:, :h], weight[:, c:]), 1)
+            moving = moving.contiguous(memory_format=torch.channels_last)
+            gates.append(_Gates(moving[: 2 * h], moving[2 * h :], fixed[:, : 2 * h], fixed[:, 2 * h :], padding))
+        return gates
+
+    def forward(self, hidden: Tensor, motion: Tensor, gates: list[_Gates]) -> Tensor:
+        for gate in gates:
+            zr = F.conv2d(torch.cat((hidden, motion), 1), gate.weight_zr, padding=gate.padding)
+            z, r = torch.sigmoid(zr + gate.context_zr).chunk(2, 1)
+            q = F.conv2d(torch.cat((r * hidden, motion), 1), gate.weight_q, padding=gate.padding)
+            hidden = hidden + z * (torch.tanh(q + gate.context_q) - hidden)
+        return hidden
+
+
+class FlowHead(nn.Module):
+    """Hidden state to an increment of the flow."""
+
+    def __init__(self, hidden_dim: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(hidden_dim, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.conv2(F.relu(self.conv1(hidden)))
+
+
+class UpdateOperator(nn.Module):
+    """Motion encoder, GRU and flow head."""
+
+    def __init__(
+        self,
+        correlation_dim: int,
+        hidden_dim: int,
+        context_dim: int,
+        motion_widths: tuple[int, int, int, int],
+        motion_dim: int,
+        flow_head_dim: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = MotionEncoder(correlation_dim, motion_widths, motion_dim)
+        self.gru = SeparableConvGRU(hidden_dim, context_dim, motion_dim)
+        self.flow_head = FlowHead(hidden_dim, flow_head_dim)
+
+    def forward(
+        self, hidden: Tensor, flow: Tensor, correlation: Tensor, gates: list[_Gates]
+    ) -> tuple[Tensor, Tensor]:
+        motion = self.encoder(correlation, flow)
+        hidden = self.gru(hidden, motion, gates)
+        return hidden, flow + self.flow_head(hidden)

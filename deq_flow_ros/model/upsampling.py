@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From 1/8 of the resolution to all of it."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+FACTOR = 8
+
+
+def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
+    """Each fine pixel as a convex combination of the 3x3 coarse neighbours (RAFT, arXiv 2003.12039, section 3.3).
+
+    :param flow: (B, 2, H, W) in coarse cells.
+    :param mask: (B, 9 * 64, H, W) logits, neighbour outermost, then fine row, then fine column.
+    :returns: (B, 2, 8 H, 8 W) in pixels.
+    """
+    batch, _, height, width = flow.shape
+    weights = mask.reshape(batch, 9, FACTOR * FACTOR, height * width).softmax(1)
+    neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, 1, height * width)
+    fine = (weights.unsqueeze(1) * neighbours).sum(2)  # (B, 2, 64, H W)
+    return F.pixel_shuffle(fine.view(batch, 2 * FACTOR * FACTOR, height, width), FACTOR)
+
+
+def pad_to_multiple(image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Repeat the border until both sides are multiples of 8; the padding is shared between opposite sides.
+
+    :param image: (B, C, H, W).
+    :returns: the padded image, and (left, right, top, bottom) for ``crop``.
+    """
+    height, width = image.shape[-2:]
+    extra_h, extra_w = -height % FACTOR, -width % FACTOR
+    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    return (F.pad(image, padding, mode="replicate") if extra_h or extra_w else image), padding
+
+
+def crop(field: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Undo ``pad_to_multiple`` on anything of the padded size, (B, C, H, W)."""
+    left, right, top, bottom = padding
+    return field[..., top : field.shape[-2] - bottom, left : field.shape[-1] - right]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights on disk: what ships with the package, this project's files, and the released key layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deq_flow_ros.model.architecture import SIZES, Architecture
+from deq_flow_ros.model.deq_flow import DEQFlow
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+_ARCHITECTURE_KEY = "deq_flow_ros.architecture"
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used, and why."""
+
+
+def available_models() -> list[str]:
+    """Names of the models whose weights ship with the package."""
+    return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
+
+
+def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> DEQFlow:
+    """A model ready for inference.
+
+    :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
+        in the released key layout (``.pth``), whose size is read off its shapes.
+    :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
+    :raises FileNotFoundError: if there is no such name or file.
+    :raises WeightsError: for a file that is truncated, foreign, or does not fit its architecture.
+    :raises RuntimeError: if the device is not available.
+    """
+    device = check_device(device)
+    path = Path(name_or_path)
+    if str(name_or_path) in available_models():
+        path = WEIGHTS_DIR / f"{name_or_path}.safetensors"
+    elif str(name_or_path) in SIZES:
+        raise FileNotFoundError(
+            f"no weights for {name_or_path!r} ship with this package; it has: {', '.join(available_models()) or 'none'}. "
+            "Give the path of a weights file instead."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights {str(name_or_path)!r}: neither a file nor a model of this package, which has: "
+            f"{', '.join(available_models()) or 'none'}"
+        )
+    if path.suffix == ".safetensors":
+        architecture, tensors = _read_safetensors(path)
+    else:
+        architecture, tensors = from_released(_read_pickle(path), path)
+    model = DEQFlow(architecture)
+    _load_exactly(model, tensors, path)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it.
+
+    :raises RuntimeError: if it is CUDA and PyTorch sees none, or is not a device at all.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a CUDA "
+            "build of PyTorch and its driver, or ask for 'cpu'"
+        )
+    return device
+
+
+def save_model(model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a ``.safetensors`` file that ``load_model`` reads; the old file stays whole until the new one is.
+
+    :param metadata: strings to keep in the file beside the architecture.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata=header)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+    if _ARCHITECTURE_KEY not in metadata:
+        raise WeightsError(
+            f"{path} is a safetensors file of something else: its metadata has no {_ARCHITECTURE_KEY!r}; it holds "
+            f"{len(tensors)} tensors, the first {sorted(tensors)[:3]}"
+        )
+    try:
+        return Architecture.from_dict(json.loads(metadata[_ARCHITECTURE_KEY])), tensors
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path} describes an architecture that this version does not know: {error}") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first_line = (str(error).splitlines() or ["no reason given"])[0]
+        raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {first_line}") from error
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        kind = f"a mapping with {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content)
+        raise WeightsError(f"{path} must hold a mapping of names to tensors in the released layout, it holds {kind}")
+    return dict(content)
+
+
+def from_released(state_dict: Mapping[str, Tensor], path: str | Path = "checkpoint") -> tuple[Architecture, dict[str, Tensor]]:
+    """Architecture and tensors of this project's model out of the released key layout.
+
+    ``module.`` prefixes are dropped and weight normalisation (magnitude ``_g``, direction ``_v``) is folded away.
+
+    :param path: named in errors.
+    :raises WeightsError: if the layout is another one.
+    """
+    tensors = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    for name in [n for n in tensors if n.endswith(".weight_g")]:
+        base = name.removesuffix("_g")
+        if base + "_v" not in tensors:
+            raise WeightsError(f"{path}: {name} has no {base}_v beside it")
+        magnitude, direction = tensors.pop(name), tensors.pop(base + "_v")
+        norm = direction.flatten(1).norm(dim=1).view(-1, *([1] * (direction.dim() - 1)))
+        tensors[base] = direction * (magnitude / norm)
+    try:
+        widths = tuple(
+            tensors[f"update_block.encoder.{conv}.weight"].shape[0] for conv in ("convc1", "convc2", "convf1", "convf2")
+        )
+        architecture = Architecture(
+            encoder="separate",
+            feature_dim=tensors["fnet.conv2.weight"].shape[0],
+            hidden_dim=tensors["update_block.gru.convz1.weight"].shape[0],
+            motion_widths=(widths[0], widths[1], widths[2], widths[3]),
+            flow_head_dim=tensors["update_block.flow_head.conv1.weight"].shape[0],
+            mask_dim=tensors["mask.0.weight"].shape[0],
+        )
+    except KeyError as error:
+        raise WeightsError(
+            f"{path} is not a checkpoint in the released layout: it has no {error.args[0]!r}; it holds {len(tensors)} "
+            f"tensors, the first {sorted(tensors)[:3]}"
+        ) from error
+    renamed = {}
+    for name, tensor in tensors.items():
+        if ".norm3." in name:
+            continue  # the same parameters as `downsample.1`, under a second name
+        renamed[f"encoder.{name}" if name.startswith(("fnet.", "cnet.")) else name] = tensor
+    return architecture, renamed
+
+
+def _load_exactly(model: DEQFlow, tensors: Mapping[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = [f"missing: {name}" for name in expected if name not in got]
+    problems += [f"unexpected: {name}" for name in got if name not in expected]
+    problems += [
+        f"wrong shape: {name} is {got[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in got and got[name] != shape
+    ]
+    if problems:
+        listed = "\n  ".join(problems[:12])
+        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise WeightsError(f"{path} does not fit its architecture:\n  {listed}{more}")
+    model.load_state_dict(dict(tensors))
