@@ -5,38 +5,38 @@ from glob import glob
 
 from setuptools import find_packages, setup
 
-package_name = 'deq_flow_ros'
+package_name = "deq_flow_ros"
 
 setup(
     name=package_name,
-    version='0.1.0',
-    description='Dense optical flow for camera streams by deep equilibrium models, as a ROS 2 node',
-    license='Apache-2.0',
-    maintainer='deq_flow_ros maintainers',
-    maintainer_email='maintainers@example.org',
-    packages=find_packages(include=[package_name, f'{package_name}.*']),
-    package_data={f'{package_name}.model': ['weights/*.safetensors', 'weights/*.md']},
+    version="0.1.0",
+    description="Dense optical flow for camera streams by deep equilibrium models, as a ROS 2 node",
+    license="Apache-2.0",
+    maintainer="deq_flow_ros maintainers",
+    maintainer_email="maintainers@example.org",
+    packages=find_packages(include=[package_name, f"{package_name}.*"]),
+    package_data={f"{package_name}.model": ["weights/*.safetensors", "weights/*.md"]},
     data_files=[
-        ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
-        (f'share/{package_name}', ['package.xml', 'LICENSE']),
-        (f'share/{package_name}/launch', glob('launch/*.launch.py')),
-        (f'share/{package_name}/config', glob('config/*')),
+        ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),
+        (f"share/{package_name}", ["package.xml", "LICENSE"]),
+        (f"share/{package_name}/launch", glob("launch/*.launch.py")),
+        (f"share/{package_name}/config", glob("config/*")),
         # `ros2 run` and launch_ros look for executables here. Entry points would land in bin/ under pip, so these
         # small wrappers are installed as data: the one way that holds for pip and for colcon.
-        (f'lib/{package_name}', glob('scripts/*')),
+        (f"lib/{package_name}", glob("scripts/*")),
     ],
-    python_requires='>=3.10',
+    python_requires=">=3.10",
     install_requires=[
-        'matplotlib',
-        'numpy',
-        'opencv-python-headless',
-        'PyYAML',
-        'rich',
-        'rosbags',
-        'safetensors',
-        'torch',
-        'tqdm',
+        "matplotlib",
+        "numpy",
+        "opencv-python-headless",
+        "PyYAML",
+        "rich",
+        "rosbags",
+        "safetensors",
+        "torch",
+        "tqdm",
     ],
-    extras_require={'test': ['pytest']},  # without it `colcon test` finds no test runner
+    extras_require={"test": ["pytest"]},  # without it `colcon test` finds no test runner
     zip_safe=False,
 )

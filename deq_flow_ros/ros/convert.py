@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sensor_msgs/Image` to and from numpy: by cv_bridge where ROS provides it, by numpy where it does not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from deq_flow_ros.media.encodings import check_layout, has_padded_rows, to_rgb
+
+try:
+    from cv_bridge import CvBridge
+    from cv_bridge.boost import cv_bridge_boost  # noqa: F401  without the compiled module cv_bridge cannot convert
+
+    _bridge = CvBridge()
+    BACKEND = "cv_bridge"
+except (ImportError, AttributeError) as error:  # AttributeError: the ROS 1 cv_bridge of PyPI against a new OpenCV
+    _bridge = None
+    BACKEND = f"numpy (cv_bridge cannot be used: {error})"
+"""Which converter is in use, for a start-up line."""
+
+# What cv_bridge converts to rgb8: 8UC3 and the like carry no colour meaning for it, newer names are unknown to it.
+_BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2"} | {
+    f"bayer_{pattern}{bits}" for pattern in ("rggb", "bggr", "gbrg", "grbg") for bits in (8, 16)
+}
+
+
+def image_to_rgb(message: Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, contiguous; may be a view of the message. Raises `EncodingError` naming what is wrong."""
+    if _bridge is None or not _bridgeable(message):
+        return image_to_rgb_numpy(message)
+    # cv_bridge trusts the fields of the message.
+    check_layout(len(message.data), message.height, message.width, message.step, message.encoding)
+    return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+
+
+def image_to_rgb_numpy(message: Image) -> np.ndarray:
+    """`image_to_rgb` without cv_bridge."""
+    data = np.frombuffer(message.data, np.uint8)
+    return to_rgb(data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
+
+
+def _bridgeable(message: Image) -> bool:
+    # cv_bridge misplaces rows whose padding is no whole number of pixels, and fails on foreign byte order with numpy 2.
+    if message.encoding not in _BRIDGED or bool(message.is_bigendian) != (sys.byteorder == "big"):
+        return False
+    return not has_padded_rows(message.width, message.step, message.encoding)
+
+
+def array_to_image(array: np.ndarray, encoding: str, header: Header) -> Image:
+    """Message of an (H, W) or (H, W, C) array whose type fits `encoding` (rgb8, 32FC1, 32FC2, ...); copies the data."""
+    if _bridge is not None:
+        return _bridge.cv2_to_imgmsg(np.ascontiguousarray(array), encoding, header)
+    return array_to_image_numpy(array, encoding, header)
+
+
+def array_to_image_numpy(array: np.ndarray, encoding: str, header: Header) -> Image:
+    """`array_to_image` without cv_bridge."""
+    height, width = array.shape[:2]
+    channels = 1 if array.ndim == 2 else array.shape[2]
+    step = width * channels * array.itemsize
+    return bytes_to_image(array, height, width, step, encoding, sys.byteorder == "big", header)
+
+
+def bytes_to_image(
+    data: np.ndarray, height: int, width: int, step: int, encoding: str, is_bigendian: bool, header: Header
+) -> Image:
+    """Message of an array's bytes as they are."""
+    message = Image(
+        header=header, height=height, width=width, step=step, encoding=encoding, is_bigendian=int(is_bigendian)
+    )
+    # The one way that is fast on every distribution: assigning `data` checks each byte in Python on some.
+    message.data.frombytes(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+    return message
+
+
+def stamp_to_ns(stamp: Time) -> int:
+    """Nanoseconds of a message stamp."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def ns_to_stamp(nanoseconds: int) -> Time:
+    """Message stamp of a time in nanoseconds; raises ValueError where a stamp cannot hold it (before 1970, after 2038)."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    if not 0 <= seconds < 2**31:
+        raise ValueError(f"expected a stamp between 0 and {2**31 - 1} seconds, got {nanoseconds} ns")
+    return Time(sec=seconds, nanosec=rest)
