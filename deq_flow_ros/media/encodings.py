@@ -29,7 +29,7 @@ class _Layout:
 
 
 def _eight_bits(image: np.ndarray) -> np.ndarray:
-    # The full 16-bit range onto the full 8-bit range, rounded, as cv_bridge does; a shift by 8 would round down instead.
+    # The full 16-bit range onto the full 8-bit range, rounded, as cv_bridge does; a shift by 8 would round down.
     # Cameras that fill only the lower 10 or 12 bits look dark in either.
     return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
 
@@ -108,15 +108,12 @@ def to_rgb(
     """
     check_layout(data.size, height, width, step, encoding)
     layout = _LAYOUTS[encoding]
-    if layout.bytes_per_channel == 1:
-        dtype = np.dtype(np.uint8)
-    else:
-        dtype = np.dtype(">u2" if is_bigendian else "<u2")
+    dtype = ("u1", ">u2" if is_bigendian else "<u2")[layout.bytes_per_channel - 1]
     shape: tuple[int, ...] = (height, width)
     strides: tuple[int, ...] = (step, layout.pixel_bytes)
     if layout.channels > 1:
         shape, strides = (*shape, layout.channels), (*strides, layout.bytes_per_channel)
-    image = np.ndarray(shape, dtype, buffer=np.ascontiguousarray(data), strides=strides)
+    image: np.ndarray = np.ndarray(shape, dtype, buffer=np.ascontiguousarray(data), strides=strides)
     if layout.bytes_per_channel == 2:
         image = image.astype(np.uint16)  # native byte order, aligned
     return np.ascontiguousarray(layout.convert(np.ascontiguousarray(image)))

@@ -84,7 +84,7 @@ def stamp_to_ns(stamp: Time) -> int:
 
 
 def ns_to_stamp(nanoseconds: int) -> Time:
-    """Message stamp of a time in nanoseconds; raises ValueError where a stamp cannot hold it (before 1970, after 2038)."""
+    """Message stamp of a time in nanoseconds; raises ValueError if a stamp cannot hold it (before 1970, after 2038)."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     if not 0 <= seconds < 2**31:
         raise ValueError(f"expected a stamp between 0 and {2**31 - 1} seconds, got {nanoseconds} ns")
