@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A short camera drive through a hall with moving things, ray cast in numpy, with its exact optical flow.
+
+The world's axes are those of a ROS optical frame at rest (REP 103): x right, y down, z ahead; lengths are metres. Pixel (0, 0) has its
+centre at the image coordinate (0, 0). The drive cruises, stands still for a second while the objects move on, dashes and turns, and
+cruises again, so that both warm starts and large motion can be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from deq_flow_ros.media.scene_textures import NAMES, SIDE, Atlas, make_textures
+from deq_flow_ros.media.scene_world import FLOOR, Body, bodies_at, camera_at
+
+NEAR = 0.05
+"""Nearer than this, in metres, nothing is drawn."""
+SUPERSAMPLING = 2
+HAZE = np.array([150, 160, 172], np.float32)
+"""Colour into which distant things fade."""
+SENSOR_NOISE = 1.5
+"""Standard deviation of the noise added to every pixel, of 255."""
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What defines a rendered stream; the same settings give the same pixels and the same flow."""
+
+    width: int = 320
+    height: int = 240
+    fps: float = 30.0
+    frames: int = 180
+    seed: int = 0
+    first_stamp_ns: int = 1_000_000_000
+    version: int = 1
+
+    def stamp_ns(self, frame: int) -> int:
+        """Stamp of a frame, counted from 0."""
+        return self.first_stamp_ns + round(frame * 1e9 / self.fps)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rays that hit one body first: their numbers (n,), and in the body's axes their start (3,), directions (3, n) and hits (3, n)."""
+
+    body: Body
+    number: int
+    rays_hit: np.ndarray
+    origin: np.ndarray
+    rays: np.ndarray
+    point: np.ndarray
+
+
+class Scene:
+    """Renders the frames of a stream and gives the exact flow between any two of them."""
+
+    def __init__(self, settings: SceneSettings | None = None) -> None:
+        self.settings = settings or SceneSettings()
+        if self.settings.version != SceneSettings.version:
+            raise ValueError(f"expected a scene of version {SceneSettings.version}, got {self.settings.version}; render it again")
+        self.focal = 0.72 * self.settings.width
+        self._atlas: Atlas | None = None
+
+    def describe(self) -> dict[str, float]:
+        """The settings, for a file beside the rendered stream; `Scene(SceneSettings(**described))` is the same scene."""
+        return asdict(self.settings)
+
+    def render(self, frame: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        height, width, s = self.settings.height, self.settings.width, SUPERSAMPLING
+        if self._atlas is None:
+            self._atlas = Atlas(make_textures(self.settings.seed))
+        offsets = (np.arange(s) + 0.5) / s - 0.5
+        columns = (np.arange(width)[:, None] + offsets).ravel()
+        rows = (np.arange(height)[:, None] + offsets).ravel()
+        x, y = (grid.ravel().astype(np.float32) for grid in np.meshgrid(columns, rows))
+        color = self._shade(frame, x, y, len(columns)).reshape(height, s, width, s, 3)
+        image = sum(color[:, row, :, column] for row in range(s) for column in range(s)) / np.float32(s * s)
+        rng = np.random.default_rng([self.settings.seed, frame])
+        image += np.float32(SENSOR_NOISE) * rng.standard_normal(image.shape, np.float32)
+        return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """All frames in turn, (H, W, 3) uint8 RGB."""
+        for frame in range(self.settings.frames):
+            yield self.render(frame)
+
+    def flow(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+        """Exact flow on the pixels of frame `first` towards frame `second`: ((H, W, 2) float32 px, visible (H, W) bool).
+
+        `second` may lie before `first` (backward flow). `visible` is False where the point is hidden in `second` or outside its image;
+        the flow is right there too, except for points that come to lie behind the camera, where it is NaN.
+        """
+        height, width = self.settings.height, self.settings.width
+        x, y = (grid.ravel() for grid in np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)))
+        time = second / self.settings.fps
+        rotation, position = camera_at(time)
+        bodies = bodies_at(time)
+        seen = np.empty((3, len(x)))
+        for part in self._parts(first, x, y, width):
+            body = bodies[part.number]
+            seen[:, part.rays_hit] = rotation.T @ (body.rotation @ part.point + (body.centre - position)[:, None])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            target = self.focal * seen[:2] / seen[2] + self._principal[:, None]
+        ahead = seen[2] > NEAR
+        flow = np.where(ahead, target - np.stack([x, y]), np.nan)
+        inside = ahead & (target >= -0.5).all(axis=0) & (target[0] <= width - 0.5) & (target[1] <= height - 0.5)
+        visible = np.zeros(len(x), bool)
+        # A second ray through the very target decides: it meets the same point, or something nearer.
+        _, nearest, _ = self._cast(second, *target[:, inside], None)
+        visible[inside] = nearest > seen[2, inside] * (1 - 1e-4) - 1e-3
+        return np.ascontiguousarray(flow.T, np.float32).reshape(height, width, 2), visible.reshape(height, width)
+
+    @property
+    def _principal(self) -> np.ndarray:
+        return np.array([(self.settings.width - 1) / 2, (self.settings.height - 1) / 2])
+
+    def _cast(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rays (3, N) in camera axes, depth (N,) of the first hit, number of the body hit (N,)) for image positions `x`, `y` (N,) px.
+
+        The precision is that of `x`. With `row_length` the rays form full rows of that many, and each body is tested only inside
+        the box around it.
+        """
+        rotation, position = camera_at(frame / self.settings.fps)
+        principal = self._principal
+        rays = np.stack([(x - principal[0]) / self.focal, (y - principal[1]) / self.focal, np.ones_like(x)]).astype(x.dtype)
+        grid = (-1, row_length or len(x))
+        depth, owner = np.full(len(x), np.inf, x.dtype).reshape(grid), np.zeros(len(x), np.int8).reshape(grid)
+        for number, body in enumerate(bodies_at(frame / self.settings.fps)):
+            window = self._window(body, rotation, position, x, y, row_length)
+            if window is None:
+                continue
+            origin, turn = _relative(body, rotation, position, x.dtype)
+            seen = rays.reshape(3, *grid)[(slice(None), *window)]
+            found = body.intersect(origin, turn @ seen.reshape(3, -1), NEAR).reshape(seen.shape[1:])
+            nearer = found < depth[window]
+            depth[window][nearer] = found[nearer]
+            owner[window][nearer] = number
+        return rays, depth.ravel(), owner.ravel()
+
+    def _parts(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> Iterator[_Part]:
+        """The first hits of `_cast`, body by body."""
+        rotation, position = camera_at(frame / self.settings.fps)
+        rays, depth, owner = self._cast(frame, x, y, row_length)
+        order = np.argsort(owner, kind="stable")
+        bodies = bodies_at(frame / self.settings.fps)
+        ends = np.cumsum(np.bincount(owner, minlength=len(bodies)))
+        for number, body in enumerate(bodies):
+            mine = order[ends[number - 1] if number else 0 : ends[number]]
+            if mine.size:
+                origin, turn = _relative(body, rotation, position, x.dtype)
+                turned = turn @ rays[:, mine]
+                yield _Part(body, number, mine, origin, turned, turned * depth[mine] + origin[:, None])
+
+    def _window(
+        self, body: Body, rotation: np.ndarray, position: np.ndarray, x: np.ndarray, y: np.ndarray, row_length: int | None
+    ) -> tuple[slice, slice] | None:
+        """Rows and columns of the rays that can hit the body; None where none can."""
+        everything = (slice(None), slice(None))
+        centre = rotation.T @ (body.centre - position)
+        if body.inside_out or np.linalg.norm(centre) < body.reach + NEAR:
+            return everything
+        if centre[2] < -body.reach:
+            return None
+        if centre[2] < 1.5 * body.reach or row_length is None:
+            return everything
+        # The ball around the body, seen under the angle asin(reach / distance), widened for the slant of off-axis rays.
+        bounds = []
+        for axis, values in ((1, y[::row_length]), (0, x[:row_length])):
+            angle = math.atan2(centre[axis], centre[2])
+            half = math.asin(min(1.0, body.reach / math.hypot(centre[axis], centre[2])))
+            if not (-1.5 < angle - half and angle + half < 1.5):
+                bounds.append(slice(None))
+                continue
+            low, high = (math.tan(side) * self.focal + self._principal[axis] for side in (angle - half, angle + half))
+            bounds.append(slice(int(np.searchsorted(values, low)), int(np.searchsorted(values, high, side="right"))))
+            if bounds[-1].start >= bounds[-1].stop:
+                return None
+        return bounds[0], bounds[1]
+
+    def _shade(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> np.ndarray:
+        """(N, 3) float32 RGB 0..255 seen through the image positions `x`, `y` (N,) px."""
+        assert self._atlas is not None
+        bodies = bodies_at(frame / self.settings.fps)
+        pixel = 1 / (self.focal * SUPERSAMPLING)
+        color = np.empty((len(x), 3), np.float32)
+        for part in self._parts(frame, x, y, row_length):
+            body = part.body
+            length = np.sqrt(np.einsum("in,in->n", part.rays, part.rays))
+            away = part.point - part.origin[:, None]
+            distance = np.sqrt(np.einsum("in,in->n", away, away))
+            surface = body.surface(part.point, part.rays, length)
+            light = surface.light
+            if body.inside_out:
+                light = light * (1.06 + 0.16 * np.cos(part.point[2] * np.float32(2 * np.pi / 5)))
+                floor = np.flatnonzero(part.point[1] + np.float32(body.centre[1]) > FLOOR - 1e-3)
+                light[floor] *= _shadows(bodies, part.point[:, floor] + body.centre[:, None].astype(np.float32))
+            # Slanted surfaces are squeezed along one direction only: between the sharp and the smooth level lies the geometric mean.
+            density = (SIDE * pixel) * surface.per_metre * distance / np.sqrt(np.maximum(surface.facing, 0.02))
+            numbers = np.array([NAMES.index(name) for name in body.textures], np.int32)
+            texture = numbers[surface.face if len(numbers) > 1 else 0]
+            haze = np.exp(distance * np.float32(-1 / 45))[:, None]
+            # The samples of a pixel take their texture from slightly different levels, so that levels blend into one another.
+            blend = (part.rays_hit % 2 + 2 * (part.rays_hit // row_length % 2)) * np.float32(0.25)
+            found = self._atlas.sample(texture, surface.u, surface.v, density, blend)
+            color[part.rays_hit] = found * (light[:, None] * haze) + (1 - haze) * HAZE
+        return color
+
+
+def _relative(body: Body, rotation: np.ndarray, position: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """(camera position, camera rotation) in the body's own axes."""
+    return (body.rotation.T @ (position - body.centre)).astype(dtype), (body.rotation.T @ rotation).astype(dtype)
+
+
+def _shadows(bodies: tuple[Body, ...], point: np.ndarray) -> np.ndarray:
+    """Soft darkening (n,) of the floor at points (3, n) in the world, below every body that stands or moves on it."""
+    shade = np.ones(point.shape[1], np.float32)
+    for body in bodies[1:]:
+        if body.half.min() < 0.05:
+            continue  # a poster
+        height = max(0.0, FLOOR - body.centre[1] - body.reach)
+        radius = 0.85 * body.reach + 0.5 * height
+        x, z = (point[axis] * np.float32(1 / radius) - np.float32(body.centre[axis] / radius) for axis in (0, 2))
+        shade *= 1 - np.float32(0.55 / (1 + height)) * np.exp(-(x * x + z * z))
+    return shade

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands and moves in the demo scene, and the way of the camera through it. Axes and units as in `scene`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+FLOOR = 1.0
+"""Height of the floor: the camera drives one metre above it."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Surface at N points, all fields (N,): texture coordinates in units of the texture's side, sides of the texture per metre (or one
+    for all), face number, cosine between surface and ray (0..1), brightness under the hall's light.
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+    per_metre: np.ndarray | float
+    face: np.ndarray | int
+    facing: np.ndarray
+    light: np.ndarray
+
+
+@dataclass(frozen=True)
+class Body:
+    """A box of half sizes `half`, or a ball of radius `half[0]`, at `centre`, turned by `rotation` (columns: its axes in the world).
+
+    `textures` are one for all, or one per face (-x, +x, -y, +y, -z, +z); `tile` is the length in metres that a texture covers, None
+    stretches it over each face. A body that is `inside_out` is seen from within: the hall.
+    """
+
+    half: np.ndarray
+    centre: np.ndarray
+    rotation: np.ndarray
+    textures: tuple[str, ...]
+    ball: bool = False
+    inside_out: bool = False
+    tile: float | None = None
+
+    @property
+    def reach(self) -> float:
+        """Largest distance of a surface point from the centre."""
+        return float(self.half[0] if self.ball else np.linalg.norm(self.half))
+
+    def intersect(self, origin: np.ndarray, rays: np.ndarray, near: float) -> np.ndarray:
+        """Ray parameter (N,) of the first hit beyond `near`, infinite without one; origin (3,) and rays (3, N) in the body's axes."""
+        infinite = rays.dtype.type(np.inf)
+        if self.ball:
+            a = np.einsum("in,in->n", rays, rays)
+            b = origin @ rays
+            c = origin @ origin - rays.dtype.type(self.half[0] ** 2)
+            inner = b * b - a * c
+            hit = (-b - np.sqrt(np.maximum(inner, 0))) / a
+            return np.where((inner > 0) & (hit > near), hit, infinite)
+        enter, leave = np.full(rays.shape[1], -infinite), np.full(rays.shape[1], infinite)
+        for axis in range(3):
+            slope = 1 / np.where(rays[axis] == 0, rays.dtype.type(1e-12), rays[axis])
+            middle, half = -origin[axis] * slope, np.abs(slope) * rays.dtype.type(self.half[axis])
+            np.minimum(leave, middle + half, out=leave)
+            if not self.inside_out:
+                np.maximum(enter, middle - half, out=enter)
+        if self.inside_out:
+            return np.where(leave > near, leave, infinite)
+        return np.where((enter < leave) & (enter > near), enter, infinite)
+
+    def surface(self, point: np.ndarray, rays: np.ndarray, length: np.ndarray) -> Surface:
+        """Surface at points (3, N) on the body, met by rays (3, N) of the given length (N,), all in its axes."""
+        single = point.dtype.type
+        lamp = (self.rotation.T @ LAMP).astype(point.dtype)
+        if self.ball:
+            normal = point / single(self.half[0])
+            u = np.arctan2(normal[0], normal[2]) * single(0.5 / np.pi)
+            v = np.arccos(np.clip(normal[1], -1, 1)) * single(1 / np.pi)
+            facing = np.abs(np.einsum("in,in->n", normal, rays)) / length
+            return Surface(u, v, 1 / (np.pi * self.half[0]), 0, facing, _brightness(lamp @ normal))
+        gap_x, gap_y, gap_z = (single(self.half[axis]) - np.abs(point[axis]) for axis in range(3))
+        on_x = (gap_x < gap_y) & (gap_x < gap_z)
+        on_y = ~on_x & (gap_y < gap_z)
+        x, y, z = point
+        across, down = np.where(on_x, z, x), np.where(on_y, z, y)
+        outward, along = np.where(on_x, x, np.where(on_y, y, z)), np.where(on_x, rays[0], np.where(on_y, rays[1], rays[2]))
+        face = np.where(on_x, 0, np.where(on_y, 2, 4)) + (outward > 0)
+        # The lamp shines on a whole face alike; the hall's faces look inwards.
+        per_face = _brightness(np.stack([-lamp, lamp], axis=1).ravel() * (-1 if self.inside_out else 1))
+        facing = np.abs(along) / length
+        if self.tile is not None:
+            return Surface(across / single(self.tile), down / single(self.tile), 1 / self.tile, face, facing, per_face[face])
+        size = 2 * self.half.astype(point.dtype)
+        size_u, size_v = np.where(on_x, size[2], size[0]), np.where(on_y, size[2], size[1])
+        return Surface(across / size_u + single(0.5), down / size_v + single(0.5), 1 / np.minimum(size_u, size_v), face, facing, per_face[face])
+
+
+LAMP = np.array([-0.45, -0.80, -0.40])
+"""Where the light comes from, in the world's axes: above, from the left, and from behind the camera."""
+
+
+def _brightness(facing_lamp: np.ndarray) -> np.ndarray:
+    """Brightness of surfaces by the cosine of their angle to the lamp."""
+    return (0.66 + 0.40 * np.maximum(facing_lamp, 0) + 0.12 * np.minimum(facing_lamp, 0)).astype(np.float32)
+
+
+def camera_at(time: float) -> tuple[np.ndarray, np.ndarray]:
+    """(rotation, position) of the camera at `time` in seconds: columns of the rotation are its axes in the world."""
+    way = _way(time)
+    position = np.array([0.75 * math.sin(0.55 * way), 0.02 * math.sin(5.0 * way), way])
+    yaw = 0.10 + 0.34 * math.sin(0.75 * way + 0.4)
+    pitch, roll = 0.06 + 0.006 * math.sin(5.0 * way + 1.0), 0.02 * math.sin(0.75 * way)
+    return _turn(yaw, pitch, roll), position
+
+
+@cache
+def _way_table() -> tuple[np.ndarray, np.ndarray]:
+    """Times in seconds and the metres driven by then."""
+    times = np.arange(0, 60, 0.001)
+    # Cruise, brake, stand, start, cruise, dash, cruise; straight lines between, and a running mean takes the corners off.
+    speed = np.interp(times, [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0.0, 0.0, 1.2, 1.2, 3.6, 3.6, 1.2, 0.0])
+    return times, np.cumsum(speed) * 0.001
+
+
+def _way(time: float) -> float:
+    times, way = _way_table()
+    return float(np.interp(time, times, way))
+
+
+def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """Rotation matrix: roll about z, then pitch about x, then yaw about y (right, with y down), in radians."""
+    cy, sy, cp, sp, cr, sr = (value for angle in (yaw, pitch, roll) for value in (math.cos(angle), math.sin(angle)))
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
+    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return about_y @ about_x @ about_z
+
+
+def _box(
+    size: tuple[float, float, float], x: float, z: float, texture: str, lift: float = 0.0, yaw: float = 0.0, tile: float | None = None
+) -> Body:
+    """A box of the given width, height and length that stands on the floor, or `lift` metres above it."""
+    half = np.array(size) / 2
+    return Body(half, np.array([x, FLOOR - lift - half[1], z]), _turn(yaw), (texture,), tile=tile)
+
+
+@cache
+def _standing() -> tuple[Body, ...]:
+    """What never moves; the hall comes first."""
+    hall = Body(
+        np.array([4.5, 1.9, 13.0]), np.array([0.0, FLOOR - 1.9, 10.0]), np.eye(3), ("wall", "wall", "ceiling", "floor", "wall", "wall"),
+        inside_out=True, tile=2.0,
+    )
+    pillars = [_box((0.5, 3.8, 0.5), x, z, "concrete", tile=1.6) for x in (-2.9, 2.9) for z in (5.0, 10.5, 16.0)]
+    crates = [
+        _box((1.0, 1.0, 1.0), -2.6, 3.3, "wood", yaw=0.3),
+        _box((0.8, 0.8, 0.8), -2.5, 3.3, "wood", lift=1.0, yaw=-0.25),
+        _box((1.1, 1.1, 1.1), 2.7, 7.6, "wood", yaw=-0.4),
+        _box((0.9, 0.9, 0.9), 3.6, 12.6, "wood", yaw=0.2),
+        _box((1.2, 1.2, 1.2), -3.4, 13.5, "wood", yaw=0.1),
+        _box((0.9, 1.7, 0.6), 3.9, 3.9, "metal", yaw=0.05),
+        _box((0.9, 1.7, 0.6), -3.9, 8.2, "metal", yaw=-1.5),
+    ]
+    posters = [_box((1.8, 1.8, 0.04), x, 22.96, "poster", lift=0.9) for x in (-2.6, 0.0, 2.6)]
+    posters += [_box((0.04, 1.4, 1.4), x, z, "poster", lift=1.1) for x, z in ((-4.47, 6.0), (4.47, 9.0), (-4.47, 11.0), (4.47, 14.0))]
+    return (hall, *pillars, *crates, *posters)
+
+
+@cache
+def bodies_at(time: float) -> tuple[Body, ...]:
+    """Everything there is, at `time` in seconds, always in the same order; the hall comes first."""
+    bounce = abs(math.sin(2.6 * time))
+    ball = Body(
+        np.full(3, 0.38), np.array([-2.2 + 0.75 * time, FLOOR - 0.38 - 0.7 * bounce, 5.2 + 0.55 * time]), _turn(0.0, 0.3, 1.97 * time), ("ball",),
+        ball=True,
+    )
+    swing = 0.75 * math.sin(2.0 * time)
+    pendulum = Body(
+        np.full(3, 0.30), np.array([0.9 + 2.0 * math.sin(swing), -2.6 + 2.0 * math.cos(swing), 8.6]), _turn(1.1 * time, 0.2, -swing), ("ball",),
+        ball=True,
+    )
+    cart = _box((0.9, 0.8, 1.4), -1.75, 13.0 - 1.1 * time, "hazard", lift=0.08, yaw=0.04 * math.sin(time))
+    truck = _box((1.6, 1.3, 1.0), 4.2 - 1.25 * time, 14.5, "hazard", lift=0.1)
+    cube = Body(np.full(3, 0.36), np.array([1.75, -0.25, 5.6]), _turn(1.4 * time, 0.5, 0.35), ("poster",))
+    return (*_standing(), ball, pendulum, cart, truck, cube)
