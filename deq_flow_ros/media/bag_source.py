@@ -28,13 +28,16 @@ COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 def open_bag(path: Path) -> Iterator[AnyReader]:
     """An open reader of a ROS 1 .bag, a rosbag2 directory, or a single .db3 or .mcap file.
 
-    Raises `MediaError` for everything that a damaged, unfinished or foreign file can bring up, at opening and while reading.
+    Raises `MediaError` for everything that a damaged, unfinished or foreign file can bring up, at opening and while
+    reading.
     """
     if path.is_dir() and not (path / "metadata.yaml").exists():
         # A recorder that was killed leaves its data file without the metadata; the file itself can still be read.
         parts = sorted(child for child in path.iterdir() if child.suffix in {".db3", ".mcap"})
         if len(parts) != 1:
-            raise MediaError(f"the bag {path} has no metadata.yaml and {len(parts)} data files; run `ros2 bag reindex {path}` first")
+            raise MediaError(
+                f"the bag {path} has no metadata.yaml and {len(parts)} data files; run `ros2 bag reindex {path}` first"
+            )
         path = parts[0]
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_JAZZY)) as reader:
@@ -42,8 +45,11 @@ def open_bag(path: Path) -> Iterator[AnyReader]:
     except (MediaError, GeneratorExit):
         raise
     except Exception as error:
-        # rosbags lets sqlite, struct, zstd and yaml errors through: whatever it is, the bag cannot be read and the user needs its name.
-        raise MediaError(f"the bag {path} cannot be read; it is damaged, cut short or no bag ({type(error).__name__}: {error})") from error
+        # rosbags lets sqlite, struct, zstd and yaml errors through: whatever it is, the bag cannot be read and the
+        # user needs its name.
+        raise MediaError(
+            f"the bag {path} cannot be read; it is damaged, cut short or no bag ({type(error).__name__}: {error})"
+        ) from error
 
 
 class BagSource(Source):
@@ -62,7 +68,9 @@ class BagSource(Source):
             self.topic = _choose_topic(path, topics, topic)
             msgtype, self.count = topics[self.topic]
             if self.count == 0:
-                raise MediaError(f"the topic {self.topic} of the bag {path} holds no messages; it holds: {_listing(topics)}")
+                raise MediaError(
+                    f"the topic {self.topic} of the bag {path} holds no messages; it holds: {_listing(topics)}"
+                )
             times = [time_ns for _, time_ns, _ in itertools.islice(reader.messages(self._connections(reader)), 21)]
         steps = np.diff(times)
         self.nominal_period_ns = max(1, int(np.median(steps))) if steps.size else 100_000_000
@@ -73,7 +81,9 @@ class BagSource(Source):
         return [connection for connection in reader.connections if connection.topic == self.topic]
 
     def frames(self) -> Iterator[Frame]:
-        """See `Source.frames`. Raw images pass unchanged; compressed ones are decoded, and named in `skipped` where that fails."""
+        """See `Source.frames`. Raw images pass unchanged; compressed ones are decoded, and named in `skipped` where
+        that fails.
+        """
         self.skipped = []
         with open_bag(self.path) as reader:
             for connection, time_ns, raw in reader.messages(self._connections(reader)):
@@ -82,43 +92,68 @@ class BagSource(Source):
                 if connection.msgtype == IMAGE:
                     data = np.asarray(message.data).view(np.uint8)
                     yield Frame(
-                        data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian),
-                        stamp_ns, time_ns, message.header.frame_id,
+                        data,
+                        message.height,
+                        message.width,
+                        message.step,
+                        message.encoding,
+                        bool(message.is_bigendian),
+                        stamp_ns,
+                        time_ns,
+                        message.header.frame_id,
                     )
                     continue
                 try:
-                    yield frame_from_array(decode_image(message.data, message.format), stamp_ns, time_ns, message.header.frame_id)
+                    yield frame_from_array(
+                        decode_image(message.data, message.format), stamp_ns, time_ns, message.header.frame_id
+                    )
                 except MediaError as error:
                     self.skipped.append(f"frame stamped {stamp_ns}: {error}")
                     log.warning("left out the frame stamped %d of %s: %s", stamp_ns, self.topic, error)
         if len(self.skipped) == self.count:
-            raise MediaError(f"none of the {self.count} images on {self.topic} can be decoded; the first: {self.skipped[0]}")
+            raise MediaError(
+                f"none of the {self.count} images on {self.topic} can be decoded; the first: {self.skipped[0]}"
+            )
 
 
 def decode_image(data: np.ndarray, format: str) -> np.ndarray:
     """Image of a `CompressedImage`, as OpenCV decodes it; raises `MediaError` where it cannot."""
     if "compressedDepth" in format:
-        raise MediaError(f"expected a JPEG or PNG picture, got compressed depth (format {format!r}), which has no optical flow")
+        raise MediaError(
+            f"expected a JPEG or PNG picture, got compressed depth (format {format!r}), which has no optical flow"
+        )
     image = cv2.imdecode(np.asarray(data).view(np.uint8), cv2.IMREAD_UNCHANGED) if len(data) else None
     if image is None:
-        raise MediaError(f"expected a JPEG or PNG picture, got {len(data)} bytes of format {format!r} that cannot be decoded")
+        raise MediaError(
+            f"expected a JPEG or PNG picture, got {len(data)} bytes of format {format!r} that cannot be decoded"
+        )
     return image
 
 
 def _listing(topics: dict[str, tuple[str, int]]) -> str:
-    return ", ".join(f"{name} ({msgtype}, {count} messages)" for name, (msgtype, count) in sorted(topics.items())) or "no topics"
+    return (
+        ", ".join(f"{name} ({msgtype}, {count} messages)" for name, (msgtype, count) in sorted(topics.items()))
+        or "no topics"
+    )
 
 
 def _choose_topic(path: Path, topics: dict[str, tuple[str, int]], wanted: str | None) -> str:
     images = {name: topics[name] for name in topics if topics[name][0] in (IMAGE, COMPRESSED_IMAGE)}
     if not images:
-        raise MediaError(f"the bag {path} holds no images (no topic of type {IMAGE} or {COMPRESSED_IMAGE}); it holds: {_listing(topics)}")
+        raise MediaError(
+            f"the bag {path} holds no images (no topic of type {IMAGE} or {COMPRESSED_IMAGE}); "
+            f"it holds: {_listing(topics)}"
+        )
     if wanted is None:
         first = next(iter(images))
         if len(images) > 1:
-            log.warning("%s has several image topics: %s; taking %s (choose with --topic)", path.name, _listing(images), first)
+            log.warning(
+                "%s has several image topics: %s; taking %s (choose with --topic)", path.name, _listing(images), first
+            )
         return first
     if wanted not in images:
         got = f"is of type {topics[wanted][0]}" if wanted in topics else "is not in it"
-        raise MediaError(f"expected an image topic of the bag {path}, but {wanted} {got}; its image topics: {_listing(images)}")
+        raise MediaError(
+            f"expected an image topic of the bag {path}, but {wanted} {got}; its image topics: {_listing(images)}"
+        )
     return wanted

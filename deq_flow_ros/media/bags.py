@@ -35,7 +35,9 @@ class BagWriter:
         try:
             self._writer = Writer(self.path, version=9, storage_plugin=STORAGES[storage])
         except WriterError as error:
-            raise MediaError(f"cannot write a bag to {self.path}: {error} Choose another place or remove it first") from error
+            raise MediaError(
+                f"cannot write a bag to {self.path}: {error} Choose another place or remove it first"
+            ) from error
 
     def __enter__(self) -> BagWriter:
         try:
@@ -44,11 +46,15 @@ class BagWriter:
             raise MediaError(f"cannot write a bag to {self.path}: {error}") from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._writer.close()
 
     def write_raw(self, topic: str, msgtype: str, cdr: bytes | memoryview, record_ns: int) -> None:
-        """Append a message that is serialized already (`msgtype` like "sensor_msgs/msg/Image"), recorded at `record_ns`."""
+        """Append a message that is serialized already (`msgtype` like "sensor_msgs/msg/Image"), recorded at
+        `record_ns`.
+        """
         connection = self._connections.get(topic)
         if connection is None:
             connection = self._writer.add_connection(topic, msgtype, typestore=self._types)
@@ -70,19 +76,27 @@ class BagWriter:
         )
         self._write(topic, IMAGE, message, frame.record_ns)
 
-    def write_compressed(self, topic: str, data: bytes, format: str, stamp_ns: int, record_ns: int, frame_id: str = "camera") -> None:
-        """Append a `sensor_msgs/CompressedImage`; `data` is the JPEG or PNG file, `format` its name as ROS writes it."""
+    def write_compressed(
+        self, topic: str, data: bytes, format: str, stamp_ns: int, record_ns: int, frame_id: str = "camera"
+    ) -> None:
+        """Append a `sensor_msgs/CompressedImage`; `data` is a JPEG or PNG file, `format` its name as ROS writes it."""
         message = self._types.types[COMPRESSED_IMAGE](
             header=self._header(stamp_ns, frame_id), format=format, data=np.frombuffer(data, np.uint8)
         )
         self._write(topic, COMPRESSED_IMAGE, message, record_ns)
 
-    def write_diagnostics(self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int) -> None:
+    def write_diagnostics(
+        self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int
+    ) -> None:
         """Append a `diagnostic_msgs/DiagnosticArray` with one status `name` at level OK."""
-        pair, status = self._types.types["diagnostic_msgs/msg/KeyValue"], self._types.types["diagnostic_msgs/msg/DiagnosticStatus"]
+        pair, status = (
+            self._types.types["diagnostic_msgs/msg/KeyValue"],
+            self._types.types["diagnostic_msgs/msg/DiagnosticStatus"],
+        )
         pairs = [pair(key=key, value=value) for key, value in values.items()]
         message = self._types.types[DIAGNOSTIC_ARRAY](
-            header=self._header(stamp_ns, ""), status=[status(level=0, name=name, message="", hardware_id="", values=pairs)]
+            header=self._header(stamp_ns, ""),
+            status=[status(level=0, name=name, message="", hardware_id="", values=pairs)],
         )
         self._write(topic, DIAGNOSTIC_ARRAY, message, record_ns)
 
@@ -123,15 +137,24 @@ def count_messages(path: str | Path) -> dict[str, int]:
 
 
 def read_image(message: Any) -> np.ndarray:
-    """View of a 32FC1 (H, W) or 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8 image message; raises `MediaError` for others."""
+    """View of a 32FC1 (H, W) or 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8 image message; raises `MediaError`
+    for others.
+    """
     layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
     if message.encoding not in layouts:
         raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
     dtype, channels = layouts[message.encoding]
     row = message.width * channels * np.dtype(dtype).itemsize
     if message.step < row or message.data.size < message.step * message.height:
-        raise MediaError(f"expected {message.height} rows of at least {row} bytes, got step {message.step} and {message.data.size} bytes")
-    rows = np.asarray(message.data).view(np.uint8)[: message.step * message.height].reshape(message.height, message.step)[:, :row]
+        raise MediaError(
+            f"expected {message.height} rows of at least {row} bytes, "
+            f"got step {message.step} and {message.data.size} bytes"
+        )
+    rows = (
+        np.asarray(message.data)
+        .view(np.uint8)[: message.step * message.height]
+        .reshape(message.height, message.step)[:, :row]
+    )
     image = np.ascontiguousarray(rows).view(np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<"))
     image = image.reshape(message.height, message.width, channels)
     return image[:, :, 0] if channels == 1 else image

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flow as colour: hue is the direction, saturation the speed.
 
-The colour wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011: 55 hues, spaced so that the eye
-tells neighbours apart (15 red-yellow, 6 yellow-green, 4 green-cyan, 11 cyan-blue, 13 blue-magenta, 6 magenta-red).
+The colour wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011: 55 hues, spaced so
+that the eye tells neighbours apart (15 red-yellow, 6 yellow-green, 4 green-cyan, 11 cyan-blue, 13 blue-magenta, 6
+magenta-red).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ TABLE_RADIUS = 255
 def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB of flow (H, W, 2) px; white is no motion, black is no flow (NaN or infinite).
 
-    Full saturation is reached at `max_px`; without it at the largest finite vector of this field (at least 1 px, so that noise
-    around zero stays pale). Faster vectors are drawn darker. Raises `ValueError` for another shape or a `max_px` that is not above 0.
+    Full saturation is reached at `max_px`; without it at the largest finite vector of this field (at least 1 px, so
+    that noise around zero stays pale). Faster vectors are drawn darker. Raises `ValueError` for another shape or a
+    `max_px` that is not above 0.
     """
     if flow.ndim != 3 or flow.shape[2] != 2:
         raise ValueError(f"expected flow of shape (H, W, 2), got {flow.shape}")
@@ -61,7 +63,9 @@ def _wheel() -> np.ndarray:
 
 @cache
 def _table() -> np.ndarray:
-    """((2 r + 5)^2, 3) uint8 RGB: colour of every vector in steps of 1 / r of the largest, with a rim of two for those beyond it."""
+    """((2 r + 5)^2, 3) uint8 RGB: colour of every vector in steps of 1 / r of the largest, with a rim of two for
+    those beyond it.
+    """
     wheel = _wheel()
     steps = np.arange(-TABLE_RADIUS - 2, TABLE_RADIUS + 3, dtype=np.float32) / TABLE_RADIUS
     v, u = np.meshgrid(steps, steps, indexing="ij")

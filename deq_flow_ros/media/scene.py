@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A short camera drive through a hall with moving things, ray cast in numpy, with its exact optical flow.
 
-The world's axes are those of a ROS optical frame at rest (REP 103): x right, y down, z ahead; lengths are metres. Pixel (0, 0) has its
-centre at the image coordinate (0, 0). The drive cruises, stands still for a second while the objects move on, dashes and turns, and
-cruises again, so that both warm starts and large motion can be seen.
+The world's axes are those of a ROS optical frame at rest (REP 103): x right, y down, z ahead; lengths are metres.
+Pixel (0, 0) has its centre at the image coordinate (0, 0). The drive cruises, stands still for a second while the
+objects move on, dashes and turns, and cruises again, so that both warm starts and large motion can be seen.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class _Part:
-    """The rays that hit one body first: their numbers (n,), and in the body's axes their start (3,), directions (3, n) and hits (3, n)."""
+    """The rays that hit one body first: their numbers (n,), and in the body's axes their start (3,), directions (3,
+    n) and hits (3, n).
+    """
 
     body: Body
     number: int
@@ -61,12 +63,14 @@ class Scene:
     def __init__(self, settings: SceneSettings | None = None) -> None:
         self.settings = settings or SceneSettings()
         if self.settings.version != SceneSettings.version:
-            raise ValueError(f"expected a scene of version {SceneSettings.version}, got {self.settings.version}; render it again")
+            raise ValueError(
+                f"expected a scene of version {SceneSettings.version}, got {self.settings.version}; render it again"
+            )
         self.focal = 0.72 * self.settings.width
         self._atlas: Atlas | None = None
 
     def describe(self) -> dict[str, float]:
-        """The settings, for a file beside the rendered stream; `Scene(SceneSettings(**described))` is the same scene."""
+        """The settings, to be kept beside the rendered stream; `Scene(SceneSettings(**described))` is this scene."""
         return asdict(self.settings)
 
     def render(self, frame: int) -> np.ndarray:
@@ -90,13 +94,18 @@ class Scene:
             yield self.render(frame)
 
     def flow(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
-        """Exact flow on the pixels of frame `first` towards frame `second`: ((H, W, 2) float32 px, visible (H, W) bool).
+        """Exact flow on the pixels of frame `first` towards frame `second`: ((H, W, 2) float32 px, visible (H, W)
+        bool).
 
-        `second` may lie before `first` (backward flow). `visible` is False where the point is hidden in `second` or outside its image;
-        the flow is right there too, except for points that come to lie behind the camera, where it is NaN.
+        `second` may lie before `first` (backward flow). `visible` is False where the point is hidden in `second` or
+        outside its image; the flow is right there too, except for points that come to lie behind the camera, where it
+        is NaN.
         """
         height, width = self.settings.height, self.settings.width
-        x, y = (grid.ravel() for grid in np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)))
+        x, y = (
+            grid.ravel()
+            for grid in np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
+        )
         time = second / self.settings.fps
         rotation, position = camera_at(time)
         bodies = bodies_at(time)
@@ -119,15 +128,20 @@ class Scene:
     def _principal(self) -> np.ndarray:
         return np.array([(self.settings.width - 1) / 2, (self.settings.height - 1) / 2])
 
-    def _cast(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rays (3, N) in camera axes, depth (N,) of the first hit, number of the body hit (N,)) for image positions `x`, `y` (N,) px.
+    def _cast(
+        self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rays (3, N) in camera axes, depth (N,) of the first hit, number of the body hit (N,)) for image positions
+        `x`, `y` (N,) px.
 
-        The precision is that of `x`. With `row_length` the rays form full rows of that many, and each body is tested only inside
-        the box around it.
+        The precision is that of `x`. With `row_length` the rays form full rows of that many, and each body is tested
+        only inside the box around it.
         """
         rotation, position = camera_at(frame / self.settings.fps)
         principal = self._principal
-        rays = np.stack([(x - principal[0]) / self.focal, (y - principal[1]) / self.focal, np.ones_like(x)]).astype(x.dtype)
+        rays = np.stack([(x - principal[0]) / self.focal, (y - principal[1]) / self.focal, np.ones_like(x)]).astype(
+            x.dtype
+        )
         grid = (-1, row_length or len(x))
         depth, owner = np.full(len(x), np.inf, x.dtype).reshape(grid), np.zeros(len(x), np.int8).reshape(grid)
         for number, body in enumerate(bodies_at(frame / self.settings.fps)):
@@ -157,7 +171,13 @@ class Scene:
                 yield _Part(body, number, mine, origin, turned, turned * depth[mine] + origin[:, None])
 
     def _window(
-        self, body: Body, rotation: np.ndarray, position: np.ndarray, x: np.ndarray, y: np.ndarray, row_length: int | None
+        self,
+        body: Body,
+        rotation: np.ndarray,
+        position: np.ndarray,
+        x: np.ndarray,
+        y: np.ndarray,
+        row_length: int | None,
     ) -> tuple[slice, slice] | None:
         """Rows and columns of the rays that can hit the body; None where none can."""
         everything = (slice(None), slice(None))
@@ -173,7 +193,7 @@ class Scene:
         for axis, values in ((1, y[::row_length]), (0, x[:row_length])):
             angle = math.atan2(centre[axis], centre[2])
             half = math.asin(min(1.0, body.reach / math.hypot(centre[axis], centre[2])))
-            if not (-1.5 < angle - half and angle + half < 1.5):
+            if not (angle - half > -1.5 and angle + half < 1.5):
                 bounds.append(slice(None))
                 continue
             low, high = (math.tan(side) * self.focal + self._principal[axis] for side in (angle - half, angle + half))
@@ -199,12 +219,14 @@ class Scene:
                 light = light * (1.06 + 0.16 * np.cos(part.point[2] * np.float32(2 * np.pi / 5)))
                 floor = np.flatnonzero(part.point[1] + np.float32(body.centre[1]) > FLOOR - 1e-3)
                 light[floor] *= _shadows(bodies, part.point[:, floor] + body.centre[:, None].astype(np.float32))
-            # Slanted surfaces are squeezed along one direction only: between the sharp and the smooth level lies the geometric mean.
+            # Slanted surfaces are squeezed along one direction only: between the sharp and the smooth level lies the
+            # geometric mean.
             density = (SIDE * pixel) * surface.per_metre * distance / np.sqrt(np.maximum(surface.facing, 0.02))
             numbers = np.array([NAMES.index(name) for name in body.textures], np.int32)
             texture = numbers[surface.face if len(numbers) > 1 else 0]
             haze = np.exp(distance * np.float32(-1 / 45))[:, None]
-            # The samples of a pixel take their texture from slightly different levels, so that levels blend into one another.
+            # The samples of a pixel take their texture from slightly different levels, so that levels blend into one
+            # another.
             blend = (part.rays_hit % 2 + 2 * (part.rays_hit // row_length % 2)) * np.float32(0.25)
             found = self._atlas.sample(texture, surface.u, surface.v, density, blend)
             color[part.rays_hit] = found * (light[:, None] * haze) + (1 - haze) * HAZE

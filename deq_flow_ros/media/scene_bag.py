@@ -20,12 +20,17 @@ from deq_flow_ros.media.frame import MediaError, frame_from_array
 from deq_flow_ros.media.scene import Scene, SceneSettings
 
 SIDECAR = "scene.json"
-"""File in the bag's directory with the settings of the scene, from which the exact flow between any two frames can be had."""
+"""File in the bag's directory with the settings of the scene, from which the exact flow between any two frames can be
+had.
+"""
 TOPIC = "/camera/image_raw"
 
 
-def render_scene_bag(bag: Path, settings: SceneSettings, progress: Callable[[int], None], storage: str = "mcap") -> Scene:
-    """Render the stream into the rosbag2 directory `bag`, or keep what is there if it is this very stream; returns its scene.
+def render_scene_bag(
+    bag: Path, settings: SceneSettings, progress: Callable[[int], None], storage: str = "mcap"
+) -> Scene:
+    """Render the stream into the rosbag2 directory `bag`, or keep what is there if it is this very stream; returns
+    its scene.
 
     The frames go out as bgr8 on `TOPIC`, frame_id "camera". `progress` hears the number of frames done. The bag appears
     complete or not at all. Raises `MediaError` where it cannot be written.
@@ -38,24 +43,30 @@ def render_scene_bag(bag: Path, settings: SceneSettings, progress: Callable[[int
         except MediaError:
             pass  # written by another version: rendered anew
         shutil.rmtree(bag)
-    partial = bag.with_name(f"{bag.name}.partial-{os.getpid()}")
+    # Its own name in a directory beside: the name of the bag becomes that of the data file.
+    nursery = bag.parent / f".partial-{os.getpid()}"
+    partial = nursery / bag.name
     try:
-        bag.parent.mkdir(parents=True, exist_ok=True)
+        nursery.mkdir(parents=True, exist_ok=True)
         # Spawned, not forked: a fork would copy the locks of whatever threads the caller runs.
         workers = min(4, os.cpu_count() or 1, settings.frames)
-        with BagWriter(partial, storage) as writer, ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with (
+            BagWriter(partial, storage) as writer,
+            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
+        ):
             tasks = ((settings, number) for number in range(settings.frames))
             for number, image in enumerate(pool.map(_render, tasks, chunksize=4)):
                 stamp_ns = settings.stamp_ns(number)
-                writer.write_frame(TOPIC, frame_from_array(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), stamp_ns, stamp_ns, "camera"))
+                writer.write_frame(
+                    TOPIC, frame_from_array(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), stamp_ns, stamp_ns, "camera")
+                )
                 progress(number + 1)
-        # The data file keeps the name that the metadata gives it, whatever the directory is called.
         (partial / SIDECAR).write_text(json.dumps(scene.describe(), indent=1))
         os.replace(partial, bag)
     except OSError as error:
         raise MediaError(f"cannot write the demo scene to {bag}: {error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(nursery, ignore_errors=True)
     return scene
 
 

@@ -18,7 +18,9 @@ def make_textures(seed: int) -> dict[str, np.ndarray]:
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     makers = (_floor, _wall, _ceiling, _wood, _concrete, _ball, _hazard, _poster, _metal)
     textures = (maker(rng, x, y) for maker in makers)
-    return {name: np.clip(texture * 255, 0, 255).astype(np.uint8) for name, texture in zip(NAMES, textures, strict=True)}
+    return {
+        name: np.clip(texture * 255, 0, 255).astype(np.uint8) for name, texture in zip(NAMES, textures, strict=True)
+    }
 
 
 class Atlas:
@@ -40,11 +42,13 @@ class Atlas:
                 top, left = number * (SIDE + 2), int(self._left[level])
                 self.image[top : top + side + 2, left : left + side + 2] = padded
 
-    def sample(self, texture: np.ndarray | np.int32, u: np.ndarray, v: np.ndarray, density: np.ndarray, blend: np.ndarray) -> np.ndarray:
+    def sample(
+        self, texture: np.ndarray | np.int32, u: np.ndarray, v: np.ndarray, density: np.ndarray, blend: np.ndarray
+    ) -> np.ndarray:
         """(N, 3) uint8 RGB at the positions `u`, `v` (N,) in units of the texture's side, any range.
 
-        `texture` counts in the order of `NAMES`; `density` (N,), in texels per pixel, chooses the level, and `blend` (N,) 0..1 what
-        happens between two: 0 takes the finer one, 1 the coarser.
+        `texture` counts in the order of `NAMES`; `density` (N,), in texels per pixel, chooses the level, and `blend`
+        (N,) 0..1 what happens between two: 0 takes the finer one, 1 the coarser.
         """
         level = np.clip(np.log2(np.maximum(density, 1.0)) + blend, 0, LEVELS - 1).astype(np.int32)
         side = self._sides[level]
@@ -70,8 +74,10 @@ def _tint(grey: np.ndarray, color: tuple[float, float, float]) -> np.ndarray:
     return grey[..., None] * np.array(color)
 
 
-def _joints(x: np.ndarray, y: np.ndarray, columns: int, rows: int, width: float, shift: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Tiling into columns and rows (every other row shifted by half a tile): (True in the joints, number of the tile)."""
+def _joints(
+    x: np.ndarray, y: np.ndarray, columns: int, rows: int, width: float, shift: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of tiles, every other row shifted by half a one: (True in the joints, number of tile)."""
     row = np.floor(y * rows).astype(int)
     along = x * columns + (0.5 * (row % 2) if shift else 0.0)
     across = y * rows
@@ -138,7 +144,13 @@ def _poster(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
     for _ in range(26):
         centre, radius, paint = rng.uniform(0.1, 0.9, 2), rng.uniform(0.03, 0.14), rng.uniform(0.1, 0.95, 3)
         color[np.hypot(x - centre[0], y - centre[1]) < radius] = paint
-    lines = (y > 0.74) & (y < 0.92) & ((y * 34) % 1 < 0.5) & (x > 0.1) & (x < 0.1 + 0.75 * rng.uniform(0.5, 1, 35)[np.floor(y * 34).astype(int)])
+    lines = (
+        (y > 0.74)
+        & (y < 0.92)
+        & ((y * 34) % 1 < 0.5)
+        & (x > 0.1)
+        & (x < 0.1 + 0.75 * rng.uniform(0.5, 1, 35)[np.floor(y * 34).astype(int)])
+    )
     color[lines] = 0.15
     color[(np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) < 0.03)] = 0.2
     return color * (1 + 0.03 * _noise(rng, 0.8))[..., None]

@@ -27,8 +27,9 @@ DEFAULT_FPS = 30.0
 def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: float | None = None) -> Source:
     """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
 
-    `topic` chooses the image topic of a bag; without it the first one is taken. `fps` is the rate of a folder (default 30 Hz) or
-    asked of a camera; bags and videos carry their own. Raises `MediaError` naming what is wrong with the input.
+    `topic` chooses the image topic of a bag; without it the first one is taken. `fps` is the rate of a folder
+    (default 30 Hz) or asked of a camera; bags and videos carry their own. Raises `MediaError` naming what is wrong
+    with the input.
     """
     text = os.fspath(input)
     if not text:
@@ -77,14 +78,16 @@ class VideoSource(Source):
             fps = DEFAULT_FPS
         self.count = count if count > 0 else None
         self.nominal_period_ns = round(1e9 / fps)
-        self.description = f"video {path.name}: {width}x{height} at {fps:g} Hz, {self.count or 'unknown number of'} frames"
+        self.description = (
+            f"video {path.name}: {width}x{height} at {fps:g} Hz, {self.count or 'unknown number of'} frames"
+        )
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise MediaError(
-                f"{self.path} cannot be read as a video, and its name ends in none of {sorted(BAG_SUFFIXES)}; it is damaged, cut short or "
-                "no video. Try to play it, or convert it to H.264 in .mp4"
+                f"{self.path} cannot be read as a video, and its name ends in none of {', '.join(sorted(BAG_SUFFIXES))}; "
+                "it is damaged, cut short or no video. Try to play it, or convert it to H.264 in .mp4"
             )
         return capture
 
@@ -105,7 +108,9 @@ class VideoSource(Source):
         finally:
             capture.release()
         if number == 0:
-            raise MediaError(f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or cut short")
+            raise MediaError(
+                f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or cut short"
+            )
         if self.count is not None and number < self.count:
             lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be cut short"
             self.skipped = [lost]
@@ -124,8 +129,13 @@ class FolderSource(Source):
         if not files:
             there = sorted(child.name for child in path.iterdir())
             shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
-            raise MediaError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and is no bag; it holds {shown}")
-        self.files = sorted(files, key=lambda child: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", child.name)])
+            raise MediaError(
+                f"the folder {path} is no bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                f"it holds {shown}"
+            )
+        self.files = sorted(
+            files, key=lambda child: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", child.name)]
+        )
         fps = fps or DEFAULT_FPS
         self.count = len(files)
         self.nominal_period_ns = round(1e9 / fps)
@@ -147,7 +157,9 @@ class FolderSource(Source):
                 continue
             yield frame
         if len(self.skipped) == len(self.files):
-            raise MediaError(f"none of the {len(self.files)} images in {self.path} can be read; the first: {self.skipped[0]}")
+            raise MediaError(
+                f"none of the {len(self.files)} images in {self.path} can be read; the first: {self.skipped[0]}"
+            )
         if self.skipped:
             log.warning("%d of %d images in %s could not be read", len(self.skipped), len(self.files), self.path)
 
@@ -164,14 +176,17 @@ class CameraSource(Source):
         if not self.capture.isOpened():
             present = sorted(str(device) for device in Path("/dev").glob("video*")) or ["none"]
             raise MediaError(
-                f"camera {index} cannot be opened; video devices on this machine: {', '.join(present)}. Check that it is plugged in, "
-                "that no other program holds it, and that this user may read it (group video)"
+                f"camera {index} cannot be opened; video devices on this machine: {', '.join(present)}. Check that it "
+                "is plugged in, that no other program holds it, and that this user may read it (group video)"
             )
         if fps is not None:
             self.capture.set(cv2.CAP_PROP_FPS, fps)
         actual = self.capture.get(cv2.CAP_PROP_FPS)
         actual = actual if 0 < actual < 1000 else DEFAULT_FPS
-        width, height = int(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        width, height = (
+            int(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            int(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+        )
         self.index = index
         self.nominal_period_ns = round(1e9 / actual)
         self.description = f"camera {index}: {width}x{height} at {actual:g} Hz"

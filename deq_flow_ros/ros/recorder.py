@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m deq_flow_ros.ros.recorder BAG TOPIC...`: record topics as they come, without decoding them, into a
+rosbag2.
+
+A topic is subscribed to once it has a publisher; SIGINT or SIGTERM ends the recording and closes the bag. The last
+line on stdout is a JSON object of the number of messages per topic. Exit status: 0 recorded, 2 the bag cannot be
+written or a type is unknown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.utilities import remove_ros_args
+
+from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.bags import STORAGES, BagWriter
+from deq_flow_ros.ros import process
+
+DEPTH = 200
+"""Messages per topic that may wait in the middleware; a recorder must not lose the frames of a busy moment."""
+DRAIN_S = 0.5
+"""After the request to stop, what has already arrived is still recorded, for at most this long."""
+
+
+class Recorder(Node):
+    """Subscribes to `topics` as their publishers appear; serialized messages go into the queue `messages`."""
+
+    def __init__(self, topics: Sequence[str], messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None]) -> None:
+        super().__init__("recorder")
+        self._messages = messages
+        self._wanted = {self.resolve_topic_name(topic) for topic in topics}
+        self.counts = dict.fromkeys(sorted(self._wanted), 0)
+        self.create_timer(0.1, self.subscribe_to_new)
+
+    def subscribe_to_new(self) -> None:
+        """Subscribe to every wanted topic that has a publisher by now. Raises `MediaError` for a message type not
+        installed.
+        """
+        types = dict(self.get_topic_names_and_types()) if self._wanted else {}
+        for topic in sorted(self._wanted):
+            publishers = self.get_publishers_info_by_topic(topic)
+            if not publishers or topic not in types:
+                continue
+            # Reliable where every publisher offers it: a reliable subscriber never matches a best-effort publisher.
+            reliable = all(info.qos_profile.reliability == ReliabilityPolicy.RELIABLE for info in publishers)
+            reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+            self._subscribe(topic, types[topic][0], QoSProfile(depth=DEPTH, reliability=reliability))
+            self._wanted.discard(topic)
+
+    def _subscribe(self, topic: str, msgtype: str, qos: QoSProfile) -> None:
+        package, _, name = msgtype.split("/")
+        try:
+            message_class = getattr(importlib.import_module(f"{package}.msg"), name)
+        except (ImportError, AttributeError) as error:
+            raise MediaError(f"cannot record {topic}: its type {msgtype} is not installed here") from error
+
+        def received(data: bytes) -> None:
+            self.counts[topic] += 1
+            self._messages.put((topic, msgtype, data, time.time_ns()))
+
+        self.create_subscription(message_class, topic, received, qos, raw=True)
+        self.get_logger().info(f"recording {topic} ({msgtype}, {qos.reliability.name.lower()})")
+
+
+def _write(writer: BagWriter, messages: queue.SimpleQueue, failure: list[Exception]) -> None:
+    """Body of the writing thread, so that a slow disk delays no subscription; ends at `None`."""
+    try:
+        while (message := messages.get()) is not None:
+            writer.write_raw(*message)
+    except Exception as error:  # disk full, unknown type: reported by the main thread
+        failure.append(error)
+
+
+def record(bag: str, storage: str, topics: Sequence[str], stop: process.StopRequest) -> dict[str, int]:
+    """Record until stopped; returns the number of messages per topic. Raises `MediaError` and OSError."""
+    messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None] = queue.SimpleQueue()
+    failure: list[Exception] = []
+    node = Recorder(topics, messages)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        with BagWriter(bag, storage) as writer:
+            thread = threading.Thread(target=_write, args=(writer, messages, failure), name="bag_writer")
+            thread.start()
+            try:
+                while not stop.requested and not failure:
+                    executor.spin_once(timeout_sec=0.2)
+                _drain(executor, node)
+            finally:
+                messages.put(None)
+                thread.join()
+    finally:
+        node.destroy_node()
+    if failure:
+        raise MediaError(f"recording to {bag} failed: {failure[0]}") from failure[0]
+    return node.counts
+
+
+def _drain(executor: SingleThreadedExecutor, node: Recorder) -> None:
+    until, before = time.monotonic() + DRAIN_S, -1
+    while time.monotonic() < until and sum(node.counts.values()) != before:
+        before = sum(node.counts.values())
+        for _ in range(20):
+            executor.spin_once(timeout_sec=0.005)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the process; returns its exit status."""
+    args = sys.argv if args is None else args
+    parser = argparse.ArgumentParser(prog="recorder", description="Record topics into a new rosbag2 until interrupted.")
+    parser.add_argument("bag", help="directory of the new bag")
+    parser.add_argument("topics", nargs="+", help="topics to record")
+    parser.add_argument("--storage", choices=sorted(STORAGES), default="mcap", help="default: mcap")
+    options = parser.parse_args(remove_ros_args(args)[1:])
+    stop = process.start(args)
+    try:
+        print(json.dumps(record(options.bag, options.storage, options.topics, stop)), flush=True)
+        return 0
+    except (MediaError, OSError) as error:
+        print(f"recorder: {error}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
