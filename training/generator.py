@@ -15,7 +15,7 @@ import torch
 
 from .rendering import Clip, draw_exposure, expose, render
 from .scenes import SceneSettings, draw_scene
-from .textures import load_photographs, procedural_textures
+from .textures import halve, load_photographs, procedural_textures
 
 __all__ = ["Clip", "ProceduralGenerator"]
 
@@ -73,7 +73,8 @@ class ProceduralGenerator:
         self.device = torch.device(device)
         patterns = _procedural(procedural_textures, seed)
         photographs = load_photographs(textures) if textures is not None else patterns[:0]
-        self._bank = torch.cat([photographs, patterns]).to(self.device)
+        full = torch.cat([photographs, patterns]).to(self.device)
+        self._banks = [full, halve(full)]
         self.settings = SceneSettings(
             height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,
             len(photographs), procedural_textures, procedural_share,
@@ -94,7 +95,7 @@ class ProceduralGenerator:
         at_once = 1 if self.device.type == "cpu" else self.batch_size
         parts = []
         for start in range(0, self.batch_size, at_once):
-            part = render(scenes[start:start + at_once], self._bank, self.settings.height, self.settings.width, self.limit_px)
+            part = render(scenes[start:start + at_once], self._banks, self.settings.height, self.settings.width, self.limit_px)
             if self.photometric:
                 part.images = expose(part.images, exposures[start:start + at_once], noise)
             parts.append(part)

@@ -27,83 +27,120 @@ class Clip:
 
 
 class _Canvas:
-    """Pixel coordinates of the frames, x (1, 1, 1, W) and y (1, 1, H, 1), and small helpers around them."""
+    """A window of the frame's pixels: x (1, 1, 1, W) and y (1, 1, H, 1), and small helpers around them."""
 
-    def __init__(self, height: int, width: int, device: torch.device) -> None:
-        self.height, self.width, self.device = height, width, device
-        self.x = torch.arange(width, device=device, dtype=torch.float32).view(1, 1, 1, width)
-        self.y = torch.arange(height, device=device, dtype=torch.float32).view(1, 1, height, 1)
+    def __init__(self, window: tuple[int, int, int, int], device: torch.device) -> None:
+        self.left, self.top, self.right, self.bottom = window
+        self.device = device
+        self.x = torch.arange(self.left, self.right, device=device, dtype=torch.float32).view(1, 1, 1, -1)
+        self.y = torch.arange(self.top, self.bottom, device=device, dtype=torch.float32).view(1, 1, -1, 1)
 
     def tensor(self, values: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
 
-    def project(self, homographies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def select(self, chosen: list[int], count: int) -> torch.Tensor | slice:
+        """An index of `chosen` out of `count` rows that does not copy when all are chosen."""
+        return slice(None) if len(chosen) == count else torch.tensor(chosen, device=self.device)
+
+    def project(self, homographies: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Map all pixels by (n, T, 3, 3): x, y and the reciprocal denominator (which is 0 behind the camera), each (n, T, H, W)."""
-        h = homographies.flatten(2)[..., None, None]  # (n, T, 9, 1, 1)
+        h = self.tensor(homographies).flatten(2)[..., None, None]  # (n, T, 9, 1, 1)
         # On a regular grid a row term plus a column term is all there is: one full-size addition per component.
         across, down, depth = ((h[:, :, i] * self.x) + (h[:, :, i + 1] * self.y + h[:, :, i + 2]) for i in (0, 3, 6))
-        reciprocal = torch.where(depth > MIN_DEPTH_RATIO, 1 / depth, 0.0)
-        return across * reciprocal, down * reciprocal, reciprocal
+        corners = np.array([(x, y, 1) for x in (self.left, self.right) for y in (self.top, self.bottom)])
+        if (homographies[..., 2, :] @ corners.T > MIN_DEPTH_RATIO).all():
+            reciprocal = depth.reciprocal_()
+        else:
+            reciprocal = torch.where(depth > MIN_DEPTH_RATIO, 1 / depth, 0.0)
+        return across.mul_(reciprocal), down.mul_(reciprocal), reciprocal
 
 
-def render(layers: Sequence[Sequence[Layer]], bank: torch.Tensor, height: int, width: int, limit_px: float) -> Clip:
-    """Draw n scenes, each a list of layers from far to near, on the bank's device. `bank` is (N, 3, h, w) uint8."""
-    canvas = _Canvas(height, width, bank.device)
-    n, frames = len(layers), len(layers[0][0].homographies)
-    images = torch.empty(n, frames, 3, height, width, device=bank.device)
-    flow = torch.zeros(n, frames - 1, 2, height, width, device=bank.device)
-    identity = torch.zeros(n, frames, height, width, dtype=torch.uint8, device=bank.device)
-    for level in range(max(len(scene) for scene in layers)):
-        members = [i for i, scene in enumerate(layers) if len(scene) > level]
-        colours, alpha, motion = _draw([layers[i][level] for i in members], bank, canvas)
-        if level == 0:
-            images, flow = colours, motion
+def _window(layers: Sequence[Layer], height: int, width: int) -> tuple[int, int, int, int]:
+    """The part of the frame that any of the layers may touch in any frame: left, top, right, bottom; empty if right <= left or bottom
+    <= top."""
+    if not all(np.isfinite(layer.box).all() for layer in layers):
+        return 0, 0, width, height
+    lows, highs = [], []
+    for layer in layers:
+        reach = np.abs(layer.waves[:, :2]).sum(0) if layer.elastic else 0.0
+        low, high = layer.box[0] - reach - 1, layer.box[1] + reach + 1
+        corners = np.array([(x, y, 1) for x in (low[0], high[0]) for y in (low[1], high[1])])
+        mapped = corners @ layer.homographies.transpose(0, 2, 1)  # (T, 4, 3)
+        if mapped[..., 2].min() < MIN_DEPTH_RATIO:
+            return 0, 0, width, height
+        mapped = mapped[..., :2] / mapped[..., 2:]
+        lows.append(mapped.min((0, 1)))
+        highs.append(mapped.max((0, 1)))
+    left, top = np.maximum(np.floor(np.min(lows, 0)) - 1, 0).astype(int)
+    right, bottom = np.minimum(np.ceil(np.max(highs, 0)) + 2, (width, height)).astype(int)
+    return int(left), int(top), int(right), int(bottom)
+
+
+def render(
+    scenes: Sequence[Sequence[Layer]], banks: Sequence[torch.Tensor], height: int, width: int, limit_px: float
+) -> Clip:
+    """Draw n scenes, each a list of layers from far to near, on the banks' device.
+
+    `banks[i]` holds the textures halved i times, (N, 3, h, w) uint8. Flow of `limit_px` and more is invalid (and 0).
+    """
+    device = banks[0].device
+    n, frames = len(scenes), len(scenes[0][0].homographies)
+    images, _, flow = _draw([scene[0] for scene in scenes], banks, _Canvas((0, 0, width, height), device))
+    identity = torch.zeros(n, frames, height, width, dtype=torch.uint8, device=device)
+    for level in range(1, max(len(scene) for scene in scenes)):
+        members = [i for i, scene in enumerate(scenes) if len(scene) > level]
+        layers = [scenes[i][level] for i in members]
+        left, top, right, bottom = window = _window(layers, height, width)
+        if right <= left or bottom <= top:
             continue
+        canvas = _Canvas(window, device)
+        colours, alpha, motion = _draw(layers, banks, canvas)
         on_top = alpha > 0.5
-        index = slice(None) if len(members) == n else torch.tensor(members, device=bank.device)
-        images[index] = images[index].lerp_(colours, alpha.unsqueeze(2))
-        flow[index] = torch.where(on_top[:, :-1].unsqueeze(2), motion, flow[index])
-        identity[index] = identity[index].masked_fill_(on_top, level)
-    valid = (flow.square().sum(2) < limit_px**2) & flow.isfinite().all(2)
-    return Clip(images, torch.where(valid.unsqueeze(2), flow, 0.0), _occluded(flow, identity, canvas), valid)
+        index = canvas.select(members, n)
+        image_view, flow_view, identity_view = (whole[..., top:bottom, left:right] for whole in (images, flow, identity))
+        image_view[index] = image_view[index].lerp(colours, alpha.unsqueeze(2))
+        flow_view[index] = torch.where(on_top[:, :-1].unsqueeze(2), motion, flow_view[index])
+        identity_view[index] = identity_view[index].masked_fill(on_top, level)
+    valid = flow.square().sum(2) < limit_px**2  # False for NaN as well
+    return Clip(images, torch.where(valid.unsqueeze(2), flow, 0.0), _occluded(flow, identity), valid)
 
 
-def _draw(layers: Sequence[Layer], bank: torch.Tensor, canvas: _Canvas) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _draw(
+    layers: Sequence[Layer], banks: Sequence[torch.Tensor], canvas: _Canvas
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw one layer of each of n scenes: colours (n, T, 3, H, W), alpha (n, T, H, W), flow (n, T - 1, 2, H, W)."""
+    n = len(layers)
     matrices = np.stack([layer.homographies for layer in layers])
     inverses = np.linalg.inv(matrices)
-    # Scaling keeps the sign: a positive denominator means "in front of the camera".
-    x, y, reciprocal = canvas.project(canvas.tensor(inverses))
-    # For rigid layers frame t -> t + 1 is a homography itself.
-    next_x, next_y, _ = canvas.project(canvas.tensor(matrices[:, 1:] @ inverses[:, :-1]))
+    x, y, reciprocal = canvas.project(inverses)
+    next_x, next_y, _ = canvas.project(matrices[:, 1:] @ inverses[:, :-1])  # all there is to a rigid layer
 
     elastic = [i for i, layer in enumerate(layers) if layer.elastic]
     if elastic:
-        waves = canvas.tensor([layers[i].waves for i in elastic])
+        index = canvas.select(elastic, n)
+        waves = np.stack([layers[i].waves for i in elastic])
         gains = canvas.tensor([layers[i].wave_gains for i in elastic])
-        forward = canvas.tensor(matrices[elastic, 1:])
-        index = torch.tensor(elastic, device=canvas.device)
-        x_still, y_still = _unbend(x[index], y[index], waves, gains)
-        x[index], y[index] = x_still, y_still
-        bent_x, bent_y = _bend(x_still[:, :-1], y_still[:, :-1], waves, gains[:, 1:])
-        h = forward.flatten(2)[..., None, None]
+        straight_x, straight_y = _unbend(x[index, 1:], y[index, 1:], waves, gains[:, 1:], canvas)
+        x[index, 1:], y[index, 1:] = straight_x, straight_y  # frame 0 is straight by definition
+        bent_x, bent_y = _bend(x[index, :-1], y[index, :-1], canvas.tensor(waves), gains[:, 1:])
+        h = canvas.tensor(matrices[elastic, 1:]).flatten(2)[..., None, None]
         depth = (h[:, :, 6] * bent_x + h[:, :, 7] * bent_y + h[:, :, 8]).clamp_min(MIN_DEPTH_RATIO)
         next_x[index] = (h[:, :, 0] * bent_x + h[:, :, 1] * bent_y + h[:, :, 2]) / depth
         next_y[index] = (h[:, :, 3] * bent_x + h[:, :, 4] * bent_y + h[:, :, 5]) / depth
-    flow = torch.stack([next_x - canvas.x, next_y - canvas.y], dim=2)
+    flow = torch.stack([next_x.sub_(canvas.x), next_y.sub_(canvas.y)], dim=2)
 
     # Canonical px per frame px, the square root of the Jacobian's determinant, turns distances into frame px for the soft edge.
-    unit = canvas.tensor(np.abs(np.linalg.det(inverses)) ** 0.5)[..., None, None] * reciprocal * reciprocal.sqrt()
+    areas = np.abs(np.linalg.det(inverses)) ** 0.5
     alpha = torch.ones_like(x)
     for shape, function in _OUTLINES.items():
-        index_list = [i for i, layer in enumerate(layers) if layer.shape == shape]
-        if index_list:
-            index = torch.tensor(index_list, device=canvas.device)
-            parameters = canvas.tensor([layers[i].shape_parameters for i in index_list])[..., None, None, None]
+        chosen = [i for i, layer in enumerate(layers) if layer.shape == shape]
+        if chosen:
+            index = canvas.select(chosen, n)
+            parameters = canvas.tensor([layers[i].shape_parameters for i in chosen])[..., None, None, None]
             distance = function(x[index], y[index], parameters.unbind(1))
-            alpha[index] = (0.5 - distance / unit[index].clamp_min(1e-6)).clamp_(0, 1)
-    alpha.masked_fill_(reciprocal == 0, 0)
-    return _paint(layers, x, y, bank, canvas), alpha, flow
+            unit = canvas.tensor(areas[chosen])[..., None, None] * reciprocal[index] * reciprocal[index].sqrt()
+            alpha[index] = (0.5 - distance / unit.clamp_min_(1e-6)).clamp_(0, 1).masked_fill_(reciprocal[index] == 0, 0)
+    return _paint(layers, x, y, banks, canvas), alpha, flow
 
 
 def _bend(x: torch.Tensor, y: torch.Tensor, waves: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,32 +154,43 @@ def _bend(x: torch.Tensor, y: torch.Tensor, waves: torch.Tensor, gains: torch.Te
     return new_x, new_y
 
 
-def _unbend(x: torch.Tensor, y: torch.Tensor, waves: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _unbend(
+    x: torch.Tensor, y: torch.Tensor, waves: np.ndarray, gains: torch.Tensor, canvas: _Canvas
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve c + e_t(c) = (x, y) for c by fixed-point iteration; the Lipschitz bound says how many steps are enough."""
-    largest = float(waves[:, :, :2].norm(dim=2).sum(1).max())
+    largest = float(np.linalg.norm(waves[:, :, :2], axis=2).sum(1).max())
     steps = max(1, math.ceil(math.log(INVERSION_ERROR_PX / max(largest, 1e-6)) / math.log(MAX_LIPSCHITZ)))
+    on_device = canvas.tensor(waves)
     c_x, c_y = x, y
     for _ in range(steps):
-        bent_x, bent_y = _bend(c_x, c_y, waves, gains)
+        bent_x, bent_y = _bend(c_x, c_y, on_device, gains)
         c_x, c_y = c_x + (x - bent_x), c_y + (y - bent_y)
     return c_x, c_y
 
 
-def _paint(layers: Sequence[Layer], x: torch.Tensor, y: torch.Tensor, bank: torch.Tensor, canvas: _Canvas) -> torch.Tensor:
+def _paint(
+    layers: Sequence[Layer], x: torch.Tensor, y: torch.Tensor, banks: Sequence[torch.Tensor], canvas: _Canvas
+) -> torch.Tensor:
     """Sample the textures at canonical coordinates (n, T, H, W): colours (n, T, 3, H, W)."""
     n, frames, height, width = x.shape
-    textures = bank[torch.tensor([layer.texture for layer in layers], device=canvas.device)].float()
-    for i, layer in enumerate(layers):
-        for _ in range(layer.halvings):
-            half = F.avg_pool2d(textures[i], 2)
-            half = torch.cat([half, half.flip(2)], 2)  # mirrored, as `reflection` below goes on with it
-            textures[i] = torch.cat([half, half.flip(1)], 1)
-    m = canvas.tensor([layer.texture_map for layer in layers]).flatten(1)[..., None, None, None]
-    rows, columns = textures.shape[2:]
-    u = (m[:, 0] * x + m[:, 1] * y + m[:, 2]) * (2 / (columns - 1)) - 1
-    v = (m[:, 3] * x + m[:, 4] * y + m[:, 5]) * (2 / (rows - 1)) - 1
-    grid = torch.stack([u, v], dim=-1).view(n, frames * height, width, 2)
-    sampled = F.grid_sample(textures, grid, mode="bilinear", padding_mode="reflection", align_corners=True)
+    sampled = torch.empty(n, 3, frames * height, width, device=canvas.device)
+    for halvings, bank in enumerate(banks):
+        chosen = [i for i, layer in enumerate(layers) if layer.halvings == halvings]
+        if not chosen:
+            continue
+        index = canvas.select(chosen, n)
+        textures = bank[torch.tensor([layers[i].texture for i in chosen], device=canvas.device)].float()
+        # From texture px (counted at full size) to -1..1.
+        rows, columns = textures.shape[2:]
+        to_unit = 2.0 ** (1 - halvings) / np.array([[columns - 1], [rows - 1]])
+        maps = np.stack([layers[i].texture_map for i in chosen]) * to_unit - np.array([[0, 0, 1]])
+        m = canvas.tensor(maps).flatten(1)[..., None, None, None]
+        grid = torch.empty(len(chosen), frames, height, width, 2, device=canvas.device)
+        torch.add(m[:, 0] * x[index] + m[:, 2], m[:, 1] * y[index], out=grid[..., 0])
+        torch.add(m[:, 3] * x[index] + m[:, 5], m[:, 4] * y[index], out=grid[..., 1])
+        sampled[index] = F.grid_sample(
+            textures, grid.flatten(1, 2), mode="bilinear", padding_mode="reflection", align_corners=True
+        )
     colour = canvas.tensor([layer.colour for layer in layers])
     painted = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], sampled.flatten(2)).clamp_(0, 255)
     return painted.view(n, 3, frames, height, width).transpose(1, 2)
@@ -194,9 +242,10 @@ def _bars(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> torch.
 _OUTLINES = {Shape.BLOB: _blob, Shape.POLYGON: _polygon, Shape.BARS: _bars}
 
 
-def _occluded(flow: torch.Tensor, identity: torch.Tensor, canvas: _Canvas) -> torch.Tensor:
+def _occluded(flow: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
     """Where the target lies outside frame t + 1, or another layer covers any of the pixels around it there; (n, T - 1, H, W) bool."""
-    height, width = canvas.height, canvas.width
+    height, width = identity.shape[2:]
+    canvas = _Canvas((0, 0, width, height), flow.device)
     x, y = canvas.x + flow[:, :, 0], canvas.y + flow[:, :, 1]
     hidden = ~((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1))
     # A target on a pixel centre has one neighbour, not four: static scenes have no occlusion. NaN and infinity are hidden already.

@@ -36,9 +36,10 @@ class Layer:
     wave_gains: np.ndarray  # (T,) in 0..1, 0 for t = 0: e_t = gain_t * sum of waves; all 0: a rigid layer
     shape: Shape
     shape_parameters: np.ndarray  # (24,)
+    box: np.ndarray  # (2, 2): smallest and largest canonical x, y of the outline, infinite if it has no bounds
     texture: int  # index into the bank
     halvings: int  # how many times the texture is halved before use
-    texture_map: np.ndarray  # (2, 3), canonical px -> texture px
+    texture_map: np.ndarray  # (2, 3), canonical px -> px of the texture at full size
     colour: np.ndarray  # (3, 4): linear map of the texture's RGB, and offset
 
     @property
@@ -156,9 +157,9 @@ def _texture(rng: np.random.Generator, settings: SceneSettings, centre: np.ndarr
     """Choose a texture, its placement and its colours, as keyword arguments of `Layer`."""
     procedural = settings.photographs == 0 or rng.random() < settings.procedural_share
     index = settings.photographs + rng.integers(settings.procedurals) if procedural else rng.integers(settings.photographs)
-    # A step of at most 1.1 texture px per frame px keeps bilinear sampling free of aliasing; coarser use goes through halving.
+    # A step of at most 1.1 texel per frame px keeps bilinear sampling free of aliasing; coarser use goes through halving.
     halvings = int(rng.choice([0, 1], p=[0.65, 0.35]))
-    step = _log_uniform(rng, 0.5, 1.1)
+    step = _log_uniform(rng, 0.5, 1.1) * 2**halvings
     angle = rng.uniform(0, 2 * np.pi) if procedural or rng.random() < 0.2 else rng.normal(0, 0.1)
     cos, sin = step * np.cos(angle), step * np.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]]) * np.array([[rng.choice([-1, 1])], [1]])
@@ -179,42 +180,58 @@ def _texture(rng: np.random.Generator, settings: SceneSettings, centre: np.ndarr
     }  # fmt: skip
 
 
-def half_planes(planes: np.ndarray) -> np.ndarray:
-    """Parameters (24,) of a polygon, the intersection of at most 8 half-planes (N, 3): inside where a x + b y + c <= 0, scaled so
-    that this is the distance in px."""
+@dataclass
+class _Outline:
+    """What `Layer` calls shape, shape_parameters and box."""
+
+    shape: Shape
+    parameters: np.ndarray
+    box: np.ndarray
+
+
+_UNBOUNDED = np.array([[-np.inf, -np.inf], [np.inf, np.inf]])
+_EVERYTHING = _Outline(Shape.EVERYTHING, np.zeros(24), _UNBOUNDED)
+
+
+def _polygon(planes: np.ndarray, box: np.ndarray = _UNBOUNDED) -> _Outline:
+    """The intersection of at most 8 half-planes (N, 3): inside where a x + b y + c <= 0."""
     parameters = np.tile([0.0, 0.0, -1e6], 8)  # the unused ones hold everywhere
-    planes = planes / np.linalg.norm(planes[:, :2], axis=1, keepdims=True)
+    planes = planes / np.linalg.norm(planes[:, :2], axis=1, keepdims=True)  # so that this is the distance in px
     parameters[: planes.size] = planes.reshape(-1)
-    return parameters
+    return _Outline(Shape.POLYGON, parameters, box)
 
 
-def _outline(rng: np.random.Generator, settings: SceneSettings, centre: np.ndarray, radius: float) -> tuple[Shape, np.ndarray]:
-    """A random outline of about `radius` px around `centre`: shape and parameters (24,)."""
-    kind = rng.choice(["blob", "polygon", "bars"], p=[0.45, 0.33, 0.22])
-    angle = rng.uniform(0, np.pi)
+def _object_outline(rng: np.random.Generator, settings: SceneSettings, centre: np.ndarray, radius: float) -> _Outline:
+    """A random outline of about `radius` px around `centre`."""
+    kind = rng.choice(["blob", "polygon", "bars"], p=[0.46, 0.36, 0.18])
+    angle, aspect = rng.uniform(0, np.pi), _log_uniform(rng, 0.35, 1)
+    if kind == "polygon":
+        corners = int(rng.integers(3, 8))
+        angles = angle + 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) / corners
+        circle = np.stack([np.cos(angles), aspect * np.sin(angles)], axis=1)  # points on an ellipse: their polygon is convex
+        turn = rng.uniform(0, np.pi)
+        points = centre + 1.3 * radius * circle @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+        edges = np.roll(points, -1, axis=0) - points
+        normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
+        planes = np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1)
+        return _polygon(planes, np.stack([points.min(0), points.max(0)]))
     parameters = np.zeros(24)
     if kind == "blob":
-        aspect = _log_uniform(rng, 0.35, 1)
         decay = np.array([1, 1, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
         harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)
         hole = rng.uniform(0.25, 0.6) * (rng.random() < 0.15)
-        parameters[:14] = [*centre, angle, radius / np.sqrt(aspect), radius * np.sqrt(aspect), hole, *harmonics]
-        return Shape.BLOB, parameters
-    if kind == "polygon":
-        corners = int(rng.integers(3, 8))
-        angles = angle + 2 * np.pi * (np.arange(corners) + rng.uniform(-0.25, 0.25, corners)) / corners
-        normals = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        stretch = np.array([1, _log_uniform(rng, 0.4, 1)])
-        distances = radius * rng.uniform(0.6, 1, corners)
-        normals = normals / stretch  # squeezed along y
-        return Shape.POLYGON, half_planes(np.concatenate([normals, -(distances + normals @ centre)[:, None]], axis=1))
-    # Bars: one pole, a fence, or a grid, 1 to 4 px thick at this project's training sizes, and in proportion beyond.
+        longest = radius / np.sqrt(aspect)
+        parameters[:14] = [*centre, angle, longest, radius * np.sqrt(aspect), hole, *harmonics]
+        reach = longest * (1 + np.hypot(harmonics[::2], harmonics[1::2]).sum())
+        return _Outline(Shape.BLOB, parameters, np.stack([centre - reach, centre + reach]))
+    # Bars: one pole, a fence, or a grid, 1 to 4 px thick (in proportion in frames wider than 400 px).
     thickness = _log_uniform(rng, 1, 4) * max(1.0, settings.width / 400)
-    single = rng.random() < 0.4
+    single, crossing = rng.choice([(True, False), (False, False), (False, True)], p=[0.5, 0.3, 0.2])
     period = 1e5 if single else _log_uniform(rng, 3, 8) * thickness
-    length = radius * 2.5
-    parameters[:8] = [*centre, angle, length if single else 1.3 * radius, length, period, thickness / 2, float(not single and rng.random() < 0.35)]
-    return Shape.BARS, parameters
+    length, breadth = 2 * radius, radius
+    parameters[:8] = [*centre, angle, breadth, length, period, thickness / 2, crossing]
+    reach = np.hypot(length, breadth)
+    return _Outline(Shape.BARS, parameters, np.stack([centre - reach, centre + reach]))
 
 
 def _layer_count(rng: np.random.Generator, settings: SceneSettings) -> int:
@@ -235,7 +252,7 @@ def _still(settings: SceneSettings) -> np.ndarray:
 
 
 def _finish(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, shape: Shape, parameters: np.ndarray,
+    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, outline: _Outline,
     centre: np.ndarray, radius: float, elastic_px: float,
 ) -> Layer:  # fmt: skip
     """Complete a layer with elastic motion (none for elastic_px = 0) and texture."""
@@ -243,7 +260,8 @@ def _finish(
         waves, gains = _elastic(rng, settings.frames, radius, elastic_px)
     else:
         waves, gains = np.zeros((WAVES, 5)), np.zeros(settings.frames)
-    return Layer(homographies, waves, gains, shape, parameters, **_texture(rng, settings, centre))  # type: ignore[arg-type]
+    texture = _texture(rng, settings, centre)
+    return Layer(homographies, waves, gains, outline.shape, outline.parameters, outline.box, **texture)  # type: ignore[arg-type]
 
 
 def _object(rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
@@ -252,13 +270,13 @@ def _object(rng: np.random.Generator, settings: SceneSettings, homographies: np.
     fast objects would be gone from most of the later frames."""
     travelled = apply_homography(homographies[-1], centre[None])[0] - centre
     start = centre - rng.uniform(0, 1) * travelled
-    shape, parameters = _outline(rng, settings, start, radius)
-    return _finish(rng, settings, homographies, shape, parameters, start, radius, elastic_px)
+    outline = _object_outline(rng, settings, start, radius)
+    return _finish(rng, settings, homographies, outline, start, radius, elastic_px)
 
 
 def _background(rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, elastic_px: float) -> Layer:
     middle = np.array([settings.width, settings.height]) / 2
-    return _finish(rng, settings, homographies, Shape.EVERYTHING, np.zeros(24), middle, settings.width / 3, elastic_px)
+    return _finish(rng, settings, homographies, _EVERYTHING, middle, settings.width / 3, elastic_px)
 
 
 def _planar_scene(rng: np.random.Generator, settings: SceneSettings, static: bool = False) -> list[Layer]:
@@ -276,7 +294,10 @@ def _planar_scene(rng: np.random.Generator, settings: SceneSettings, static: boo
     else:
         background = _planar_motion(rng, settings.frames, size / 2, settings.width / 2, magnitude)
     layers = [_background(rng, settings, background, 0.0 if still_background else elastic_px(magnitude, 0.3))]
-    for _ in range(_layer_count(rng, settings)):
+    count = _layer_count(rng, settings)
+    if still_background and not static:  # something has to move
+        count = max(count, min(1, settings.max_layers))
+    for _ in range(count):
         centre, radius = rng.uniform(0, 1, 2) * size, _radius(rng, settings)
         carried = rng.random() < 0.5 and not still_background
         own = _log_uniform(rng, low, min(magnitude, high / 2) + low) if carried else _log_uniform(rng, low, high)
@@ -307,7 +328,7 @@ class _Plane:
     points: np.ndarray  # (N, 2) pixels on it, for the scale of the motion
     centre: np.ndarray
     radius: float
-    outline: tuple[Shape, np.ndarray] | None = None
+    outline: _Outline | None = None  # None: an object's, drawn later
 
 
 def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list[Layer]:
@@ -318,14 +339,14 @@ def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list
     rays = np.linalg.inv(intrinsics)
     horizon = size[1] * rng.uniform(0.2, 0.6)
     far = _log_uniform(rng, 12, 200)
-    planes = [_Plane(np.array([0, 0, 1.0]), far, _grid(size / 2, size / 2), size / 2, settings.width / 3, (Shape.EVERYTHING, np.zeros(24)))]
+    planes = [_Plane(np.array([0, 0, 1.0]), far, _grid(size / 2, size / 2), size / 2, settings.width / 3, _EVERYTHING)]
     ground_normal = np.array([rng.normal(0, 0.05), 1, (intrinsics[1, 2] - horizon) / focal])
     has_ground = rng.random() < 0.7
     if has_ground:
         inside = ground_normal @ rays - np.array([0, 0, 1 / min(far, 30)])  # nearer than the background
         middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
         points = _grid(middle, (size[0] / 2, (size[1] - horizon) / 3))
-        planes.append(_Plane(ground_normal, 1.0, points, middle, settings.width / 3, (Shape.POLYGON, half_planes(-inside[None]))))
+        planes.append(_Plane(ground_normal, 1.0, points, middle, settings.width / 3, _polygon(-inside[None])))
     if rng.random() < 0.35:
         side = rng.choice([-1.0, 1.0])
         normal, distance = np.array([side, 0, rng.uniform(-0.1, 0.1)]), rng.uniform(1.2, 5)
@@ -335,7 +356,7 @@ def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list
         if rng.random() < 0.5:  # and ends at some height
             bounds.append(normal @ rays * rng.uniform(0.5, 4) / distance + np.array([0, 1, 0]) @ rays)
         middle = np.array([size[0] * (0.5 + 0.4 * side), horizon])
-        planes.append(_Plane(normal, distance, _grid(middle, size / 10), middle, settings.width / 4, (Shape.POLYGON, half_planes(-np.array(bounds)))))
+        planes.append(_Plane(normal, distance, _grid(middle, size / 10), middle, settings.width / 4, _polygon(-np.array(bounds))))
     boards = []
     for _ in range(min(_layer_count(rng, settings), settings.max_layers + 1 - len(planes))):
         radius, depth = _radius(rng, settings), _log_uniform(rng, 1.5, 0.8 * far)
@@ -370,7 +391,7 @@ def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list
     for plane in planes:
         homographies = np.stack([at(plane, p, q, scale) for p, q in zip(shifts, turns)])
         if plane.outline is not None:
-            layers.append(_finish(rng, settings, homographies, *plane.outline, plane.centre, plane.radius, 0.0))
+            layers.append(_finish(rng, settings, homographies, plane.outline, plane.centre, plane.radius, 0.0))
             continue
         elastic_px = 0.0
         if rng.random() < 0.3:  # moves by itself as well

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 TEXTURE_SIZE = (320, 480)  # height, width in px
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -64,6 +65,11 @@ def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
     makers = (_dead_leaves, _noise_texture, _repeated_pattern, _dead_leaves, _noise_texture, _near_flat)
     rng = np.random.default_rng([seed, 0x7E7])
     return _stack([np.clip(makers[i % len(makers)](rng), 0, 255).astype(np.uint8) for i in range(count)])
+
+
+def halve(textures: torch.Tensor) -> torch.Tensor:
+    """Halve (N, 3, H, W) uint8 textures in both directions by averaging; pixel i of the result covers pixels 2 i and 2 i + 1."""
+    return torch.cat([F.avg_pool2d(part.float(), 2).round_().byte() for part in textures.split(32)])
 
 
 def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -142,7 +148,7 @@ def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
 def _repeated_pattern(rng: np.random.Generator) -> np.ndarray:
     height, width = TEXTURE_SIZE
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
-    period_x, period_y = np.exp(rng.uniform(np.log(6), np.log(48), 2))
+    period_x, period_y = np.exp(rng.uniform(np.log(10), np.log(60), 2))
     kind = rng.integers(4)
     sharpness = min(period_x, period_y) / np.pi  # edges about one pixel wide
     if kind == 0:
