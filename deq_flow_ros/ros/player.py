@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`player`: a bag, video, image folder or camera as `sensor_msgs/Image` at the recorded rate.
+
+    player INPUT [--topic T] [--rate R] [--loop] [--wait-for-subscribers N] [--max-frames N] [--log FILE]
+
+Every option is also a ROS parameter (`input`, `topic`, `rate`, ...), which wins over the command line. The header stamp
+of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a loop do;
+a subscriber that keeps state has to notice that time went back. Exit status: 0 done or stopped, 2 unusable input or
+option, 3 no subscriber came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+import rclpy
+from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.utilities import remove_ros_args
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from deq_flow_ros.media import Frame, MediaError, Source, open_source
+from deq_flow_ros.ros import process
+from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
+
+READ_AHEAD = 4
+"""Frames decoded in advance, so that a slow one does not come late."""
+LATE_NS = 1_000_000_000
+"""Delay behind the schedule that is worth a warning."""
+
+
+class NoSubscriberError(Exception):
+    """Nobody subscribed in time."""
+
+
+class FrameReader:
+    """Iterates (pass number, frame) of a source, read ahead in a thread of its own; `None` where none is ready yet."""
+
+    def __init__(self, source: Source, loop: bool) -> None:
+        self._source = source
+        self._loop = loop and not source.live
+        self._frames: queue.Queue[tuple[int, Frame] | Exception | None] = queue.Queue(READ_AHEAD)
+        self._closed = False
+        # A daemon, because a camera that delivers nothing cannot be interrupted.
+        threading.Thread(target=self._read, name="frame_reader", daemon=True).start()
+
+    def _read(self) -> None:
+        number = 0
+        try:
+            while not self._closed:
+                for frame in self._source.frames():
+                    if not self._put((number, frame)):
+                        return
+                number += 1
+                if not self._loop:
+                    break
+            self._put(None)
+        except Exception as error:  # handed to the thread that plays
+            self._put(error)
+
+    def _put(self, item: tuple[int, Frame] | Exception | None) -> bool:
+        while not self._closed:
+            with contextlib.suppress(queue.Full):
+                self._frames.put(item, timeout=0.1)
+                return True
+        return False
+
+    def __iter__(self) -> Iterator[tuple[int, Frame] | None]:
+        while True:
+            try:
+                item = self._frames.get(timeout=0.05)
+            except queue.Empty:
+                yield None
+                continue
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._closed = True
+
+
+class Player(Node):
+    """Publishes a source on `~/image`."""
+
+    def __init__(self, options: argparse.Namespace, stop: process.StopRequest) -> None:
+        super().__init__("player")
+        for name, value in vars(options).items():
+            self.declare_parameter(name, value)
+        self._stop = stop
+        # Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player.
+        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+        self.publisher = self.create_publisher(Image, "~/image", qos)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+        self.published = 0
+        self.stamps_ns: tuple[int, int] | None = None
+
+    def option(self, name: str) -> Any:
+        """Value of a parameter."""
+        return self.get_parameter(name).value
+
+    def play(self) -> Source:
+        """Publish everything, or until stopped. Raises `MediaError`, `NoSubscriberError`; ValueError for a wrong rate."""
+        rate = self.option("rate")
+        if not 0.0 < rate < float("inf"):
+            raise ValueError(f"expected a rate above 0, got {rate}")
+        if not self.option("input"):
+            raise MediaError("no input given: name a bag, a video, a folder of images or a camera index")
+        source = open_source(self.option("input"), topic=self.option("topic") or None)
+        self.get_logger().info(f"{source.description} -> {self.publisher.topic_name}")
+        self._wait_for_subscribers(self.option("wait_for_subscribers"), self.option("wait_timeout_s"))
+        reader = FrameReader(source, self.option("loop"))
+        log = self.option("log")
+        try:
+            with open(log, "w", encoding="utf-8") if log else contextlib.nullcontext() as log_file:
+                self._publish_all(reader, source, rate, log_file)
+        finally:
+            reader.close()
+        return source
+
+    def _wait_for_subscribers(self, wanted: int, timeout_s: float) -> None:
+        if wanted <= 0:
+            return
+        give_up = time.monotonic() + timeout_s
+        while self.publisher.get_subscription_count() < wanted and not self._stop.requested:
+            if time.monotonic() > give_up:
+                raise NoSubscriberError(
+                    f"waited {timeout_s:g} s for {wanted} subscriber(s) on {self.publisher.topic_name}, found "
+                    f"{self.publisher.get_subscription_count()}; check topic names, ROS_DOMAIN_ID and the node's log"
+                )
+            self._executor.spin_once(timeout_sec=0.05)
+        # Our side knows the subscriber before it knows us: a best-effort one would miss the first frame.
+        self._spin_until(time.monotonic_ns() + 200_000_000)
+
+    def _publish_all(self, reader: FrameReader, source: Source, rate: float, log_file: TextIO | None) -> None:
+        limit = self.option("max_frames")
+        current_pass, due_ns, first_due_ns, first_record_ns = -1, 0, 0, 0
+        for item in reader:
+            if self._stop.requested:
+                break
+            if item is None:
+                self._executor.spin_once(timeout_sec=0.0)
+                continue
+            number, frame = item
+            if number != current_pass:
+                # An absolute schedule from the first frame of each pass on: sleeping from frame to frame would drift.
+                first_due_ns = time.monotonic_ns() if number == 0 else due_ns + round(source.nominal_period_ns / rate)
+                current_pass, first_record_ns = number, frame.record_ns
+            due_ns = first_due_ns + round((frame.record_ns - first_record_ns) / rate)
+            if not source.live:
+                self._spin_until(due_ns)
+                if time.monotonic_ns() - due_ns > LATE_NS:
+                    self.get_logger().warning("reading is slower than playing", throttle_duration_sec=5.0)
+            if self._stop.requested:
+                break
+            self._publish(frame, log_file)
+            if self.published == limit:
+                break
+        # The process must not end before reliable subscribers have the last frames.
+        self.publisher.wait_for_all_acked(Duration(seconds=5))
+
+    def _publish(self, frame: Frame, log_file: TextIO | None) -> None:
+        header = Header(stamp=ns_to_stamp(frame.stamp_ns), frame_id=frame.frame_id)
+        message = bytes_to_image(
+            frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian, header
+        )
+        self.publisher.publish(message)
+        if log_file:
+            line = {"number": self.published, "stamp_ns": frame.stamp_ns, "published_ns": time.monotonic_ns()}
+            log_file.write(json.dumps(line) + "\n")
+        self.published += 1
+        self.stamps_ns = (self.stamps_ns[0] if self.stamps_ns else frame.stamp_ns, frame.stamp_ns)
+
+    def _spin_until(self, due_ns: int) -> None:
+        """Serve parameter requests until a time on the `time.monotonic_ns` clock, or until stopped."""
+        while not self._stop.requested and (left_s := (due_ns - time.monotonic_ns()) * 1e-9) > 0.0:
+            if left_s > 0.003:
+                self._executor.spin_once(timeout_sec=min(left_s - 0.002, 0.1))
+            else:
+                time.sleep(left_s)
+
+    def summary(self, source: Source | None) -> str:
+        """One line: what was published."""
+        if self.stamps_ns is None:
+            return "player: published 0 frames"
+        first, last = (f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in self.stamps_ns)
+        skipped = f", {len(source.skipped)} not readable" if source and source.skipped else ""
+        return f"player: published {self.published} frames, first stamp {first}, last stamp {last}{skipped}"
+
+
+def parse_options(args: Sequence[str]) -> argparse.Namespace:
+    """Options of a command line without its ROS arguments; the names are those of the parameters."""
+    parser = argparse.ArgumentParser(prog="player", description="Publish a recording or a camera as sensor_msgs/Image.")
+    parser.add_argument("input", nargs="?", default="", help="bag, video file, folder of images, or camera index")
+    parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded (default)")
+    parser.add_argument("--loop", action="store_true", help="start over at the end; the stamps start over as well")
+    parser.add_argument("--wait-for-subscribers", type=int, default=0, metavar="N", help="start when N have come")
+    parser.add_argument("--wait-timeout-s", type=float, default=30.0, metavar="S", help="and give up after S seconds")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (default 0: never)")
+    parser.add_argument("--log", default="", metavar="FILE", help="write one JSON line per published frame")
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the process; returns its exit status."""
+    args = sys.argv if args is None else args
+    options = parse_options(remove_ros_args(args)[1:])
+    stop = process.start(args)
+    player, source = None, None
+    try:
+        player = Player(options, stop)
+        source = player.play()
+        return 0
+    except (MediaError, NoSubscriberError, ParameterException, OSError, ValueError) as error:
+        print(f"player: {error}", file=sys.stderr, flush=True)
+        return 3 if isinstance(error, NoSubscriberError) else 2
+    finally:
+        if player is not None:
+            print(player.summary(source), flush=True)
+            player.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every process of this package does at its start and end: signals, memory, log of the libraries below."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+from collections.abc import Sequence
+from types import FrameType
+
+import rclpy
+from rclpy.signals import SignalHandlerOptions
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+class StopRequest:
+    """Set by SIGINT and SIGTERM, so that a process can finish the frame in hand and say how many it had.
+
+    ROS's own handlers would close the context at once, and whatever is still to be published with it. A plain attribute,
+    because a lock taken in a signal handler can meet itself. Under `ros2 launch` Ctrl-C arrives twice; the second one
+    changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+def start(args: Sequence[str] | None) -> StopRequest:
+    """Initialise ROS with `args` (the command line, ROS arguments included) and take over the signals."""
+    stop = StopRequest()
+    keep_freed_memory()
+    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] [%(name)s]: %(message)s")
+    rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
+    return stop
+
+
+def keep_freed_memory() -> None:
+    """Let malloc reuse image-sized blocks.
+
+    By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. Does
+    nothing where the C library has no `mallopt`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
