@@ -14,7 +14,7 @@ from deq_flow_ros.equilibrium.solvers import Solver
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder
-from deq_flow_ros.model.update import UpdateOperator
+from deq_flow_ros.model.update import Gates, UpdateOperator
 from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple
 
 MIN_SIDE = 16
@@ -51,13 +51,15 @@ class Prediction:
 class FlowProblem:
     """``f(hidden, flow) -> (hidden, flow)`` for one pair of encoded images; its fixed point is the flow."""
 
-    def __init__(self, model: DEQFlow, encoding1: Encoding, encoding2: Encoding) -> None:
+    def __init__(
+        self, model: DEQFlow, encoding1: Encoding, encoding2: Encoding, gates: list[Gates] | None = None
+    ) -> None:
         a = model.architecture
         self._update = model.update_block
         self._correlation = CorrelationPyramid(
             encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius
         )
-        self._gates = model.update_block.gru.prepare(encoding1.context)
+        self._gates = model.prepare(encoding1) if gates is None else gates
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         correlation = self._correlation.lookup(flow).to(hidden.dtype)
@@ -105,9 +107,16 @@ class DEQFlow(nn.Module):
         image = (2 * (image / 255) - 1).contiguous(memory_format=torch.channels_last)
         return self.encoder(image)
 
-    def problem(self, encoding1: Encoding, encoding2: Encoding) -> FlowProblem:
-        """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1."""
-        return FlowProblem(self, encoding1, encoding2)
+    def prepare(self, encoding1: Encoding) -> list[Gates]:
+        """The part of ``problem`` that needs only the image whose pixels the flow lives on."""
+        return self.update_block.gru.prepare(encoding1.context)
+
+    def problem(self, encoding1: Encoding, encoding2: Encoding, gates: list[Gates] | None = None) -> FlowProblem:
+        """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1.
+
+        :param gates: ``prepare(encoding1)``, if it was done ahead.
+        """
+        return FlowProblem(self, encoding1, encoding2, gates)
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start: hidden state and flow zero."""

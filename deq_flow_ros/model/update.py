@@ -31,7 +31,7 @@ class MotionEncoder(nn.Module):
         return torch.cat((F.relu(self.conv(torch.cat((c, f), 1))), flow), 1)
 
 
-class _Gates(NamedTuple):
+class Gates(NamedTuple):
     """One direction of the separable GRU, prepared for a pair of images."""
 
     weight_zr: Tensor
@@ -52,7 +52,7 @@ class SeparableConvGRU(nn.Module):
             for gate in "zrq":
                 self.add_module(f"conv{gate}{suffix}", nn.Conv2d(inputs, hidden_dim, kernel, padding=padding))
 
-    def prepare(self, context: Tensor) -> list[_Gates]:
+    def prepare(self, context: Tensor) -> list[Gates]:
         """Work that does not change from one iteration to the next.
 
         Convolution is linear in its input channels, so the part of the context is computed once for a pair of images
@@ -69,10 +69,10 @@ class SeparableConvGRU(nn.Module):
             fixed = F.conv2d(context, weight[:, h:c], torch.cat((z.bias, r.bias, q.bias)), padding=padding)
             moving = torch.cat((weight[:, :h], weight[:, c:]), 1)
             moving = moving.contiguous(memory_format=torch.channels_last)
-            gates.append(_Gates(moving[: 2 * h], moving[2 * h :], fixed[:, : 2 * h], fixed[:, 2 * h :], padding))
+            gates.append(Gates(moving[: 2 * h], moving[2 * h :], fixed[:, : 2 * h], fixed[:, 2 * h :], padding))
         return gates
 
-    def forward(self, hidden: Tensor, motion: Tensor, gates: list[_Gates]) -> Tensor:
+    def forward(self, hidden: Tensor, motion: Tensor, gates: list[Gates]) -> Tensor:
         for gate in gates:
             zr = F.conv2d(torch.cat((hidden, motion), 1), gate.weight_zr, padding=gate.padding)
             z, r = torch.sigmoid(zr + gate.context_zr).chunk(2, 1)
@@ -111,7 +111,7 @@ class UpdateOperator(nn.Module):
         self.flow_head = FlowHead(hidden_dim, flow_head_dim)
 
     def forward(
-        self, hidden: Tensor, flow: Tensor, correlation: Tensor, gates: list[_Gates]
+        self, hidden: Tensor, flow: Tensor, correlation: Tensor, gates: list[Gates]
     ) -> tuple[Tensor, Tensor]:
         motion = self.encoder(correlation, flow)
         hidden = self.gru(hidden, motion, gates)

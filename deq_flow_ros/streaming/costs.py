@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages of a frame cost, learnt from the frames before, and the processing scale that follows from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+# Processing scales, each about 0.7 of the pixels' side of the one before: half the work per step.
+SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+
+
+@dataclass
+class RunningCost:
+    """Running mean of a cost in ms and of its deviation, over about the last 20 values."""
+
+    mean: float = 0.0
+    deviation: float = 0.0
+    count: int = 0
+
+    def add(self, value_ms: float) -> None:
+        """Take in one measurement."""
+        self.count += 1
+        weight = max(1 / self.count, 0.05)
+        error = value_ms - self.mean
+        self.mean += weight * error
+        # The first value says nothing of the spread; a tenth of it is a guess to start from.
+        spread = 0.1 * value_ms if self.count == 1 else abs(error)
+        self.deviation += weight * (spread - self.deviation)
+
+    @property
+    def high(self) -> float:
+        """What the next value will rarely exceed, ms."""
+        return self.mean + 3 * self.deviation
+
+
+@dataclass
+class CostModel:
+    """Costs of all stages at every scale that has been used.
+
+    A scale not used yet is estimated from the nearest one that was, by the number of pixels; the all-pairs correlation
+    by its square.
+    """
+
+    stages: dict[float, dict[str, RunningCost]] = field(default_factory=dict)
+
+    def add(self, scale: float, stage_ms: dict[str, float], iterations: int) -> None:
+        """Take in the stage times of one frame; "solve" is divided among its iterations."""
+        known = self.stages.setdefault(scale, {})
+        for name, value in stage_ms.items():
+            if name == "solve":
+                if iterations:
+                    known.setdefault("iteration", RunningCost()).add(value / iterations)
+            else:
+                known.setdefault(name, RunningCost()).add(value)
+
+    def high(self, scale: float, *names: str) -> float:
+        """The sum of the named stages' high estimates at a scale, ms; 0 for what was never measured."""
+        total = 0.0
+        for name in names:
+            measured = [s for s, stages in self.stages.items() if name in stages]
+            if measured:
+                nearest = min(measured, key=lambda s: abs(s - scale))
+                power = 4 if name == "correlate" else 2
+                total += self.stages[nearest][name].high * (scale / nearest) ** power
+        return total
+
+
+class ScaleController:
+    """Steps the processing scale down when not one iteration fits the budget, and up again when two safely would.
+
+    :param min_scale: lowest scale, in (0, 1].
+    :param patience: frames in a row that must leave room before the scale goes up, against flapping.
+    """
+
+    def __init__(self, min_scale: float, patience: int = 15) -> None:
+        self.scales = [s for s in SCALES if s >= min_scale] or [1.0]
+        if self.scales[-1] > min_scale:
+            self.scales.append(min_scale)
+        self.scale = 1.0
+        self.patience = patience
+        self._roomy = 0
+
+    def choose(self, costs: CostModel, available_ms: float) -> float:
+        """The scale for the coming frame, given the time until its deadline."""
+        index = self.scales.index(self.scale)
+        lowered = False
+        while index + 1 < len(self.scales) and self._needed(costs, self.scales[index], 1) > available_ms:
+            index += 1
+            lowered = True
+        if lowered:
+            self._roomy = 0
+        elif index > 0:
+            roomy = self._needed(costs, self.scales[index - 1], 2) <= 0.9 * available_ms
+            self._roomy = self._roomy + 1 if roomy else 0
+            if self._roomy >= self.patience:
+                index -= 1
+                self._roomy = 0
+        self.scale = self.scales[index]
+        return self.scale
+
+    @staticmethod
+    def _needed(costs: CostModel, scale: float, iterations: int) -> float:
+        fixed = costs.high(scale, "resize", "encode", "prepare", "correlate", "upsample", "output")
+        return fixed + iterations * costs.high(scale, "iteration")
+
+
+class StageClock:
+    """Times of named stages, in ms, on the device that does the work, without making it wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, object, object]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; one that occurs twice counts both."""
+        start = self._mark()
+        yield
+        self._marks.append((name, start, self._mark()))
+
+    def _mark(self) -> object:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self) -> dict[str, float]:
+        """The times; on CUDA this waits for the last stage."""
+        times: dict[str, float] = {}
+        for name, start, end in self._marks:
+            if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+                end.synchronize()
+                value = start.elapsed_time(end)
+            else:
+                value = 1e3 * (float(end) - float(start))  # type: ignore[arg-type]
+            times[name] = times.get(name, 0.0) + value
+        return times

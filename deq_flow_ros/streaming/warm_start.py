@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the fixed point of the last pair puts the start of the next."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deq_flow_ros.equilibrium import State
+
+
+def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Move every cell along its displacement, sharing it bilinearly among the four cells it lands on.
+
+    :param values: (B, C, H, W).
+    :param displacement: (B, 2, H, W) in cells, x before y.
+    :returns: the weighted mean of what landed on each cell (zero where nothing did), and the weight, (B, 1, H, W).
+    """
+    batch, channels, height, width = values.shape
+    y, x = torch.meshgrid(
+        torch.arange(height, device=values.device), torch.arange(width, device=values.device), indexing="ij"
+    )
+    # Far outside is outside: the clamp keeps the integers below finite whatever the displacement is.
+    target_x = (x + displacement[:, 0]).clamp(-2, width + 1)
+    target_y = (y + displacement[:, 1]).clamp(-2, height + 1)
+    x0, y0 = target_x.floor(), target_y.floor()
+    fx, fy = target_x - x0, target_y - y0
+    source = torch.cat((values, values.new_ones(batch, 1, height, width)), 1).flatten(2)
+    landed = torch.zeros_like(source)
+    for dx, weight_x in ((0, 1 - fx), (1, fx)):
+        for dy, weight_y in ((0, 1 - fy), (1, fy)):
+            cx, cy = (x0 + dx).long(), (y0 + dy).long()
+            inside = (cx >= 0) & (cx < width) & (cy >= 0) & (cy < height)
+            index = cy.clamp(0, height - 1) * width + cx.clamp(0, width - 1)
+            weight = (weight_x * weight_y * inside).flatten(1).unsqueeze(1).to(source.dtype)
+            landed.scatter_add_(2, index.flatten(1).unsqueeze(1).expand_as(source), source * weight)
+    landed = landed.view(batch, channels + 1, height, width)
+    weight = landed[:, -1:]
+    return landed[:, :-1] / weight.clamp_min(1e-6) * (weight > 1e-6), weight
+
+
+def carry(state: State, direction: str = "forward") -> State:
+    """The state of one pair, moved to where the next pair's pixels are.
+
+    Hidden state and flow move together: flow alone is known to fail, the cold hidden state pulls it away again.
+
+    :param state: (hidden, flow in cells) of the last pair.
+    :param direction: "forward" (flow on the earlier image's pixels: content moves by the flow) or "backward" (flow on the
+        later image's pixels, pointing back: content moves against it).
+    """
+    hidden, flow = state
+    displacement = flow if direction == "forward" else -flow
+    moved, weight = forward_warp(torch.cat((hidden.float(), flow), 1), displacement)
+    # Nothing landed on a cell that was uncovered, or that the motion brought into view: there, what stood at the same
+    # place before is a better guess than zero.
+    moved = torch.where(weight > 0.1, moved, torch.cat((hidden.float(), flow), 1))
+    hidden_moved = moved[:, :-2].to(hidden.dtype).contiguous(memory_format=torch.channels_last)
+    return hidden_moved, moved[:, -2:].contiguous()
+
+
+def rescale(state: State, size: tuple[int, int] | torch.Size, ratio: float) -> State:
+    """A state at another processing scale: ``size`` is the new (H, W) in cells, ``ratio`` new scale over old."""
+    hidden, flow = (F.interpolate(s.float(), size=tuple(size), mode="bilinear", align_corners=False) for s in state)
+    return hidden.to(state[0].dtype).contiguous(memory_format=torch.channels_last), flow * ratio
