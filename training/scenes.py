@@ -375,21 +375,27 @@ def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list
     translation[2] = -abs(translation[2]) - 0.3 if heading == "forward" else translation[2]  # points come nearer
     rotation = rng.normal(0, 1, 3) * (1, 1, 0.5) * rng.choice([0.0, 0.01, 0.1])
     shifts, turns = _schedule(rng, settings.frames), _schedule(rng, settings.frames)
-    nearest = min(min(depth for depth, _ in boards) if boards else far, focal / (size[1] - horizon) if has_ground else far)
+    nearest = min([depth for depth, _ in boards] + [focal / (size[1] - horizon) if has_ground else far])
+    # The camera may not come near to or pass through a plane, nor may things pass faster than half a frame width per frame: beyond
+    # that textures are mere smears.
+    approach = max(abs(float(plane.normal @ translation)) / abs(plane.distance) for plane in planes) * shifts[-1]
+    passing = float(np.linalg.norm(translation[:2])) * focal / (0.5 * settings.width * nearest)
+    closing = max(-translation[2], 0) * shifts[-1] / (0.6 * nearest)
+    farthest = 1 / max(approach / 0.5, passing, closing, 1e-6)
 
-    def at(plane: _Plane, shift: float, turn: float, scale: float) -> np.ndarray:
-        # The camera may not come nearer than a third of the way to anything in view.
-        reach = min(scale, 0.65 * nearest / (shifts[-1] * max(-translation[2], 1e-6)))
-        motion = _rotation(turn * min(scale, 3.0) * rotation)
-        return intrinsics @ (motion + np.outer(shift * reach * translation, plane.normal) / plane.distance) @ rays
+    def at(shift: float, turn: float, scale: float) -> list[np.ndarray]:
+        """Homographies of all planes."""
+        turned = _rotation(turn * min(scale, 3.0) * rotation)
+        moved = shift * min(scale, farthest) * translation
+        return [intrinsics @ (turned + np.outer(moved, plane.normal) / plane.distance) @ rays for plane in planes]
 
     scale = 0.1
-    for _ in range(6):
-        typical = np.median([_mean_displacement(at(plane, 1, 1, scale), plane.points) for plane in planes])
+    for _ in range(5):
+        typical = np.median([_mean_displacement(h, plane.points) for h, plane in zip(at(1, 1, scale), planes)])
         scale *= float(np.clip(magnitude / max(typical, 1e-6), 0.1, 10)) ** 0.8
+    motions = np.stack([at(p, q, scale) for p, q in zip(shifts, turns)], axis=1)  # (planes, T, 3, 3)
     layers = []
-    for plane in planes:
-        homographies = np.stack([at(plane, p, q, scale) for p, q in zip(shifts, turns)])
+    for plane, homographies in zip(planes, motions):
         if plane.outline is not None:
             layers.append(_finish(rng, settings, homographies, plane.outline, plane.centre, plane.radius, 0.0))
             continue
