@@ -86,3 +86,7 @@ class Source(abc.ABC):
 
         Raises `MediaError` when the input turns out to be unreadable while it is read.
         """
+
+    def close(self) -> None:
+        """Give back what the source holds, a camera for one; it yields no frames afterwards."""
+        return

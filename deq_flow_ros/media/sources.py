@@ -86,7 +86,7 @@ class VideoSource(Source):
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise MediaError(
-                f"{self.path} cannot be read as a video, and its name ends in none of {', '.join(sorted(BAG_SUFFIXES))}; "
+                f"{self.path} is not readable as a video, and no bag ({', '.join(sorted(BAG_SUFFIXES))}) by its name: "
                 "it is damaged, cut short or no video. Try to play it, or convert it to H.264 in .mp4"
             )
         return capture
@@ -201,4 +201,8 @@ class CameraSource(Source):
                     raise MediaError(f"camera {self.index} stopped delivering images; is it still plugged in?")
                 yield frame_from_array(image, stamp_ns, stamp_ns, f"camera_{self.index}")
         finally:
-            self.capture.release()
+            self.close()
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self.capture.release()

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the flow node said and sent, read back from a bag: one report per frame, and the account of every frame."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deq_flow_ros.media.bags import read_image, read_messages, stamp_of
+
+
+@dataclass(frozen=True)
+class FrameReport:
+    """One `~/statistics` message: what became of the frame stamped `stamp_ns`. Values are strings, as they are sent."""
+
+    stamp_ns: int
+    values: dict[str, str]
+
+    @property
+    def outcome(self) -> str:
+        """ "processed", "first" or "dropped"."""
+        return self.values.get("outcome", "")
+
+    def number(self, key: str) -> float:
+        """A value as a number; NaN where it is empty or missing."""
+        text = self.values.get(key, "")
+        return float(text) if text else float("nan")
+
+    def stamp(self, key: str) -> int | None:
+        """A value as a stamp in nanoseconds; None where it is empty or missing."""
+        text = self.values.get(key, "")
+        return int(text) if text else None
+
+    def flag(self, key: str) -> bool:
+        """A value that is "true" or "false"."""
+        return self.values.get(key) == "true"
+
+    @property
+    def forward(self) -> bool:
+        """Whether the flow leads from the previous image to this one, on the previous image's pixels."""
+        return self.values.get("direction") != "backward"
+
+    @property
+    def flow_stamp_ns(self) -> int | None:
+        """Stamp that the flow of this frame must carry: that of the image on whose pixels it lives."""
+        return self.stamp("image1_stamp_ns" if self.forward else "image2_stamp_ns")
+
+
+def report_of(message: Any) -> FrameReport:
+    """Report in a `diagnostic_msgs/DiagnosticArray`, however it was deserialized."""
+    values = {pair.key: pair.value for status in message.status for pair in status.values}
+    return FrameReport(stamp_of(message.header), values)
+
+
+def read_reports(bag: Path, topic: str) -> list[FrameReport]:
+    """All reports of a recording in the order of arrival. Raises `MediaError` where the bag cannot be read."""
+    return [report_of(message) for _, _, message in read_messages(bag, topic)]
+
+
+def read_stamps(bag: Path, topic: str) -> list[int]:
+    """Header stamps of all messages of a topic, in the order of arrival."""
+    return [stamp_of(message.header) for _, _, message in read_messages(bag, topic)]
+
+
+def read_fields(bag: Path, flow_topic: str, residual_topic: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(stamp, flow (H, W, 2) px, residual (H, W) px) of every stamp for which both were recorded, by arrival of the
+    later.
+    """
+    waiting: dict[tuple[str, int], np.ndarray] = {}
+    for topic, _, message in read_messages(bag, flow_topic, residual_topic):
+        other = residual_topic if topic == flow_topic else flow_topic
+        stamp, image = stamp_of(message.header), read_image(message)
+        partner = waiting.pop((other, stamp), None)
+        if partner is None:
+            waiting[topic, stamp] = image
+        else:
+            yield (stamp, image, partner) if topic == flow_topic else (stamp, partner, image)
+
+
+@dataclass
+class Account:
+    """Every published frame and what became of it; `problems` says in words what does not add up."""
+
+    published: int
+    received: int
+    processed: int
+    first: int
+    dropped: int
+    flow_messages: int
+    drop_reasons: dict[str, int] = field(default_factory=dict)
+    first_reasons: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return asdict(self)
+
+
+def take_account(published_ns: Sequence[int], reports: Sequence[FrameReport], flow_stamps_ns: Sequence[int]) -> Account:
+    """Hold the stamps that were published against the node's reports and against the flow that was recorded."""
+    outcomes = Counter(report.outcome for report in reports)
+    account = Account(
+        published=len(published_ns),
+        received=len(reports),
+        processed=outcomes["processed"],
+        first=outcomes["first"],
+        dropped=outcomes["dropped"],
+        flow_messages=len(flow_stamps_ns),
+        drop_reasons=dict(
+            Counter(report.values.get("reason", "") for report in reports if report.outcome == "dropped")
+        ),
+        first_reasons=dict(Counter(report.values.get("reason", "") for report in reports if report.outcome == "first")),
+    )
+    published = Counter(published_ns)
+    reported = Counter(report.stamp_ns for report in reports)
+    promised = Counter(report.flow_stamp_ns for report in reports if report.outcome == "processed")
+    sent = Counter(flow_stamps_ns)
+    _note(account, published - reported, "published, but no report says what became of them")
+    _note(account, reported - published, "reported, but never published, or reported twice")
+    _note(account, sent - promised, "flow messages whose stamp is not that of a processed frame's image")
+    _note(account, promised - sent, "processed, but their flow was not recorded")
+    unknown = set(outcomes) - {"processed", "first", "dropped"}
+    if unknown:
+        account.problems.append(f"expected the outcomes processed, first and dropped, got {sorted(unknown)} as well")
+    if "" in account.drop_reasons:
+        account.problems.append(f"{account.drop_reasons['']} frames were dropped without a reason")
+    return account
+
+
+def _note(account: Account, stamps: Counter, what: str) -> None:
+    if stamps:
+        some = ", ".join(str(stamp) for stamp in list(stamps)[:3]) + (", ..." if len(stamps) > 3 else "")
+        account.problems.append(f"{sum(stamps.values())} frames {what} (stamps in ns: {some})")
