@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from .rendering import Clip, draw_exposure, expose, render
+from .exposure import draw_exposure, expose
+from .rendering import Clip, render
 from .scenes import SceneSettings, draw_scene
 from .textures import halve, load_photographs, procedural_textures
 
@@ -23,8 +25,9 @@ __all__ = ["Clip", "ProceduralGenerator"]
 class ProceduralGenerator:
     """Endless, seeded training clips: layered moving shapes over a moving background, or a camera moving past planes.
 
-    `batch(index)` is a pure function of the settings, the seed and the index, so that training resumes at any step without stored state.
-    The scene is drawn on the CPU and comes out the same on every device; only the sensor noise is the device's own.
+    `batch(index)` is a pure function of the settings, the seed and the index, so that training resumes at any step
+    without stored state. The scene is drawn on the CPU and is the same on every device; only the sensor noise is the
+    device's own.
 
     Args:
         height, width: frame size in px, at least 16.
@@ -33,12 +36,13 @@ class ProceduralGenerator:
         textures: folder of photographs (see `load_photographs`), or None for procedural textures only.
         device: where the textures live and the clips are made.
         seed: another seed, other clips.
-        min_displacement_px, max_displacement_px: the typical displacement of background and layers between two frames is log-uniform in
-            this range (maximum: a quarter of the width unless given); single pixels may move farther.
+        min_displacement_px, max_displacement_px: the typical displacement of background and layers between two
+            frames is log-uniform in this range (maximum: a quarter of the width unless given); single pixels may move
+            farther.
         max_layers: most layers over the background, 0 to 8.
         static_share: share of clips in which nothing moves (they still differ by noise and light).
-        procedural_share: share of procedural textures when there are photographs too.
-        procedural_textures: number of different procedural patterns.
+        patterns: number of different procedural textures.
+        pattern_share: how often one of them is used when there are photographs too.
         limit_px: longer flow is marked invalid; the width unless given.
         photometric: False gives clean frames, without changes of light and colour, blur and noise.
 
@@ -47,9 +51,9 @@ class ProceduralGenerator:
 
     def __init__(
         self, height: int, width: int, *, batch_size: int, frames: int = 3, textures: str | Path | None = None,
-        device: str | torch.device = "cpu", seed: int = 0, min_displacement_px: float = 0.5, max_displacement_px: float | None = None,
-        max_layers: int = 8, static_share: float = 0.06, procedural_share: float = 0.25, procedural_textures: int = 120,
-        limit_px: float | None = None, photometric: bool = True,
+        device: str | torch.device = "cpu", seed: int = 0, min_displacement_px: float = 0.5,
+        max_displacement_px: float | None = None, max_layers: int = 8, static_share: float = 0.06, patterns: int = 120,
+        pattern_share: float = 0.25, limit_px: float | None = None, photometric: bool = True,
     ) -> None:  # fmt: skip
         max_displacement_px = width / 4 if max_displacement_px is None else max_displacement_px
         limit_px = float(width) if limit_px is None else limit_px
@@ -59,25 +63,28 @@ class ProceduralGenerator:
             ("batch_size", batch_size, batch_size >= 1, "at least 1"),
             ("frames", frames, frames >= 2, "at least 2"),
             ("seed", seed, seed >= 0, "at least 0"),
-            ("min_displacement_px", min_displacement_px, 0 < min_displacement_px < max_displacement_px, "above 0 and below the maximum"),
-            ("max_displacement_px", max_displacement_px, max_displacement_px <= width / 2, f"at most half the width, {width / 2}"),
+            ("min_displacement_px", min_displacement_px, min_displacement_px > 0, "above 0"),
+            (
+                "max_displacement_px", max_displacement_px, min_displacement_px < max_displacement_px <= width / 2,
+                f"above min_displacement_px, {min_displacement_px}, and at most half the width, {width / 2}",
+            ),
             ("max_layers", max_layers, 0 <= max_layers <= 8, "0 to 8"),
             ("static_share", static_share, 0 <= static_share <= 1, "0 to 1"),
-            ("procedural_share", procedural_share, 0 <= procedural_share <= 1, "0 to 1"),
-            ("procedural_textures", procedural_textures, procedural_textures >= 1, "at least 1"),
+            ("patterns", patterns, patterns >= 1, "at least 1"),
+            ("pattern_share", pattern_share, 0 <= pattern_share <= 1, "0 to 1"),
             ("limit_px", limit_px, limit_px > 0, "above 0"),
         ):
-            if not ok:
+            if not ok:  # also catches NaN
                 raise ValueError(f"{name}: expected {expected}, got {value}")
         self.batch_size, self.seed, self.limit_px, self.photometric = batch_size, seed, limit_px, photometric
         self.device = torch.device(device)
-        patterns = _procedural(procedural_textures, seed)
-        photographs = load_photographs(textures) if textures is not None else patterns[:0]
-        full = torch.cat([photographs, patterns]).to(self.device)
+        drawn = procedural_textures(patterns, seed)
+        photographs = load_photographs(textures) if textures is not None else drawn[:0]
+        full = torch.cat([photographs, drawn]).to(self.device)
         self._banks = [full, halve(full)]
         self.settings = SceneSettings(
             height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,
-            len(photographs), procedural_textures, procedural_share,
+            len(photographs), patterns, pattern_share,
         )  # fmt: skip
 
     def batch(self, index: int) -> Clip:
@@ -95,15 +102,15 @@ class ProceduralGenerator:
         at_once = 1 if self.device.type == "cpu" else self.batch_size
         parts = []
         for start in range(0, self.batch_size, at_once):
-            part = render(scenes[start:start + at_once], self._banks, self.settings.height, self.settings.width, self.limit_px)
+            some = slice(start, start + at_once)
+            part = render(scenes[some], self._banks, self.settings.height, self.settings.width, self.limit_px)
             if self.photometric:
-                part.images = expose(part.images, exposures[start:start + at_once], noise)
+                part.images = expose(part.images, exposures[some], noise)
             parts.append(part)
-        return Clip(*(torch.cat([getattr(part, name) for part in parts]) for name in ("images", "flow", "occluded", "valid")))
-
-
-# The class has a keyword of the same name as the function.
-_procedural = procedural_textures
+        return Clip(
+            images=torch.cat([part.images for part in parts]), flow=torch.cat([part.flow for part in parts]),
+            occluded=torch.cat([part.occluded for part in parts]), valid=torch.cat([part.valid for part in parts]),
+        )  # fmt: skip
 
 
 def _flow_picture(flow: np.ndarray) -> np.ndarray:
@@ -118,7 +125,8 @@ def _flow_picture(flow: np.ndarray) -> np.ndarray:
 def contact_sheet(clip: Clip) -> np.ndarray:
     """One row per clip, (rows, columns, 3) uint8 RGB: all frames, then flow and occlusion of the first pair."""
     rows = []
-    for images, flow, occluded in zip(clip.images.cpu().numpy(), clip.flow.cpu().numpy(), clip.occluded.cpu().numpy()):
+    for i in range(len(clip.images)):
+        images, flow, occluded = (whole[i].cpu().numpy() for whole in (clip.images, clip.flow, clip.occluded))
         pictures = [frame.transpose(1, 2, 0).astype(np.uint8) for frame in images]
         colour = _flow_picture(flow[0])
         text = f"{np.hypot(*flow[0]).mean():.1f} px"
@@ -132,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write contact sheets of the generator's clips."""
     parser = argparse.ArgumentParser(prog="python -m training.generator", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the sheets, made if missing")
-    parser.add_argument("--clips", type=int, default=8, help="number of clips (default 8), eight to a sheet")
+    parser.add_argument("--clips", type=int, default=8, help="number of clips (default 8), in full sheets of eight")
     parser.add_argument("--textures", type=Path, help="folder of photographs; default: procedural textures only")
     parser.add_argument("--height", type=int, default=128, help="frame height in px (default 128)")
     parser.add_argument("--width", type=int, default=192, help="frame width in px (default 192)")
@@ -142,12 +150,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--clips: expected at least 1, got {options.clips}")
     try:
         generator = ProceduralGenerator(
-            options.height, options.width, batch_size=min(8, options.clips), textures=options.textures, seed=options.seed
-        )
+            options.height, options.width, batch_size=min(8, options.clips), textures=options.textures,
+            seed=options.seed,
+        )  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
-    for index in range(-(-options.clips // generator.batch_size)):
+    for index in range(math.ceil(options.clips / generator.batch_size)):
         path = options.out / f"clips_{index:03d}.png"
         sheet = contact_sheet(generator.batch(index))
         if not cv2.imwrite(str(path), sheet[:, :, ::-1]):

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the scenes of `scenes` with batched tensor operations: frames, exact flow, occlusion, and the camera's imperfections."""
+"""Draws the scenes of `scenes` with batched tensor operations: frames, exact flow, occlusion."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .scenes import MAX_LIPSCHITZ, Layer, Shape
+from .appearance import Shape
+from .motion import MAX_LIPSCHITZ
+from .scenes import Layer
 
 MIN_DEPTH_RATIO = 0.02  # points with less are at or behind the camera
 INVERSION_ERROR_PX = 0.005
@@ -21,7 +23,7 @@ class Clip:
     """Frames and what is known about them. B clips of T frames of H x W px."""
 
     images: torch.Tensor  # (B, T, 3, H, W) float32, RGB 0..255
-    flow: torch.Tensor  # (B, T - 1, 2, H, W) float32 px: from frame t to t + 1, on frame t's pixels, also where occluded
+    flow: torch.Tensor  # (B, T - 1, 2, H, W) float32 px: frame t to t + 1, on frame t's pixels, also where occluded
     occluded: torch.Tensor  # (B, T - 1, H, W) bool: not visible in frame t + 1, or outside it
     valid: torch.Tensor  # (B, T - 1, H, W) bool: the flow is defined and shorter than the limit
 
@@ -43,7 +45,7 @@ class _Canvas:
         return slice(None) if len(chosen) == count else torch.tensor(chosen, device=self.device)
 
     def project(self, homographies: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map all pixels by (n, T, 3, 3): x, y and the reciprocal denominator (which is 0 behind the camera), each (n, T, H, W)."""
+        """Map all pixels by (n, T, 3, 3): x, y and the reciprocal depth (0: behind the camera), each (n, T, H, W)."""
         h = self.tensor(homographies).flatten(2)[..., None, None]  # (n, T, 9, 1, 1)
         # On a regular grid a row term plus a column term is all there is: one full-size addition per component.
         across, down, depth = ((h[:, :, i] * self.x) + (h[:, :, i + 1] * self.y + h[:, :, i + 2]) for i in (0, 3, 6))
@@ -56,14 +58,16 @@ class _Canvas:
 
 
 def _window(layers: Sequence[Layer], height: int, width: int) -> tuple[int, int, int, int]:
-    """The part of the frame that any of the layers may touch in any frame: left, top, right, bottom; empty if right <= left or bottom
-    <= top."""
-    if not all(np.isfinite(layer.box).all() for layer in layers):
+    """The part of the picture that any of the layers may touch in any frame: left, top, right, bottom.
+
+    It is empty if right <= left or bottom <= top.
+    """
+    if not all(np.isfinite(layer.outline.box).all() for layer in layers):
         return 0, 0, width, height
     lows, highs = [], []
     for layer in layers:
         reach = np.abs(layer.waves[:, :2]).sum(0) if layer.elastic else 0.0
-        low, high = layer.box[0] - reach - 1, layer.box[1] + reach + 1
+        low, high = layer.outline.box[0] - reach - 1, layer.outline.box[1] + reach + 1
         corners = np.array([(x, y, 1) for x in (low[0], high[0]) for y in (low[1], high[1])])
         mapped = corners @ layer.homographies.transpose(0, 2, 1)  # (T, 4, 3)
         if mapped[..., 2].min() < MIN_DEPTH_RATIO:
@@ -97,7 +101,7 @@ def render(
         colours, alpha, motion = _draw(layers, banks, canvas)
         on_top = alpha > 0.5
         index = canvas.select(members, n)
-        image_view, flow_view, identity_view = (whole[..., top:bottom, left:right] for whole in (images, flow, identity))
+        image_view, flow_view, identity_view = (x[..., top:bottom, left:right] for x in (images, flow, identity))
         image_view[index] = image_view[index].lerp(colours, alpha.unsqueeze(2))
         flow_view[index] = torch.where(on_top[:, :-1].unsqueeze(2), motion, flow_view[index])
         identity_view[index] = identity_view[index].masked_fill(on_top, level)
@@ -129,21 +133,23 @@ def _draw(
         next_y[index] = (h[:, :, 3] * bent_x + h[:, :, 4] * bent_y + h[:, :, 5]) / depth
     flow = torch.stack([next_x.sub_(canvas.x), next_y.sub_(canvas.y)], dim=2)
 
-    # Canonical px per frame px, the square root of the Jacobian's determinant, turns distances into frame px for the soft edge.
+    # The soft edge is one frame px wide; canonical px per frame px are the square root of the Jacobian's determinant.
     areas = np.abs(np.linalg.det(inverses)) ** 0.5
     alpha = torch.ones_like(x)
     for shape, function in _OUTLINES.items():
-        chosen = [i for i, layer in enumerate(layers) if layer.shape == shape]
+        chosen = [i for i, layer in enumerate(layers) if layer.outline.shape == shape]
         if chosen:
             index = canvas.select(chosen, n)
-            parameters = canvas.tensor([layers[i].shape_parameters for i in chosen])[..., None, None, None]
+            parameters = canvas.tensor([layers[i].outline.parameters for i in chosen])[..., None, None, None]
             distance = function(x[index], y[index], parameters.unbind(1))
             unit = canvas.tensor(areas[chosen])[..., None, None] * reciprocal[index] * reciprocal[index].sqrt()
             alpha[index] = (0.5 - distance / unit.clamp_min_(1e-6)).clamp_(0, 1).masked_fill_(reciprocal[index] == 0, 0)
     return _paint(layers, x, y, banks, canvas), alpha, flow
 
 
-def _bend(x: torch.Tensor, y: torch.Tensor, waves: torch.Tensor, gains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _bend(
+    x: torch.Tensor, y: torch.Tensor, waves: torch.Tensor, gains: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """c + e_t(c) for coordinates (n, T, H, W), waves (n, K, 5), gains (n, T)."""
     new_x, new_y = x, y
     for wave in waves.unbind(1):
@@ -175,15 +181,15 @@ def _paint(
     n, frames, height, width = x.shape
     sampled = torch.empty(n, 3, frames * height, width, device=canvas.device)
     for halvings, bank in enumerate(banks):
-        chosen = [i for i, layer in enumerate(layers) if layer.halvings == halvings]
+        chosen = [i for i, layer in enumerate(layers) if layer.texture.halvings == halvings]
         if not chosen:
             continue
         index = canvas.select(chosen, n)
-        textures = bank[torch.tensor([layers[i].texture for i in chosen], device=canvas.device)].float()
+        textures = bank[torch.tensor([layers[i].texture.index for i in chosen], device=canvas.device)].float()
         # From texture px (counted at full size) to -1..1.
         rows, columns = textures.shape[2:]
         to_unit = 2.0 ** (1 - halvings) / np.array([[columns - 1], [rows - 1]])
-        maps = np.stack([layers[i].texture_map for i in chosen]) * to_unit - np.array([[0, 0, 1]])
+        maps = np.stack([layers[i].texture.placement for i in chosen]) * to_unit - np.array([[0, 0, 1]])
         m = canvas.tensor(maps).flatten(1)[..., None, None, None]
         grid = torch.empty(len(chosen), frames, height, width, 2, device=canvas.device)
         torch.add(m[:, 0] * x[index] + m[:, 2], m[:, 1] * y[index], out=grid[..., 0])
@@ -191,12 +197,12 @@ def _paint(
         sampled[index] = F.grid_sample(
             textures, grid.flatten(1, 2), mode="bilinear", padding_mode="reflection", align_corners=True
         )
-    colour = canvas.tensor([layer.colour for layer in layers])
+    colour = canvas.tensor([layer.texture.colour for layer in layers])
     painted = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], sampled.flatten(2)).clamp_(0, 255)
     return painted.view(n, 3, frames, height, width).transpose(1, 2)
 
 
-# Outlines: signed distance in canonical px, negative inside, of coordinates (n, T, H, W); parameters: 24 of (n, 1, 1, 1).
+# Outlines: signed distance in canonical px, negative inside, of coordinates (n, T, H, W); 24 parameters (n, 1, 1, 1).
 
 
 def _local(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,8 +213,10 @@ def _local(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> tuple
 
 
 def _blob(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> torch.Tensor:
-    """An ellipse with radii p[3], p[4], its radius modulated by 4 harmonics p[6:14]; p[5]: relative radius of a hole. The distance is
-    exact to first order for ellipses."""
+    """An ellipse with radii p[3], p[4], its radius modulated by 4 harmonics p[6:14]; p[5]: relative radius of a hole.
+
+    The distance is exact to first order for ellipses.
+    """
     u, v = _local(x, y, p)
     u, v = u / p[3], v / p[4]
     radius = (u * u + v * v).sqrt_().clamp_min_(1e-4)
@@ -231,7 +239,7 @@ def _polygon(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> tor
 
 
 def _bars(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parallel bars within a box of half extents p[3], p[4]; period p[5], half thickness p[6]; p[7] = 1: crossing bars as well."""
+    """Bars in a box of half extents p[3], p[4]; period p[5], half thickness p[6]; p[7] = 1: crossing bars as well."""
     u, v = _local(x, y, p)
     distance = (torch.remainder(u / p[5] + 0.5, 1) - 0.5).abs() * p[5]
     crossing = (torch.remainder(v / p[5] + 0.5, 1) - 0.5).abs() * p[5]
@@ -243,13 +251,16 @@ _OUTLINES = {Shape.BLOB: _blob, Shape.POLYGON: _polygon, Shape.BARS: _bars}
 
 
 def _occluded(flow: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-    """Where the target lies outside frame t + 1, or another layer covers any of the pixels around it there; (n, T - 1, H, W) bool."""
+    """Where the target lies outside frame t + 1, or another layer covers any of the pixels around it there.
+
+    From flow (n, T - 1, 2, H, W) and visible layers (n, T, H, W); returns (n, T - 1, H, W) bool.
+    """
     height, width = identity.shape[2:]
     canvas = _Canvas((0, 0, width, height), flow.device)
     x, y = canvas.x + flow[:, :, 0], canvas.y + flow[:, :, 1]
     hidden = ~((x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1))
-    # A target on a pixel centre has one neighbour, not four: static scenes have no occlusion. NaN and infinity are hidden already.
-    x, y = x.nan_to_num(0).clamp(0, width - 1), y.nan_to_num(0).clamp(0, height - 1)
+    # A target on a pixel centre has one neighbour, not four: static scenes have no occlusion.
+    x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
     left, right = (x + 0.01).floor().long(), (x - 0.01).ceil().long()
     above, below = (y + 0.01).floor().long() * width, (y - 0.01).ceil().long() * width
     target, here = identity[:, 1:].flatten(2), identity[:, :-1]
@@ -257,78 +268,3 @@ def _occluded(flow: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
         for column in (left, right):
             hidden |= target.gather(2, (row + column).flatten(2)).view_as(here) != here
     return hidden
-
-
-# ---------------------------------------------------------------- the camera
-
-
-@dataclass
-class Exposure:
-    """Imperfections of n clips of T frames, drawn with `scenes`-like reproducibility by `draw_exposure`; all optional ones per clip."""
-
-    colour: np.ndarray  # (T, 3, 4)
-    gamma: np.ndarray | None  # (T,)
-    light: np.ndarray | None  # (T, 4, 6): log gain at the knots of a smooth field
-    blur: np.ndarray | None  # (T, 7, 7) kernels
-    noise: np.ndarray  # (T,) standard deviation in grey levels
-
-
-def draw_exposure(rng: np.random.Generator, frames: int) -> Exposure:
-    """Draw photometric changes between the frames of a clip, blur and noise."""
-    strength = rng.choice([0.0, 0.3, 1.0])  # most cameras change little from frame to frame, some a lot
-    luma = np.array([0.299, 0.587, 0.114])
-    drift = rng.normal(0, 1, (frames, 6))
-    colour = np.empty((frames, 3, 4))
-    for t, d in enumerate(drift):
-        contrast, saturation = np.exp(0.12 * strength * d[0]), 1 + 0.15 * strength * d[1]
-        gains = contrast * np.exp(0.04 * strength * d[2:5])
-        colour[t, :, :3] = gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * luma)
-        colour[t, :, 3] = 118 * (1 - contrast) + 12 * strength * d[5]
-    gamma = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.05 * strength, frames)) if rng.random() < 0.4 else None
-    light = None
-    if rng.random() < 0.35:  # uneven light that moves, and not with the scene
-        light = rng.normal(0, 0.15, (4, 6)) + rng.normal(0, 0.1, (frames, 4, 6)) * rng.random()
-    blur = None
-    if rng.random() < 0.3:
-        blur = np.tile(_blur_kernel(rng), (frames, 1, 1))
-    noise = np.full(frames, np.exp(rng.uniform(np.log(0.5), np.log(10)))) if rng.random() < 0.7 else np.zeros(frames)
-    return Exposure(colour, gamma, light, blur, noise)
-
-
-def _blur_kernel(rng: np.random.Generator) -> np.ndarray:
-    """A 7 x 7 kernel: Gaussian (out of focus), or now and then a line (motion)."""
-    ys, xs = np.mgrid[-3:4, -3:4]
-    if rng.random() < 0.7:
-        kernel = np.exp(-(xs**2 + ys**2) / (2 * rng.uniform(0.4, 1.3) ** 2))
-    else:
-        angle, half = rng.uniform(0, np.pi), rng.uniform(0.5, 3)
-        along, across = np.cos(angle) * xs + np.sin(angle) * ys, np.cos(angle) * ys - np.sin(angle) * xs
-        kernel = np.clip(half + 0.5 - np.abs(along), 0, 1) * np.clip(1 - np.abs(across), 0, 1)
-    return kernel / kernel.sum()
-
-
-def expose(images: torch.Tensor, exposures: Sequence[Exposure], generator: torch.Generator) -> torch.Tensor:
-    """Photometric changes, blur and noise on (n, T, 3, H, W); returns new images, clamped to 0..255."""
-    n, frames, _, height, width = images.shape
-    device = images.device
-
-    def tensor(values: object) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(device)
-
-    images = images.clone()
-    for i, exposure in enumerate(exposures):
-        if exposure.blur is not None:
-            kernels = tensor(exposure.blur).repeat_interleave(3, 0).unsqueeze(1)
-            padded = F.pad(images[i].reshape(1, frames * 3, height, width), (3, 3, 3, 3), mode="replicate")
-            images[i] = F.conv2d(padded, kernels, groups=frames * 3).view_as(images[i])
-        if exposure.light is not None:
-            knots = tensor(exposure.light).unsqueeze(1)
-            images[i] *= F.interpolate(knots, size=(height, width), mode="bicubic", align_corners=True).exp_()
-        if exposure.gamma is not None:
-            images[i] = (images[i].clamp_(0, 255) / 255).pow_(tensor(exposure.gamma)[:, None, None, None]) * 255
-    colour = tensor([exposure.colour for exposure in exposures]).flatten(0, 1)
-    images = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], images.view(n * frames, 3, height * width))
-    images = images.view(n, frames, 3, height, width)
-    sigma = tensor([exposure.noise for exposure in exposures])[..., None, None, None]
-    images += sigma * torch.randn(images.shape, generator=generator, device=device)
-    return images.clamp_(0, 255)

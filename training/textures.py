@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
     """Read the photographs in `folder` and below it into one (N, 3, 320, 480) uint8 RGB tensor.
 
-    Each is scaled (area filter, so without aliasing) until it just covers the texture size and cropped at its centre; portraits are
-    turned by a quarter first, since a crop would waste half of them. Beyond `limit` pictures an even selection is
-    taken, and a warning says so: 2000 pictures take 0.9 GB.
+    Each is scaled (area filter, so without aliasing) until it just covers the texture size, and cropped at its centre;
+    portraits are turned by a quarter first, since a crop would waste half of them. Beyond `limit` pictures an even
+    selection is taken, and a warning says so: 2000 pictures take 0.9 GB.
 
     Raises FileNotFoundError if the folder is missing, ValueError if no picture in it can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"texture folder {str(folder)!r} does not exist; give a folder of photographs, or textures=None to train on procedural "
-            "textures only"
+            f"texture folder {str(folder)!r} does not exist; give a folder of photographs, or textures=None for "
+            "procedural textures only"
         )
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOGRAPH_SUFFIXES)
     if len(paths) > limit:
@@ -48,19 +48,20 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
     if not photographs:
         found = f"none of its {len(paths)} picture files can be read" if paths else "it holds no picture files"
         raise ValueError(
-            f"texture folder {str(folder)!r}: {found}; expected photographs ({', '.join(PHOTOGRAPH_SUFFIXES)}), or textures=None for "
-            "procedural textures only"
+            f"texture folder {str(folder)!r}: {found}; expected photographs ({', '.join(PHOTOGRAPH_SUFFIXES)}), or "
+            "textures=None for procedural textures only"
         )
     if unreadable:
-        logger.warning("texture folder %s: skipped %d unreadable pictures, first %s", folder, len(unreadable), unreadable[0])
+        logger.warning("texture folder %s: skipped %d unreadable, first %s", folder, len(unreadable), unreadable[0])
     return _stack(photographs)
 
 
 def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
     """Make `count` patterns as one (count, 3, 320, 480) uint8 RGB tensor, a pure function of (count, seed).
 
-    In turn: dead leaves (overlapping shapes with power-law sizes, whose statistics come close to those of natural images: Lee, Mumford,
-    Huang, IJCV 2001), multi-octave noise, repeated patterns (checkers, stripes, dots, bricks), and near-flat gradients.
+    In turn: dead leaves (overlapping shapes with power-law sizes, whose statistics come close to those of natural
+    images: Lee, Mumford, Huang, IJCV 2001), multi-octave noise, repeated patterns (checkers, stripes, dots, bricks), and
+    near-flat gradients.
     """
     makers = (_dead_leaves, _noise_texture, _repeated_pattern, _dead_leaves, _noise_texture, _near_flat)
     rng = np.random.default_rng([seed, 0x7E7])
@@ -68,7 +69,7 @@ def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def halve(textures: torch.Tensor) -> torch.Tensor:
-    """Halve (N, 3, H, W) uint8 textures in both directions by averaging; pixel i of the result covers pixels 2 i and 2 i + 1."""
+    """Halve (N, 3, H, W) uint8 textures in both directions by averaging 2 x 2 pixels."""
     return torch.cat([F.avg_pool2d(part.float(), 2).round_().byte() for part in textures.split(32)])
 
 
@@ -105,7 +106,8 @@ def _noise(rng: np.random.Generator, coarsest: int, octaves: int, roughness: flo
         if cells > width:
             break
         grid = rng.standard_normal((max(2, cells * height // width), cells, channels)).astype(np.float32)
-        field += roughness**octave * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC).reshape(field.shape)
+        finer = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        field += roughness**octave * finer.reshape(field.shape)
     return (field - field.mean()) / (field.std() + 1e-6)
 
 
@@ -159,7 +161,8 @@ def _repeated_pattern(rng: np.random.Generator) -> np.ndarray:
         wave = np.cos(2 * np.pi * xs / period_x) + np.cos(2 * np.pi * ys / period_x) - rng.uniform(0.2, 1.4)
     else:  # bricks: every second row is shifted by half a brick
         shift = np.floor(ys / period_y) % 2 * 0.5
-        wave = np.minimum(np.abs(np.sin(np.pi * (xs / (2 * period_y) + shift))), np.abs(np.sin(np.pi * ys / period_y))) - 0.15
+        upright = np.abs(np.sin(np.pi * (xs / (2 * period_y) + shift)))
+        wave = np.minimum(upright, np.abs(np.sin(np.pi * ys / period_y))) - 0.15
     mix = np.clip(0.5 + 0.5 * sharpness * wave, 0, 1)[:, :, None]
-    flaws = rng.choice([0.0, 3.0, 12.0]) * _noise(rng, 12, 5, 0.8)  # perfectly periodic walls exist, but most have some dirt
+    flaws = rng.choice([0.0, 3.0, 12.0]) * _noise(rng, 12, 5, 0.8)  # perfect repetition exists, but most has some dirt
     return _colour(rng) * mix + _colour(rng) * (1 - mix) + flaws

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random outlines, and textures with their placement and colours, for the procedural generator's layers."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from .motion import log_uniform, pick, sign
+from .textures import TEXTURE_SIZE
+
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+MEAN_LEVEL = 118  # of natural photographs
+
+
+class Shape(IntEnum):
+    """Kinds of outline; `rendering` has a function for each that says what the parameters mean."""
+
+    EVERYTHING = 0
+    BLOB = 1
+    POLYGON = 2
+    BARS = 3
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Where a layer is, in canonical coordinates (px of frame 0)."""
+
+    shape: Shape
+    parameters: np.ndarray  # (24,)
+    box: np.ndarray  # (2, 2): smallest and largest x, y; infinite if there are no bounds
+
+
+_UNBOUNDED = np.array([[-np.inf, -np.inf], [np.inf, np.inf]])
+EVERYTHING = Outline(Shape.EVERYTHING, np.zeros(24), _UNBOUNDED)
+
+
+def polygon(planes: np.ndarray, box: np.ndarray = _UNBOUNDED) -> Outline:
+    """The intersection of at most 8 half-planes (N, 3): inside where a x + b y + c <= 0."""
+    parameters = np.tile([0.0, 0.0, -1e6], 8)  # the unused ones hold everywhere
+    planes = planes / np.linalg.norm(planes[:, :2], axis=1, keepdims=True)  # so that this is the distance in px
+    parameters[: planes.size] = planes.reshape(-1)
+    return Outline(Shape.POLYGON, parameters, box)
+
+
+def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarray, radius: float) -> Outline:
+    """A random outline of about `radius` px around `centre` (x, y in px).
+
+    A blob, at times with a hole, a convex polygon, or thin bars: a pole, a fence, a grid.
+    """
+    kind = pick(rng, {"blob": 0.46, "polygon": 0.36, "bars": 0.18})
+    angle, aspect = rng.uniform(0, np.pi), log_uniform(rng, 0.35, 1)
+    if kind == "polygon":
+        corners = int(rng.integers(3, 8))
+        angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners) + rng.random()) / corners
+        ellipse = np.stack([np.cos(angles), aspect * np.sin(angles)], axis=1)  # whose points make a convex polygon
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        points = centre + 1.3 * radius * ellipse @ turn
+        edges = np.roll(points, -1, axis=0) - points
+        normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
+        planes = np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1)
+        return polygon(planes, np.stack([points.min(0), points.max(0)]))
+    parameters = np.zeros(24)
+    if kind == "blob":
+        decay = np.array([1, 1, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
+        harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)
+        hole = rng.uniform(0.25, 0.6) * (rng.random() < 0.15)
+        longest = radius / np.sqrt(aspect)
+        parameters[:14] = [*centre, angle, longest, radius * np.sqrt(aspect), hole, *harmonics]
+        reach = longest * (1 + np.hypot(harmonics[::2], harmonics[1::2]).sum())
+        return Outline(Shape.BLOB, parameters, np.stack([centre - reach, centre + reach]))
+    # Bars: one pole, a fence, or a grid, 1 to 4 px thick (in proportion in frames wider than 400 px).
+    thickness = log_uniform(rng, 1, 4) * max(1.0, frame_width / 400)
+    single, crossing = pick(rng, {(True, False): 0.5, (False, False): 0.3, (False, True): 0.2})
+    period = 1e5 if single else log_uniform(rng, 3, 8) * thickness
+    length, breadth = 2 * radius, radius
+    parameters[:8] = [*centre, angle, breadth, length, period, thickness / 2, crossing]
+    reach = np.hypot(length, breadth)
+    return Outline(Shape.BARS, parameters, np.stack([centre - reach, centre + reach]))
+
+
+@dataclass(frozen=True)
+class Texture:
+    """What a layer is painted with."""
+
+    index: int  # in the bank
+    halvings: int  # how many times it is halved in size before use
+    placement: np.ndarray  # (2, 3), canonical px -> px of the texture before it is halved
+    colour: np.ndarray  # (3, 4): linear map of the texture's RGB, and offset
+
+
+def draw_texture(
+    rng: np.random.Generator, photographs: int, patterns: int, pattern_share: float, centre: np.ndarray
+) -> Texture:
+    """Choose one of `photographs` textures, or with probability `pattern_share` one of the `patterns` after them.
+
+    Its middle comes to lie near `centre` (x, y in px).
+    """
+    pattern = photographs == 0 or rng.random() < pattern_share
+    index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)
+    # At most 1.1 texels per frame px keep bilinear sampling free of aliasing; coarser use goes through halving.
+    halvings = int(rng.random() < 0.35)
+    step = log_uniform(rng, 0.5, 1.1) * 2**halvings
+    angle = rng.uniform(0, 2 * np.pi) if pattern or rng.random() < 0.2 else rng.normal(0, 0.1)
+    cos, sin = step * np.cos(angle), step * np.sin(angle)
+    linear = np.array([[cos, -sin], [sin, cos]]) * np.array([[sign(rng)], [1]])
+    height, width = TEXTURE_SIZE
+    target = rng.uniform(0.2, 0.8, 2) * (width, height)
+    placement = np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
+
+    saturation = rng.uniform(0.2, 1.3)
+    gains = np.exp(rng.normal(0, 0.12, 3))
+    contrast = log_uniform(rng, 0.05, 0.4) if rng.random() < 0.12 else rng.uniform(0.6, 1.3)
+    linear = contrast * gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
+    middle = rng.uniform(85, 165) if contrast > 0.5 else rng.uniform(30, 225)
+    offset = middle - contrast * MEAN_LEVEL * gains
+    colour = np.concatenate([linear, offset[:, None]], axis=1)
+    return Texture(int(index), halvings, placement, colour)
