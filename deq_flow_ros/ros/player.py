@@ -116,7 +116,7 @@ class Player(Node):
         return self.get_parameter(name).value
 
     def play(self) -> Source:
-        """Publish everything, or until stopped. Raises `MediaError`, `NoSubscriberError`; ValueError for a wrong rate."""
+        """Publish everything, or until stopped. Raises `MediaError`, `NoSubscriberError`, ValueError for a bad rate."""
         rate = self.option("rate")
         if not 0.0 < rate < float("inf"):
             raise ValueError(f"expected a rate above 0, got {rate}")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The account of every frame received: one `diagnostic_msgs/DiagnosticArray` each, with that frame's header."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+from deq_flow_ros.ros.convert import stamp_to_ns
+
+if TYPE_CHECKING:
+    from deq_flow_ros.streaming import FlowInfo
+
+STATUS_NAME = "deq_flow_ros: flow"
+
+
+@dataclass
+class Counters:
+    """Frames since the node was configured; those received are processed, first, dropped, or still in hand.
+
+    Those lost never reached the node: the middleware dropped them on the way.
+    """
+
+    received: int = 0
+    processed: int = 0
+    first: int = 0
+    dropped: int = 0
+    lost: int = 0
+
+
+class FrameAccounts:
+    """Counts frames by outcome and words the account of each. Callable from any thread.
+
+    The values of an account are described in `docs/topics.md`.
+    """
+
+    def __init__(self, device: str, direction: str) -> None:
+        self._device = device
+        self._direction = direction
+        self._lock = threading.Lock()
+        self._counters = Counters()
+
+    def received(self, lost_before: int) -> None:
+        """A frame came in, after some that were lost in the middleware."""
+        with self._lock:
+            self._counters.received += 1
+            self._counters.lost += lost_before
+
+    def first(self, header: Header, reason: str) -> DiagnosticArray:
+        """The frame starts a stream, so there is no pair yet; `reason` says why it starts."""
+        return self._account(header, "first", f"stream starts: {reason}", {"reason": reason})
+
+    def dropped(self, header: Header, reason: str) -> DiagnosticArray:
+        """The frame gave no flow and takes no part in that of others."""
+        return self._account(header, "dropped", f"dropped: {reason}", {"reason": reason}, DiagnosticStatus.WARN)
+
+    def processed(self, header: Header, info: FlowInfo, stage_ms: Mapping[str, float]) -> DiagnosticArray:
+        """The frame gave flow; `stage_ms` are the node's own stages, beside those of the estimator."""
+        level = DiagnosticStatus.OK
+        message = f"{info.iterations} iterations, {info.residual_px:.3f} px residual, {info.latency_ms:.1f} ms"
+        if info.over_budget:
+            level, message = DiagnosticStatus.WARN, f"over the budget of {info.budget_ms:g} ms: {message}"
+        if info.stop_reason == "diverged":
+            level, message = DiagnosticStatus.ERROR, f"the solver diverged: {message}"
+        values = {
+            "image1_stamp_ns": str(info.previous_stamp_ns),
+            "iterations": str(info.iterations),
+            "stop_reason": info.stop_reason,
+            "warm": _boolean(info.warm),
+            "residual_px": f"{info.residual_px:.6g}",
+            "reset_reason": info.reset_reason or "",
+            "scale": f"{info.scale:.6g}",
+            "latency_ms": f"{info.latency_ms:.3f}",
+            "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
+            "over_budget": _boolean(info.over_budget),
+            **{f"stage_{name}_ms": f"{value:.3f}" for name, value in {**info.stage_ms, **stage_ms}.items()},
+        }
+        return self._account(header, "processed", message, values, level)
+
+    def _account(
+        self,
+        header: Header,
+        outcome: str,
+        message: str,
+        values: Mapping[str, str],
+        level: bytes = DiagnosticStatus.OK,
+    ) -> DiagnosticArray:
+        pairs = {
+            "outcome": outcome,
+            "reason": "",
+            "image1_stamp_ns": "",
+            "image2_stamp_ns": str(stamp_to_ns(header.stamp)),
+            "direction": self._direction,
+            **values,
+        }
+        with self._lock:
+            setattr(self._counters, outcome, getattr(self._counters, outcome) + 1)
+            pairs.update({f"frames_{name}": str(value) for name, value in vars(self._counters).items()})
+        status = DiagnosticStatus(level=level, name=STATUS_NAME, hardware_id=self._device, message=message)
+        status.values = [KeyValue(key=key, value=value) for key, value in pairs.items()]
+        return DiagnosticArray(header=header, status=[status])
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
