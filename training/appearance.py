@@ -101,7 +101,7 @@ def draw_texture(
     index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)
     # At most 1.1 texels per frame px keep bilinear sampling free of aliasing; coarser use goes through halving.
     halvings = int(rng.random() < 0.35)
-    step = log_uniform(rng, 0.5, 1.1) * 2**halvings
+    step = log_uniform(rng, 0.55, 1.1) * 2**halvings
     angle = rng.uniform(0, 2 * np.pi) if pattern or rng.random() < 0.2 else rng.normal(0, 0.1)
     cos, sin = step * np.cos(angle), step * np.sin(angle)
     linear = np.array([[cos, -sin], [sin, cos]]) * np.array([[sign(rng)], [1]])

@@ -17,7 +17,7 @@ import torch
 from .exposure import draw_exposure, expose
 from .rendering import Clip, render
 from .scenes import SceneSettings, draw_scene
-from .textures import halve, load_photographs, procedural_textures
+from .textures import TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
 __all__ = ["Clip", "ProceduralGenerator"]
 
@@ -78,9 +78,8 @@ class ProceduralGenerator:
                 raise ValueError(f"{name}: expected {expected}, got {value}")
         self.batch_size, self.seed, self.limit_px, self.photometric = batch_size, seed, limit_px, photometric
         self.device = torch.device(device)
-        drawn = procedural_textures(patterns, seed)
-        photographs = load_photographs(textures) if textures is not None else drawn[:0]
-        full = torch.cat([photographs, drawn]).to(self.device)
+        photographs = load_photographs(textures) if textures is not None else torch.empty(0, 3, *TEXTURE_SIZE).byte()
+        full = torch.cat([photographs, procedural_textures(patterns, seed)]).to(self.device)
         self._banks = [full, halve(full)]
         self.settings = SceneSettings(
             height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,

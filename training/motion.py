@@ -96,7 +96,8 @@ def elastic(
 ) -> tuple[np.ndarray, np.ndarray]:
     """An elastic field of at most `magnitude` px and with a Lipschitz constant of at most `MAX_LIPSCHITZ`.
 
-    Returns plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase, and gains (T,) in 0..1.
+    Returns plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase, and gains (T,) in
+    0..1.
     """
     lengths = np.maximum(rng.uniform(0.7, 2.5, WAVES) * radius, 24.0)
     directions, headings = rng.uniform(0, 2 * np.pi, (2, WAVES))

@@ -60,8 +60,8 @@ def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
     """Make `count` patterns as one (count, 3, 320, 480) uint8 RGB tensor, a pure function of (count, seed).
 
     In turn: dead leaves (overlapping shapes with power-law sizes, whose statistics come close to those of natural
-    images: Lee, Mumford, Huang, IJCV 2001), multi-octave noise, repeated patterns (checkers, stripes, dots, bricks), and
-    near-flat gradients.
+    images: Lee, Mumford, Huang, IJCV 2001), multi-octave noise, repeated patterns (checkers, stripes, dots, bricks),
+    and near-flat gradients.
     """
     makers = (_dead_leaves, _noise_texture, _repeated_pattern, _dead_leaves, _noise_texture, _near_flat)
     rng = np.random.default_rng([seed, 0x7E7])

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The procedural generator: its flow and occlusion are true, its clips reproducible, its settings obeyed or refused."""
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.appearance import EVERYTHING, Texture, polygon
+from training.generator import Clip, ProceduralGenerator, main
+from training.motion import WAVES, elastic
+from training.rendering import render
+from training.scenes import Layer, draw_scene
+from training.textures import halve, load_photographs, procedural_textures
+
+HEIGHT, WIDTH = 72, 104
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small arrays gain nothing from threads, and other work may hold the second core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(**settings: object) -> ProceduralGenerator:
+    return ProceduralGenerator(HEIGHT, WIDTH, **{"batch_size": 6, "patterns": 6, **settings})
+
+
+def sample(field: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Backward-warp (B, C, H, W) by flow (B, 2, H, W)."""
+    height, width = field.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    grid = torch.stack([(x + flow[:, 0]) * 2 / (width - 1) - 1, (y + flow[:, 1]) * 2 / (height - 1) - 1], dim=-1)
+    return F.grid_sample(field, grid, align_corners=True)
+
+
+def layer(homographies: np.ndarray, outline=EVERYTHING, waves=None, gains=None) -> Layer:
+    texture = Texture(0, 0, np.array([[1.0, 0, 40], [0, 1.0, 40]]), np.eye(3, 4))
+    frames = len(homographies)
+    waves = np.zeros((WAVES, 5)) if waves is None else waves
+    return Layer(homographies, waves, np.zeros(frames) if gains is None else gains, outline, texture)
+
+
+def shifts(*steps: tuple[float, float]) -> np.ndarray:
+    homographies = np.tile(np.eye(3), (len(steps), 1, 1))
+    homographies[:, :2, 2] = steps
+    return homographies
+
+
+def banks() -> list[torch.Tensor]:
+    full = procedural_textures(1)
+    return [full, halve(full)]
+
+
+def test_warping_by_the_flow_reproduces_the_previous_frame() -> None:
+    """The promise on which all training rests. One pixel off must fail the same check, else it is worth nothing."""
+    generator = make(photometric=False, static_share=0)
+    errors = {0.0: [], 1.0: []}
+    for index in range(8):
+        clip = generator.batch(index)
+        for pair in range(2):
+            # Bilinear sampling mixes in what lies behind an edge: leave out the pixels next to one.
+            edge = F.max_pool2d(clip.occluded[:, pair].float().unsqueeze(1), 5, 1, 2).squeeze(1) > 0
+            inside = clip.valid[:, pair] & ~edge
+            for offset, means in errors.items():
+                warped = sample(clip.images[:, pair + 1], clip.flow[:, pair] + offset)
+                difference = (warped - clip.images[:, pair]).abs().mean(1)
+                means += [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
+    right, wrong = np.array(errors[0.0]), np.array(errors[1.0])
+    assert len(right) > 80
+    assert right.mean() < 1.0
+    assert np.quantile(right, 0.9) < 2.5  # the sharpest patterns lose some contrast by being sampled twice
+    assert wrong.mean() > 2.5
+    assert (wrong > 1.5 * right).mean() > 0.95
+
+
+def test_occlusion_and_flow_of_a_known_scene() -> None:
+    """A square that moves 10 px to the right over a still background: flow and occlusion are known for every pixel."""
+    square = polygon(
+        np.array([[1.0, 0, -60.5], [-1, 0, 39.5], [0, 1, -50.5], [0, -1, 29.5]]), np.array([[39.5, 29.5], [60.5, 50.5]])
+    )
+    scene = [layer(shifts((0, 0), (0, 0))), layer(shifts((0, 0), (10, 0)), square)]
+    clip = render([scene], banks(), HEIGHT, WIDTH, limit_px=50)
+    flow, occluded = torch.zeros(2, HEIGHT, WIDTH), torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    flow[0, 30:51, 40:61] = 10
+    occluded[30:51, 61:71] = True  # background that the square is about to cover
+    torch.testing.assert_close(clip.flow[0, 0], flow, atol=1e-3, rtol=0)
+    assert torch.equal(clip.occluded[0, 0], occluded)
+    assert clip.valid.all()
+    # With a limit below its 10 px the square's flow is invalid, and nothing else.
+    assert torch.equal(render([scene], banks(), HEIGHT, WIDTH, limit_px=8).valid[0, 0], flow[0] == 0)
+
+
+def test_what_leaves_the_frame_is_occluded_and_keeps_its_flow() -> None:
+    """Losses that use all pixels need true flow there; losses that warp need to know."""
+    clip = render([[layer(shifts((0, 0), (-7, 0)))]], banks(), HEIGHT, WIDTH, limit_px=50)
+    assert clip.occluded[0, 0, :, :7].all()
+    assert not clip.occluded[0, 0, :, 7:].any()
+    assert clip.valid.all()
+    torch.testing.assert_close(clip.flow[0, 0, 0], torch.full((HEIGHT, WIDTH), -7.0), atol=1e-3, rtol=0)
+
+
+def test_elastic_motion_is_inverted_to_a_fiftieth_of_a_pixel() -> None:
+    """From frame 1 on, flow goes through the inverse of the elastic map, which is found by iteration."""
+    waves, gains = elastic(np.random.default_rng(4), frames=3, radius=40, magnitude=20)
+    assert np.linalg.norm(waves[:, :2], axis=1).sum() > 1  # else there is nothing to invert
+    homographies = shifts((0, 0), (3, 1), (6, 2))
+    clip = render([[layer(homographies, waves=waves, gains=gains)]], banks(), HEIGHT, WIDTH, limit_px=50)
+    two_steps = clip.flow[:, 0] + sample(clip.flow[:, 1], clip.flow[:, 0])
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
+    bend = sum(np.sin(w[2] * x + w[3] * y + w[4])[None] * w[:2, None, None] for w in waves)
+    exact = torch.from_numpy(bend * gains[2] + np.array([6.0, 2.0])[:, None, None])
+    error = (two_steps[0].double() - exact).norm(dim=0)[~clip.occluded[0, 0]]
+    assert error.max() < 0.02
+
+
+def test_clips_are_a_function_of_seed_and_index() -> None:
+    """Training resumes to the step without stored state: the same index must give the same clip, noise included."""
+    generator = make()
+    once = generator.batch(3)
+    generator.batch(9)
+    again, fresh = generator.batch(3), make().batch(3)
+    for field in fields(Clip):
+        assert torch.equal(getattr(once, field.name), getattr(again, field.name))
+        assert torch.equal(getattr(once, field.name), getattr(fresh, field.name))
+    for other in (generator.batch(4), make(seed=1).batch(3)):
+        assert not torch.equal(once.flow, other.flow)
+        assert not torch.equal(once.images, other.images)
+    assert not torch.equal(once.flow[0], once.flow[1])
+
+
+def test_scenes_drawn_together_equal_scenes_drawn_singly() -> None:
+    """A GPU draws the whole batch at once, a CPU clip by clip; both must show the same scenes."""
+    generator = make()
+    scenes = [draw_scene(np.random.default_rng(seed), generator.settings) for seed in range(12)]
+    assert len({len(scene) for scene in scenes}) > 2
+    together = render(scenes, generator._banks, HEIGHT, WIDTH, limit_px=WIDTH)
+    for i, scene in enumerate(scenes):
+        alone = render([scene], generator._banks, HEIGHT, WIDTH, limit_px=WIDTH)
+        torch.testing.assert_close(together.flow[i], alone.flow[0], atol=1e-3, rtol=1e-4)
+        assert (together.images[i] - alone.images[0]).abs().mean() < 0.02
+        assert (together.occluded[i] != alone.occluded[0]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("frames", [2, 4])
+def test_shapes_types_and_ranges(frames: int) -> None:
+    """What the trainer relies on, for clips longer and shorter than the usual three frames."""
+    clip = make(frames=frames, batch_size=5).batch(0)
+    assert clip.images.shape == (5, frames, 3, HEIGHT, WIDTH)
+    assert clip.flow.shape == (5, frames - 1, 2, HEIGHT, WIDTH)
+    assert clip.occluded.shape == clip.valid.shape == (5, frames - 1, HEIGHT, WIDTH)
+    assert clip.images.dtype == clip.flow.dtype == torch.float32
+    assert clip.occluded.dtype == clip.valid.dtype == torch.bool
+    assert clip.images.min() >= 0
+    assert clip.images.max() <= 255
+    assert clip.flow.isfinite().all()  # where occluded, too
+    assert clip.images.flatten(1).std(1).min() > 1  # no clip is blank
+
+
+def test_static_clips_have_no_flow_but_frames_that_differ() -> None:
+    """Zero flow has to be learnt under noise and changing light, and in the stated share of clips."""
+    clip = make(static_share=1.0, batch_size=8).batch(0)
+    assert not clip.flow.any()
+    assert not clip.occluded.any()
+    assert clip.valid.all()
+    assert (clip.images[:, 0] - clip.images[:, 1]).abs().flatten(1).mean(1).gt(0.1).float().mean() > 0.5
+    generator = make(static_share=0.3)
+    scenes = [draw_scene(np.random.default_rng(seed), generator.settings) for seed in range(300)]
+    still = [all(np.allclose(part.homographies, np.eye(3)) and not part.elastic for part in scene) for scene in scenes]
+    assert 0.2 < np.mean(still) < 0.42
+
+
+def test_displacements_fill_the_given_range() -> None:
+    """Log-uniform: slow clips must not vanish beside fast ones, and the limits must hold but for single pixels."""
+    generator = make(static_share=0, batch_size=8, photometric=False)
+    clips = [generator.batch(index) for index in range(8)]
+    speeds = torch.cat([clip.flow.norm(dim=2).flatten(2).mean(2).flatten() for clip in clips])
+    assert (speeds < 1).float().mean() > 0.15
+    assert (speeds > 8).float().mean() > 0.12
+    assert speeds.max() > 0.6 * WIDTH / 4
+    generator = make(static_share=0, max_displacement_px=2.0, photometric=False)
+    slow = [generator.batch(index) for index in range(6)]
+    assert torch.cat([clip.flow.norm(dim=2).flatten() for clip in slow]).quantile(0.98) < 6
+
+
+def test_photographs_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Landscape, portrait, small and large pictures become textures of one size; broken ones are skipped, and named."""
+    sizes = {"a.png": (321, 481), "b.jpg": (481, 321), "c.png": (40, 60), "d.jpg": (700, 1000)}
+    for name, (height, width) in sizes.items():
+        cv2.imwrite(str(tmp_path / name), np.full((height, width, 3), (10, 20, 200), np.uint8))
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    photographs = load_photographs(tmp_path)
+    assert "skipped 1 unreadable, first broken.jpg" in caplog.text
+    (tmp_path / "broken.jpg").unlink()
+    assert photographs.shape == (4, 3, 320, 480)
+    assert (photographs.float().mean((0, 2, 3)) - torch.tensor([200.0, 20, 10])).abs().max() < 3  # RGB, not BGR
+    assert len(load_photographs(tmp_path, limit=2)) == 2
+    generator = make(textures=tmp_path, pattern_share=0.0)
+    assert generator.settings.photographs == 4
+    scenes = [draw_scene(np.random.default_rng(seed), generator.settings) for seed in range(30)]
+    assert {part.texture.index for scene in scenes for part in scene} == {0, 1, 2, 3}
+    assert generator.batch(0).images.isfinite().all()
+
+
+def test_bad_texture_folders_are_refused_by_name(tmp_path: Path) -> None:
+    """Training for hours on other textures than those asked for would be a silent loss."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*does not exist"):
+        make(textures=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no picture files"):
+        make(textures=tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="none of its 1 picture files can be read"):
+        make(textures=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"frames": 1}, "frames: expected at least 2, got 1"),
+        ({"min_displacement_px": 0}, "min_displacement_px: expected above 0, got 0"),
+        ({"max_displacement_px": 0.1}, "max_displacement_px: expected above min_displacement_px"),
+        ({"max_displacement_px": float("nan")}, "max_displacement_px: .* got nan"),
+        ({"max_layers": 9}, "max_layers: expected 0 to 8, got 9"),
+        ({"static_share": 1.5}, "static_share: expected 0 to 1, got 1.5"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
+    """Each error says which setting, what it may be and what it was."""
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_negative_index_is_refused() -> None:
+    """Python would take it for an index from the end; there is no end."""
+    with pytest.raises(ValueError, match="index: expected at least 0, got -1"):
+        make().batch(-1)
+
+
+def test_layers_that_never_show_change_nothing() -> None:
+    """Objects may pass by outside the frame, and planes may lie behind the camera."""
+    outside = replace(layer(shifts((0, 0), (1, 0))), outline=polygon(
+        np.array([[1.0, 0, 60], [-1, 0, -80], [0, 1, -50], [0, -1, 30]]), np.array([[-80.0, 30], [-60, 50]])
+    ))  # fmt: skip
+    behind = layer(-shifts((0, 0), (5, 0)), polygon(np.array([[0.0, 1, -1000]])))
+    background = layer(shifts((0, 0), (0, 0)))
+    alone = render([[background]], banks(), HEIGHT, WIDTH, limit_px=50)
+    with_them = render([[background, outside, behind]], banks(), HEIGHT, WIDTH, limit_px=50)
+    assert torch.equal(alone.images, with_them.images)
+    assert torch.equal(alone.flow, with_them.flow)
+    assert torch.equal(alone.occluded, with_them.occluded)
+
+
+def test_contact_sheets_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command with which users look at what training sees."""
+    main(["--out", str(tmp_path / "new" / "sheets"), "--clips", "2", "--height", "48", "--width", "64"])
+    sheet = cv2.imread(str(tmp_path / "new" / "sheets" / "clips_000.png"))
+    assert sheet.shape == (2 * 48, 5 * 64, 3)
+    assert "clips_000.png" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--textures", str(tmp_path / "nowhere")])
+    assert "does not exist" in capsys.readouterr().err
