@@ -13,7 +13,7 @@ import torch
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write beside the old file, flush to the disk, then replace it: a crash or a full disk leaves the old one whole."""
+    """Write beside the old file, flush to the disk, then replace it: a crash or full disk leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -21,8 +21,8 @@ from training.rendering import Clip
 class Objective:
     """How a clip becomes a loss.
 
-    :ivar cold_iterations: range (least, most) of Picard iterations from the cold start; drawn per step, so that the fixed
-        point and not one particular count is learnt. The loss is taken half-way and at the end.
+    :ivar cold_iterations: range (least, most) of Picard iterations from the cold start; drawn per step, so that the
+        fixed point and not one particular count is learnt. The loss is taken half-way and at the end.
     :ivar warm_iterations: the same for the pairs that start from the state of the pair before; loss at the end.
     :ivar gradient_steps: k of the phantom gradient; 1 is the one-step gradient.
     :ivar gamma: weight of the earlier correction relative to the later.

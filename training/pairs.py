@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image pairs with ground truth from a list in JSON, and the endpoint error on them.
 
-The list is an array of objects with ``name`` (its first component is the group), ``image1``, ``image2``, ``flow`` (``.flo``
-or KITTI ``.png``) and optionally ``invalid`` (non-zero where the ground truth does not hold); paths are relative to the list.
+The list is an array of objects with ``name`` (its first component is the group), ``image1``, ``image2``, ``flow``
+(``.flo`` or KITTI ``.png``) and optionally ``invalid`` (non-zero where the ground truth does not hold); paths are
+relative to the list.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def model_flow(model: DEQFlow, iterations: int) -> FlowFunction:
 
 
 def pair_errors(pair: Pair, flow: np.ndarray) -> tuple[float, float]:
-    """Mean endpoint error in px and Fl in percent (error above 3 px and above 5 % of the true length), over the valid."""
+    """Mean endpoint error (px) and Fl (%: error above 3 px and above 5 % of the true length) over the valid pixels."""
     error = np.linalg.norm(flow - pair.flow, axis=2)[pair.valid]
     length = np.linalg.norm(pair.flow, axis=2)[pair.valid]
     return float(error.mean()), float(100 * ((error > 3) & (error > 0.05 * length)).mean())

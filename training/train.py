@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train on the procedural generator: ``python -m training.train --out runs/nano --textures FOLDER``.
 
-The rate is constant after a short warm-up. ``--cooldown N`` branches off: N steps of falling rate from the newest constant-rate
-checkpoint, which itself stays as it is. So a run can be continued any number of times, with other settings for the data if
-need be, and cooled down whenever weights are wanted.
+The rate is constant after a short warm-up. ``--cooldown N`` branches off: N steps of falling rate from the newest
+constant-rate checkpoint, which itself stays as it is. So a run can be continued any number of times, with other
+settings for the data if need be, and cooled down whenever weights are wanted.
 
-OUT holds ``constant.pt`` and ``cooldown.pt`` (all that is needed to resume to the step), ``model.safetensors`` (averaged
-weights, for ``load_model``) and ``log.jsonl``.
+OUT holds ``constant.pt`` and ``cooldown.pt`` (all that is needed to resume to the step), ``model.safetensors``
+(averaged weights, for ``load_model``) and ``log.jsonl``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from deq_flow_ros.model import SIZES, Architecture, DEQFlow, save_model
@@ -29,6 +30,7 @@ from training.checkpoint import read_checkpoint, write_checkpoint
 from training.generator import ProceduralGenerator
 from training.objective import Objective, iteration_range
 from training.pairs import group_means, model_flow, pair_errors, read_pairs
+from training.rendering import Clip
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,8 +60,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu or cuda")
     add("--threads", type=int, default=1, help="threads of PyTorch on the CPU (default 1)")
+    add("--workers", type=int, help="processes that generate clips ahead; default 1 on the CPU, 0 on CUDA (made there)")
     add("--precision", default="auto", choices=("auto", "fp32", "bf16"),
-        help="auto: bf16 on CUDA, fp32 on a CPU (one without bf16 instructions is five times slower in bf16)")  # fmt: skip
+        help="auto: bf16 on CUDA, fp32 on a CPU (five times slower in bf16 without instructions for it)")  # fmt: skip
     add("--validate", type=Path, metavar="PAIRS_JSON", help="pairs to validate on while training")
     add("--validate-every", type=int, default=1000, metavar="STEPS")
     add("--checkpoint-every", type=float, default=120, metavar="SECONDS")
@@ -78,6 +81,26 @@ def learning_rate(options: argparse.Namespace, step: int) -> float:
     if step >= options.steps:
         return options.rate * max(0.0, 1 - (step - options.steps) / max(options.cooldown, 1))
     return options.rate * min(1.0, (step + 1) / max(options.warmup, 1))
+
+
+class Clips(Dataset[Clip]):
+    """The clips of the steps, for a ``DataLoader`` to make ahead in a process of its own."""
+
+    def __init__(self, generator: ProceduralGenerator) -> None:
+        self._generator = generator
+
+    def __getitem__(self, index: int) -> Clip:
+        return self._generator.batch(index)
+
+    def loader(self, first: int, last: int, workers: int) -> DataLoader[Clip]:
+        """Clips ``first`` to ``last - 1``, in order."""
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(first, last),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+        )
 
 
 class Run:
@@ -125,11 +148,8 @@ class Run:
         write_checkpoint(state, self.constant if self.step <= self.options.steps else self.cooldown)
         save_model(self.ema, self.options.out / "model.safetensors", {"step": str(self.step)})
 
-    def train_step(self, generator: ProceduralGenerator, objective: Objective, autocast: torch.autocast) -> dict[str, float]:
-        """One step on the batch that belongs to it; everything random is a function of the seed and the step."""
-        began = time.perf_counter()
-        clip = generator.batch(self.step)
-        generated = time.perf_counter()
+    def train_step(self, clip: Clip, objective: Objective, autocast: torch.autocast) -> dict[str, float]:
+        """One step on the clip that belongs to it; everything random is a function of the seed and the step."""
         rate = learning_rate(self.options, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -152,11 +172,9 @@ class Run:
                     average.lerp_(value, 1 - decay)
                 else:
                     average.copy_(value)
-        seconds = time.perf_counter() - began
-        self.seconds += seconds
         return {
-            "loss": float(loss.detach()), **{f"epe_{k}": float(v) for k, v in epe.items()}, "gradient": float(norm), "rate": rate,
-            "seconds": seconds, "generating": (generated - began) / seconds,
+            "loss": float(loss.detach()), "gradient": float(norm), "rate": rate,
+            **{f"epe_{k}": float(v) for k, v in epe.items()},
         }  # fmt: skip
 
 
@@ -178,20 +196,31 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}")
         return 2
+    workers = options.workers if options.workers is not None else int(run.device.type == "cpu")
     bf16 = options.precision == "bf16" or (options.precision == "auto" and run.device.type == "cuda")
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
     total, saved, means = options.steps + options.cooldown, time.monotonic(), {}
     options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "log.jsonl").open("a") as log, tqdm(
-        total=total, initial=run.step, unit="step", mininterval=2, dynamic_ncols=True
-    ) as bar:
+    with (
+        (options.out / "log.jsonl").open("a") as log,
+        tqdm(total=total, initial=run.step, unit="step", mininterval=2, dynamic_ncols=True) as bar,
+    ):
+        clips = iter(Clips(generator).loader(run.step, total, workers))
         while run.step < total and not stop:
-            entry = run.train_step(generator, objective, torch.autocast(run.device.type, torch.bfloat16, enabled=bf16))
+            began = time.perf_counter()
+            clip = next(clips)
+            generated = time.perf_counter()
+            entry = run.train_step(clip, objective, torch.autocast(run.device.type, torch.bfloat16, enabled=bf16))
+            seconds = time.perf_counter() - began
+            run.seconds += seconds
+            entry |= {"seconds": seconds, "waiting": (generated - began) / seconds}
             means = {k: v + 0.98 * (means.get(k, v) - v) for k, v in entry.items()}
             bar.update()
-            bar.set_postfix({k: f"{means[k]:.3g}" for k in ("epe_cold", "epe_warm", "gradient") if k in means}, refresh=False)
+            bar.set_postfix(
+                {k: f"{means[k]:.3g}" for k in ("epe_cold", "epe_warm", "gradient") if k in means}, refresh=False
+            )
             if run.step % 50 == 0:
                 _log(log, {"step": run.step, **{k: round(v, 5) for k, v in means.items()}})
             if run.step == options.steps or time.monotonic() - saved > options.checkpoint_every:
@@ -203,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _log(log, {"step": run.step, "validation": {k: round(v, 3) for k, v in result.items()}})
                 bar.write("  ".join([f"step {run.step}", *(f"{k} {v:.2f}" for k, v in result.items())]))
     run.save()
-    print(f"step {run.step} of {total}, {run.seconds / 3600:.2f} h of training in all: {options.out / 'model.safetensors'}")
+    print(f"step {run.step} of {total}, {run.seconds / 3600:.2f} h in all: {options.out / 'model.safetensors'}")
     return 128 + stop[0] if stop else 0
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixed points of any ``f(z)``: solvers, gradients through them, sparse fixed-point correction.
 
-Nothing here knows of images or flow: a state is a tuple of tensors whose first dimension is the batch, and ``f`` maps such
-a tuple to one of the same shapes. The method is that of Deep Equilibrium Optical Flow Estimation, arXiv 2204.08442.
+Nothing here knows of images or flow: a state is a tuple of tensors whose first dimension is the batch, and ``f`` maps
+such a tuple to one of the same shapes. The method: Deep Equilibrium Optical Flow Estimation, arXiv 2204.08442.
 """
 
 from deq_flow_ros.equilibrium.gradients import correction_weights, phantom_gradient, sparse_correction

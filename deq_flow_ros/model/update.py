@@ -110,9 +110,7 @@ class UpdateOperator(nn.Module):
         self.gru = SeparableConvGRU(hidden_dim, context_dim, motion_dim)
         self.flow_head = FlowHead(hidden_dim, flow_head_dim)
 
-    def forward(
-        self, hidden: Tensor, flow: Tensor, correlation: Tensor, gates: list[Gates]
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, gates: list[Gates]) -> tuple[Tensor, Tensor]:
         motion = self.encoder(correlation, flow)
         hidden = self.gru(hidden, motion, gates)
         return hidden, flow + self.flow_head(hidden)

@@ -47,8 +47,8 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
         path = WEIGHTS_DIR / f"{name_or_path}.safetensors"
     elif str(name_or_path) in SIZES:
         raise FileNotFoundError(
-            f"no weights for {name_or_path!r} ship with this package; it has: {', '.join(available_models()) or 'none'}. "
-            "Give the path of a weights file instead."
+            f"no weights for {name_or_path!r} ship with this package; it has: "
+            f"{', '.join(available_models()) or 'none'}. Give the path of a weights file instead."
         )
     if not path.is_file():
         raise FileNotFoundError(
@@ -72,8 +72,8 @@ def check_device(device: str | torch.device) -> torch.device:
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a CUDA "
-            "build of PyTorch and its driver, or ask for 'cpu'"
+            f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a "
+            "CUDA build of PyTorch and its driver, or ask for 'cpu'"
         )
     return device
 
@@ -127,7 +127,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def from_released(state_dict: Mapping[str, Tensor], path: str | Path = "checkpoint") -> tuple[Architecture, dict[str, Tensor]]:
+def from_released(
+    state_dict: Mapping[str, Tensor], path: str | Path = "checkpoint"
+) -> tuple[Architecture, dict[str, Tensor]]:
     """Architecture and tensors of this project's model out of the released key layout.
 
     ``module.`` prefixes are dropped and weight normalisation (magnitude ``_g``, direction ``_v``) is folded away.

@@ -92,15 +92,15 @@ class FlowEstimator:
     """Dense flow of a stream of frames under a latency budget.
 
     Each frame is encoded once. The fixed point of a pair, hidden state and flow, is moved along the motion and is the
-    start of the next. Costs are learnt, the solver gets an absolute deadline and stops before it would pass it; when not
-    even one iteration fits, the frames are processed at a smaller scale until there is room again.
+    start of the next. Costs are learnt, the solver gets an absolute deadline and stops before it would pass it; when
+    not even one iteration fits, the frames are processed at a smaller scale until there is room again.
 
     One thread at a time.
 
     :param model: from ``load_model``, on its device.
     :param latency_budget_ms: from a frame's arrival to its result; None for no limit.
     :param max_iterations: per pair, >= 1.
-    :param tolerance_px: stop when the RMS update is at or below this many pixels of the input; None iterates to the cap.
+    :param tolerance_px: stop when the RMS update is at or below this, in pixels of the input; None: iterate to the cap.
     :param direction: "forward" (flow on the earlier image's pixels) or "backward" (on the later one's).
     :param min_scale: the smallest processing scale that may be used, in (0, 1].
     :param max_gap_ms: a longer time between two frames starts the stream anew.
@@ -150,8 +150,8 @@ class FlowEstimator:
         """Learn the costs of frames of this size before the first one comes; leaves no stream behind."""
         rng = np.random.default_rng(0)
         noise = rng.integers(0, 256, (height, width, 3), np.uint8)
-        budget, self.latency_budget_ms = self.latency_budget_ms, None
-        tolerance, self.tolerance_px = self.tolerance_px, None
+        settings = self.latency_budget_ms, self.tolerance_px, self.max_iterations
+        self.latency_budget_ms, self.tolerance_px, self.max_iterations = None, None, min(self.max_iterations, 4)
         try:
             for pair in range(4):
                 self.reset("warm-up")
@@ -160,7 +160,7 @@ class FlowEstimator:
                 self.update(noise, 0)
                 self.update(noise, 1)
         finally:
-            self.latency_budget_ms, self.tolerance_px = budget, tolerance
+            self.latency_budget_ms, self.tolerance_px, self.max_iterations = settings
             self.reset("start")
 
     @torch.inference_mode()
@@ -203,7 +203,7 @@ class FlowEstimator:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Do what the next pair needs and the next frame does not: to be called when a result is out, before a frame."""
+        """Do what the next pair needs and its frame does not: to be called when a result is out, before a frame."""
         if self._previous is not None and self._start is None:
             clock = StageClock(self.model.device)
             with clock.stage("prepare"):
@@ -246,7 +246,9 @@ class FlowEstimator:
 
     def _change_scale(self, previous: _Frame, scale: float) -> _Frame:
         """The last frame, encoded anew at another scale, and the stream's state resized with it."""
-        moved = self._encode(previous.image, previous.stamp_ns, previous.thumbnail, scale, StageClock(self.model.device))
+        moved = self._encode(
+            previous.image, previous.stamp_ns, previous.thumbnail, scale, StageClock(self.model.device)
+        )
         if self._state is not None:
             self._state = rescale(self._state, moved.encoding.context.shape[-2:], scale / previous.scale)
         self._start = None
@@ -341,4 +343,6 @@ def _check_frame(frame: np.ndarray) -> None:
         got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise ValueError(f"a frame must be a uint8 array of shape (H, W, 3), got {got}")
     if min(frame.shape[:2]) < MIN_SIDE:
-        raise ValueError(f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}")
+        raise ValueError(
+            f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}"
+        )

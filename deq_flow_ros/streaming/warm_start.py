@@ -46,8 +46,8 @@ def carry(state: State, direction: str = "forward") -> State:
     Hidden state and flow move together: flow alone is known to fail, the cold hidden state pulls it away again.
 
     :param state: (hidden, flow in cells) of the last pair.
-    :param direction: "forward" (flow on the earlier image's pixels: content moves by the flow) or "backward" (flow on the
-        later image's pixels, pointing back: content moves against it).
+    :param direction: "forward" (flow on the earlier image's pixels: content moves by the flow) or "backward" (flow on
+        the later image's pixels, pointing back: content moves against it).
     """
     hidden, flow = state
     displacement = flow if direction == "forward" else -flow

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Endpoint error of the model and of classical methods on image pairs with ground truth, in one run.
+
+``python -m benchmarks.accuracy --pairs pairs.json [--model NAME_OR_PATH] [--json OUT]``
+
+Every pair starts cold. Times are per pair, the images decoded: median over the pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from deq_flow_ros.model import load_model
+from training.pairs import FlowFunction, Pair, group_means, model_flow, pair_errors, read_pairs
+
+
+def zero_flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+    """No motion: what every method has to beat."""
+    return np.zeros((*image1.shape[:2], 2), np.float32)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def farneback(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+    """Farneback's method with the settings of OpenCV's own examples."""
+    return cv2.calcOpticalFlowFarneback(
+        _grey(image1),
+        _grey(image2),
+        None,
+        pyr_scale=0.5,
+        levels=5,
+        winsize=15,
+        iterations=3,
+        poly_n=5,
+        poly_sigma=1.2,
+        flags=0,
+    )
+
+
+def dense_inverse_search(preset: int) -> FlowFunction:
+    """DIS flow (Kroeger et al., 2016) with one of OpenCV's presets."""
+    method = cv2.DISOpticalFlow.create(preset)
+    return lambda image1, image2: method.calc(_grey(image1), _grey(image2), None)
+
+
+def measure(methods: dict[str, FlowFunction], pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Endpoint error (px) and Fl (%) per pair and group, and the median time (ms), of every method."""
+    results: dict[str, Any] = {}
+    for name, function in methods.items():
+        function(pairs[0].image1, pairs[0].image2)  # the first call pays for allocations and kernel choices
+        errors, outliers, times = [], [], []
+        for pair in pairs:
+            start = time.perf_counter()
+            flow = function(pair.image1, pair.image2)
+            times.append(1e3 * (time.perf_counter() - start))
+            epe, fl = pair_errors(pair, flow)
+            errors.append((pair, epe))
+            outliers.append((pair, fl))
+        results[name] = {
+            "epe_px": group_means(errors),
+            "fl_percent": group_means(outliers),
+            "pairs_epe_px": {pair.name: value for pair, value in errors},
+            "pairs_fl_percent": {pair.name: value for pair, value in outliers},
+            "median_ms": statistics.median(times),
+        }
+    return results
+
+
+def print_tables(results: dict[str, Any], console: Console) -> None:
+    """Groups first, then every pair."""
+    groups = list(next(iter(results.values()))["epe_px"])
+    table = Table(title="endpoint error, px (Fl, %); mean = mean over the groups")
+    table.add_column("method")
+    for column in [*groups, "median ms"]:
+        table.add_column(column, justify="right")
+    for name, result in results.items():
+        cells = [f"{result['epe_px'][g]:.3f} ({result['fl_percent'][g]:.1f})" for g in groups]
+        table.add_row(name, *cells, f"{result['median_ms']:.0f}")
+    console.print(table)
+    table = Table(title="endpoint error per pair, px")
+    table.add_column("pair")
+    for name in results:
+        table.add_column(name, justify="right")
+    for pair in next(iter(results.values()))["pairs_epe_px"]:
+        table.add_row(pair, *(f"{result['pairs_epe_px'][pair]:.3f}" for result in results.values()))
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=Path, required=True, help="list of pairs, see training/pairs.py")
+    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
+    parser.add_argument("--iterations", type=int, nargs="+", default=[12, 24], help="default 12 24")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
+    options = parser.parse_args(arguments)
+    console = Console()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
+    try:
+        pairs = read_pairs(options.pairs)
+        model = load_model(options.model, options.device)
+    except (OSError, ValueError, RuntimeError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    methods: dict[str, FlowFunction] = {
+        **{f"{options.model}, {n} iterations": model_flow(model, n) for n in options.iterations},
+        "zero flow": zero_flow,
+        "Farneback": farneback,
+        "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),
+        "DIS medium": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    }
+    results = measure(methods, pairs)
+    print_tables(results, console)
+    if options.json:
+        device = (
+            torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor() or platform.machine()
+        )
+        report = {
+            "pairs": str(options.pairs), "model": options.model, "device": device, "threads": torch.get_num_threads(),
+            "torch": torch.__version__, "opencv": cv2.__version__, "methods": results,
+        }  # fmt: skip
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

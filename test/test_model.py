@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flow model on images of all sizes, its correlation lookup, and its weights files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from deq_flow_ros.model import DEQFlow, WeightsError, crop, load_model, pad_to_multiple, save_model
+from deq_flow_ros.model.correlation import CorrelationPyramid
+
+
+@pytest.fixture(scope="module")
+def nano() -> DEQFlow:
+    torch.manual_seed(0)
+    return DEQFlow("nano").eval()
+
+
+def test_nano_is_small_and_its_encoder_a_minor_part() -> None:
+    """Why: it is the model for robots: about a million parameters, and not most of them in the encoder."""
+    model = DEQFlow("nano")
+    total = sum(p.numel() for p in model.parameters())
+    assert 0.8e6 < total < 1.3e6
+    assert sum(p.numel() for p in model.encoder.parameters()) < 0.5 * total
+
+
+@pytest.mark.parametrize("size", ["nano", "base"])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 41), (60, 100)])
+def test_any_image_from_16_pixels_up(size: str, height: int, width: int) -> None:
+    """Why: cameras and regions of interest have any size; nothing may come out NaN or of another size."""
+    torch.manual_seed(0)
+    model = DEQFlow(size).eval()
+    image = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    prediction = model(image, image.flip(-1), max_iterations=2)
+    assert prediction.flow.shape == (2, 2, height, width) and prediction.flow.isfinite().all()
+    assert prediction.residual.shape == (2, 1, height, width) and prediction.residual.isfinite().all()
+    assert prediction.iterations.tolist() == [2, 2]
+
+
+def test_padding_is_undone_exactly() -> None:
+    """Why: flow must belong to the pixel it is written to."""
+    image = torch.rand(1, 3, 17, 43)
+    padded, padding = pad_to_multiple(image)
+    assert padded.shape[-2:] == (24, 48)
+    assert torch.equal(crop(padded, padding), image)
+
+
+def test_lookup_equals_grid_sample() -> None:
+    """Why: the fast gather must give bilinear samples with zeros outside, far outside included, x offset outermost."""
+    torch.manual_seed(0)
+    f1, f2 = torch.randn(2, 8, 9, 12), torch.randn(2, 8, 9, 12)
+    flow = 6 * torch.randn(2, 2, 9, 12)
+    flow[0, :, 0, 0] = torch.tensor([1e6, -1e6])
+    got = CorrelationPyramid(f1, f2, levels=3, radius=2).lookup(flow)
+    y, x = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
+    expected, pooled = [], f2
+    for level in range(3):
+        pooled = pooled if level == 0 else F.avg_pool2d(pooled, 2)
+        height, width = pooled.shape[-2:]
+        volume = torch.einsum("bcij,bchw->bijhw", f1, pooled).reshape(-1, 1, height, width) / 8**0.5
+        centre = (torch.stack((x, y)) + flow).permute(0, 2, 3, 1).reshape(-1, 1, 1, 2) / 2**level
+        offset = torch.arange(-2.0, 3.0)
+        grid = centre + torch.stack(torch.meshgrid(offset, offset, indexing="ij"), -1)  # [x offset, y offset]
+        grid = 2 * (grid + 0.5) / torch.tensor([width, height]) - 1
+        sampled = F.grid_sample(volume, grid.clamp(-1e4, 1e4), align_corners=False)
+        expected.append(sampled.view(2, 9, 12, 25))
+    torch.testing.assert_close(got, torch.cat(expected, -1).permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
+
+
+def test_stopping_tolerance_is_in_pixels_and_per_sample(nano: DEQFlow) -> None:
+    """Why: a tolerance in full-resolution pixels means the same for every image; each sample is held to it alone."""
+    torch.manual_seed(0)
+    image = 255 * torch.rand(2, 3, 48, 64)
+    free = nano(image, image.roll(2, -1), max_iterations=8)
+    loose = nano(image, image.roll(2, -1), max_iterations=8, tolerance_px=float(free.residual_px.max()) * 1.0001)
+    assert (loose.iterations <= 8).all() and all(r.value == "converged" for r in loose.stop_reasons)
+    update = 8 * (free.state[1] - nano(image, image.roll(2, -1), max_iterations=7).state[1])
+    torch.testing.assert_close(free.residual_px, update.square().sum(1).mean((1, 2)).sqrt(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_solve_can_be_continued(nano: DEQFlow) -> None:
+    """Why: warm starts rest on it: 3 + 4 iterations are the same as 7."""
+    image = 255 * torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    first = nano(image, image.roll(1, -1), max_iterations=3)
+    second = nano(image, image.roll(1, -1), max_iterations=4, state=first.state)
+    whole = nano(image, image.roll(1, -1), max_iterations=7)
+    torch.testing.assert_close(second.flow, whole.flow, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="start state does not fit"):
+        nano(image[..., :32], image[..., :32], state=first.state)
+
+
+@pytest.mark.parametrize(
+    ("shape1", "shape2", "message"),
+    [
+        ((3, 32, 32), (3, 32, 32), r"\(B, 3, H, W\), got shape \(3, 32, 32\)"),
+        ((1, 1, 32, 32), (1, 1, 32, 32), r"got shape \(1, 1, 32, 32\)"),
+        ((1, 3, 8, 32), (1, 3, 8, 32), r"at least 16x16 pixels, got \(8, 32\)"),
+        ((1, 3, 32, 32), (1, 3, 32, 40), "must have one shape"),
+    ],
+)
+def test_what_is_no_pair_of_images_is_refused(nano: DEQFlow, shape1: tuple, shape2: tuple, message: str) -> None:
+    """Why: the error must say what was expected and what was got."""
+    with pytest.raises(ValueError, match=message):
+        nano(torch.zeros(shape1), torch.zeros(shape2))
+
+
+def test_weights_survive_a_round_trip(nano: DEQFlow, tmp_path: Path) -> None:
+    """Why: what was trained is what is loaded."""
+    save_model(nano, tmp_path / "nano.safetensors", {"note": "test"})
+    loaded = load_model(tmp_path / "nano.safetensors")
+    for name, tensor in nano.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_unusable_weights_are_named(nano: DEQFlow, tmp_path: Path) -> None:
+    """Why: missing, truncated, foreign and misfitting files each need another remedy, so each has its own message."""
+    with pytest.raises(FileNotFoundError, match="neither a file nor a model of this package"):
+        load_model(tmp_path / "none.safetensors")
+    whole = tmp_path / "whole.safetensors"
+    save_model(nano, whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:5000])
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 nothing")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "foreign.pth")
+    for name, message in (
+        ("cut.safetensors", "not a whole safetensors file"),
+        ("cut.pth", "not a whole PyTorch checkpoint"),
+        ("foreign.safetensors", "safetensors file of something else"),
+        ("foreign.pth", "not a checkpoint in the released layout"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            load_model(tmp_path / name)
+
+
+def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, nano: DEQFlow, tmp_path: Path) -> None:
+    """Why: a silent fall back to the CPU is what users of other nodes complain about."""
+    save_model(nano, tmp_path / "nano.safetensors")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="sees no CUDA device"):
+        load_model(tmp_path / "nano.safetensors", "cuda")

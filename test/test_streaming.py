@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream of frames: what is reused, when it starts anew, and how the budget is kept."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming.costs import CostModel, RunningCost, ScaleController
+from deq_flow_ros.streaming.warm_start import carry, forward_warp
+
+PERIOD_NS = 33_000_000
+
+
+@pytest.fixture()
+def model() -> DEQFlow:
+    torch.manual_seed(0)
+    return DEQFlow("nano").eval().requires_grad_(False)
+
+
+def frames(count: int, height: int = 48, width: int = 64, step: int = 2) -> list[np.ndarray]:
+    """A window moving over one smooth random picture."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, height // 8 + 2, (width + count * step) // 8 + 2)))
+    picture = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic").clamp(0, 255)[0]
+    picture = picture.permute(1, 2, 0).numpy().astype(np.uint8)
+    return [np.ascontiguousarray(picture[:height, i * step : i * step + width]) for i in range(count)]
+
+
+def test_every_frame_is_encoded_once(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a stream is not a list of pairs; encoding twice would double the largest fixed cost."""
+    calls = []
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", lambda image: calls.append(image) or encode(image))
+    estimator = FlowEstimator(model, max_iterations=2)
+    results = [estimator.update(frame, i * PERIOD_NS) for i, frame in enumerate(frames(5))]
+    assert len(calls) == 5
+    assert results[0] is None and all(result is not None for result in results[1:])
+
+
+def test_a_stream_is_warm_after_its_first_pair(model: DEQFlow) -> None:
+    """Why: info must tell a cold answer from a warm one, and which frames it belongs to."""
+    estimator = FlowEstimator(model, max_iterations=3, tolerance_px=None)
+    assert estimator.update(frames(1)[0], 0) is None and estimator.reset_reason == "start"
+    infos = []
+    for i, frame in enumerate(frames(3)[1:], start=1):
+        result = estimator.update(frame, i * PERIOD_NS)
+        assert result is not None and result.flow.shape == (48, 64, 2) and result.residual.shape == (48, 64)
+        assert result.flow.dtype == result.residual.dtype == np.float32
+        infos.append(result.info)
+    assert [info.warm for info in infos] == [False, True]
+    assert [info.reset_reason for info in infos] == ["start", None]
+    assert (infos[1].previous_stamp_ns, infos[1].stamp_ns) == (PERIOD_NS, 2 * PERIOD_NS)
+    assert infos[1].iterations == 3 and infos[1].stop_reason == "iterations" and infos[1].scale == 1.0
+    assert {"encode", "correlate", "prepare", "solve", "upsample", "output"} <= set(infos[1].stage_ms)
+
+
+def test_preparing_ahead_changes_the_time_and_not_the_result(model: DEQFlow) -> None:
+    """Why: work moved out of a frame's latency must be the same work."""
+    flows, stages = [], []
+    for ahead in (False, True):
+        estimator = FlowEstimator(model, max_iterations=3, tolerance_px=None)
+        for i, frame in enumerate(frames(4)):
+            result = estimator.update(frame, i * PERIOD_NS)
+            if ahead:
+                estimator.prepare()
+        assert result is not None
+        flows.append(result.flow)
+        stages.append(result.info.stage_ms)
+    np.testing.assert_array_equal(flows[0], flows[1])
+    assert "prepare" in stages[0] and "prepare" not in stages[1]
+
+
+@pytest.mark.parametrize(
+    ("frame", "stamp_ns", "reason"),
+    [
+        (frames(1, height=40)[0], 2 * PERIOD_NS, "size changed from 64x48 to 64x40"),
+        (frames(3)[2], PERIOD_NS // 2, "time went back by 16.5 ms"),
+        (frames(3)[2], PERIOD_NS, "time stood still"),
+        (frames(3)[2], PERIOD_NS + 2_000_000_000, "gap of 2000 ms, longer than 1000 ms"),
+        (np.full((48, 64, 3), (255, 0, 0), np.uint8), 2 * PERIOD_NS, "scene cut"),
+    ],
+)
+def test_a_discontinuity_starts_the_stream_anew(model: DEQFlow, frame: np.ndarray, stamp_ns: int, reason: str) -> None:
+    """Why: flow between frames that do not follow each other is meaningless; each reason is named."""
+    estimator = FlowEstimator(model, max_iterations=1)
+    for i, first in enumerate(frames(2)):
+        estimator.update(first, i * PERIOD_NS)
+    assert estimator.update(frame, stamp_ns) is None
+    assert estimator.reset_reason is not None and estimator.reset_reason.startswith(reason)
+    following = estimator.update(frame, stamp_ns + PERIOD_NS)
+    assert following is not None and not following.info.warm
+    assert following.info.reset_reason is not None and following.info.reset_reason.startswith(reason)
+
+
+def test_motion_and_light_alone_are_no_scene_cut(model: DEQFlow) -> None:
+    """Why: fast motion or a change of exposure must not throw the warm start away."""
+    estimator = FlowEstimator(model, max_iterations=1)
+    stream = frames(4, step=12)
+    stream[3] = (0.6 * stream[3]).astype(np.uint8)
+    results = [estimator.update(frame, i * PERIOD_NS) for i, frame in enumerate(stream)]
+    assert all(result is not None for result in results[1:])
+
+
+def test_a_state_that_is_not_finite_is_not_passed_on(model: DEQFlow) -> None:
+    """Why: one NaN would live in a warm-started stream for ever."""
+    estimator = FlowEstimator(model, max_iterations=2)
+    stream = frames(5)
+    for i in range(2):
+        estimator.update(stream[i], i * PERIOD_NS)
+    bias = model.update_block.flow_head.conv2.bias
+    assert bias is not None
+    good = bias.clone()
+    bias.fill_(torch.nan)
+    result = estimator.update(stream[2], 2 * PERIOD_NS)
+    assert result is not None and result.info.stop_reason == "diverged" and np.isfinite(result.flow).all()
+    bias.copy_(good)
+    result = estimator.update(stream[3], 3 * PERIOD_NS)
+    assert result is not None and not result.info.warm and result.info.reset_reason == "the state was not finite"
+    result = estimator.update(stream[4], 4 * PERIOD_NS)
+    assert result is not None and result.info.warm and result.info.reset_reason is None
+
+
+def test_a_bad_frame_is_refused_and_the_stream_goes_on(model: DEQFlow) -> None:
+    """Why: one malformed frame must not cost the stream its state."""
+    estimator = FlowEstimator(model, max_iterations=1)
+    stream = frames(3)
+    estimator.update(stream[0], 0)
+    estimator.update(stream[1], PERIOD_NS)
+    for bad, message in (
+        (stream[2][..., 0], r"uint8 array of shape \(H, W, 3\), got uint8 \(48, 64\)"),
+        (stream[2].astype(np.float32), "got float32"),
+        (stream[2][:8], "at least 16x16 pixels, got 64x8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            estimator.update(bad, 2 * PERIOD_NS)
+    result = estimator.update(stream[2], 2 * PERIOD_NS)
+    assert result is not None and result.info.warm
+
+
+def test_the_budget_is_kept_by_stopping_early(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a deadline is met before, not noticed after. Iterations are slowed, so that the budget ends them."""
+    forward = model.update_block.forward
+    monkeypatch.setattr(model.update_block, "forward", lambda *a: time.sleep(0.02) or forward(*a))
+    estimator = FlowEstimator(model, latency_budget_ms=250, max_iterations=100, tolerance_px=None)
+    estimator.warm_up(48, 64)
+    infos = [estimator.update(frame, i * PERIOD_NS) for i, frame in enumerate(frames(7))][1:]
+    assert all(r is not None and r.info.stop_reason == "deadline" and 1 <= r.info.iterations < 13 for r in infos)
+    assert sum(r is not None and r.info.over_budget for r in infos) <= 1  # the machine may hiccup once
+
+
+def test_frames_without_time_for_one_iteration_are_processed_smaller(model: DEQFlow) -> None:
+    """Why: with no time for even one iteration the answer would be stale; a smaller one is not."""
+    estimator = FlowEstimator(model, latency_budget_ms=1000, max_iterations=2, min_scale=0.5)
+    estimator.warm_up(64, 96)
+    stream = frames(4, 64, 96)
+    for i in range(2):
+        estimator.update(stream[i], i * PERIOD_NS)
+    estimator.latency_budget_ms = 0.001
+    result = estimator.update(stream[2], 2 * PERIOD_NS)
+    assert result is not None and result.info.scale == 0.5 and result.flow.shape == (64, 96, 2)
+    assert result.info.iterations == 0 and np.isnan(result.residual).all() and result.info.warm
+
+
+def test_scale_goes_down_at_once_and_up_only_after_patience() -> None:
+    """Why: a late frame is bad, flapping between scales is worse (each change encodes a frame twice)."""
+    costs = CostModel()
+    for _ in range(30):
+        costs.add(1.0, {"encode": 20.0, "correlate": 2.0, "solve": 20.0, "upsample": 5.0}, iterations=1)
+    scales = ScaleController(min_scale=0.25, patience=5)
+    assert scales.choose(costs, 60.0) == 1.0
+    assert scales.choose(costs, 30.0) == 0.75
+    assert scales.choose(costs, 5.0) == 0.25
+    assert [scales.choose(costs, 1000.0) for _ in range(5)] == [0.25, 0.25, 0.25, 0.25, 0.375]
+    assert [scales.choose(costs, 1000.0) for _ in range(15)][-1] == 1.0
+
+
+def test_costs_follow_the_measurements() -> None:
+    """Why: budgets rest on them: a steady cost is known closely, a shaky one with room above its mean."""
+    steady, shaky = RunningCost(), RunningCost()
+    for i in range(100):
+        steady.add(10.0)
+        shaky.add(10.0 + (5.0 if i % 2 else -5.0))
+    assert steady.high == pytest.approx(10.0, rel=0.02)
+    assert shaky.high > 20.0
+    costs = CostModel()
+    costs.add(1.0, {"encode": 16.0, "correlate": 16.0}, 0)
+    assert costs.high(0.5, "encode") == pytest.approx(costs.high(1.0, "encode") / 4)
+    assert costs.high(0.5, "correlate") == pytest.approx(costs.high(1.0, "correlate") / 16)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_state_moves_with_the_content(direction: str) -> None:
+    """Why: a state left where it was would start every moving edge with the wrong hidden state."""
+    hidden, flow = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8)
+    hidden[..., 2, 3] = 1.0
+    flow[:, 0] = 2.0 if direction == "forward" else -2.0
+    moved, moved_flow = carry((hidden, flow), direction)
+    assert float(moved[0, 0, 2, 5]) == 1.0 and float(moved[0, 0, 2, 3]) == 0.0
+    torch.testing.assert_close(moved_flow, flow)
+
+
+def test_forward_warp_conserves_what_it_moves() -> None:
+    """Why: weights shared among four cells must sum to one cell, wherever it lands; what leaves the frame is gone."""
+    torch.manual_seed(0)
+    weight = forward_warp(torch.rand(1, 1, 9, 9), torch.full((1, 2, 9, 9), 0.3))[1]
+    assert float(weight[..., 1:-1, 1:-1].min()) == pytest.approx(1.0)
+    assert float(forward_warp(torch.rand(1, 1, 9, 9), torch.full((1, 2, 9, 9), 1e9))[1].max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"latency_budget_ms": 0}, "> 0 or None"),
+        ({"max_iterations": 0}, ">= 1"),
+        ({"direction": "up"}, "one of forward, backward"),
+        ({"min_scale": 0}, r"in \(0, 1\]"),
+        ({"tolerance_px": -1}, "> 0 or None"),
+        ({"max_gap_ms": 0}, "> 0"),
+    ],
+)
+def test_impossible_settings_are_refused(model: DEQFlow, setting: dict, message: str) -> None:
+    """Why: the error names the setting, what it may be, and what it was."""
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be {message}"):
+        FlowEstimator(model, **setting)
