@@ -20,6 +20,9 @@ from deq_flow_ros.media.metrics import endpoint_error, photometric_error, spread
 PREVIEW_WIDTH = 320
 """Pictures and video frames are kept no wider than this, in px."""
 
+STAGES = ("wait", "convert", "resize", "encode", "prepare", "correlate", "solve", "upsample", "output", "publish")
+"""Stages of one update in the order of the work; the node may report others."""
+
 ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(stamp on whose pixels the flow lives, stamp it leads to) -> (flow (H, W, 2) px, visible (H, W) bool)."""
 ColdFlow = Callable[[FrameReport, np.ndarray, np.ndarray], "tuple[np.ndarray, np.ndarray] | None"]
@@ -200,7 +203,7 @@ def summarise(
     """The figures of a run that lasted `seconds`; a dictionary for a JSON file, None where a figure is not known."""
     processed = [report for report in reports if report.outcome == "processed"]
     warm = [report for report in processed if report.flag("warm")]
-    stages = sorted({key for report in processed for key in report.values if key.startswith("stage_")})
+    stages = {key for report in processed for key in report.values if key.startswith("stage_")}
     compared = [pair for pair in pairs if pair.cold is not None]
     return {
         "account": account.as_dict(),
@@ -216,7 +219,7 @@ def summarise(
         "scale": spread([report.number("scale") for report in processed]),
         "stage_ms": {
             stage.removeprefix("stage_").removesuffix("_ms"): spread([report.number(stage) for report in processed])
-            for stage in stages
+            for stage in sorted(stages, key=_stage_order)
         },
         "error": {
             "flow": _mean_errors([pair.warm for pair in pairs]),
@@ -238,6 +241,12 @@ def summarise(
             for pair in pairs
         ],
     }
+
+
+def _stage_order(key: str) -> tuple[int, str]:
+    """Stages in the order of the work, those not known here last."""
+    name = key.removeprefix("stage_").removesuffix("_ms")
+    return (STAGES.index(name) if name in STAGES else len(STAGES), name)
 
 
 def _share(flags: Sequence[bool]) -> float | None:

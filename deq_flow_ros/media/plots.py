@@ -133,10 +133,10 @@ class RunPlots:
             return _svg(figure)
 
     def stages(self, stage_ms: dict[str, Any]) -> str:
-        """Mean time of the stages of one update, one after the other."""
-        colors = (BLUE, GREEN, ORANGE, "#805ad5", GREY, "#319795", "#b7791f", RED)
+        """Mean time of the stages of one update, in the order given."""
+        colors = (GREY, "#b7791f", "#805ad5", "#d53f8c", GREEN, ORANGE, BLUE, "#319795", "#718096", RED)
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=(9.2, 1.35), layout="constrained")
+            figure = Figure(figsize=(9.2, 1.6), layout="constrained")
             axes = figure.subplots()
             left = 0.0
             for number, (name, values) in enumerate(stage_ms.items()):
@@ -146,7 +146,7 @@ class RunPlots:
             axes.set_yticks([])
             axes.grid(axis="y", visible=False)
             axes.set_xlabel("mean time per update [ms]")
-            figure.legend(loc="outside upper center", ncols=max(1, len(stage_ms)))
+            figure.legend(loc="outside upper center", ncols=5)
             return _svg(figure)
 
     def _dots(self, axes: Axes, reports: Sequence[FrameReport], key: str, color: str, label: str | None) -> None:

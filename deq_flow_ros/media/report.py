@@ -28,7 +28,7 @@ p { margin: .3rem 0 .6rem; } .note { color: #4a5568; } img.plot { width: 100%; h
 table { border-collapse: collapse; margin: .4rem 0 1rem; } td, th { padding: .2rem .9rem .2rem 0; text-align: left;
 border-bottom: 1px solid #e2e8f0; vertical-align: top; } th { font-weight: 600; } td.n, th.n { text-align: right; }
 .strip { display: grid; gap: 4px; margin-bottom: 4px; } .strip img { width: 100%; display: block; }
-.strip div { font-size: .8rem; color: #4a5568; }
+.strip div, .time { font-size: .8rem; color: #4a5568; }
 .bad { background: #fff5f5; border-left: 4px solid #c53030; padding: .5rem .8rem; }
 details { margin-top: 1.5rem; } code { font-size: .88em; }
 """
@@ -62,10 +62,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         key, unit = ("epe_visible_px", "px") if exact else ("photometric", "grey levels")
         values = f"{_number(compared['warm'][key], 2)} / {_number(compared['cold'][key], 2)} {unit}"
         rows.append((f"error warm / cold, same iterations ({compared['pairs']} pairs)", values))
-        values = (
-            f"{_number(compared['warm']['residual_rms_px'], 3)} / {_number(compared['cold']['residual_rms_px'], 3)} px"
-        )
-        rows.append(("residual warm / cold, RMS, same pairs", values))
+        warm, cold = (_number(compared[start]["residual_rms_px"], 3) for start in ("warm", "cold"))
+        rows.append(("residual warm / cold, RMS, same pairs", f"{warm} / {cold} px"))
     return rows
 
 
@@ -79,14 +77,14 @@ def write_report(
     exact = summary["error"]["flow"]["epe_visible_px"] is not None
     budget = f"a latency budget of {summary['budget_ms']:g} ms" if summary["budget_ms"] else "no latency budget"
     error_note = (
-        "Mean endpoint error over the pixels that are visible in both images, against the exact flow of the rendered scene. "
-        "Grey: what zero flow would give, that is the mean length of the exact flow."
+        "Mean endpoint error over the pixels that are visible in both images, against the exact flow of the rendered "
+        "scene. Grey: what zero flow would give, that is the mean length of the exact flow."
         if exact
-        else "There is no exact flow for this input. Instead: mean absolute difference between one image and the other "
-        "one warped onto it by the flow (blue), and without warping (grey), over the same pixels."
+        else "There is no exact flow for this input. Instead: mean absolute difference between one image and the "
+        "other one warped onto it by the flow (blue), and without warping (grey), over the same pixels."
     )
     parts = [
-        f"<h1>Optical flow of {html.escape(str(summary['input']))}</h1>",
+        "<h1>Optical flow report</h1>",
         f"<p class='note'>Model {html.escape(str(summary['model']))}, {html.escape(str(summary['direction']))} flow, "
         f"{budget}, played at {summary['rate']:g} times the recorded rate. {html.escape(summary['machine'])}.</p>",
         _problems(summary["account"]["problems"]),
@@ -95,18 +93,18 @@ def write_report(
         "processed replace each other: the newest one wins, the others are dropped and counted.</p>",
         _plot(plots.latency()),
         _plot(plots.stages(summary["stage_ms"])),
-        "<h2>Iterations</h2><p>The solver starts from the last pair's fixed point, moved along the motion, and stops when "
-        "the flow has settled, when the cap is reached, or before the deadline would pass.</p>",
+        "<h2>Iterations</h2><p>The solver starts from the last pair's fixed point, moved along the motion, and stops "
+        "when the flow has settled, when the cap is reached, or before the deadline would pass.</p>",
         _plot(plots.iterations()),
-        "<h2>Residual</h2><p>RMS of the last update in pixels: how far the returned flow is from the fixed point. It is "
-        "known for every frame and every pixel, without any reference.</p>",
+        "<h2>Residual</h2><p>RMS of the last update in pixels: how far the returned flow is from the fixed point. It "
+        "is known for every frame and every pixel, without any reference.</p>",
         _plot(plots.residual()),
         f"<h2>Error</h2><p>{error_note}</p>",
         _plot(plots.error(exact)),
         "<h2>Cold against warm</h2>",
         _cold(plots, summary["cold_against_warm"], exact),
         "<h2>Pictures</h2>",
-        _strips(analysis, max_px, exact),
+        _strips(analysis, reports, max_px, exact),
         _account(summary),
     ]
     page = (
@@ -138,13 +136,13 @@ def _cold(plots: RunPlots, compared: dict[str, Any], exact: bool) -> str:
     if not compared["pairs"]:
         return "<p>No pair could be compared.</p>"
     return (
-        f"<p>{compared['pairs']} pairs of the run, each solved again from nothing with as many iterations as the stream "
-        "gave it. What separates the two is the warm start alone.</p>" + _plot(plots.cold_against_warm(exact))
+        f"<p>{compared['pairs']} pairs of the run, each solved again from nothing with as many iterations as the "
+        "stream gave it. What separates the two is the warm start alone.</p>" + _plot(plots.cold_against_warm(exact))
     )
 
 
-def _strips(analysis: Analysis, max_px: float, exact: bool) -> str:
-    count = min(STRIPS, len(analysis.previews))
+def _strips(analysis: Analysis, reports: Sequence[FrameReport], max_px: float, exact: bool) -> str:
+    count, start_ns = min(STRIPS, len(analysis.previews)), reports[0].stamp_ns
     chosen = [analysis.previews[round(index)] for index in np.linspace(0, len(analysis.previews) - 1, count)]
     residual_px = _residual_top(chosen)
     names = ["image", f"flow (full colour: {max_px:.1f} px)", *(["exact flow"] if exact else [])]
@@ -154,7 +152,8 @@ def _strips(analysis: Analysis, max_px: float, exact: bool) -> str:
     for preview in chosen:
         pictures = strip(preview, max_px, residual_px, PHOTOMETRIC_TOP)
         images = "".join(f"<img alt='' src='{data_uri(picture)}'>" for picture in pictures)
-        lines.append(f"<div class='strip' {columns}>{images}</div>")
+        seconds = (preview.stamp_ns - start_ns) * 1e-9
+        lines.append(f"<div class='time'>{seconds:.2f} s</div><div class='strip' {columns}>{images}</div>")
     note = "<p>Hue is the direction of the flow, saturation its speed; white is no motion, black is no flow.</p>"
     return note + "".join(lines)
 

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plays an input through the flow node and records what comes out: player, node and recorder as processes over DDS."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+from deq_flow_ros.media.flow_recording import FrameReport, report_of
+from deq_flow_ros.ros.children import ChildError, Children
+
+IMAGE_TOPIC = "/camera/image_raw"
+FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC = (
+    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "statistics")
+)
+READY_TIMEOUT_S = 120.0
+"""For loading the model, warming it up and discovery; a first run on a busy machine takes its time."""
+QUIET_S = 3.0
+"""Without any news for this long after the player's end, no more is to come."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to play and how."""
+
+    input: str
+    topic: str | None
+    rate: float
+    max_frames: int
+    live: bool
+    node_parameters: dict[str, str]
+    bag: Path
+    logs: Path
+    storage: str = "mcap"
+
+
+@dataclass
+class Progress:
+    """The state of a run, for a line on the screen."""
+
+    phase: str = "starting"
+    received: int = 0
+    processed: int = 0
+    dropped: int = 0
+    fields_per_second: float = 0.0
+    last: FrameReport | None = None
+    times: list[float] = field(default_factory=list)
+
+    def add(self, report: FrameReport) -> None:
+        """Take in the report of one more frame."""
+        self.received += 1
+        if report.outcome == "dropped":
+            self.dropped += 1
+        if report.outcome == "processed":
+            self.processed += 1
+            self.last = report
+            self.times = [*self.times[-20:], time.monotonic()]
+            if len(self.times) > 1:
+                self.fields_per_second = (len(self.times) - 1) / max(1e-6, self.times[-1] - self.times[0])
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the player published: stamps in ns, and how long it took, in s, the last frame's period included."""
+
+    stamps_ns: list[int]
+    seconds: float
+
+
+def prepare_environment(profiles: Path, logs: Path) -> None:
+    """Keep the run to this machine and to itself: a ROS domain of its own, unless the user has chosen one."""
+    # Domains above 101 map to ports that Linux hands out to others.
+    os.environ.setdefault("ROS_DOMAIN_ID", str(20 + os.getpid() % 80))
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profiles))
+    os.environ.setdefault("ROS_LOG_DIR", str(logs / "ros"))
+
+
+def run(options: RunOptions, show: Callable[[Progress], None]) -> Published:
+    """Play the input through the node and record its outputs. Raises `ChildError` when a process fails.
+
+    On return all processes have ended and the bag is closed. On a live input, Ctrl-C ends the stream, not the run.
+    """
+    shutil.rmtree(options.bag, ignore_errors=True)
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node = Node("evaluate_bag")
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    progress = Progress()
+    qos = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
+    node.create_subscription(DiagnosticArray, STATISTICS_TOPIC, lambda message: progress.add(report_of(message)), qos)
+    try:
+        with Children(options.logs) as children:
+            return _play(options, children, _Spinner(node, executor, children, progress, show))
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+@dataclass(frozen=True)
+class _Spinner:
+    """Lets time pass: takes in reports, watches the children, shows the progress."""
+
+    node: Node
+    executor: SingleThreadedExecutor
+    children: Children
+    progress: Progress
+    show: Callable[[Progress], None]
+
+    def until(self, done: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether `done` came true in time."""
+        give_up = time.monotonic() + timeout_s
+        while not done():
+            if time.monotonic() > give_up:
+                return False
+            self.executor.spin_once(timeout_sec=0.1)
+            self.children.check()
+            self.show(self.progress)
+        return True
+
+
+def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Published:
+    node, progress = spinner.node, spinner.progress
+    remap = ["-r", f"~/image:={IMAGE_TOPIC}"]
+    topics = [FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC]
+    # A recorded input can be read again, a camera's images are gone unless they are recorded as well.
+    recorded = [*topics, IMAGE_TOPIC] if options.live else topics
+    children.start("recorder", "deq_flow_ros.ros.recorder", [str(options.bag), *recorded, "--storage", options.storage])
+    parameters = [word for name, value in options.node_parameters.items() for word in ("-p", f"{name}:={value}")]
+    children.start("flow_node", "deq_flow_ros.ros.flow_node", ["--ros-args", *remap, *parameters])
+
+    progress.phase = "loading the model"
+    _wait_until_active(spinner)
+    progress.phase = "connecting"
+    # Statistics have two listeners: the recorder and this process.
+    wanted = dict.fromkeys(topics, 1) | {STATISTICS_TOPIC: 2, IMAGE_TOPIC: 1}
+    if not spinner.until(lambda: all(node.count_subscribers(t) >= n for t, n in wanted.items()), 20.0):
+        raise children.failure("recorder", "did not subscribe to the outputs within 20 s")
+
+    log = options.logs / "published.jsonl"
+    log.unlink(missing_ok=True)
+    arguments = [options.input, "--rate", str(options.rate), "--log", str(log), "--max-frames", str(options.max_frames)]
+    arguments += ["--wait-for-subscribers", "2" if options.live else "1"]
+    arguments += ["--topic", options.topic] if options.topic else []
+    children.start("player", "deq_flow_ros.ros.player", [*arguments, "--ros-args", *remap])
+    progress.phase = "playing"
+    try:
+        spinner.until(lambda: not children.running("player"), float("inf"))
+    except KeyboardInterrupt:
+        if not options.live:
+            raise
+        children.stop("player", 10.0)
+    children.check()
+    published = read_published(log)
+
+    progress.phase = "finishing"
+    _drain(spinner, len(published.stamps_ns))
+    children.stop("flow_node", 15.0)
+    children.stop("recorder", 60.0)
+    return published
+
+
+def _wait_until_active(spinner: _Spinner) -> None:
+    """The node starts itself before it answers services: its first answer tells whether that went well."""
+    client = spinner.node.create_client(GetState, "/flow_node/get_state")
+    if not spinner.until(client.service_is_ready, READY_TIMEOUT_S):
+        raise spinner.children.failure("flow_node", f"did not come up within {READY_TIMEOUT_S:g} s")
+    answer = client.call_async(GetState.Request())
+    if not spinner.until(answer.done, READY_TIMEOUT_S):
+        raise spinner.children.failure("flow_node", f"did not start within {READY_TIMEOUT_S:g} s")
+    state = answer.result().current_state
+    if state.id != State.PRIMARY_STATE_ACTIVE:
+        raise spinner.children.failure("flow_node", f"could not start and is {state.label}")
+
+
+def _drain(spinner: _Spinner, expected: int) -> None:
+    """Wait until every frame is reported, or nothing has been heard for `QUIET_S`."""
+    progress = spinner.progress
+    while progress.received < expected:
+        before = progress.received
+        if not spinner.until(lambda before=before: progress.received > before, QUIET_S):  # type: ignore[misc]
+            break
+    # The flow of the last frame is on its way when its report is there.
+    spinner.until(lambda: False, 0.3)
+
+
+def read_published(log: Path) -> Published:
+    """Read the player's log. Raises `ChildError` where there is none."""
+    try:
+        lines: Sequence[dict[str, int]] = [json.loads(line) for line in log.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ChildError(f"the player's log {log} cannot be read: {error}") from error
+    if not lines:
+        return Published([], 0.0)
+    span = (lines[-1]["published_ns"] - lines[0]["published_ns"]) * 1e-9
+    return Published([line["stamp_ns"] for line in lines], span * len(lines) / max(1, len(lines) - 1))
