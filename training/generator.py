@@ -43,7 +43,7 @@ class ProceduralGenerator:
         static_share: share of clips in which nothing moves (they still differ by noise and light).
         patterns: number of different procedural textures.
         pattern_share: how often one of them is used when there are photographs too.
-        limit_px: longer flow is marked invalid; the width unless given.
+        limit_px: longer flow is marked invalid, and 0; the longer side of the frame unless given.
         photometric: False gives clean frames, without changes of light and colour, blur and noise.
 
     Raises ValueError for settings outside these ranges, and what `load_photographs` raises.
@@ -56,7 +56,7 @@ class ProceduralGenerator:
         pattern_share: float = 0.25, limit_px: float | None = None, photometric: bool = True,
     ) -> None:  # fmt: skip
         max_displacement_px = width / 4 if max_displacement_px is None else max_displacement_px
-        limit_px = float(width) if limit_px is None else limit_px
+        limit_px = float(max(height, width)) if limit_px is None else limit_px
         for name, value, ok, expected in (
             ("height", height, height >= 16, "at least 16"),
             ("width", width, width >= 16, "at least 16"),

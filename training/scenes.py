@@ -226,7 +226,7 @@ def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list
     approach = max(abs(float(plane.normal @ translation)) / abs(plane.distance) for plane in planes) * shifts[-1]
     passing = float(np.linalg.norm(translation[:2])) * focal / (settings.width * nearest)
     closing = max(-translation[2], 0) * shifts[-1] / nearest
-    farthest = 1 / max(approach / 0.5, passing / 0.5, closing / 0.6, 1e-6)
+    farthest = 1 / max(approach / 0.35, passing / 0.5, closing / 0.6, 1e-6)
 
     def at(shift: float, turn: float, scale: float) -> list[np.ndarray]:
         """Homographies of all planes: K (R + t n^T / d) K^-1 (Hartley, Zisserman, Multiple View Geometry, 13.1)."""
