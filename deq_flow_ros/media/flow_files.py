@@ -32,7 +32,8 @@ def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise MediaError(f"the flow file {path} does not exist")
     flow, valid = readers[path.suffix.lower()](path)
-    return np.where(valid[:, :, None], flow, np.float32(0)), valid
+    flow[~valid] = 0
+    return flow, valid
 
 
 def write_flow(path: str | Path, flow: np.ndarray, valid: np.ndarray | None = None) -> None:
@@ -85,7 +86,8 @@ def _read_flo(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"got {len(raw)}"
         )
     flow = np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
-    return flow, (np.abs(flow) <= FLO_UNKNOWN).all(axis=2)
+    valid: np.ndarray = np.all(np.abs(flow) <= FLO_UNKNOWN, axis=2)  # False for NaN as well
+    return flow, valid
 
 
 def _read_kitti(path: Path) -> tuple[np.ndarray, np.ndarray]:

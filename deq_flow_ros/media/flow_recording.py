@@ -118,7 +118,9 @@ def take_account(published_ns: Sequence[int], reports: Sequence[FrameReport], fl
     )
     published = Counter(published_ns)
     reported = Counter(report.stamp_ns for report in reports)
-    promised = Counter(report.flow_stamp_ns for report in reports if report.outcome == "processed")
+    promised = Counter(
+        stamp for report in reports if report.outcome == "processed" and (stamp := report.flow_stamp_ns) is not None
+    )
     sent = Counter(flow_stamps_ns)
     _note(account, published - reported, "published, but no report says what became of them")
     _note(account, reported - published, "reported, but never published, or reported twice")

@@ -16,7 +16,7 @@ from deq_flow_ros.media.analysis import PairResult
 from deq_flow_ros.media.flow_recording import FrameReport
 
 BLUE, ORANGE, GREY, RED, GREEN = "#2b6cb0", "#dd6b20", "#a0aec0", "#c53030", "#2f855a"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "deq_flow_ros",
     "font.family": "sans-serif",

@@ -159,8 +159,9 @@ def _strips(analysis: Analysis, reports: Sequence[FrameReport], max_px: float, e
 
 
 def _residual_top(previews: Sequence[Preview]) -> float:
-    tops = [np.nanpercentile(preview.residual.astype(np.float32), 99) for preview in previews]
-    return max(0.1, float(np.nanmax(tops))) if tops else 0.1
+    values = np.concatenate([preview.residual.ravel() for preview in previews]).astype(np.float32)
+    finite = values[np.isfinite(values)]  # without any iteration there is no residual
+    return max(0.1, float(np.percentile(finite, 99))) if finite.size else 0.1
 
 
 def _account(summary: dict[str, Any]) -> str:

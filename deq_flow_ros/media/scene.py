@@ -120,7 +120,7 @@ class Scene:
         inside = ahead & (target >= -0.5).all(axis=0) & (target[0] <= width - 0.5) & (target[1] <= height - 0.5)
         visible = np.zeros(len(x), bool)
         # A second ray through the very target decides: it meets the same point, or something nearer.
-        _, nearest, _ = self._cast(second, *target[:, inside], None)
+        _, nearest, _ = self._cast(second, target[0, inside], target[1, inside], None)
         visible[inside] = nearest > seen[2, inside] * (1 - 1e-4) - 1e-3
         return np.ascontiguousarray(flow.T, np.float32).reshape(height, width, 2), visible.reshape(height, width)
 
@@ -149,7 +149,8 @@ class Scene:
             if window is None:
                 continue
             origin, turn = _relative(body, rotation, position, x.dtype)
-            seen = rays.reshape(3, *grid)[(slice(None), *window)]
+            rows, columns = window
+            seen = rays.reshape(3, *grid)[:, rows, columns]
             found = body.intersect(origin, turn @ seen.reshape(3, -1), NEAR).reshape(seen.shape[1:])
             nearer = found < depth[window]
             depth[window][nearer] = found[nearer]

@@ -60,6 +60,12 @@ def _holds_bag(folder: Path) -> bool:
     return (folder / "metadata.yaml").exists() or any(child.suffix in {".db3", ".mcap"} for child in folder.iterdir())
 
 
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(1024)
+    return bool(start) and all(byte >= 32 or byte in b"\t\n\r" for byte in start)
+
+
 class VideoSource(Source):
     """Frames of a video file, stamped by their presentation time."""
 
@@ -83,6 +89,9 @@ class VideoSource(Source):
         )
 
     def _open(self) -> cv2.VideoCapture:
+        # FFmpeg would play a text file, as a terminal that shows it.
+        if _is_text(self.path):
+            raise MediaError(f"{self.path} is not readable as a video: it is a text file")
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise MediaError(

@@ -40,6 +40,8 @@ from deq_flow_ros.media.scene_bag import load_scene, render_scene_bag
 from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError
 
+SHORTEST_S = 4.0
+"""A recording that would be over sooner is played so much slower that it lasts this long."""
 COMPARED_PAIRS = 20
 """About so many warm pairs are solved again from a cold start."""
 
@@ -58,7 +60,11 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         "--out", type=Path, default=Path("build/demo"), help="directory to write to (default: build/demo)"
     )
     parser.add_argument("--topic", help="image topic of a bag (default: the first)")
-    parser.add_argument("--rate", type=float, default=1.0, help="speed of the replay, 1 = as recorded (default)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help="speed of the replay; default: 1 = as recorded, but slower where the input would be over in a blink",
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="play so much of the stream, 0 = all (default: 30)")
     parser.add_argument("--max-frames", type=int, default=0, help="and at most so many frames, 0 = all (default)")
     parser.add_argument("--model", default="nano", help="name or weights file (default: nano)")
@@ -75,7 +81,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     for name, minimum in (("seconds", 0.0), ("max_frames", 0), ("budget_ms", 0.0)):
         if not getattr(options, name) >= minimum:
             parser.error(f"expected --{name.replace('_', '-')} of at least {minimum:g}, got {getattr(options, name)}")
-    if not 0 < options.rate < math.inf:
+    if options.rate is not None and not 0 < options.rate < math.inf:
         parser.error(f"expected --rate above 0, got {options.rate}")
     if wrong := [text for text in options.param if ":=" not in text]:
         parser.error(f"expected --param NAME:=VALUE, got {wrong[0]!r}")
@@ -124,8 +130,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     source = open_source(path, options.topic)
     source.close()
     frames = _limit(options, source, console)
+    rate = options.rate or _rate(source, console)
     run = live_run.RunOptions(
-        path, options.topic, options.rate, frames, source.live, _node_parameters(options, source), out / "recording",
+        path, options.topic, rate, frames, source.live, _node_parameters(options, source), out / "recording",
         out / "logs", options.storage,
     )  # fmt: skip
     published = _play(run, frames or source.count, console)
@@ -145,7 +152,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         "model": options.model,
         "direction": options.direction,
         "budget_ms": options.budget_ms or None,
-        "rate": options.rate,
+        "rate": rate,
         "machine": _machine(),
         **summary,
     }
@@ -182,6 +189,19 @@ def _limit(options: argparse.Namespace, source: Source, console: Console) -> int
     elif limit:
         console.print(f"playing the first {limit} frames; --seconds 0 plays all")
     return limit
+
+
+def _rate(source: Source, console: Console) -> float:
+    """Speed of the replay where the user has not said any."""
+    if source.live or source.count is None:
+        return 1.0
+    lasts = source.count * source.nominal_period_ns * 1e-9
+    if lasts >= SHORTEST_S:
+        return 1.0
+    console.print(
+        f"the input lasts {lasts:.1f} s only and is played slower, in {SHORTEST_S:g} s; --rate 1 forbids that"
+    )
+    return lasts / SHORTEST_S
 
 
 def _node_parameters(options: argparse.Namespace, source: Source) -> dict[str, str]:

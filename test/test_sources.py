@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image sources: every kind of input yields frames with its own stamps, and what cannot be read is named."""
+
+import logging
+import sqlite3
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag1 import Writer as Ros1Writer
+from rosbags.typesys import Stores, get_typestore
+
+from deq_flow_ros.media import Frame, MediaError, open_source
+from deq_flow_ros.media.bags import BagWriter
+
+PERIOD_NS = 40_000_000
+
+
+def picture(number: int, height: int = 24, width: int = 32) -> np.ndarray:
+    image = np.full((height, width, 3), 40, np.uint8)
+    cv2.rectangle(image, (2 * number, 4), (2 * number + 8, 14), (30, 200, 240), -1)
+    return image
+
+
+def raw_frame(number: int, encoding: str = "bgr8", padding: int = 0) -> Frame:
+    image = picture(number)
+    rows = np.pad(image.reshape(24, 96), ((0, 0), (0, padding)))
+    stamp = 1_700_000_000_000_000_000 + number * PERIOD_NS
+    return Frame(rows.ravel(), 24, 32, 96 + padding, encoding, False, stamp, stamp + 5_000_000, "eye")
+
+
+def write_bag(path: Path, storage: str = "mcap", topic: str = "/camera/image_raw", padding: int = 0) -> Path:
+    with BagWriter(path, storage) as writer:
+        writer.write_diagnostics("/status", "engine", {"speed": "3"}, 7, 7)
+        for number in range(4):
+            writer.write_frame(topic, raw_frame(number, padding=padding))
+    return path
+
+
+def same(one: Frame, two: Frame) -> bool:
+    fields = ("height", "width", "step", "encoding", "is_bigendian", "stamp_ns", "record_ns", "frame_id")
+    return all(getattr(one, name) == getattr(two, name) for name in fields) and np.array_equal(one.data, two.data)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_rosbag2_frames_come_back_as_recorded(tmp_path: Path, storage: str) -> None:
+    """Both storages, as directory and as bare data file, must keep bytes, padding, stamps and times."""
+    bag = write_bag(tmp_path / "bag", storage, padding=5)
+    for path in (bag, next(bag.glob("*.db3" if storage == "sqlite3" else "*.mcap"))):
+        source = open_source(path)
+        assert (source.kind, source.count, source.live) == ("bag", 4, False)
+        assert source.nominal_period_ns == PERIOD_NS
+        assert all(same(frame, raw_frame(number, padding=5)) for number, frame in enumerate(source.frames()))
+        assert len(list(source.frames())) == 4, "a second pass starts over"
+
+
+def test_ros1_bag_is_read(tmp_path: Path) -> None:
+    """ROS 1 recordings are still what most public data sets come as."""
+    types = get_typestore(Stores.ROS1_NOETIC)
+    header, time = types.types["std_msgs/msg/Header"], types.types["builtin_interfaces/msg/Time"]
+    with Ros1Writer(tmp_path / "old.bag") as writer:
+        connection = writer.add_connection("/cam", "sensor_msgs/msg/Image", typestore=types)
+        for number in range(3):
+            frame = raw_frame(number)
+            stamp = time(*divmod(frame.stamp_ns, 10**9))
+            message = types.types["sensor_msgs/msg/Image"](
+                header(number, stamp, "eye"), 24, 32, "bgr8", 0, 96, frame.data.copy()
+            )
+            writer.write(connection, frame.record_ns, types.serialize_ros1(message, "sensor_msgs/msg/Image"))
+    frames = list(open_source(tmp_path / "old.bag").frames())
+    assert len(frames) == 3 and all(same(frame, raw_frame(number)) for number, frame in enumerate(frames))
+
+
+def test_compressed_images_are_decoded_and_broken_ones_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One broken JPEG in a recording must not end the replay, nor vanish silently."""
+    with BagWriter(tmp_path / "bag") as writer:
+        for number in range(3):
+            data = cv2.imencode(".png", picture(number))[1].tobytes()
+            writer.write_compressed("/c", data if number != 1 else data[:20], "bgr8; png compressed", number, number)
+    source = open_source(tmp_path / "bag")
+    frames = list(source.frames())
+    assert [frame.stamp_ns for frame in frames] == [0, 2]
+    assert frames[1].encoding == "bgr8" and np.array_equal(frames[1].data.reshape(24, 32, 3), picture(2))
+    assert len(source.skipped) == 1 and "stamped 1" in source.skipped[0]
+
+
+def test_bag_topic_is_chosen_or_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of several image topics the first is taken and all are told; a wrong choice lists what there is."""
+    with BagWriter(tmp_path / "bag") as writer:
+        for topic in ("/left", "/right"):
+            writer.write_frame(topic, raw_frame(1 if topic == "/left" else 2))
+        writer.write_diagnostics("/status", "engine", {}, 0, 0)
+    with caplog.at_level(logging.WARNING):
+        source = open_source(tmp_path / "bag")
+    assert "/left" in caplog.text and "/right" in caplog.text and "--topic" in caplog.text
+    assert same(next(iter(source.frames())), raw_frame(1))
+    assert same(next(iter(open_source(tmp_path / "bag", topic="/right").frames())), raw_frame(2))
+    with pytest.raises(MediaError, match=r"/status is of type diagnostic_msgs/msg/DiagnosticArray.*/left.*/right"):
+        open_source(tmp_path / "bag", topic="/status")
+    with pytest.raises(MediaError, match=r"/middle is not in it.*/left"):
+        open_source(tmp_path / "bag", topic="/middle")
+
+
+def test_bag_without_images_lists_what_it_has(tmp_path: Path) -> None:
+    """The user has to learn what is in the bag instead."""
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_diagnostics("/status", "engine", {}, 0, 0)
+    with pytest.raises(
+        MediaError, match=r"holds no images.*/status \(diagnostic_msgs/msg/DiagnosticArray, 1 messages\)"
+    ):
+        open_source(tmp_path / "bag")
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_truncated_bag_is_named(tmp_path: Path, storage: str) -> None:
+    """A recording of a robot that lost power: an error with the bag's name, not one from the depths of a library."""
+    bag = write_bag(tmp_path / "bag", storage)
+    data = next(bag.glob("*.db3" if storage == "sqlite3" else "*.mcap"))
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(MediaError, match=r"bag .*bag cannot be read; it is damaged"):
+        list(open_source(bag).frames())
+
+
+def test_unfinished_and_foreign_bags_are_named(tmp_path: Path) -> None:
+    """Missing metadata with one data file is no obstacle; foreign files behind a bag's name are refused."""
+    bag = write_bag(tmp_path / "bag")
+    (bag / "metadata.yaml").unlink()
+    assert len(list(open_source(bag).frames())) == 4
+    (tmp_path / "text.bag").write_text("not a bag")
+    (tmp_path / "text.mcap").write_text("not a bag")
+    sqlite3.connect(tmp_path / "other.db3").execute("create table t (x)").connection.close()
+    for name in ("text.bag", "text.mcap", "other.db3"):
+        with pytest.raises(MediaError, match=name):
+            open_source(tmp_path / name)
+
+
+def write_video(path: Path, frames: int = 12, fps: float = 12.5) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (64, 48))
+    for number in range(frames):
+        writer.write(picture(number, 48, 64))
+    writer.release()
+    return path
+
+
+def test_video_is_stamped_by_its_own_times(tmp_path: Path) -> None:
+    """Stamps drive everything downstream: they must follow the video's rate, start above 0 and never stand still."""
+    source = open_source(write_video(tmp_path / "v.mp4"))
+    frames = list(source.frames())
+    assert (source.kind, source.count, source.nominal_period_ns) == ("video", 12, 80_000_000)
+    assert [frame.stamp_ns for frame in frames] == [1_000_000_000 + n * 80_000_000 for n in range(12)]
+    assert {(frame.encoding, frame.width, frame.height, frame.step) for frame in frames} == {("bgr8", 64, 48, 192)}
+    shown = frames[3].data.reshape(48, 64, 3).astype(int)
+    assert np.abs(shown - picture(3, 48, 64)).mean() < 12, "lossy, but the third picture, in BGR"
+
+
+def test_unreadable_videos_are_named(tmp_path: Path) -> None:
+    """Text, an empty file and a video that lost its index all end in one clear sentence."""
+    (tmp_path / "text.txt").write_text("some text\n" * 50)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    whole = write_video(tmp_path / "v.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    for name in ("text.txt", "empty.mp4", "cut.mp4"):
+        with pytest.raises(MediaError, match=f"{name} is not readable as a video"):
+            open_source(tmp_path / name)
+
+
+def test_folder_is_read_in_natural_order_and_gaps_stay_gaps(tmp_path: Path) -> None:
+    """Frame 10 comes after frame 9; sizes may differ; a broken file costs its own slot only, and is named."""
+    for number in (1, 2, 9, 10):
+        cv2.imwrite(str(tmp_path / f"f{number}.png"), picture(number, 24 + number))
+    (tmp_path / "f9.png").write_bytes(b"broken")
+    cv2.imwrite(str(tmp_path / "f11.png"), np.full((8, 9), 40000, np.uint16))
+    (tmp_path / "notes.txt").write_text("not an image")
+    source = open_source(tmp_path, fps=20)
+    frames = list(source.frames())
+    assert (source.kind, source.count, source.nominal_period_ns) == ("folder", 5, 50_000_000)
+    assert [frame.height for frame in frames] == [25, 26, 34, 8]
+    assert [frame.stamp_ns for frame in frames] == [1_000_000_000 + slot * 50_000_000 for slot in (0, 1, 3, 4)]
+    assert (frames[3].encoding, frames[3].step) == ("mono16", 18) and frames[3].data.view(np.uint16)[0] == 40000
+    assert len(source.skipped) == 1 and source.skipped[0].startswith("f9.png")
+
+
+def test_unusable_inputs_are_named(tmp_path: Path) -> None:
+    """Each wrong input gets its own sentence: what it is, and what was expected."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"broken")
+    cv2.imwrite(str(tmp_path / "one.png"), picture(0))
+    for name, message in (
+        ("nowhere", "does not exist; expected a bag, a video file"),
+        ("empty", "holds no image .* it holds nothing"),
+        ("one.png", "single image, which shows no motion"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            open_source(tmp_path / name)
+    with pytest.raises(MediaError, match=r"none of the 1 images in .*broken can be read; the first: a.png"):
+        list(open_source(tmp_path / "broken").frames())
+    with pytest.raises(MediaError, match="only bags have topics"):
+        open_source(tmp_path / "broken", topic="/camera")
+    with pytest.raises(MediaError, match="camera 91 cannot be opened; video devices on this machine: "):
+        open_source("91")
+    with pytest.raises(MediaError, match="the input is empty"):
+        open_source("")
