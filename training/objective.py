@@ -9,10 +9,12 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import correction_weights, phantom_gradient, sparse_correction
-from deq_flow_ros.model import DEQFlow, Encoding
+from deq_flow_ros.model import FACTOR, DEQFlow, Encoding
+from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
 from training.rendering import Clip
 
@@ -22,49 +24,88 @@ class Objective:
     """How a clip becomes a loss.
 
     :ivar cold_iterations: range (least, most) of Picard iterations from the cold start; drawn per step, so that the
-        fixed point and not one particular count is learnt. The loss is taken half-way and at the end.
-    :ivar warm_iterations: the same for the pairs that start from the state of the pair before; loss at the end.
+        fixed point and not one particular count is learnt. The loss is taken after each third.
+    :ivar warm_iterations: the same for the pairs that start from the state of the pair before; loss half-way and at the end.
     :ivar gradient_steps: k of the phantom gradient; 1 is the one-step gradient.
-    :ivar gamma: weight of the earlier correction relative to the later.
+    :ivar gamma: weight of an earlier correction relative to the next.
+    :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
     """
 
     cold_iterations: tuple[int, int] = (6, 10)
     warm_iterations: tuple[int, int] = (2, 6)
     gradient_steps: int = 1
     gamma: float = 0.8
+    matching: float = 0.5
 
-    def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+    def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs."""
         batch, frames = clip.images.shape[:2]
         encoding = model.encode(clip.images.flatten(0, 1))
         features, context = (e.unflatten(0, (batch, frames)) for e in encoding)
         encodings = [Encoding(features[:, t], context[:, t]) for t in range(frames)]
-        losses, epe = [], {}
+        losses, measured = [], {}
         start = model.initial_state(encodings[0])
         for t in range(frames - 1):
             least, most = self.warm_iterations if t else self.cold_iterations
             end = int(rng.integers(max(least, self.gradient_steps), most + 1))
-            positions = [end] if t or end < 2 * self.gradient_steps else [end // 2, end]
+            problem = model.problem(encodings[t], encodings[t + 1])
             states = sparse_correction(
-                model.problem(encodings[t], encodings[t + 1]),
+                problem,
                 start,
-                positions,
+                self._positions(end, 2 if t else 3),
                 gradient=partial(phantom_gradient, steps=self.gradient_steps),
                 gradient_steps=self.gradient_steps,
             )
             errors = [endpoint_error(model.upsample(state), clip.flow[:, t], clip.valid[:, t]) for state in states]
             losses += [w * e for w, e in zip(correction_weights(len(errors), self.gamma), errors, strict=True)]
-            epe["warm" if t else "cold"] = errors[-1].detach()
+            measured["epe_warm" if t else "epe_cold"] = errors[-1].detach()
+            visible = clip.valid[:, t] & ~clip.occluded[:, t]
+            measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
+            losses.append(self.matching * measured["matching"])
+            measured["matching"] = measured["matching"].detach()
             start = tuple(tensor.detach() for tensor in states[-1])
             with torch.no_grad():
                 start = carry((start[0], start[1]))
-        return torch.stack(losses).sum(), epe
+        return torch.stack(losses).sum(), measured
+
+    def _positions(self, end: int, count: int) -> list[int]:
+        """At most ``count`` positions up to ``end``, evenly spaced, with room for the steps of the gradient."""
+        count = min(count, end // self.gradient_steps)
+        return [end * (i + 1) // count for i in range(count)]
 
 
 def endpoint_error(flow: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     """Mean Euclidean distance over the valid pixels, px; rounded off at 0.01 px so that the gradient stays bounded."""
     error = ((flow - truth).square().sum(1) + 1e-4).sqrt()
     return (error * valid).sum() / valid.sum().clamp_min(1)
+
+
+def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor) -> Tensor:
+    """Cross entropy of where each visible cell of the first image is found in the second.
+
+    The similarities of a cell with all cells of the second image are its logits; the target is shared bilinearly
+    between the four cells around ``position + flow``.
+
+    :param flow: (B, 2, H, W) px, true.
+    :param visible: (B, H, W) bool, the flow holds and its target is seen in the second image.
+    """
+    similarities, height, width = correlation.levels[0]
+    inside = F.avg_pool2d(visible.float().unsqueeze(1), FACTOR)
+    cells = F.avg_pool2d(flow * visible.unsqueeze(1), FACTOR) / inside.clamp_min(1e-6) / FACTOR
+    y, x = torch.meshgrid(
+        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
+    )
+    target_x, target_y = x + cells[:, 0], y + cells[:, 1]
+    x0, y0 = target_x.floor(), target_y.floor()
+    log_probability = similarities.float().log_softmax(1)
+    loss = torch.zeros_like(target_x)
+    for dx, weight_x in ((0, 1 - (target_x - x0)), (1, target_x - x0)):
+        for dy, weight_y in ((0, 1 - (target_y - y0)), (1, target_y - y0)):
+            index = (y0 + dy).clamp(0, height - 1) * width + (x0 + dx).clamp(0, width - 1)
+            found = log_probability.gather(1, index.long().view(-1, 1)).view_as(loss)
+            loss = loss - weight_x * weight_y * found
+    counted = inside[:, 0] > 0.5
+    return (loss * counted).sum() / counted.sum().clamp_min(1)
 
 
 def iteration_range(text: Sequence[int]) -> tuple[int, int]:

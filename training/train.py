@@ -154,7 +154,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with autocast:
-            loss, epe = objective.loss(self.model, clip, np.random.default_rng([self.options.seed, self.step]))
+            loss, measured = objective.loss(self.model, clip, np.random.default_rng([self.options.seed, self.step]))
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {self.step} is {float(loss)}; the last checkpoint is untouched. A lower --rate helps"
@@ -174,7 +174,7 @@ class Run:
                     average.copy_(value)
         return {
             "loss": float(loss.detach()), "gradient": float(norm), "rate": rate,
-            **{f"epe_{k}": float(v) for k, v in epe.items()},
+            **{k: float(v) for k, v in measured.items()},
         }  # fmt: skip
 
 
@@ -201,7 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
-    total, saved, means = options.steps + options.cooldown, time.monotonic(), {}
+    total, saved = options.steps + options.cooldown, time.monotonic()
+    means: dict[str, float] = {}
     options.out.mkdir(parents=True, exist_ok=True)
     with (
         (options.out / "log.jsonl").open("a") as log,
@@ -219,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
             means = {k: v + 0.98 * (means.get(k, v) - v) for k, v in entry.items()}
             bar.update()
             bar.set_postfix(
-                {k: f"{means[k]:.3g}" for k in ("epe_cold", "epe_warm", "gradient") if k in means}, refresh=False
+                {k: f"{means[k]:.3g}" for k in ("epe_cold", "epe_warm", "matching") if k in means}, refresh=False
             )
             if run.step % 50 == 0:
                 _log(log, {"step": run.step, **{k: round(v, 5) for k, v in means.items()}})

@@ -15,6 +15,7 @@ class CorrelationPyramid:
     :param features2: (B, C, H, W).
     :param levels: level ``l`` is the second map averaged over ``2**l x 2**l`` cells.
     :param radius: the lookup returns the ``(2 radius + 1)**2`` values around each target, per level.
+    :ivar levels: per level, the similarities (B * H * W, h * w) and their h and w.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:

@@ -56,13 +56,13 @@ class FlowProblem:
     ) -> None:
         a = model.architecture
         self._update = model.update_block
-        self._correlation = CorrelationPyramid(
+        self.correlation = CorrelationPyramid(
             encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius
         )
         self._gates = model.prepare(encoding1) if gates is None else gates
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
-        correlation = self._correlation.lookup(flow).to(hidden.dtype)
+        correlation = self.correlation.lookup(flow).to(hidden.dtype)
         return self._update(hidden, flow, correlation, self._gates)
 
 
@@ -97,7 +97,7 @@ class DEQFlow(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.mask[0].weight.device
+        return next(self.parameters()).device
 
     def encode(self, image: Tensor) -> Encoding:
         """Everything that one image contributes to any pair it is part of.
