@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,10 +18,13 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     :returns: (B, 2, 8 H, 8 W) in pixels.
     """
     batch, _, height, width = flow.shape
-    weights = mask.reshape(batch, 9, FACTOR * FACTOR, height * width).softmax(1)
-    neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, 1, height * width)
-    fine = (weights.unsqueeze(1) * neighbours).sum(2)  # (B, 2, 64, H W)
-    return F.pixel_shuffle(fine.view(batch, 2 * FACTOR * FACTOR, height, width), FACTOR)
+    cells = batch * height * width
+    # Channels innermost: a small matrix product per cell, (2, 9) times (9, 64), and no copy of a channels_last mask.
+    weights = mask.permute(0, 2, 3, 1).reshape(cells, 9, FACTOR * FACTOR).softmax(1)
+    neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, height * width)
+    fine = torch.bmm(neighbours.permute(0, 3, 1, 2).reshape(cells, 2, 9), weights).transpose(1, 2)
+    blocks = fine.reshape(batch, height, width, FACTOR, FACTOR, 2).transpose(2, 3)
+    return blocks.reshape(batch, FACTOR * height, FACTOR * width, 2).permute(0, 3, 1, 2)
 
 
 def pad_to_multiple(image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
