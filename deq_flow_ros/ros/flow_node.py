@@ -76,12 +76,14 @@ class FlowNode(LifecycleNode):
 
     # Lifecycle
 
-    def start(self) -> None:
-        """Configure and activate, where the parameter `autostart` says so."""
+    def start(self, stop: process.StopRequest) -> None:
+        """Configure and activate, where the parameter `autostart` says so; a failure leaves the node unconfigured."""
         if not self.get_parameter("autostart").value:
             return
-        if self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS:
-            self.get_logger().error("autostart failed, waiting for a lifecycle transition: see the error above")
+        if self.trigger_configure() != SUCCESS:
+            self.get_logger().error("not started; once what is named above is mended, call the transition configure")
+        elif not stop.requested:
+            self.trigger_activate()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and measure its cost; on failure say what to do, and stay unconfigured."""
@@ -290,7 +292,7 @@ def main(args: Sequence[str] | None = None) -> int:
         node = FlowNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        node.start()
+        node.start(stop)
         while not stop.requested:
             executor.spin_once(timeout_sec=0.2)
     except ParameterException as error:
