@@ -33,6 +33,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     overrides: dict[str, str | bool] = {name: value[name] for name in ("model", "device") if value[name]}
     if value["autostart"]:
         overrides["autostart"] = value["autostart"].lower() == "true"
+    logger = ".".join([*value["namespace"].strip("/").split("/"), value["name"]]).lstrip(".")
     return [
         Node(
             package="deq_flow_ros",
@@ -41,7 +42,7 @@ def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             namespace=value["namespace"],
             parameters=[value["params_file"], overrides],
             remappings=[("~/image", value["image"])],
-            ros_arguments=["--log-level", f"{value['name']}:={value['log_level']}"],
+            ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
             output="screen",
             emulate_tty=True,
         )

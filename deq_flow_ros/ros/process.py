@@ -18,9 +18,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class StopRequest:
     """Set by SIGINT and SIGTERM, so that a process can finish the frame in hand and say how many it had.
 
-    ROS's own handlers would close the context at once, and whatever is still to be published with it. A plain attribute,
-    because a lock taken in a signal handler can meet itself. Under `ros2 launch` Ctrl-C arrives twice; the second one
-    changes nothing.
+    ROS's own handlers would close the context at once, and whatever is still to be published with it. A plain
+    attribute, because a lock taken in a signal handler can meet itself. Under `ros2 launch` Ctrl-C arrives twice; the
+    second one changes nothing.
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`flow_node` as a process of its own over DDS: every frame accounted for, and no input that brings it down."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+import torch
+from node_client import PERIOD_NS, NodeClient
+from sensor_msgs.msg import Image
+
+from deq_flow_ros.model import SIZES, DEQFlow, save_model
+from deq_flow_ros.ros.children import Children
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights: what is tested here does not depend on how good the flow is."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_model(DEQFlow(SIZES["nano"]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
+    with Children(tmp_path_factory.mktemp("logs")) as children:
+        yield children
+
+
+@pytest.fixture(scope="module")
+def node(children: Children, weights: Path) -> Iterator[NodeClient]:
+    """A client of one node that all tests of this file share: what one of them does must not hurt the next."""
+    parameters = {
+        "model": weights,
+        "latency_budget_ms": 0.0,  # no deadline: a busy machine changes no outcome
+        "max_iterations": 2,
+        "warm_up_width": 0,
+        "warm_up_height": 0,
+        "qos_reliability": "reliable",
+        "qos_depth": 100,
+    }
+    arguments = ["--ros-args", "-r", "~/image:=/camera/image"]
+    for name, value in parameters.items():
+        arguments += ["-p", f"{name}:={value}"]
+    children.start("flow_node", "deq_flow_ros.ros.flow_node", arguments)
+    rclpy.init()
+    client = NodeClient()
+    client.connect()
+    yield client
+    client.destroy_node()
+    rclpy.shutdown()
+    children.stop("flow_node", timeout_s=20.0)  # SIGINT: must end in time and with status 0
+
+
+@pytest.fixture(autouse=True)
+def nothing_collected(node: NodeClient) -> None:
+    node.spin_for(0.1)
+    node.forget()
+
+
+def check_header_rule(node: NodeClient, sent: list[Image], direction: str) -> None:
+    """Each output of each pair has the header of the image on whose pixels it lives, and its size."""
+    expected = [image.header for image in (sent[:-1] if direction == "forward" else sent[1:])]
+    count = len(expected)
+    node.until(lambda: min(len(node.flow), len(node.color), len(node.residual)) >= count, f"{count} of each output")
+    kinds = ((node.flow, "32FC2", 8), (node.color, "rgb8", 3), (node.residual, "32FC1", 4))
+    for outputs, encoding, pixel_bytes in kinds:
+        assert [output.header for output in outputs] == expected, encoding
+        for output in outputs:
+            assert (output.encoding, output.height, output.width) == (encoding, 48, 64)
+            assert output.step == 64 * pixel_bytes and len(output.data) == 48 * output.step
+    flow = np.frombuffer(node.flow[-1].data, np.float32)
+    assert np.isfinite(flow).all() and np.ptp(flow) > 0.0
+
+
+def test_outputs_follow_the_header_rule_and_each_frame_has_one_account(node: NodeClient) -> None:
+    """Flow with the wrong stamp is matched with the wrong image, and nobody notices; so is an account."""
+    images = [node.image(shift=number) for number in range(6)]
+    accounts = node.send(*images)
+    check_header_rule(node, images, "forward")
+    assert [account["outcome"] for account in accounts] == ["first"] + ["processed"] * 5
+    assert [message.header for message in node.messages] == [image.header for image in images]
+    stamps = [str(image.header.stamp.sec * 10**9 + image.header.stamp.nanosec) for image in images]
+    assert [account["image2_stamp_ns"] for account in accounts] == stamps
+    assert [account["image1_stamp_ns"] for account in accounts] == ["", *stamps[:-1]]
+    second, last = accounts[1], accounts[-1]
+    assert (second["warm"], last["warm"]) == ("false", "true")
+    assert last["iterations"] == "2" and last["stop_reason"] == "iterations" and last["direction"] == "forward"
+    assert float(last["latency_ms"]) > float(last["stage_solve_ms"]) > 0.0 and last["budget_ms"] == ""
+    counts = {name: int(last[f"frames_{name}"]) for name in ("received", "processed", "first", "dropped", "lost")}
+    assert counts["received"] == counts["processed"] + counts["first"] + counts["dropped"] and counts["lost"] == 0
+
+
+def test_unreadable_images_are_dropped_by_name_and_the_stream_goes_on(node: NodeClient) -> None:
+    """Drivers do send such messages; the frame is lost, the stream and the node are not."""
+    node.send(node.image(), node.image())
+    unknown, contradictory, short, empty, tiny = (node.image() for _ in range(5))
+    unknown.encoding = "jpeg"
+    contradictory.step = 100
+    short.data = short.data[:-7]
+    empty.height = empty.width = empty.step = 0
+    del empty.data[:]
+    tiny.height, tiny.width, tiny.step, tiny.data = 4, 4, 12, tiny.data[:48]
+    accounts = node.send(unknown, contradictory, short, empty)
+    assert [account["outcome"] for account in accounts] == ["dropped"] * 4
+    words = ["unknown encoding: expected one of", "at least 192, got 100", "= 9216 bytes, got 9209", "got height 0"]
+    for account, text in zip(accounts, words, strict=True):
+        assert text in account["reason"]
+    assert node.send(node.image())[0]["outcome"] == "processed"  # between the last good image and this one
+    assert "at least 16x16 pixels, got 4x4" in node.send(tiny)[0]["reason"]
+    assert [account["outcome"] for account in node.send(node.image(), node.image())] == ["first", "processed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("size", "size changed from 64x48 to 80x32"),
+        ("time back", "time went back by"),
+        ("same time", "time stood still"),
+        ("gap", "gap of 1"),
+        ("encoding", "encoding changed from 'bgr8' to 'rgb8'"),
+        ("camera", "frame_id changed from 'camera' to 'other'"),
+    ],
+)
+def test_a_break_in_the_stream_resets_it_by_name(node: NodeClient, change: str, reason: str) -> None:
+    """Flow between unrelated images is nonsense that looks like flow."""
+    shape = (48, 64)
+    node.send(node.image(), node.image())
+    stamp_ns = node.next_stamp_ns
+    if change == "size":
+        shape = (32, 80)
+    elif change == "time back":
+        node.next_stamp_ns -= 10 * PERIOD_NS
+    elif change == "same time":
+        node.next_stamp_ns -= PERIOD_NS
+    elif change == "gap":
+        node.next_stamp_ns += 1_000_000_000
+    images = [node.image(shape), node.image(shape)]
+    for image in images:
+        image.encoding = "rgb8" if change == "encoding" else "bgr8"
+        image.header.frame_id = "other" if change == "camera" else "camera"
+    node.next_stamp_ns = max(stamp_ns, node.next_stamp_ns)
+    first, second = node.send(*images)
+    assert first["outcome"] == "first" and reason in first["reason"]
+    assert second["outcome"] == "processed" and reason in second["reset_reason"] and second["warm"] == "false"
+    node.send(node.image())  # leave the stream as it was found
+
+
+def test_under_overload_the_newest_frame_wins_and_the_others_are_named(node: NodeClient) -> None:
+    """A queue would make the flow ever later; a silent drop would leave frames unaccounted for."""
+    images = [node.image((480, 640), seed=1, shift=number) for number in range(30)]
+    for image in images:
+        node.camera.publish(image)
+    node.until(lambda: len(node.messages) >= len(images), "an account of each frame")
+    node.spin_for(0.3)
+    stamps = [account["image2_stamp_ns"] for account in node.accounts]
+    assert len(stamps) == len(set(stamps)) == len(images)
+    dropped = [account for account in node.accounts if account["outcome"] == "dropped"]
+    assert dropped and {account["reason"] for account in dropped} == {"superseded by a newer frame"}
+    newest = max(node.accounts, key=lambda account: int(account["image2_stamp_ns"]))
+    assert newest["outcome"] == "processed"
+
+
+def test_parameters_are_refused_with_a_reason_while_configured(node: NodeClient) -> None:
+    """Accepting a value that has no effect would be a lie."""
+    assert "max_iterations is read in configure" in node.set_parameters(max_iterations=5)
+    assert "expected one of forward, backward, got 'up'" in node.set_parameters(direction="up")
+    assert "Min: 0.0625" in node.set_parameters(min_scale=0.0)
+    assert node.send(node.image())[0]["outcome"] in ("first", "processed")
+
+
+def test_lifecycle_goes_round_and_bad_weights_fail_by_name(
+    node: NodeClient, children: Children, weights: Path, tmp_path: Path
+) -> None:
+    """A manager that restarts the node must find it working, and a failing configure must leave it unconfigured."""
+    truncated, foreign = tmp_path / "truncated.safetensors", tmp_path / "foreign.safetensors"
+    truncated.write_bytes(weights.read_bytes()[:100_000])
+    foreign.write_text("not weights")
+    node.send(node.image(), node.image())
+    assert node.change_state("deactivate") and node.state() == "inactive"
+    assert node.camera.get_subscription_count() == 0
+    assert node.change_state("cleanup") and node.state() == "unconfigured"
+    bad = {"none.pt": (tmp_path / "none.pt", "cpu"), "truncated": (truncated, "cpu"), "foreign": (foreign, "cpu")}
+    bad["cuda:99"] = (weights, "cuda:99")
+    for model, device in bad.values():
+        assert node.set_parameters(model=str(model), device=device) == ""
+        assert not node.change_state("configure") and node.state() == "unconfigured"
+    lines = [line for line in children.log("flow_node").read_text().splitlines() if "configure failed" in line]
+    for line, value in zip(lines[-len(bad) :], bad, strict=True):
+        assert value in line
+    assert node.set_parameters(model=str(weights), device="cpu", direction="backward") == ""
+    for _ in range(2):
+        assert node.change_state("configure") and node.change_state("activate") and node.state() == "active"
+        node.connect()
+        images = [node.image(shift=number) for number in range(3)]
+        accounts = node.send(*images)
+        assert [account["outcome"] for account in accounts] == ["first", "processed", "processed"]
+        check_header_rule(node, images, "backward")
+        assert node.change_state("deactivate") and node.change_state("cleanup")
+        node.forget()
+    assert node.set_parameters(direction="forward") == ""
+    assert node.change_state("configure") and node.change_state("activate")
+    node.connect()
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("max_iterations:=0", ["max_iterations", "Min: 1"]),
+        ("direction:=up", ["direction", "expected one of forward, backward, got 'up'"]),
+    ],
+)
+def test_a_wrong_parameter_at_start_ends_the_process_with_its_name(
+    children: Children, argument: str, words: list[str]
+) -> None:
+    """Started with something else than what was asked for, the node would run on unnoticed."""
+    name = argument.split(":")[0]
+    children.start(name, "deq_flow_ros.ros.flow_node", ["--ros-args", "-r", "__node:=other", "-p", argument])
+    with pytest.raises(Exception, match="ended with status 2"):
+        children.wait(name, timeout_s=60.0)
+    assert all(word in children.log(name).read_text() for word in words)
