@@ -3,7 +3,8 @@
 
 ``python -m benchmarks.accuracy --pairs pairs.json [--model NAME_OR_PATH] [--json OUT]``
 
-Every pair starts cold. Times are per pair, the images decoded: median over the pairs.
+Every pair starts cold: from zero, and coarse to fine (the iterations shared by three resolutions). Times are per pair,
+the images decoded: median over the pairs.
 """
 
 from __future__ import annotations
@@ -123,8 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
+    label = Path(options.model).stem
     methods: dict[str, FlowFunction] = {
-        **{f"{options.model}, {n} iterations": model_flow(model, n) for n in options.iterations},
+        **{f"{label}, {n} from zero": model_flow(model, n) for n in options.iterations},
+        **{f"{label}, {n} coarse to fine": model_flow(model, n, coarse_levels=2) for n in options.iterations},
         "zero flow": zero_flow,
         "Farneback": farneback,
         "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),

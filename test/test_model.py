@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from deq_flow_ros.model import DEQFlow, WeightsError, crop, load_model, pad_to_multiple, save_model
+from deq_flow_ros.model import DEQFlow, WeightsError, crop, load_model, pad_to_multiple, save_model, usable_levels
 from deq_flow_ros.model.correlation import CorrelationPyramid
 
 
@@ -142,3 +142,14 @@ def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, nan
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="sees no CUDA device"):
         load_model(tmp_path / "nano.safetensors", "cuda")
+
+
+def test_a_coarse_start_counts_its_iterations_and_fits_any_size(nano: DEQFlow) -> None:
+    """Why: it may only change where the solve starts: not the number of iterations in all, not the result's size."""
+    for height, width in ((130, 270), (60, 100), (16, 16)):
+        image = 255 * torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+        prediction = nano(image, image.roll(1, -1), max_iterations=6, coarse_levels=2)
+        assert prediction.flow.shape == (1, 2, height, width) and prediction.flow.isfinite().all()
+        levels = min(2, usable_levels(height + -height % 8, width + -width % 8))
+        assert int(prediction.iterations) == 6 - levels * (6 // (levels + 1))
+    assert [usable_levels(127, 999), usable_levels(128, 999), usable_levels(480, 640)] == [0, 1, 2]

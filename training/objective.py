@@ -25,7 +25,8 @@ class Objective:
 
     :ivar cold_iterations: range (least, most) of Picard iterations from the cold start; drawn per step, so that the
         fixed point and not one particular count is learnt. The loss is taken after each third.
-    :ivar warm_iterations: the same for the pairs that start from the state of the pair before; loss half-way and at the end.
+    :ivar warm_iterations: the same for the pairs that start from the state of the pair before; loss half-way and at
+        the end.
     :ivar gradient_steps: k of the phantom gradient; 1 is the one-step gradient.
     :ivar gamma: weight of an earlier correction relative to the next.
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.

@@ -86,11 +86,12 @@ def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> torch.Te
     return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
 
 
-def model_flow(model: DEQFlow, iterations: int) -> FlowFunction:
+def model_flow(model: DEQFlow, iterations: int, coarse_levels: int = 0) -> FlowFunction:
     """The model, started cold, as a function of two images (H, W, 3) that returns flow (H, W, 2) px."""
 
     def flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-        prediction = model(to_tensor(image1, model.device), to_tensor(image2, model.device), max_iterations=iterations)
+        pair = to_tensor(image1, model.device), to_tensor(image2, model.device)
+        prediction = model(*pair, max_iterations=iterations, coarse_levels=coarse_levels)
         return prediction.flow[0].permute(1, 2, 0).cpu().numpy()
 
     return flow

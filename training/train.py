@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
                 run.save()
                 saved = time.monotonic()
             if pairs and (run.step % options.validate_every == 0 or run.step == total):
-                function = model_flow(run.ema, iterations=12)
+                function = model_flow(run.ema, iterations=12, coarse_levels=2)
                 result = group_means((pair, pair_errors(pair, function(pair.image1, pair.image2))[0]) for pair in pairs)
                 _log(log, {"step": run.step, "validation": {k: round(v, 3) for k, v in result.items()}})
                 bar.write("  ".join([f"step {run.step}", *(f"{k} {v:.2f}" for k, v in result.items())]))

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From 1/8 of the resolution to all of it."""
+"""From 1/8 of the resolution to all of it, and from one resolution to another."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from deq_flow_ros.equilibrium import State
 
 FACTOR = 8
 
@@ -25,6 +29,16 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     fine = torch.bmm(neighbours.permute(0, 3, 1, 2).reshape(cells, 2, 9), weights).transpose(1, 2)
     blocks = fine.reshape(batch, height, width, FACTOR, FACTOR, 2).transpose(2, 3)
     return blocks.reshape(batch, FACTOR * height, FACTOR * width, 2).permute(0, 3, 1, 2)
+
+
+def rescale(state: State, size: Sequence[int], ratio: float) -> State:
+    """A state, (hidden, flow in cells), at another resolution.
+
+    :param size: (H, W) in cells of the new resolution.
+    :param ratio: the new resolution over the old, by which lengths grow.
+    """
+    hidden, flow = (F.interpolate(s.float(), size=tuple(size), mode="bilinear", align_corners=False) for s in state)
+    return hidden.to(state[0].dtype).contiguous(memory_format=torch.channels_last), flow * ratio
 
 
 def pad_to_multiple(image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from deq_flow_ros.equilibrium import Solution, State, solve
-from deq_flow_ros.model import DEQFlow, Encoding, Gates, crop, pad_to_multiple, update_px
+from deq_flow_ros.model import DEQFlow, Encoding, Gates, crop, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock
 from deq_flow_ros.streaming.scene_cut import Thumbnail
-from deq_flow_ros.streaming.warm_start import carry, rescale
+from deq_flow_ros.streaming.warm_start import carry
 
 DIRECTIONS = ("forward", "backward")
+# A cold pair is first solved at a half and a quarter of the resolution.
+COARSE_LEVELS = 2
+COARSE_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class FlowInfo:
     :ivar stamp_ns: stamp of the later image.
     :ivar previous_stamp_ns: stamp of the earlier image.
     :ivar direction: "forward": flow on the earlier image's pixels; "backward": on the later one's, pointing back.
-    :ivar iterations: evaluations of the update operator.
+    :ivar iterations: evaluations of the update operator (of a cold start, those at the processing scale).
     :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
     :ivar warm: whether the solve started from the last pair's fixed point.
     :ivar residual_px: RMS of the last update, px of the input; NaN without any iteration.
@@ -74,9 +77,9 @@ class _Frame:
     stamp_ns: int
     thumbnail: Thumbnail
     scale: float
+    tensor: torch.Tensor
     encoding: Encoding
     padding: tuple[int, int, int, int]
-    processed_size: tuple[int, int]
 
 
 @dataclass
@@ -242,7 +245,7 @@ class FlowEstimator:
             tensor = torch.from_numpy(np.ascontiguousarray(processed)).to(self.model.device)
             padded, padding = pad_to_multiple(tensor.permute(2, 0, 1)[None].float())
             encoding = self.model.encode(padded)
-        return _Frame(image, stamp_ns, thumbnail, scale, encoding, padding, size)
+        return _Frame(image, stamp_ns, thumbnail, scale, padded, encoding, padding)
 
     def _change_scale(self, previous: _Frame, scale: float) -> _Frame:
         """The last frame, encoded anew at another scale, and the stream's state resized with it."""
@@ -268,10 +271,10 @@ class FlowEstimator:
         warm = self._start.state is not None
         with clock.stage("correlate"):
             problem = self.model.problem(first.encoding, second.encoding, self._start.gates)
-        z0 = self._start.state if self._start.state is not None else self.model.initial_state(first.encoding)
         scale = current.scale
         if deadline_ns is not None:
             deadline_ns -= round(1e6 * self._costs.high(scale, "upsample", "output"))
+        z0 = self._start.state or self._cold_start(first, second, deadline_ns, clock)
         with clock.stage("solve"):
             solution = solve(
                 problem,
@@ -289,6 +292,20 @@ class FlowEstimator:
             flow_array = _resize(flow[0].permute(1, 2, 0).cpu().numpy(), current.image.shape[:2])
             residual_array = _resize(residual[0, 0].cpu().numpy(), current.image.shape[:2])
         return self._conclude(solution, flow_array, residual_array, previous, current, warm, arrival_ns, clock)
+
+    def _cold_start(self, first: _Frame, second: _Frame, deadline_ns: int | None, clock: StageClock) -> State:
+        """The state to begin with when there is none: from smaller versions of the pair, if there is time."""
+        levels = min(COARSE_LEVELS, usable_levels(*first.tensor.shape[-2:]))
+        if levels and deadline_ns is not None:
+            needed_ms = self._costs.high(first.scale, "coarse", "iteration")
+            if time.monotonic_ns() + 1e6 * needed_ms > deadline_ns:
+                levels = 0
+        if levels:
+            with clock.stage("coarse"):
+                state = self.model.coarse_start(first.tensor, second.tensor, levels, COARSE_ITERATIONS)
+            assert state is not None
+            return state
+        return self.model.initial_state(first.encoding)
 
     def _conclude(
         self,

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
@@ -57,9 +56,3 @@ def carry(state: State, direction: str = "forward") -> State:
     moved = torch.where(weight > 0.1, moved, torch.cat((hidden.float(), flow), 1))
     hidden_moved = moved[:, :-2].to(hidden.dtype).contiguous(memory_format=torch.channels_last)
     return hidden_moved, moved[:, -2:].contiguous()
-
-
-def rescale(state: State, size: tuple[int, int] | torch.Size, ratio: float) -> State:
-    """A state at another processing scale: ``size`` is the new (H, W) in cells, ``ratio`` new scale over old."""
-    hidden, flow = (F.interpolate(s.float(), size=tuple(size), mode="bilinear", align_corners=False) for s in state)
-    return hidden.to(state[0].dtype).contiguous(memory_format=torch.channels_last), flow * ratio
