@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`player` as a process of its own: what is recorded arrives, in its rhythm, with its stamps."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+
+from deq_flow_ros.ros.convert import stamp_to_ns
+
+COUNT, PERIOD_NS = 24, 33_333_333
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that tell their number: 0.png is all 0, 1.png all 1, and so on; 10 must not come before 2."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(COUNT):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((32, 40, 3), number, np.uint8))
+    return folder
+
+
+class Subscriber(Node):
+    """Collects (arrival on the monotonic clock, message) of the player's topic."""
+
+    def __init__(self) -> None:
+        super().__init__("subscriber")
+        self.received: list[tuple[int, Image]] = []
+        self.subscription = self.create_subscription(
+            Image, "/player/image", lambda m: self.received.append((time.monotonic_ns(), m)), QoSProfile(depth=100)
+        )
+        self.executor_of_mine = SingleThreadedExecutor()
+        self.executor_of_mine.add_node(self)
+
+    def spin_while(self, process: subprocess.Popen[str], timeout_s: float, enough: int | None = None) -> None:
+        """Collect until the process ends, or until enough messages came."""
+        give_up = time.monotonic() + timeout_s
+        while process.poll() is None and (enough is None or len(self.received) < enough):
+            assert time.monotonic() < give_up, f"the player still runs; {len(self.received)} messages came"
+            self.executor_of_mine.spin_once(timeout_sec=0.02)
+        for _ in range(COUNT):
+            self.executor_of_mine.spin_once(timeout_sec=0.02)
+
+
+@pytest.fixture
+def subscriber() -> Iterator[Subscriber]:
+    rclpy.init()
+    node = Subscriber()
+    yield node
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "deq_flow_ros.ros.player", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Status, last line of standard output, and standard error."""
+    out, err = process.communicate(timeout=20)
+    return process.returncode, out.strip().splitlines()[-1] if out.strip() else "", err
+
+
+def test_each_image_arrives_in_order_at_the_recorded_rate(subscriber: Subscriber, folder: Path, tmp_path: Path) -> None:
+    """Contents, stamps and rhythm of a replay are what everything measured on it rests on."""
+    log = tmp_path / "published.jsonl"
+    process = start(folder, "--rate", 2, "--wait-for-subscribers", 1, "--log", log)
+    subscriber.spin_while(process, 30.0)
+    status, last_line, _ = finish(process)
+    assert status == 0
+    first_ns = stamp_to_ns(subscriber.received[0][1].header.stamp)
+    stamps = [stamp_to_ns(message.header.stamp) for _, message in subscriber.received]
+    assert stamps == [first_ns + number * PERIOD_NS for number in range(COUNT)]
+    for number, (_, message) in enumerate(subscriber.received):
+        assert (message.height, message.width, message.step, message.encoding) == (32, 40, 120, "bgr8")
+        assert set(message.data) == {number} and len(message.data) == 32 * 120
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["stamp_ns"] for line in lines] == stamps and [line["number"] for line in lines] == list(range(COUNT))
+    # At rate 2, images are half their recorded distance apart; single ones may be late on a busy machine.
+    delays = [line["published_ns"] - stamp / 2 for line, stamp in zip(lines, stamps, strict=True)]
+    assert np.median(np.subtract(delays, min(delays))) < 0.02e9
+    last_ns = stamps[-1]
+    expected = f"published {COUNT} frames, first stamp {first_ns / 1e9:.9f}, last stamp {last_ns / 1e9:.9f}"
+    assert last_line == f"player: {expected}"
+
+
+def test_a_loop_repeats_the_stamps_and_ends_cleanly_on_sigint(subscriber: Subscriber, folder: Path) -> None:
+    """Ctrl-C is how a loop ends; it is no failure, and the summary must still come."""
+    parameters = (f"input:={folder}", "loop:=true", "rate:=4.0", "wait_for_subscribers:=1")
+    process = start("--ros-args", *(word for parameter in parameters for word in ("-p", parameter)))
+    subscriber.spin_while(process, 30.0, enough=COUNT + 3)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # as `ros2 launch` does
+    subscriber.spin_while(process, 10.0)
+    status, last_line, err = finish(process)
+    assert status == 0 and "Traceback" not in err
+    stamps = [stamp_to_ns(message.header.stamp) for _, message in subscriber.received]
+    assert stamps[COUNT : COUNT + 3] == stamps[:3]
+    assert last_line.startswith(f"player: published {len(stamps)} frames")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["/no/such/file"], 2, ["/no/such/file", "does not exist"]),
+        ([], 2, ["no input given"]),
+        (["FOLDER", "--rate", "0"], 2, ["rate above 0, got 0.0"]),
+        (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),
+        (["FOLDER", "--wait-for-subscribers", "1", "--wait-timeout-s", "0.2"], 3, ["1 subscriber(s) on /player/image"]),
+    ],
+)
+def test_what_cannot_be_played_is_named(folder: Path, arguments: list[str], status: int, words: list[str]) -> None:
+    """A launch file shows only the status and the last lines."""
+    got, _, err = finish(start(*[str(folder) if argument == "FOLDER" else argument for argument in arguments]))
+    assert got == status and "Traceback" not in err
+    assert all(word in err for word in words), err
