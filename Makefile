@@ -50,9 +50,11 @@ $(DEPENDENCIES): requirements.txt requirements-ros.txt requirements-dev.txt cons
 	$(PIP) install --quiet -c constraints.txt $(foreach f,$(filter requirements%,$^),-r $(f))
 	@touch $@
 
-# Editable: code is used from the tree; launch, config and package index are copied, hence the dependency on them.
+# Editable: code is used from the tree. An editable install leaves out the data files (launch, config, package index), so
+# these are copied, and again when one changes.
 $(INSTALLED): $(DEPENDENCIES) setup.py setup.cfg pyproject.toml package.xml $(wildcard launch/* config/* scripts/* resource/*)
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(RUN) -W ignore setup.py --quiet install_data --install-dir $(VENV)
 	@touch $@
 
 check-machine:
