@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -127,13 +128,19 @@ def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, An
             yield connection.topic, time_ns, reader.deserialize(raw, connection.msgtype)
 
 
-def count_messages(path: str | Path) -> dict[str, int]:
-    """Number of messages per topic."""
-    counts: dict[str, int] = {}
+def read_stamps(path: str | Path, topic: str) -> list[int]:
+    """Header stamps in ns of the messages of a topic whose type begins with a `std_msgs/Header`, in order of recording.
+
+    Only the first bytes of each message are looked at. Raises `MediaError` where the bag cannot be read.
+    """
     with open_bag(Path(path)) as reader:
-        for connection in reader.connections:
-            counts[connection.topic] = counts.get(connection.topic, 0) + connection.msgcount
-    return counts
+        connections = [connection for connection in reader.connections if connection.topic == topic]
+        stamps = []
+        for _, _, raw in reader.messages(connections) if connections else ():
+            # CDR: four bytes say how it is encoded (the second one is 1 for little-endian), then come sec and nanosec.
+            seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] == 1 else ">iI", raw, 4)
+            stamps.append(seconds * 1_000_000_000 + nanoseconds)
+        return stamps
 
 
 def read_image(message: Any) -> np.ndarray:

@@ -62,11 +62,6 @@ def read_reports(bag: Path, topic: str) -> list[FrameReport]:
     return [report_of(message) for _, _, message in read_messages(bag, topic)]
 
 
-def read_stamps(bag: Path, topic: str) -> list[int]:
-    """Header stamps of all messages of a topic, in the order of arrival."""
-    return [stamp_of(message.header) for _, _, message in read_messages(bag, topic)]
-
-
 def read_fields(bag: Path, flow_topic: str, residual_topic: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(stamp, flow (H, W, 2) px, residual (H, W) px) of every stamp for which both were recorded, by arrival of the
     later.

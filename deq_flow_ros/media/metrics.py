@@ -40,8 +40,7 @@ def photometric_error(image: np.ndarray, other: np.ndarray, flow: np.ndarray) ->
     its mean; and the mean without warping over the same pixels (what no flow at all would give).
     """
     warped, inside = warp(other, flow)
-    difference = cv2.absdiff(image, warped).mean(axis=2, dtype=np.float32)
-    unwarped = cv2.absdiff(image, other).mean(axis=2, dtype=np.float32)
+    difference, unwarped = _channel_mean(cv2.absdiff(image, warped)), _channel_mean(cv2.absdiff(image, other))
     if not inside.any():
         return np.full(flow.shape[:2], np.nan, np.float32), float("nan"), float("nan")
     return (
@@ -49,6 +48,11 @@ def photometric_error(image: np.ndarray, other: np.ndarray, flow: np.ndarray) ->
         float(difference[inside].mean()),
         float(unwarped[inside].mean()),
     )
+
+
+def _channel_mean(image: np.ndarray) -> np.ndarray:
+    """(H, W) float32; OpenCV does in 1 ms what numpy's mean over the last axis takes 10 for."""
+    return cv2.transform(image.astype(np.float32), np.full((1, 3), 1 / 3, np.float32))
 
 
 def spread(values: list[float]) -> dict[str, float | None]:

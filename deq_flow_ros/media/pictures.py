@@ -18,7 +18,7 @@ GAP = 4
 """Width in px of the white line between two pictures."""
 CODECS = ("vp09", "mp4v")
 """In the order of preference: browsers play the first, every build of OpenCV with FFmpeg has the second."""
-MAX_VIDEO_FRAMES = 150
+MAX_VIDEO_FRAMES = 100
 """A longer run goes into the video with every second, third, ... field: VP9 takes up to 0.1 s a frame."""
 
 

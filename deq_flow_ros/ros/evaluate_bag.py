@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
@@ -30,9 +31,10 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from deq_flow_ros.media import MediaError, Source, open_source
+from deq_flow_ros.media import Frame, MediaError, Source, open_source
 from deq_flow_ros.media.analysis import Analysis, ColdFlow, ExactFlow, analyse, summarise
-from deq_flow_ros.media.flow_recording import FrameReport, read_reports, read_stamps, take_account
+from deq_flow_ros.media.bags import read_stamps
+from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
 from deq_flow_ros.media.pictures import color_range, write_video
 from deq_flow_ros.media.report import summary_rows, write_report
 from deq_flow_ros.media.scene import Scene, SceneSettings
@@ -42,7 +44,9 @@ from deq_flow_ros.ros.children import ChildError
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""
-COMPARED_PAIRS = 20
+RECORDED_BYTES = 15
+"""Per pixel and frame: flow 8, residual 4, colours 3."""
+COMPARED_PAIRS = 15
 """About so many warm pairs are solved again from a cold start."""
 
 
@@ -131,8 +135,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     source.close()
     frames = _limit(options, source, console)
     rate = options.rate or _rate(source, console)
+    # A camera is the player's alone; nothing is known of its images yet.
+    first = None if source.live else next(iter(source.frames()))
+    if first is not None:
+        _check_disk(out, first, frames or source.count or 0)
     run = live_run.RunOptions(
-        path, options.topic, rate, frames, source.live, _node_parameters(options, source), out / "recording",
+        path, options.topic, rate, frames, source.live, _node_parameters(options, first), out / "recording",
         out / "logs", options.storage,
     )  # fmt: skip
     published = _play(run, frames or source.count, console)
@@ -204,7 +212,17 @@ def _rate(source: Source, console: Console) -> float:
     return lasts / SHORTEST_S
 
 
-def _node_parameters(options: argparse.Namespace, source: Source) -> dict[str, str]:
+def _check_disk(out: Path, first: Frame, frames: int) -> None:
+    """Raises `MediaError` where the recording might not fit: a full disk in mid-run would cost the whole run."""
+    needed, free = frames * first.height * first.width * RECORDED_BYTES, shutil.disk_usage(out).free
+    if needed > free:
+        raise MediaError(
+            f"{frames} frames of {first.width}x{first.height} may need {needed / 1e9:.1f} GB to record, and {out} "
+            f"has {free / 1e9:.1f} GB left; make room, choose another --out, or play less with --seconds"
+        )
+
+
+def _node_parameters(options: argparse.Namespace, first: Frame | None) -> dict[str, str]:
     # Reliable and deep, unlike the node's default for robots: here every frame has to be accounted for, and one that
     # is lost on the way to the node could not be.
     parameters = {
@@ -216,10 +234,8 @@ def _node_parameters(options: argparse.Namespace, source: Source) -> dict[str, s
         "qos_depth": "10",
         "autostart": "true",
     }
-    if not source.live:
-        first = next(iter(source.frames()))
-        if min(first.width, first.height) >= 16:
-            parameters |= {"warm_up_width": str(first.width), "warm_up_height": str(first.height)}
+    if first is not None and min(first.width, first.height) >= 16:
+        parameters |= {"warm_up_width": str(first.width), "warm_up_height": str(first.height)}
     return parameters | dict(text.split(":=", 1) for text in options.param)
 
 
@@ -233,9 +249,10 @@ def _play(run: live_run.RunOptions, count: int | None, console: Console) -> live
         if progress.last is None:
             return text
         last = progress.last
+        residual = last.number("residual_px")  # there is none without any iteration
         return (
             f"{text}, {progress.fields_per_second:4.1f} flow/s, latency {last.number('latency_ms'):5.1f} ms, "
-            f"{last.number('iterations'):2.0f} iterations, residual {last.number('residual_px'):.3f} px"
+            f"{last.number('iterations'):2.0f} iterations" + (f", residual {residual:.3f} px" if residual >= 0 else "")
         )
 
     if not console.is_terminal:

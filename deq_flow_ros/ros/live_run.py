@@ -179,9 +179,14 @@ def _wait_until_active(spinner: _Spinner) -> None:
     client = spinner.node.create_client(GetState, "/flow_node/get_state")
     if not spinner.until(client.service_is_ready, READY_TIMEOUT_S):
         raise spinner.children.failure("flow_node", f"did not come up within {READY_TIMEOUT_S:g} s")
+    give_up = time.monotonic() + READY_TIMEOUT_S
     answer = client.call_async(GetState.Request())
-    if not spinner.until(answer.done, READY_TIMEOUT_S):
-        raise spinner.children.failure("flow_node", f"did not start within {READY_TIMEOUT_S:g} s")
+    # Asked again and again: the node may know our request before it knows where to send the answer, which is then lost.
+    while not spinner.until(answer.done, 2.0):
+        if time.monotonic() > give_up:
+            raise spinner.children.failure("flow_node", f"did not start within {READY_TIMEOUT_S:g} s")
+        client.remove_pending_request(answer)
+        answer = client.call_async(GetState.Request())
     state = answer.result().current_state
     if state.id != State.PRIMARY_STATE_ACTIVE:
         raise spinner.children.failure("flow_node", f"could not start and is {state.label}")

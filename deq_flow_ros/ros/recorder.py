@@ -74,11 +74,12 @@ class Recorder(Node):
         self.get_logger().info(f"recording {topic} ({msgtype}, {qos.reliability.name.lower()})")
 
 
-def _write(writer: BagWriter, messages: queue.SimpleQueue, failure: list[Exception]) -> None:
+def _write(bag: str, storage: str, messages: queue.SimpleQueue, failure: list[Exception]) -> None:
     """Body of the writing thread, so that a slow disk delays no subscription; ends at `None`."""
     try:
-        while (message := messages.get()) is not None:
-            writer.write_raw(*message)
+        with BagWriter(bag, storage) as writer:  # here, because SQLite binds a connection to its thread
+            while (message := messages.get()) is not None:
+                writer.write_raw(*message)
     except Exception as error:  # disk full, unknown type: reported by the main thread
         failure.append(error)
 
@@ -90,18 +91,15 @@ def record(bag: str, storage: str, topics: Sequence[str], stop: process.StopRequ
     node = Recorder(topics, messages)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    thread = threading.Thread(target=_write, args=(bag, storage, messages, failure), name="bag_writer")
+    thread.start()
     try:
-        with BagWriter(bag, storage) as writer:
-            thread = threading.Thread(target=_write, args=(writer, messages, failure), name="bag_writer")
-            thread.start()
-            try:
-                while not stop.requested and not failure:
-                    executor.spin_once(timeout_sec=0.2)
-                _drain(executor, node)
-            finally:
-                messages.put(None)
-                thread.join()
+        while not stop.requested and not failure:
+            executor.spin_once(timeout_sec=0.2)
+        _drain(executor, node)
     finally:
+        messages.put(None)
+        thread.join()
         node.destroy_node()
     if failure:
         raise MediaError(f"recording to {bag} failed: {failure[0]}") from failure[0]
