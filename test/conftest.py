@@ -9,6 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+# Before any test module imports torch: one thread here and in each child process. The tests share the machine, and a
+# second thread that waits for a busy core is slower than none.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def ros_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -18,6 +22,5 @@ def ros_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["ROS_LOG_DIR"] = str(tmp_path_factory.mktemp("ros_log"))
     os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-    # Child processes find the package whether or not it is installed; one thread each, the tests share the machine.
+    # Child processes find the package whether or not it is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    os.environ["OMP_NUM_THREADS"] = "1"
