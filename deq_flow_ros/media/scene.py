@@ -153,8 +153,8 @@ class Scene:
             seen = rays.reshape(3, *grid)[:, rows, columns]
             found = body.intersect(origin, turn @ seen.reshape(3, -1), NEAR).reshape(seen.shape[1:])
             nearer = found < depth[window]
-            depth[window][nearer] = found[nearer]
-            owner[window][nearer] = number
+            depth[window] = np.where(nearer, found, depth[window])
+            owner[window] = np.where(nearer, np.int8(number), owner[window])
         return rays, depth.ravel(), owner.ravel()
 
     def _parts(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> Iterator[_Part]:
@@ -179,29 +179,34 @@ class Scene:
         x: np.ndarray,
         y: np.ndarray,
         row_length: int | None,
-    ) -> tuple[slice, slice] | None:
-        """Rows and columns of the rays that can hit the body; None where none can."""
+    ) -> tuple[slice, slice | np.ndarray] | None:
+        """Rows and columns of the rays that can hit the body, as an index; None where none can."""
         everything = (slice(None), slice(None))
         centre = rotation.T @ (body.centre - position)
         if body.inside_out or np.linalg.norm(centre) < body.reach + NEAR:
             return everything
         if centre[2] < -body.reach:
             return None
-        if centre[2] < 1.5 * body.reach or row_length is None:
+        if centre[2] < 1.5 * body.reach:
             return everything
-        # The ball around the body, seen under the angle asin(reach / distance), widened for the slant of off-axis rays.
+        # The ball around the body, seen from the side: between two tangents, that is asin(reach / distance) to either
+        # hand.
         bounds = []
-        for axis, values in ((1, y[::row_length]), (0, x[:row_length])):
+        for axis in (0, 1):
             angle = math.atan2(centre[axis], centre[2])
             half = math.asin(min(1.0, body.reach / math.hypot(centre[axis], centre[2])))
             if not (angle - half > -1.5 and angle + half < 1.5):
-                bounds.append(slice(None))
+                bounds.append((-math.inf, math.inf))
                 continue
             low, high = (math.tan(side) * self.focal + self._principal[axis] for side in (angle - half, angle + half))
-            bounds.append(slice(int(np.searchsorted(values, low)), int(np.searchsorted(values, high, side="right"))))
-            if bounds[-1].start >= bounds[-1].stop:
-                return None
-        return bounds[0], bounds[1]
+            bounds.append((low, high))
+        (left, right), (top, bottom) = bounds
+        if row_length is None:
+            inside = np.flatnonzero((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
+            return (slice(None), inside) if inside.size else None
+        first, last = np.searchsorted(y[::row_length], (top, bottom))
+        begin, end = np.searchsorted(x[:row_length], (left, right))
+        return (slice(int(first), int(last)), slice(int(begin), int(end))) if first < last and begin < end else None
 
     def _shade(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> np.ndarray:
         """(N, 3) float32 RGB 0..255 seen through the image positions `x`, `y` (N,) px."""
