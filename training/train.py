@@ -83,6 +83,12 @@ def learning_rate(options: argparse.Namespace, step: int) -> float:
     return options.rate * min(1.0, (step + 1) / max(options.warmup, 1))
 
 
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A signal to the process group must not take the clip away that the last step waits for."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Clips(Dataset[Clip]):
     """The clips of the steps, for a ``DataLoader`` to make ahead in a process of its own."""
 
@@ -100,6 +106,7 @@ class Clips(Dataset[Clip]):
             sampler=range(first, last),
             num_workers=workers,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
 
 
@@ -157,7 +164,7 @@ class Run:
             loss, measured = objective.loss(self.model, clip, np.random.default_rng([self.options.seed, self.step]))
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss of step {self.step} is {float(loss)}; the last checkpoint is untouched. A lower --rate helps"
+                f"the loss of step {self.step} is {loss.item()}; the last checkpoint is untouched. A lower --rate helps"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
