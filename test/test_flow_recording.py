@@ -13,7 +13,6 @@ from deq_flow_ros.media.bags import BagWriter, read_stamps
 from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
 from deq_flow_ros.media.frame import frame_from_array
 from deq_flow_ros.media.metrics import endpoint_error, photometric_error
-from deq_flow_ros.media.pictures import color_range
 from deq_flow_ros.media.report import write_report
 
 STEP_NS = 100_000_000
@@ -152,7 +151,7 @@ def test_report_is_one_file_with_everything_in_it(run: tuple[str, Path, Path], t
         summary = {**about, **summarise(account, reports, result.pairs, 0.6)}
         assert summary["fields_per_second"] == pytest.approx(4 / 0.6) and summary["warm_share"] == 0.75
         assert (summary["error"]["flow"]["epe_px"] is not None) == known
-        write_report(tmp_path / "report.html", summary, reports, result, color_range(result.previews))
+        write_report(tmp_path / "report.html", summary, reports, result)
         page = (tmp_path / "report.html").read_text()
         assert "a &lt;b&gt;" in page and "<b>" not in page
         assert page.count("data:image/svg+xml") == 6 and page.count("data:image/jpeg") == 4 * (5 if known else 4)

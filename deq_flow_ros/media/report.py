@@ -13,7 +13,7 @@ import numpy as np
 
 from deq_flow_ros.media.analysis import Analysis, Preview
 from deq_flow_ros.media.flow_recording import FrameReport
-from deq_flow_ros.media.pictures import data_uri, strip
+from deq_flow_ros.media.pictures import color_range, data_uri, strip
 from deq_flow_ros.media.plots import RunPlots
 
 STRIPS = 6
@@ -67,9 +67,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def write_report(
-    path: Path, summary: dict[str, Any], reports: Sequence[FrameReport], analysis: Analysis, max_px: float
-) -> None:
+def write_report(path: Path, summary: dict[str, Any], reports: Sequence[FrameReport], analysis: Analysis) -> None:
     """Write the HTML file. `summary` as `analysis.summarise` gives it, with input, model, budget_ms, direction,
     machine.
     """
@@ -104,7 +102,7 @@ def write_report(
         "<h2>Cold against warm</h2>",
         _cold(plots, summary["cold_against_warm"], exact),
         "<h2>Pictures</h2>",
-        _strips(analysis, reports, max_px, exact),
+        _strips(analysis, reports, exact),
         _account(summary),
     ]
     page = (
@@ -141,19 +139,22 @@ def _cold(plots: RunPlots, compared: dict[str, Any], exact: bool) -> str:
     )
 
 
-def _strips(analysis: Analysis, reports: Sequence[FrameReport], max_px: float, exact: bool) -> str:
+def _strips(analysis: Analysis, reports: Sequence[FrameReport], exact: bool) -> str:
     count, start_ns = min(STRIPS, len(analysis.previews)), reports[0].stamp_ns
-    chosen = [analysis.previews[round(index)] for index in np.linspace(0, len(analysis.previews) - 1, count)]
+    # The middle of each of `count` equal parts: the very first pair, started from nothing, is not typical.
+    chosen = [analysis.previews[len(analysis.previews) * (2 * part + 1) // (2 * count)] for part in range(count)]
     residual_px = _residual_top(chosen)
-    names = ["image", f"flow (full colour: {max_px:.1f} px)", *(["exact flow"] if exact else [])]
+    names = ["image", "flow", *(["exact flow"] if exact else [])]
     names += [f"residual (white: {residual_px:.2g} px)", f"photometric error (white: {PHOTOMETRIC_TOP:g})"]
     columns = f"style='grid-template-columns: repeat({len(names)}, 1fr)'"
     lines = [f"<div class='strip' {columns}>{''.join(f'<div>{html.escape(name)}</div>' for name in names)}</div>"]
     for preview in chosen:
+        max_px = color_range([preview])
         pictures = strip(preview, max_px, residual_px, PHOTOMETRIC_TOP)
         images = "".join(f"<img alt='' src='{data_uri(picture)}'>" for picture in pictures)
         seconds = (preview.stamp_ns - start_ns) * 1e-9
-        lines.append(f"<div class='time'>{seconds:.2f} s</div><div class='strip' {columns}>{images}</div>")
+        caption = f"{seconds:.2f} s; full colour is {max_px:.1f} px"
+        lines.append(f"<div class='time'>{caption}</div><div class='strip' {columns}>{images}</div>")
     note = "<p>Hue is the direction of the flow, saturation its speed; white is no motion, black is no flow.</p>"
     return note + "".join(lines)
 

@@ -339,7 +339,7 @@ def _write(
     max_px = color_range(analysis.previews)
     with console.status("writing report and video"):
         (out / "metrics.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-        write_report(out / "report.html", summary, reports, analysis, max_px)
+        write_report(out / "report.html", summary, reports, analysis)
         write_video(out / "flow.mp4", analysis.previews, max(1.0, summary["fields_per_second"] or 1.0), max_px)
 
 
