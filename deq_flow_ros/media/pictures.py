@@ -23,11 +23,14 @@ MAX_VIDEO_FRAMES = 100
 
 
 def color_range(previews: Sequence[Preview]) -> float:
-    """Speed in px that gets the full colour in all pictures of a run: the 95th percentile, at least 1 px."""
-    speeds = [np.hypot(*np.moveaxis(preview.flow[::4, ::4].astype(np.float32), 2, 0)).ravel() for preview in previews]
+    """Speed in px that gets the full colour in these pictures: the 99th percentile of flow and exact flow, at least 1
+    px.
+    """
+    fields = [field for preview in previews for field in (preview.flow, preview.exact) if field is not None]
+    speeds = [np.hypot(*np.moveaxis(field[::4, ::4].astype(np.float32), 2, 0)).ravel() for field in fields]
     finite = np.concatenate(speeds) if speeds else np.zeros(0)
     finite = finite[np.isfinite(finite)]
-    return max(1.0, float(np.percentile(finite, 95))) if finite.size else 1.0
+    return max(1.0, float(np.percentile(finite, 99))) if finite.size else 1.0
 
 
 def strip(preview: Preview, max_px: float, residual_px: float, grey_levels: float) -> list[np.ndarray]:
