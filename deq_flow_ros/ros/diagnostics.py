@@ -36,7 +36,7 @@ class Counters:
 class FrameAccounts:
     """Counts frames by outcome and words the account of each. Callable from any thread.
 
-    The values of an account are described in `docs/topics.md`.
+    The values of an account are described in `docs/node.md`.
     """
 
     def __init__(self, device: str, direction: str) -> None:

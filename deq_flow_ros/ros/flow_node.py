@@ -28,7 +28,6 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.media.encodings import EncodingError
 from deq_flow_ros.model import load_model
 from deq_flow_ros.ros import convert, process
 from deq_flow_ros.ros.diagnostics import FrameAccounts
@@ -206,8 +205,8 @@ class FlowNode(LifecycleNode):
     def _process(self, frame: ReceivedFrame) -> None:
         try:
             account = self._estimate(frame)
-        except EncodingError as error:
-            self.get_logger().warning(f"cannot read the image: {error}", throttle_duration_sec=5.0)
+        except ValueError as error:  # the image cannot be used; the estimator's stream stays as it was
+            self.get_logger().warning(f"cannot use the image: {error}", throttle_duration_sec=5.0)
             account = self._accounts.dropped(frame.message.header, str(error))
         except Exception as error:
             account = self._accounts.dropped(frame.message.header, self._recover(error))
