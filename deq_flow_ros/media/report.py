@@ -134,8 +134,9 @@ def _cold(plots: RunPlots, compared: dict[str, Any], exact: bool) -> str:
     if not compared["pairs"]:
         return "<p>No pair could be compared.</p>"
     return (
-        f"<p>{compared['pairs']} pairs of the run, each solved again from nothing with as many iterations as the "
-        "stream gave it. What separates the two is the warm start alone.</p>" + _plot(plots.cold_against_warm(exact))
+        f"<p>{compared['pairs']} pairs of the run, each solved again as the first of a stream, without "
+        "what came before it, with as many iterations at the same scale and without a deadline.</p>"
+        + _plot(plots.cold_against_warm(exact))
     )
 
 
