@@ -60,7 +60,7 @@ $(INSTALLED): $(DEPENDENCIES) setup.py setup.cfg pyproject.toml package.xml $(wi
 check-machine:
 	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 || { \
 	    echo "ROS 2 comes as wheels for x86-64 Linux only, this is $$(uname -s) $$(uname -m)." >&2; \
-	    echo "Here, install ROS 2 Jazzy with apt and build this package with colcon (see README.md)." >&2; exit 1; }
+	    echo "Here, install ROS 2 Jazzy with apt and build this package with colcon: see docs/install.md." >&2; exit 1; }
 	@test -x $(RUN) || test -n "$(PYTHON)" || { \
 	    echo "Need Python 3.10 to 3.13, found: $$(python3 --version 2>&1). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test ! -x $(RUN) || $(RUN) -c 'import sys; sys.exit(0 if $(PYTHON_RANGE) else 1)' || { \
