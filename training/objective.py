@@ -30,6 +30,8 @@ class Objective:
     :ivar gradient_steps: k of the phantom gradient; 1 is the one-step gradient.
     :ivar gamma: weight of an earlier correction relative to the next.
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
+    :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
+    :ivar scale_px: see ``robust``.
     """
 
     cold_iterations: tuple[int, int] = (6, 10)
@@ -37,6 +39,8 @@ class Objective:
     gradient_steps: int = 1
     gamma: float = 0.8
     matching: float = 0.5
+    occluded: float = 0.3
+    scale_px: float = 4.0
 
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs."""
@@ -57,10 +61,12 @@ class Objective:
                 gradient=partial(phantom_gradient, steps=self.gradient_steps),
                 gradient_steps=self.gradient_steps,
             )
-            errors = [endpoint_error(model.upsample(state), clip.flow[:, t], clip.valid[:, t]) for state in states]
-            losses += [w * e for w, e in zip(correction_weights(len(errors), self.gamma), errors, strict=True)]
-            measured["epe_warm" if t else "epe_cold"] = errors[-1].detach()
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
+            weights = clip.valid[:, t] * torch.where(visible, 1.0, self.occluded)
+            for state, gamma in zip(states, correction_weights(len(states), self.gamma), strict=True):
+                error = endpoint_error(model.upsample(state), clip.flow[:, t])
+                losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
+            measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
             measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
             losses.append(self.matching * measured["matching"])
             measured["matching"] = measured["matching"].detach()
@@ -75,10 +81,19 @@ class Objective:
         return [end * (i + 1) // count for i in range(count)]
 
 
-def endpoint_error(flow: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean Euclidean distance over the valid pixels, px; rounded off at 0.01 px so that the gradient stays bounded."""
-    error = ((flow - truth).square().sum(1) + 1e-4).sqrt()
-    return (error * valid).sum() / valid.sum().clamp_min(1)
+def endpoint_error(flow: Tensor, truth: Tensor) -> Tensor:
+    """Euclidean distance per pixel (B, H, W), px; rounded off at 0.01 px so that the gradient stays bounded."""
+    return ((flow - truth).square().sum(1) + 1e-4).sqrt()
+
+
+def robust(error: Tensor, scale_px: float) -> Tensor:
+    """Like the error while it is small, logarithmic beyond ``scale_px``: a few hopeless pixels must not rule a step."""
+    return scale_px * torch.log1p(error / scale_px)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean with weights >= 0 of the values' shape; 0 where all are zero."""
+    return (values * weights).sum() / weights.sum().clamp_min(1)
 
 
 def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor) -> Tensor:
