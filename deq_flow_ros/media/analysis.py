@@ -20,7 +20,19 @@ from deq_flow_ros.media.metrics import endpoint_error, photometric_error, spread
 PREVIEW_WIDTH = 320
 """Pictures and video frames are kept no wider than this, in px."""
 
-STAGES = ("wait", "convert", "resize", "encode", "prepare", "correlate", "coarse", "solve", "upsample", "output", "publish")
+STAGES = (
+    "wait",
+    "convert",
+    "resize",
+    "encode",
+    "prepare",
+    "correlate",
+    "coarse",
+    "solve",
+    "upsample",
+    "output",
+    "publish",
+)
 """Stages of one update in the order of the work; the node may report others."""
 
 ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
