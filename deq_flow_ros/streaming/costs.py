@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,17 +41,17 @@ class RunningCost:
 
 @dataclass
 class CostModel:
-    """Costs of all stages at every scale that has been used.
+    """Costs of all stages, by the number of pixels processed.
 
-    A scale not used yet is estimated from the nearest one that was, by the number of pixels; the all-pairs correlation
-    by its square.
+    A number not met yet is estimated from the nearest one that was: in proportion, and the all-pairs correlation by the
+    square. So another processing scale, or another camera, starts with a guess.
     """
 
-    stages: dict[float, dict[str, RunningCost]] = field(default_factory=dict)
+    stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
 
-    def add(self, scale: float, stage_ms: dict[str, float], iterations: int) -> None:
+    def add(self, pixels: int, stage_ms: dict[str, float], iterations: int) -> None:
         """Take in the stage times of one frame; "solve" is divided among its iterations."""
-        known = self.stages.setdefault(scale, {})
+        known = self.stages.setdefault(pixels, {})
         for name, value in stage_ms.items():
             if name == "solve":
                 if iterations:
@@ -58,15 +59,15 @@ class CostModel:
             else:
                 known.setdefault(name, RunningCost()).add(value)
 
-    def high(self, scale: float, *names: str) -> float:
-        """The sum of the named stages' high estimates at a scale, ms; 0 for what was never measured."""
+    def high(self, pixels: int, *names: str) -> float:
+        """The sum of the named stages' high estimates, ms; 0 for what was never measured."""
         total = 0.0
         for name in names:
-            measured = [s for s, stages in self.stages.items() if name in stages]
+            measured = [p for p, stages in self.stages.items() if name in stages]
             if measured:
-                nearest = min(measured, key=lambda s: abs(s - scale))
-                power = 4 if name == "correlate" else 2
-                total += self.stages[nearest][name].high * (scale / nearest) ** power
+                nearest = min(measured, key=lambda p: abs(math.log(p / pixels)))
+                power = 2 if name == "correlate" else 1
+                total += self.stages[nearest][name].high * (pixels / nearest) ** power
         return total
 
 
@@ -85,28 +86,29 @@ class ScaleController:
         self.patience = patience
         self._roomy = 0
 
-    def choose(self, costs: CostModel, available_ms: float) -> float:
-        """The scale for the coming frame, given the time until its deadline."""
+    def choose(self, costs: CostModel, available_ms: float, pixels: int) -> float:
+        """The scale for the coming frame of so many pixels, given the time until its deadline."""
+
+        def needed_ms(scale: float, iterations: int) -> float:
+            at_scale = max(1, round(pixels * scale**2))
+            fixed = costs.high(at_scale, "resize", "encode", "prepare", "correlate", "upsample", "output")
+            return fixed + iterations * costs.high(at_scale, "iteration")
+
         index = self.scales.index(self.scale)
         lowered = False
-        while index + 1 < len(self.scales) and self._needed(costs, self.scales[index], 1) > available_ms:
+        while index + 1 < len(self.scales) and needed_ms(self.scales[index], 1) > available_ms:
             index += 1
             lowered = True
         if lowered:
             self._roomy = 0
         elif index > 0:
-            roomy = self._needed(costs, self.scales[index - 1], 2) <= 0.9 * available_ms
+            roomy = needed_ms(self.scales[index - 1], 2) <= 0.9 * available_ms
             self._roomy = self._roomy + 1 if roomy else 0
             if self._roomy >= self.patience:
                 index -= 1
                 self._roomy = 0
         self.scale = self.scales[index]
         return self.scale
-
-    @staticmethod
-    def _needed(costs: CostModel, scale: float, iterations: int) -> float:
-        fixed = costs.high(scale, "resize", "encode", "prepare", "correlate", "upsample", "output")
-        return fixed + iterations * costs.high(scale, "iteration")
 
 
 class StageClock:

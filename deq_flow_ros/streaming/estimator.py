@@ -77,6 +77,7 @@ class _Frame:
     stamp_ns: int
     thumbnail: Thumbnail
     scale: float
+    pixels: int
     tensor: torch.Tensor
     encoding: Encoding
     padding: tuple[int, int, int, int]
@@ -188,7 +189,8 @@ class FlowEstimator:
             self.reset(reason)
         scale = 1.0
         if deadline_ns is not None:
-            scale = self._scales.choose(self._costs, (deadline_ns - time.monotonic_ns()) / 1e6)
+            available_ms = (deadline_ns - time.monotonic_ns()) / 1e6
+            scale = self._scales.choose(self._costs, available_ms, frame.shape[0] * frame.shape[1])
         clock = StageClock(self.model.device)
         current = self._encode(frame, stamp_ns, thumbnail, scale, clock)
         previous = self._previous
@@ -245,7 +247,7 @@ class FlowEstimator:
             tensor = torch.from_numpy(np.ascontiguousarray(processed)).to(self.model.device)
             padded, padding = pad_to_multiple(tensor.permute(2, 0, 1)[None].float())
             encoding = self.model.encode(padded)
-        return _Frame(image, stamp_ns, thumbnail, scale, padded, encoding, padding)
+        return _Frame(image, stamp_ns, thumbnail, scale, size[0] * size[1], padded, encoding, padding)
 
     def _change_scale(self, previous: _Frame, scale: float) -> _Frame:
         """The last frame, encoded anew at another scale, and the stream's state resized with it."""
@@ -273,7 +275,7 @@ class FlowEstimator:
             problem = self.model.problem(first.encoding, second.encoding, self._start.gates)
         scale = current.scale
         if deadline_ns is not None:
-            deadline_ns -= round(1e6 * self._costs.high(scale, "upsample", "output"))
+            deadline_ns -= round(1e6 * self._costs.high(current.pixels, "upsample", "output"))
         z0 = self._start.state or self._cold_start(first, second, deadline_ns, clock)
         with clock.stage("solve"):
             solution = solve(
@@ -283,7 +285,7 @@ class FlowEstimator:
                 tolerance=None if self.tolerance_px is None else self.tolerance_px * scale,
                 measure=update_px,
                 deadline_ns=deadline_ns,
-                iteration_cost_ns=1e6 * self._costs.high(scale, "iteration"),
+                iteration_cost_ns=1e6 * self._costs.high(current.pixels, "iteration"),
             )
         with clock.stage("upsample"):
             flow = crop(self.model.upsample(solution.state), first.padding)
@@ -297,7 +299,7 @@ class FlowEstimator:
         """The state to begin with when there is none: from smaller versions of the pair, if there is time."""
         levels = min(COARSE_LEVELS, usable_levels(*first.tensor.shape[-2:]))
         if levels and deadline_ns is not None:
-            needed_ms = self._costs.high(first.scale, "coarse", "iteration")
+            needed_ms = self._costs.high(first.pixels, "coarse", "iteration")
             if time.monotonic_ns() + 1e6 * needed_ms > deadline_ns:
                 levels = 0
         if levels:
@@ -320,7 +322,7 @@ class FlowEstimator:
     ) -> FlowResult:
         """Measure, learn, remember."""
         stage_ms, iterations = clock.read(), int(solution.iterations)
-        self._costs.add(current.scale, stage_ms, solution.evaluations)
+        self._costs.add(current.pixels, stage_ms, solution.evaluations)
         stop_reason = solution.stop_reasons[0].value
         info = FlowInfo(
             stamp_ns=current.stamp_ns,
