@@ -70,12 +70,24 @@ def processes_about(path: Path) -> list[str]:
 
 
 def test_a_stream_goes_through_and_is_reported(model: Path, pictures: Path, tmp_path: Path) -> None:
-    """The whole path that `make demo INPUT=...` takes: every frame accounted for, flow stamped by the header rule."""
+    """The whole path that `make demo INPUT=...` takes: every frame accounted for, flow stamped by the header rule.
+
+    Meanwhile another camera publishes under the usual name in the same ROS domain: it must not get mixed in.
+    """
     out = tmp_path / "out"
-    result = subprocess.run(
-        command(pictures, "--out", out, "--model", model, "--budget-ms", "2000", "--param", "max_iterations:=3"),
-        cwd=tmp_path, env=environment(tmp_path, 71), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    other = [sys.executable, "-m", "deq_flow_ros.ros.player", str(pictures), "--loop", "--ros-args"]
+    camera = subprocess.Popen(
+        [*other, "-r", "~/image:=/camera/image_raw"], env=environment(tmp_path, 71), stdout=subprocess.DEVNULL
+    )
+    try:
+        result = subprocess.run(
+            command(pictures, "--out", out, "--model", model, "--budget-ms", "2000", "--param", "max_iterations:=3"),
+            cwd=tmp_path, env=environment(tmp_path, 71), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert camera.poll() is None
+    finally:
+        camera.kill()
+        camera.wait()
     assert result.returncode == 0, result.stdout + result.stderr
     metrics = json.loads((out / "metrics.json").read_text())
     account = metrics["account"]

@@ -27,6 +27,9 @@ IMAGE_TOPIC = "/camera/image_raw"
 FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC = (
     f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "statistics")
 )
+"""Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor
+another run in the same ROS domain gets mixed up with it.
+"""
 READY_TIMEOUT_S = 120.0
 """For loading the model, warming it up and discovery; a first run on a busy machine takes its time."""
 QUIET_S = 3.0
@@ -102,13 +105,18 @@ def run(options: RunOptions, show: Callable[[Progress], None]) -> Published:
     executor.add_node(node)
     progress = Progress()
     qos = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
-    node.create_subscription(DiagnosticArray, STATISTICS_TOPIC, lambda message: progress.add(report_of(message)), qos)
+    statistics = _namespace() + STATISTICS_TOPIC
+    node.create_subscription(DiagnosticArray, statistics, lambda message: progress.add(report_of(message)), qos)
     try:
         with Children(options.logs) as children:
             return _play(options, children, _Spinner(node, executor, children, progress, show))
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _namespace() -> str:
+    return f"/evaluate_{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -135,11 +143,14 @@ class _Spinner:
 
 def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Published:
     node, progress = spinner.node, spinner.progress
-    remap = ["-r", f"~/image:={IMAGE_TOPIC}"]
-    topics = [FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC]
+    space = _namespace()
+    image, statistics = space + IMAGE_TOPIC, space + STATISTICS_TOPIC
+    remap = ["-r", f"__ns:={space}", "-r", f"~/image:={image}"]
+    topics = [space + FLOW_TOPIC, space + COLOR_TOPIC, space + RESIDUAL_TOPIC, statistics]
     # A recorded input can be read again, a camera's images are gone unless they are recorded as well.
-    recorded = [*topics, IMAGE_TOPIC] if options.live else topics
-    children.start("recorder", "deq_flow_ros.ros.recorder", [str(options.bag), *recorded, "--storage", options.storage])
+    recorded = [*topics, image] if options.live else topics
+    where = ["--storage", options.storage, "--strip", space]
+    children.start("recorder", "deq_flow_ros.ros.recorder", [str(options.bag), *recorded, *where])
     parameters = [word for name, value in options.node_parameters.items() for word in ("-p", f"{name}:={value}")]
     children.start("flow_node", "deq_flow_ros.ros.flow_node", ["--ros-args", *remap, *parameters])
 
@@ -147,7 +158,7 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
     _wait_until_active(spinner)
     progress.phase = "connecting"
     # Statistics have two listeners: the recorder and this process.
-    wanted = dict.fromkeys(topics, 1) | {STATISTICS_TOPIC: 2, IMAGE_TOPIC: 1}
+    wanted = dict.fromkeys(topics, 1) | {statistics: 2, image: 1}
     if not spinner.until(lambda: all(node.count_subscribers(t) >= n for t, n in wanted.items()), 20.0):
         raise children.failure("recorder", "did not subscribe to the outputs within 20 s")
 
@@ -176,7 +187,7 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
 
 def _wait_until_active(spinner: _Spinner) -> None:
     """The node starts itself before it answers services: its first answer tells whether that went well."""
-    client = spinner.node.create_client(GetState, "/flow_node/get_state")
+    client = spinner.node.create_client(GetState, f"{_namespace()}/flow_node/get_state")
     if not spinner.until(client.service_is_ready, READY_TIMEOUT_S):
         raise spinner.children.failure("flow_node", f"did not come up within {READY_TIMEOUT_S:g} s")
     give_up = time.monotonic() + READY_TIMEOUT_S

@@ -37,12 +37,19 @@ DRAIN_S = 0.5
 class Recorder(Node):
     """Subscribes to `topics` as their publishers appear; serialized messages go into the queue `messages`."""
 
-    def __init__(self, topics: Sequence[str], messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None]) -> None:
+    def __init__(
+        self, topics: Sequence[str], strip: str, messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None]
+    ) -> None:
         super().__init__("recorder")
+        self._strip = strip
         self._messages = messages
         self._wanted = {self.resolve_topic_name(topic) for topic in topics}
-        self.counts = dict.fromkeys(sorted(self._wanted), 0)
+        self.counts = {self.bag_topic(topic): 0 for topic in sorted(self._wanted)}
         self.create_timer(0.1, self.subscribe_to_new)
+
+    def bag_topic(self, topic: str) -> str:
+        """Name of a topic in the bag."""
+        return topic.removeprefix(self._strip)
 
     def subscribe_to_new(self) -> None:
         """Subscribe to every wanted topic that has a publisher by now. Raises `MediaError` for a message type not
@@ -66,9 +73,11 @@ class Recorder(Node):
         except (ImportError, AttributeError) as error:
             raise MediaError(f"cannot record {topic}: its type {msgtype} is not installed here") from error
 
+        name = self.bag_topic(topic)
+
         def received(data: bytes) -> None:
-            self.counts[topic] += 1
-            self._messages.put((topic, msgtype, data, time.time_ns()))
+            self.counts[name] += 1
+            self._messages.put((name, msgtype, data, time.time_ns()))
 
         self.create_subscription(message_class, topic, received, qos, raw=True)
         self.get_logger().info(f"recording {topic} ({msgtype}, {qos.reliability.name.lower()})")
@@ -84,11 +93,11 @@ def _write(bag: str, storage: str, messages: queue.SimpleQueue, failure: list[Ex
         failure.append(error)
 
 
-def record(bag: str, storage: str, topics: Sequence[str], stop: process.StopRequest) -> dict[str, int]:
+def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: process.StopRequest) -> dict[str, int]:
     """Record until stopped; returns the number of messages per topic. Raises `MediaError` and OSError."""
     messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None] = queue.SimpleQueue()
     failure: list[Exception] = []
-    node = Recorder(topics, messages)
+    node = Recorder(topics, strip, messages)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     thread = threading.Thread(target=_write, args=(bag, storage, messages, failure), name="bag_writer")
@@ -121,10 +130,13 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("bag", help="directory of the new bag")
     parser.add_argument("topics", nargs="+", help="topics to record")
     parser.add_argument("--storage", choices=sorted(STORAGES), default="mcap", help="default: mcap")
+    parser.add_argument(
+        "--strip", default="", metavar="NAMESPACE", help="leave this out of the topics' names in the bag"
+    )
     options = parser.parse_args(remove_ros_args(args)[1:])
     stop = process.start(args)
     try:
-        print(json.dumps(record(options.bag, options.storage, options.topics, stop)), flush=True)
+        print(json.dumps(record(options.bag, options.storage, options.topics, options.strip, stop)), flush=True)
         return 0
     except (MediaError, OSError) as error:
         print(f"recorder: {error}", file=sys.stderr, flush=True)
