@@ -231,6 +231,8 @@ def test_costs_follow_the_measurements() -> None:
     costs.add(1000, {"encode": 16.0, "correlate": 16.0}, 0)
     assert costs.high(250, "encode") == pytest.approx(costs.high(1000, "encode") / 4)
     assert costs.high(250, "correlate") == pytest.approx(costs.high(1000, "correlate") / 16)
+    costs.add(100, {"encode": 7.0}, 0)  # not a tenth of the cost: every stage has an overhead
+    assert costs.high(550, "encode") == pytest.approx((costs.high(1000, "encode") + costs.high(100, "encode")) / 2)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

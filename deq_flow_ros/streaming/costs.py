@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,8 +42,9 @@ class RunningCost:
 class CostModel:
     """Costs of all stages, by the number of pixels processed.
 
-    A number not met yet is estimated from the nearest one that was: in proportion, and the all-pairs correlation by the
-    square. So another processing scale, or another camera, starts with a guess.
+    A number not met yet lies on the line between its measured neighbours. Beyond them it is in proportion to the
+    nearest, and the all-pairs correlation to its square. So another processing scale, or another camera, starts with a
+    guess.
     """
 
     stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
@@ -59,16 +59,25 @@ class CostModel:
             else:
                 known.setdefault(name, RunningCost()).add(value)
 
+    def forget(self, pixels: int) -> None:
+        """Drop what is known of frames of so many pixels."""
+        self.stages.pop(pixels, None)
+
     def high(self, pixels: int, *names: str) -> float:
         """The sum of the named stages' high estimates, ms; 0 for what was never measured."""
-        total = 0.0
-        for name in names:
-            measured = [p for p, stages in self.stages.items() if name in stages]
-            if measured:
-                nearest = min(measured, key=lambda p: abs(math.log(p / pixels)))
-                power = 2 if name == "correlate" else 1
-                total += self.stages[nearest][name].high * (pixels / nearest) ** power
-        return total
+        return sum(self._high(pixels, name) for name in names)
+
+    def _high(self, pixels: int, name: str) -> float:
+        measured = sorted((p, stages[name].high) for p, stages in self.stages.items() if name in stages)
+        if not measured:
+            return 0.0
+        below = [m for m in measured if m[0] <= pixels]
+        above = [m for m in measured if m[0] >= pixels]
+        if below and above:
+            (p0, c0), (p1, c1) = below[-1], above[0]
+            return c0 if p0 == p1 else c0 + (c1 - c0) * (pixels - p0) / (p1 - p0)
+        nearest, cost = below[-1] if below else above[0]
+        return cost * (pixels / nearest) ** (2 if name == "correlate" else 1)
 
 
 class ScaleController:

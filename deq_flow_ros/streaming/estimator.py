@@ -141,6 +141,7 @@ class FlowEstimator:
         self.reset_reason: str | None = "start"
         self._costs = CostModel()
         self._scales = ScaleController(min_scale)
+        self._unhurried_scale = 1.0
         self._previous: _Frame | None = None
         self._state: State | None = None
         self._start: _Start | None = None
@@ -157,13 +158,16 @@ class FlowEstimator:
         settings = self.latency_budget_ms, self.tolerance_px, self.max_iterations
         self.latency_budget_ms, self.tolerance_px, self.max_iterations = None, None, min(self.max_iterations, 4)
         try:
-            for pair in range(4):
-                self.reset("warm-up")
-                if pair == 1:
-                    self._costs = CostModel()  # the first pair paid for allocations and kernel choices
-                self.update(noise, 0)
-                self.update(noise, 1)
+            for scale in (1.0, self.min_scale):
+                self._unhurried_scale = scale
+                for pair in range(4):
+                    self.reset("warm-up")
+                    self.update(noise, 0)
+                    self.update(noise, 1)
+                    if pair == 0 and self._previous is not None:
+                        self._costs.forget(self._previous.pixels)  # it paid for allocations and kernel choices
         finally:
+            self._unhurried_scale = 1.0
             self.latency_budget_ms, self.tolerance_px, self.max_iterations = settings
             self.reset("start")
 
@@ -187,7 +191,7 @@ class FlowEstimator:
         reason = self._discontinuity(frame, stamp_ns, thumbnail)
         if reason is not None:
             self.reset(reason)
-        scale = 1.0
+        scale = self._unhurried_scale
         if deadline_ns is not None:
             available_ms = (deadline_ns - time.monotonic_ns()) / 1e6
             scale = self._scales.choose(self._costs, available_ms, frame.shape[0] * frame.shape[1])
