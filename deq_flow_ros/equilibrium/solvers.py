@@ -155,6 +155,7 @@ def solve(
     tolerance: float | None = None,
     measure: Measure = relative_residual,
     deadline_ns: int | None = None,
+    min_iterations: int = 0,
     iteration_cost_ns: float = 0.0,
     keep: Collection[int] = (),
 ) -> Solution:
@@ -168,6 +169,7 @@ def solve(
     :param measure: ``(z, f(z)) -> (B,)``, any unit (the flow model measures in pixels).
     :param deadline_ns: absolute time on ``time.monotonic_ns()``. No iteration is begun that would, by the costs seen so
         far, end after it, not even the first: with no time at all the start is returned after 0 iterations.
+    :param min_iterations: evaluations of ``f`` to make whatever the deadline says.
     :param iteration_cost_ns: expected cost of one iteration, used until one has been measured.
     :param keep: iterations (from 1) whose states to return in ``trajectory``.
     :raises ValueError: for an empty state, unequal batch sizes, a shape that ``f`` changes, or impossible settings.
@@ -206,7 +208,7 @@ def solve(
             if evaluations > 1:
                 # The mean of this solve tells more than the expectation: the load of the machine is that of now.
                 cost_ns = max(cost_ns, (now - started) / evaluations)
-            if now + cost_ns > deadline_ns:
+            if n > min_iterations and now + cost_ns > deadline_ns:
                 exhausted = StopReason.DEADLINE
                 break
         fz = _checked(f(*z), z)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 # Processing scales, each about 0.7 of the pixels' side of the one before: half the work per step.
+MIN_SCALED_SIDE = 96
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
 
 
@@ -83,7 +84,8 @@ class CostModel:
 class ScaleController:
     """Steps the processing scale down when not one iteration fits the budget, and up again when two safely would.
 
-    :param min_scale: lowest scale, in (0, 1].
+    :param min_scale: lowest scale, in (0, 1]; frames are not made smaller than 96 px on their short side, though, where
+        little is left to see.
     :param patience: frames in a row that must leave room before the scale goes up, against flapping.
     """
 
@@ -95,17 +97,23 @@ class ScaleController:
         self.patience = patience
         self._roomy = 0
 
-    def choose(self, costs: CostModel, available_ms: float, pixels: int) -> float:
-        """The scale for the coming frame of so many pixels, given the time until its deadline."""
+    def lowest(self, height: int, width: int) -> float:
+        """The smallest scale for frames of this size."""
+        return next((s for s in reversed(self.scales) if s * min(height, width) >= MIN_SCALED_SIDE), 1.0)
+
+    def choose(self, costs: CostModel, available_ms: float, height: int, width: int) -> float:
+        """The scale for the coming frame, given its size and the time until its deadline."""
+        pixels = height * width
 
         def needed_ms(scale: float, iterations: int) -> float:
             at_scale = max(1, round(pixels * scale**2))
             fixed = costs.high(at_scale, "resize", "encode", "prepare", "correlate", "upsample", "output")
             return fixed + iterations * costs.high(at_scale, "iteration")
 
-        index = self.scales.index(self.scale)
+        last = self.scales.index(self.lowest(height, width))
+        index = min(self.scales.index(self.scale), last)
         lowered = False
-        while index + 1 < len(self.scales) and needed_ms(self.scales[index], 1) > available_ms:
+        while index < last and needed_ms(self.scales[index], 1) > available_ms:
             index += 1
             lowered = True
         if lowered:

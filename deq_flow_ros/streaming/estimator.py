@@ -194,7 +194,7 @@ class FlowEstimator:
         scale = self._unhurried_scale
         if deadline_ns is not None:
             available_ms = (deadline_ns - time.monotonic_ns()) / 1e6
-            scale = self._scales.choose(self._costs, available_ms, frame.shape[0] * frame.shape[1])
+            scale = self._scales.choose(self._costs, available_ms, *frame.shape[:2])
         clock = StageClock(self.model.device)
         current = self._encode(frame, stamp_ns, thumbnail, scale, clock)
         previous = self._previous
@@ -289,6 +289,9 @@ class FlowEstimator:
                 tolerance=None if self.tolerance_px is None else self.tolerance_px * scale,
                 measure=update_px,
                 deadline_ns=deadline_ns,
+                # A late answer is better than none: a cold state says nothing yet, and at the lowest scale nothing else
+                # is left to give way, so the flow would never change again.
+                min_iterations=int(not warm or scale == self._scales.lowest(*current.image.shape[:2])),
                 iteration_cost_ns=1e6 * self._costs.high(current.pixels, "iteration"),
             )
         with clock.stage("upsample"):
