@@ -194,7 +194,7 @@ def test_another_size_starts_with_scaled_costs(model: DEQFlow, monkeypatch: pyte
 
 
 def test_frames_without_time_for_one_iteration_are_processed_smaller(model: DEQFlow) -> None:
-    """Why: the scale gives way before the flow stops changing. At the lowest scale a late answer is better than none."""
+    """Why: the scale gives way before the flow stops changing; at the lowest, late is better than never."""
     estimator = FlowEstimator(model, latency_budget_ms=1000, max_iterations=2, min_scale=0.5)
     estimator.warm_up(200, 240)
     stream = frames(5, 200, 240)

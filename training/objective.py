@@ -40,7 +40,7 @@ class Objective:
     gamma: float = 0.8
     matching: float = 0.5
     occluded: float = 0.3
-    scale_px: float = 4.0
+    scale_px: float = 1.0
 
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs."""
