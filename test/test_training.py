@@ -62,6 +62,15 @@ def test_it_learns(tmp_path: Path, generator: ProceduralGenerator) -> None:
     assert not still, still
 
 
+def test_half_precision_gives_nearly_the_same_step(tmp_path: Path, generator: ProceduralGenerator) -> None:
+    """Why: bf16 is the default on GPUs. Flow must stay fp32: bf16 knows 30 px to an eighth of a pixel only."""
+    losses = [
+        train.Run(options(tmp_path)).train_step(generator.batch(0), Objective((2, 2), (1, 1)), autocast)["loss"]
+        for autocast in (AUTOCAST, torch.autocast("cpu", torch.bfloat16))
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+
+
 def test_a_cool_down_branches_off(tmp_path: Path, generator: ProceduralGenerator) -> None:
     """Why: the constant-rate checkpoint must stay as it is, so that training can go on from it another day."""
     cooling = train.Run(options(tmp_path, "--steps", "1", "--cooldown", "2"))
