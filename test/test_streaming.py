@@ -13,7 +13,7 @@ import torch
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.costs import CostModel, RunningCost, ScaleController
+from deq_flow_ros.streaming.costs import CostModel, RunningCost, ScaleController, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.warm_start import carry, forward_warp
 
 PERIOD_NS = 33_000_000
@@ -232,6 +232,32 @@ def test_scale_goes_down_at_once_and_up_only_after_patience() -> None:
     assert scales.choose(costs, 5.0, 480, 640) == 0.25
     assert [scales.choose(costs, 1000.0, 480, 640) for _ in range(5)] == [0.25, 0.25, 0.25, 0.25, 0.375]
     assert [scales.choose(costs, 1000.0, 480, 640) for _ in range(15)][-1] == 1.0
+
+
+def test_scale_recovers_from_a_busy_time() -> None:
+    """Why: costs of the higher scale are not measured while it is not used; they must not hold it down."""
+    costs, scales = CostModel(), ScaleController(min_scale=0.25, patience=5)
+
+    def frame(load: float) -> float:
+        scale = scales.choose(costs, 88.0, 480, 640)
+        stages = {"encode": 20.0, "correlate": 4.0, "solve": 10.0, "upsample": 6.0}
+        pixels = number_of_pixels(scaled_size(480, 640, scale))
+        costs.add(pixels, {name: ms * load * scale**2 for name, ms in stages.items()}, iterations=1)
+        return scale
+
+    assert [frame(load=1.0) for _ in range(30)][-1] == 1.0
+    assert [frame(load=5.0) for _ in range(30)][-1] <= 0.5
+    assert [frame(load=1.0) for _ in range(150)][-1] == 1.0
+
+
+def test_huge_frames_are_never_processed_whole(model: DEQFlow) -> None:
+    """Why: the similarities of all pairs of cells grow with the square of the pixels: 67 GB at 3840x2160."""
+    estimator = FlowEstimator(model, max_iterations=1)
+    frame = np.zeros((1100, 2000, 3), np.uint8)
+    frame[::7] = 255
+    assert estimator.update(frame, 0) is None
+    result = estimator.update(frame, PERIOD_NS)
+    assert result is not None and result.info.scale == 0.5 and result.flow.shape == (1100, 2000, 2)
 
 
 def test_costs_follow_the_measurements() -> None:

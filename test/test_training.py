@@ -117,6 +117,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, generator: Proc
     assert run.step == 0
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, generator: ProceduralGenerator) -> None:
+    """Why: a finite loss can have an infinite gradient; one step along it and the next checkpoint is NaN."""
+    run = train.Run(options(tmp_path))
+    before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    run.model.mask[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match="the gradient of step 0 is (inf|nan)"):
+        run.train_step(generator.batch(0), Objective((1, 1), (1, 1)), AUTOCAST)
+    assert all(torch.equal(before[name], parameter) for name, parameter in run.model.named_parameters())
+
+
 def test_the_command_trains_validates_and_writes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Why: the one line that users type, from the procedural clips to weights that load."""
     pairs = tmp_path / "pairs.json"

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import torch
 
+from deq_flow_ros.media.colour import flow_to_color
+
 from .exposure import draw_exposure, expose
 from .rendering import Clip, render
 from .scenes import SceneSettings, draw_scene
@@ -112,22 +114,13 @@ class ProceduralGenerator:
         )  # fmt: skip
 
 
-def _flow_picture(flow: np.ndarray) -> np.ndarray:
-    """Flow (2, H, W) as (H, W, 3) uint8 RGB: hue is the direction, saturation the length relative to the longest."""
-    length = np.hypot(flow[0], flow[1])
-    hue = (np.degrees(np.arctan2(flow[1], flow[0])) % 360) / 2
-    saturation = 255 * length / max(float(np.percentile(length, 99)), 1e-3)
-    hsv = np.stack([hue, np.clip(saturation, 0, 255), np.full_like(hue, 255)], axis=-1).astype(np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
 def contact_sheet(clip: Clip) -> np.ndarray:
     """One row per clip, (rows, columns, 3) uint8 RGB: all frames, then flow and occlusion of the first pair."""
     rows = []
     for i in range(len(clip.images)):
         images, flow, occluded = (whole[i].cpu().numpy() for whole in (clip.images, clip.flow, clip.occluded))
         pictures = [frame.transpose(1, 2, 0).astype(np.uint8) for frame in images]
-        colour = _flow_picture(flow[0])
+        colour = flow_to_color(flow[0].transpose(1, 2, 0))
         text = f"{np.hypot(*flow[0]).mean():.1f} px"
         cv2.putText(colour, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         hidden = np.repeat(occluded[0][:, :, None], 3, axis=2).astype(np.uint8) * 255

@@ -169,6 +169,10 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient of step {self.step} is {norm.item()}; the last checkpoint is untouched. A lower --rate helps"
+            )
         self.optimizer.step()
         self.step += 1
         # The average starts from what is learnt, not from the random start.

@@ -13,6 +13,7 @@ from deq_flow_ros.equilibrium.solvers import (
     Solver,
     State,
     StopReason,
+    make_solver,
     relative_residual,
     solve,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "State",
     "StopReason",
     "correction_weights",
+    "make_solver",
     "phantom_gradient",
     "relative_residual",
     "solve",

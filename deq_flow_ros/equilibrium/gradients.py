@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from deq_flow_ros.equilibrium.solvers import Function, Picard, Solver, State, solve
+from deq_flow_ros.equilibrium.solvers import Function, Picard, Solver, State, make_solver, solve
 
 Gradient = Callable[[Function, State], State]
 
@@ -73,7 +73,7 @@ def sparse_correction(
             )
         if free:
             with torch.no_grad():
-                z = solve(f, z, solver=solver if isinstance(solver, str) else solver(), max_iterations=free).state
+                z = solve(f, z, solver=make_solver(solver), max_iterations=free).state
         states.append(gradient(f, z))
         z = tuple(tensor.detach() for tensor in states[-1])
         done = position

@@ -57,6 +57,18 @@ class Picard:
 SOLVERS: dict[str, Callable[[], Solver]] = {"picard": Picard}
 
 
+def make_solver(solver: str | Callable[[], Solver]) -> Solver:
+    """A fresh solver, by name or from what makes one (a class, a ``functools.partial``).
+
+    :raises ValueError: for an unknown name.
+    """
+    if not isinstance(solver, str):
+        return solver()
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(sorted(SOLVERS))}")
+    return SOLVERS[solver]()
+
+
 def relative_residual(z: State, fz: State) -> Tensor:
     """``||f(z) - z|| / ||f(z)||`` per sample, over all tensors of the state, shape (B,)."""
     difference = torch.stack([(b - a).flatten(1).float().square().sum(1) for a, b in zip(z, fz, strict=True)]).sum(0)
@@ -117,8 +129,13 @@ class _Lagged:
         event = torch.cuda.Event()
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(flag, non_blocking=True)
-        event.record()
+        event.record(torch.cuda.current_stream(flag.device))
         self._pending.append((event, host))
+
+    @property
+    def in_flight(self) -> int:
+        """Iterations begun whose flag has not arrived."""
+        return len(self._pending)
 
     def read(self, *, wait: bool) -> bool:
         """The last value that has arrived; with ``wait``, at least that of the iteration before the last."""
@@ -177,9 +194,7 @@ def solve(
     A sample whose measure is not finite has diverged: it keeps its last finite state.
     """
     if isinstance(solver, str):
-        if solver not in SOLVERS:
-            raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(sorted(SOLVERS))}")
-        solver = SOLVERS[solver]()
+        solver = make_solver(solver)
     z = tuple(z0)
     if not z:
         raise ValueError("the state must hold at least one tensor, got an empty tuple")
@@ -199,6 +214,8 @@ def solve(
     trajectory: dict[int, State] = {}
     all_done = _Lagged(device)
     exhausted = StopReason.ITERATIONS
+    if deadline_ns is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)  # work of before that is still queued would count as none
     started, evaluations, cost_ns = time.monotonic_ns(), 0, iteration_cost_ns
     for n in range(1, max_iterations + 1):
         if all_done.read(wait=deadline_ns is not None):
@@ -208,7 +225,7 @@ def solve(
             if evaluations > 1:
                 # The mean of this solve tells more than the expectation: the load of the machine is that of now.
                 cost_ns = max(cost_ns, (now - started) / evaluations)
-            if n > min_iterations and now + cost_ns > deadline_ns:
+            if n > min_iterations and now + (1 + all_done.in_flight) * cost_ns > deadline_ns:
                 exhausted = StopReason.DEADLINE
                 break
         fz = _checked(f(*z), z)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_flow_ros.equilibrium import Solution, State, StopReason, solve
+from deq_flow_ros.equilibrium import Solution, State, StopReason, make_solver, solve
 from deq_flow_ros.equilibrium.solvers import Solver
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.correlation import CorrelationPyramid
@@ -130,7 +131,12 @@ class DEQFlow(nn.Module):
         )
 
     def coarse_start(
-        self, image1: Tensor, image2: Tensor, levels: int, iterations: int, solver: str | Solver = "picard"
+        self,
+        image1: Tensor,
+        image2: Tensor,
+        levels: int,
+        iterations: int,
+        solver: str | Callable[[], Solver] = "picard",
     ) -> State | None:
         """A start for a cold pair: the states of smaller versions of it, each the start of the next larger.
 
@@ -138,7 +144,7 @@ class DEQFlow(nn.Module):
         a motion of 100 px takes many. At a quarter of the resolution it takes few, at a sixteenth of the cost.
 
         :param image1: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
-        :param levels: the smallest version is ``2**levels`` times smaller, see ``coarse_levels``.
+        :param levels: the smallest version is ``2**levels`` times smaller; ``usable_levels`` at most.
         :param iterations: per level.
         :returns: a state of the images' own size; None for no levels.
         """
@@ -152,7 +158,9 @@ class DEQFlow(nn.Module):
                 state = self.initial_state(encoding1)
             else:
                 state = rescale(state, encoding1.context.shape[-2:], above >> level)
-            state = solve(self.problem(encoding1, encoding2), state, solver=solver, max_iterations=iterations).state
+            state = solve(
+                self.problem(encoding1, encoding2), state, solver=make_solver(solver), max_iterations=iterations
+            ).state
             above = 1 << level
         return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
 
@@ -174,7 +182,7 @@ class DEQFlow(nn.Module):
         image1: Tensor,
         image2: Tensor,
         max_iterations: int = 12,
-        solver: str | Solver = "picard",
+        solver: str | Callable[[], Solver] = "picard",
         tolerance_px: float | None = None,
         state: State | None = None,
         coarse_levels: int = 0,
@@ -184,7 +192,7 @@ class DEQFlow(nn.Module):
         :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16.
         :param image2: as ``image1``.
         :param max_iterations: evaluations of the update operator at most.
-        :param solver: see ``equilibrium.solve``.
+        :param solver: a name, or what makes a fresh solver: each resolution has one of its own.
         :param tolerance_px: stop a sample when the RMS update of its flow is at or below this; None never does.
         :param state: start, as in ``Prediction.state`` of images of the same size; None starts cold.
         :param coarse_levels: for a cold start, solve at this many smaller resolutions first, see ``coarse_start``;
@@ -212,7 +220,7 @@ class DEQFlow(nn.Module):
         solution = solve(
             self.problem(encoding1, encoding2),
             start,
-            solver=solver,
+            solver=make_solver(solver),
             max_iterations=max_iterations,
             tolerance=tolerance_px,
             measure=update_px,

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deq_flow_ros.model.deq_flow import MIN_SIDE
+
 # Processing scales, each about 0.7 of the pixels' side of the one before: half the work per step.
-MIN_SCALED_SIDE = 96
 SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+# Below this short side there is little left to see.
+MIN_SCALED_SIDE = 96
+# Above, the similarities of all pairs of cells, 4 bytes each, take more than 1 GB.
+MAX_PIXELS = 1 << 20
 
 
 @dataclass
@@ -68,6 +73,16 @@ class CostModel:
         """The sum of the named stages' high estimates, ms; 0 for what was never measured."""
         return sum(self._high(pixels, name) for name in names)
 
+    def frame(self, pixels: int, iterations: int, scaled_to: int | None = None) -> float:
+        """What a frame with so many iterations needs, ms.
+
+        :param scaled_to: take the costs of ``pixels`` in proportion to this number of pixels.
+        """
+        ratio = 1.0 if scaled_to is None else scaled_to / pixels
+        linear = self.high(pixels, "resize", "encode", "prepare", "upsample", "output")
+        linear += iterations * self.high(pixels, "iteration")
+        return ratio * linear + ratio**2 * self.high(pixels, "correlate")
+
     def _high(self, pixels: int, name: str) -> float:
         measured = sorted((p, stages[name].high) for p, stages in self.stages.items() if name in stages)
         if not measured:
@@ -84,8 +99,8 @@ class CostModel:
 class ScaleController:
     """Steps the processing scale down when not one iteration fits the budget, and up again when two safely would.
 
-    :param min_scale: lowest scale, in (0, 1]; frames are not made smaller than 96 px on their short side, though, where
-        little is left to see.
+    :param min_scale: lowest scale, in (0, 1]; frames are not made smaller than ``MIN_SCALED_SIDE``,
+        and are never processed larger than ``MAX_PIXELS``.
     :param patience: frames in a row that must leave room before the scale goes up, against flapping.
     """
 
@@ -97,42 +112,53 @@ class ScaleController:
         self.patience = patience
         self._roomy = 0
 
+    def highest(self, height: int, width: int) -> float:
+        """The largest scale for frames of this size."""
+        return next((s for s in self.scales if height * width * s**2 <= MAX_PIXELS), self.scales[-1])
+
     def lowest(self, height: int, width: int) -> float:
         """The smallest scale for frames of this size."""
-        return next((s for s in reversed(self.scales) if s * min(height, width) >= MIN_SCALED_SIDE), 1.0)
+        visible = (s for s in reversed(self.scales) if s * min(height, width) >= MIN_SCALED_SIDE)
+        return min(next(visible, 1.0), self.highest(height, width))
 
     def choose(self, costs: CostModel, available_ms: float, height: int, width: int) -> float:
         """The scale for the coming frame, given its size and the time until its deadline."""
-        pixels = height * width
-
-        def needed_ms(scale: float, iterations: int) -> float:
-            at_scale = max(1, round(pixels * scale**2))
-            fixed = costs.high(at_scale, "resize", "encode", "prepare", "correlate", "upsample", "output")
-            return fixed + iterations * costs.high(at_scale, "iteration")
-
-        last = self.scales.index(self.lowest(height, width))
-        index = min(self.scales.index(self.scale), last)
+        first, last = (self.scales.index(s) for s in (self.highest(height, width), self.lowest(height, width)))
+        index = min(max(self.scales.index(self.scale), first), last)
+        pixels = [number_of_pixels(scaled_size(height, width, scale)) for scale in self.scales]
         lowered = False
-        while index < last and needed_ms(self.scales[index], 1) > available_ms:
+        while index < last and costs.frame(pixels[index], 1) > available_ms:
             index += 1
             lowered = True
         if lowered:
             self._roomy = 0
-        elif index > 0:
-            roomy = needed_ms(self.scales[index - 1], 2) <= 0.9 * available_ms
-            self._roomy = self._roomy + 1 if roomy else 0
+        elif index > first:
+            # What was measured at the higher scale may be of a time when the machine was busier than it is now.
+            needed = min(costs.frame(pixels[index - 1], 2), costs.frame(pixels[index], 2, pixels[index - 1]))
+            self._roomy = self._roomy + 1 if needed <= 0.9 * available_ms else 0
             if self._roomy >= self.patience:
                 index -= 1
                 self._roomy = 0
+                costs.forget(pixels[index])
         self.scale = self.scales[index]
         return self.scale
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(H, W) at which a frame is processed."""
+    return max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale))
+
+
+def number_of_pixels(size: tuple[int, int]) -> int:
+    """Of a frame of this (H, W)."""
+    return size[0] * size[1]
 
 
 class StageClock:
     """Times of named stages, in ms, on the device that does the work, without making it wait."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._marks: list[tuple[str, object, object]] = []
 
     @contextmanager
@@ -143,10 +169,10 @@ class StageClock:
         self._marks.append((name, start, self._mark()))
 
     def _mark(self) -> object:
-        if not self._cuda:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def read(self) -> dict[str, float]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import DEQFlow, Encoding, Gates, crop, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.model.deq_flow import MIN_SIDE
-from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock
+from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.scene_cut import Thumbnail
 from deq_flow_ros.streaming.warm_start import carry
 
@@ -36,7 +36,7 @@ class FlowInfo:
     :ivar residual_px: RMS of the last update, px of the input; NaN without any iteration.
     :ivar reset_reason: why the stream began anew before this pair; None within a stream.
     :ivar scale: processing scale, 1 is the input's resolution.
-    :ivar stage_ms: time by stage. ``prepare`` was spent before the frame arrived when ``prepare()`` was called ahead.
+    :ivar stage_ms: time by stage since the frame arrived; ``prepare`` is among them where it was not called ahead.
     :ivar latency_ms: from the frame's arrival to its result.
     :ivar budget_ms: what was allowed; None without a budget.
     """
@@ -89,7 +89,6 @@ class _Start:
 
     state: State | None
     gates: list[Gates] | None
-    stage_ms: dict[str, float] = field(default_factory=dict)
 
 
 class FlowEstimator:
@@ -191,7 +190,7 @@ class FlowEstimator:
         reason = self._discontinuity(frame, stamp_ns, thumbnail)
         if reason is not None:
             self.reset(reason)
-        scale = self._unhurried_scale
+        scale = min(self._unhurried_scale, self._scales.highest(*frame.shape[:2]))
         if deadline_ns is not None:
             available_ms = (deadline_ns - time.monotonic_ns()) / 1e6
             scale = self._scales.choose(self._costs, available_ms, *frame.shape[:2])
@@ -214,9 +213,7 @@ class FlowEstimator:
     def prepare(self) -> None:
         """Do what the next pair needs and its frame does not: to be called when a result is out, before a frame."""
         if self._previous is not None and self._start is None:
-            clock = StageClock(self.model.device)
-            with clock.stage("prepare"):
-                self._prepare(self._previous)
+            self._prepare(self._previous)
 
     def _discontinuity(self, frame: np.ndarray, stamp_ns: int, thumbnail: Thumbnail) -> str | None:
         previous = self._previous
@@ -240,7 +237,7 @@ class FlowEstimator:
         self, image: np.ndarray, stamp_ns: int, thumbnail: Thumbnail, scale: float, clock: StageClock
     ) -> _Frame:
         height, width = image.shape[:2]
-        size = (max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale)))
+        size = scaled_size(height, width, scale)
         if size != (height, width):
             with clock.stage("resize"):
                 processed = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
@@ -251,7 +248,7 @@ class FlowEstimator:
             tensor = torch.from_numpy(np.ascontiguousarray(processed)).to(self.model.device)
             padded, padding = pad_to_multiple(tensor.permute(2, 0, 1)[None].float())
             encoding = self.model.encode(padded)
-        return _Frame(image, stamp_ns, thumbnail, scale, size[0] * size[1], padded, encoding, padding)
+        return _Frame(image, stamp_ns, thumbnail, scale, number_of_pixels(size), padded, encoding, padding)
 
     def _change_scale(self, previous: _Frame, scale: float) -> _Frame:
         """The last frame, encoded anew at another scale, and the stream's state resized with it."""
