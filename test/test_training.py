@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, generator: 
     run = train.Run(options(tmp_path))
     before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
     run.model.mask[0].weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(FloatingPointError, match="the gradient of step 0 is (inf|nan)"):
+    with pytest.raises(FloatingPointError, match=r"the gradient of step 0 is (inf|nan)"):
         run.train_step(generator.batch(0), Objective((1, 1), (1, 1)), AUTOCAST)
     assert all(torch.equal(before[name], parameter) for name, parameter in run.model.named_parameters())
 

@@ -171,7 +171,8 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(
-                f"the gradient of step {self.step} is {norm.item()}; the last checkpoint is untouched. A lower --rate helps"
+                f"the gradient of step {self.step} is {norm.item()}; the last checkpoint is untouched. "
+                "A lower --rate helps"
             )
         self.optimizer.step()
         self.step += 1
