@@ -19,6 +19,10 @@ from deq_flow_ros.media.metrics import endpoint_error, photometric_error, spread
 
 PREVIEW_WIDTH = 320
 """Pictures and video frames are kept no wider than this, in px."""
+MAX_PREVIEWS = 200
+"""With so many kept, every second one is let go: a longer stream needs no more memory."""
+STRIPS = 6
+"""Pairs that are kept with all their maps, spread evenly over the run."""
 
 STAGES = (
     "wait",
@@ -38,7 +42,9 @@ STAGES = (
 ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(stamp on whose pixels the flow lives, stamp it leads to) -> (flow (H, W, 2) px, visible (H, W) bool)."""
 ColdFlow = Callable[[FrameReport, np.ndarray, np.ndarray], "tuple[np.ndarray, np.ndarray] | None"]
-"""(report, image 1, image 2) -> (flow (H, W, 2), residual (H, W)) from a cold start with the report's iterations."""
+"""(report, image 1, image 2) -> (flow (H, W, 2), residual (H, W)) from a cold start: coarse to fine, then with as many
+iterations as the report says; None where the report tells of none.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,17 @@ class PairResult:
 
 @dataclass(frozen=True)
 class Preview:
-    """Small pictures of one pair: image (h, w, 3) RGB, flow (h, w, 2) px of the full image, and for a few the maps
-    below.
-    """
+    """Small pictures of one pair: image (h, w, 3) RGB, flow (h, w, 2) px of the full image."""
 
     stamp_ns: int
     image: np.ndarray
     flow: np.ndarray
+
+
+@dataclass(frozen=True)
+class Strip(Preview):
+    """A preview with its maps: exact flow (h, w, 2) px, residual (h, w) px, photometric error (h, w) grey levels."""
+
     exact: np.ndarray | None
     residual: np.ndarray
     photometric: np.ndarray
@@ -79,10 +89,18 @@ class Preview:
 
 @dataclass
 class Analysis:
-    """All pairs of a run; every preview for the video, with its maps."""
+    """All pairs of a run, `previews` of every `preview_step`-th of them, and the few `strips`."""
 
     pairs: list[PairResult] = field(default_factory=list)
     previews: list[Preview] = field(default_factory=list)
+    preview_step: int = 1
+    strips: list[Strip] = field(default_factory=list)
+
+    def thin(self) -> None:
+        """Let every second preview go where there are `MAX_PREVIEWS`."""
+        if len(self.previews) >= MAX_PREVIEWS:
+            self.previews = self.previews[::2]
+            self.preview_step *= 2
 
 
 class _FrameFinder:
@@ -132,6 +150,8 @@ def analyse(
     result = Analysis()
     finder = _FrameFinder(source)
     processed = {report.flow_stamp_ns: report for report in reports if report.outcome == "processed"}
+    # The middle of each of `STRIPS` equal parts: the very first pair, started from nothing, is not typical.
+    strips = {len(processed) * (2 * part + 1) // (2 * STRIPS) for part in range(STRIPS)}
     warm_seen = 0
     for stamp_ns, flow, residual in read_fields(bag, flow_topic, residual_topic):
         report = processed.pop(stamp_ns, None)
@@ -155,8 +175,13 @@ def analyse(
             again = cold(report, *images) if warm_seen % cold_every == 0 else None
             cold_errors = _errors(*again, here, there, truth)[0] if again else None
             warm_seen += 1
+        number = len(result.pairs)
         result.pairs.append(PairResult(report, errors, still, cold_errors))
-        result.previews.append(_preview(stamp_ns, here, flow, truth, residual, difference))
+        if number in strips:
+            result.strips.append(_strip(stamp_ns, here, flow, truth, residual, difference))
+        if number % result.preview_step == 0:
+            result.previews.append(_preview(stamp_ns, here, flow))
+            result.thin()
         yield result
 
 
@@ -182,31 +207,33 @@ def _errors(
     )
 
 
-def _preview(
+def _preview(stamp_ns: int, image: np.ndarray, flow: np.ndarray) -> Preview:
+    return Preview(stamp_ns, cv2.resize(image, _size(image), interpolation=cv2.INTER_AREA), _small(flow))
+
+
+def _strip(
     stamp_ns: int,
     image: np.ndarray,
     flow: np.ndarray,
     truth: tuple[np.ndarray, np.ndarray] | None,
     residual: np.ndarray,
     difference: np.ndarray,
-) -> Preview:
-    height, width = image.shape[:2]
+) -> Strip:
+    preview = _preview(stamp_ns, image, flow)
+    exact = None if truth is None else _small(truth[0])
+    return Strip(stamp_ns, preview.image, preview.flow, exact, _small(residual), _small(difference))
+
+
+def _size(values: np.ndarray) -> tuple[int, int]:
+    """Width and height of the small picture; even, as video codecs halve the colour resolution."""
+    height, width = values.shape[:2]
     scale = min(1.0, PREVIEW_WIDTH / width)
-    # Even sides: video codecs halve the colour resolution.
-    size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
-    def small(values: np.ndarray) -> np.ndarray:
-        # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
-        return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST).astype(np.float16)
 
-    return Preview(
-        stamp_ns,
-        cv2.resize(image, size, interpolation=cv2.INTER_AREA),
-        small(flow),
-        None if truth is None else small(truth[0]),
-        small(residual),
-        small(difference),
-    )
+def _small(values: np.ndarray) -> np.ndarray:
+    # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
+    return cv2.resize(values, _size(values), interpolation=cv2.INTER_NEAREST).astype(np.float16)
 
 
 def summarise(

@@ -52,6 +52,11 @@ def open_bag(path: Path) -> Iterator[AnyReader]:
         ) from error
 
 
+def stamp_of(header: Any) -> int:
+    """Header stamp in nanoseconds."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
+
+
 class BagSource(Source):
     """The messages of one `sensor_msgs/Image` or `CompressedImage` topic, due at the time they were recorded."""
 
@@ -88,7 +93,7 @@ class BagSource(Source):
         with open_bag(self.path) as reader:
             for connection, time_ns, raw in reader.messages(self._connections(reader)):
                 message: Any = reader.deserialize(raw, connection.msgtype)
-                stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+                stamp_ns = stamp_of(message.header)
                 if connection.msgtype == IMAGE:
                     data = np.asarray(message.data).view(np.uint8)
                     yield Frame(

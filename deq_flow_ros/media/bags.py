@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,9 +111,33 @@ class BagWriter:
         return self._types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
 
-def stamp_of(header: Any) -> int:
-    """Header stamp in nanoseconds."""
-    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
+def remove_recording(path: Path, topics: Collection[str]) -> None:
+    """Delete an earlier recording of `topics`, so that a new one can be made; nothing happens where there is none.
+
+    Raises `MediaError` for anything but a rosbag2 that holds at least one of `topics` or no message at all: it may be
+    somebody's data, and is left alone.
+    """
+    if not (path.is_symlink() or path.exists()):
+        return
+    wrong = None
+    if path.is_symlink() or not path.is_dir():
+        wrong = "is no directory"
+    elif not (path / "metadata.yaml").is_file():
+        wrong = "is no bag (it has no metadata.yaml)"
+    else:
+        with open_bag(path) as reader:
+            found = {connection.topic for connection in reader.connections}
+        if found and found.isdisjoint(topics):
+            wrong = f"is a bag of {', '.join(sorted(found))}, not of flow"
+    if wrong:
+        raise MediaError(
+            f"the outputs are to be recorded into {path}, but what is there {wrong} and is left alone; "
+            "move it away, or choose another --out"
+        )
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise MediaError(f"cannot replace the recording {path}: {error}") from error
 
 
 def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, Any]]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.media.bags import read_image, read_messages, stamp_of
+from deq_flow_ros.media.bag_source import stamp_of
+from deq_flow_ros.media.bags import read_image, read_messages
 
 
 @dataclass(frozen=True)

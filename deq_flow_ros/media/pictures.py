@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deq_flow_ros.media.analysis import Preview
+from deq_flow_ros.media.analysis import Preview, Strip
 from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.frame import MediaError
 
@@ -19,21 +19,22 @@ GAP = 4
 CODECS = ("vp09", "mp4v")
 """In the order of preference: browsers play the first, every build of OpenCV with FFmpeg has the second."""
 MAX_VIDEO_FRAMES = 100
-"""A longer run goes into the video with every second, third, ... field: VP9 takes up to 0.1 s a frame."""
+"""More previews go into the video with every second, third, ... only: VP9 takes up to 0.1 s a frame."""
 
 
 def color_range(previews: Sequence[Preview]) -> float:
-    """Speed in px that gets the full colour in these pictures: the 99th percentile of flow and exact flow, at least 1
-    px.
+    """Speed in px that gets the full colour in these pictures: the 99th percentile of flow and, in strips, exact flow,
+    at least 1 px.
     """
-    fields = [field for preview in previews for field in (preview.flow, preview.exact) if field is not None]
+    fields = [preview.flow for preview in previews]
+    fields += [preview.exact for preview in previews if isinstance(preview, Strip) and preview.exact is not None]
     speeds = [np.hypot(*np.moveaxis(field[::4, ::4].astype(np.float32), 2, 0)).ravel() for field in fields]
     finite = np.concatenate(speeds) if speeds else np.zeros(0)
     finite = finite[np.isfinite(finite)]
     return max(1.0, float(np.percentile(finite, 99))) if finite.size else 1.0
 
 
-def strip(preview: Preview, max_px: float, residual_px: float, grey_levels: float) -> list[np.ndarray]:
+def strip(preview: Strip, max_px: float, residual_px: float, grey_levels: float) -> list[np.ndarray]:
     """The pictures of one pair, each (h, w, 3) uint8 RGB: image, flow, exact flow if there is one, residual, error.
 
     White in the residual is `residual_px` and more, in the photometric error `grey_levels` and more; black is no value.
@@ -59,7 +60,9 @@ def data_uri(picture: np.ndarray, quality: int = 85) -> str:
 
 
 def write_video(path: Path, previews: Sequence[Preview], fps: float, max_px: float) -> str:
-    """Image and flow side by side, one frame per flow field, `fps` fields a second; returns the codec used.
+    """Image and flow side by side, `fps` previews a second; returns the codec used.
+
+    A video that would show less than one picture a second is sped up to that.
 
     Frames of another size than the first one's are resized to it. Raises `MediaError` where OpenCV has no encoder.
     """
@@ -68,7 +71,7 @@ def write_video(path: Path, previews: Sequence[Preview], fps: float, max_px: flo
     step = -(-len(previews) // MAX_VIDEO_FRAMES)
     height, width = previews[0].image.shape[:2]
     size = (2 * width + GAP, height)
-    writer, codec = _open_writer(path, fps / step, size)
+    writer, codec = _open_writer(path, max(1.0, fps / step), size)
     try:
         for preview in previews[::step]:
             color = flow_to_color(preview.flow.astype(np.float32), max_px)

@@ -111,19 +111,20 @@ class RunPlots:
     def cold_against_warm(self, exact: bool) -> str:
         """The pairs that were solved again from a cold start: error and residual beside those of the warm start."""
         compared = [pair for pair in self._pairs if pair.cold is not None]
-        key, label = (
+        key, error = (
             ("epe_visible", "endpoint error [px]") if exact else ("photometric", "photometric error [grey levels]")
         )
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(9.2, 2.9), layout="constrained")
             for axes, name, title in zip(
-                figure.subplots(1, 2), (key, "residual"), (label, "residual, RMS [px]"), strict=True
+                figure.subplots(1, 2), (key, "residual"), (error, "residual, RMS [px]"), strict=True
             ):
                 times = [self.time(pair.report) for pair in compared]
                 cold = [getattr(pair.cold, name) for pair in compared]
                 warm = [getattr(pair.warm, name) for pair in compared]
                 axes.vlines(times, warm, cold, color=GREY, linewidth=1)
-                axes.plot(times, cold, "o", color=ORANGE, markersize=5, label="cold start, same iterations")
+                label = "cold start, same iterations plus a coarse-to-fine start"
+                axes.plot(times, cold, "o", color=ORANGE, markersize=5, label=label)
                 axes.plot(times, warm, "o", color=BLUE, markersize=5, label="warm start, as streamed")
                 axes.set_ylim(bottom=0)
                 axes.set_ylabel(title)

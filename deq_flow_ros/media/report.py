@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.media.analysis import Analysis, Preview
+from deq_flow_ros.media.analysis import Analysis, Strip
 from deq_flow_ros.media.flow_recording import FrameReport
 from deq_flow_ros.media.pictures import color_range, data_uri, strip
 from deq_flow_ros.media.plots import RunPlots
 
-STRIPS = 6
-"""Pairs that are shown as pictures, spread evenly over the run."""
 PHOTOMETRIC_TOP = 60.0
 """Grey levels that are white in the picture of the photometric error."""
 
@@ -60,8 +58,11 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("photometric error, warped / not", f"{_number(warped, 2)} / {_number(still, 2)} grey levels"))
     if compared["pairs"]:
         key, unit = ("epe_visible_px", "px") if exact else ("photometric", "grey levels")
-        values = f"{_number(compared['warm'][key], 2)} / {_number(compared['cold'][key], 2)} {unit}"
-        rows.append((f"error warm / cold, same iterations ({compared['pairs']} pairs)", values))
+        values = (
+            f"{_number(compared['warm'][key], 2)} / {_number(compared['cold'][key], 2)} {unit}; "
+            "cold: same iterations plus a coarse-to-fine start"
+        )
+        rows.append((f"error warm / cold ({compared['pairs']} pairs)", values))
         warm, cold = (_number(compared[start]["residual_rms_px"], 3) for start in ("warm", "cold"))
         rows.append(("residual warm / cold, RMS, same pairs", f"{warm} / {cold} px"))
     return rows
@@ -135,21 +136,21 @@ def _cold(plots: RunPlots, compared: dict[str, Any], exact: bool) -> str:
         return "<p>No pair could be compared.</p>"
     return (
         f"<p>{compared['pairs']} pairs of the run, each solved again as the first of a stream, without "
-        "what came before it, with as many iterations at the same scale and without a deadline.</p>"
+        "what came before it and without a deadline: with as many iterations at the same scale, plus a coarse-to-fine "
+        "start, that is further iterations at lower resolutions before them.</p>"
         + _plot(plots.cold_against_warm(exact))
     )
 
 
 def _strips(analysis: Analysis, reports: Sequence[FrameReport], exact: bool) -> str:
-    count, start_ns = min(STRIPS, len(analysis.previews)), reports[0].stamp_ns
-    # The middle of each of `count` equal parts: the very first pair, started from nothing, is not typical.
-    chosen = [analysis.previews[len(analysis.previews) * (2 * part + 1) // (2 * count)] for part in range(count)]
-    residual_px = _residual_top(chosen)
+    if not analysis.strips:  # fewer flow fields were recorded than reported, which the account says
+        return "<p>No pictures were kept.</p>"
+    start_ns, residual_px = reports[0].stamp_ns, _residual_top(analysis.strips)
     names = ["image", "flow", *(["exact flow"] if exact else [])]
     names += [f"residual (white: {residual_px:.2g} px)", f"photometric error (white: {PHOTOMETRIC_TOP:g})"]
     columns = f"style='grid-template-columns: repeat({len(names)}, 1fr)'"
     lines = [f"<div class='strip' {columns}>{''.join(f'<div>{html.escape(name)}</div>' for name in names)}</div>"]
-    for preview in chosen:
+    for preview in analysis.strips:
         max_px = color_range([preview])
         pictures = strip(preview, max_px, residual_px, PHOTOMETRIC_TOP)
         images = "".join(f"<img alt='' src='{data_uri(picture)}'>" for picture in pictures)
@@ -160,8 +161,8 @@ def _strips(analysis: Analysis, reports: Sequence[FrameReport], exact: bool) -> 
     return note + "".join(lines)
 
 
-def _residual_top(previews: Sequence[Preview]) -> float:
-    values = np.concatenate([preview.residual.ravel() for preview in previews]).astype(np.float32)
+def _residual_top(strips: Sequence[Strip]) -> float:
+    values = np.concatenate([strip.residual.ravel() for strip in strips]).astype(np.float32)
     finite = values[np.isfinite(values)]  # without any iteration there is no residual
     return max(0.1, float(np.percentile(finite, 99))) if finite.size else 0.1
 

@@ -33,16 +33,17 @@ def render_scene_bag(
     its scene.
 
     The frames go out as bgr8 on `TOPIC`, frame_id "camera". `progress` hears the number of frames done. The bag appears
-    complete or not at all. Raises `MediaError` where it cannot be written.
+    complete or not at all. Another rendered scene is replaced. Raises `MediaError` where there is anything else, which
+    is left alone, and where the bag cannot be written.
     """
     scene = Scene(settings)
-    if bag.exists():
+    if bag.is_symlink() or bag.exists():
         try:
             if load_scene(bag) == settings:
                 return scene
         except MediaError:
             pass  # written by another version: rendered anew
-        shutil.rmtree(bag)
+        _remove_scene(bag)
     # Its own name in a directory beside: the name of the bag becomes that of the data file.
     nursery = bag.parent / f".partial-{os.getpid()}"
     partial = nursery / bag.name
@@ -68,6 +69,19 @@ def render_scene_bag(
     finally:
         shutil.rmtree(nursery, ignore_errors=True)
     return scene
+
+
+def _remove_scene(bag: Path) -> None:
+    """Delete a rendered scene; raises `MediaError` for anything else, which may be somebody's data."""
+    if bag.is_symlink() or not (bag / SIDECAR).is_file():
+        raise MediaError(
+            f"the demo scene is to be rendered into {bag}, but what is there is no rendered scene (no directory with "
+            f"{SIDECAR}) and is left alone; move it away, or choose another --out"
+        )
+    try:
+        shutil.rmtree(bag)
+    except OSError as error:
+        raise MediaError(f"cannot replace the demo scene {bag}: {error}") from error
 
 
 def load_scene(bag: Path) -> SceneSettings | None:

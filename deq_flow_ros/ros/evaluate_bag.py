@@ -23,8 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from rclpy.utilities import remove_ros_args
 from rich.console import Console
 from rich.live import Live
@@ -32,15 +30,16 @@ from rich.progress import track
 from rich.table import Table
 
 from deq_flow_ros.media import Frame, MediaError, Source, open_source
-from deq_flow_ros.media.analysis import Analysis, ColdFlow, ExactFlow, analyse, summarise
+from deq_flow_ros.media.analysis import Analysis, analyse, summarise
 from deq_flow_ros.media.bags import read_stamps
 from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
 from deq_flow_ros.media.pictures import color_range, write_video
 from deq_flow_ros.media.report import summary_rows, write_report
-from deq_flow_ros.media.scene import Scene, SceneSettings
-from deq_flow_ros.media.scene_bag import load_scene, render_scene_bag
+from deq_flow_ros.media.scene import SceneSettings
+from deq_flow_ros.media.scene_bag import render_scene_bag
 from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError
+from deq_flow_ros.ros.references import cold_flow, exact_flow
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""
@@ -48,6 +47,14 @@ RECORDED_BYTES = 15
 """Per pixel and frame: flow 8, residual 4, colours 3."""
 COMPARED_PAIRS = 15
 """About so many warm pairs are solved again from a cold start."""
+
+OWN_OPTIONS = {
+    "model": "--model",
+    "device": "--device",
+    "latency_budget_ms": "--budget-ms",
+    "direction": "--direction",
+}
+"""Parameters of flow_node that have an option of their own."""
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -87,8 +94,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"expected --{name.replace('_', '-')} of at least {minimum:g}, got {getattr(options, name)}")
     if options.rate is not None and not 0 < options.rate < math.inf:
         parser.error(f"expected --rate above 0, got {options.rate}")
-    if wrong := [text for text in options.param if ":=" not in text]:
-        parser.error(f"expected --param NAME:=VALUE, got {wrong[0]!r}")
+    for text in options.param:
+        name, assigned, _ = text.partition(":=")
+        if not assigned:
+            parser.error(f"expected --param NAME:=VALUE, got {text!r}")
+        if name.strip() in OWN_OPTIONS:  # the report and the comparison with cold starts would not know of it
+            parser.error(f"expected {OWN_OPTIONS[name.strip()]} for the parameter {name.strip()}, got --param {text}")
     return options
 
 
@@ -127,8 +138,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MediaError(f"cannot write to {out}: {error}") from error
-    for name in ("report.html", "flow.mp4", "metrics.json"):  # never mistake an old result for a new one
-        (out / name).unlink(missing_ok=True)
+    _clear(out, options.input)
     live_run.prepare_environment(profiles_file(), out / "logs")
     path = options.input or str(_render(out.parent / "scene", console))
     source = open_source(path, options.topic)
@@ -169,6 +179,20 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     for problem in account.problems:
         console.print(f"evaluate_bag: {problem}", style="red")
     return 1 if account.problems else 0
+
+
+def _clear(out: Path, input: str | None) -> None:
+    """Remove old results, never to be mistaken for new ones. Raises `MediaError` where the input is one of them."""
+    results = [out / name for name in ("report.html", "flow.mp4", "metrics.json")]
+    for path in (*results, out / "recording"):
+        place = path.resolve()
+        if input and place in (read := Path(input).resolve(), *read.parents):
+            raise MediaError(f"the input {input} would be overwritten by the new {path}; choose another --out")
+    try:
+        for path in results:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise MediaError(f"cannot remove an old result: {error}") from error
 
 
 def _render(bag: Path, console: Console) -> Path:
@@ -278,59 +302,16 @@ def _analyse(
     processed = sum(report.outcome == "processed" for report in reports)
     every = max(1, processed // COMPARED_PAIRS)
     steps = analyse(
-        run.bag, live_run.FLOW_TOPIC, live_run.RESIDUAL_TOPIC, reports, source, _exact_flow(Path(run.input)),
-        _cold_flow(options), every,
+        run.bag, live_run.FLOW_TOPIC, live_run.RESIDUAL_TOPIC, reports, source, exact_flow(Path(run.input)),
+        cold_flow(options.model, options.device, options.direction), every,
     )  # fmt: skip
-    results = track(steps, "analysing", processed, console=console, transient=True)
-    return deque(results, maxlen=1).pop()
-
-
-def _exact_flow(bag: Path) -> ExactFlow | None:
-    """Exact flow between two stamps of a rendered bag; None for any other input."""
-    settings = load_scene(bag) if bag.is_dir() else None
-    if settings is None:
-        return None
-    scene = Scene(settings)
-    numbers = {settings.stamp_ns(number): number for number in range(settings.frames)}
-    return lambda here_ns, there_ns: scene.flow(numbers[here_ns], numbers[there_ns])
-
-
-def _cold_flow(options: argparse.Namespace) -> ColdFlow:
-    """Solves a pair again from nothing, with the iterations and at the scale that the stream had for it."""
-    import torch
-
-    from deq_flow_ros.model import load_model
-    from deq_flow_ros.streaming import FlowEstimator
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    estimator = FlowEstimator(
-        load_model(options.model, options.device),
-        None,
-        tolerance_px=None,
-        direction=options.direction,
-        max_gap_ms=3.6e6,
-    )
-
-    def solve(report: FrameReport, image1: np.ndarray, image2: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        iterations, scale = report.number("iterations"), report.number("scale")
-        if not iterations >= 1:
-            return None
-        height, width = image1.shape[:2]
-        size = (max(16, round(width * scale)), max(16, round(height * scale)))
-        images = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (image1, image2)]
-        estimator.reset("cold start")
-        estimator.max_iterations = int(iterations)
-        estimator.update(images[0], 0)
-        result = estimator.update(images[1], 1)
-        if result is None:
-            return None
-        # Lengths in the small image's pixels become lengths in the input's.
-        ratio = np.array([width / size[0], height / size[1]], np.float32)
-        flow = cv2.resize(result.flow, (width, height), interpolation=cv2.INTER_LINEAR) * ratio
-        residual = cv2.resize(result.residual, (width, height), interpolation=cv2.INTER_LINEAR) * ratio.mean()
-        return flow, residual
-
-    return solve
+    results = deque(track(steps, "analysing", processed, console=console, transient=True), maxlen=1)
+    if not results:
+        raise MediaError(
+            f"none of the {processed} processed frames has both its flow and its residual in {run.bag}, each stamped "
+            f"as its report says; see {run.logs / 'flow_node.log'} and {run.logs / 'recorder.log'}"
+        )
+    return results.pop()
 
 
 def _write(
@@ -340,7 +321,8 @@ def _write(
     with console.status("writing report and video"):
         (out / "metrics.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
         write_report(out / "report.html", summary, reports, analysis)
-        write_video(out / "flow.mp4", analysis.previews, max(1.0, summary["fields_per_second"] or 1.0), max_px)
+        fps = (summary["fields_per_second"] or 1.0) / analysis.preview_step
+        write_video(out / "flow.mp4", analysis.previews, fps, max_px)
 
 
 def _print_summary(out: Path, summary: dict[str, Any], console: Console) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
+from deq_flow_ros.media.bags import remove_recording
 from deq_flow_ros.media.flow_recording import FrameReport, report_of
 from deq_flow_ros.ros.children import ChildError, Children
 
@@ -94,11 +94,12 @@ def prepare_environment(profiles: Path, logs: Path) -> None:
 
 
 def run(options: RunOptions, show: Callable[[Progress], None]) -> Published:
-    """Play the input through the node and record its outputs. Raises `ChildError` when a process fails.
+    """Play the input through the node and record its outputs, in place of an earlier recording.
 
+    Raises `ChildError` when a process fails, and `MediaError` where something else is at the recording's place.
     On return all processes have ended and the bag is closed. On a live input, Ctrl-C ends the stream, not the run.
     """
-    shutil.rmtree(options.bag, ignore_errors=True)
+    remove_recording(options.bag, (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC))
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = Node("evaluate_bag")
     executor = SingleThreadedExecutor()

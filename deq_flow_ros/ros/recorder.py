@@ -4,7 +4,7 @@ rosbag2.
 
 A topic is subscribed to once it has a publisher; SIGINT or SIGTERM ends the recording and closes the bag. The last
 line on stdout is a JSON object of the number of messages per topic. Exit status: 0 recorded, 2 the bag cannot be
-written or a type is unknown.
+written, or not as fast as messages come, or a type is unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -30,16 +30,54 @@ from deq_flow_ros.ros import process
 
 DEPTH = 200
 """Messages per topic that may wait in the middleware; a recorder must not lose the frames of a busy moment."""
+MAX_BACKLOG_BYTES = 1 << 30
+"""Of messages that wait for the disk; with more, the recording ends with an error."""
 DRAIN_S = 0.5
 """After the request to stop, what has already arrived is still recorded, for at most this long."""
 
 
-class Recorder(Node):
-    """Subscribes to `topics` as their publishers appear; serialized messages go into the queue `messages`."""
+Message = tuple[str, str, bytes, int]
+"""Topic, type, serialized message, time of recording in ns."""
 
-    def __init__(
-        self, topics: Sequence[str], strip: str, messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None]
-    ) -> None:
+
+class Backlog:
+    """Messages on their way from one thread to another, at most `max_bytes` of them."""
+
+    def __init__(self, max_bytes: int = MAX_BACKLOG_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        # Each has one writer, so that neither needs a lock.
+        self._put_bytes = self._taken_bytes = 0
+
+    def put(self, message: Message) -> None:
+        """Append a message. Raises `MediaError` where there is no room for it: none may get lost unnoticed."""
+        size, waiting = len(message[2]), self._put_bytes - self._taken_bytes
+        if waiting + size > self._max_bytes:
+            raise MediaError(
+                f"the disk is too slow: {waiting / 1e6:.0f} MB wait to be written, at most {self._max_bytes / 1e6:.0f} "
+                "MB may; record to a faster disk, play slower (--rate), or use smaller images"
+            )
+        self._put_bytes += size
+        self._messages.put(message)
+
+    def close(self) -> None:
+        """Say that no more is to come."""
+        self._messages.put(None)
+
+    def __iter__(self) -> Iterator[Message]:
+        """The messages in turn, waiting for each, until `close`; one counts until the next is asked for."""
+        while (message := self._messages.get()) is not None:
+            yield message
+            self._taken_bytes += len(message[2])
+
+
+class Recorder(Node):
+    """Subscribes to `topics` as their publishers appear; serialized messages go into `messages`.
+
+    The callbacks raise `MediaError` where that is full.
+    """
+
+    def __init__(self, topics: Sequence[str], strip: str, messages: Backlog) -> None:
         super().__init__("recorder")
         self._strip = strip
         self._messages = messages
@@ -76,26 +114,29 @@ class Recorder(Node):
         name = self.bag_topic(topic)
 
         def received(data: bytes) -> None:
-            self.counts[name] += 1
             self._messages.put((name, msgtype, data, time.time_ns()))
+            self.counts[name] += 1
 
         self.create_subscription(message_class, topic, received, qos, raw=True)
         self.get_logger().info(f"recording {topic} ({msgtype}, {qos.reliability.name.lower()})")
 
 
-def _write(bag: str, storage: str, messages: queue.SimpleQueue, failure: list[Exception]) -> None:
-    """Body of the writing thread, so that a slow disk delays no subscription; ends at `None`."""
+def _write(bag: str, storage: str, messages: Backlog, failure: list[Exception]) -> None:
+    """Body of the writing thread, so that a slow disk delays no subscription; ends when `messages` is closed."""
     try:
         with BagWriter(bag, storage) as writer:  # here, because SQLite binds a connection to its thread
-            while (message := messages.get()) is not None:
+            for message in messages:
                 writer.write_raw(*message)
     except Exception as error:  # disk full, unknown type: reported by the main thread
         failure.append(error)
 
 
 def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: process.StopRequest) -> dict[str, int]:
-    """Record until stopped; returns the number of messages per topic. Raises `MediaError` and OSError."""
-    messages: queue.SimpleQueue[tuple[str, str, bytes, int] | None] = queue.SimpleQueue()
+    """Record until stopped; returns the number of messages per topic.
+
+    Raises `MediaError` where the bag cannot be written, or not fast enough, and OSError.
+    """
+    messages = Backlog()
     failure: list[Exception] = []
     node = Recorder(topics, strip, messages)
     executor = SingleThreadedExecutor()
@@ -107,7 +148,7 @@ def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: proc
             executor.spin_once(timeout_sec=0.2)
         _drain(executor, node)
     finally:
-        messages.put(None)
+        messages.close()
         thread.join()
         node.destroy_node()
     if failure:

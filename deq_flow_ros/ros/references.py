@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the flow of a run is compared with: the exact flow of a rendered scene, and a solution from a cold start."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from deq_flow_ros.media.analysis import ColdFlow, ExactFlow
+from deq_flow_ros.media.flow_recording import FrameReport
+from deq_flow_ros.media.scene import Scene
+from deq_flow_ros.media.scene_bag import load_scene
+
+
+def exact_flow(bag: Path) -> ExactFlow | None:
+    """Exact flow between two stamps of a rendered bag; None for any other input."""
+    settings = load_scene(bag) if bag.is_dir() else None
+    if settings is None:
+        return None
+    scene = Scene(settings)
+    numbers = {settings.stamp_ns(number): number for number in range(settings.frames)}
+    return lambda here_ns, there_ns: scene.flow(numbers[here_ns], numbers[there_ns])
+
+
+def cold_flow(model: str, device: str, direction: str) -> ColdFlow:
+    """Solves a pair again from nothing, at the scale that the stream had for it, with as many iterations there.
+
+    Without a deadline, so always from a coarse-to-fine start, whose iterations at lower resolutions come on top.
+    """
+    import torch
+
+    from deq_flow_ros.model import load_model
+    from deq_flow_ros.streaming import FlowEstimator
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    estimator = FlowEstimator(
+        load_model(model, device),
+        None,
+        tolerance_px=None,
+        direction=direction,
+        max_gap_ms=3.6e6,
+    )
+
+    def solve(report: FrameReport, image1: np.ndarray, image2: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        iterations, scale = report.number("iterations"), report.number("scale")
+        if not iterations >= 1:
+            return None
+        height, width = image1.shape[:2]
+        size = (max(16, round(width * scale)), max(16, round(height * scale)))
+        images = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (image1, image2)]
+        estimator.reset("cold start")
+        estimator.max_iterations = int(iterations)
+        estimator.update(images[0], 0)
+        result = estimator.update(images[1], 1)
+        if result is None:
+            return None
+        # Lengths in the small image's pixels become lengths in the input's.
+        ratio = np.array([width / size[0], height / size[1]], np.float32)
+        flow = cv2.resize(result.flow, (width, height), interpolation=cv2.INTER_LINEAR) * ratio
+        residual = cv2.resize(result.residual, (width, height), interpolation=cv2.INTER_LINEAR) * ratio.mean()
+        return flow, residual
+
+    return solve
