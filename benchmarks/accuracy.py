@@ -4,7 +4,8 @@
 ``python -m benchmarks.accuracy --pairs pairs.json [--model NAME_OR_PATH] [--json OUT]``
 
 Every pair starts cold: from zero, and coarse to fine (the iterations shared by three resolutions). Times are per pair,
-the images decoded: median over the pairs.
+the images decoded: median over the pairs. With ``--scale`` the model runs a second time on enlarged images: its flow
+lives on cells of 8x8 pixels, and smaller motion needs finer ones.
 """
 
 from __future__ import annotations
@@ -110,6 +111,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=Path, required=True, help="list of pairs, see training/pairs.py")
     parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
     parser.add_argument("--iterations", type=int, nargs="+", default=[12, 24], help="default 12 24")
+    parser.add_argument(
+        "--scale", type=float, default=1.5, help="also process enlarged so many times (default 1.5; 1 = do not)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
@@ -128,6 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     methods: dict[str, FlowFunction] = {
         **{f"{label}, {n} from zero": model_flow(model, n) for n in options.iterations},
         **{f"{label}, {n} coarse to fine": model_flow(model, n, coarse_levels=2) for n in options.iterations},
+        **{
+            f"{label}, {n} coarse to fine, {options.scale:g}x": model_flow(model, n, 2, options.scale)
+            for n in options.iterations
+            if options.scale != 1
+        },
         "zero flow": zero_flow,
         "Farneback": farneback,
         "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),

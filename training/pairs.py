@@ -86,13 +86,24 @@ def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> torch.Te
     return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
 
 
-def model_flow(model: DEQFlow, iterations: int, coarse_levels: int = 0) -> FlowFunction:
-    """The model, started cold, as a function of two images (H, W, 3) that returns flow (H, W, 2) px."""
+def model_flow(model: DEQFlow, iterations: int, coarse_levels: int = 0, scale: float = 1.0) -> FlowFunction:
+    """The model, started cold, as a function of two images (H, W, 3) that returns flow (H, W, 2) px.
+
+    :param scale: resolution to process at, 1 is that of the images. The model computes on cells of 8x8 pixels; enlarged
+        images have more of them, for finer flow at a cost that grows with the square.
+    """
 
     def flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        height, width = image1.shape[:2]
+        if scale != 1.0:
+            size = (round(width * scale), round(height * scale))
+            image1, image2 = (cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in (image1, image2))
         pair = to_tensor(image1, model.device), to_tensor(image2, model.device)
         prediction = model(*pair, max_iterations=iterations, coarse_levels=coarse_levels)
-        return prediction.flow[0].permute(1, 2, 0).cpu().numpy()
+        result = prediction.flow[0].permute(1, 2, 0).cpu().numpy()
+        if scale != 1.0:
+            result = cv2.resize(result, (width, height), interpolation=cv2.INTER_LINEAR) / scale
+        return result
 
     return flow
 
