@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.bags import BagWriter, remove_recording
+from deq_flow_ros.media.frame import frame_from_array
+from deq_flow_ros.media.scene import SceneSettings
+from deq_flow_ros.media.scene_bag import SIDECAR, render_scene_bag
 from deq_flow_ros.model import DEQFlow, save_model
-from deq_flow_ros.ros.evaluate_bag import parse_options
+from deq_flow_ros.ros.evaluate_bag import main, parse_options
+from deq_flow_ros.ros.recorder import Backlog
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,6 +34,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "any.safetensors"
     save_model(DEQFlow("nano"), path)
     return path
+
+
+@pytest.fixture
+def own_model(model: Path, tmp_path: Path) -> Path:
+    """A copy below `tmp_path`, so that the command line of the node names that, as those of the others do."""
+    return Path(shutil.copy(model, tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +82,30 @@ def processes_about(path: Path) -> list[str]:
     return lines
 
 
-def test_a_stream_goes_through_and_is_reported(model: Path, pictures: Path, tmp_path: Path) -> None:
-    """The whole path that `make demo INPUT=...` takes: every frame accounted for, flow stamped by the header rule.
+def test_the_demo_runs_without_input_and_accounts_for_every_frame(
+    own_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """What a bare `make demo` does, with a small scene: rendered, played, and held against its exact flow.
 
     Meanwhile another camera publishes under the usual name in the same ROS domain: it must not get mixed in.
     """
-    out = tmp_path / "out"
+    out = tmp_path / "build" / "demo"
+    script = f"""
+import functools, sys
+from deq_flow_ros.ros import evaluate_bag
+if __name__ == "__main__":  # the processes that render import this file as well
+    evaluate_bag.SceneSettings = functools.partial(evaluate_bag.SceneSettings, width=96, height=72, frames=12)
+    sys.exit(evaluate_bag.main(["evaluate_bag", "--out", {str(out)!r}, "--model", {str(own_model)!r},
+                                "--budget-ms", "2000", "--param", "max_iterations:=3"]))
+"""
+    (tmp_path / "demo.py").write_text(script)
     other = [sys.executable, "-m", "deq_flow_ros.ros.player", str(pictures), "--loop", "--ros-args"]
     camera = subprocess.Popen(
         [*other, "-r", "~/image:=/camera/image_raw"], env=environment(tmp_path, 71), stdout=subprocess.DEVNULL
     )
     try:
         result = subprocess.run(
-            command(pictures, "--out", out, "--model", model, "--budget-ms", "2000", "--param", "max_iterations:=3"),
+            [sys.executable, tmp_path / "demo.py"],
             cwd=tmp_path, env=environment(tmp_path, 71), capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert camera.poll() is None
@@ -89,16 +113,20 @@ def test_a_stream_goes_through_and_is_reported(model: Path, pictures: Path, tmp_
         camera.kill()
         camera.wait()
     assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "build" / "scene" / SIDECAR).is_file()
     metrics = json.loads((out / "metrics.json").read_text())
     account = metrics["account"]
     assert account["published"] == account["received"] == 12 and account["problems"] == []
     assert account["processed"] + account["first"] + account["dropped"] == 12 and account["first"] == 1
     assert account["processed"] == account["flow_messages"] == len(metrics["pairs"]) > 3
     assert metrics["iterations"]["max"] == 3 and metrics["cold_against_warm"]["pairs"] > 0
+    assert metrics["error"]["flow"]["epe_px"] is not None
+    assert all(pair["flow"]["epe_visible_px"] is not None for pair in metrics["pairs"])
     assert all(pair["flow"]["photometric"] is not None for pair in metrics["pairs"])
+    assert all(0.01 < pair["no_flow"]["epe_visible_px"] < 20 for pair in metrics["pairs"]), "a slow drive, in px"
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert cv2.VideoCapture(str(out / "flow.mp4")).read()[0]
-    assert processes_about(out) == []
+    assert processes_about(tmp_path) == []
 
 
 def test_a_node_that_cannot_start_is_quoted(pictures: Path, tmp_path: Path) -> None:
@@ -114,25 +142,28 @@ def test_a_node_that_cannot_start_is_quoted(pictures: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_is_left_behind(model: Path, pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C, and even a killed parent: players that publish on would disturb every later run."""
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(pictures, "--out", out, "--model", model, "--rate", "0.01"),
+        command(pictures, "--out", out, "--model", own_model, "--rate", "0.01"),
         cwd=tmp_path, env=environment(tmp_path, 73), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
-        while "player" not in "".join(processes_about(out)):
+        while "ros.player" not in "".join(processes_about(tmp_path)):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        assert len(processes_about(out)) >= 3
+        found = "".join(processes_about(tmp_path))
+        assert [
+            name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f"ros.{name}" not in found
+        ] == []
         process.send_signal(number)
         assert process.wait(timeout=30) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         deadline = time.monotonic() + 20
-        while processes_about(out) and time.monotonic() < deadline:
+        while processes_about(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert processes_about(out) == []
+        assert processes_about(tmp_path) == []
     finally:
         process.kill()
 
@@ -173,6 +204,10 @@ def test_wrong_inputs_and_options_end_at_once(tmp_path: Path, capsys: pytest.Cap
         (("--rate", "0"), "expected --rate above 0, got 0.0"),
         (("--seconds", "-1"), "expected --seconds of at least 0, got -1.0"),
         (("--param", "threads=2"), "expected --param NAME:=VALUE, got 'threads=2'"),
+        (("--param", "direction:=backward"), "expected --direction for the parameter direction"),
+        (("--param", "latency_budget_ms:=5.0"), "expected --budget-ms for the parameter latency_budget_ms"),
+        (("--param", "model:=other"), "expected --model for the parameter model"),
+        (("--param", "device:=cuda"), "expected --device for the parameter device"),
     ):
         with pytest.raises(SystemExit, match="2"):
             parse_options(arguments)
@@ -182,3 +217,70 @@ def test_wrong_inputs_and_options_end_at_once(tmp_path: Path, capsys: pytest.Cap
         cwd=tmp_path, env=environment(tmp_path, 75), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert result.returncode == 2 and "nowhere does not exist" in result.stdout
+
+
+def write_bag(path: Path, topic: str) -> Path:
+    with BagWriter(path) as writer:
+        writer.write_frame(topic, frame_from_array(np.zeros((8, 8, 3), np.uint8), 1, 1, "camera"))
+    return path
+
+
+@pytest.mark.parametrize("name", ["recording", "recording/recording.mcap", "flow.mp4"])
+def test_an_input_that_would_be_overwritten_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Whoever looks at an old recording again must not lose it, however its path is written."""
+    (tmp_path / "demo").mkdir()
+    write_bag(tmp_path / "demo" / "recording", "/flow_node/flow")
+    (tmp_path / "demo" / "flow.mp4").write_bytes(b"a film")
+    (tmp_path / "link").symlink_to("demo")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    for given in (f"demo/{name}", f"link/../demo/{name}", f"link/{name}", str(tmp_path / "demo" / name)):
+        assert main(["evaluate_bag", given, "--out", "demo"]) == 2
+        assert "would be overwritten by the new demo" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
+    """With `--out .`, what is called like a result may be anything."""
+    ours = write_bag(tmp_path / "ours", "/flow_node/flow")
+    with BagWriter(tmp_path / "empty"):
+        pass
+    for path in (ours, tmp_path / "empty", tmp_path / "nothing"):
+        remove_recording(path, ["/flow_node/flow"])
+        assert not path.exists()
+
+    write_bag(tmp_path / "camera", "/image")
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("years of work")
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "broken").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for name, why in (
+        ("camera", "is a bag of /image, not of flow"),
+        ("papers", "has no metadata.yaml"),
+        ("file", "is no directory"),
+        ("broken", "is no directory"),
+    ):
+        with pytest.raises(MediaError, match=f"{why}.* is left alone"):
+            remove_recording(tmp_path / name, ["/flow_node/flow"])
+        with pytest.raises(MediaError, match=r"no rendered scene .+ and is left alone"):
+            render_scene_bag(tmp_path / name, SceneSettings(width=64, height=48, frames=2), lambda done: None)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_recorder_that_cannot_keep_up_says_so() -> None:
+    """A slow disk must end the run: neither may memory fill up, nor a message get lost unnoticed."""
+    backlog = Backlog(max_bytes=100)
+    first, second = ("/flow", "type", bytes(60), 1), ("/flow", "type", bytes(70), 2)
+    backlog.put(first)
+    with pytest.raises(MediaError, match="the disk is too slow"):
+        backlog.put(second)
+    taking = iter(backlog)
+    assert next(taking) == first
+    with pytest.raises(MediaError, match="the disk is too slow"):
+        backlog.put(second)  # the first one is still being written
+    backlog.close()
+    assert list(taking) == []
+    backlog.put(second)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deq_flow_ros.media import Frame, MediaError, open_source
-from deq_flow_ros.media.analysis import Analysis, analyse, summarise
+from deq_flow_ros.media.analysis import Analysis, Strip, analyse, summarise
 from deq_flow_ros.media.bags import BagWriter, read_stamps
 from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
 from deq_flow_ros.media.frame import frame_from_array
@@ -139,6 +139,25 @@ def test_errors_are_those_that_were_put_in(run: tuple[str, Path, Path]) -> None:
     assert [pair.zero.epe for pair in result.pairs] == pytest.approx([SHIFT, SHIFT, 2 * SHIFT, SHIFT])
     compared = [pair.cold.epe for pair in result.pairs if pair.cold is not None]
     assert compared == pytest.approx([SHIFT, SHIFT]), "every second of the three warm pairs, with zero flow"
+
+
+def test_a_long_stream_needs_no_more_memory(run: tuple[str, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of every pair of an hour would fill the memory: few are kept, evenly spread, and maps of a few only."""
+    monkeypatch.setattr("deq_flow_ros.media.analysis.MAX_PREVIEWS", 2)
+    monkeypatch.setattr("deq_flow_ros.media.analysis.STRIPS", 1)
+    _, result = finish(run, known=True)
+    stamps = [pair.report.flow_stamp_ns for pair in result.pairs]
+    assert len(stamps) == 4 and result.preview_step == 4
+    assert [preview.stamp_ns for preview in result.previews] == stamps[::4]
+    assert [strip.stamp_ns for strip in result.strips] == [stamps[2]]
+    assert not any(isinstance(preview, Strip) for preview in result.previews)
+
+
+def test_without_any_flow_there_is_no_result(run: tuple[str, Path, Path]) -> None:
+    """The caller must be able to tell; a pair that was reported but not recorded is no pair."""
+    _, source, bag = run
+    assert list(analyse(bag, "/none", "/residual", read_reports(bag, "/statistics"), open_source(source), None,
+                        lambda *_: None, 1)) == []  # fmt: skip
 
 
 def test_report_is_one_file_with_everything_in_it(run: tuple[str, Path, Path], tmp_path: Path) -> None:
