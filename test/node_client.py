@@ -21,6 +21,7 @@ from std_msgs.msg import Header
 
 TIMEOUT_S = 60.0
 PERIOD_NS = 33_333_333
+CAMERA_TOPIC = "/camera/image"
 
 
 class NodeClient(Node):
@@ -31,7 +32,7 @@ class NodeClient(Node):
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         qos = QoSProfile(depth=100)
-        self.camera = self.create_publisher(Image, "/camera/image", qos)
+        self.camera = self.create_publisher(Image, CAMERA_TOPIC, qos)
         self.flow: list[Image] = []
         self.color: list[Image] = []
         self.residual: list[Image] = []
@@ -111,6 +112,11 @@ class NodeClient(Node):
         request.parameters = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
         results = self.call(SetParameters, "set_parameters", request).results
         return "; ".join(result.reason for result in results if not result.successful)
+
+    def replace_camera(self, qos: QoSProfile) -> None:
+        """Publish with another quality of service; the node must not be subscribed meanwhile."""
+        self.destroy_publisher(self.camera)
+        self.camera = self.create_publisher(Image, CAMERA_TOPIC, qos)
 
     def connect(self) -> None:
         """Wait until images reach the node and its outputs come back."""

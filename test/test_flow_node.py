@@ -10,10 +10,14 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 import torch
 from node_client import PERIOD_NS, NodeClient
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
 from deq_flow_ros.ros.children import Children
+from deq_flow_ros.ros.parameters import Settings
+
+COUNTERS = ("received", "processed", "first", "dropped", "lost")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def test_outputs_follow_the_header_rule_and_each_frame_has_one_account(node: Nod
     assert float(last["latency_ms"]) > float(last["stage_solve_ms"]) > 0.0 and last["budget_ms"] == ""
     documented = (Path(__file__).parent.parent / "docs" / "node.md").read_text()
     assert [key for key in last if f"`{key}`" not in documented and not key.startswith("stage_")] == []
-    counts = {name: int(last[f"frames_{name}"]) for name in ("received", "processed", "first", "dropped", "lost")}
+    counts = {name: int(last[f"frames_{name}"]) for name in COUNTERS}
     assert counts["received"] == counts["processed"] + counts["first"] + counts["dropped"] and counts["lost"] == 0
 
 
@@ -205,6 +209,38 @@ def test_lifecycle_goes_round_and_bad_weights_fail_by_name(
         node.forget()
     assert node.set_parameters(direction="forward") == ""
     assert node.change_state("configure") and node.change_state("activate")
+    node.connect()
+
+
+def restart(node: NodeClient, **parameters: object) -> None:
+    assert node.change_state("deactivate") and node.change_state("cleanup")
+    assert node.set_parameters(**parameters) == ""
+    assert node.change_state("configure") and node.change_state("activate")
+
+
+def test_with_the_default_qos_a_best_effort_camera_comes_through_and_losses_are_counted(node: NodeClient) -> None:
+    """What ships is best effort, as most cameras are: nothing may get lost without being counted, and little at all."""
+    restart(node, qos_reliability=Settings.qos_reliability, qos_depth=Settings.qos_depth)
+    node.replace_camera(qos_profile_sensor_data)
+    node.connect()
+    before = node.send(node.image((120, 160)))[0]
+    node.forget()
+    images = [node.image((120, 160), shift=number) for number in range(40)]
+    for image in images:
+        node.camera.publish(image)
+        node.spin_for(0.05)
+    node.until(lambda: len(node.messages) >= 0.8 * len(images), "the accounts of most images", timeout_s=10.0)
+    node.spin_for(0.5)
+    sent = [image.header.stamp for image in images]
+    accounted = [message.header.stamp for message in node.messages]
+    newest = max(node.accounts, key=lambda account: sum(int(account[f"frames_{name}"]) for name in COUNTERS))
+    counted = {name: int(newest[f"frames_{name}"]) - int(before[f"frames_{name}"]) for name in COUNTERS}
+    # What got lost after the last image that arrived shows only when another one arrives.
+    published = 1 + max(sent.index(stamp) for stamp in accounted)
+    assert counted["processed"] + counted["first"] + counted["dropped"] == counted["received"] == len(accounted)
+    assert counted["received"] + counted["lost"] == published, counted
+    restart(node, qos_reliability="reliable", qos_depth=100)
+    node.replace_camera(QoSProfile(depth=100))
     node.connect()
 
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import rclpy
 import torch
@@ -36,7 +37,7 @@ from deq_flow_ros.ros.worker import NewestFirstWorker
 from deq_flow_ros.streaming import FlowEstimator
 
 MAX_WAIT_NS = 1_000_000_000
-"""Longest time in the middleware that is believed; beyond it, the wall clock was set."""
+"""Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -98,6 +99,7 @@ class FlowNode(LifecycleNode):
     def _configure(self, settings: Settings) -> None:
         self._settings = settings
         torch.set_num_threads(settings.compute_threads())
+        cv2.setNumThreads(settings.compute_threads())
         model = load_model(settings.model, settings.device)
         self._device = model.device
         self._estimator = FlowEstimator(
@@ -184,9 +186,7 @@ class FlowNode(LifecycleNode):
     # Frames
 
     def _on_image(self, message: Image, info: dict[str, int]) -> None:
-        # It arrived when the middleware got it, on the wall clock; a clock that is set meanwhile must do no harm.
-        waited_ns = min(max(time.time_ns() - info["received_timestamp"], 0), MAX_WAIT_NS)
-        arrival_ns = time.monotonic_ns() - waited_ns
+        arrival_ns = arrival(info["received_timestamp"], time.time_ns(), time.monotonic_ns())
         if self._worker is None:
             return  # taken from the middleware just before the subscription went
         self._accounts.received(self._lost_before(info["publication_sequence_number"]))
@@ -276,7 +276,21 @@ class FlowNode(LifecycleNode):
 
     def _publish_account(self, account: DiagnosticArray) -> None:
         assert self._outputs is not None
-        self._outputs.statistics.publish(account)
+        try:
+            self._outputs.statistics.publish(account)
+        except Exception as error:  # one account that is lost must end neither the worker nor the executor
+            self.get_logger().error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
+
+
+def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
+    """When a message arrived, on the clock of `monotonic_ns`, from the wall-clock time at which the middleware got it.
+
+    A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS) give 0
+    for the time, and the wall clock may be set between the two readings.
+    """
+    waited_ns = wall_ns - received_ns
+    believed = received_ns > 0 and 0 <= waited_ns <= MAX_WAIT_NS
+    return monotonic_ns - waited_ns if believed else monotonic_ns
 
 
 def _source(message: Image) -> dict[str, str]:
