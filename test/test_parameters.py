@@ -14,6 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.ros.parameters import Settings, check_change, misspelt_overrides
+from deq_flow_ros.streaming.costs import MIN_SCALED_SIDE
 
 CONFIG = Path(__file__).parent.parent / "config" / "flow.yaml"
 
@@ -53,6 +54,14 @@ def test_the_config_file_states_each_range() -> None:
             assert f" to {field.metadata['maximum']:.10g}" in comment, field.name
         assert all(choice in comment for choice in field.metadata["choices"]), field.name
         assert f"[{field.metadata['unit']}]" in comment or field.metadata["unit"] in ("", "images"), field.name
+
+
+def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
+    """A QVGA camera never reaches the default of min_scale, and its user would look for the reason elsewhere."""
+    words = f"{MIN_SCALED_SIDE} px on their short side"
+    field = next(field for field in dataclasses.fields(Settings) if field.name == "min_scale")
+    texts = (field.metadata["description"], CONFIG.read_text(), (CONFIG.parent.parent / "docs" / "node.md").read_text())
+    assert all(words in " ".join(text.replace("#", " ").split()) for text in texts)
 
 
 @pytest.mark.parametrize(

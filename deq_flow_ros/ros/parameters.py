@@ -57,7 +57,12 @@ class Settings:
         choices=("forward", "backward"),
     )
     min_scale: float = _parameter(
-        0.25, "smallest part of the input resolution to compute at when the budget demands less work", "", 0.0625, 1.0
+        0.25,
+        "smallest part of the input resolution to compute at when the budget demands less work; images are not made "
+        "smaller than 96 px on their short side, whatever this allows",
+        "",
+        0.0625,
+        1.0,
     )
     max_gap_ms: float = _parameter(
         1000.0, "images further apart than this are not related: the stream starts anew", "ms", 1.0, 3600000.0
