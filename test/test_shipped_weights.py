@@ -70,18 +70,18 @@ def test_more_iterations_do_no_harm(nano: DEQFlow) -> None:
 
 
 def test_a_warm_start_is_worth_iterations(nano: DEQFlow) -> None:
-    """Why: the reason for streaming. With two iterations a frame, a stream must settle well beyond a cold pair."""
+    """Why: the reason for streaming. With one iteration a frame, a stream must settle far beyond a cold pair."""
     frames = [picture(128, 192, 14.0 * i, -6.0 * i) for i in range(6)]
-    estimator = FlowEstimator(nano, max_iterations=2, tolerance_px=None)
+    estimator = FlowEstimator(nano, max_iterations=1, tolerance_px=None)
     for i, frame in enumerate(frames):
         result = estimator.update(frame, i * 33_000_000)
     assert result is not None and result.info.warm
     cold = nano(
-        *(torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in frames[-2:]), max_iterations=2
+        *(torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in frames[-2:]), max_iterations=1
     )  # fmt: skip
     cold_error = mean_error(cold.flow[0].permute(1, 2, 0).numpy(), 14, -6)
-    assert mean_error(result.flow, 14, -6) < 0.5 * cold_error
-    assert result.info.residual_px < 0.5 * float(cold.residual_px)
+    assert mean_error(result.flow, 14, -6) < 0.3 * cold_error
+    assert result.info.residual_px < 0.3 * float(cold.residual_px)
 
 
 @pytest.mark.skipif(not PAIRS.is_file(), reason=f"no image pairs with ground truth at {PAIRS}")
