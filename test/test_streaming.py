@@ -164,7 +164,10 @@ class Clock:
 
 
 def test_the_budget_is_kept_by_stopping_early(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why: a deadline is met before, not noticed after: 10 ms of encoding and 4 iterations of 20 ms fit into 100 ms."""
+    """Why: a deadline is met before, not noticed after: 10 ms of encoding and 4 iterations of 20 ms fit into 100 ms.
+
+    5 ms of them are the reserve, so a frame that has waited 5 ms gets one iteration less.
+    """
     clock = Clock(model, monkeypatch)
     estimator = FlowEstimator(model, latency_budget_ms=100, max_iterations=50, tolerance_px=None)
     estimator.warm_up(48, 64)
@@ -177,8 +180,7 @@ def test_the_budget_is_kept_by_stopping_early(model: DEQFlow, monkeypatch: pytes
             infos.append(result.info)
     assert {info.stop_reason for info in infos} == {"deadline"}
     assert not any(info.over_budget for info in infos)
-    assert [info.iterations for info in infos[-4:]] == [4, 4, 4, 4]
-    assert {round(info.latency_ms) for info in infos[-4:]} == {90, 95}
+    assert {(info.iterations, round(info.latency_ms)) for info in infos[-4:]} == {(4, 90), (3, 75)}
 
 
 def test_another_size_starts_with_scaled_costs(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:

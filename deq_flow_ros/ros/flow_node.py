@@ -113,6 +113,7 @@ class FlowNode(LifecycleNode):
         )
         if settings.warm_up_height:
             self._estimator.warm_up(settings.warm_up_height, settings.warm_up_width)
+            flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
         self._accounts = FrameAccounts(str(self._device), settings.direction)
         self._previous: Image | None = None
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)

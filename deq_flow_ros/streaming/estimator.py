@@ -21,6 +21,8 @@ DIRECTIONS = ("forward", "backward")
 # A cold pair is first solved at a half and a quarter of the resolution.
 COARSE_LEVELS = 2
 COARSE_ITERATIONS = 4
+# Share of the budget that is left for what no stage measures: other threads, the scheduler.
+RESERVE = 0.05
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,8 @@ class FlowEstimator:
         with clock.stage("correlate"):
             problem = self.model.problem(first.encoding, second.encoding, self._start.gates)
         scale = current.scale
-        if deadline_ns is not None:
+        if deadline_ns is not None and self.latency_budget_ms is not None:
+            deadline_ns -= round(1e6 * RESERVE * self.latency_budget_ms)
             deadline_ns -= round(1e6 * self._costs.high(current.pixels, "upsample", "output"))
         z0 = self._start.state or self._cold_start(first, second, deadline_ns, clock)
         with clock.stage("solve"):
