@@ -3,27 +3,23 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from deq_flow_ros.model.weights import replace_file
+
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write beside the old file, flush to the disk, then replace it: a crash or full disk leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    """Write a checkpoint; a crash or full disk leaves the old one whole."""
+
+    def write(temporary: str) -> None:
+        with open(temporary, "wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+
+    replace_file(path, write)
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

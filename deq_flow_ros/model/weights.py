@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -83,14 +83,25 @@ def save_model(model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | N
 
     :param metadata: strings to keep in the file beside the architecture.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
+    replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def replace_file(path: Path, write: Callable[[str], None]) -> None:
+    """Write a file beside the old one, flush it to the disk, then put it in its place.
+
+    A crash or a full disk leaves the old file whole, and nothing else behind.
+
+    :param write: writes to the path it is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(tensors, temporary, metadata=header)
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
