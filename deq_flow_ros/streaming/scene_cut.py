@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# Both must be beyond their bound: motion keeps the colours, a change of light keeps the layout. Chosen so that successive
-# frames of real video stay far from both, and most pairs of unrelated photographs are beyond them.
+# Both must be beyond their bound: motion keeps the colours, a change of light keeps the layout. Chosen so that
+# successive frames of real video stay far from both, and most pairs of unrelated photographs are beyond them.
 MAX_HISTOGRAM_DISTANCE = 0.4
 MIN_LAYOUT_CORRELATION = 0.6
 
