@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark data sets, each read from its official folder layout: `open_dataset`. See docs/datasets.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .base import FlowDataset, Sample
+from .sintel import Sintel
+
+__all__ = ["DATASETS", "FlowDataset", "Sample", "open_dataset"]
+
+DATASETS: dict[str, Callable[..., FlowDataset]] = {
+    "sintel-clean": partial(Sintel, render_pass="clean"),
+    "sintel-final": partial(Sintel, render_pass="final"),
+}
+"""Name of a data set to what opens it: called with name, root, split and the data set's own options."""
+
+
+def open_dataset(name: str, root: str | Path, split: str = "train", **options: Any) -> FlowDataset:
+    """The pairs of a data set.
+
+    :param name: one of `DATASETS`.
+    :param root: the folder that docs/datasets.md names.
+    :param split: "train", and "test" or "val" where the data set has them.
+    :raises ValueError: for an unknown name, split or option value.
+    :raises FileNotFoundError: naming the first file or folder that is missing.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: there are {', '.join(DATASETS)}")
+    return DATASETS[name](name, root, split, **options)

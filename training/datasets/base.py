@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all data sets share: `Sample`, the list of files of a pair, reading them, and saying what is missing."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+
+from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.flow_files import read_flow
+
+Truth = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
+"""Flow (H, W, 2) float32 px, validity (H, W) bool, occlusion (H, W) bool or None."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image pair and its ground truth.
+
+    `name` begins with the name of the data set and a slash. `image1`, `image2`: (H, W, 3) uint8 RGB. `flow`: (H, W, 2)
+    float32 px from image 1 to image 2, 0 where it is not valid; None where the ground truth is not public. `valid`:
+    (H, W) bool, where the flow holds (nowhere without ground truth). `occluded`: (H, W) bool, True where what image 1
+    shows is hidden or outside in image 2; None where the data set does not say.
+    """
+
+    name: str
+    image1: np.ndarray
+    image2: np.ndarray
+    flow: np.ndarray | None
+    valid: np.ndarray
+    occluded: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """Where the parts of a sample lie. Pairs with the same `sequence` follow each other in one recording.
+
+    `name` is without that of the data set.
+    """
+
+    name: str
+    sequence: str
+    image1: Path
+    image2: Path
+    flow: Path | None
+
+
+class FlowDataset(abc.ABC):
+    """Pairs of one data set, read from its official folder layout; map-style, picklable, deterministic in its order.
+
+    Opening lists the folders once and checks that every file that will be read is there. Raises FileNotFoundError,
+    naming the first that is missing and the layout, and ValueError for an unknown split or option. Reading a damaged
+    file raises `MediaError`.
+    """
+
+    layout: ClassVar[str]
+    """The folders below the root, for messages."""
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    sparse: ClassVar[bool] = False
+    """True where the ground truth covers only some pixels: the sparse augmentation is for these."""
+
+    def __init__(self, name: str, root: str | Path, split: str) -> None:
+        self.name, self.root = name, Path(root)
+        self.split = one_of("split", split, self.splits)
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"the folder {self.root} of data set {name} does not exist")
+        self.pairs: list[PairFiles] = list(self._find())
+        if not self.pairs:
+            raise self._missing(self.root, "holds no image pair")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        files = self.pairs[index]
+        image1, image2 = read_image(files.image1), read_image(files.image2)
+        if files.flow is None:
+            flow, valid, occluded = None, np.zeros(image1.shape[:2], bool), None
+        else:
+            flow, valid, occluded = self._truth(files, files.flow)
+        for path, part in ((files.image2, image2), (files.flow, flow), (files.flow, valid), (files.flow, occluded)):
+            if part is not None and part.shape[:2] != image1.shape[:2]:
+                raise MediaError(
+                    f"{path}: expected the size of {files.image1}, {image1.shape[1]}x{image1.shape[0]}, "
+                    f"got {part.shape[1]}x{part.shape[0]}"
+                )
+        return Sample(f"{self.name}/{files.name}", image1, image2, flow, valid, occluded)
+
+    def sequences(self) -> list[list[int]]:
+        """Indices of pairs that follow each other: image 2 of one is image 1 of the next."""
+        runs: list[list[int]] = []
+        before: PairFiles | None = None
+        for index, files in enumerate(self.pairs):
+            if before is not None and before.sequence == files.sequence and before.image2 == files.image1:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+            before = files
+        return runs
+
+    @abc.abstractmethod
+    def _find(self) -> Iterable[PairFiles]:
+        """All pairs of the split, in order of time within a sequence; everything that will be read is there."""
+
+    def _truth(self, files: PairFiles, flow: Path) -> Truth:
+        """Ground truth of a pair; the sizes are checked by the caller."""
+        return *read_flow(flow), None
+
+    def _missing(self, path: Path, what: str = "is missing") -> FileNotFoundError:
+        return FileNotFoundError(f"{path} {what}. Data set {self.name} expects below {self.root}: {self.layout}")
+
+    def _folder(self, *parts: str) -> Path:
+        path = self.root.joinpath(*parts)
+        if not path.is_dir():
+            raise self._missing(path)
+        return path
+
+    def _folders(self, *parts: str) -> list[Path]:
+        """The folders in a folder, sorted; at least one."""
+        parent = self._folder(*parts)
+        found = sorted(path for path in parent.iterdir() if path.is_dir())
+        if not found:
+            raise self._missing(parent, "holds no folder")
+        return found
+
+    def _files(self, folder: Path, pattern: str) -> list[Path]:
+        """The files of a folder that fit the pattern, sorted; at least one."""
+        if not folder.is_dir():
+            raise self._missing(folder)
+        found = sorted(folder.glob(pattern))
+        if not found:
+            raise self._missing(folder, f"holds no {pattern}")
+        return found
+
+    def _require(self, paths: Iterable[Path]) -> None:
+        """Check that files exist, by listing each folder once: a question per file takes minutes on a network disk."""
+        listings: dict[Path, set[str]] = {}
+        for path in paths:
+            if path.parent not in listings:
+                if not path.parent.is_dir():
+                    raise self._missing(path.parent)
+                listings[path.parent] = {entry.name for entry in path.parent.iterdir()}
+            if path.name not in listings[path.parent]:
+                raise self._missing(path)
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
+    """The value, if it is allowed; ValueError naming the option otherwise."""
+    if value not in allowed:
+        raise ValueError(f"{option}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted. Raises `MediaError`."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise MediaError(f"{path} cannot be read as an image; it is missing, cut short or damaged")
+    return image
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(H, W) bool, True where the picture is not black. Raises `MediaError`."""
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask is None:
+        raise MediaError(f"{path} cannot be read as a mask; it is missing, cut short or damaged")
+    return mask > 0
