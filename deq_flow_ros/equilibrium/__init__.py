@@ -1,34 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed points of any ``f(z)``: solvers, gradients through them, sparse fixed-point correction.
+"""Fixed points of any ``f(z)``: solvers, gradients through them, sparse fixed-point correction, Jacobian tools.
 
 Nothing here knows of images or flow: a state is a tuple of tensors whose first dimension is the batch, and ``f`` maps
 such a tuple to one of the same shapes. The method: Deep Equilibrium Optical Flow Estimation, arXiv 2204.08442.
 """
 
-from deq_flow_ros.equilibrium.gradients import correction_weights, phantom_gradient, sparse_correction
-from deq_flow_ros.equilibrium.solvers import (
+from deq_flow_ros.equilibrium.fixed_point import (
     Measure,
-    Picard,
     Solution,
-    Solver,
-    State,
     StopReason,
-    make_solver,
+    absolute_residual,
     relative_residual,
     solve,
 )
+from deq_flow_ros.equilibrium.gradients import (
+    Gradient,
+    correction_weights,
+    implicit_gradient,
+    phantom_gradient,
+    sparse_correction,
+    uniform_positions,
+    unroll,
+)
+from deq_flow_ros.equilibrium.jacobian import jacobian_penalty, spectral_radius
+from deq_flow_ros.equilibrium.solvers import Anderson, Broyden, Picard, Solver, make_solver
+from deq_flow_ros.equilibrium.state import Function, State
 
 __all__ = [
+    "Anderson",
+    "Broyden",
+    "Function",
+    "Gradient",
     "Measure",
     "Picard",
     "Solution",
     "Solver",
     "State",
     "StopReason",
+    "absolute_residual",
     "correction_weights",
+    "implicit_gradient",
+    "jacobian_penalty",
     "make_solver",
     "phantom_gradient",
     "relative_residual",
     "solve",
     "sparse_correction",
+    "spectral_radius",
+    "uniform_positions",
+    "unroll",
 ]

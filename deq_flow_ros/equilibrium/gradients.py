@@ -1,35 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients through a fixed point without unrolling the solve, and losses along the way to it."""
+"""Gradients through a fixed point, without unrolling the solve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from deq_flow_ros.equilibrium.solvers import Function, Picard, Solver, State, make_solver, solve
+from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, StopReason, relative_residual, solve
+from deq_flow_ros.equilibrium.solvers import Picard, Solver, make_solver
+from deq_flow_ros.equilibrium.state import Function, State, checked, detach
 
 Gradient = Callable[[Function, State], State]
 
 
-def phantom_gradient(f: Function, state: Sequence[torch.Tensor], steps: int = 1, damping: float = 1.0) -> State:
-    """Re-attach a state found without gradient, by ``steps`` damped applications of ``f`` under autograd.
+def phantom_gradient(f: Function, state: Sequence[Tensor], steps: int = 1, damping: float = 1.0) -> State:
+    """Attach a state found without gradient, by ``steps`` damped applications of ``f`` under autograd.
 
     The gradient is that of the truncated Neumann series of the implicit one (arXiv 2204.08442, section 3.2;
     arXiv 2111.05177): with ``steps=1`` the inexact one-step gradient. Memory is that of ``steps`` applications,
     whatever the number of iterations that led to ``state``.
 
-    :param state: tensors (B, ...); detached here.
+    :param state: tensors (B, ...). One that still has a graph keeps it, and gradient goes on into that.
     :returns: the state after the steps, attached to the parameters and inputs of ``f``.
     :raises ValueError: for fewer than one step, or a damping outside (0, 1].
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     picard = Picard(damping)
-    z: State = tuple(tensor.detach() for tensor in state)
+    z: State = tuple(state)
     for _ in range(steps):
-        z = picard.next(z, tuple(f(*z)))
+        z = picard.next(z, checked(f(*z), z))
     return z
+
+
+def implicit_gradient(
+    f: Function,
+    state: Sequence[Tensor],
+    *,
+    solver: str | Solver = "anderson",
+    max_iterations: int = 30,
+    tolerance: float = 1e-6,
+    measure: Measure = relative_residual,
+    report: Callable[[Solution], None] | None = None,
+) -> State:
+    """Attach a fixed point so that its gradient is that of the implicit function theorem.
+
+    The backward pass solves the adjoint equation ``v = v J + gradient``, itself a fixed point, with J the Jacobian of
+    ``f`` at the state (arXiv 1909.01377, theorem 1; arXiv 2204.08442, section 3.1). Memory is that of one application
+    of ``f``, for any number of iterations of either solve. Exact as far as ``state`` is a fixed point and the adjoint
+    solve converges. There is no second derivative.
+
+    :param state: tensors (B, ...); detached here, since the gradient does not depend on how the state was found.
+    :param solver: of the adjoint equation, as are the three after it.
+    :param report: called with the adjoint solution in every backward pass. Without it, a sample whose adjoint solve
+        diverges is warned of (its gradient is then the best one found).
+    :returns: ``f(state)``, attached to the parameters and inputs of ``f``.
+    """
+    solver = make_solver(solver)
+    leaves = [tensor.detach().requires_grad_() for tensor in state]
+    z: State = tuple(_Cut.apply(leaf) for leaf in leaves)
+    with torch.enable_grad():
+        fz = checked(f(*z), z)
+
+    def adjoint(gradients: State) -> State:
+        def step(*v: Tensor) -> State:
+            products = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True)
+            return tuple(g if p is None else g + p for g, p in zip(gradients, products, strict=True))
+
+        solution = solve(
+            step, gradients, solver=solver, max_iterations=max_iterations, tolerance=tolerance, measure=measure
+        )
+        if report is not None:
+            report(solution)
+        elif StopReason.DIVERGED in (reasons := solution.stop_reasons):
+            warnings.warn(
+                f"the adjoint equation diverged for {reasons.count(StopReason.DIVERGED)} of {len(reasons)} samples: the "
+                "state is no stable fixed point; solve it further, regularize the Jacobian, or use phantom_gradient",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return solution.state
+
+    return tuple(_Adjoint.apply(adjoint, *fz))
+
+
+class _Cut(torch.autograd.Function):
+    """The identity, through which no gradient passes; yet its output can be differentiated with respect to."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        return None
+
+
+class _Adjoint(torch.autograd.Function):
+    """The identity, whose backward pass replaces the gradients by the solution of the adjoint equation."""
+
+    @staticmethod
+    def forward(ctx: Any, adjoint: Callable[[State], State], *state: Tensor) -> State:
+        ctx.adjoint = adjoint
+        return tuple(tensor.view_as(tensor) for tensor in state)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return (None, *ctx.adjoint(gradients))
+
+
+def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collection[int] = ()) -> list[State]:
+    """The recurrent counterpart: apply ``f`` so many times under autograd and return every state.
+
+    Memory grows with the number of iterations; it is what the gradients above are compared with.
+
+    :param detached: tensors of the state, by index, that pass on no gradient from one iteration to the next (RAFT,
+        arXiv 2003.12039, does so with the flow).
+    :raises ValueError: for fewer than one iteration.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    states: list[State] = []
+    z: State = tuple(z0)
+    for _ in range(iterations):
+        z = checked(f(*z), z)
+        states.append(z)
+        z = tuple(tensor.detach() if index in detached else tensor for index, tensor in enumerate(z))
+    return states
 
 
 def correction_weights(count: int, gamma: float = 0.8) -> list[float]:
@@ -37,44 +139,90 @@ def correction_weights(count: int, gamma: float = 0.8) -> list[float]:
     return [gamma ** (count - i - 1) for i in range(count)]
 
 
+def uniform_positions(iterations: int, count: int, gap: int = 1) -> list[int]:
+    """At most ``count`` iteration numbers up to ``iterations``, evenly spaced and at least ``gap`` apart.
+
+    :raises ValueError: for numbers below 1, or fewer iterations than the gap.
+    """
+    if count < 1 or not 1 <= gap <= iterations:
+        raise ValueError(
+            f"need count >= 1 and 1 <= gap <= iterations, got count {count}, gap {gap}, iterations {iterations}"
+        )
+    count = min(count, iterations // gap)
+    return [iterations * (i + 1) // count for i in range(count)]
+
+
 def sparse_correction(
     f: Function,
-    z0: Sequence[torch.Tensor],
+    z0: Sequence[Tensor],
     positions: Sequence[int],
     *,
-    solver: str | Callable[[], Solver] = "picard",
-    gradient: Gradient = phantom_gradient,
-    gradient_steps: int = 1,
+    solver: str | Solver = "picard",
+    gradient: Gradient | Sequence[Gradient] = phantom_gradient,
+    gradient_steps: int | Sequence[int] = 1,
+    chained: bool = True,
+    linked: bool = False,
+    tolerance: float | None = None,
+    measure: Measure = relative_residual,
 ) -> list[State]:
-    """The states of one trajectory at ``positions``, each attached by ``gradient``: sparse fixed-point correction.
+    """Sparse fixed-point correction: states along the way to the fixed point, each attached by a gradient.
 
-    A loss at a few states of the trajectory, instead of its end alone, keeps the iterations on course
-    (arXiv 2204.08442, section 3.3). The solve goes on from each corrected state, so the correction costs no
-    evaluation of ``f`` beyond those of the trajectory.
+    A loss at a few states, instead of the last alone, keeps the iterations on course (arXiv 2204.08442, section 3.3).
+
+    *One trajectory* (``chained=False``): one solve, whose states at the positions are read off and attached. The
+    solver keeps its history; each correction costs its gradient's evaluations of ``f`` on top.
+
+    *A chain of solves* (``chained=True``): each stretch starts anew from the state that was attached before it. The
+    gradient's steps count as iterations, so the corrections cost nothing on top. With ``linked`` the gradient of each
+    state also goes on into the one before it, as if the solve between them were the identity: at a fixed point, where
+    it is, n one-step gradients are then the n-step phantom gradient.
 
     :param z0: start, tensors (B, ...).
     :param positions: increasing iteration numbers, from 1; the last is the length of the trajectory.
-    :param solver: a name, or what makes a fresh solver for each stretch.
-    :param gradient: attaches a state in ``gradient_steps`` further evaluations of ``f``.
+    :param gradient: one for all, or one per position.
+    :param gradient_steps: evaluations of ``f`` that the gradient makes (1 for ``implicit_gradient``); likewise.
+    :param tolerance: of ``measure``, ends a solve early. Every position still gets its state and gradient.
     :returns: one state per position.
-    :raises ValueError: if positions are empty, or too close for the steps of the gradient to fit between them.
+    :raises ValueError: if positions are empty or do not increase, or too close in a chain for the gradients' steps;
+        for gradients of another number than positions; for a linked trajectory.
     """
-    if not positions:
-        raise ValueError("sparse correction needs at least one position")
-    states: list[State] = []
+    count = len(positions)
+    gradients = [gradient] * count if callable(gradient) else list(gradient)
+    steps = [gradient_steps] * count if isinstance(gradient_steps, int) else list(gradient_steps)
+    if not count or any(b <= a for a, b in zip((0, *positions), positions, strict=False)):
+        raise ValueError(f"positions must be iteration numbers that increase from 1 on, got {list(positions)}")
+    if len(gradients) != count or len(steps) != count:
+        raise ValueError(f"expected {count} gradients and steps, one per position, got {len(gradients)} and {len(steps)}")
+    if linked and not chained:
+        raise ValueError("linked needs a chain of solves: the states of one trajectory are attached independently")
+    solver = make_solver(solver)
+
+    def iterate(start: State, iterations: int, keep: Sequence[int] = ()) -> Solution:
+        with torch.no_grad():
+            return solve(
+                f, start, solver=solver, max_iterations=iterations, tolerance=tolerance, measure=measure, keep=keep
+            )
+
     z: State = tuple(z0)
+    if not chained:
+        solution = iterate(z, positions[-1], positions)
+        found = [solution.trajectory.get(position, solution.state) for position in positions]
+        return [attach(f, state) for attach, state in zip(gradients, found, strict=True)]
+    states: list[State] = []
     done = 0
-    for position in positions:
-        free = position - done - gradient_steps
+    for position, attach, needed in zip(positions, gradients, steps, strict=True):
+        free = position - done - needed
         if free < 0:
             raise ValueError(
-                f"positions {list(positions)} leave no room for {gradient_steps} gradient step(s) "
-                f"between {done} and {position}"
+                f"positions {list(positions)} leave no room for {needed} gradient step(s) between {done} and {position}"
             )
+        start = z
+        z = detach(z)
         if free:
-            with torch.no_grad():
-                z = solve(f, z, solver=make_solver(solver), max_iterations=free).state
-        states.append(gradient(f, z))
-        z = tuple(tensor.detach() for tensor in states[-1])
+            z = iterate(z, free).state
+        if linked:
+            z = tuple(new + (old - old.detach()) for new, old in zip(z, start, strict=True))
+        states.append(attach(f, z))
+        z = states[-1]
         done = position
     return states

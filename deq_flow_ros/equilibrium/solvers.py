@@ -1,39 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``solve``: iterate ``z <- f(z)`` to a fixed point, to a cap, or to a deadline, and say which it was."""
+"""Solvers: each proposes where to evaluate ``f`` next. Stopping, deadlines and bookkeeping are ``solve``'s.
+
+A solver is a set of settings; ``start`` begins a solve and returns the function that proposes, with the history in it.
+So one solver object serves any number of solves, also at the same time. All arithmetic is per sample of the batch,
+without a word between host and device, and differentiable.
+"""
 
 from __future__ import annotations
 
-import enum
-import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-State = tuple[Tensor, ...]
-Function = Callable[..., Sequence[Tensor]]
-Measure = Callable[[State, State], Tensor]
+from deq_flow_ros.equilibrium.state import State, add_scaled, combine, inner, norm, select, subtract
 
-
-class StopReason(str, enum.Enum):
-    """Why a solve ended, per sample of the batch."""
-
-    CONVERGED = "converged"
-    ITERATIONS = "iterations"
-    DEADLINE = "deadline"
-    DIVERGED = "diverged"
+Propose = Callable[[State, State], State]
 
 
 class Solver(Protocol):
-    """Chooses the next point to evaluate. One object serves one solve; it may keep a history."""
+    """How to get from a point and the value of ``f`` there to the next point."""
 
-    def next(self, z: State, fz: State) -> State:
-        """The next iterate, from the present one and the value of ``f`` there."""
+    @property
+    def keeps_best(self) -> bool:
+        """Whether a solve should return its best state rather than its last: for residuals that rise at times."""
+
+    def start(self) -> Propose:
+        """Begin a solve: a function ``(z, f(z)) -> next z``, called once per evaluation, in order."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Picard:
     """Plain fixed-point iteration, ``z <- (1 - damping) z + damping f(z)``.
 
@@ -43,207 +41,204 @@ class Picard:
     """
 
     damping: float = 1.0
+    keeps_best: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.damping <= 1.0:
             raise ValueError(f"damping must be in (0, 1], got {self.damping}")
 
+    def start(self) -> Propose:
+        return self.next
+
     def next(self, z: State, fz: State) -> State:
+        """The next iterate; no history is needed."""
         if self.damping == 1.0:
             return fz
         return tuple(torch.lerp(a, b, self.damping) for a, b in zip(z, fz, strict=True))
 
 
-SOLVERS: dict[str, Callable[[], Solver]] = {"picard": Picard}
+@dataclass(frozen=True)
+class Anderson:
+    """Anderson acceleration (type II; Walker and Ni, SIAM J. Numer. Anal. 49(4), 2011).
+
+    The next point is the mixture of the last values of ``f`` whose mixed residual is smallest. Where that mixture
+    cannot be found (singular), the step is Picard's. Where the last mixture has made the residual larger than
+    ``patience`` times the smallest in the window, the step is Picard's from that better point, with a new history.
+
+    :param window: how many evaluations are mixed, >= 2.
+    :param mixing: in (0, 1]: how far to go from the mixed points to the mixed values.
+    :param regularization: of the least squares, relative to the mean of the Gram matrix's diagonal.
+    :param patience: > 1.
+    """
+
+    window: int = 5
+    mixing: float = 1.0
+    regularization: float = 1e-8
+    patience: float = 2.0
+    keeps_best: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise ValueError(f"window must be at least 2, got {self.window}")
+        if not 0.0 < self.mixing <= 1.0:
+            raise ValueError(f"mixing must be in (0, 1], got {self.mixing}")
+        if not self.regularization >= 0.0:
+            raise ValueError(f"regularization must be at least 0, got {self.regularization}")
+        if not self.patience > 1.0:
+            raise ValueError(f"patience must be above 1, got {self.patience}")
+
+    def start(self) -> Propose:
+        return _AndersonRun(self).next
 
 
-def make_solver(solver: str | Callable[[], Solver]) -> Solver:
-    """A fresh solver, by name or from what makes one (a class, a ``functools.partial``).
+class _AndersonRun:
+    def __init__(self, settings: Anderson) -> None:
+        self._settings = settings
+        self._values: list[State] = []
+        self._residuals: list[State] = []
+        self._gram: Tensor | None = None  # (B, n, n) float64, inner products of the residuals
+        self._usable: Tensor | None = None  # (B, n) bool, what each sample's history still holds
+        self._mixed: Tensor | None = None  # (B,) bool, the last proposal was a mixture
+
+    def next(self, z: State, fz: State) -> State:
+        residual = subtract(fz, z)
+        self._remember(fz, residual)
+        assert self._gram is not None and self._usable is not None and self._mixed is not None
+        count = len(self._values)
+        sizes = self._gram.detach().diagonal(dim1=1, dim2=2)
+        best = sizes.masked_fill(~self._usable, torch.inf).argmin(1)
+        failed = self._mixed & (sizes[:, -1] > self._settings.patience**2 * sizes.gather(1, best[:, None])[:, 0])
+        only_best = torch.nn.functional.one_hot(best, count).bool()
+        self._usable = torch.where(failed[:, None], only_best, self._usable)
+        weights, solved = self._mixture()
+        latest = torch.zeros_like(weights)
+        latest[:, -1] = 1
+        weights = torch.where(solved[:, None], weights, latest)
+        weights = torch.where(failed[:, None], only_best.to(weights.dtype), weights)
+        self._mixed = solved & ~failed & (self._usable.sum(1) > 1)
+        mixed = combine(weights, self._values)
+        if self._settings.mixing == 1.0:
+            return mixed
+        back = torch.full_like(sizes[:, 0], self._settings.mixing - 1)
+        return add_scaled(mixed, back, combine(weights, self._residuals))
+
+    def _remember(self, fz: State, residual: State) -> None:
+        if self._gram is not None and self._usable is not None and len(self._values) == self._settings.window:
+            self._values.pop(0)
+            self._residuals.pop(0)
+            self._gram, self._usable = self._gram[:, 1:, 1:], self._usable[:, 1:]
+        self._values.append(fz)
+        self._residuals.append(residual)
+        row = torch.stack([inner(residual, other) for other in self._residuals], 1)  # (B, n)
+        new = torch.ones_like(row[:, :1], dtype=torch.bool)
+        if self._gram is None or self._usable is None:
+            self._gram, self._usable, self._mixed = row[:, :, None], new, torch.zeros_like(new[:, 0])
+            return
+        above = torch.cat((self._gram, row[:, :-1, None]), 2)
+        self._gram = torch.cat((above, row[:, None, :]), 1)
+        self._usable = torch.cat((self._usable, new), 1)
+
+    def _mixture(self) -> tuple[Tensor, Tensor]:
+        """Weights (B, n) that sum to 1 with the smallest mixed residual, and where they could be found (B,)."""
+        assert self._gram is not None and self._usable is not None
+        used = self._usable.to(self._gram.dtype)
+        gram = self._gram * used[:, :, None] * used[:, None, :]
+        scale = (gram.diagonal(dim1=1, dim2=2).sum(1) / used.sum(1)).clamp_min(torch.finfo(gram.dtype).tiny)
+        # What is not used becomes an equation of its own, with solution 0.
+        gram = gram / scale[:, None, None] + torch.diag_embed(1 - used + self._settings.regularization * used)
+        solution, info = torch.linalg.solve_ex(gram, used)
+        total = solution.sum(1, keepdim=True)
+        weights = solution / total
+        return weights, (info == 0) & torch.isfinite(weights).all(1) & (total[:, 0] > 0)
+
+
+@dataclass(frozen=True)
+class Broyden:
+    """Broyden's good method on ``f(z) - z = 0`` with limited memory (Broyden, Math. Comp. 19, 1965).
+
+    The inverse Jacobian starts as minus the identity, so that the first step is Picard's, and is corrected by one
+    rank-one term per evaluation. The oldest term goes when there are more than ``memory``.
+
+    :param memory: rank-one terms kept, >= 1; each holds two states.
+    :param line_search: halve a step that does not make the residual smaller, at most this many times; 0: never. Each
+        trial is an evaluation of ``f`` and counts as such.
+    """
+
+    memory: int = 10
+    line_search: int = 0
+    keeps_best: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise ValueError(f"memory must be at least 1, got {self.memory}")
+        if self.line_search < 0:
+            raise ValueError(f"line_search must be at least 0, got {self.line_search}")
+
+    def start(self) -> Propose:
+        return _BroydenRun(self).next
+
+
+class _BroydenRun:
+    def __init__(self, settings: Broyden) -> None:
+        self._settings = settings
+        self._terms: list[tuple[State, State]] = []  # u, v: the inverse is -I + sum of u v^T
+        self._base: tuple[State, State] | None = None  # the last accepted point and its residual
+        self._direction: State = ()
+        self._step = self._trials = torch.empty(0)
+
+    def next(self, z: State, fz: State) -> State:
+        residual = subtract(fz, z)
+        if self._base is None:
+            self._base, self._direction = (z, residual), residual
+            self._step = torch.ones_like(inner(z, z))
+            self._trials = torch.zeros_like(self._step)
+            return add_scaled(z, self._step, residual)
+        accepted = torch.ones_like(self._step, dtype=torch.bool)
+        if self._settings.line_search:
+            smaller = norm(residual) <= (1 - 1e-4 * self._step) * norm(self._base[1])  # the Armijo condition
+            accepted = smaller | (self._trials >= self._settings.line_search)
+        self._learn(subtract(z, self._base[0]), subtract(residual, self._base[1]), accepted)
+        direction = residual
+        for u, v in self._terms:
+            direction = add_scaled(direction, -inner(v, residual), u)
+        if not self._settings.line_search:
+            self._base, self._direction = (z, residual), direction
+            return tuple(a + b for a, b in zip(z, direction, strict=True))
+        self._base = select(accepted, z, self._base[0]), select(accepted, residual, self._base[1])
+        self._direction = select(accepted, direction, self._direction)
+        self._step = torch.where(accepted, torch.ones_like(self._step), self._step / 2)
+        self._trials = torch.where(accepted, torch.zeros_like(self._trials), self._trials + 1)
+        return add_scaled(self._base[0], self._step, self._direction)
+
+    def _learn(self, dz: State, dg: State, accepted: Tensor) -> None:
+        """Correct the inverse so that it maps the change of the residual to the change of the point."""
+        inverse_dg = tuple(-x for x in dg)
+        v = tuple(-x for x in dz)
+        for u_i, v_i in self._terms:
+            inverse_dg = add_scaled(inverse_dg, inner(v_i, dg), u_i)
+            v = add_scaled(v, inner(u_i, dz), v_i)
+        slope = inner(v, dg)
+        # A change at right angles to the step tells nothing along it: dividing by it would.
+        usable = accepted & (slope.abs() > 1e-8 * norm(v) * norm(dg)) & (slope != 0)
+        factor = torch.where(usable, 1 / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(slope))
+        self._terms.append((combine(factor[:, None], [subtract(dz, inverse_dg)]), v))
+        if len(self._terms) > self._settings.memory:
+            self._terms.pop(0)
+
+
+SOLVERS: dict[str, Callable[[], Solver]] = {"picard": Picard, "anderson": Anderson, "broyden": Broyden}
+
+
+def make_solver(solver: str | Solver) -> Solver:
+    """A solver with its default settings by name, or the solver that is given.
 
     :raises ValueError: for an unknown name.
-    """
-    if not isinstance(solver, str):
-        return solver()
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(sorted(SOLVERS))}")
-    return SOLVERS[solver]()
-
-
-def relative_residual(z: State, fz: State) -> Tensor:
-    """``||f(z) - z|| / ||f(z)||`` per sample, over all tensors of the state, shape (B,)."""
-    difference = torch.stack([(b - a).flatten(1).float().square().sum(1) for a, b in zip(z, fz, strict=True)]).sum(0)
-    norm = torch.stack([b.flatten(1).float().square().sum(1) for b in fz]).sum(0)
-    return (difference / norm.clamp_min(1e-12)).sqrt()
-
-
-@dataclass
-class Solution:
-    """What a solve found.
-
-    :ivar state: per sample, the value of ``f`` at its last accepted iteration.
-    :ivar previous: per sample, the point at which that value was taken: ``state - previous`` is the last update.
-    :ivar iterations: (B,) int64, evaluations of ``f`` that went into each sample's state.
-    :ivar residual: (B,) float32, the measure at the last accepted iteration; infinite before the first.
-    :ivar trajectory: the states at the iterations asked for by ``keep``.
-    :ivar evaluations: evaluations of ``f`` made in all; with a batch, at least the largest of ``iterations``.
-    """
-
-    state: State
-    previous: State
-    iterations: Tensor
-    residual: Tensor
-    evaluations: int
-    trajectory: dict[int, State] = field(default_factory=dict)
-    _converged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    _diverged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    _exhausted: StopReason = StopReason.ITERATIONS
-
-    @property
-    def stop_reasons(self) -> tuple[StopReason, ...]:
-        """Why each sample stopped (reading this waits for the device)."""
-        reasons = []
-        for converged, diverged in zip(self._converged.tolist(), self._diverged.tolist(), strict=True):
-            if diverged:
-                reasons.append(StopReason.DIVERGED)
-            else:
-                reasons.append(StopReason.CONVERGED if converged else self._exhausted)
-        return tuple(reasons)
-
-
-class _Lagged:
-    """A boolean of the device, known to the host one iteration late.
-
-    Reading it at once would make the host wait for the device in every iteration. Samples that are done are frozen on
-    the device itself, so that an iteration too many changes no result.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._pending: list[tuple[torch.cuda.Event, Tensor]] = []
-        self._value = False
-
-    def push(self, flag: Tensor) -> None:
-        if not self._cuda:
-            self._value = bool(flag)
-            return
-        event = torch.cuda.Event()
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        event.record(torch.cuda.current_stream(flag.device))
-        self._pending.append((event, host))
-
-    @property
-    def in_flight(self) -> int:
-        """Iterations begun whose flag has not arrived."""
-        return len(self._pending)
-
-    def read(self, *, wait: bool) -> bool:
-        """The last value that has arrived; with ``wait``, at least that of the iteration before the last."""
-        while self._pending and ((wait and len(self._pending) > 1) or self._pending[0][0].query()):
-            event, host = self._pending.pop(0)
-            event.synchronize()
-            self._value = bool(host)
-        return self._value
-
-
-def _checked(value: Sequence[Tensor], like: State) -> State:
-    state = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(state) != len(like):
-        raise ValueError(f"f must return {len(like)} tensors as in the state it was given, got {len(state)}")
-    for index, (new, old) in enumerate(zip(state, like, strict=True)):
-        if new.shape != old.shape:
-            raise ValueError(
-                f"f must keep the shape of every tensor of the state: tensor {index} was {tuple(old.shape)}, "
-                f"f returned {tuple(new.shape)}"
-            )
-    return state
-
-
-def _select(mask: Tensor, yes: State, no: State) -> State:
-    return tuple(torch.where(mask.view(-1, *([1] * (a.dim() - 1))), a, b) for a, b in zip(yes, no, strict=True))
-
-
-def solve(
-    f: Function,
-    z0: Sequence[Tensor],
-    *,
-    solver: str | Solver = "picard",
-    max_iterations: int = 12,
-    tolerance: float | None = None,
-    measure: Measure = relative_residual,
-    deadline_ns: int | None = None,
-    min_iterations: int = 0,
-    iteration_cost_ns: float = 0.0,
-    keep: Collection[int] = (),
-) -> Solution:
-    """Find ``z = f(z)`` from ``z0``; each sample of the batch stops for itself.
-
-    :param f: takes the tensors of a state, returns as many of the same shapes. Called under the caller's gradient mode.
-    :param z0: the start, tensors of shape (B, ...) on one device.
-    :param solver: "picard", or an object with a ``next`` method of its own settings.
-    :param max_iterations: evaluations of ``f`` at most, >= 1.
-    :param tolerance: a sample has converged when ``measure`` is at or below this; None never stops early.
-    :param measure: ``(z, f(z)) -> (B,)``, any unit (the flow model measures in pixels).
-    :param deadline_ns: absolute time on ``time.monotonic_ns()``. No iteration is begun that would, by the costs seen so
-        far, end after it, not even the first: with no time at all the start is returned after 0 iterations.
-    :param min_iterations: evaluations of ``f`` to make whatever the deadline says.
-    :param iteration_cost_ns: expected cost of one iteration, used until one has been measured.
-    :param keep: iterations (from 1) whose states to return in ``trajectory``.
-    :raises ValueError: for an empty state, unequal batch sizes, a shape that ``f`` changes, or impossible settings.
-
-    A sample whose measure is not finite has diverged: it keeps its last finite state.
+    :raises TypeError: for something that is not a solver.
     """
     if isinstance(solver, str):
-        solver = make_solver(solver)
-    z = tuple(z0)
-    if not z:
-        raise ValueError("the state must hold at least one tensor, got an empty tuple")
-    if len({tensor.shape[0] for tensor in z}) != 1:
-        raise ValueError(f"the tensors of a state must share their batch size, got {[tuple(t.shape) for t in z]}")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance must be positive or None, got {tolerance}")
-
-    device, batch = z[0].device, z[0].shape[0]
-    state, previous = z, z
-    active = torch.ones(batch, dtype=torch.bool, device=device)
-    converged, diverged = torch.zeros_like(active), torch.zeros_like(active)
-    iterations = torch.zeros(batch, dtype=torch.int64, device=device)
-    residual = torch.full((batch,), torch.inf, device=device)
-    trajectory: dict[int, State] = {}
-    all_done = _Lagged(device)
-    exhausted = StopReason.ITERATIONS
-    if deadline_ns is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)  # work of before that is still queued would count as none
-    started, evaluations, cost_ns = time.monotonic_ns(), 0, iteration_cost_ns
-    for n in range(1, max_iterations + 1):
-        if all_done.read(wait=deadline_ns is not None):
-            break
-        if deadline_ns is not None:
-            now = time.monotonic_ns()
-            if evaluations > 1:
-                # The mean of this solve tells more than the expectation: the load of the machine is that of now.
-                cost_ns = max(cost_ns, (now - started) / evaluations)
-            if n > min_iterations and now + (1 + all_done.in_flight) * cost_ns > deadline_ns:
-                exhausted = StopReason.DEADLINE
-                break
-        fz = _checked(f(*z), z)
-        evaluations = n
-        with torch.no_grad():
-            value = measure(z, fz).float()
-            finite = torch.isfinite(value)
-            diverged = diverged | (active & ~finite)
-            accepted = active & finite
-            residual = torch.where(accepted, value, residual)
-            iterations = iterations + accepted
-        state, previous = _select(accepted, fz, state), _select(accepted, z, previous)
-        if n in keep:
-            trajectory[n] = state
-        with torch.no_grad():
-            if tolerance is not None:
-                converged = converged | (accepted & (value <= tolerance))
-            active = active & finite & ~converged
-            all_done.push(~active.any())
-        z = solver.next(z, fz)
-    return Solution(state, previous, iterations, residual, evaluations, trajectory, converged, diverged, exhausted)
+        if solver not in SOLVERS:
+            raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(sorted(SOLVERS))}")
+        return SOLVERS[solver]()
+    if isinstance(solver, type) or not hasattr(solver, "start"):
+        raise TypeError(f"expected the name of a solver or an object such as Anderson(window=3), got {solver!r}")
+    return solver
