@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow files: Middlebury `.flo` and KITTI 16-bit `.png`.
+"""Flow files: Middlebury `.flo`, KITTI 16-bit `.png`, FlyingThings3D `.pfm` and Spring `.flo5`.
 
 Formats: Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011 (.flo: magic 202021.25, width,
 height, then x and y displacements as float32, all little-endian; values above 1e9 are unknown). KITTI development kit
-(.png: three channels of 16 bits, `value = 64 * displacement + 2^15`, third channel 1 where the flow is valid).
+(.png: three channels of 16 bits, `value = 64 * displacement + 2^15`, third channel 1 where the flow is valid). Portable
+float map (.pfm: text header `PF`, width, height, scale; rows from the bottom up, three float32 per pixel, little-endian
+where the scale is negative; its magnitude does not change the values). Spring (.flo5: HDF5 with one data set `flow` of
+shape (height, width, 2), NaN where unknown).
+
+A header is believed only as far as the file can bear it out: nothing is allocated for pixels that are not there.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,33 +25,39 @@ import numpy as np
 from deq_flow_ros.media.frame import MediaError
 
 FLO_MAGIC = np.float32(202021.25)
-FLO_UNKNOWN = 1e9
+UNKNOWN = 1e9
 LARGEST_SIDE = 100_000
+LARGEST_AREA = 2**27
+"""Pixels; the flow takes 1 GB."""
+DEFLATE_LIMIT = 1040
+"""No deflate stream grows by more than a factor of 1032; a little is left for headers."""
 
 
 def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(flow (H, W, 2) float32 px, valid (H, W) bool) of a `.flo` or KITTI `.png` file; flow is 0 where it is not valid.
+    """(flow (H, W, 2) float32 px, valid (H, W) bool) of a file of the formats above; flow is 0 where it is not valid.
 
     Raises `MediaError` where the file is missing, truncated, or holds something else than its name says.
     """
     path = Path(path)
-    readers = {".flo": _read_flo, ".png": _read_kitti}
-    if path.suffix.lower() not in readers:
-        raise MediaError(f"expected a flow file named {' or '.join(readers)}, got {path}")
+    read, _ = _format(path)
     if not path.is_file():
         raise MediaError(f"the flow file {path} does not exist")
-    flow, valid = readers[path.suffix.lower()](path)
+    try:
+        flow, valid = read(path)
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read: {error}") from error
     flow[~valid] = 0
     return flow, valid
 
 
 def write_flow(path: str | Path, flow: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Write flow (H, W, 2) px to a `.flo` (exact) or KITTI `.png` (to 1/64 px, within +-512 px) file.
+    """Write flow (H, W, 2) px: exactly to `.flo`, `.pfm` and `.flo5`, to 1/64 px within +-512 px to a KITTI `.png`.
 
     Without `valid` (H, W) bool, the finite vectors are the valid ones. Raises `MediaError` for another shape, name or
-    range.
+    range, or where nothing can be written.
     """
     path = Path(path)
+    _, write = _format(path)
     flow = np.asarray(flow, np.float32)
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
         raise MediaError(f"expected flow of shape (H, W, 2), got {flow.shape}")
@@ -51,46 +66,67 @@ def write_flow(path: str | Path, flow: np.ndarray, valid: np.ndarray | None = No
         raise MediaError(f"expected validity of shape {flow.shape[:2]}, like the flow, got {valid.shape}")
     if not np.isfinite(flow[valid]).all():
         raise MediaError("expected finite flow where it is valid, got NaN or infinity")
-    if path.suffix.lower() == ".flo":
-        height, width = flow.shape[:2]
-        body = np.where(valid[:, :, None], flow, np.float32(2 * FLO_UNKNOWN)).astype("<f4")
-        path.write_bytes(
-            FLO_MAGIC.astype("<f4").tobytes() + np.array([width, height], "<i4").tobytes() + body.tobytes()
+    try:
+        write(path, flow, valid)
+    except OSError as error:
+        raise MediaError(f"cannot write {path}: {error}") from error
+
+
+def _format(path: Path) -> tuple[Callable[..., tuple[np.ndarray, np.ndarray]], Callable[..., None]]:
+    if path.suffix.lower() not in _FORMATS:
+        raise MediaError(f"expected a flow file named {', '.join(_FORMATS)}, got {path}")
+    return _FORMATS[path.suffix.lower()]
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= LARGEST_AREA):
+        raise MediaError(
+            f"{path} is damaged: it states a size of {width}x{height}, expected sides of 1 to {LARGEST_SIDE} and at "
+            f"most {LARGEST_AREA} pixels"
         )
-    elif path.suffix.lower() == ".png":
-        coded = np.rint(np.where(valid[:, :, None], flow, 0) * 64.0 + 32768.0)
-        if coded.min() < 0 or coded.max() > 65535:
-            largest = float(np.abs(flow[valid]).max())
-            raise MediaError(
-                f"expected flow within +-512 px, which is what KITTI's format can hold, got {largest:.1f} px; "
-                "write .flo instead"
-            )
-        # OpenCV stores the channels in the order blue, green, red: valid, v, u.
-        image = np.dstack([valid.astype(np.uint16), coded[:, :, 1].astype(np.uint16), coded[:, :, 0].astype(np.uint16)])
-        if not cv2.imwrite(str(path), image):
-            raise MediaError(f"cannot write {path}")
-    else:
-        raise MediaError(f"expected a flow file named .flo or .png, got {path}")
+
+
+def _read_body(path: Path, header: int, width: int, height: int, channels: int, dtype: str) -> np.ndarray:
+    """(height, width, channels) of the binary rows behind `header` bytes, which must end where the file ends."""
+    _check_size(path, width, height)
+    expected, got = header + 4 * channels * width * height, path.stat().st_size
+    if got != expected:
+        raise MediaError(f"{path} is cut short or damaged: expected {expected} bytes for {width}x{height}, got {got}")
+    return np.fromfile(path, dtype, offset=header).reshape(height, width, channels)
+
+
+def _known(flow: np.ndarray) -> np.ndarray:
+    """(H, W) bool: False for what the formats use as unknown, and for NaN."""
+    known: np.ndarray = np.all(np.abs(flow) <= UNKNOWN, axis=2)
+    return known
 
 
 def _read_flo(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    raw = path.read_bytes()
-    if len(raw) < 12 or np.frombuffer(raw, "<f4", 1)[0] != FLO_MAGIC:
-        raise MediaError(f"{path} is no .flo file: expected it to begin with {FLO_MAGIC} as float32, got {raw[:4]!r}")
-    width, height = (int(side) for side in np.frombuffer(raw, "<i4", 2, 4))
-    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
-        raise MediaError(f"{path} is damaged: it states a size of {width}x{height}")
-    if len(raw) != 12 + 8 * width * height:
-        raise MediaError(
-            f"{path} is cut short or damaged: expected {12 + 8 * width * height} bytes for {width}x{height}, "
-            f"got {len(raw)}"
-        )
-    flow = np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2).astype(np.float32)
-    valid: np.ndarray = np.all(np.abs(flow) <= FLO_UNKNOWN, axis=2)  # False for NaN as well
-    return flow, valid
+    with path.open("rb") as file:
+        head = file.read(12)
+    if len(head) < 12 or np.frombuffer(head, "<f4", 1)[0] != FLO_MAGIC:
+        raise MediaError(f"{path} is no .flo file: expected it to begin with {FLO_MAGIC} as float32, got {head[:4]!r}")
+    width, height = (int(side) for side in np.frombuffer(head, "<i4", 2, 4))
+    flow = _read_body(path, 12, width, height, 2, "<f4").astype(np.float32, copy=False)
+    return flow, _known(flow)
+
+
+def _write_flo(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
+    height, width = valid.shape
+    body = np.where(valid[:, :, None], flow, np.float32(2 * UNKNOWN)).astype("<f4")
+    path.write_bytes(FLO_MAGIC.astype("<f4").tobytes() + np.array([width, height], "<i4").tobytes() + body.tobytes())
 
 
 def _read_kitti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file:
+        head = file.read(24)
+    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise MediaError(f"{path} cannot be read as PNG; it is cut short or damaged")
+    width, height = (int(side) for side in np.frombuffer(head, ">u4", 2, 16))
+    _check_size(path, width, height)
+    # The decoder allocates what the header states before it looks at the data; a pixel takes a byte at least.
+    if width * height > DEFLATE_LIMIT * path.stat().st_size:
+        raise MediaError(f"{path} is damaged: {path.stat().st_size} bytes cannot hold {width}x{height} pixels")
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise MediaError(f"{path} cannot be read as PNG; it is cut short or damaged")
@@ -101,3 +137,96 @@ def _read_kitti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         )
     valid = image[:, :, 0] > 0
     return (image[:, :, :0:-1].astype(np.float32) - 32768.0) / 64.0, valid
+
+
+def _write_kitti(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
+    coded = np.rint(np.where(valid[:, :, None], flow, 0) * 64.0 + 32768.0)
+    if coded.min() < 0 or coded.max() > 65535:
+        largest = float(np.abs(flow[valid]).max())
+        raise MediaError(
+            f"expected flow within +-512 px, which is what KITTI's format can hold, got {largest:.1f} px; "
+            "write .flo instead"
+        )
+    # OpenCV stores the channels in the order blue, green, red: valid, v, u.
+    image = np.dstack([valid.astype(np.uint16), coded[:, :, 1].astype(np.uint16), coded[:, :, 0].astype(np.uint16)])
+    if not cv2.imwrite(str(path), image):
+        raise MediaError(f"cannot write {path}")
+
+
+def _read_pfm(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with path.open("rb") as file:
+        head = file.read(128)
+    match = re.match(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]{1,32})\s", head)
+    if match is None:
+        raise MediaError(f"{path} is no .pfm file: expected 'PF', width, height and scale, got {head[:24]!r}")
+    if match[1] != b"PF":
+        raise MediaError(f"{path} is no flow: expected 3 channels ('PF'), got one ('Pf'); is it a disparity?")
+    try:
+        scale = float(match[4])
+    except ValueError:
+        scale = 0.0
+    if scale == 0 or not math.isfinite(scale):
+        raise MediaError(f"{path} is damaged: expected a scale other than 0, got {match[4]!r}")
+    width, height = int(match[2]), int(match[3])
+    rows = _read_body(path, match.end(), width, height, 3, "<f4" if scale < 0 else ">f4")
+    flow = rows[::-1, :, :2].astype(np.float32)
+    return flow, _known(flow)
+
+
+def _write_pfm(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
+    height, width = valid.shape
+    body = np.zeros((height, width, 3), "<f4")
+    body[:, :, :2] = np.where(valid[:, :, None], flow, np.float32(np.nan))
+    path.write_bytes(f"PF\n{width} {height}\n-1.0\n".encode() + body[::-1].tobytes())
+
+
+def _read_flo5(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import h5py  # takes a quarter of a second, and few need it
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise MediaError(f"{path} is no .flo5 file, or is cut short: HDF5 says {error}") from error
+    with file:
+        link = file.get("flow", getlink=True)
+        flow = file["flow"] if isinstance(link, h5py.HardLink) else None
+        if not isinstance(flow, h5py.Dataset):
+            raise MediaError(f"{path} is no .flo5 file: expected a data set named 'flow', got {sorted(file)[:8]}")
+        if len(flow.shape or ()) != 3 or flow.shape[2] != 2 or flow.dtype.kind != "f":
+            raise MediaError(
+                f"{path} is no flow: expected floating point numbers of shape (H, W, 2), got {flow.dtype} of shape "
+                f"{flow.shape}"
+            )
+        _check_size(path, flow.shape[1], flow.shape[0])
+        _check_stored(path, flow)
+        values = flow.astype(np.float32)[()]
+    return values, _known(values)
+
+
+def _check_stored(path: Path, flow: Any) -> None:
+    """HDF5 fills what was never written with zeros, and may take it from other files: here it must be in this one."""
+    if flow.chunks is None:
+        stored = not flow.external and not flow.is_virtual and flow.id.get_storage_size() >= flow.nbytes
+    else:
+        chunks = math.prod(math.ceil(side / chunk) for side, chunk in zip(flow.shape, flow.chunks, strict=True))
+        stored = math.prod(flow.chunks) <= 2 * LARGEST_AREA and flow.id.get_num_chunks() == chunks
+    if not stored:
+        raise MediaError(
+            f"{path} is damaged: of the {flow.nbytes} bytes that it states it holds only {flow.id.get_storage_size()}"
+        )
+
+
+def _write_flo5(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        data = np.where(valid[:, :, None], flow, np.float32(np.nan))
+        file.create_dataset("flow", data=data, compression="gzip", compression_opts=5)
+
+
+_FORMATS: dict[str, tuple[Callable[..., tuple[np.ndarray, np.ndarray]], Callable[..., None]]] = {
+    ".flo": (_read_flo, _write_flo),
+    ".png": (_read_kitti, _write_kitti),
+    ".pfm": (_read_pfm, _write_pfm),
+    ".flo5": (_read_flo5, _write_flo5),
+}
