@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deq_flow_ros.model import load_model
-from training.pairs import FlowFunction, Pair, group_means, model_flow, pair_errors, read_pairs
+from training.datasets import Sample
+from training.pairs import FlowFunction, group_means, model_flow, pair_errors, read_pairs
 
 
 def zero_flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
@@ -60,7 +61,7 @@ def dense_inverse_search(preset: int) -> FlowFunction:
     return lambda image1, image2: method.calc(_grey(image1), _grey(image2), None)
 
 
-def measure(methods: dict[str, FlowFunction], pairs: Sequence[Pair]) -> dict[str, Any]:
+def measure(methods: dict[str, FlowFunction], pairs: Sequence[Sample]) -> dict[str, Any]:
     """Endpoint error (px) and Fl (%) per pair and group, and the median time (ms), of every method."""
     results: dict[str, Any] = {}
     for name, function in methods.items():
