@@ -137,6 +137,14 @@ def test_clips_are_a_function_of_seed_and_index() -> None:
     assert not torch.equal(once.flow[0], once.flow[1])
 
 
+def test_a_clip_is_the_same_in_any_company() -> None:
+    """Why: processes of a distributed run share a batch; together they must see the clips that one process would."""
+    generator = make()
+    whole, part = generator.batch(1), make(batch_size=2).clips([8, 11])
+    for field in fields(Clip):
+        assert torch.equal(getattr(whole, field.name)[[2, 5]], getattr(part, field.name))
+
+
 def test_scenes_drawn_together_equal_scenes_drawn_singly() -> None:
     """A GPU draws the whole batch at once, a CPU clip by clip; both must show the same scenes."""
     generator = make()
@@ -241,7 +249,7 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: 
 
 def test_negative_index_is_refused() -> None:
     """Python would take it for an index from the end; there is no end."""
-    with pytest.raises(ValueError, match="index: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="each at least 0, got"):
         make().batch(-1)
 
 

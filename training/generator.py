@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -27,8 +28,8 @@ __all__ = ["Clip", "ProceduralGenerator"]
 class ProceduralGenerator:
     """Endless, seeded training clips: layered moving shapes over a moving background, or a camera moving past planes.
 
-    `batch(index)` is a pure function of the settings, the seed and the index, so that training resumes at any step
-    without stored state. The scene is drawn on the CPU and is the same on every device; only the sensor noise is the
+    A clip is a pure function of the settings, the seed and its number, so that training resumes at any step without
+    stored state and processes share the numbers among them. The scene is drawn on the CPU and is the same on every device; only the sensor noise is the
     device's own.
 
     Args:
@@ -89,24 +90,28 @@ class ProceduralGenerator:
         )  # fmt: skip
 
     def batch(self, index: int) -> Clip:
-        """Clip number `index` (>= 0) of the endless sequence; shapes as in `Clip`, on the generator's device."""
-        if index < 0:
-            raise ValueError(f"index: expected at least 0, got {index}")
-        scenes, exposures = [], []
-        for number in range(self.batch_size):
-            rng = np.random.default_rng([self.seed, index, number])
-            scenes.append(draw_scene(rng, self.settings))
-            exposures.append(draw_exposure(rng, self.settings.frames))
-        noise_seed = int(np.random.default_rng([self.seed, index]).integers(2**62))
-        noise = torch.Generator(self.device).manual_seed(noise_seed)
+        """Batch number `index` (>= 0) of the endless sequence; shapes as in `Clip`, on the generator's device."""
+        return self.clips(range(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def clips(self, numbers: Sequence[int]) -> Clip:
+        """The clips with these numbers (each >= 0); a clip is the same whatever it is drawn together with."""
+        if not numbers or min(numbers) < 0:
+            raise ValueError(f"numbers of clips: expected one or more, each at least 0, got {list(numbers)}")
         # A CPU is fastest when a clip's arrays stay in its cache, a GPU when one launch serves the whole batch.
-        at_once = 1 if self.device.type == "cpu" else self.batch_size
+        at_once = 1 if self.device.type == "cpu" else len(numbers)
         parts = []
-        for start in range(0, self.batch_size, at_once):
-            some = slice(start, start + at_once)
-            part = render(scenes[some], self._banks, self.settings.height, self.settings.width, self.limit_px)
+        for start in range(0, len(numbers), at_once):
+            some = numbers[start : start + at_once]
+            draws = [np.random.default_rng([self.seed, number]) for number in some]
+            scenes = [draw_scene(rng, self.settings) for rng in draws]
+            part = render(scenes, self._banks, self.settings.height, self.settings.width, self.limit_px)
             if self.photometric:
-                part.images = expose(part.images, exposures[some], noise)
+                exposed = []
+                for i, (number, rng) in enumerate(zip(some, draws, strict=True)):
+                    noise_seed = int(np.random.default_rng([self.seed, number]).integers(2**62))
+                    noise = torch.Generator(self.device).manual_seed(noise_seed)
+                    exposed.append(expose(part.images[i : i + 1], [draw_exposure(rng, self.settings.frames)], noise))
+                part.images = torch.cat(exposed)
             parts.append(part)
         return Clip(
             images=torch.cat([part.images for part in parts]), flow=torch.cat([part.flow for part in parts]),
