@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow model: encoders, correlation, update operator, upsampling, sizes and weights. Knows images, not time."""
+"""The flow model: encoders, correlation, update operators, upsampling, sizes and weights. Knows images, not time."""
 
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow, FlowProblem, Prediction, update_px, usable_levels
 from deq_flow_ros.model.encoders import Encoding
-from deq_flow_ros.model.update import Gates
+from deq_flow_ros.model.layout import WeightsError
+from deq_flow_ros.model.operators import UPDATE_OPERATORS, Prepared, UpdateOperator, register_update_operator
 from deq_flow_ros.model.upsampling import FACTOR, crop, pad_to_multiple, rescale
-from deq_flow_ros.model.weights import WeightsError, available_models, load_model, save_model
+from deq_flow_ros.model.weights import available_models, load_model, save_model
 
 __all__ = [
     "FACTOR",
     "SIZES",
+    "UPDATE_OPERATORS",
     "Architecture",
     "DEQFlow",
     "Encoding",
     "FlowProblem",
-    "Gates",
     "Prediction",
+    "Prepared",
+    "UpdateOperator",
     "WeightsError",
     "available_models",
     "crop",
     "load_model",
     "pad_to_multiple",
+    "register_update_operator",
     "rescale",
     "save_model",
     "update_px",

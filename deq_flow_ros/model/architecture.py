@@ -13,6 +13,8 @@ class Architecture:
 
     :ivar encoder: "separate" (released layout, two encoders) or "shared" (one trunk, ``nano``).
     :ivar motion_widths: correlation 1x1, correlation 3x3, flow 7x7, flow 3x3.
+    :ivar update: name of the update operator, see ``deq_flow_ros.model.operators``.
+    :ivar weight_norm: whether the convolutions of the update operator are weight-normalised.
     """
 
     encoder: str
@@ -23,6 +25,8 @@ class Architecture:
     mask_dim: int = 256
     correlation_levels: int = 4
     correlation_radius: int = 4
+    update: str = "raft"
+    weight_norm: bool = False
 
     @property
     def context_dim(self) -> int:
@@ -45,7 +49,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """From what ``to_dict`` gave.
+        """From what ``to_dict`` gave, now or before there were all of today's fields.
 
         :raises TypeError: for unknown or missing fields.
         """
@@ -53,10 +57,19 @@ class Architecture:
         return cls(**{**values, "motion_widths": widths})
 
 
-# `nano` is this project's own; the others are the released ones.
+def _released(hidden: int, feature_dim: int = 256) -> Architecture:
+    """The released sizes differ in nothing but the width of the hidden state, and ``tiny`` in its features."""
+    return Architecture(
+        "separate", feature_dim, hidden, (2 * hidden, 3 * hidden // 2, hidden, hidden // 2), flow_head_dim=2 * hidden
+    )
+
+
+# `nano` is this project's own; the others are those of the method's authors.
 SIZES: dict[str, Architecture] = {
     "nano": Architecture("shared", 96, 64, (64, 48, 32, 16), 64, mask_dim=96, correlation_radius=3),
-    "tiny": Architecture("separate", 64, 32, (64, 48, 32, 16), 64),
-    "base": Architecture("separate", 256, 128, (256, 192, 128, 64), 256),
-    "large": Architecture("separate", 256, 192, (384, 288, 192, 96), 384),
+    "tiny": _released(32, feature_dim=64),
+    "base": _released(128),
+    "large": _released(192),
+    "huge": _released(256),
+    "gigantic": _released(384),
 }

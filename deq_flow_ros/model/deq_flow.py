@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_flow_ros.equilibrium import Solution, State, StopReason, make_solver, solve
-from deq_flow_ros.equilibrium.solvers import Solver
+from deq_flow_ros.equilibrium import Solution, Solver, State, StopReason, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder
-from deq_flow_ros.model.update import Gates, UpdateOperator
+from deq_flow_ros.model.operators import Prepared, make_update_operator
 from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
+from deq_flow_ros.model.weight_norm import fold_weight_norm
 
 MIN_SIDE = 16
 MIN_COARSE_SIDE = 64
@@ -54,25 +53,26 @@ class FlowProblem:
     """``f(hidden, flow) -> (hidden, flow)`` for one pair of encoded images; its fixed point is the flow."""
 
     def __init__(
-        self, model: DEQFlow, encoding1: Encoding, encoding2: Encoding, gates: list[Gates] | None = None
+        self, model: DEQFlow, encoding1: Encoding, encoding2: Encoding, prepared: Prepared | None = None
     ) -> None:
         a = model.architecture
         self._update = model.update_block
         self.correlation = CorrelationPyramid(
             encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius
         )
-        self._gates = model.prepare(encoding1) if gates is None else gates
+        self._prepared = model.prepare(encoding1) if prepared is None else prepared
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         correlation = self.correlation.lookup(flow).to(hidden.dtype)
-        return self._update(hidden, flow, correlation, self._gates)
+        return self._update(hidden, flow, correlation, self._prepared)
 
 
 class DEQFlow(nn.Module):
-    """Deep equilibrium optical flow (arXiv 2204.08442) with a RAFT-style update operator.
+    """Deep equilibrium optical flow (arXiv 2204.08442).
 
-    :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``.
-    :raises ValueError: for an unknown name.
+    :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``. Another update operator, or weight
+        normalisation, on a size: ``dataclasses.replace(SIZES["base"], update="gma", weight_norm=True)``.
+    :raises ValueError: for an unknown size, encoder or update operator.
     """
 
     def __init__(self, architecture: str | Architecture = "nano") -> None:
@@ -86,9 +86,7 @@ class DEQFlow(nn.Module):
         if a.encoder not in encoders:
             raise ValueError(f"unknown encoder {a.encoder!r}; expected one of {', '.join(encoders)}")
         self.encoder = encoders[a.encoder](a.feature_dim, a.context_dim)
-        self.update_block = UpdateOperator(
-            a.correlation_dim, a.hidden_dim, a.context_dim, a.motion_widths, a.motion_dim, a.flow_head_dim
-        )
+        self.update_block = make_update_operator(a)
         self.mask = nn.Sequential(
             nn.Conv2d(a.hidden_dim, a.mask_dim, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -101,6 +99,13 @@ class DEQFlow(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    def fold_weight_norm(self) -> DEQFlow:
+        """Multiply out the weight normalisation, if there is any: the same function, faster. In place; returns self."""
+        if self.architecture.weight_norm:
+            fold_weight_norm(self.get_submodule("update_block"))
+            self.architecture = replace(self.architecture, weight_norm=False)
+        return self
+
     def encode(self, image: Tensor) -> Encoding:
         """Everything that one image contributes to any pair it is part of.
 
@@ -109,16 +114,16 @@ class DEQFlow(nn.Module):
         image = (2 * (image / 255) - 1).contiguous(memory_format=torch.channels_last)
         return self.encoder(image)
 
-    def prepare(self, encoding1: Encoding) -> list[Gates]:
+    def prepare(self, encoding1: Encoding) -> Prepared:
         """The part of ``problem`` that needs only the image whose pixels the flow lives on."""
-        return self.update_block.gru.prepare(encoding1.context)
+        return self.update_block.prepare(encoding1.context)
 
-    def problem(self, encoding1: Encoding, encoding2: Encoding, gates: list[Gates] | None = None) -> FlowProblem:
+    def problem(self, encoding1: Encoding, encoding2: Encoding, prepared: Prepared | None = None) -> FlowProblem:
         """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1.
 
-        :param gates: ``prepare(encoding1)``, if it was done ahead.
+        :param prepared: ``prepare(encoding1)``, if it was done ahead.
         """
-        return FlowProblem(self, encoding1, encoding2, gates)
+        return FlowProblem(self, encoding1, encoding2, prepared)
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start: hidden state and flow zero."""
@@ -136,7 +141,7 @@ class DEQFlow(nn.Module):
         image2: Tensor,
         levels: int,
         iterations: int,
-        solver: str | Callable[[], Solver] = "picard",
+        solver: str | Solver = "picard",
     ) -> State | None:
         """A start for a cold pair: the states of smaller versions of it, each the start of the next larger.
 
@@ -158,9 +163,7 @@ class DEQFlow(nn.Module):
                 state = self.initial_state(encoding1)
             else:
                 state = rescale(state, encoding1.context.shape[-2:], above >> level)
-            state = solve(
-                self.problem(encoding1, encoding2), state, solver=make_solver(solver), max_iterations=iterations
-            ).state
+            state = solve(self.problem(encoding1, encoding2), state, solver=solver, max_iterations=iterations).state
             above = 1 << level
         return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
 
@@ -182,7 +185,7 @@ class DEQFlow(nn.Module):
         image1: Tensor,
         image2: Tensor,
         max_iterations: int = 12,
-        solver: str | Callable[[], Solver] = "picard",
+        solver: str | Solver = "picard",
         tolerance_px: float | None = None,
         state: State | None = None,
         coarse_levels: int = 0,
@@ -192,7 +195,7 @@ class DEQFlow(nn.Module):
         :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16.
         :param image2: as ``image1``.
         :param max_iterations: evaluations of the update operator at most.
-        :param solver: a name, or what makes a fresh solver: each resolution has one of its own.
+        :param solver: a name, or a solver with settings of its own, such as ``Anderson(window=3)``.
         :param tolerance_px: stop a sample when the RMS update of its flow is at or below this; None never does.
         :param state: start, as in ``Prediction.state`` of images of the same size; None starts cold.
         :param coarse_levels: for a cold start, solve at this many smaller resolutions first, see ``coarse_start``;
@@ -220,7 +223,7 @@ class DEQFlow(nn.Module):
         solution = solve(
             self.problem(encoding1, encoding2),
             start,
-            solver=make_solver(solver),
+            solver=solver,
             max_iterations=max_iterations,
             tolerance=tolerance_px,
             measure=update_px,

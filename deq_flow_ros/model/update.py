@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The update operator: one step of the fixed-point iteration, (hidden, flow) -> (hidden, flow).
+"""The RAFT-style update operator: one step of the fixed-point iteration, (hidden, flow) -> (hidden, flow).
 
 Modules and attributes carry the names of the released checkpoints' keys (``convz1``, ``convc1``, ...).
 """
@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model.architecture import Architecture
 
 
 class MotionEncoder(nn.Module):
@@ -42,7 +45,10 @@ class Gates(NamedTuple):
 
 
 class SeparableConvGRU(nn.Module):
-    """Convolutional GRU, 1x5 then 5x1 (RAFT, arXiv 2003.12039, section 3.3)."""
+    """Convolutional GRU, 1x5 then 5x1 (RAFT, arXiv 2003.12039, section 3.3).
+
+    :param motion_dim: channels of everything that changes in each iteration beside the hidden state.
+    """
 
     def __init__(self, hidden_dim: int, context_dim: int, motion_dim: int) -> None:
         super().__init__()
@@ -93,24 +99,19 @@ class FlowHead(nn.Module):
         return self.conv2(F.relu(self.conv1(hidden)))
 
 
-class UpdateOperator(nn.Module):
-    """Motion encoder, GRU and flow head."""
+class RaftUpdate(nn.Module):
+    """Motion encoder, GRU and flow head (RAFT, arXiv 2003.12039, section 3.3)."""
 
-    def __init__(
-        self,
-        correlation_dim: int,
-        hidden_dim: int,
-        context_dim: int,
-        motion_widths: tuple[int, int, int, int],
-        motion_dim: int,
-        flow_head_dim: int,
-    ) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.encoder = MotionEncoder(correlation_dim, motion_widths, motion_dim)
-        self.gru = SeparableConvGRU(hidden_dim, context_dim, motion_dim)
-        self.flow_head = FlowHead(hidden_dim, flow_head_dim)
+        a = architecture
+        self.encoder = MotionEncoder(a.correlation_dim, a.motion_widths, a.motion_dim)
+        self.gru = SeparableConvGRU(a.hidden_dim, a.context_dim, a.motion_dim)
+        self.flow_head = FlowHead(a.hidden_dim, a.flow_head_dim)
 
-    def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, gates: list[Gates]) -> tuple[Tensor, Tensor]:
-        motion = self.encoder(correlation, flow)
-        hidden = self.gru(hidden, motion, gates)
+    def prepare(self, context: Tensor) -> list[Gates]:
+        return self.gru.prepare(context)
+
+    def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: list[Gates]) -> State:
+        hidden = self.gru(hidden, self.encoder(correlation, flow), prepared)
         return hidden, flow + self.flow_head(hidden)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on disk: what ships with the package, this project's files, and the released key layout."""
+"""Weights on disk: what ships with the package, this project's files, and checkpoints in the released layout."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from torch import Tensor
 
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
+from deq_flow_ros.model.layout import WeightsError, check_layout
+from deq_flow_ros.model.released import from_released, to_released
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
-
-
-class WeightsError(ValueError):
-    """A weights file that cannot be used, and why."""
 
 
 def available_models() -> list[str]:
@@ -31,12 +29,14 @@ def available_models() -> list[str]:
     return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
 
 
-def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> DEQFlow:
+def load_model(name_or_path: str | Path, device: str | torch.device = "cpu", *, fold: bool = True) -> DEQFlow:
     """A model ready for inference.
 
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
-        in the released key layout (``.pth``), whose size is read off its shapes.
+        in the released key layout (``.pth``), whose architecture is read off its keys and shapes.
     :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
+    :param fold: multiply out weight normalisation, which makes each iteration cheaper; False keeps it, to train on
+        (after ``model.train().requires_grad_(True)``) or to export.
     :raises FileNotFoundError: if there is no such name or file.
     :raises WeightsError: for a file that is truncated, foreign, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
@@ -59,8 +59,14 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
         architecture, tensors = _read_safetensors(path)
     else:
         architecture, tensors = from_released(_read_pickle(path), path)
-    model = DEQFlow(architecture)
-    _load_exactly(model, tensors, path)
+    try:
+        model = DEQFlow(architecture)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path} describes a model that cannot be made here: {error}") from error
+    check_layout(model.state_dict(), tensors, path)
+    model.load_state_dict(tensors)
+    if fold:
+        model.fold_weight_norm()
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -86,6 +92,15 @@ def save_model(model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | N
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def save_released(model: DEQFlow, path: str | Path) -> None:
+    """Write a checkpoint in the released key layout; the old file stays whole until the new one is.
+
+    :raises ValueError: for a model that the layout cannot hold.
+    """
+    tensors = to_released(model)
+    replace_file(Path(path), lambda temporary: torch.save(tensors, temporary))
 
 
 def replace_file(path: Path, write: Callable[[str], None]) -> None:
@@ -136,63 +151,3 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         kind = f"a mapping with {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content)
         raise WeightsError(f"{path} must hold a mapping of names to tensors in the released layout, it holds {kind}")
     return dict(content)
-
-
-def from_released(
-    state_dict: Mapping[str, Tensor], path: str | Path = "checkpoint"
-) -> tuple[Architecture, dict[str, Tensor]]:
-    """Architecture and tensors of this project's model out of the released key layout.
-
-    ``module.`` prefixes are dropped and weight normalisation (magnitude ``_g``, direction ``_v``) is folded away.
-
-    :param path: named in errors.
-    :raises WeightsError: if the layout is another one.
-    """
-    tensors = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
-    for name in [n for n in tensors if n.endswith(".weight_g")]:
-        base = name.removesuffix("_g")
-        if base + "_v" not in tensors:
-            raise WeightsError(f"{path}: {name} has no {base}_v beside it")
-        magnitude, direction = tensors.pop(name), tensors.pop(base + "_v")
-        norm = direction.flatten(1).norm(dim=1).view(-1, *([1] * (direction.dim() - 1)))
-        tensors[base] = direction * (magnitude / norm)
-    try:
-        widths = tuple(
-            tensors[f"update_block.encoder.{conv}.weight"].shape[0] for conv in ("convc1", "convc2", "convf1", "convf2")
-        )
-        architecture = Architecture(
-            encoder="separate",
-            feature_dim=tensors["fnet.conv2.weight"].shape[0],
-            hidden_dim=tensors["update_block.gru.convz1.weight"].shape[0],
-            motion_widths=(widths[0], widths[1], widths[2], widths[3]),
-            flow_head_dim=tensors["update_block.flow_head.conv1.weight"].shape[0],
-            mask_dim=tensors["mask.0.weight"].shape[0],
-        )
-    except KeyError as error:
-        raise WeightsError(
-            f"{path} is not a checkpoint in the released layout: it has no {error.args[0]!r}; it holds {len(tensors)} "
-            f"tensors, the first {sorted(tensors)[:3]}"
-        ) from error
-    renamed = {}
-    for name, tensor in tensors.items():
-        if ".norm3." in name:
-            continue  # the same parameters as `downsample.1`, under a second name
-        renamed[f"encoder.{name}" if name.startswith(("fnet.", "cnet.")) else name] = tensor
-    return architecture, renamed
-
-
-def _load_exactly(model: DEQFlow, tensors: Mapping[str, Tensor], path: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = [f"missing: {name}" for name in expected if name not in got]
-    problems += [f"unexpected: {name}" for name in got if name not in expected]
-    problems += [
-        f"wrong shape: {name} is {got[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in got and got[name] != shape
-    ]
-    if problems:
-        listed = "\n  ".join(problems[:12])
-        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise WeightsError(f"{path} does not fit its architecture:\n  {listed}{more}")
-    model.load_state_dict(dict(tensors))

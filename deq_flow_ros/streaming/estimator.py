@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from deq_flow_ros.equilibrium import Solution, State, solve
-from deq_flow_ros.model import DEQFlow, Encoding, Gates, crop, pad_to_multiple, rescale, update_px, usable_levels
+from deq_flow_ros.model import DEQFlow, Encoding, Prepared, crop, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.scene_cut import Thumbnail
@@ -90,7 +90,7 @@ class _Start:
     """Where the next solve starts, and what was made ready for it."""
 
     state: State | None
-    gates: list[Gates] | None
+    prepared: Prepared | None
 
 
 class FlowEstimator:
@@ -265,8 +265,8 @@ class FlowEstimator:
     def _prepare(self, previous: _Frame) -> None:
         state = None if self._state is None else carry(self._state, self.direction)
         # Forward flow lives on the last frame's pixels, whose context is known; backward flow on those of the next.
-        gates = self.model.prepare(previous.encoding) if self.direction == "forward" else None
-        self._start = _Start(state, gates)
+        prepared = self.model.prepare(previous.encoding) if self.direction == "forward" else None
+        self._start = _Start(state, prepared)
 
     def _solve(
         self, previous: _Frame, current: _Frame, arrival_ns: int, deadline_ns: int | None, clock: StageClock
@@ -275,7 +275,7 @@ class FlowEstimator:
         assert self._start is not None
         warm = self._start.state is not None
         with clock.stage("correlate"):
-            problem = self.model.problem(first.encoding, second.encoding, self._start.gates)
+            problem = self.model.problem(first.encoding, second.encoding, self._start.prepared)
         scale = current.scale
         if deadline_ns is not None and self.latency_budget_ms is not None:
             deadline_ns -= round(1e6 * RESERVE * self.latency_budget_ms)

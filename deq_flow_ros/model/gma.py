@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update operator with global motion aggregation (GMA, arXiv 2104.02409).
+
+Where a pixel cannot be matched, because it is hidden in the other image, its motion is likely that of pixels that look
+alike. So the motion features of all positions are summed, weighted by how much their contexts are alike.
+
+Modules and attributes carry the names of the released checkpoints' keys (``to_v``, ``gamma``, ...).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model.architecture import Architecture
+from deq_flow_ros.model.update import FlowHead, Gates, MotionEncoder, SeparableConvGRU
+
+
+class Attention(nn.Module):
+    """How much each position attends to each other, from the context alone (section 3.2, one head)."""
+
+    # Used once per pair, outside the iterated function whose weights are to be normalised (and so in the release).
+    weight_norm = False
+
+    def __init__(self, context_dim: int) -> None:
+        super().__init__()
+        self.scale = context_dim**-0.5
+        self.to_qk = nn.Conv2d(context_dim, 2 * context_dim, 1, bias=False)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, H * W, H * W), whose rows sum to 1."""
+        query, key = self.to_qk(context).flatten(2).chunk(2, 1)
+        attention = torch.bmm(self.scale * query.transpose(1, 2), key).softmax(2)
+        # Under autocast the softmax is float32; it is used in every iteration, so it is cast once, here.
+        return attention.to(query.dtype)
+
+
+class Aggregate(nn.Module):
+    """``motion + gamma * attention @ value(motion)``; ``gamma`` is learnt, from zero on."""
+
+    def __init__(self, motion_dim: int) -> None:
+        super().__init__()
+        self.to_v = nn.Conv2d(motion_dim, motion_dim, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, motion: Tensor, attention: Tensor) -> Tensor:
+        value = self.to_v(motion).flatten(2).transpose(1, 2)
+        # (B, H * W, C) viewed as (B, C, H, W) is channels_last, as everything around it.
+        aggregated = torch.bmm(attention, value).transpose(1, 2).view(motion.shape)
+        return motion + self.gamma * aggregated
+
+
+class PreparedGma(NamedTuple):
+    """What ``GmaUpdate`` needs of the context."""
+
+    gates: list[Gates]
+    attention: Tensor
+
+
+class GmaUpdate(nn.Module):
+    """``RaftUpdate``, whose GRU sees the aggregated motion features as well.
+
+    The attention of a pair takes (H / 8 * W / 8)**2 numbers per image: 92 MB in float32 for 640x480 px.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        a = architecture
+        self.encoder = MotionEncoder(a.correlation_dim, a.motion_widths, a.motion_dim)
+        self.attention = Attention(a.context_dim)
+        self.gma = Aggregate(a.motion_dim)
+        self.gru = SeparableConvGRU(a.hidden_dim, a.context_dim, 2 * a.motion_dim)
+        self.flow_head = FlowHead(a.hidden_dim, a.flow_head_dim)
+
+    def prepare(self, context: Tensor) -> PreparedGma:
+        return PreparedGma(self.gru.prepare(context), self.attention(context))
+
+    def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: PreparedGma) -> State:
+        motion = self.encoder(correlation, flow)
+        motion = torch.cat((motion, self.gma(motion, prepared.attention)), 1)
+        hidden = self.gru(hidden, motion, prepared.gates)
+        return hidden, flow + self.flow_head(hidden)

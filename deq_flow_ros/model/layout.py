@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors that a file holds against those that a model has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used, and why."""
+
+
+def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that are not exactly those expected.
+
+    :param path: named in the error.
+    :raises WeightsError: naming what is missing, unexpected, of the wrong shape or kind.
+    """
+    problems = [f"missing: {name}" for name in expected if name not in got]
+    problems += [f"unexpected: {name}" for name in got if name not in expected]
+    for name in (name for name in expected if name in got):
+        shape, like = tuple(got[name].shape), tuple(expected[name].shape)
+        if shape != like:
+            problems.append(f"wrong shape: {name} is {shape}, expected {like}")
+        elif got[name].is_floating_point() != expected[name].is_floating_point():
+            problems.append(f"wrong type: {name} is {got[name].dtype}, expected {expected[name].dtype}")
+    if problems:
+        listed = "\n  ".join(problems[:12])
+        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise WeightsError(f"{path} does not fit its architecture:\n  {listed}{more}")

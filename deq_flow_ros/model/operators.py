@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update operator is, and which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model.architecture import Architecture
+from deq_flow_ros.model.gma import GmaUpdate
+from deq_flow_ros.model.update import RaftUpdate
+from deq_flow_ros.model.weight_norm import add_weight_norm
+
+# Whatever an operator makes of the context. Nobody else looks inside.
+Prepared = Any
+
+
+class UpdateOperator(Protocol):
+    """One step of the fixed-point iteration; an ``nn.Module`` besides, made from an ``Architecture``.
+
+    All maps are at 1/8 of the resolution, (B, C, H, W); ``a`` is the architecture.
+    """
+
+    def prepare(self, context: Tensor) -> Prepared:
+        """All work that does not change from one iteration to the next: done once per pair, perhaps ahead of it.
+
+        :param context: (B, a.context_dim, H, W), of the image whose pixels the flow lives on.
+        """
+
+    def __call__(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: Prepared) -> State:
+        """The next hidden state and flow.
+
+        Called at the same point, it must return the same: no memory from call to call, else there is no fixed point.
+
+        :param hidden: (B, a.hidden_dim, H, W).
+        :param flow: (B, 2, H, W) float32, x before y, in cells of 8 px.
+        :param correlation: (B, a.correlation_dim, H, W), looked up around ``flow``.
+        :param prepared: what ``prepare`` returned.
+        :returns: of the shapes of ``hidden`` and ``flow``.
+        """
+
+
+Factory = Callable[[Architecture], UpdateOperator]
+AnyFactory = TypeVar("AnyFactory", bound=Factory)
+
+UPDATE_OPERATORS: dict[str, Factory] = {"raft": RaftUpdate, "gma": GmaUpdate}
+
+
+def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
+    """Class decorator: make an update operator known as ``Architecture.update``.
+
+    It has to run before a model with that operator is made or loaded.
+
+    :raises ValueError: if the name is taken.
+    """
+    if name in UPDATE_OPERATORS:
+        raise ValueError(f"there is an update operator {name!r} already: {UPDATE_OPERATORS[name]!r}")
+
+    def register(factory: AnyFactory) -> AnyFactory:
+        UPDATE_OPERATORS[name] = factory
+        return factory
+
+    return register
+
+
+def make_update_operator(architecture: Architecture) -> UpdateOperator:
+    """The operator that an architecture names, weight-normalised if it says so.
+
+    :raises ValueError: for a name that is not registered.
+    :raises TypeError: for an operator that is no ``nn.Module``.
+    """
+    if architecture.update not in UPDATE_OPERATORS:
+        raise ValueError(
+            f"unknown update operator {architecture.update!r}; expected one of {', '.join(UPDATE_OPERATORS)}. "
+            "If it is one of your own, import the module that registers it first"
+        )
+    operator = UPDATE_OPERATORS[architecture.update](architecture)
+    if not isinstance(operator, nn.Module):
+        raise TypeError(f"update operator {architecture.update!r} must be a torch.nn.Module, got {type(operator)}")
+    if architecture.weight_norm:
+        add_weight_norm(operator)
+    return operator

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key layout of the checkpoints that the method's authors released, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deq_flow_ros.model.architecture import Architecture
+from deq_flow_ros.model.deq_flow import DEQFlow
+from deq_flow_ros.model.layout import WeightsError, check_layout
+from deq_flow_ros.model.weight_norm import DIRECTION, MAGNITUDE
+
+# Left over from training on several GPUs; all released checkpoints have it.
+PREFIX = "module."
+
+
+def from_released(
+    state_dict: Mapping[str, Tensor], path: str | Path = "checkpoint"
+) -> tuple[Architecture, dict[str, Tensor]]:
+    """Architecture and tensors of this project's model out of the released key layout.
+
+    Size, flow-head width, update operator and weight normalisation are read off keys and shapes. The tensors are those
+    given, weight normalisation is kept. Where one tensor has two names, ``norm3`` and ``downsample.1``, the second is
+    taken.
+
+    :param path: named in errors.
+    :raises WeightsError: if the layout is another one, naming what is missing, unexpected or of the wrong shape.
+    """
+    tensors = dict(state_dict)
+    if all(name.startswith(PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    architecture = _read_architecture(tensors, path)
+    with torch.device("meta"):  # shapes only
+        expected = DEQFlow(architecture).state_dict()
+    own_names = {released: own for own in expected for released in _released_names(own)}
+    check_layout({released: expected[own] for released, own in own_names.items()}, tensors, path)
+    return architecture, {own: tensors[_released_names(own)[-1]] for own in expected}
+
+
+def to_released(model: DEQFlow) -> dict[str, Tensor]:
+    """The model's tensors in the released key layout; ``from_released`` is the inverse.
+
+    :raises ValueError: for an architecture that this layout cannot express, saying why.
+    """
+    a = model.architecture
+    problems = []
+    if a.encoder != "separate":
+        problems.append(f"it has two encoders, this model one of kind {a.encoder!r}")
+    if a.update not in ("raft", "gma"):
+        problems.append(f"its update operator is 'raft' or 'gma', this model's is {a.update!r}")
+    if (a.correlation_levels, a.correlation_radius) != (4, 4):
+        problems.append(
+            "it has 4 levels of correlation with radius 4, this model "
+            f"{a.correlation_levels} with radius {a.correlation_radius}"
+        )
+    if problems:
+        raise ValueError(f"the released layout cannot hold this model: {'; '.join(problems)}")
+    return {
+        PREFIX + released: tensor.detach().cpu().contiguous().clone()
+        for own, tensor in model.state_dict().items()
+        for released in _released_names(own)
+    }
+
+
+def _released_names(own: str) -> list[str]:
+    """The names that a tensor of ``DEQFlow.state_dict()`` has in the released layout."""
+    name = own.removeprefix("encoder.").replace("update_block.attention.", "attn.")
+    name = name.replace(MAGNITUDE, "weight_g").replace(DIRECTION, "weight_v")
+    if ".downsample.1." in name:
+        return [name.replace(".downsample.1.", ".norm3."), name]
+    return [name]
+
+
+def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Architecture:
+    weight_norm = _has_weight_norm(tensors, path)
+    kernel = "weight_v" if weight_norm else "weight"
+
+    def channels(name: str, dimension: int = 0) -> int:
+        if name not in tensors:
+            raise WeightsError(
+                f"{path} is not a checkpoint in the released layout: it has no {name!r}; it holds {len(tensors)} "
+                f"tensors, the first {sorted(tensors)[:3]}"
+            )
+        if tensors[name].dim() != 4:
+            raise WeightsError(f"{path}: wrong shape: {name} is {tuple(tensors[name].shape)}, expected 4 dimensions")
+        return tensors[name].shape[dimension]
+
+    c1, c2, f1, f2 = (
+        channels(f"update_block.encoder.{conv}.{kernel}") for conv in ("convc1", "convc2", "convf1", "convf2")
+    )
+    hidden, inputs = (channels(f"update_block.gru.convz1.{kernel}", dimension) for dimension in (0, 1))
+    # The GRU sees hidden state, context and motion features, each as wide as the first, and with global motion
+    # aggregation the aggregated ones. Keys alone could be strays.
+    operators = {3 * hidden: "raft", 4 * hidden: "gma"}
+    if inputs not in operators:
+        raise WeightsError(
+            f"{path}: wrong shape: update_block.gru.convz1.{kernel} takes {inputs} channels, expected {3 * hidden} "
+            f"(or {4 * hidden} with global motion aggregation) for a hidden state of {hidden}"
+        )
+    return Architecture(
+        encoder="separate",
+        feature_dim=channels("fnet.conv2.weight"),
+        hidden_dim=hidden,
+        motion_widths=(c1, c2, f1, f2),
+        flow_head_dim=channels(f"update_block.flow_head.conv1.{kernel}"),
+        mask_dim=channels("mask.0.weight"),
+        update=operators[inputs],
+        weight_norm=weight_norm,
+    )
+
+
+def _has_weight_norm(tensors: Mapping[str, Tensor], path: str | Path) -> bool:
+    """Whether the convolutions of the update block are weight-normalised: all of them or none."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(tensors):
+        convolution, _, kind = name.rpartition(".")
+        if convolution.startswith("update_block.") and kind in ("weight", "weight_g", "weight_v"):
+            found.setdefault(convolution, []).append(kind)
+    plain = [convolution for convolution, kinds in found.items() if kinds == ["weight"]]
+    normalised = [convolution for convolution, kinds in found.items() if kinds == ["weight_g", "weight_v"]]
+    unclear = [
+        f"{convolution} has {' and '.join(kinds)}"
+        for convolution, kinds in found.items()
+        if convolution not in plain + normalised
+    ]
+    if unclear:
+        raise WeightsError(
+            f"{path}: each convolution must have weight alone, or weight_g and weight_v: {'; '.join(unclear)}"
+        )
+    if plain and normalised:
+        raise WeightsError(
+            f"{path}: weight normalisation must be on all convolutions of the update block or on none; with it: "
+            f"{', '.join(normalised)}; without: {', '.join(plain)}"
+        )
+    return bool(normalised)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights into another file format, without changing a number.
+
+    python -m training.export WEIGHTS --to released --out model.pth
+    python -m training.export WEIGHTS --to safetensors --out model.safetensors
+
+``released`` is the key layout of the method's authors, for programs that read it; sizes with two encoders only, so not
+``nano``. ``safetensors`` is this project's format. Weight normalisation is kept in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from deq_flow_ros.model import DEQFlow, load_model, save_model
+from deq_flow_ros.model.weights import save_released
+
+# Format: how to write it, and the endings by which `load_model` knows it.
+FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], None], tuple[str, ...]]] = {
+    "released": (save_released, (".pth", ".pt")),
+    "safetensors": (save_model, (".safetensors",)),
+}
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; an ending of ``--out`` that belongs to another format is refused."""
+    parser = argparse.ArgumentParser(prog="python -m training.export", description="weights into another file format")
+    parser.add_argument("weights", help="a model that ships, a .safetensors file, or a released checkpoint")
+    parser.add_argument("--to", required=True, choices=FORMATS)
+    parser.add_argument("--out", required=True, type=Path, help="file to write; one that is there is replaced")
+    options = parser.parse_args(arguments)
+    endings = FORMATS[options.to][1]
+    if options.out.suffix not in endings:
+        parser.error(f"--out for --to {options.to} must end in {' or '.join(endings)}, got {options.out}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export; returns the exit status."""
+    options = parse_arguments(arguments)
+    write = FORMATS[options.to][0]
+    try:
+        model = load_model(options.weights, fold=False)
+        write(model, options.out)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}")
+        return 2
+    a = model.architecture
+    print(
+        f"{options.out}: {a.encoder} encoder, hidden state {a.hidden_dim}, update operator {a.update}, "
+        f"{'with' if a.weight_norm else 'without'} weight normalisation"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
