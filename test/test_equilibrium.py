@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed points of known problems, the reasons for stopping, and gradients, against closed forms."""
+"""The books of a solve: who stopped when and why, and which state is the answer."""
 
 from __future__ import annotations
 
@@ -8,35 +8,7 @@ import time
 import pytest
 import torch
 
-from deq_flow_ros.equilibrium import (
-    Picard,
-    StopReason,
-    correction_weights,
-    phantom_gradient,
-    solve,
-    sparse_correction,
-)
-
-
-def contraction(dim: int = 6, rate: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A (dim, dim) of spectral norm ``rate``, b (3, dim), and the fixed points of z = z A^T + b, in float64."""
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-    a = rate * a / torch.linalg.matrix_norm(a, 2)
-    b = torch.randn(3, dim, generator=generator, dtype=torch.float64)
-    return a, b, torch.linalg.solve(torch.eye(dim, dtype=torch.float64) - a, b.T).T
-
-
-def test_picard_finds_the_fixed_point_of_a_linear_map() -> None:
-    """Why: the one thing a solver is for. Damped iteration must reach the same point."""
-    a, b, expected = contraction()
-    for solver in ("picard", Picard(damping=0.7)):
-        solution = solve(
-            lambda z: (z @ a.T + b,), (torch.zeros_like(b),), solver=solver, max_iterations=100, tolerance=1e-12
-        )
-        torch.testing.assert_close(solution.state[0], expected, atol=1e-8, rtol=0)
-        assert set(solution.stop_reasons) == {StopReason.CONVERGED}
-        assert int(solution.iterations.max()) < 100
+from deq_flow_ros.equilibrium import StopReason, absolute_residual, relative_residual, solve
 
 
 def test_samples_stop_for_themselves() -> None:
@@ -97,6 +69,62 @@ def test_a_sample_that_diverges_keeps_its_last_finite_state() -> None:
     assert float(solution.state[0][0]) == 3.0 and float(solution.state[0][1]) == pytest.approx(2.0, abs=1e-3)
 
 
+def test_growth_is_divergence_long_before_infinity() -> None:
+    """Why: a state a million times too long is no flow; stop there, and hand back one from before."""
+    factors = torch.tensor([[2.0], [0.5]], dtype=torch.float64)
+    start = torch.ones(2, 1, dtype=torch.float64)
+    solution = solve(lambda z: (factors * z,), (start,), max_iterations=100)
+    assert solution.stop_reasons == (StopReason.DIVERGED, StopReason.ITERATIONS)
+    assert int(solution.iterations[0]) == 20 and float(solution.state[0][0]) == 2.0**20
+    unlimited = solve(lambda z: (factors * z,), (start,), max_iterations=100, growth_limit=None)
+    assert StopReason.DIVERGED not in unlimited.stop_reasons
+
+
+class Detour:
+    """A solver that evaluates given points: near the fixed point 0 first, then farther away."""
+
+    keeps_best = True
+
+    def __init__(self, points: tuple[float, ...]) -> None:
+        self.points = points
+
+    def start(self):
+        points = iter(self.points)
+        return lambda z, fz: (torch.full_like(z[0], next(points)),)
+
+
+def test_the_best_state_is_kept_where_the_residual_rises() -> None:
+    """Why: an accelerated solve may be cut off by its deadline at a bad moment."""
+    problem = (lambda z: (0.5 * z,), (torch.full((1, 1), 8.0),))
+    settings = {"solver": Detour((2.0, 6.0, 4.0)), "max_iterations": 4, "measure": absolute_residual, "keep": (3,)}
+    best = solve(*problem, **settings)
+    assert float(best.state[0]) == 1.0 and float(best.previous[0]) == 2.0 and float(best.residual) == 1.0
+    assert int(best.chosen) == 2 and int(best.iterations) == 4
+    assert float(best.trajectory[3][0]) == 3.0, "the trajectory is what was iterated, not what was best"
+    last = solve(*problem, best=False, **settings)
+    assert float(last.state[0]) == 2.0 and float(last.residual) == 2.0 and int(last.chosen) == 4
+
+
+def test_the_trace_holds_the_measure_of_every_iteration() -> None:
+    """Why: convergence is judged, and plotted, by it; a sample that has stopped has no further residual."""
+    rates = torch.tensor([[0.5], [0.9]])
+    solution = solve(
+        lambda z: (rates * z,), (torch.ones(2, 1),), max_iterations=6, tolerance=0.05, measure=absolute_residual
+    )
+    torch.testing.assert_close(solution.trace[:, 1], 0.1 * 0.9 ** torch.arange(6.0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(solution.trace[:5, 0], 0.5 ** torch.arange(1.0, 6.0))
+    assert solution.trace[5:, 0].isnan().all()
+    assert relative_residual((torch.ones(1, 2),), (2 * torch.ones(1, 2),)).item() == 0.5
+
+
+def test_a_solve_under_gradients_is_attached() -> None:
+    """Why: solve runs in the caller's gradient mode; freezing a sample must not cut the others' graph."""
+    weight = torch.tensor([[0.5], [0.1]], requires_grad=True)
+    solution = solve(lambda z: (weight * z + 1,), (torch.zeros(2, 1),), max_iterations=8, tolerance=1e-3)
+    (grad,) = torch.autograd.grad(solution.state[0].sum(), weight)
+    assert (grad > 1).all() and int(solution.iterations[1]) < int(solution.iterations[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -106,6 +134,7 @@ def test_a_sample_that_diverges_keeps_its_last_finite_state() -> None:
         ({"f": lambda z: (z, z)}, "must return 1 tensors"),
         ({"max_iterations": 0}, "at least 1, got 0"),
         ({"tolerance": -1.0}, "positive or None, got -1"),
+        ({"growth_limit": 1.0}, "above 1 or None, got 1"),
         ({"solver": "newton"}, "unknown solver 'newton'"),
     ],
 )
@@ -114,38 +143,3 @@ def test_impossible_requests_are_refused(arguments: dict, message: str) -> None:
     call = {"f": lambda z: (z,), "z0": (torch.zeros(1, 2),), **arguments}
     with pytest.raises(ValueError, match=message):
         solve(call.pop("f"), call.pop("z0"), **call)
-
-
-def test_phantom_gradient_is_the_truncated_neumann_series() -> None:
-    """Why: k steps must give sum_{i<k} (A^T)^i, and approach the implicit gradient (I - A)^-T as k grows."""
-    a, b, expected = contraction()
-    b.requires_grad_(True)
-    eye = torch.eye(a.shape[0], dtype=torch.float64)
-    for steps in (1, 3):
-        (grad,) = torch.autograd.grad(phantom_gradient(lambda z: (z @ a.T + b,), (expected,), steps)[0].sum(), b)
-        series = sum(torch.linalg.matrix_power(a.T, i) for i in range(steps))
-        torch.testing.assert_close(grad, (series @ torch.ones(a.shape[0], dtype=torch.float64)).expand_as(b))
-    (grad,) = torch.autograd.grad(phantom_gradient(lambda z: (z @ a.T + b,), (expected,), 60)[0].sum(), b)
-    implicit = torch.linalg.solve((eye - a).T, torch.ones(a.shape[0], dtype=torch.float64))
-    torch.testing.assert_close(grad, implicit.expand_as(b), rtol=1e-8, atol=1e-8)
-
-
-def test_sparse_correction_returns_the_states_of_one_trajectory() -> None:
-    """Why: a correction must be at the iteration it claims, carry a gradient, and not cost further evaluations."""
-    weight = torch.tensor(0.5, requires_grad=True)
-    calls = []
-
-    def f(z: torch.Tensor) -> tuple[torch.Tensor]:
-        calls.append(z)
-        return (weight * z + 1,)
-
-    states = sparse_correction(f, (torch.zeros(1, 1),), (2, 5), gradient_steps=1)
-    plain = solve(lambda z: (0.5 * z + 1,), (torch.zeros(1, 1),), max_iterations=5, keep=(1, 2, 4, 5)).trajectory
-    assert len(calls) == 5
-    for state, position in zip(states, (2, 5), strict=True):
-        assert torch.equal(state[0], plain[position][0])
-        (grad,) = torch.autograd.grad(state[0].sum(), weight)
-        assert float(grad) == float(plain[position - 1][0])
-    assert correction_weights(3, 0.5) == [0.25, 0.5, 1.0]
-    with pytest.raises(ValueError, match="leave no room for 2 gradient step"):
-        sparse_correction(f, (torch.zeros(1, 1),), (2, 3), gradient_steps=2)

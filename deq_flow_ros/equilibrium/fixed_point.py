@@ -211,7 +211,7 @@ def solve(
 
     device = z[0].device
     books = _Books(z, tolerance, growth_limit, solver.keeps_best if best is None else best)
-    propose = solver.start()
+    propose, fz = solver.start(), z
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     all_done = _Lagged(device)

@@ -78,8 +78,8 @@ def implicit_gradient(
             report(solution)
         elif StopReason.DIVERGED in (reasons := solution.stop_reasons):
             warnings.warn(
-                f"the adjoint equation diverged for {reasons.count(StopReason.DIVERGED)} of {len(reasons)} samples: the "
-                "state is no stable fixed point; solve it further, regularize the Jacobian, or use phantom_gradient",
+                f"the adjoint equation diverged for {reasons.count(StopReason.DIVERGED)} of {len(reasons)} samples: "
+                "the state is no stable fixed point; solve further, regularize the Jacobian, or use phantom_gradient",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -192,7 +192,9 @@ def sparse_correction(
     if not count or any(b <= a for a, b in zip((0, *positions), positions, strict=False)):
         raise ValueError(f"positions must be iteration numbers that increase from 1 on, got {list(positions)}")
     if len(gradients) != count or len(steps) != count:
-        raise ValueError(f"expected {count} gradients and steps, one per position, got {len(gradients)} and {len(steps)}")
+        raise ValueError(
+            f"expected {count} gradients and steps, one per position, got {len(gradients)} and {len(steps)}"
+        )
     if linked and not chained:
         raise ValueError("linked needs a chain of solves: the states of one trajectory are attached independently")
     solver = make_solver(solver)

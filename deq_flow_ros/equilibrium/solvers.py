@@ -157,7 +157,8 @@ class Broyden:
     """Broyden's good method on ``f(z) - z = 0`` with limited memory (Broyden, Math. Comp. 19, 1965).
 
     The inverse Jacobian starts as minus the identity, so that the first step is Picard's, and is corrected by one
-    rank-one term per evaluation. The oldest term goes when there are more than ``memory``.
+    rank-one term per evaluation. When ``memory`` terms are there, all go and it starts anew: each builds on those
+    before it, and without the oldest alone they lead astray.
 
     :param memory: rank-one terms kept, >= 1; each holds two states.
     :param line_search: halve a step that does not make the residual smaller, at most this many times; 0: never. Each
@@ -212,6 +213,8 @@ class _BroydenRun:
 
     def _learn(self, dz: State, dg: State, accepted: Tensor) -> None:
         """Correct the inverse so that it maps the change of the residual to the change of the point."""
+        if len(self._terms) == self._settings.memory:
+            self._terms.clear()
         inverse_dg = tuple(-x for x in dg)
         v = tuple(-x for x in dz)
         for u_i, v_i in self._terms:
@@ -222,8 +225,6 @@ class _BroydenRun:
         usable = accepted & (slope.abs() > 1e-8 * norm(v) * norm(dg)) & (slope != 0)
         factor = torch.where(usable, 1 / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(slope))
         self._terms.append((combine(factor[:, None], [subtract(dz, inverse_dg)]), v))
-        if len(self._terms) > self._settings.memory:
-            self._terms.pop(0)
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {"picard": Picard, "anderson": Anderson, "broyden": Broyden}
