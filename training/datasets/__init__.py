@@ -9,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from .base import FlowDataset, Sample
+from .freiburg import FlyingChairs, FlyingThings3D
+from .kitti import Hd1k, Kitti
+from .middlebury import Middlebury
 from .sintel import Sintel
+from .spring import Spring
+from .tartanair import TartanAir
 
 __all__ = ["DATASETS", "FlowDataset", "Sample", "open_dataset"]
 
 DATASETS: dict[str, Callable[..., FlowDataset]] = {
+    "chairs": FlyingChairs,
+    "things-clean": partial(FlyingThings3D, render_pass="clean"),
+    "things-final": partial(FlyingThings3D, render_pass="final"),
     "sintel-clean": partial(Sintel, render_pass="clean"),
     "sintel-final": partial(Sintel, render_pass="final"),
+    "kitti-2012": partial(Kitti, images="colored_0"),
+    "kitti-2015": partial(Kitti, images="image_2"),
+    "hd1k": Hd1k,
+    "spring": Spring,
+    "tartanair": TartanAir,
+    "middlebury": Middlebury,
 }
 """Name of a data set to what opens it: called with name, root, split and the data set's own options."""
 

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -65,7 +67,7 @@ class FlowDataset(abc.ABC):
     sparse: ClassVar[bool] = False
     """True where the ground truth covers only some pixels: the sparse augmentation is for these."""
 
-    def __init__(self, name: str, root: str | Path, split: str) -> None:
+    def __init__(self, name: str, root: str | Path, split: str = "train") -> None:
         self.name, self.root = name, Path(root)
         self.split = one_of("split", split, self.splits)
         if not self.root.is_dir():
@@ -80,17 +82,14 @@ class FlowDataset(abc.ABC):
     def __getitem__(self, index: int) -> Sample:
         files = self.pairs[index]
         image1, image2 = read_image(files.image1), read_image(files.image2)
+        size = image1.shape[0], image1.shape[1]
+        expect_size(files.image2, image2, size)
+        name = f"{self.name}/{files.name}"
         if files.flow is None:
-            flow, valid, occluded = None, np.zeros(image1.shape[:2], bool), None
-        else:
-            flow, valid, occluded = self._truth(files, files.flow)
-        for path, part in ((files.image2, image2), (files.flow, flow), (files.flow, valid), (files.flow, occluded)):
-            if part is not None and part.shape[:2] != image1.shape[:2]:
-                raise MediaError(
-                    f"{path}: expected the size of {files.image1}, {image1.shape[1]}x{image1.shape[0]}, "
-                    f"got {part.shape[1]}x{part.shape[0]}"
-                )
-        return Sample(f"{self.name}/{files.name}", image1, image2, flow, valid, occluded)
+            return Sample(name, image1, image2, None, np.zeros(size, bool), None)
+        flow, valid, occluded = self._truth(files, files.flow, size)
+        expect_size(files.flow, flow, size)
+        return Sample(name, image1, image2, np.where(valid[:, :, None], flow, np.float32(0)), valid, occluded)
 
     def sequences(self) -> list[list[int]]:
         """Indices of pairs that follow each other: image 2 of one is image 1 of the next."""
@@ -108,11 +107,13 @@ class FlowDataset(abc.ABC):
     def _find(self) -> Iterable[PairFiles]:
         """All pairs of the split, in order of time within a sequence; everything that will be read is there."""
 
-    def _truth(self, files: PairFiles, flow: Path) -> Truth:
-        """Ground truth of a pair; the sizes are checked by the caller."""
+    def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
+        """Ground truth of a pair of images of `size` (H, W); the caller sees to the size of the flow."""
         return *read_flow(flow), None
 
     def _missing(self, path: Path, what: str = "is missing") -> FileNotFoundError:
+        while self.root in path.parents and not path.parent.exists():
+            path = path.parent
         return FileNotFoundError(f"{path} {what}. Data set {self.name} expects below {self.root}: {self.layout}")
 
     def _folder(self, *parts: str) -> Path:
@@ -138,6 +139,14 @@ class FlowDataset(abc.ABC):
             raise self._missing(folder, f"holds no {pattern}")
         return found
 
+    def _successive(self, frames: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+        """Each frame with the next; a number left out is a file that is missing, not a pair with twice the motion."""
+        for frame, following in pairwise(frames):
+            expected = frame.with_name(next_name(frame.name))
+            if following != expected:
+                raise self._missing(expected)
+            yield frame, following
+
     def _require(self, paths: Iterable[Path]) -> None:
         """Check that files exist, by listing each folder once: a question per file takes minutes on a network disk."""
         listings: dict[Path, set[str]] = {}
@@ -157,6 +166,24 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
+def one_or_both(option: str, value: str, allowed: tuple[str, str]) -> tuple[str, ...]:
+    """The chosen ones of two, "both" being allowed as well; ValueError naming the option otherwise."""
+    return allowed if one_of(option, value, (*allowed, "both")) == "both" else (value,)
+
+
+def next_name(name: str) -> str:
+    """The file name whose last number is one higher, with as many digits."""
+    return re.sub(r"\d+(?=\D*$)", lambda number: f"{int(number[0]) + 1:0{len(number[0])}d}", name)
+
+
+def leaves_image(flow: np.ndarray) -> np.ndarray:
+    """(H, W) bool: True where flow (H, W, 2) px points beyond the outer edge of the border pixels."""
+    height, width = flow.shape[:2]
+    y, x = np.mgrid[:height, :width] + flow.transpose(2, 0, 1)[::-1]
+    outside: np.ndarray = (x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)
+    return outside
+
+
 def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted. Raises `MediaError`."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
@@ -165,9 +192,19 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool, True where the picture is not black. Raises `MediaError`."""
+def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool of that size, True where the picture is not black. Raises `MediaError`."""
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None:
         raise MediaError(f"{path} cannot be read as a mask; it is missing, cut short or damaged")
+    expect_size(path, mask, size)
     return mask > 0
+
+
+def expect_size(path: Path, array: np.ndarray, size: tuple[int, int]) -> None:
+    """MediaError, if what was read is not of that size (H, W)."""
+    if array.shape[:2] != size:
+        raise MediaError(
+            f"{path}: expected {size[1]}x{size[0]}, to fit the other files of the pair, got "
+            f"{array.shape[1]}x{array.shape[0]}"
+        )

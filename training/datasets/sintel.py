@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 from deq_flow_ros.media.flow_files import read_flow
 
-from .base import FlowDataset, PairFiles, Truth, read_mask
+from .base import FlowDataset, PairFiles, Truth, expect_size, leaves_image, read_mask
 
 
 class Sintel(FlowDataset):
-    """One pass, clean or final. Invalid pixels are those of the masks `invalid`, occluded ones those of `occlusions`.
+    """One pass, clean or final. Invalid pixels are those of the masks `invalid`.
+
+    Occluded pixels, "unmatched" on the leaderboard, are those of the masks `occlusions` and those that leave the image:
+    the masks alone do not mark these.
 
     :param render_pass: "clean" or "final".
     """
@@ -32,7 +34,7 @@ class Sintel(FlowDataset):
         for scene in self._folders(half, self.render_pass):
             frames = self._files(scene, "frame_*.png")
             pairs = []
-            for image1, image2 in pairwise(frames):
+            for image1, image2 in self._successive(frames):
                 flow = self._beside(image1, "flow", ".flo") if half == "training" else None
                 pairs.append(PairFiles(f"{scene.name}/{image1.stem}", scene.name, image1, image2, flow))
             self._require(files.flow for files in pairs if files.flow)
@@ -44,7 +46,10 @@ class Sintel(FlowDataset):
     def _beside(self, image: Path, kind: str, suffix: str) -> Path:
         return self.root / "training" / kind / image.parent.name / f"{image.stem}{suffix}"
 
-    def _truth(self, files: PairFiles, flow: Path) -> Truth:
+    def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
-        invalid, occluded = (read_mask(self._beside(files.image1, kind, ".png")) for kind in ("invalid", "occlusions"))
-        return vectors, valid & ~invalid, occluded
+        expect_size(flow, vectors, size)
+        invalid, hidden = (
+            read_mask(self._beside(files.image1, kind, ".png"), size) for kind in ("invalid", "occlusions")
+        )
+        return vectors, valid & ~invalid, hidden | leaves_image(vectors)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spring: Mehl et al., "Spring: A High-Resolution High-Detail Dataset and Benchmark for Scene Flow, Optical Flow and
+Stereo", CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from deq_flow_ros.media.flow_files import read_flow
+
+from .base import FlowDataset, PairFiles, Truth, expect_size, one_or_both
+
+
+class Spring(FlowDataset):
+    """Backward pairs are listed from the last frame to the first.
+
+    The ground truth has twice the image's resolution in both directions; its vectors are in pixels of the image. As in
+    the authors' loader, every second vector of every second row is that of an image pixel.
+
+    :param side: camera, "left", "right" or "both".
+    :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
+    """
+
+    layout = (
+        "{train,test}/0001/frame_{left,right}/frame_left_0001.png, "
+        "train/0001/flow_{FW,BW}_{left,right}/flow_FW_left_0001.flo5"
+    )
+
+    def __init__(
+        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "forward"
+    ) -> None:
+        self.sides = one_or_both("side", side, ("left", "right"))
+        self.directions = one_or_both("direction", direction, ("forward", "backward"))
+        super().__init__(name, root, split)
+
+    def _find(self) -> Iterator[PairFiles]:
+        for scene in self._folders(self.split):
+            for side in self.sides:
+                frames = list(self._successive(self._files(scene / f"frame_{side}", f"frame_{side}_*.png")))
+                for direction in self.directions:
+                    yield from self._pairs(scene, side, direction, frames)
+
+    def _pairs(self, scene: Path, side: str, direction: str, frames: list[tuple[Path, Path]]) -> list[PairFiles]:
+        backward = direction == "backward"
+        kind = f"flow_{'BW' if backward else 'FW'}_{side}"
+        pairs = []
+        for first, second in ((b, a) for a, b in reversed(frames)) if backward else frames:
+            file = f"{kind}_{first.stem.rsplit('_', 1)[1]}"
+            flow = scene / kind / f"{file}.flo5" if self.split == "train" else None
+            pairs.append(PairFiles(f"{scene.name}/{kind}/{file}", f"{scene.name}/{kind}", first, second, flow))
+        self._require(files.flow for files in pairs if files.flow)
+        return pairs
+
+    def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
+        vectors, valid = read_flow(flow)
+        expect_size(flow, vectors, (2 * size[0], 2 * size[1]))
+        return vectors[::2, ::2], np.ascontiguousarray(valid[::2, ::2]), None
