@@ -51,6 +51,32 @@ def _heat(values: np.ndarray, top: float) -> np.ndarray:
     return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
 
 
+def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """How wrong a flow is, uint8 RGB: image, true flow, flow, endpoint error, side by side; wide ones in one column.
+
+    `image` (H, W, 3) uint8 RGB, both flows (H, W, 2) px in one colour scale, `valid` (H, W) bool: black where nothing
+    is known. White in the error is its 99th percentile, at least 3 px.
+    """
+    known = np.where(valid[:, :, None], truth, np.nan)
+    error = np.where(valid, np.hypot(*np.moveaxis(flow - truth, 2, 0)), np.nan)
+    if valid.any():
+        max_px = max(1.0, float(np.percentile(np.hypot(*truth[valid].T), 99)))
+        worst_px = max(3.0, float(np.percentile(error[valid], 99)))
+    else:
+        max_px = worst_px = 1.0
+    pictures = [image, flow_to_color(known, max_px), flow_to_color(flow, max_px), _heat(error, worst_px)]
+    axis = 0 if image.shape[1] > 2 * image.shape[0] else 1
+    line = np.full((GAP, image.shape[1], 3) if axis == 0 else (image.shape[0], GAP, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis)
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB picture (H, W, 3) uint8, in the format that its name says. Raises `MediaError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        raise MediaError(f"cannot write {path}")
+
+
 def data_uri(picture: np.ndarray, quality: int = 85) -> str:
     """An RGB picture as a JPEG inside a `data:` address."""
     done, coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])

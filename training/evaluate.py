@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate weights on data sets with ground truth, as their benchmarks do.
+
+``python -m training.evaluate --data sintel-clean=FOLDER kitti-2015=FOLDER [--model NAME_OR_PATH] [--out DIR]``
+
+Every pair starts cold. With ``--sequences``, pairs that follow each other are solved once more from the last pair's
+fixed point, at the same numbers of iterations and, cold and warm, to a tolerance. ``torchrun --nproc_per_node N -m
+training.evaluate ...`` shares the work between processes, on a machine with GPUs one each; the figures stay the same.
+Metrics and the keys of DIR/metrics.json: docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from deq_flow_ros.equilibrium import make_solver
+from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.pictures import error_strip, write_picture
+from deq_flow_ros.model import load_model
+from training.datasets import FlowDataset, open_dataset
+from training.evaluation import (
+    Evaluator,
+    Record,
+    Setting,
+    epe,
+    gather,
+    processes,
+    results,
+    runs,
+    warm_reaches_cold,
+)
+from training.metrics import Column, columns
+from training.pairs import open_pairs, to_array
+
+SPLITS = {"chairs": "val", "things-clean": "test", "things-final": "test"}
+"""The split with public ground truth that the literature evaluates on; "train" where it is not named here."""
+PAIR_COLUMNS = (
+    Column("EPE", "all", "epe_image_mean_px"),
+    Column("1px", "all", "over_1px_percent"),
+    Column("Fl", "all", "fl_percent"),
+)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", nargs="+", type=named_folder, default=[], metavar="NAME=ROOT", help="data sets, see docs/datasets.md")
+    add("--pairs", type=Path, help="list of pairs in JSON, see training/pairs.py; each group is a data set")
+    add("--split", help="split of all data sets (default: the one the literature evaluates on)")
+    add("--model", default="nano", help="name or path of weights (default nano)")
+    add("--iterations", type=int, nargs="+", default=[12, 24], help="numbers to compare (default 12 24)")
+    add("--coarse-levels", type=int, default=0, metavar="N", help="smaller resolutions that cold starts begin with; "
+        "the node takes 2 (default 0)")  # fmt: skip
+    add("--solver", default="picard", help="default picard")
+    add("--sequences", action="store_true", help="also warm, from the fixed point of the pair before")
+    add("--tolerance-px", type=float, default=0.05, help="of the runs to a tolerance in --sequences (default 0.05)")
+    add("--limit", type=int, metavar="N", help="only the first N pairs of each data set")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
+    add("--out", type=Path, metavar="DIR", help="folder for metrics.json and pictures of the worst pairs")
+    add("--worst", type=int, default=5, metavar="N", help="pictures per data set (default 5)")
+    options = parser.parse_args(arguments)
+    if not options.data and not options.pairs:
+        parser.error("nothing to evaluate: give --data NAME=ROOT, or --pairs")
+    names = [name for name, _ in options.data]
+    if len(set(names)) != len(names):
+        parser.error(f"--data: expected each data set once, got {' '.join(names)}")
+    for name, least in (("limit", 1), ("threads", 1), ("worst", 0), ("coarse_levels", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+    if min(options.iterations) < 1:
+        parser.error(f"--iterations: expected numbers from 1, got {options.iterations}")
+    if not options.tolerance_px > 0:
+        parser.error(f"--tolerance-px: expected more than 0, got {options.tolerance_px}")
+    return options
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """NAME=ROOT of the command line."""
+    name, separator, root = text.partition("=")
+    if not (name and separator and root):
+        raise argparse.ArgumentTypeError(f"expected NAME=ROOT, got {text!r}")
+    return name, Path(root)
+
+
+def settings(options: argparse.Namespace) -> list[Setting]:
+    """What to compare: cold at each number of iterations; with sequences also warm, and both to the tolerance."""
+    counts = sorted(set(options.iterations))
+    cold = [Setting(count) for count in counts]
+    if not options.sequences:
+        return cold
+    to_tolerance = [Setting(counts[-1], warm, options.tolerance_px) for warm in (False, True)]
+    return [*cold, *(Setting(count, warm=True) for count in counts), *to_tolerance]
+
+
+def open_all(options: argparse.Namespace) -> dict[str, tuple[FlowDataset, Sequence[Column]]]:
+    """The data sets to evaluate on, by the name they have in the results, and what to print of each."""
+    found: dict[str, tuple[FlowDataset, Sequence[Column]]] = {}
+    for name, root in options.data:
+        split = options.split or SPLITS.get(name, "train")
+        found[name] = open_dataset(name, root, split=split), columns(name)
+    for group in open_pairs(options.pairs) if options.pairs else ():
+        found[f"pairs/{group.name}"] = group, PAIR_COLUMNS
+    return found
+
+
+def evaluate(
+    evaluator: Evaluator, dataset: FlowDataset, shares: Sequence[Sequence[int]], rank: int, world: int, name: str
+) -> list[Record]:
+    """Measure this process's share of the runs, with a progress bar on the first one; the records of all of them."""
+    share = shares[rank::world]
+    bar = tqdm(
+        evaluator.records(dataset, share),
+        total=sum(len(run) for run in share),
+        desc=name,
+        unit="pair",
+        disable=rank > 0,
+        dynamic_ncols=True,
+    )
+    return gather(list(bar))
+
+
+def report(records: list[Record], evaluator: Evaluator) -> dict[str, Any]:
+    """What metrics.json says of a data set."""
+    table = results(records, evaluator.settings)
+    for place, row in enumerate(table):
+        row["pairs_epe_px"] = {record.name: epe(record, place) for record in records}
+    entry: dict[str, Any] = {"pairs": len(records), "results": table}
+    if any(setting.warm for setting in evaluator.settings):
+        following = [record for record in records if record.follows]
+        warm = results(following, evaluator.settings)
+        entry["following"] = {"pairs": len(following), "results": warm, "warm_reaches_cold": warm_reaches_cold(warm)}
+    return entry
+
+
+def write_worst(
+    evaluator: Evaluator, dataset: FlowDataset, records: list[Record], number: int, folder: Path
+) -> list[dict[str, Any]]:
+    """Pictures of the pairs with the largest endpoint error, cold with the most iterations, solved anew for it."""
+    setting = max((s for s in evaluator.settings if not s.warm and s.tolerance_px is None), key=lambda s: s.iterations)
+    place = evaluator.settings.index(setting)
+    errors = [(error, record) for record in records if (error := epe(record, place)) is not None]
+    errors.sort(key=lambda pair: -pair[0])
+    written = []
+    for position, (error, record) in enumerate(errors[:number], 1):
+        sample = dataset[record.index]
+        assert sample.flow is not None  # it was measured
+        flow = to_array(evaluator.solve(sample, setting).flow)
+        path = folder / f"{position:02d}_{record.name.replace('/', '_')}.png"
+        write_picture(path, error_strip(sample.image1, sample.flow, sample.valid, flow))
+        written.append({"name": record.name, "epe_px": error, "picture": str(path)})
+    return written
+
+
+def print_report(console: Console, name: str, entry: dict[str, Any], figures: Sequence[Column]) -> None:
+    """Tables of a data set: all pairs cold; and of those that have a predecessor, cold beside warm."""
+    parts = [(f"{name}: {entry['pairs']} pairs", [row for row in entry["results"] if _plain(row)])]
+    if "following" in entry:
+        following = entry["following"]
+        parts.append((f"{name}: {following['pairs']} pairs that follow another", following["results"]))
+    for title, rows in parts:
+        table = Table(title=title)
+        for label in ("iterations", "made", *(column.label for column in figures)):
+            table.add_column(label, justify="left" if label == "iterations" else "right")
+        for row in rows:
+            setting = Setting(row["iterations"], row["start"] == "warm", row["tolerance_px"])
+            mean = "-" if row["mean_iterations"] is None else f"{row['mean_iterations']:.1f}"
+            table.add_row(str(setting), mean, *(column.of(row["regions"]) for column in figures))
+        console.print(table)
+    for reached in entry.get("following", {}).get("warm_reaches_cold", []):
+        warm = "not reached"
+        if reached["warm_iterations"] is not None:
+            warm = f"{reached['warm_epe_px']:.3f} px after {reached['warm_iterations']}"
+        console.print(
+            f"cold: {reached['cold_epe_px']:.3f} px after {reached['cold_iterations']} iterations; warm: {warm}"
+        )
+
+
+def _plain(row: dict[str, Any]) -> bool:
+    return row["start"] == "cold" and row["tolerance_px"] is None
+
+
+def print_group_means(console: Console, groups: dict[str, dict[str, Any]]) -> None:
+    """Endpoint error of the groups of a list of pairs, and its mean over the groups."""
+    table = Table(title="endpoint error, px: mean over the pairs of a group, mean over the groups")
+    table.add_column("iterations")
+    for name in (*groups, "mean"):
+        table.add_column(name.removeprefix("pairs/"), justify="right")
+    for rows in zip(*(filter(_plain, entry["results"]) for entry in groups.values()), strict=True):
+        errors = [row["regions"]["all"]["epe_image_mean_px"] for row in rows]
+        table.add_row(str(Setting(rows[0]["iterations"])), *(f"{e:.3f}" for e in (*errors, sum(errors) / len(errors))))
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluate; returns the exit status."""
+    options = parse_arguments(arguments)
+    console = Console()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
+    device = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        make_solver(options.solver)
+        datasets = open_all(options)
+        model = load_model(options.model, device)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    evaluator = Evaluator(model, settings(options), options.coarse_levels, options.solver)
+    entries: dict[str, dict[str, Any]] = {}
+    try:
+        with processes() as (rank, world):
+            for name, (dataset, figures) in datasets.items():
+                shares = runs(dataset, options.sequences, options.limit)
+                records = evaluate(evaluator, dataset, shares, rank, world, name)
+                if rank > 0:
+                    continue
+                entries[name] = report(records, evaluator)
+                print_report(console, name, entries[name], figures)
+                if options.out:
+                    folder = options.out / "worst" / name.replace("/", "_")
+                    entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
+    except (OSError, MediaError, FloatingPointError, ValueError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    if rank > 0:
+        return 0
+    groups = {name: entry for name, entry in entries.items() if name.startswith("pairs/")}
+    if len(groups) > 1:
+        print_group_means(console, groups)
+    if options.out:
+        summary = {
+            "model": options.model,
+            "solver": options.solver,
+            "coarse_levels": options.coarse_levels,
+            "device": options.device,
+            "torch": torch.__version__,
+            "data": {name: str(root) for name, root in options.data},
+            "pairs": str(options.pairs) if options.pairs else None,
+            "datasets": entries,
+        }
+        path = options.out / "metrics.json"
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+        console.print(f"wrote {path}", markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
