@@ -15,11 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deq_flow_ros.model import DEQFlow, load_model, save_model
-from deq_flow_ros.model.weights import save_released
+from deq_flow_ros.model.released import to_released
+from training.checkpoint import write_checkpoint
+
+
+def _write_released(model: DEQFlow, path: Path) -> None:
+    write_checkpoint(to_released(model), path)
+
 
 # Format: how to write it, and the endings by which `load_model` knows it.
 FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], None], tuple[str, ...]]] = {
-    "released": (save_released, (".pth", ".pt")),
+    "released": (_write_released, (".pth", ".pt")),
     "safetensors": (save_model, (".safetensors",)),
 }
 

@@ -14,6 +14,7 @@ from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder
 from deq_flow_ros.model.operators import Prepared, make_update_operator
+from deq_flow_ros.model.recompute import recomputed
 from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.weight_norm import fold_weight_norm
 
@@ -53,7 +54,12 @@ class FlowProblem:
     """``f(hidden, flow) -> (hidden, flow)`` for one pair of encoded images; its fixed point is the flow."""
 
     def __init__(
-        self, model: DEQFlow, encoding1: Encoding, encoding2: Encoding, prepared: Prepared | None = None
+        self,
+        model: DEQFlow,
+        encoding1: Encoding,
+        encoding2: Encoding,
+        prepared: Prepared | None = None,
+        recompute: bool = False,
     ) -> None:
         a = model.architecture
         self._update = model.update_block
@@ -61,9 +67,12 @@ class FlowProblem:
             encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius
         )
         self._prepared = model.prepare(encoding1) if prepared is None else prepared
+        self._recompute = recompute
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
-        correlation = self.correlation.lookup(flow).to(hidden.dtype)
+        lookup = self.correlation.lookup
+        correlation = recomputed(lookup, flow) if self._recompute and torch.is_grad_enabled() else lookup(flow)
+        correlation = correlation.to(hidden.dtype)
         return self._update(hidden, flow, correlation, self._prepared)
 
 
@@ -99,31 +108,42 @@ class DEQFlow(nn.Module):
         """Where the parameters are."""
         return next(self.parameters()).device
 
-    def fold_weight_norm(self) -> DEQFlow:
-        """Multiply out the weight normalisation, if there is any: the same function, faster. In place; returns self."""
-        if self.architecture.weight_norm:
-            fold_weight_norm(self.get_submodule("update_block"))
-            self.architecture = replace(self.architecture, weight_norm=False)
-        return self
+    def folded(self) -> DEQFlow:
+        """The same function without weight normalisation, for inference: a new model, or this one if it has none."""
+        if not self.architecture.weight_norm:
+            return self
+        # A new one, because undoing a parametrisation in place breaks every copy of the module (PyTorch lets them share
+        # a class that it then changes), and averages of weights are such copies.
+        model = DEQFlow(replace(self.architecture, weight_norm=False))
+        model.load_state_dict(fold_weight_norm(self.state_dict()))
+        return model.to(self.device).train(self.training)
 
-    def encode(self, image: Tensor) -> Encoding:
+    def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
         """Everything that one image contributes to any pair it is part of.
 
         :param image: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
+        :param recompute: for training in little memory: run each block again in the backward pass.
         """
         image = (2 * (image / 255) - 1).contiguous(memory_format=torch.channels_last)
-        return self.encoder(image)
+        return self.encoder(image, recompute)
 
     def prepare(self, encoding1: Encoding) -> Prepared:
         """The part of ``problem`` that needs only the image whose pixels the flow lives on."""
         return self.update_block.prepare(encoding1.context)
 
-    def problem(self, encoding1: Encoding, encoding2: Encoding, prepared: Prepared | None = None) -> FlowProblem:
+    def problem(
+        self,
+        encoding1: Encoding,
+        encoding2: Encoding,
+        prepared: Prepared | None = None,
+        recompute: bool = False,
+    ) -> FlowProblem:
         """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1.
 
         :param prepared: ``prepare(encoding1)``, if it was done ahead.
+        :param recompute: for training in little memory: look the correlation up again in the backward pass.
         """
-        return FlowProblem(self, encoding1, encoding2, prepared)
+        return FlowProblem(self, encoding1, encoding2, prepared, recompute)
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start: hidden state and flow zero."""

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deq_flow_ros.model.recompute import recomputed
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -63,9 +65,18 @@ class ResidualEncoder(nn.Module):
         self.layer3 = nn.Sequential(ResidualBlock(96, 128, norm, 2), ResidualBlock(128, 128, norm))
         self.conv2 = nn.Conv2d(128, out_channels, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
         x = F.relu(self.norm1(self.conv1(image)))
-        return self.conv2(self.layer3(self.layer2(self.layer1(x))))
+        for stage in (self.layer1, self.layer2, self.layer3):
+            x = run_blocks(stage, x, recompute)
+        return self.conv2(x)
+
+
+def run_blocks(stage: nn.Sequential, x: Tensor, recompute: bool) -> Tensor:
+    """The blocks of a stage; with ``recompute`` only what enters each is stored for the backward pass."""
+    for block in stage:
+        x = recomputed(block, x) if recompute else block(x)
+    return x
 
 
 class SeparateEncoders(nn.Module):
@@ -76,8 +87,8 @@ class SeparateEncoders(nn.Module):
         self.fnet = ResidualEncoder(feature_dim, instance_norm)
         self.cnet = ResidualEncoder(context_dim, nn.BatchNorm2d)
 
-    def forward(self, image: Tensor) -> Encoding:
-        return Encoding(self.fnet(image), F.relu(self.cnet(image)))
+    def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
+        return Encoding(self.fnet(image, recompute), F.relu(self.cnet(image, recompute)))
 
 
 class SharedEncoder(nn.Module):
@@ -98,6 +109,8 @@ class SharedEncoder(nn.Module):
         self.features = nn.Conv2d(eighth, feature_dim, 1)
         self.context = nn.Conv2d(eighth, context_dim, 3, padding=1)
 
-    def forward(self, image: Tensor) -> Encoding:
-        x = self.layer2(self.layer1(F.relu(self.norm1(self.conv1(image)))))
+    def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
+        x = F.relu(self.norm1(self.conv1(image)))
+        for stage in (self.layer1, self.layer2):
+            x = run_blocks(stage, x, recompute)
         return Encoding(self.features(x), F.relu(self.context(x)))

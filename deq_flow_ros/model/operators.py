@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -46,13 +47,15 @@ class UpdateOperator(Protocol):
 Factory = Callable[[Architecture], UpdateOperator]
 AnyFactory = TypeVar("AnyFactory", bound=Factory)
 
+ENTRY_POINTS = "deq_flow_ros.update_operators"
 UPDATE_OPERATORS: dict[str, Factory] = {"raft": RaftUpdate, "gma": GmaUpdate}
 
 
 def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
     """Class decorator: make an update operator known as ``Architecture.update``.
 
-    It has to run before a model with that operator is made or loaded.
+    It has to run before a model with that operator is made or loaded. A package that names the class as an entry point
+    of the group ``deq_flow_ros.update_operators`` needs no import: the operator is found by its name.
 
     :raises ValueError: if the name is taken.
     """
@@ -72,14 +75,19 @@ def make_update_operator(architecture: Architecture) -> UpdateOperator:
     :raises ValueError: for a name that is not registered.
     :raises TypeError: for an operator that is no ``nn.Module``.
     """
-    if architecture.update not in UPDATE_OPERATORS:
+    name = architecture.update
+    if name not in UPDATE_OPERATORS:
+        for entry_point in entry_points(group=ENTRY_POINTS, name=name):
+            factory = entry_point.load()  # which may register it by itself
+            UPDATE_OPERATORS.setdefault(name, factory)
+    if name not in UPDATE_OPERATORS:
         raise ValueError(
-            f"unknown update operator {architecture.update!r}; expected one of {', '.join(UPDATE_OPERATORS)}. "
-            "If it is one of your own, import the module that registers it first"
+            f"unknown update operator {name!r}; expected one of {', '.join(UPDATE_OPERATORS)}. If it is one of your "
+            f"own, import the module that registers it first, or install it as an entry point of {ENTRY_POINTS!r}"
         )
-    operator = UPDATE_OPERATORS[architecture.update](architecture)
+    operator = UPDATE_OPERATORS[name](architecture)
     if not isinstance(operator, nn.Module):
-        raise TypeError(f"update operator {architecture.update!r} must be a torch.nn.Module, got {type(operator)}")
+        raise TypeError(f"update operator {name!r} must make a torch.nn.Module, it made {type(operator)}")
     if architecture.weight_norm:
         add_weight_norm(operator)
     return operator

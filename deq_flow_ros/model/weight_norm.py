@@ -2,16 +2,16 @@
 """Weight normalisation of an update operator (arXiv 1602.07868), and folding it away.
 
 Each output channel's filter is a magnitude times a direction. It keeps the iterated function well-behaved while it is
-trained (arXiv 2204.08442, section 4); for inference, the product is computed once.
+trained; for inference, the product is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 # How the parametrised tensors of a convolution are called in a state dict: magnitude (C, 1, 1, 1) and direction.
 MAGNITUDE = "parametrizations.weight.original0"
@@ -24,16 +24,17 @@ def add_weight_norm(operator: nn.Module) -> None:
         parametrizations.weight_norm(convolution)
 
 
-def fold_weight_norm(operator: nn.Module) -> None:
-    """Undo ``add_weight_norm``, leaving the product as the weight: the same function."""
-    for convolution in dict.fromkeys(_convolutions(operator)):
-        requires_grad = convolution.get_parameter(DIRECTION).requires_grad
-        weight = convolution.weight.detach().clone()
-        parametrize.remove_parametrizations(convolution, "weight")
-        # Left alone, the weight would be a parameter or a buffer depending on `requires_grad`.
-        del convolution.weight
-        convolution.weight = nn.Parameter(weight, requires_grad)
-        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def fold_weight_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict that the same model has without weight normalisation."""
+    folded = {}
+    for name, tensor in state_dict.items():
+        if name.endswith(MAGNITUDE):
+            direction = state_dict[name.removesuffix(MAGNITUDE) + DIRECTION]
+            norm = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.dim())), keepdim=True)
+            folded[name.removesuffix(MAGNITUDE) + "weight"] = direction * (tensor / norm)
+        elif not name.endswith(DIRECTION):
+            folded[name] = tensor
+    return folded
 
 
 def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.layout import WeightsError, check_layout
-from deq_flow_ros.model.released import from_released, to_released
+from deq_flow_ros.model.released import from_released
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
@@ -66,7 +66,7 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu", *, 
     check_layout(model.state_dict(), tensors, path)
     model.load_state_dict(tensors)
     if fold:
-        model.fold_weight_norm()
+        model = model.folded()
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -92,15 +92,6 @@ def save_model(model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | N
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
-
-
-def save_released(model: DEQFlow, path: str | Path) -> None:
-    """Write a checkpoint in the released key layout; the old file stays whole until the new one is.
-
-    :raises ValueError: for a model that the layout cannot hold.
-    """
-    tensors = to_released(model)
-    replace_file(Path(path), lambda temporary: torch.save(tensors, temporary))
 
 
 def replace_file(path: Path, write: Callable[[str], None]) -> None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trade time for memory in training: run a part again in the backward pass instead of storing what it computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
+
+
+def recomputed(function: Callable[..., Result], *inputs: Tensor) -> Result:
+    """``function(*inputs)``, of which only the inputs are stored for the backward pass (arXiv 1604.06174).
+
+    :param function: a module, or a function without modules in training mode that keep statistics.
+    """
+
+    def contexts() -> tuple[object, object]:
+        again = _frozen_statistics(function) if isinstance(function, nn.Module) else nullcontext()
+        return nullcontext(), again
+
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms leave their running statistics alone: a batch that is run a second time must not count twice."""
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
