@@ -179,7 +179,8 @@ def next_name(name: str) -> str:
 def leaves_image(flow: np.ndarray) -> np.ndarray:
     """(H, W) bool: True where flow (H, W, 2) px points beyond the outer edge of the border pixels."""
     height, width = flow.shape[:2]
-    y, x = np.mgrid[:height, :width] + flow.transpose(2, 0, 1)[::-1]
+    x = flow[:, :, 0] + np.arange(width, dtype=np.float32)
+    y = flow[:, :, 1] + np.arange(height, dtype=np.float32)[:, None]
     outside: np.ndarray = (x < -0.5) | (y < -0.5) | (x > width - 0.5) | (y > height - 0.5)
     return outside
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation of image pairs with flow, validity and occlusion: `Augmentation`.
+
+The set of transformations that the field has in common: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for
+Optical Flow", ECCV 2020, arXiv 2003.12039, supplement, with the values of its published training code as defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from .datasets import Sample
+from .datasets.base import leaves_image
+
+ERASED_SIDE_PX = (50, 100)
+"""Least and largest side of an erased rectangle."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of colour and geometry; `augmentation(sample, rng)` gives a sample of the size of the crop.
+
+    crop: (height, width), px. Images that are smaller are scaled up to it.
+    sparse: the flow is known at some pixels only. Its vectors are then moved to the nearest pixel, each by itself;
+        dense flow is interpolated, and valid where everything that goes into it is.
+    min_scale, max_scale: binary logarithm of the least and largest change of size.
+    spatial_probability: how often size and shape are changed at all.
+    stretch, stretch_probability: binary logarithm of the largest further change of width and of height, and how often.
+    horizontal_flip, vertical_flip: probabilities.
+    brightness, contrast, saturation: largest relative change. hue: largest change, 1 is the full circle.
+    asymmetric_probability: how often the two images change their colours independently of each other.
+    eraser_probability: how often one or two rectangles of image 2 get its mean colour, as if something came between.
+
+    The results keep the sample's name; occluded pixels are, in addition, those whose target is outside of the crop.
+    Raises ValueError for settings outside their ranges and for a sample without ground truth.
+    """
+
+    crop: tuple[int, int]
+    sparse: bool = False
+    min_scale: float = -0.2
+    max_scale: float = 0.5
+    spatial_probability: float = 0.8
+    stretch: float = 0.2
+    stretch_probability: float = 0.8
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.1
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.5 / math.pi
+    asymmetric_probability: float = 0.2
+    eraser_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        probabilities = (
+            "spatial_probability", "stretch_probability", "horizontal_flip", "vertical_flip", "asymmetric_probability",
+            "eraser_probability",
+        )  # fmt: skip
+        for names, least, most in (
+            (probabilities, 0.0, 1.0),
+            (("brightness", "contrast", "saturation"), 0.0, 1.0),
+            (("hue",), 0.0, 0.5),
+            (("stretch",), 0.0, 4.0),
+            (("min_scale", "max_scale"), -4.0, 4.0),
+        ):
+            for name in names:
+                if not least <= getattr(self, name) <= most:  # also catches NaN
+                    raise ValueError(f"{name}: expected {least} to {most}, got {getattr(self, name)}")
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale: expected at most max_scale, {self.max_scale}, got {self.min_scale}")
+        if len(self.crop) != 2 or min(self.crop) < 1:
+            raise ValueError(f"crop: expected height and width of at least 1 px, got {self.crop}")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The changed sample; everything random comes from `rng`."""
+        if sample.flow is None:
+            raise ValueError(f"{sample.name} has no ground truth to train on")
+        if rng.random() < self.eraser_probability:
+            sample = replace(sample, image2=_erase(sample.image2, rng))
+        sample = self._move(sample, rng)
+        if rng.random() < self.asymmetric_probability:
+            image1, image2 = self._recolour(sample.image1, rng), self._recolour(sample.image2, rng)
+        else:
+            both = self._recolour(np.concatenate([sample.image1, sample.image2]), rng)
+            image1, image2 = both[: self.crop[0]], both[self.crop[0] :]
+        return replace(sample, image1=image1, image2=image2)
+
+    def _draw_scale(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        """Factors of width and height: at least what the crop needs."""
+        scale = np.ones(2)
+        if rng.random() < self.spatial_probability:
+            scale *= 2 ** rng.uniform(self.min_scale, self.max_scale)
+            if rng.random() < self.stretch_probability:
+                scale *= 2 ** rng.uniform(-self.stretch, self.stretch, 2)
+        return np.maximum(scale, max(wanted / there for wanted, there in zip(self.crop, size, strict=True)))
+
+    def _move(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Scale, flip and crop in one step, so that each pixel is interpolated once."""
+        assert sample.flow is not None
+        height, width = sample.valid.shape
+        scale = self._draw_scale(rng, (height, width))
+        sign = np.where(rng.random(2) < (self.horizontal_flip, self.vertical_flip), -1.0, 1.0)
+        extent = np.array(self.crop[::-1])
+        room = scale * (width, height) - extent + 1e-6  # never less than the crop but for rounding
+        corner = rng.integers(0, np.floor(np.maximum(room, 0)).astype(int) + 1)
+        # A pixel p of the crop comes from p * step + start: centres of pixels are at whole numbers, borders half-way.
+        step = sign / scale
+        start = (np.where(sign > 0, corner, corner + extent - 1) + 0.5) / scale - 0.5
+        image1, image2 = (_resample(image, step, start, self.crop) for image in (sample.image1, sample.image2))
+        move = _scatter if self.sparse else _interpolate
+        flow, valid, occluded = move(sample.flow, sample.valid, sample.occluded, step, start, self.crop)
+        flow = np.where(valid[:, :, None], flow * (scale * sign).astype(np.float32), np.float32(0))
+        if occluded is not None:
+            occluded |= leaves_image(flow)
+        return Sample(sample.name, image1, image2, flow, valid, occluded)
+
+    def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Brightness, contrast, saturation and hue of (H, W, 3) uint8, in random order."""
+        colours = image.astype(np.float32) / 255
+        for change in rng.permutation(("brightness", "contrast", "saturation", "hue")):
+            reach = getattr(self, change)
+            if change == "hue":
+                hsv = cv2.cvtColor(colours, cv2.COLOR_RGB2HSV)
+                hsv[:, :, 0] = (hsv[:, :, 0] + 360 * rng.uniform(-reach, reach)) % 360
+                colours = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+                continue
+            grey = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+            middle = {"brightness": 0, "contrast": grey.mean(), "saturation": grey[:, :, None]}[change]
+            factor = np.float32(rng.uniform(1 - reach, 1 + reach))
+            colours = np.clip(factor * colours + (1 - factor) * middle, 0, 1)
+        return np.rint(colours * 255).astype(np.uint8)
+
+
+def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = image.shape[:2]
+    erased = image.copy()
+    for _ in range(rng.integers(1, 3)):
+        left, top = rng.integers(0, (width, height))
+        across, down = rng.integers(ERASED_SIDE_PX[0], ERASED_SIDE_PX[1] + 1, 2)
+        erased[top : top + down, left : left + across] = np.rint(image.mean(axis=(0, 1)))
+    return erased
+
+
+def _resample(array: np.ndarray, step: np.ndarray, start: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, ...) of `size` from an array: pixel p is interpolated linearly at p * step + start, in x and y."""
+    matrix = np.array([[step[0], 0, start[0]], [0, step[1], start[1]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(array, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+Parts = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
+
+
+def _interpolate(
+    flow: np.ndarray, valid: np.ndarray, occluded: np.ndarray | None, step: np.ndarray, start: np.ndarray,
+    size: tuple[int, int],
+) -> Parts:  # fmt: skip
+    """Flow, still in pixels of before, validity and occlusion of `size`."""
+    masks = [_resample(np.uint8(255) * mask, step, start, size) for mask in (valid, occluded) if mask is not None]
+    known = np.where(valid[:, :, None], flow, np.float32(0))  # a NaN at an unknown pixel must not spread
+    return _resample(known, step, start, size), masks[0] == 255, masks[1] > 127 if len(masks) > 1 else None
+
+
+def _scatter(
+    flow: np.ndarray, valid: np.ndarray, occluded: np.ndarray | None, step: np.ndarray, start: np.ndarray,
+    size: tuple[int, int],
+) -> Parts:  # fmt: skip
+    """The same, each valid vector moved to the nearest pixel; of several that meet, the one that moves least stays."""
+    rows, columns = np.nonzero(valid)
+    points = (np.stack([columns, rows]) - start[:, None]) / step[:, None]
+    pixels = np.rint(points).astype(int)
+    inside = ((pixels >= 0) & (pixels < np.array(size[::-1])[:, None])).all(axis=0).nonzero()[0]
+    order = inside[np.argsort(-((points - pixels)[:, inside] ** 2).sum(axis=0))]  # what is written last stays
+    source, target = (rows[order], columns[order]), (pixels[1, order], pixels[0, order])
+    moved, known = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
+    moved[target], known[target] = flow[source], True
+    if occluded is None:
+        return moved, known, None
+    hidden = np.zeros(size, bool)
+    hidden[target] = occluded[source]
+    return moved, known, hidden
