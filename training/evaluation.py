@@ -200,7 +200,7 @@ def warm_reaches_cold(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each fixed number of cold iterations in `results`, how few warm ones are as good; None where none are."""
     error: dict[str, dict[int, float]] = {"cold": {}, "warm": {}}
     for row in table:
-        if row["tolerance_px"] is None and row["regions"]:
+        if row["tolerance_px"] is None and row["regions"] and row["regions"]["all"]["pixels"]:
             error[row["start"]][row["iterations"]] = row["regions"]["all"]["epe_px"]
     reached = []
     for count, target in error["cold"].items():

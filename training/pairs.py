@@ -45,10 +45,10 @@ class PairGroup(FlowDataset):
                     raise self._missing(path, "is missing or not an image")
             yield files
 
-    def _truth(self, files: PairFiles, flow: Path) -> Truth:
+    def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
         if files.name in self._invalid:
-            valid = valid & ~read_mask(self._invalid[files.name])
+            valid = valid & ~read_mask(self._invalid[files.name], size)
         return vectors, valid, None
 
 
