@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,22 +11,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deq_flow_ros.equilibrium import correction_weights, phantom_gradient, sparse_correction
-from deq_flow_ros.model import FACTOR, DEQFlow, Encoding
+from deq_flow_ros.equilibrium import (
+    Gradient,
+    State,
+    correction_weights,
+    implicit_gradient,
+    jacobian_penalty,
+    phantom_gradient,
+    sparse_correction,
+    uniform_positions,
+    unroll,
+)
+from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
 from training.rendering import Clip
+
+IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far
 
 
 @dataclass(frozen=True)
 class Objective:
     """How a clip becomes a loss.
 
-    :ivar cold_iterations: range (least, most) of Picard iterations from the cold start; drawn per step, so that the
-        fixed point and not one particular count is learnt. The loss is taken after each third.
-    :ivar warm_iterations: the same for the pairs that start from the state of the pair before; loss half-way and at
-        the end.
-    :ivar gradient_steps: k of the phantom gradient; 1 is the one-step gradient.
+    :ivar cold_iterations: range (least, most) of iterations from the cold start; drawn per step, so that the fixed
+        point and not one particular count is learnt.
+    :ivar warm_iterations: the same for the pairs that start from the state of the pair before.
+    :ivar corrections: states on the way that the loss is taken at, evenly spaced up to the end; one less when warm.
+    :ivar gradient: "phantom-K" (K steps, damping 1; "phantom-1" is the one-step gradient), "phantom-K-TAU" with damping
+        TAU, or "implicit"; one for all corrections, or one for each, separated by commas. Where there is room for fewer
+        corrections, the last ones count.
+    :ivar chained: corrections go on from one another, or are read off one trajectory; see ``sparse_correction``.
+    :ivar linked: see ``sparse_correction``.
+    :ivar recurrent: instead of all that, the recurrent counterpart: unrolled, loss at every step, no gradient through
+        the flow from step to step (RAFT, arXiv 2003.12039, section 3.3).
+    :ivar recompute: less memory for more time: encoder blocks and lookups run again in the backward pass.
+    :ivar jacobian: weight of the penalty on the Jacobian at the last state of a pair (``jacobian_penalty``).
     :ivar gamma: weight of an earlier correction relative to the next.
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
     :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
@@ -36,49 +55,98 @@ class Objective:
 
     cold_iterations: tuple[int, int] = (6, 10)
     warm_iterations: tuple[int, int] = (2, 6)
-    gradient_steps: int = 1
+    corrections: int = 3
+    gradient: str = "phantom-1"
+    chained: bool = True
+    linked: bool = False
+    recurrent: bool = False
+    recompute: bool = False
+    jacobian: float = 0.0
     gamma: float = 0.8
     matching: float = 0.5
     occluded: float = 0.3
     scale_px: float = 1.0
 
+    def __post_init__(self) -> None:
+        for least, most in (self.cold_iterations, self.warm_iterations):
+            if not 1 <= least <= most:
+                raise ValueError(f"a range of iterations must be 1 <= least <= most, got {least} {most}")
+        if self.corrections < 1:
+            raise ValueError(f"corrections must be at least 1, got {self.corrections}")
+        given = len(self.gradient.split(","))
+        if given not in (1, self.corrections):
+            raise ValueError(f"expected one gradient, or one for each of {self.corrections} corrections, got {given}")
+        for name in self.gradient.split(","):
+            make_gradient(name)
+
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs."""
         batch, frames = clip.images.shape[:2]
-        encoding = model.encode(clip.images.flatten(0, 1))
+        encoding = model.encode(clip.images.flatten(0, 1), self.recompute)
         features, context = (e.unflatten(0, (batch, frames)) for e in encoding)
         encodings = [Encoding(features[:, t], context[:, t]) for t in range(frames)]
         losses, measured = [], {}
         start = model.initial_state(encodings[0])
         for t in range(frames - 1):
             least, most = self.warm_iterations if t else self.cold_iterations
-            end = int(rng.integers(max(least, self.gradient_steps), most + 1))
-            problem = model.problem(encodings[t], encodings[t + 1])
-            states = sparse_correction(
-                problem,
-                start,
-                self._positions(end, 2 if t else 3),
-                gradient=partial(phantom_gradient, steps=self.gradient_steps),
-                gradient_steps=self.gradient_steps,
-            )
+            problem = model.problem(encodings[t], encodings[t + 1], recompute=self.recompute)
+            corrections = max(1, self.corrections - bool(t))
+            states = self._states(problem, start, int(rng.integers(least, most + 1)), corrections)
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
             weights = clip.valid[:, t] * torch.where(visible, 1.0, self.occluded)
             for state, gamma in zip(states, correction_weights(len(states), self.gamma), strict=True):
                 error = endpoint_error(model.upsample(state), clip.flow[:, t])
                 losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
             measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
-            measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
-            losses.append(self.matching * measured["matching"])
-            measured["matching"] = measured["matching"].detach()
+            if self.matching:
+                measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
+                losses.append(self.matching * measured["matching"])
+                measured["matching"] = measured["matching"].detach()
+            if self.jacobian:
+                measured["jacobian"] = jacobian_penalty(problem, states[-1]).mean()
+                losses.append(self.jacobian * measured["jacobian"])
+                measured["jacobian"] = measured["jacobian"].detach()
             start = tuple(tensor.detach() for tensor in states[-1])
             with torch.no_grad():
                 start = carry((start[0], start[1]))
         return torch.stack(losses).sum(), measured
 
-    def _positions(self, end: int, count: int) -> list[int]:
-        """At most ``count`` positions up to ``end``, evenly spaced, with room for the steps of the gradient."""
-        count = min(count, end // self.gradient_steps)
-        return [end * (i + 1) // count for i in range(count)]
+    def _states(self, problem: FlowProblem, start: State, iterations: int, count: int) -> list[State]:
+        """The states to take the loss at; the number of iterations is raised to what the gradients need."""
+        if self.recurrent:
+            return unroll(problem, start, iterations, detached=(1,))
+        gradients, steps = zip(*(make_gradient(name) for name in self.gradient.split(",")), strict=True)
+        if len(gradients) == 1:
+            gradients, steps = gradients * count, steps * count
+        iterations = max(iterations, *steps)
+        positions = uniform_positions(iterations, count, gap=max(steps))
+        return sparse_correction(
+            problem,
+            start,
+            positions,
+            gradient=gradients[-len(positions) :],
+            gradient_steps=steps[-len(positions) :],
+            chained=self.chained,
+            linked=self.linked,
+        )
+
+
+def make_gradient(name: str) -> tuple[Gradient, int]:
+    """A gradient by the name it has in ``Objective.gradient``, and the evaluations of ``f`` it makes.
+
+    :raises ValueError: for anything else.
+    """
+    kind, *numbers = name.strip().split("-")
+    try:
+        if kind == "implicit" and not numbers:
+            return partial(implicit_gradient, tolerance=IMPLICIT_TOLERANCE), 1
+        if kind == "phantom" and len(numbers) in (1, 2):
+            steps, damping = int(numbers[0]), float(numbers[1]) if len(numbers) == 2 else 1.0
+            if steps >= 1 and 0 < damping <= 1:
+                return partial(phantom_gradient, steps=steps, damping=damping), steps
+    except ValueError:
+        pass
+    raise ValueError(f"unknown gradient {name!r}; expected phantom-K, phantom-K-TAU (0 < TAU <= 1) or implicit")
 
 
 def endpoint_error(flow: Tensor, truth: Tensor) -> Tensor:
@@ -122,11 +190,3 @@ def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor
             loss = loss - weight_x * weight_y * found
     counted = inside[:, 0] > 0.5
     return (loss * counted).sum() / counted.sum().clamp_min(1)
-
-
-def iteration_range(text: Sequence[int]) -> tuple[int, int]:
-    """Check a (least, most) pair from the command line."""
-    least, most = text
-    if not 1 <= least <= most:
-        raise ValueError(f"a range of iterations must be 1 <= least <= most, got {least} {most}")
-    return least, most

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -65,17 +65,18 @@ class ResidualEncoder(nn.Module):
         self.layer3 = nn.Sequential(ResidualBlock(96, 128, norm, 2), ResidualBlock(128, 128, norm))
         self.conv2 = nn.Conv2d(128, out_channels, 1)
 
+    def stem(self, image: Tensor) -> Tensor:
+        """To 1/2 of the resolution."""
+        return F.relu(self.norm1(self.conv1(image)))
+
     def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(image)))
-        for stage in (self.layer1, self.layer2, self.layer3):
-            x = run_blocks(stage, x, recompute)
-        return self.conv2(x)
+        return self.conv2(run_parts(self, (self.stem, *self.layer1, *self.layer2, *self.layer3), image, recompute))
 
 
-def run_blocks(stage: nn.Sequential, x: Tensor, recompute: bool) -> Tensor:
-    """The blocks of a stage; with ``recompute`` only what enters each is stored for the backward pass."""
-    for block in stage:
-        x = recomputed(block, x) if recompute else block(x)
+def run_parts(encoder: nn.Module, parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
+    """One part of an encoder after the other; with ``recompute`` only what enters each is stored."""
+    for part in parts:
+        x = recomputed(part, x, owner=encoder) if recompute else part(x)
     return x
 
 
@@ -109,8 +110,10 @@ class SharedEncoder(nn.Module):
         self.features = nn.Conv2d(eighth, feature_dim, 1)
         self.context = nn.Conv2d(eighth, context_dim, 3, padding=1)
 
+    def stem(self, image: Tensor) -> Tensor:
+        """To 1/2 of the resolution."""
+        return F.relu(self.norm1(self.conv1(image)))
+
     def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
-        x = F.relu(self.norm1(self.conv1(image)))
-        for stage in (self.layer1, self.layer2):
-            x = run_blocks(stage, x, recompute)
+        x = run_parts(self, (self.stem, *self.layer1, *self.layer2), image, recompute)
         return Encoding(self.features(x), F.relu(self.context(x)))

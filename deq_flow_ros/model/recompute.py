@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -13,15 +13,14 @@ from torch.utils.checkpoint import checkpoint
 Result = TypeVar("Result")
 
 
-def recomputed(function: Callable[..., Result], *inputs: Tensor) -> Result:
+def recomputed(function: Callable[..., Result], *inputs: Tensor, owner: nn.Module | None = None) -> Result:
     """``function(*inputs)``, of which only the inputs are stored for the backward pass (arXiv 1604.06174).
 
-    :param function: a module, or a function without modules in training mode that keep statistics.
+    :param owner: the module that the function is, or is a part of, if it has batch norms.
     """
 
-    def contexts() -> tuple[object, object]:
-        again = _frozen_statistics(function) if isinstance(function, nn.Module) else nullcontext()
-        return nullcontext(), again
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), nullcontext() if owner is None else _frozen_statistics(owner)
 
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
