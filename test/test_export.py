@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,6 +136,24 @@ def test_what_the_released_layout_cannot_hold_is_refused(tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         export.main(["nano", "--to", "safetensors", "--out", str(out)])
     assert "must end in .safetensors, got" in capsys.readouterr().err
+    assert out.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("released", "pth"), ("safetensors", "safetensors")])
+def test_a_full_disk_leaves_the_old_file(
+    kind: str, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why: what cannot be written must cost nothing that was there, and be said without a stack of calls."""
+    save_model(DEQFlow(PLAIN), tmp_path / "own.safetensors")
+    out = tmp_path / f"out.{ending}"
+    out.write_text("old")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        assert export.main([str(tmp_path / "own.safetensors"), "--to", kind, "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert f"cannot write {out}, what was there before is untouched: " in capsys.readouterr().out
     assert out.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
 
 

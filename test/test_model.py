@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,27 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from deq_flow_ros.model import DEQFlow, WeightsError, crop, load_model, pad_to_multiple, save_model, usable_levels
+from deq_flow_ros.model import (
+    SIZES,
+    Architecture,
+    DEQFlow,
+    WeightsError,
+    crop,
+    load_model,
+    pad_to_multiple,
+    save_model,
+    usable_levels,
+)
 from deq_flow_ros.model.correlation import CorrelationPyramid
+
+
+class _Code:
+    """Runs when it is unpickled by anything that runs code."""
+
+    ran = False
+
+    def __reduce__(self) -> tuple:
+        return setattr, (_Code, "ran", True)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +48,9 @@ def test_nano_is_small_and_its_encoder_a_minor_part() -> None:
     assert sum(p.numel() for p in model.encoder.parameters()) < 0.5 * total
 
 
-@pytest.mark.parametrize("size", ["nano", "base"])
+@pytest.mark.parametrize("size", ["nano", "base", replace(SIZES["tiny"], update="gma")], ids=["nano", "base", "gma"])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 41), (60, 100)])
-def test_any_image_from_16_pixels_up(size: str, height: int, width: int) -> None:
+def test_any_image_from_16_pixels_up(size: str | Architecture, height: int, width: int) -> None:
     """Why: cameras and regions of interest have any size; nothing may come out NaN or of another size."""
     torch.manual_seed(0)
     model = DEQFlow(size).eval()
@@ -126,14 +146,21 @@ def test_unusable_weights_are_named(nano: DEQFlow, tmp_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 nothing")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     torch.save({"a": torch.zeros(1)}, tmp_path / "foreign.pth")
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pth")
+    torch.save({"a": _Code()}, tmp_path / "code.pth")
     for name, message in (
         ("cut.safetensors", "not a whole safetensors file"),
         ("cut.pth", "not a whole PyTorch checkpoint"),
         ("foreign.safetensors", "safetensors file of something else"),
         ("foreign.pth", "not a checkpoint in the released layout"),
+        ("nested.pth", r"must hold a mapping of names to tensors .*it holds a mapping with \['state_dict'\]"),
+        ("numbers.pth", r"must hold a mapping of names to tensors .*it holds a mapping with \['1'\]"),
+        ("code.pth", "not a whole PyTorch checkpoint: Weights only load failed"),
     ):
         with pytest.raises(WeightsError, match=message):
             load_model(tmp_path / name)
+    assert not _Code.ran
 
 
 def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, nano: DEQFlow, tmp_path: Path) -> None:

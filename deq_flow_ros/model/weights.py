@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -100,7 +101,20 @@ def replace_file(path: Path, write: Callable[[str], None]) -> None:
     A crash or a full disk leaves the old file whole, and nothing else behind.
 
     :param write: writes to the path it is given.
+    :raises OSError: if it cannot be written, naming it.
     """
+    try:
+        _replace_file(path, write)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # PyTorch raises an error of its own in the wake of the system's, safetensors puts the system's into words.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, (OSError, SafetensorError)):
+            raise
+        number, reason = (cause.errno, cause.strerror) if isinstance(cause, OSError) else (errno.EIO, str(cause))
+        raise OSError(number, f"cannot write {path}, what was there before is untouched: {reason}") from error
+
+
+def _replace_file(path: Path, write: Callable[[str], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -138,7 +152,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or ["no reason given"])[0]
         raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {first_line}") from error
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         kind = f"a mapping with {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content)
         raise WeightsError(f"{path} must hold a mapping of names to tensors in the released layout, it holds {kind}")
     return dict(content)
