@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     evaluator = Evaluator(model, settings(options), options.coarse_levels, options.solver)
     entries: dict[str, dict[str, Any]] = {}
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
                     folder = options.out / "worst" / name.replace("/", "_")
                     entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
     except (OSError, MediaError, FloatingPointError, ValueError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     if rank > 0:
         return 0
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
         path = options.out / "metrics.json"
         path.write_text(json.dumps(summary, indent=1) + "\n")
-        console.print(f"wrote {path}", markup=False)
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
     return 0
 
 

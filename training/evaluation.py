@@ -65,6 +65,16 @@ class Record:
     outcomes: tuple[Outcome, ...]
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A pair, its place in the data set, whether the pair before it was solved as well, a prediction per setting."""
+
+    index: int
+    follows: bool
+    sample: Sample
+    predictions: list[Prediction]
+
+
 class Evaluator:
     """A model with what stays the same for all pairs.
 
@@ -96,21 +106,28 @@ class Evaluator:
             coarse_levels=self.coarse_levels,
         )
 
-    def records(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Record]:
-        """Solve and measure pairs, given as runs of indices that follow each other."""
+    def solved(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Solved]:
+        """Solve pairs, given as runs of indices that follow each other, under every setting."""
         order = [(index, place > 0) for run in sequences for place, index in enumerate(run)]
         states: dict[Setting, State] = {}
         for (index, follows), sample in zip(order, read_ahead(dataset, [index for index, _ in order]), strict=True):
             if not follows:
                 states.clear()
-            outcomes = []
+            predictions = []
             for setting in self.settings:
-                prediction = self.solve(sample, setting, states.get(setting))
+                predictions.append(self.solve(sample, setting, states.get(setting)))
                 if setting.warm:
-                    states[setting] = prediction.state
-                regions = measure(to_array(prediction.flow), sample)
-                outcomes.append(Outcome(int(prediction.iterations), regions))
-            yield Record(index, sample.name, follows, tuple(outcomes))
+                    states[setting] = predictions[-1].state
+            yield Solved(index, follows, sample, predictions)
+
+    def records(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Record]:
+        """Solve pairs as `solved` does, and measure them."""
+        for pair in self.solved(dataset, sequences):
+            outcomes = [
+                Outcome(int(prediction.iterations), measure(to_array(prediction.flow), pair.sample))
+                for prediction in pair.predictions
+            ]
+            yield Record(pair.index, pair.sample.name, pair.follows, tuple(outcomes))
 
 
 def read_ahead(dataset: FlowDataset, indices: Iterable[int]) -> Iterator[Sample]:

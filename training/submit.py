@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the flow of a benchmark's test split as its server expects it.
+
+``python -m training.submit --data sintel=FOLDER --out DIR [--model NAME_OR_PATH] [--iterations N] [--warm]``
+
+NAME is ``sintel`` (both passes), ``kitti-2012``, ``kitti-2015`` or ``spring`` (both cameras, both directions). Every
+file is read back and compared; where the server takes a zip file, it is written and checked as well. DIR must be new or
+empty, so that no file of another submission gets among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from deq_flow_ros.equilibrium import make_solver
+from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.flow_files import read_flow, write_flow
+from deq_flow_ros.model import load_model
+from training.datasets import FlowDataset, open_dataset
+from training.evaluate import named_folder
+from training.evaluation import Evaluator, Setting, runs
+from training.pairs import to_array
+
+KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)
+"""What the 16 bits of KITTI's format hold."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """How a benchmark's server wants the results.
+
+    :ivar parts: data set to the folder of its files; a file below it is named like the sample.
+    :ivar suffix: of the flow files.
+    :ivar pairs: in the whole test split; a submission of fewer is refused there.
+    :ivar options: of the data sets.
+    :ivar archive: whether it takes a zip file of the folder.
+    :ivar afterwards: what is left to do.
+    """
+
+    parts: Mapping[str, str]
+    suffix: str
+    pairs: int
+    afterwards: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    archive: bool = False
+
+
+SERVERS = {
+    "sintel": Server(
+        {"sintel-clean": "clean", "sintel-final": "final"}, ".flo", 2 * 552,
+        "pack the folders clean and final with the bundler that comes with the data set, and upload what it writes",
+    ),
+    "kitti-2012": Server({"kitti-2012": "."}, ".png", 195, "upload the zip file", archive=True),
+    "kitti-2015": Server({"kitti-2015": "flow"}, ".png", 200, "upload the zip file", archive=True),
+    "spring": Server(
+        {"spring": "."}, ".flo5", 3960,
+        "run the benchmark's flow_subsampling on the folder, and upload what it writes",
+        {"side": "both", "direction": "both"},
+    ),
+}  # fmt: skip
+"""Sources: the README of MPI-Sintel; the readme files of the KITTI development kits (2012: files in the root of the
+archive, 2015: in its folder `flow`); the Spring benchmark's instructions."""
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=named_folder, required=True, metavar="NAME=ROOT", help=f"NAME: {', '.join(SERVERS)}")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to; new or empty")
+    add("--model", default="nano", help="name or path of weights (default nano)")
+    add("--iterations", type=int, default=24, help="per pair, at most (default 24)")
+    add("--tolerance-px", type=float, help="stop when the RMS update is at or below this (default: never)")
+    add("--coarse-levels", type=int, default=0, metavar="N", help="smaller resolutions that cold starts begin with")
+    add("--warm", action="store_true", help="start from the fixed point of the pair before, where there is one")
+    add("--solver", default="picard", help="default picard")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--threads", type=int, help="threads of PyTorch (default: its own)")
+    options = parser.parse_args(arguments)
+    if options.data[0] not in SERVERS:
+        parser.error(f"--data: expected one of {', '.join(SERVERS)} as NAME, got {options.data[0]!r}")
+    for name, least in (("iterations", 1), ("threads", 1), ("coarse_levels", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+    if options.tolerance_px is not None and not options.tolerance_px > 0:
+        parser.error(f"--tolerance-px: expected more than 0, got {options.tolerance_px}")
+    return options
+
+
+def write_checked(path: Path, flow: np.ndarray) -> int:
+    """Write a flow (H, W, 2) px, read it back and compare; returns how many pixels had to be cut to what KITTI holds.
+
+    :raises FloatingPointError: for a flow that is not finite.
+    :raises MediaError: if it cannot be written, or comes back as something else.
+    """
+    if not np.isfinite(flow).all():
+        raise FloatingPointError(f"the flow for {path} is not finite everywhere; nothing was written")
+    cut, tolerance = 0, 0.0
+    if path.suffix == ".png":
+        within = np.clip(flow, *KITTI_RANGE_PX)
+        cut, tolerance = int((within != flow).any(axis=2).sum()), 0.51 / 64
+        flow = within
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_flow(path, flow)
+    back, valid = read_flow(path)
+    if back.shape != flow.shape or not valid.all() or np.abs(back - flow).max() > tolerance:
+        raise MediaError(f"{path} does not hold what was written; is the disk full or damaged?")
+    return cut
+
+
+def write_archive(folder: Path, path: Path) -> None:
+    """Everything below a folder as a zip file beside it, with paths relative to the folder; read back.
+
+    :raises MediaError: if an entry is damaged.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
+    # PNG is compressed already.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for file in files:
+            archive.write(file, file.relative_to(folder))
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+        if damaged is not None or len(archive.namelist()) != len(files):
+            raise MediaError(f"{path} does not hold what was written: {damaged or 'files are missing'}")
+
+
+def write_part(evaluator: Evaluator, dataset: FlowDataset, folder: Path, suffix: str, warm: bool) -> Iterator[int]:
+    """Solve and write all pairs of a data set; yields per pair how many pixels were cut, see `write_checked`."""
+    for pair in evaluator.solved(dataset, runs(dataset, as_sequences=warm)):
+        name = pair.sample.name.removeprefix(f"{dataset.name}/")
+        yield write_checked(folder / f"{name}{suffix}", to_array(pair.predictions[0].flow))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a submission; returns the exit status."""
+    options = parse_arguments(arguments)
+    console = Console()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    name, root = options.data
+    server = SERVERS[name]
+    try:
+        make_solver(options.solver)
+        if options.out.exists() and any(options.out.iterdir()):
+            raise FileExistsError(f"{options.out} is not empty; give a new folder, so that nothing old is submitted")
+        datasets = {part: open_dataset(part, root, split="test", **server.options) for part in server.parts}
+        model = load_model(options.model, options.device)
+    except (OSError, ValueError, RuntimeError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    setting = Setting(options.iterations, options.warm, options.tolerance_px)
+    evaluator = Evaluator(model, [setting], options.coarse_levels, options.solver)
+    written = cut = 0
+    try:
+        for part, dataset in datasets.items():
+            pairs = write_part(evaluator, dataset, options.out / server.parts[part], server.suffix, options.warm)
+            for cut_here in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
+                written += 1
+                cut += cut_here
+        if server.archive:
+            write_archive(options.out, options.out / f"{name}.zip")
+    except (OSError, MediaError, FloatingPointError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    console.print(
+        f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}", soft_wrap=True, markup=False
+    )
+    if cut:
+        console.print(
+            f"{cut} pixels moved by more than 512 px, which the format cannot hold, and were cut to that",
+            soft_wrap=True,
+        )
+    if written != server.pairs:
+        console.print(
+            f"attention: the test split of {name} has {server.pairs} pairs, {root} has {written}; the server will "
+            "refuse this",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
