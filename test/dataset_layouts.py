@@ -156,7 +156,7 @@ def write_hd1k(root: Path, sequences: int = 2, frames: int = 3, size: tuple[int,
 
 def write_spring(root: Path, scenes: tuple[str, ...] = ("0001", "0002"), frames: int = 3,
                  size: tuple[int, int] = SIZE) -> None:  # fmt: skip
-    """Flow at twice the resolution of the images, unknown at one image pixel. One test scene, "0003"."""
+    """Flow at twice the resolution of the images; one of four vectors of an image pixel is unknown. Test is "0003"."""
     for seed, name in enumerate((*scenes, "0003")):
         half = "train" if name in scenes else "test"
         for side in ("left", "right"):
@@ -168,7 +168,7 @@ def write_spring(root: Path, scenes: tuple[str, ...] = ("0001", "0002"), frames:
                 for kind, target in (("FW", time + 1), ("BW", time - 1)):
                     if half == "train" and 0 <= target < frames:
                         flow = scene.flow(time, target, resolution=2)
-                        flow[6:8, 10:12] = np.nan
+                        flow[7, 11] = np.nan
                         folder = f"flow_{kind}_{side}"
                         _write_flow(root / half / name / folder / f"{folder}_{time + 1:04d}.flo5", flow)
 

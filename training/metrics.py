@@ -45,7 +45,8 @@ class Tally:
 def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:
     """Tallies of an estimate (H, W, 2) px against the ground truth of its sample, by region.
 
-    Regions that the data set does not tell apart are left out.
+    Regions that the data set does not tell apart are left out. Where a sample has alternatives (Spring), the least
+    error counts, against the longest vector for `fl`, and regions go by the mean length, as on its server.
 
     :raises ValueError: for another shape, or a sample without ground truth.
     :raises FloatingPointError: where the estimate is not finite: no mean would mean anything.
@@ -56,15 +57,16 @@ def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:
         raise ValueError(f"{sample.name}: expected a flow of shape {sample.flow.shape}, got {flow.shape}")
     if not np.isfinite(flow).all():
         raise FloatingPointError(f"{sample.name}: the estimated flow is not finite everywhere")
-    difference = flow.astype(np.float64) - sample.flow
-    error = np.hypot(difference[..., 0], difference[..., 1])
-    length = np.hypot(sample.flow[..., 0], sample.flow[..., 1])
+    truths = [truth.astype(np.float64) for truth in (sample.flow, *sample.alternatives)]
+    error = np.minimum.reduce([np.linalg.norm(flow - truth, axis=2) for truth in truths])
+    lengths = np.stack([np.linalg.norm(truth, axis=2) for truth in truths])
+    length, longest = lengths.mean(axis=0), lengths.max(axis=0)
     masks = {"all": sample.valid}
     if sample.occluded is not None:
         masks |= {"matched": sample.valid & ~sample.occluded, "unmatched": sample.valid & sample.occluded}
     masks |= {name: sample.valid & (length >= low) & (length < high) for name, (low, high) in SPEEDS.items()}
     over_3px = error > 3
-    counted = {"over_1px": error > 1, "over_3px": over_3px, "fl": over_3px & (error > 0.05 * length)}
+    counted = {"over_1px": error > 1, "over_3px": over_3px, "fl": over_3px & (error > 0.05 * longest)}
     return {
         name: Tally(
             int(mask.sum()), float(error[mask].sum()), **{k: int((mask & over).sum()) for k, over in counted.items()}

@@ -49,7 +49,7 @@ class PairGroup(FlowDataset):
         vectors, valid = read_flow(flow)
         if files.name in self._invalid:
             valid = valid & ~read_mask(self._invalid[files.name], size)
-        return vectors, valid, None
+        return Truth(vectors, valid)
 
 
 def _group(name: str) -> str:

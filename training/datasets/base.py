@@ -9,16 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
 
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.flow_files import read_flow
-
-Truth = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
-"""Flow (H, W, 2) float32 px, validity (H, W) bool, occlusion (H, W) bool or None."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,8 @@ class Sample:
     `name` begins with the name of the data set and a slash. `image1`, `image2`: (H, W, 3) uint8 RGB. `flow`: (H, W, 2)
     float32 px from image 1 to image 2, 0 where it is not valid; None where the ground truth is not public. `valid`:
     (H, W) bool, where the flow holds (nowhere without ground truth). `occluded`: (H, W) bool, True where what image 1
-    shows is hidden or outside in image 2; None where the data set does not say.
+    shows is hidden or outside in image 2; None where the data set does not say. `alternatives`: further flow fields
+    (H, W, 2), each as right as `flow` where that is valid; a benchmark that has them counts the least error of all.
     """
 
     name: str
@@ -37,6 +35,16 @@ class Sample:
     flow: np.ndarray | None
     valid: np.ndarray
     occluded: np.ndarray | None
+    alternatives: tuple[np.ndarray, ...] = ()
+
+
+class Truth(NamedTuple):
+    """What a data set knows of a pair; shapes as in `Sample`."""
+
+    flow: np.ndarray
+    valid: np.ndarray
+    occluded: np.ndarray | None = None
+    alternatives: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,10 @@ class FlowDataset(abc.ABC):
         name = f"{self.name}/{files.name}"
         if files.flow is None:
             return Sample(name, image1, image2, None, np.zeros(size, bool), None)
-        flow, valid, occluded = self._truth(files, files.flow, size)
-        expect_size(files.flow, flow, size)
-        return Sample(name, image1, image2, np.where(valid[:, :, None], flow, np.float32(0)), valid, occluded)
+        truth = self._truth(files, files.flow, size)
+        expect_size(files.flow, truth.flow, size)
+        flow = np.where(truth.valid[:, :, None], truth.flow, np.float32(0))
+        return Sample(name, image1, image2, flow, truth.valid, truth.occluded, truth.alternatives)
 
     def sequences(self) -> list[list[int]]:
         """Indices of pairs that follow each other: image 2 of one is image 1 of the next."""
@@ -109,7 +118,7 @@ class FlowDataset(abc.ABC):
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         """Ground truth of a pair of images of `size` (H, W); the caller sees to the size of the flow."""
-        return *read_flow(flow), None
+        return Truth(*read_flow(flow))
 
     def _missing(self, path: Path, what: str = "is missing") -> FileNotFoundError:
         while self.root in path.parents and not path.parent.exists():

@@ -48,7 +48,7 @@ class Kitti(FlowDataset):
         vectors, valid = read_flow(flow)
         _, visible = read_flow(_not_occluded(flow))
         expect_size(_not_occluded(flow), visible, valid.shape)
-        return vectors, valid, valid & ~visible
+        return Truth(vectors, valid, valid & ~visible)
 
 
 def _not_occluded(flow: Path) -> Path:

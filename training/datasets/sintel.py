@@ -52,4 +52,4 @@ class Sintel(FlowDataset):
         invalid, hidden = (
             read_mask(self._beside(files.image1, kind, ".png"), size) for kind in ("invalid", "occlusions")
         )
-        return vectors, valid & ~invalid, hidden | leaves_image(vectors)
+        return Truth(vectors, valid & ~invalid, hidden | leaves_image(vectors))

@@ -44,7 +44,7 @@ class TartanAir(FlowDataset):
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors = _load(flow, (*size, 2), "f").astype(np.float32)
         mask = _load(_mask(flow), size, "u")
-        return vectors, (mask == 0) & np.isfinite(vectors).all(axis=2), mask > 0
+        return Truth(vectors, (mask == 0) & np.isfinite(vectors).all(axis=2), mask > 0)
 
 
 def _mask(flow: Path) -> Path:
