@@ -174,22 +174,15 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, MediaError, FloatingPointError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
-    console.print(
-        f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}", soft_wrap=True, markup=False
-    )
+    messages = [f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}"]
     if cut:
-        console.print(
-            f"{cut} pixels moved by more than 512 px, which the format cannot hold, and were cut to that",
-            soft_wrap=True,
-        )
+        messages.append(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")
     if written != server.pairs:
-        console.print(
+        messages.append(
             f"attention: the test split of {name} has {server.pairs} pairs, {root} has {written}; the server will "
-            "refuse this",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
+            "refuse this"
         )
+    console.print("\n".join(messages), markup=False, soft_wrap=True)
     return 0
 
 
