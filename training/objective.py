@@ -25,6 +25,7 @@ from deq_flow_ros.equilibrium import (
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
+from training.perturbation import perturb
 from training.rendering import Clip
 
 IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far
@@ -51,6 +52,7 @@ class Objective:
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
     :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
     :ivar scale_px: see ``robust``.
+    :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``: the fixed point must not depend on it.
     """
 
     cold_iterations: tuple[int, int] = (6, 10)
@@ -66,6 +68,7 @@ class Objective:
     matching: float = 0.5
     occluded: float = 0.3
     scale_px: float = 1.0
+    perturbation_px: float = 0.0
 
     def __post_init__(self) -> None:
         for least, most in (self.cold_iterations, self.warm_iterations):
@@ -89,7 +92,9 @@ class Objective:
         start = model.initial_state(encodings[0])
         for t in range(frames - 1):
             least, most = self.warm_iterations if t else self.cold_iterations
-            problem = model.problem(encodings[t], encodings[t + 1], recompute=self.recompute)
+            # An adjoint solve goes through its evaluation again and again, and would look up again each time.
+            again = self.recompute and (self.recurrent or "implicit" not in self.gradient)
+            problem = model.problem(encodings[t], encodings[t + 1], recompute=again)
             corrections = max(1, self.corrections - bool(t))
             states = self._states(problem, start, int(rng.integers(least, most + 1)), corrections)
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
@@ -109,6 +114,9 @@ class Objective:
             start = tuple(tensor.detach() for tensor in states[-1])
             with torch.no_grad():
                 start = carry((start[0], start[1]))
+                if self.perturbation_px and clip.numbers is not None:
+                    keys = [[number, t] for number in clip.numbers.tolist()]
+                    start = perturb(start, keys, self.perturbation_px)
         return torch.stack(losses).sum(), measured
 
     def _states(self, problem: FlowProblem, start: State, iterations: int, count: int) -> list[State]:
@@ -155,13 +163,20 @@ def endpoint_error(flow: Tensor, truth: Tensor) -> Tensor:
 
 
 def robust(error: Tensor, scale_px: float) -> Tensor:
-    """Like the error while it is small, logarithmic beyond ``scale_px``: a few hopeless pixels must not rule a step."""
-    return scale_px * torch.log1p(error / scale_px)
+    """Like the error while it is small, logarithmic beyond ``scale_px``: a few hopeless pixels must not rule a step.
+
+    With an infinite scale it is the error.
+    """
+    return error if scale_px == float("inf") else scale_px * torch.log1p(error / scale_px)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean with weights >= 0 of the values' shape; 0 where all are zero."""
-    return (values * weights).sum() / weights.sum().clamp_min(1)
+    """Mean over the samples of the weighted mean of each; values and weights >= 0 are (B, ...); 0 without any weight.
+
+    Every sample counts alike, however much of it is known. So the mean over the shares of several processes is that over
+    the whole batch.
+    """
+    return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
 
 
 def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor) -> Tensor:
@@ -188,5 +203,4 @@ def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor
             index = (y0 + dy).clamp(0, height - 1) * width + (x0 + dx).clamp(0, width - 1)
             found = log_probability.gather(1, index.long().view(-1, 1)).view_as(loss)
             loss = loss - weight_x * weight_y * found
-    counted = inside[:, 0] > 0.5
-    return (loss * counted).sum() / counted.sum().clamp_min(1)
+    return weighted_mean(loss, (inside[:, 0] > 0.5).float())
