@@ -44,7 +44,7 @@ lint: $(INSTALLED)
 
 venv: $(INSTALLED)
 
-$(DEPENDENCIES): requirements.txt requirements-ros.txt requirements-dev.txt constraints.txt | check-machine
+$(DEPENDENCIES): requirements.txt requirements-ros.txt requirements-training.txt requirements-dev.txt constraints.txt | check-machine
 	@test -x $(RUN) || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "Cannot create $(VENV) with $(PYTHON). On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
 	$(PIP) install --quiet -c constraints.txt $(foreach f,$(filter requirements%,$^),-r $(f))

@@ -4,96 +4,125 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tiny_training as tiny
 import torch
 
 from deq_flow_ros.media.flow_files import write_flow
-from deq_flow_ros.model import load_model
-from deq_flow_ros.model.correlation import CorrelationPyramid
+from deq_flow_ros.model import DEQFlow, load_model, save_model
 from training import train
-from training.generator import ProceduralGenerator
+from training.batches import Clips, make_generator
 from training.objective import Objective, matching_loss
 from training.pairs import read_pairs
-
-AUTOCAST = torch.autocast("cpu", torch.bfloat16, enabled=False)
+from training.recipe import Recipe
+from training.rendering import Clip
+from training.run import Run
+from training.schedule import Schedule
+from training.validation import GeneratedPairs
 
 
 @pytest.fixture(scope="module")
-def generator() -> ProceduralGenerator:
-    return ProceduralGenerator(48, 64, batch_size=1, patterns=4, seed=3)
+def clips() -> Clips:
+    return Clips(make_generator(tiny.recipe(), "cpu", 0))
 
 
-def options(out: Path, *more: str) -> train.argparse.Namespace:
-    return train.parse_arguments(["--out", str(out), "--height", "48", "--width", "64", "--warmup", "1", *more])
+def advance(run: Run, clips: Clips, steps: int) -> list[float]:
+    return [
+        run.train_step(clips[range(run.samples, run.samples + run.recipe.data.batch)])["loss"] for _ in range(steps)
+    ]
 
 
-def advance(run: train.Run, generator: ProceduralGenerator, steps: int) -> list[float]:
-    objective = Objective((2, 3), (1, 2))
-    return [run.train_step(generator.batch(run.step), objective, AUTOCAST)["loss"] for _ in range(steps)]
-
-
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path, generator: ProceduralGenerator) -> None:
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path, clips: Clips) -> None:
     """Why: training goes on in pieces; optimizer, average, schedule and all that is random must come back exactly."""
-    whole = train.Run(options(tmp_path / "whole"))
-    losses = advance(whole, generator, 4)
-    first = train.Run(options(tmp_path / "parts"))
-    parts = advance(first, generator, 2)
+    whole, first, second = (Run(tiny.recipe(), tmp_path / name) for name in ("whole", "parts", "parts"))
+    expected = advance(whole, clips, 4)
+    parts = advance(first, clips, 2)
+    first.keep_best(3.5)
     first.save()
-    second = train.Run(options(tmp_path / "parts", "--seed", "0"))
-    assert "at step 2" in second.resume()
-    parts += advance(second, generator, 2)
-    assert parts == losses
+    assert "at step 2" in second.resume() and second.best == 3.5
+    parts += advance(second, clips, 2)
+    assert parts == expected
     for a, b in zip(whole.ema.state_dict().values(), second.ema.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_it_learns(tmp_path: Path, generator: ProceduralGenerator) -> None:
-    """Why: gradients must reach everything: on one clip, seen again and again, the loss has to fall."""
-    run = train.Run(options(tmp_path))
-    clip, objective = generator.batch(1), Objective((4, 4), (2, 2))
+def test_gradients_reach_everything(tmp_path: Path, clips: Clips) -> None:
+    """Why: a part that gets none stays random: on one clip, seen again and again, the loss has to fall, all moving."""
+    run = Run(tiny.recipe(), tmp_path)
+    clip = clips[[1]]
     before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
-    losses = [run.train_step(clip, objective, AUTOCAST)["loss"] for _ in range(25)]
-    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    losses = [run.train_step(clip)["loss"] for _ in range(25)]
+    assert np.mean(losses[-3:]) < 0.75 * np.mean(losses[:3])
     still = [name for name, parameter in run.model.named_parameters() if torch.equal(before[name], parameter)]
     assert not still, still
 
 
-def test_half_precision_gives_nearly_the_same_step(tmp_path: Path, generator: ProceduralGenerator) -> None:
+def test_half_precision_gives_nearly_the_same_step(tmp_path: Path, clips: Clips) -> None:
     """Why: bf16 is the default on GPUs. Flow must stay fp32: bf16 knows 30 px to an eighth of a pixel only."""
     losses = [
-        train.Run(options(tmp_path)).train_step(generator.batch(0), Objective((2, 2), (1, 1)), autocast)["loss"]
-        for autocast in (AUTOCAST, torch.autocast("cpu", torch.bfloat16))
+        Run(tiny.recipe(f"optimization.precision={precision}"), tmp_path).train_step(clips[[0]])["loss"]
+        for precision in ("fp32", "bf16")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 
 
-def test_a_cool_down_branches_off(tmp_path: Path, generator: ProceduralGenerator) -> None:
+def test_a_cool_down_branches_off(tmp_path: Path, clips: Clips) -> None:
     """Why: the constant-rate checkpoint must stay as it is, so that training can go on from it another day."""
-    cooling = train.Run(options(tmp_path, "--steps", "1", "--cooldown", "2"))
-    advance(cooling, generator, 1)
+    settings = ("schedule.steps=1", "schedule.cooldown=2")
+    cooling = Run(tiny.recipe(*settings), tmp_path)
+    advance(cooling, clips, 1)
     cooling.save()
     constant = (tmp_path / "constant.pt").read_bytes()
-    advance(cooling, generator, 1)
+    advance(cooling, clips, 1)
     cooling.save()
     assert (tmp_path / "constant.pt").read_bytes() == constant
-    resumed = train.Run(options(tmp_path, "--steps", "1", "--cooldown", "2"))
-    assert "cooldown.pt at step 2" in resumed.resume()
-    onwards = train.Run(options(tmp_path, "--steps", "5"))
-    assert "constant.pt at step 1" in onwards.resume()
-    rates = [train.learning_rate(options(tmp_path, "--steps", "10", "--cooldown", "4"), s) for s in (0, 9, 10, 12, 14)]
-    assert rates == [5e-4, 5e-4, 5e-4, 2.5e-4, 0.0]
+    assert "cooldown.pt at step 2" in Run(tiny.recipe(*settings), tmp_path).resume()
+    assert "constant.pt at step 1" in Run(tiny.recipe("schedule.steps=5"), tmp_path).resume()
+
+
+def test_rates_are_as_published() -> None:
+    """Why: the one-cycle runs are comparable with the literature only if their rates are; the yardstick is PyTorch."""
+    constant = Schedule(steps=10, cooldown=4, warmup=1)
+    assert [constant.rate_at(step) for step in (0, 9, 10, 12, 14)] == [5e-4, 5e-4, 5e-4, 2.5e-4, 0.0]
+    cycle = Schedule("one-cycle", steps=200, rate=4e-4)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 4e-4, 200, pct_start=0.05, cycle_momentum=False, anneal_strategy="linear"
+    )
+    for step in range(200):
+        assert cycle.rate_at(step) == pytest.approx(reference.get_last_lr()[0], rel=1e-9, abs=1e-15), step
+        optimizer.step()
+        if step < 199:
+            reference.step()
+
+
+def test_a_checkpoint_of_before_goes_on(tmp_path: Path, clips: Clips) -> None:
+    """Why: long runs outlive versions. Checkpoints without `samples` and `best` are resumed where they stopped."""
+    run = Run(tiny.recipe(), tmp_path)
+    advance(run, clips, 2)
+    run.save()
+    state = torch.load(tmp_path / "constant.pt", weights_only=True)
+    for key in ("samples", "best"):
+        del state[key]
+    state["architecture"] = {k: v for k, v in state["architecture"].items() if k not in ("update", "weight_norm")}
+    torch.save(state, tmp_path / "constant.pt")
+    resumed = Run(tiny.recipe(), tmp_path)
+    assert "at step 2" in resumed.resume()
+    assert (resumed.samples, resumed.best) == (4, None)
+    assert advance(resumed, clips, 1) == advance(run, clips, 1)
 
 
 def test_a_failing_write_leaves_the_old_checkpoint(
-    tmp_path: Path, generator: ProceduralGenerator, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clips: Clips, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Why: a disk that fills up at hour ten must not cost the hours before."""
-    run = train.Run(options(tmp_path))
-    advance(run, generator, 1)
+    run = Run(tiny.recipe(), tmp_path)
+    advance(run, clips, 1)
     run.save()
 
     def full(state: object, file: object) -> None:
@@ -101,64 +130,83 @@ def test_a_failing_write_leaves_the_old_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"cannot write .*constant\.pt.*untouched.*No space left"):
         run.save()
-    assert "at step 1" in train.Run(options(tmp_path)).resume()
+    assert "at step 1" in Run(tiny.recipe(), tmp_path).resume()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, generator: ProceduralGenerator) -> None:
-    """Why: going on would overwrite good weights with NaN."""
-    run = train.Run(options(tmp_path))
-    clip = generator.batch(0)
-    clip.images[:] = torch.nan
-    with pytest.raises(FloatingPointError, match="the loss of step 0 is nan"):
-        run.train_step(clip, Objective((1, 1), (1, 1)), AUTOCAST)
-    assert run.step == 0
-
-
-def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, generator: ProceduralGenerator) -> None:
-    """Why: a finite loss can have an infinite gradient; one step along it and the next checkpoint is NaN."""
-    run = train.Run(options(tmp_path))
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run(tmp_path: Path, clips: Clips, what: str) -> None:
+    """Why: one step along it, and the next checkpoint is NaN. The batch is kept, to be looked at."""
+    run = Run(tiny.recipe(), tmp_path)
     before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
-    run.model.mask[0].weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(FloatingPointError, match=r"the gradient of step 0 is (inf|nan)"):
-        run.train_step(generator.batch(0), Objective((1, 1), (1, 1)), AUTOCAST)
+    clip = clips[[0]]
+    if what == "loss":
+        clip.images[:] = torch.nan
+    else:
+        run.model.mask[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match=rf"the {what} of step 0 is (inf|nan)"):
+        run.train_step(clip)
+    assert run.step == 0
     assert all(torch.equal(before[name], parameter) for name, parameter in run.model.named_parameters())
+    kept = torch.load(tmp_path / "not_finite_step_0_rank_0.pt", weights_only=True)
+    assert torch.equal(kept["flow"], clip.flow) and kept["step"] == 0
 
 
-def test_the_command_trains_validates_and_writes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Why: the one line that users type, from the procedural clips to weights that load."""
-    pairs = tmp_path / "pairs.json"
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, clips: Clips) -> None:
+    """Why: after the first stage, small batches of large crops would spoil them (RAFT, arXiv 2003.12039)."""
+    for frozen in (True, False):
+        run = Run(tiny.recipe("model.size=tiny", f"optimization.freeze_batch_norm={frozen}"), tmp_path)
+        before = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
+        run.train_step(clips[[0]])
+        changed = [name for name, buffer in run.model.named_buffers() if not torch.equal(before[name], buffer)]
+        assert bool(changed) != frozen, changed
+
+
+def test_warm_starts_are_disturbed_alike_in_any_company(clips: Clips) -> None:
+    """Why: noise that depended on the batch would make a distributed run another run; none would teach nothing."""
+    model = DEQFlow("nano")
+    objective = replace(tiny.recipe().objective, cold_iterations=(2, 2), warm_iterations=(1, 1))
+
+    def warm(clip: Clip, objective: Objective = objective) -> float:
+        return float(objective.loss(model, clip, np.random.default_rng(0))[1]["epe_warm"])
+
+    together, alone = warm(clips[[4, 5]]), [warm(clips[[number]]) for number in (4, 5)]
+    assert together == pytest.approx(np.mean(alone), rel=1e-5)
+    assert abs(warm(clips[[4, 5]], replace(objective, perturbation_px=0.0)) - together) > 1e-3
+
+
+def test_the_command_trains_validates_and_writes_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: the one line that users type, from weights and procedural clips to weights that load, and what it tells."""
+    pairs, start, out = tmp_path / "pairs.json", tmp_path / "start.safetensors", tmp_path / "run"
     _write_pair(pairs)
-    arguments = ["--out", str(tmp_path / "run"), "--height", "32", "--width", "48", "--batch", "1", "--steps", "2"]
-    arguments += ["--workers", "0", "--cooldown", "1", "--validate", str(pairs), "--validate-every", "2"]
+    torch.manual_seed(5)
+    save_model(DEQFlow("nano"), start)
+    arguments = [*tiny.arguments(out, "schedule.steps=2", "schedule.cooldown=1", "validation.every=2")]
+    arguments += ["validation.sets=[{dataset: synthetic, limit: 2}, {dataset: pairs}, {dataset: hd1k}]"]
+    arguments += ["--data", f"pairs={pairs}", "--init", str(start)]
+    arguments.remove("--no-tensorboard")
     assert train.main(arguments) == 0
-    assert "step 3 of 3" in capsys.readouterr().out
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log if "validation" in entry] == [2, 3]
-    assert set(log[-1]["validation"]) == {"made", "mean"}
-    assert (
-        load_model(tmp_path / "run" / "model.safetensors").architecture
-        == train.Run(options(tmp_path)).model.architecture
-    )
+    said = capsys.readouterr().out
+    assert "step 3 of 3" in said and "no validation on hd1k: no --data for it" in said
+    entries = {entry["step"]: entry for entry in tiny.log(out) if "validation" in entry}
+    assert list(entries) == [0, 2, 3]
+    assert set(entries[3]["validation"]) == {"synthetic", "made", "mean"}
+    best = min(entries, key=lambda step: entries[step]["validation"]["mean"])
+    assert [step for step in entries if entries[step]["best"]][-1] == best
+    assert load_model(out / "best.safetensors").architecture == load_model(out / "model.safetensors").architecture
+    events = b"".join(path.read_bytes() for path in (out / "tensorboard").iterdir())
+    assert b"validation/mean" in events and b"training/loss" in events and b"PNG" in events
+    again = train.resolve(train.parse_arguments(["--recipe", str(out / "recipe.yaml"), "--out", str(out)]))
+    assert again == train.resolve(train.parse_arguments(arguments))
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--height", "50"], "--height: expected a multiple of 8, got 50"),
-        (["--steps", "0"], "--steps: expected at least 1, got 0"),
-        (["--size", "giant"], "invalid choice: 'giant'"),
-    ],
-)
-def test_impossible_options_are_refused(
-    tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Why: before hours are spent, not after."""
-    with pytest.raises(SystemExit):
-        options(tmp_path, *more)
-    assert message in capsys.readouterr().err
+def test_initial_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    """Why: loading what fits and leaving the rest random would look like training."""
+    save_model(DEQFlow("tiny"), tmp_path / "tiny.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit the recipe's model. Choose --size"):
+        Run(tiny.recipe(f"init={tmp_path / 'tiny.safetensors'}"), tmp_path)
 
 
 def test_missing_textures_end_the_command_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,9 +215,26 @@ def test_missing_textures_end_the_command_with_a_message(tmp_path: Path, capsys:
     assert str(tmp_path / "none") in capsys.readouterr().out
 
 
+def test_the_smoke_recipe_learns(tmp_path: Path) -> None:
+    """Why: all parts may work and yet nothing be learnt. Shortened to a tenth, on clips that it never saw."""
+    changes = ["schedule.steps=60", "data.crop=[48,64]", "validation.every=60", "data.max_displacement_px=6"]
+    arguments = ["--recipe", "smoke", "--out", str(tmp_path), "--workers", "0", "--no-tensorboard", "--set", *changes]
+    assert train.main(arguments) == 0
+    before, after = (entry["validation"]["mean"] for entry in tiny.log(tmp_path) if "validation" in entry)
+    assert after < 0.6 * before
+
+
+def zero_flow_error(recipe: Recipe, count: int) -> float:
+    """Mean endpoint error of no motion on the generated clips of validation."""
+    pairs = GeneratedPairs(recipe, count)
+    return float(np.mean([np.hypot(*np.moveaxis(p.flow, 2, 0))[p.valid].mean() for p in pairs if p.flow is not None]))
+
+
 def test_matching_loss_rewards_the_true_match() -> None:
     """Why: its target must be where the flow points: one cell off is worse, and what is not visible does not count."""
     features = torch.nn.functional.one_hot(torch.arange(48), 48).float().view(1, 6, 8, 48).permute(0, 3, 1, 2) * 60
+    from deq_flow_ros.model.correlation import CorrelationPyramid
+
     correlation = CorrelationPyramid(features, features.roll(1, -1), levels=1, radius=1)
     visible = torch.ones(1, 48, 64, dtype=torch.bool)
     visible[..., -8:] = False  # the content of the last column of cells left the image

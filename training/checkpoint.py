@@ -11,9 +11,16 @@ import torch
 
 from deq_flow_ros.model.weights import replace_file
 
+_REQUIRED = {"step", "seconds", "steps", "cooldown", "model", "ema", "optimizer", "architecture"}
+_LATER = {"samples": None, "best": None}
+"""What checkpoints of before did not have: the number of `samples` seen, and the `best` validation error."""
+
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; a crash or full disk leaves the old one whole."""
+    """Write a checkpoint; a crash or full disk leaves the old one whole.
+
+    :raises OSError: if it cannot be written, naming it.
+    """
 
     def write(temporary: str) -> None:
         with open(temporary, "wb") as file:
@@ -22,16 +29,16 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     replace_file(path, write)
 
 
-def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """What ``write_checkpoint`` wrote.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Run.save` wrote, now or before there were all of today's keys; tensors on the CPU.
 
     :raises ValueError: if the file is not such.
     """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is not a whole training checkpoint: {str(error).splitlines()[0]}") from error
-    missing = {"step", "model", "ema", "optimizer", "architecture"} - set(state)
+    missing = _REQUIRED - set(state) if isinstance(state, dict) else _REQUIRED
     if missing:
         raise ValueError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(missing))}")
-    return dict(state)
+    return {**_LATER, **state}

@@ -29,8 +29,8 @@ class ProceduralGenerator:
     """Endless, seeded training clips: layered moving shapes over a moving background, or a camera moving past planes.
 
     A clip is a pure function of the settings, the seed and its number, so that training resumes at any step without
-    stored state and processes share the numbers among them. The scene is drawn on the CPU and is the same on every device; only the sensor noise is the
-    device's own.
+    stored state and processes share the numbers among them. The scene is drawn on the CPU and is the same on every
+    device; only the sensor noise is the device's own.
 
     Args:
         height, width: frame size in px, at least 16.
@@ -116,6 +116,7 @@ class ProceduralGenerator:
         return Clip(
             images=torch.cat([part.images for part in parts]), flow=torch.cat([part.flow for part in parts]),
             occluded=torch.cat([part.occluded for part in parts]), valid=torch.cat([part.valid for part in parts]),
+            numbers=torch.tensor(list(numbers)),
         )  # fmt: skip
 
 

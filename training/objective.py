@@ -173,8 +173,8 @@ def robust(error: Tensor, scale_px: float) -> Tensor:
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean over the samples of the weighted mean of each; values and weights >= 0 are (B, ...); 0 without any weight.
 
-    Every sample counts alike, however much of it is known. So the mean over the shares of several processes is that over
-    the whole batch.
+    Every sample counts alike, however much of it is known. So the mean over the shares of several processes is that
+    over the whole batch.
     """
     return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
 

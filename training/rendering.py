@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the scenes of `scenes` with batched tensor operations: frames, exact flow, occlusion."""
+
 from __future__ import annotations
 
 import math
@@ -26,6 +27,12 @@ class Clip:
     flow: torch.Tensor  # (B, T - 1, 2, H, W) float32 px: frame t to t + 1, on frame t's pixels, also where occluded
     occluded: torch.Tensor  # (B, T - 1, H, W) bool: not visible in frame t + 1, or outside it
     valid: torch.Tensor  # (B, T - 1, H, W) bool: the flow is defined and shorter than the limit
+    numbers: torch.Tensor | None = None  # (B,) int64: which clips these are, of all that a run trains on
+
+    def to(self, device: torch.device | str) -> Clip:
+        """The clip on a device; images that were kept as bytes become float32."""
+        images, flow, occluded, valid = (t.to(device) for t in (self.images, self.flow, self.occluded, self.valid))
+        return Clip(images.float(), flow, occluded, valid, self.numbers)
 
 
 class _Canvas:

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The samples of a run, by number: generated clips, or pairs of a mix of data sets, made ahead by worker processes.
+
+Which sample a number stands for, and how it is augmented, is a function of the seed and the number alone: a run resumes
+at any sample without stored state, and any number of processes see together what one would.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.augmentation import Augmentation
+from training.datasets import FlowDataset, Sample, open_dataset
+from training.datasets.base import leaves_image
+from training.generator import ProceduralGenerator
+from training.pairs import open_pairs
+from training.recipe import PAIRS, Recipe, RecipeError, Source
+from training.rendering import Clip
+
+
+class Clips(Dataset[Clip]):
+    """Generated clips; the index is a list of their numbers."""
+
+    def __init__(self, generator: ProceduralGenerator) -> None:
+        self._generator = generator
+
+    def __getitem__(self, numbers: Sequence[int]) -> Clip:
+        return self._generator.clips(numbers)
+
+
+class Mix(Dataset[Clip]):
+    """Augmented pairs of several data sets; the index is a list of sample numbers.
+
+    One pass over the mix has every pair of a source `repeat` times, in an order of its own, as the literature mixes
+    data sets (RAFT, arXiv 2003.12039).
+    """
+
+    def __init__(self, parts: Sequence[tuple[FlowDataset, Augmentation, int]], seed: int, max_flow_px: float) -> None:
+        self._parts, self._seed, self._max_flow_px = parts, seed, max_flow_px
+        self._lengths = [len(dataset) * repeat for dataset, _, repeat in parts]
+        self._order = lru_cache(maxsize=1)(self._shuffle)
+
+    def __getitem__(self, numbers: Sequence[int]) -> Clip:
+        return to_clip([self._sample(number) for number in numbers], self._max_flow_px)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_order": None}  # a cache does not pickle
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= {**state, "_order": lru_cache(maxsize=1)(self._shuffle)}
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch, 1]).permutation(sum(self._lengths))
+
+    def _sample(self, number: int) -> Sample:
+        epoch, position = divmod(number, sum(self._lengths))
+        position = int(self._order(epoch)[position])
+        for (dataset, augmentation, _), length in zip(self._parts, self._lengths, strict=True):
+            if position < length:
+                return augmentation(dataset[position % len(dataset)], np.random.default_rng([self._seed, number]))
+            position -= length
+        raise IndexError(number)
+
+
+def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
+    """Pairs of one size as clips of two frames, (B, 2, 3, H, W) uint8 until they are on the device.
+
+    Flow of `max_flow_px` and more is invalid. What moves out of the frame counts as occluded even where the data set
+    does not say so: its match cannot be seen.
+    """
+    flows, valids, hidden = [], [], []
+    for sample in samples:
+        if sample.flow is None:
+            raise ValueError(f"{sample.name} has no ground truth to train on; use a split that has")
+        valid = sample.valid & (np.hypot(sample.flow[..., 0], sample.flow[..., 1]) < max_flow_px)
+        outside = leaves_image(sample.flow)
+        flows.append(np.where(valid[..., None], sample.flow, 0).astype(np.float32))
+        valids.append(valid)
+        hidden.append(outside if sample.occluded is None else outside | sample.occluded)
+    images = np.stack([[sample.image1, sample.image2] for sample in samples])
+    return Clip(
+        images=torch.from_numpy(images).permute(0, 1, 4, 2, 3).contiguous(),
+        flow=torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).unsqueeze(1).contiguous(),
+        occluded=torch.from_numpy(np.stack(hidden)).unsqueeze(1),
+        valid=torch.from_numpy(np.stack(valids)).unsqueeze(1),
+    )
+
+
+def make_generator(recipe: Recipe, device: torch.device | str, seed: int) -> ProceduralGenerator:
+    """The generator that the recipe describes."""
+    data = recipe.data
+    return ProceduralGenerator(
+        *data.crop, batch_size=data.batch, frames=data.frames, textures=data.textures, device=device, seed=seed,
+        max_displacement_px=data.max_displacement_px, patterns=data.patterns,
+    )  # fmt: skip
+
+
+def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
+    """The data sets of a source; a list of pairs has one per group.
+
+    :raises RecipeError: if nobody said where it lies, or it does not know an option.
+    """
+    root = recipe.root(source.dataset)
+    if root is None:
+        raise RecipeError(f"where is the data set {source.dataset}? Give its folder: --data {source.dataset}=FOLDER")
+    if source.dataset == PAIRS:
+        return list(open_pairs(root))
+    try:
+        return [open_dataset(source.dataset, root, split=source.split, **source.options)]
+    except TypeError as error:
+        raise RecipeError(f"options of {source.dataset}: {error}") from error
+
+
+def training_samples(recipe: Recipe, device: torch.device) -> Clips | Mix:
+    """What the recipe trains on."""
+    from training.augmentation import Augmentation
+
+    data = recipe.data
+    if data.synthetic:
+        return Clips(make_generator(recipe, device, recipe.seed))
+    parts = []
+    for source in data.sources:
+        for dataset in open_source(recipe, source):
+            try:
+                augmentation = Augmentation(data.crop, sparse=dataset.sparse, **source.augmentation)
+            except (TypeError, ValueError) as error:
+                raise RecipeError(f"augmentation of {source.dataset}: {error}") from error
+            parts.append((dataset, augmentation, source.repeat))
+    return Mix(parts, recipe.seed, data.max_flow_px)
+
+
+def load_ahead(samples: Clips | Mix, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Clip]:
+    """The batches of these sample numbers, in order."""
+    loader = DataLoader(
+        samples,
+        batch_size=None,
+        sampler=batches,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_begin_worker,
+    )
+    return iter(loader)
+
+
+def default_workers(recipe: Recipe, device: torch.device) -> int:
+    """Processes that make samples ahead. The generator draws on the GPU if there is one, else beside the training."""
+    if recipe.data.synthetic:
+        return int(device.type == "cpu")
+    return min(8, max(1, (os.cpu_count() or 2) - 1))
+
+
+def _begin_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    # A signal to the process group must not take the clip away that the last step waits for.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells: lines of JSON, TensorBoard, and the progress bar with the time left."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+SHOWN = ("epe_cold", "epe_warm", "matching", "waiting")
+
+
+class Log:
+    """The figures of a run. In processes that write no files it does nothing.
+
+    ``log.jsonl`` has an object per `every` steps, means over the steps since the last, and one per validation; the
+    same goes to TensorBoard, with a picture per validation. The bar shows running means. A run that was killed logs the
+    steps since its last checkpoint twice, with the same figures.
+
+    :param step, total: where the run stands, and where it ends.
+    :param tensorboard: whether to write for TensorBoard (in the folder ``tensorboard``).
+    """
+
+    def __init__(self, out: Path, step: int, total: int, every: int, tensorboard: bool, active: bool = True) -> None:
+        self._active, self._every = active, every
+        self._since_last: list[dict[str, float]] = []
+        self._running: dict[str, float] = {}
+        self._board = None
+        if not active:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = (out / "log.jsonl").open("a")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+        self._bar = tqdm(
+            total=total, initial=step, unit="step", mininterval=2, dynamic_ncols=True, disable=None, file=sys.stderr
+        )
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        """The figures of one step; `step` counts it in."""
+        if not self._active:
+            return
+        self._since_last.append(figures)
+        self._running = {k: v + 0.98 * (self._running.get(k, v) - v) for k, v in figures.items()}
+        self._bar.update()
+        self._bar.set_postfix({k: f"{self._running[k]:.3g}" for k in SHOWN if k in self._running}, refresh=False)
+        if step % self._every == 0:
+            means = {k: float(np.mean([entry[k] for entry in self._since_last])) for k in figures}
+            self._since_last = []
+            self._write({"step": step, **{k: float(f"{v:.7g}") for k, v in means.items()}})
+            self._scalars("training", step, means)
+
+    def validation(self, step: int, errors: dict[str, float], best: bool, picture: np.ndarray | None) -> None:
+        """Endpoint errors in px per set, whether they are the best so far, and a picture (H, W, 3) uint8 RGB."""
+        if not self._active:
+            return
+        self._write({"step": step, "validation": {k: round(v, 4) for k, v in errors.items()}, "best": best})
+        self._scalars("validation", step, errors)
+        if self._board is not None and picture is not None:
+            self._board.add_image("validation/first pair: image, truth, flow, error", picture, step, dataformats="HWC")
+        text = "  ".join(f"{name} {error:.2f}" for name, error in errors.items())
+        self._bar.write(f"step {step}  endpoint error, px: {text}{'  (best so far)' if best else ''}", file=sys.stdout)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if not self._active:
+            return
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def _scalars(self, group: str, step: int, figures: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of a training run, its steps and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
+from training.checkpoint import read_checkpoint, write_checkpoint
+from training.distributed import Processes
+from training.recipe import Recipe
+from training.rendering import Clip
+
+MODEL, BEST = "model.safetensors", "best.safetensors"
+
+
+class Run:
+    """Model, averaged weights, optimizer and step of one training run, with their files.
+
+    :ivar samples: number of the next sample to train on.
+    :ivar best: lowest validation error so far, px; None before the first.
+    """
+
+    def __init__(
+        self, recipe: Recipe, out: Path, device: torch.device | str = "cpu", processes: Processes | None = None
+    ) -> None:
+        self.recipe, self.out = recipe, out
+        self.device, self.processes = torch.device(device), processes or Processes()
+        torch.manual_seed(recipe.seed)
+        initial = initial_model(recipe)
+        architecture = initial.architecture
+        self.model = initial.to(self.device).requires_grad_(True)
+        self.ema = DEQFlow(architecture).to(self.device).eval().requires_grad_(False)
+        self.ema.load_state_dict(self.model.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), recipe.schedule.rate, weight_decay=recipe.optimization.weight_decay
+        )
+        bf16 = recipe.optimization.precision == "bf16"
+        bf16 |= recipe.optimization.precision == "auto" and self.device.type == "cuda"
+        self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self._set_modes()
+        self.step = self.samples = 0
+        self.seconds = 0.0
+        self.best: float | None = None
+
+    def _set_modes(self) -> None:
+        self.model.train()
+        if self.recipe.optimization.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def resume(self) -> str:
+        """Load the newest checkpoint that lies on this run's path; says what it did.
+
+        A constant-rate run whose cool-down was stopped goes on with it, if it is the same cool-down; otherwise from the
+        constant rate.
+
+        :raises ValueError: if the checkpoint is damaged, of another architecture, or beyond the last step.
+        """
+        found = self.processes.from_first(self._find() if self.processes.writes else None)
+        if found is None:
+            return f"new run in {self.out}"
+        path, state = found
+        if Architecture.from_dict(state["architecture"]) != self.model.architecture:
+            raise ValueError(f"{path} holds a model of another architecture than the recipe's, {self.recipe.model}")
+        schedule = self.recipe.schedule
+        if state["step"] > (schedule.steps if path.name == "constant.pt" else schedule.total):
+            raise ValueError(f"{path} is at step {state['step']}, beyond schedule.steps={schedule.steps}: raise it")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.samples, self.best = state["samples"], state["best"]
+        if self.samples is None:
+            self.samples = self.step * self.recipe.data.batch
+        return f"resumed from {path} at step {self.step}"
+
+    def _find(self) -> tuple[Path, dict[str, Any]] | None:
+        schedule = self.recipe.schedule
+        last = self.out / schedule.checkpoint_name(schedule.total)
+        if schedule.cooldown and last.is_file():
+            state = read_checkpoint(last)
+            if (state["steps"], state["cooldown"]) == (schedule.steps, schedule.cooldown):
+                return last, state
+        first = self.out / schedule.checkpoint_name(0)
+        return (first, read_checkpoint(first)) if first.is_file() else None
+
+    def save(self) -> None:
+        """Write the checkpoint of the present step, and the averaged weights; in rank 0 alone."""
+        if not self.processes.writes:
+            return
+        schedule = self.recipe.schedule
+        state: dict[str, Any] = {
+            "step": self.step, "samples": self.samples, "seconds": self.seconds, "best": self.best,
+            "steps": schedule.steps, "cooldown": schedule.cooldown,
+            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "architecture": self.model.architecture.to_dict(),
+        }  # fmt: skip
+        write_checkpoint(state, self.out / schedule.checkpoint_name(self.step))
+        save_model(self.ema, self.out / MODEL, {"step": str(self.step)})
+
+    def keep_best(self, error: float) -> bool:
+        """Keep the averaged weights as the best if the validation error, px, is the lowest so far."""
+        if self.best is not None and error >= self.best:
+            return False
+        self.best = error
+        if self.processes.writes:
+            metadata = {"step": str(self.step), "validation_epe_px": f"{error:.4f}"}
+            save_model(self.ema, self.out / BEST, metadata)
+        return True
+
+    def train_step(self, clip: Clip) -> dict[str, float]:
+        """One step on this process's share of the batch; everything random is a function of the seed and the step.
+
+        :returns: the figures to log, means over all processes.
+        :raises FloatingPointError: if loss or gradient are not finite; nothing is changed then, and the clip is saved.
+        """
+        recipe = self.recipe
+        rate = recipe.schedule.rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(int(np.random.default_rng([recipe.seed, self.step, self.processes.rank]).integers(2**62)))
+        with self._autocast:
+            loss, measured = recipe.objective.loss(self.model, clip, np.random.default_rng([recipe.seed, self.step]))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        figures = {name: value.detach().float() for name, value in {"loss": loss, **measured}.items()}
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        # Batch statistics are each process's own; what is stored of them is their mean.
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        self.processes.average([*gradients, *statistics, *figures.values()])
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimization.clip)
+        for name, value in (("loss", figures["loss"]), ("gradient", norm)):
+            if not torch.isfinite(value):
+                raise FloatingPointError(
+                    f"the {name} of step {self.step} is {value.item()}; the last checkpoint is untouched, and the "
+                    f"batch is in {self._save_batch(clip)}. A lower schedule.rate helps"
+                )
+        self.optimizer.step()
+        self.step += 1
+        self.samples += recipe.data.batch
+        self._update_average()
+        return {"rate": rate, "gradient": float(norm), **{name: float(value) for name, value in figures.items()}}
+
+    def _update_average(self) -> None:
+        # The average starts from what is learnt, not from the random start.
+        decay = min(self.recipe.optimization.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, value in zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True):
+                if average.is_floating_point():
+                    average.lerp_(value, 1 - decay)
+                else:
+                    average.copy_(value)
+
+    def _save_batch(self, clip: Clip) -> Path:
+        path = self.out / f"not_finite_step_{self.step}_rank_{self.processes.rank}.pt"
+        content = {name: tensor.cpu() for name, tensor in vars(clip).items() if tensor is not None}
+        write_checkpoint({"step": self.step, "model": self.model.state_dict(), **content}, path)
+        return path
+
+
+def initial_model(recipe: Recipe) -> DEQFlow:
+    """A model with random weights, or with those of `recipe.init`.
+
+    :raises ValueError: if the weights are of another architecture than the recipe's.
+    """
+    expected = recipe.model.architecture
+    if recipe.init is None:
+        return DEQFlow(expected)
+    model = load_model(recipe.init, fold=False)
+    # Released checkpoints of one size differ in the width of the flow head: there, the weights decide.
+    if dataclasses.replace(model.architecture, flow_head_dim=expected.flow_head_dim) != expected:
+        raise ValueError(
+            f"{recipe.init} does not fit the recipe's model. Choose --size, model.update and model.weight_norm after "
+            "it.\n"
+            f"expected {expected}\ngot      {model.architecture}"
+        )
+    return model
