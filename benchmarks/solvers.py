@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convergence of each solver on real images: residual and distance to the fixed point against iterations.
+
+``python -m benchmarks.solvers --pairs pairs.json [--sequence FRAMES] [--model NAME_OR_PATH] [--plot OUT] [--json OUT]``
+
+Cold: every pair of the list from zero. With a sequence (a video, bag or folder of images) its consecutive pairs too, cold
+and warm: from the settled state of the pair before, carried along the motion as in a stream. All solvers start from the
+same state.
+
+*Residual*: RMS of the flow update, full-resolution px, which is what the solver stops on. *Distance*: RMS difference
+from the reference, the flow of least residual that Anderson's method finds in ``--reference`` times as many iterations;
+its own residual is printed, since the distance means nothing far below it. Times are processor time on a CPU and wall
+time on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, Solver, State, solve
+from deq_flow_ros.media import MediaError, open_source
+from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.model import DEQFlow, FlowProblem, crop, load_model, pad_to_multiple, update_px
+from deq_flow_ros.model.deq_flow import FACTOR
+from deq_flow_ros.streaming.warm_start import carry
+from training.datasets import Sample
+from training.pairs import pair_errors, read_pairs, to_array, to_tensor
+
+SOLVERS: dict[str, Solver] = {
+    "picard": Picard(),
+    "picard, damping 0.7": Picard(0.7),
+    "anderson": Anderson(),
+    "broyden": Broyden(),
+}
+COLOURS = ("#2b6cb0", "#a0aec0", "#dd6b20", "#2f855a")
+MARKS = (1, 2, 4, 8, 12, 24)  # iterations that the endpoint error is printed for
+
+
+class Case:
+    """One start of one pair, solved by every solver."""
+
+    def __init__(self, problem: FlowProblem, start: State, iterations: int, reference: int) -> None:
+        self.problem, self.start, self.iterations = problem, start, iterations
+        settled = solve(problem, start, solver="anderson", max_iterations=iterations * reference, measure=update_px)
+        self.state, self.residual_px = settled.state, float(settled.residual)
+        self._device = start[0].device
+
+    def curves(self, solver: Solver) -> tuple[dict[str, Any], dict[int, State]]:
+        """Residual and distance (px) at each iteration, ms per iteration, and the states."""
+        everywhere = range(1, self.iterations + 1)
+        began = self._clock()
+        solution = solve(
+            self.problem, self.start, solver=solver, max_iterations=self.iterations, measure=update_px, keep=everywhere
+        )
+        milliseconds = 1e3 * (self._clock() - began) / self.iterations
+        states = solution.trajectory
+        distances = [FACTOR * (states[n][1] - self.state[1]).square().sum(1).mean().sqrt() for n in everywhere]
+        return {
+            "residual_px": solution.trace[:, 0].tolist(),
+            "distance_px": torch.stack(distances).tolist(),
+            "ms": milliseconds,
+        }, states
+
+    def _clock(self) -> float:
+        if self._device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def pair_problem(model: DEQFlow, image1: np.ndarray, image2: np.ndarray) -> tuple[FlowProblem, State, Any]:
+    """The problem of two images (H, W, 3), its cold start, and the padding to crop from its flow."""
+    (first, padding), (second, _) = (
+        pad_to_multiple(to_tensor(image, model.device).float()) for image in (image1, image2)
+    )
+    encoding = model.encode(first)
+    return model.problem(encoding, model.encode(second)), model.initial_state(encoding), padding
+
+
+def first_below(values: list[float], bound: float) -> float:
+    """The first iteration (from 1) whose value is at or below the bound; infinite if none is."""
+    return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
+
+
+def on_pairs(model: DEQFlow, pairs: list[Sample], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every solver on every pair, cold; with the endpoint error at the marked iterations."""
+    for pair in pairs:
+        problem, start, padding = pair_problem(model, pair.image1, pair.image2)
+        case = Case(problem, start, options.iterations, options.reference)
+        for name, solver in SOLVERS.items():
+            row, states = case.curves(solver)
+            errors = {
+                n: pair_errors(pair, to_array(crop(model.upsample(states[n]), padding)))[0]
+                for n in MARKS
+                if n in states
+            }
+            yield {
+                "case": "pairs, cold", "pair": pair.name, "solver": name, "reference_residual_px": case.residual_px,
+                "epe_px": errors, **row,
+            }  # fmt: skip
+
+
+def on_sequence(model: DEQFlow, frames: list[np.ndarray], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every solver on consecutive pairs, cold and from the state of the pair before."""
+    warm: State | None = None
+    for number, (image1, image2) in enumerate(pairwise(frames)):
+        problem, cold, _ = pair_problem(model, image1, image2)
+        starts = {"sequence, cold": cold} | ({} if warm is None else {"sequence, warm": warm})
+        for label, start in starts.items():
+            case = Case(problem, start, options.iterations, options.reference)
+            if label == "sequence, cold":
+                warm = carry(case.state)
+            if number == 0:
+                continue  # it has no warm start to compare with
+            for name, solver in SOLVERS.items():
+                row, _ = case.curves(solver)
+                yield {
+                    "case": label, "pair": f"frames {number}, {number + 1}", "solver": name,
+                    "reference_residual_px": case.residual_px, **row,
+                }  # fmt: skip
+
+
+def summarise(rows: list[dict[str, Any]], bound: float) -> list[dict[str, Any]]:
+    """Medians over the pairs of each case and solver."""
+    summary = []
+    for case, solver in dict.fromkeys((row["case"], row["solver"]) for row in rows):
+        some = [row for row in rows if (row["case"], row["solver"]) == (case, solver)]
+        settled = [first_below(row["residual_px"], bound) for row in some]
+        near = [first_below(row["distance_px"], bound) for row in some]
+        marks = some[0].get("epe_px", {})
+        summary.append(
+            {
+                "case": case, "solver": solver, "pairs": len(some),
+                "iterations_to_residual": float(np.median(settled)), "iterations_to_distance": float(np.median(near)),
+                "reached_residual": int(np.isfinite(settled).sum()), "reached_distance": int(np.isfinite(near).sum()),
+                "ms_per_iteration": float(np.median([row["ms"] for row in some])),
+                "reference_residual_px": float(np.median([row["reference_residual_px"] for row in some])),
+                "epe_px": {n: float(np.mean([row["epe_px"][n] for row in some])) for n in marks},
+            }
+        )  # fmt: skip
+    return summary
+
+
+def print_tables(summary: list[dict[str, Any]], bound: float, console: Console) -> None:
+    """Iterations needed, then endpoint errors."""
+    table = Table(title=f"iterations to {bound:g} px, median over the pairs (how many got there)")
+    for column in ("case", "solver", "residual", "distance", "ms / it."):
+        table.add_column(column, justify="left" if column in ("case", "solver") else "right", no_wrap=True)
+    for row in summary:
+        cells = [
+            f"{row[f'iterations_to_{what}']:g} ({row[f'reached_{what}']}/{row['pairs']})"
+            for what in ("residual", "distance")
+        ]
+        table.add_row(row["case"], row["solver"], *cells, f"{row['ms_per_iteration']:.1f}")
+    console.print(table)
+    for case, residual in dict.fromkeys((row["case"], round(row["reference_residual_px"], 4)) for row in summary):
+        console.print(f"{case}: median residual of the reference {residual:g} px")
+    with_truth = [row for row in summary if row["epe_px"]]
+    table = Table(title="endpoint error after so many iterations from zero, px, mean over the pairs")
+    table.add_column("solver")
+    for mark in with_truth[0]["epe_px"]:
+        table.add_column(str(mark), justify="right")
+    for row in with_truth:
+        table.add_row(row["solver"], *(f"{error:.2f}" for error in row["epe_px"].values()))
+    console.print(table)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Residual against iterations, one panel per case, median over the pairs."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(3.4 * len(cases), 3.2), layout="constrained")
+        panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+        for axes, case in zip(panels, cases, strict=True):
+            for name, colour in zip(SOLVERS, COLOURS, strict=True):
+                curves = [row["residual_px"] for row in rows if (row["case"], row["solver"]) == (case, name)]
+                axes.semilogy(range(1, len(curves[0]) + 1), np.median(curves, 0), color=colour, label=name)
+            axes.axhline(0.05, color="#c53030", linewidth=0.8, linestyle="--")
+            axes.set(title=f"{case} ({len(curves)} pairs)", xlabel="iterations")
+            axes.grid(color="#e2e8f0")
+        panels[0].set_ylabel("flow update, RMS px")
+        panels[-1].legend(frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+
+def read_frames(path: str, count: int) -> list[np.ndarray]:
+    """The first frames of a source, (H, W, 3) RGB each."""
+    frames = [
+        to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
+        for f in islice(open_source(path).frames(), count)
+    ]
+    if len(frames) < 3:
+        raise ValueError(f"{path}: expected at least 3 frames, for a pair with one before it, got {len(frames)}")
+    return frames
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.solvers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=Path, required=True, help="list of pairs, see training/pairs.py")
+    parser.add_argument("--sequence", help="video, bag or folder of images, for warm starts")
+    parser.add_argument("--frames", type=int, default=6, help="frames of the sequence (default 6)")
+    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
+    parser.add_argument("--iterations", type=int, default=36, help="evaluations per solve (default 36)")
+    parser.add_argument("--reference", type=int, default=3, help="so many times more for the reference (default 3)")
+    parser.add_argument("--bound", type=float, default=0.05, help="px; what to count iterations to (default 0.05)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own)")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="write the curves to this picture (.png, .svg)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
+    options = parser.parse_args(arguments)
+    console = Console()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.iterations < 1 or options.reference < 1 or not options.bound > 0:
+        parser.error("--iterations and --reference must be at least 1, --bound above 0")
+    try:
+        pairs = read_pairs(options.pairs)
+        frames = read_frames(options.sequence, options.frames) if options.sequence else []
+        model = load_model(options.model, options.device)
+    except (OSError, ValueError, RuntimeError, MediaError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode(), console.status("") as status:
+        for source in (on_pairs(model, pairs, options), on_sequence(model, frames, options)):
+            for row in source:
+                rows.append(row)
+                status.update(f"{row['case']}: {row['pair']}, {row['solver']}")
+    summary = summarise(rows, options.bound)
+    print_tables(summary, options.bound, console)
+    if options.plot:
+        plot(rows, options.plot)
+    if options.json:
+        report = {
+            "model": options.model, "iterations": options.iterations, "bound_px": options.bound,
+            "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "summary": summary, "curves": rows,
+        }  # fmt: skip
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
