@@ -57,7 +57,7 @@ def test_flow_stays_with_its_pixel(sparse: bool) -> None:
         settings = {"min_scale": scale, "max_scale": scale, "spatial_probability": 1, "stretch": 0}
         after = Augmentation((64, 80), sparse, **settings, **NO_COLOUR)(before, np.random.default_rng(seed))
         there = np.abs(after.flow[after.valid]) / 2**scale
-        assert np.abs((there - after.image1[:, :, :2][after.valid] / 1.9).mean(axis=0)).max() < 0.1
+        assert np.abs((there - after.image1[:, :, :2][after.valid] / 1.9).mean(axis=0)).max() < 0.15
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -84,6 +84,22 @@ def _leaves(flow: np.ndarray) -> np.ndarray:
     return (x < -0.5) | (y < -0.5) | (x > flow.shape[1] - 0.5) | (y > flow.shape[0] - 0.5)
 
 
+def test_small_images_are_scaled_up_to_the_crop() -> None:
+    """Why: whole images, so that it shows at the borders whether both sides are treated alike."""
+    before, mirror = pair(), np.float32((-1, 1))
+    parts = before.image1, before.image2, before.flow * mirror, before.valid, before.occluded
+    augmentation = Augmentation((2 * SIZE[0], 2 * SIZE[1]), **NO_COLOUR, **NO_MOTION)
+    as_is, mirrored = (
+        augmentation(sample, np.random.default_rng(0))
+        for sample in (before, Sample("mirrored", *(part[:, ::-1].copy() for part in parts)))
+    )
+    for name in ("image1", "image2", "valid"):
+        image, other = (getattr(sample, name).astype(int) for sample in (as_is, mirrored))
+        assert np.abs(image - other[:, ::-1]).max() <= 1
+    assert np.allclose(as_is.flow, mirrored.flow[:, ::-1] * mirror, atol=1e-3)
+    assert mean_difference(as_is.image1, as_is.image2, as_is.flow, as_is.valid) < 1.1
+
+
 def test_what_leaves_the_crop_is_occluded() -> None:
     """Why: the loss treats hidden targets differently, and a crop hides most of them."""
     crop = (40, 50)
@@ -96,7 +112,8 @@ def test_what_leaves_the_crop_is_occluded() -> None:
 def test_size_and_shape_change_within_their_bounds() -> None:
     """Why: the vectors tell by how much an image was scaled; the published schedules depend on these ranges."""
     flow = np.full((*SIZE, 2), 4.0, np.float32)
-    before = replace(pair(), flow=flow, valid=np.ones(SIZE, bool))
+    flow[~pair().valid] = 0  # must not be mixed into its neighbours
+    before = replace(pair(), flow=flow)
     augmentation = Augmentation(
         (48, 64), min_scale=-0.4, max_scale=0.8, horizontal_flip=0, vertical_flip=0, **NO_COLOUR
     )

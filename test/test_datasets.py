@@ -176,12 +176,16 @@ def test_spring_counts_the_nearest_of_four_vectors(roots: Callable[[str], Path])
     assert tallies["s0-10"].pixels == (lengths.mean(axis=(1, 3))[sample.valid] < 10).sum()
 
 
-def test_things_leaves_out_what_its_list_says(roots: Callable[[str], Path], tmp_path: Path) -> None:
-    """Why: a listed frame spoils the pair before it as well as the one that it begins."""
-    (tmp_path / "unused.txt").write_text("TRAIN/A/0000/left/0007.png\nTRAIN/C/0004/left/0008.png\n")
-    dataset = open_dataset("things-clean", roots("things-clean"), unused=tmp_path / "unused.txt")
-    names = [files.name for files in dataset.pairs]
-    assert names == ["TRAIN/C/0004/into_future/left/0006", "TRAIN/C/0004/into_past/left/0007"]
+def test_things_leaves_out_what_its_list_says(tmp_path: Path) -> None:
+    """Why: a listed frame spoils the pair before it as well as its own, and what is left is no sequence any more."""
+    write_things(tmp_path, clips=("TRAIN/A/0000", "TRAIN/C/0004"), frames=5)
+    unused = tmp_path / "unused.txt"
+    unused.write_text("TRAIN/A/0000/left/0008.png\nTRAIN/A/0000/right/0006.png\nTRAIN/C/0004/left/0010.png\n")
+    dataset = open_dataset("things-clean", tmp_path, direction="into_future", unused=unused)
+    kept = {"TRAIN/A/0000": ("0006", "0009"), "TRAIN/C/0004": ("0006", "0007", "0008")}
+    names = [f"{clip}/into_future/left/{frame}" for clip, frames in kept.items() for frame in frames]
+    assert [files.name for files in dataset.pairs] == names
+    assert dataset.sequences() == [[0], [1], [2, 3, 4]]
 
 
 @pytest.mark.parametrize(

@@ -169,13 +169,11 @@ def _scatter(
     flow: np.ndarray, valid: np.ndarray, occluded: np.ndarray | None, step: np.ndarray, start: np.ndarray,
     size: tuple[int, int],
 ) -> Parts:  # fmt: skip
-    """The same, each valid vector moved to the nearest pixel; of several that meet, the one that moves least stays."""
+    """The same, each valid vector moved to the nearest pixel; of several that meet, the last one stays."""
     rows, columns = np.nonzero(valid)
-    points = (np.stack([columns, rows]) - start[:, None]) / step[:, None]
-    pixels = np.rint(points).astype(int)
-    inside = ((pixels >= 0) & (pixels < np.array(size[::-1])[:, None])).all(axis=0).nonzero()[0]
-    order = inside[np.argsort(-((points - pixels)[:, inside] ** 2).sum(axis=0))]  # what is written last stays
-    source, target = (rows[order], columns[order]), (pixels[1, order], pixels[0, order])
+    x, y = np.rint((np.stack([columns, rows]) - start[:, None]) / step[:, None]).astype(int)
+    inside = (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
+    source, target = (rows[inside], columns[inside]), (y[inside], x[inside])
     moved, known = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
     moved[target], known[target] = flow[source], True
     if occluded is None:
