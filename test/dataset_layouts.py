@@ -156,7 +156,11 @@ def write_hd1k(root: Path, sequences: int = 2, frames: int = 3, size: tuple[int,
 
 def write_spring(root: Path, scenes: tuple[str, ...] = ("0001", "0002"), frames: int = 3,
                  size: tuple[int, int] = SIZE) -> None:  # fmt: skip
-    """Flow at twice the resolution of the images; one of four vectors of an image pixel is unknown. Test is "0003"."""
+    """Flow at twice the resolution of the images; one of four vectors of one pixel is unknown. Test: "0003".
+
+    Unmatched is the first corner (see `corner_mask`) in red, the last one in green; blue says nothing.
+    """
+    unmatched = np.stack([corner_mask(size, "first"), corner_mask(size, "last"), np.full(size, 255, np.uint8)], axis=2)
     for seed, name in enumerate((*scenes, "0003")):
         half = "train" if name in scenes else "test"
         for side in ("left", "right"):
@@ -170,7 +174,10 @@ def write_spring(root: Path, scenes: tuple[str, ...] = ("0001", "0002"), frames:
                         flow = scene.flow(time, target, resolution=2)
                         flow[7, 11] = np.nan
                         folder = f"flow_{kind}_{side}"
-                        _write_flow(root / half / name / folder / f"{folder}_{time + 1:04d}.flo5", flow)
+                        stem = f"{folder}_{time + 1:04d}"
+                        _write_flow(root / half / name / folder / f"{stem}.flo5", flow)
+                        maps = root / half / name / "maps" / f"matchmap_{folder}"
+                        write_image(maps / f"matchmap_{stem}.png", unmatched)
 
 
 def write_tartanair(root: Path, trajectories: tuple[str, ...] = ("office/Easy/P000", "ocean/ocean/Hard/P001"),

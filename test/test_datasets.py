@@ -157,7 +157,9 @@ def test_validity_and_occlusion_are_those_of_the_data_sets(roots: Callable[[str]
     things = open_dataset("things-clean", roots("things-clean"))[0]
     assert np.argwhere(~things.valid).tolist() == [[3, 5]]
     spring = open_dataset("spring", roots("spring"))[0]
-    assert np.argwhere(~spring.valid).tolist() == [[3, 5]]
+    assert np.argwhere(~spring.valid).tolist() == [[3, 5]] and spring.occluded is None
+    spring = open_dataset("spring", roots("spring"), direction="backward", occlusion=True)[0]
+    assert np.array_equal(spring.occluded, first | last)
 
 
 def test_spring_counts_the_nearest_of_four_vectors(roots: Callable[[str], Path]) -> None:
@@ -225,6 +227,15 @@ def test_what_is_missing_is_named(roots: Callable[[str], Path], tmp_path: Path, 
     with pytest.raises(FileNotFoundError) as error:
         open_dataset(name, root)
     assert str(error.value).startswith(f"{path} is missing. Data set {name} expects below {root}: ")
+
+
+def test_spring_needs_its_maps_only_for_occlusion(roots: Callable[[str], Path], tmp_path: Path) -> None:
+    """Why: the maps are an archive of their own, that most have not fetched."""
+    shutil.copytree(roots("spring"), tmp_path / "spring")
+    shutil.rmtree(tmp_path / "spring/train/0002/maps/matchmap_flow_FW_left")
+    assert len(open_dataset("spring", tmp_path / "spring")) == 4
+    with pytest.raises(FileNotFoundError, match="0002/maps/matchmap_flow_FW_left is missing"):
+        open_dataset("spring", tmp_path / "spring", occlusion=True)
 
 
 def test_nothing_and_nonsense_are_refused(roots: Callable[[str], Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from deq_flow_ros.media.flow_files import read_flow
 
-from .base import FlowDataset, PairFiles, Truth, expect_size, one_or_both
+from .base import FlowDataset, PairFiles, Truth, expect_size, one_or_both, read_image
 
 
 class Spring(FlowDataset):
@@ -24,18 +24,23 @@ class Spring(FlowDataset):
 
     :param side: camera, "left", "right" or "both".
     :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
+    :param occlusion: read the maps of unmatched pixels too, which are an archive of their own; without them nothing is
+        known to be occluded. Unmatched is what is red or green in them.
     """
 
     layout = (
         "{train,test}/0001/frame_{left,right}/frame_left_0001.png, "
-        "train/0001/flow_{FW,BW}_{left,right}/flow_FW_left_0001.flo5"
+        "train/0001/flow_{FW,BW}_{left,right}/flow_FW_left_0001.flo5, and for occlusion "
+        "train/0001/maps/matchmap_flow_{FW,BW}_{left,right}/matchmap_flow_FW_left_0001.png"
     )
 
     def __init__(
-        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "forward"
-    ) -> None:
+        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "forward",
+        occlusion: bool = False,
+    ) -> None:  # fmt: skip
         self.sides = one_or_both("side", side, ("left", "right"))
         self.directions = one_or_both("direction", direction, ("forward", "backward"))
+        self.occlusion = occlusion
         super().__init__(name, root, split)
 
     def _find(self) -> Iterator[PairFiles]:
@@ -53,7 +58,10 @@ class Spring(FlowDataset):
             file = f"{kind}_{first.stem.rsplit('_', 1)[1]}"
             flow = scene / kind / f"{file}.flo5" if self.split == "train" else None
             pairs.append(PairFiles(f"{scene.name}/{kind}/{file}", f"{scene.name}/{kind}", first, second, flow))
-        self._require(files.flow for files in pairs if files.flow)
+        flows = [files.flow for files in pairs if files.flow]
+        self._require(flows)
+        if self.occlusion:
+            self._require(_unmatched(flow) for flow in flows)
         return pairs
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
@@ -61,4 +69,14 @@ class Spring(FlowDataset):
         expect_size(flow, vectors, (2 * size[0], 2 * size[1]))
         corners = [(slice(row, None, 2), slice(column, None, 2)) for row in (0, 1) for column in (0, 1)]
         first, *others = (vectors[corner] for corner in corners)
-        return Truth(first, np.logical_and.reduce([valid[corner] for corner in corners]), None, tuple(others))
+        known = np.logical_and.reduce([valid[corner] for corner in corners])
+        occluded = None
+        if self.occlusion:
+            unmatched = read_image(_unmatched(flow))
+            expect_size(_unmatched(flow), unmatched, size)
+            occluded = unmatched[:, :, :2].any(axis=2)
+        return Truth(first, known, occluded, tuple(others))
+
+
+def _unmatched(flow: Path) -> Path:
+    return flow.parents[1] / "maps" / f"matchmap_{flow.parent.name}" / f"matchmap_{flow.stem}.png"
