@@ -3,9 +3,9 @@
 
 ``python -m benchmarks.solvers --pairs pairs.json [--sequence FRAMES] [--model NAME_OR_PATH] [--plot OUT] [--json OUT]``
 
-Cold: every pair of the list from zero. With a sequence (a video, bag or folder of images) its consecutive pairs too, cold
-and warm: from the settled state of the pair before, carried along the motion as in a stream. All solvers start from the
-same state.
+Cold: every pair of the list from zero. With a sequence (a video, bag or folder of images) its consecutive pairs too,
+cold and warm: from the settled state of the pair before, carried along the motion as in a stream. All solvers start
+from the same state.
 
 *Residual*: RMS of the flow update, full-resolution px, which is what the solver stops on. *Distance*: RMS difference
 from the reference, the flow of least residual that Anderson's method finds in ``--reference`` times as many iterations;
