@@ -74,7 +74,7 @@ class Spring(FlowDataset):
         if self.occlusion:
             unmatched = read_image(_unmatched(flow))
             expect_size(_unmatched(flow), unmatched, size)
-            occluded = unmatched[:, :, :2].any(axis=2)
+            occluded = (unmatched[:, :, 0] > 0) | (unmatched[:, :, 1] > 0)
         return Truth(first, known, occluded, tuple(others))
 
 
