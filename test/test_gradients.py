@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -319,3 +320,14 @@ def test_impossible_corrections_are_refused(arguments: dict, message: str) -> No
         sparse_correction(lambda z: (z,), (torch.zeros(1, 1),), **arguments)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         phantom_gradient(lambda z: (z,), (torch.zeros(1, 1),), steps=0)
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: it is the first thing a reader types; its gradient must be that of an unrolling."""
+    page = (Path(__file__).parents[1] / "docs" / "equilibrium.md").read_text()
+    names: dict = {}
+    exec(page.split("```python")[1].split("```")[0], names)
+    assert "converged" in capsys.readouterr().out
+    (unrolled,) = unroll(names["f"], (torch.zeros(4, 8),), 60)[-1]
+    (expected,) = torch.autograd.grad(unrolled.square().sum(), names["weight"])
+    torch.testing.assert_close(names["weight"].grad, expected, rtol=1e-3, atol=1e-4)
