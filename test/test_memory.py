@@ -27,12 +27,12 @@ def test_equilibrium_training_stores_the_same_for_any_number_of_iterations() -> 
     torch.manual_seed(0)
     model = DEQFlow("nano").train()
     for name, objective in objectives().items():
-        few, many = stored(model, objective, 3), stored(model, objective, 9)
+        few, many = stored(model, objective, 6), stored(model, objective, 18)
         if name == "recurrent":
-            assert many > 1.5 * few
+            assert many > 2 * few
             continue
         assert few == many, name
-        assert stored(model, replace(objective, recompute=True), 3) < 0.75 * few, name
+        assert stored(model, replace(objective, recompute=True), 6) < 0.75 * few, name
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
