@@ -161,6 +161,22 @@ def test_line_search_shortens_steps_that_make_it_worse() -> None:
     assert visited[2] == pytest.approx(visited[0] + first / 2), "the first step overshoots and must be halved"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+def test_the_host_never_waits_for_the_gpu(solver: Solver) -> None:
+    """Why: a wait in every iteration costs more than it; PyTorch raises at any operation that synchronizes."""
+    a, b = (tensor.cuda() for tensor in matrix(0.95))
+    problem = (lambda z: (torch.tanh(z @ a.T + b),), (torch.zeros_like(b),))
+    solve(*problem, solver=solver, max_iterations=12, tolerance=1e-6)  # libraries set themselves up
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        solution = solve(*problem, solver=solver, max_iterations=12, tolerance=1e-6)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (solution.residual < 1e-2).all()
+
+
 @pytest.mark.parametrize(
     ("name", "ours", "arguments", "shift"),
     [

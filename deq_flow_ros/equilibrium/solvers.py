@@ -104,15 +104,14 @@ class _AndersonRun:
         residual = subtract(fz, z)
         self._remember(fz, residual)
         assert self._gram is not None and self._usable is not None and self._mixed is not None
-        count = len(self._values)
+        places = torch.arange(len(self._values), device=residual[0].device)
         sizes = self._gram.detach().diagonal(dim1=1, dim2=2)
         best = sizes.masked_fill(~self._usable, torch.inf).argmin(1)
         failed = self._mixed & (sizes[:, -1] > self._settings.patience**2 * sizes.gather(1, best[:, None])[:, 0])
-        only_best = torch.nn.functional.one_hot(best, count).bool()
+        only_best = places == best[:, None]
         self._usable = torch.where(failed[:, None], only_best, self._usable)
         weights, solved = self._mixture()
-        latest = torch.zeros_like(weights)
-        latest[:, -1] = 1
+        latest = (places == len(places) - 1).to(weights.dtype)
         weights = torch.where(solved[:, None], weights, latest)
         weights = torch.where(failed[:, None], only_best.to(weights.dtype), weights)
         self._mixed = solved & ~failed & (self._usable.sum(1) > 1)
