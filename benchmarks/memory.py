@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from training.objective import Objective
 from training.rendering import Clip
 
 MIB = 2**20
+Result = TypeVar("Result")
 
 
 def objectives() -> dict[str, Objective]:
@@ -60,7 +61,7 @@ def make_clip(height: int, width: int, batch: int, device: torch.device) -> Clip
     return Clip(images=images, flow=flow, occluded=~seen, valid=seen)
 
 
-def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor, int]:
+def saved_bytes(model: nn.Module, forward: Callable[[], Result]) -> tuple[Result, int]:
     """What ``forward`` returns, and the bytes that autograd holds for its backward pass."""
     permanent = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
@@ -72,8 +73,8 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> tuple[Tensor
         return tensor.detach()  # an output that saved itself, graph and all, would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = forward()
-    return loss, sum(sizes.values())
+        result = forward()
+    return result, sum(sizes.values())
 
 
 def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:

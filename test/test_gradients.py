@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import saved_bytes
 from deq_flow_ros.equilibrium import (
     Anderson,
     Solution,
@@ -161,20 +162,6 @@ def test_phantom_gradient_is_the_truncated_neumann_series() -> None:
     torch.testing.assert_close(grad, torch.linalg.solve((eye - a).T, ones).expand_as(b), rtol=1e-8, atol=1e-8)
 
 
-def saved_bytes(build) -> int:
-    """Bytes of the distinct storages that autograd holds for the backward pass of what ``build`` returns."""
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep_alive = build()
-    assert keep_alive
-    return sum(sizes.values())
-
-
 def test_memory_does_not_grow_with_the_iterations() -> None:
     """Why: the reason for equilibrium models. The recurrent counterpart must grow, or the measure is blind."""
     model = TwoTensors()
@@ -183,10 +170,11 @@ def test_memory_does_not_grow_with_the_iterations() -> None:
         for chained in (True, False):
             correct = partial(sparse_correction, gradient=gradient, gradient_steps=3, chained=chained)
             few, many = (
-                saved_bytes(partial(correct, model.problem(x), model.start(64), (n // 2, n))) for n in (12, 48)
+                saved_bytes(model, partial(correct, model.problem(x), model.start(64), (n // 2, n)))[1]
+                for n in (12, 48)
             )
             assert few == many > 0
-    few, many = (saved_bytes(partial(unroll, model.problem(x), model.start(64), n)) for n in (12, 48))
+    few, many = (saved_bytes(model, partial(unroll, model.problem(x), model.start(64), n))[1] for n in (12, 48))
     assert many > 3.5 * few
 
 
