@@ -49,7 +49,7 @@ class Mix(Dataset[Clip]):
         self._order = lru_cache(maxsize=1)(self._shuffle)
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
-        return to_clip([self._sample(number) for number in numbers], self._max_flow_px)
+        return to_clip([self.sample(number) for number in numbers], self._max_flow_px)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_order": None}  # a cache does not pickle
@@ -60,7 +60,8 @@ class Mix(Dataset[Clip]):
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch, 1]).permutation(sum(self._lengths))
 
-    def _sample(self, number: int) -> Sample:
+    def sample(self, number: int) -> Sample:
+        """The pair with this number (>= 0), augmented."""
         epoch, position = divmod(number, sum(self._lengths))
         position = int(self._order(epoch)[position])
         for (dataset, augmentation, _), length in zip(self._parts, self._lengths, strict=True):
@@ -100,6 +101,7 @@ def make_generator(recipe: Recipe, device: torch.device | str, seed: int) -> Pro
     return ProceduralGenerator(
         *data.crop, batch_size=data.batch, frames=data.frames, textures=data.textures, device=device, seed=seed,
         max_displacement_px=data.max_displacement_px, patterns=data.patterns,
+        max_layers=data.max_layers, photometric=data.photometric,
     )  # fmt: skip
 
 
@@ -139,6 +141,9 @@ def training_samples(recipe: Recipe, device: torch.device) -> Clips | Mix:
 
 def load_ahead(samples: Clips | Mix, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Clip]:
     """The batches of these sample numbers, in order."""
+    # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever. The
+    # workers are the parallelism.
+    cv2.setNumThreads(0)
     loader = DataLoader(
         samples,
         batch_size=None,
@@ -158,7 +163,8 @@ def default_workers(recipe: Recipe, device: torch.device) -> int:
 
 
 def _begin_worker(_: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
-    # A signal to the process group must not take the clip away that the last step waits for.
+    # A signal to the process group must not take the clip away that the last step waits for; one from the trainer, when
+    # it ends, must be heard.
+    os.setpgrp()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)

@@ -82,6 +82,8 @@ class Data:
     :ivar max_displacement_px: of the generator; None is a quarter of the width.
     :ivar textures: folder of photographs for the generator; None leaves procedural textures.
     :ivar patterns: different procedural textures.
+    :ivar max_layers: of the generator, over the background.
+    :ivar photometric: whether the generator changes light and colours and adds blur and noise.
     """
 
     sources: tuple[Source, ...] = (Source(SYNTHETIC),)
@@ -93,6 +95,8 @@ class Data:
     max_displacement_px: float | None = None
     textures: str | None = None
     patterns: int = 120
+    max_layers: int = 8
+    photometric: bool = True
 
     def __post_init__(self) -> None:
         alone = len(self.sources) == 1 or all(source.dataset != SYNTHETIC for source in self.sources)
@@ -251,8 +255,9 @@ def read_recipe(
         key = min(error.keys)
         known = [f.name for f in dataclasses.fields(Source)]
         raise RecipeError(f"{path}: unknown key {key!r} of a source{_hint(key, known)}") from error
-    except dacite.DaciteError as error:
-        raise RecipeError(f"{path}: {error}") from error
+    except dacite.WrongTypeError as error:
+        kind = error.field_type.__name__ if isinstance(error.field_type, type) else error.field_type
+        raise RecipeError(f"{path}: {error.field_path}: expected {kind}, got {error.value!r}") from error
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from error
 
@@ -277,7 +282,7 @@ def parse_change(text: str) -> dict[str, Any]:
 def _merge(section: type, values: dict[str, Any], changes: Any, where: str, path: str = "") -> None:
     """Put changes over values, refusing keys that the section's dataclass does not have."""
     if not isinstance(changes, Mapping):
-        raise RecipeError(f"{where}: expected keys below {path or 'the recipe'}, got {changes!r}")
+        raise RecipeError(f"{where}: expected keys below {path.rstrip('.') or 'the recipe'}, got {changes!r}")
     types = get_type_hints(section)
     for key, change in changes.items():
         if key not in types:

@@ -87,9 +87,9 @@ class Session:
     def __init__(self, options: argparse.Namespace, recipe: Recipe, processes: Processes, device: torch.device) -> None:
         self.options, self.recipe, self.processes, self.device = options, recipe, processes, device
         processes.share(range(recipe.data.batch))
-        self.run = Run(recipe, options.out, device, processes)
-        self.validator = Validator(recipe, processes)
         self.samples = training_samples(recipe, device)
+        self.validator = Validator(recipe, processes)
+        self.run = Run(recipe, options.out, device, processes)
         self.say(self.run.resume())
         if self.validator.left_out:
             self.say(f"no validation on {', '.join(self.validator.left_out)}: no --data for it")

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: those that come with the project are whole, any value can be changed, and a slip is refused with a hint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deq_flow_ros.model import SIZES
+from training import train
+from training.augmentation import Augmentation
+from training.datasets import DATASETS
+from training.recipe import RECIPES, SYNTHETIC, Recipe, parse_change, read_recipe, recipe_names
+
+
+def resolve(out: Path, *arguments: str) -> Recipe:
+    return train.resolve(train.parse_arguments(["--out", str(out), *arguments]))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_holds_for_every_size_and_variant(name: str) -> None:
+    """Why: a recipe that nobody has started yet must not fail after a day of downloading its data."""
+    variants = yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).get("variants", {})
+    for size in SIZES:
+        for variant in (None, *variants):
+            recipe = read_recipe(name, size=size, variant=variant)
+            assert recipe.model.size == size and recipe.about
+            for source in recipe.data.sources:
+                Augmentation(recipe.data.crop, **source.augmentation)
+                assert source.dataset in {SYNTHETIC, *DATASETS}
+    if name in ("chairs", "things", "sintel", "kitti"):
+        assert read_recipe(name, variant="efficient").objective.gradient == "phantom-1"
+        assert recipe.optimization.freeze_batch_norm == (name != "chairs")
+
+
+def test_the_published_curriculum(tmp_path: Path) -> None:
+    """Why: these figures are what makes a result comparable (RAFT, arXiv 2003.12039); no refactoring may move them."""
+    published = {
+        "chairs": (100_000, 10, 4e-4, 1e-4, 0.8, (368, 496)),
+        "things": (100_000, 6, 1.25e-4, 1e-4, 0.8, (400, 720)),
+        "sintel": (100_000, 6, 1.25e-4, 1e-5, 0.85, (368, 768)),
+        "kitti": (50_000, 6, 1e-4, 1e-5, 0.85, (288, 960)),
+    }
+    for name, expected in published.items():
+        r = read_recipe(name)
+        assert (
+            r.schedule.steps, r.data.batch, r.schedule.rate, r.optimization.weight_decay, r.objective.gamma, r.data.crop
+        ) == expected  # fmt: skip
+        assert (r.schedule.kind, r.schedule.rise, r.optimization.clip) == ("one-cycle", 0.05, 1.0)
+    pairs = {"sintel-clean": 1041, "sintel-final": 1041, "kitti-2015": 200, "hd1k": 1047, "things-clean": 40302}
+    counts = {s.dataset: s.repeat * pairs[s.dataset] for s in read_recipe("sintel").data.sources}
+    assert (counts["sintel-clean"] + counts["sintel-final"]) / sum(counts.values()) == pytest.approx(0.71, abs=0.005)
+    assert counts["kitti-2015"] / sum(counts.values()) == pytest.approx(0.135, abs=0.005)
+    assert counts["hd1k"] / sum(counts.values()) == pytest.approx(0.02, abs=0.005)
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    """Why: defaults, file, size, variant, command line: a change that is silently lost costs the whole run."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "model: {size: tiny}\nobjective: {gamma: 0.1}\nschedule: {rate: 1e-4}\ndata: {batch: 2}\n"
+        "sizes: {base: {objective: {gamma: 0.2}, data: {batch: 3}}}\nvariants: {fast: {objective: {gamma: 0.3}}}\n"
+    )
+    assert resolve(tmp_path, "--recipe", str(path)).objective.gamma == 0.1
+    assert resolve(tmp_path, "--recipe", str(path), "--size", "base").objective.gamma == 0.2
+    changed = resolve(
+        tmp_path, "--recipe", str(path), "--size", "base", "--variant", "fast", "--set", "schedule.steps=7",
+        "data.crop=[64, 80]", "--set", "schedule.rate=5e-4", "--data", "sintel=/a", "sintel-final=/b", "chairs=/c",
+    )  # fmt: skip
+    assert (changed.objective.gamma, changed.data.batch, changed.schedule.steps) == (0.3, 3, 7)
+    assert changed.schedule.rate == 5e-4 and changed.data.crop == (64, 80)
+    assert [changed.root(n) for n in ("sintel-clean", "sintel-final", "chairs", "hd1k")] == ["/a", "/b", "/c", None]
+    again = tmp_path / "again.yaml"
+    again.write_text(changed.to_yaml())
+    assert read_recipe(str(again)) == changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("schedule.rat=1e-3", r"unknown key 'schedule.rat'; did you mean 'schedule.rate'\?"),
+        ("steps=5", r"unknown key 'steps'; did you mean 'schedule.steps'\?"),
+        ("zzz=5", r"unknown key 'zzz'; there are about, seed, init, model.size"),
+        ("data.batch=two", "data.batch: expected int, got 'two'"),
+        ("data.batch=1.5", "data.batch: expected int, got 1.5"),
+        ("optimization.ema=true", "optimization.ema: expected float, got True"),
+        ("schedule.kind=cosine", "schedule.kind: expected .*'constant', 'one-cycle'.*, got 'cosine'"),
+        ("schedule=5", "expected keys below schedule, got 5"),
+        ("data.crop=[50,64]", r"data.crop: expected multiples of 8, from 16 on, got \(50, 64\)"),
+        ("data.batch=0", "data.batch: expected at least 1, got 0"),
+        ("schedule.steps=0", "schedule.steps: expected at least 1, got 0"),
+        ("model.size=giant", "model.size: expected one of nano, .*, got 'giant'"),
+        ("data.sources=[{dataset: chair}]", r"unknown data set 'chair'; did you mean 'chairs'\?"),
+        ("data.sources=[{dataset: chairs, repet: 2}]", r"unknown key 'repet' of a source; did you mean 'repeat'\?"),
+        ("data.sources=[]", r"data.sources: expected data sets, or synthetic alone, got \[\]"),
+        ("objective.gradient=exact", "unknown gradient 'exact'"),
+        ("schedule.steps", "expected KEY=VALUE"),
+    ],
+)
+def test_a_slip_is_refused(change: str, message: str) -> None:
+    """Why: a key that is ignored or a value that is read as another is found out after days, if at all."""
+    with pytest.raises(ValueError, match=message):
+        read_recipe("synthetic", changes=[parse_change(change)])
+
+
+def test_the_command_says_what_is_wrong_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: a message and an exit status, before anything is written; not a traceback."""
+    for arguments, message in (
+        (["--recipe", "chair"], "no recipe 'chair': expected a YAML file or one of chairs, kitti"),
+        (
+            ["--recipe", "chairs", "--variant", "cheap"],
+            "has no variant 'cheap'; it has: efficient, implicit, recurrent",
+        ),
+        (["--recipe", "kitti"], "where is the data set kitti-2015? Give its folder: --data kitti-2015=FOLDER"),
+        (["--data", "chairs"], "--data: expected NAME=ROOT"),
+    ):
+        assert train.main(["--out", str(tmp_path / "out"), *arguments]) == 2
+        assert message in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
