@@ -38,6 +38,9 @@ setup(
         "torch",
         "tqdm",
     ],
-    extras_require={"test": ["pytest"]},  # without it `colcon test` finds no test runner
+    extras_require={
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],  # for training.export_onnx
+        "test": ["pytest"],  # without it `colcon test` finds no test runner
+    },
     zip_safe=False,
 )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,12 +36,21 @@ class CorrelationPyramid:
             volume = torch.bmm(left, features2.flatten(2))
             self.levels.append((volume.view(batch * self.height * self.width, height * width), height, width))
         self.missing = levels - len(self.levels)
-        y, x = torch.meshgrid(
-            torch.arange(self.height, device=left.device, dtype=torch.float32),
-            torch.arange(self.width, device=left.device, dtype=torch.float32),
-            indexing="ij",
-        )
-        self._grid = torch.stack((x, y))
+        self._grid = _positions(self.height, self.width, left.device)
+
+    @classmethod
+    def from_volumes(cls, volumes: Sequence[Tensor], radius: int) -> CorrelationPyramid:
+        """From what ``volumes`` returned, for graphs that compute and look up apart from each other."""
+        pyramid = cls.__new__(cls)
+        pyramid.radius, pyramid.missing = radius, 0
+        pyramid.height, pyramid.width = volumes[0].shape[1:3]
+        pyramid.levels = [(volume.flatten(0, 2).flatten(1), *volume.shape[3:]) for volume in volumes]
+        pyramid._grid = _positions(pyramid.height, pyramid.width, volumes[0].device)
+        return pyramid
+
+    def volumes(self) -> list[Tensor]:
+        """The similarities of the levels that there are, (B, H, W, h, w) each."""
+        return [volume.view(-1, self.height, self.width, height, width) for volume, height, width in self.levels]
 
     def lookup(self, flow: Tensor) -> Tensor:
         """Correlation around ``position + flow``, bilinear, zero outside.
@@ -60,20 +71,19 @@ class CorrelationPyramid:
 
         An order of magnitude faster on a CPU than ``grid_sample`` at (2 r + 1)**2 points of 4 neighbours each.
         """
-        # Far outside every value is zero; clamping there keeps the integers finite and changes nothing.
-        bound = target.new_tensor([width + self.radius + 1, height + self.radius + 1])
-        target = torch.maximum(torch.minimum(target, bound), -bound)
-        base = target.detach().floor()
-        fraction = target - base
+        # Far outside every value is zero; clamping there keeps the integers finite and changes nothing. (One axis at a
+        # time: a tensor of both bounds would be a constant in an exported graph, whatever the size of the images.)
+        bound_x, bound_y = width + self.radius + 1, height + self.radius + 1
+        target_x, target_y = target[:, 0:1].clamp(-bound_x, bound_x), target[:, 1:2].clamp(-bound_y, bound_y)
+        base_x, base_y = target_x.detach().floor(), target_y.detach().floor()
         offsets = torch.arange(-self.radius, self.radius + 2, device=target.device)
-        x = base[:, 0:1].long() + offsets
-        y = base[:, 1:2].long() + offsets
+        x, y = base_x.long() + offsets, base_y.long() + offsets
         index = y.clamp(0, height - 1).unsqueeze(1) * width + x.clamp(0, width - 1).unsqueeze(2)
         values = volume.gather(1, index.flatten(1)).view(-1, offsets.numel(), offsets.numel())
         # A neighbour outside has weight zero, in place of a border of zeros around the volume (a copy of all of it).
         inside_x = ((x >= 0) & (x < width)).to(values.dtype)
         inside_y = ((y >= 0) & (y < height)).to(values.dtype)
-        fx, fy = fraction[:, 0:1].to(values.dtype), fraction[:, 1:2].to(values.dtype)
+        fx, fy = (target_x - base_x).to(values.dtype), (target_y - base_y).to(values.dtype)
         values = values[:, :-1] * ((1 - fx) * inside_x[:, :-1]).unsqueeze(2) + values[:, 1:] * (
             fx * inside_x[:, 1:]
         ).unsqueeze(2)
@@ -81,3 +91,13 @@ class CorrelationPyramid:
             fy * inside_y[:, 1:]
         ).unsqueeze(1)
         return values.flatten(1)
+
+
+def _positions(height: int, width: int, device: torch.device) -> Tensor:
+    """(2, height, width) float32: x and y of every cell."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((x, y))

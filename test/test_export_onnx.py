@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX graphs: what a runtime without PyTorch computes is what PyTorch computes, at any size."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deq_flow_ros.model import Architecture, DEQFlow
+from training import export_onnx
+
+pytest.importorskip("onnxscript", reason="the exporter needs onnxscript, which is a package for development")
+onnxruntime = pytest.importorskip("onnxruntime", reason="no ONNX runtime to compare with")
+
+SMALL = Architecture(
+    "shared", 16, 16, (16, 16, 16, 16), 16, mask_dim=16, correlation_levels=2, correlation_radius=2, update="gma"
+)
+
+
+def small_model() -> DEQFlow:
+    """Random weights, and the attention of GMA, which begins at zero, switched on."""
+    torch.manual_seed(0)
+    model = DEQFlow(SMALL).eval().requires_grad_(False)
+    model.update_block.gma.gamma.fill_(0.5)
+    return model
+
+
+def test_the_graphs_give_the_flow_of_the_model(tmp_path: Path) -> None:
+    """Why: a size that became a constant while tracing gives flow that only looks right. Both sizes compared differ
+    from the one traced; with GMA, whose attention has two dimensions that depend on the size.
+    """
+    model = small_model()
+    assert export_onnx.export_checked(model, tmp_path) < export_onnx.TOLERANCE_PX
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.onnx" for name in sorted(export_onnx.GRAPHS)]
+    step = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    pair = onnxruntime.InferenceSession(tmp_path / "pair.onnx")
+    assert [o.name for o in pair.get_outputs()] == [i.name for i in step.get_inputs()][2:]
+    assert [o.name for o in step.get_outputs()] == ["next_hidden", "next_flow", "update_px"]
+    # The comparison must see a difference where there is one: a flow head that is off by 0.01 cells.
+    model.update_block.flow_head.conv2.bias += 0.01
+    assert export_onnx.largest_difference(model, tmp_path) > 0.1
+
+
+def test_graphs_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a graph that is wrong must not end on a robot, nor replace one that is right."""
+    (tmp_path / "step.onnx").write_bytes(b"old")
+    monkeypatch.setattr(export_onnx, "export", lambda model, folder: (Path(folder) / "step.onnx").write_bytes(b"new"))
+    monkeypatch.setattr(export_onnx, "largest_difference", lambda model, folder: float("nan"))
+    with pytest.raises(ValueError, match="differ from PyTorch by nan px"):
+        export_onnx.export_checked(small_model(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step.onnx"]
+    assert (tmp_path / "step.onnx").read_bytes() == b"old"
+    with pytest.raises(FileNotFoundError, match=r"encode\.onnx is missing"):
+        export_onnx.OnnxFlow(tmp_path)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: the command ends in one line, not in a traceback."""
+    assert export_onnx.main(["vast", "--out", str(tmp_path / "out")]) == 2
+    assert "no weights 'vast'" in capsys.readouterr().out
