@@ -15,15 +15,14 @@ import torch
 
 from deq_flow_ros.media.flow_files import write_flow
 from deq_flow_ros.model import DEQFlow, load_model, save_model
+from deq_flow_ros.model.correlation import CorrelationPyramid
 from training import train
 from training.batches import Clips, make_generator
 from training.objective import Objective, matching_loss
 from training.pairs import read_pairs
-from training.recipe import Recipe
 from training.rendering import Clip
 from training.run import Run
 from training.schedule import Schedule
-from training.validation import GeneratedPairs
 
 
 @pytest.fixture(scope="module")
@@ -216,25 +215,21 @@ def test_missing_textures_end_the_command_with_a_message(tmp_path: Path, capsys:
 
 
 def test_the_smoke_recipe_learns(tmp_path: Path) -> None:
-    """Why: all parts may work and yet nothing be learnt. Shortened to a tenth, on clips that it never saw."""
-    changes = ["schedule.steps=60", "data.crop=[48,64]", "validation.every=60", "data.max_displacement_px=6"]
-    arguments = ["--recipe", "smoke", "--out", str(tmp_path), "--workers", "0", "--no-tensorboard", "--set", *changes]
-    assert train.main(arguments) == 0
-    before, after = (entry["validation"]["mean"] for entry in tiny.log(tmp_path) if "validation" in entry)
-    assert after < 0.6 * before
-
-
-def zero_flow_error(recipe: Recipe, count: int) -> float:
-    """Mean endpoint error of no motion on the generated clips of validation."""
-    pairs = GeneratedPairs(recipe, count)
-    return float(np.mean([np.hypot(*np.moveaxis(p.flow, 2, 0))[p.valid].mean() for p in pairs if p.flow is not None]))
+    """Why: all parts may work and yet nothing be learnt. Shortened to 60 steps: on clips that it never saw, the error
+    must fall to 0.8 of what it was, and the matching loss, log(96) = 4.6 by chance, to less than half of that.
+    """
+    arguments = ["--recipe", "smoke", "--out", str(tmp_path), "--workers", "0", "--no-tensorboard", "--log-every", "20"]
+    assert train.main([*arguments, "--set", "schedule.steps=60"]) == 0
+    log = tiny.log(tmp_path)
+    before, after = (entry["validation"]["mean"] for entry in log if "validation" in entry)
+    assert after < 0.8 * before
+    matching = [entry["matching"] for entry in log if "matching" in entry]
+    assert matching[-1] < 2.3 and matching[-1] < 0.8 * matching[0]
 
 
 def test_matching_loss_rewards_the_true_match() -> None:
     """Why: its target must be where the flow points: one cell off is worse, and what is not visible does not count."""
     features = torch.nn.functional.one_hot(torch.arange(48), 48).float().view(1, 6, 8, 48).permute(0, 3, 1, 2) * 60
-    from deq_flow_ros.model.correlation import CorrelationPyramid
-
     correlation = CorrelationPyramid(features, features.roll(1, -1), levels=1, radius=1)
     visible = torch.ones(1, 48, 64, dtype=torch.bool)
     visible[..., -8:] = False  # the content of the last column of cells left the image
