@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -78,17 +79,18 @@ class Processes:
         return items[0]
 
 
-def join(device: str) -> tuple[Processes, torch.device]:
+def join(device: str, patience: timedelta | None = None) -> tuple[Processes, torch.device]:
     """Join the processes that `torchrun` started, if it did; and this process's device.
 
     :param device: "cpu" or "cuda"; each process of a machine takes a GPU of its own.
+    :param patience: how long a process waits for the others in an exchange; None is PyTorch's own limit of minutes.
     """
     if not dist.is_torchelastic_launched():
         return Processes(), torch.device(device)
     chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     return Processes(dist.get_rank(), dist.get_world_size()), chosen
 
 

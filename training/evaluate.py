@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,15 @@ from deq_flow_ros.equilibrium import make_solver
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.pictures import error_strip, write_picture
 from deq_flow_ros.model import load_model
+from deq_flow_ros.model.weights import check_device
 from training.datasets import FlowDataset, open_dataset
+from training.distributed import Processes, join, leave
 from training.evaluation import (
     Evaluator,
     Record,
     Setting,
     epe,
     gather,
-    processes,
     results,
     runs,
     warm_reaches_cold,
@@ -120,19 +121,19 @@ def open_all(options: argparse.Namespace) -> dict[str, tuple[FlowDataset, Sequen
 
 
 def evaluate(
-    evaluator: Evaluator, dataset: FlowDataset, shares: Sequence[Sequence[int]], rank: int, world: int, name: str
+    evaluator: Evaluator, dataset: FlowDataset, sequences: Sequence[Sequence[int]], processes: Processes, name: str
 ) -> list[Record]:
     """Measure this process's share of the runs, with a progress bar on the first one; the records of all of them."""
-    share = shares[rank::world]
+    share = sequences[processes.rank :: processes.count]
     bar = tqdm(
         evaluator.records(dataset, share),
         total=sum(len(run) for run in share),
         desc=name,
         unit="pair",
-        disable=rank > 0,
+        disable=not processes.writes,
         dynamic_ncols=True,
     )
-    return gather(list(bar))
+    return gather(list(bar), processes)
 
 
 def report(records: list[Record], evaluator: Evaluator) -> dict[str, Any]:
@@ -214,9 +215,21 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
         cv2.setNumThreads(options.threads)
-    device = options.device
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        check_device(options.device)
+        # A process with shorter sequences waits for the others, which may take hours.
+        processes, device = join(options.device, patience=timedelta(days=7))
+    except (RuntimeError, ValueError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    try:
+        return run(options, processes, device, console)
+    finally:
+        leave()
+
+
+def run(options: argparse.Namespace, processes: Processes, device: torch.device, console: Console) -> int:
+    """Evaluate as one of these processes; returns the exit status."""
     try:
         make_solver(options.solver)
         datasets = open_all(options)
@@ -229,21 +242,20 @@ def main(arguments: list[str] | None = None) -> int:
     evaluator = Evaluator(model, settings(options), options.coarse_levels, options.solver)
     entries: dict[str, dict[str, Any]] = {}
     try:
-        with processes() as (rank, world):
-            for name, (dataset, figures) in datasets.items():
-                shares = runs(dataset, options.sequences, options.limit)
-                records = evaluate(evaluator, dataset, shares, rank, world, name)
-                if rank > 0:
-                    continue
-                entries[name] = report(records, evaluator)
-                print_report(console, name, entries[name], figures)
-                if options.out:
-                    folder = options.out / "worst" / name.replace("/", "_")
-                    entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
+        for name, (dataset, figures) in datasets.items():
+            sequences = runs(dataset, options.sequences, options.limit)
+            records = evaluate(evaluator, dataset, sequences, processes, name)
+            if not processes.writes:
+                continue
+            entries[name] = report(records, evaluator)
+            print_report(console, name, entries[name], figures)
+            if options.out:
+                folder = options.out / "worst" / name.replace("/", "_")
+                entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
     except (OSError, MediaError, FloatingPointError, ValueError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         return 2
-    if rank > 0:
+    if not processes.writes:
         return 0
     groups = {name: entry for name, entry in entries.items() if name.startswith("pairs/")}
     if len(groups) > 1:

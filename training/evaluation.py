@@ -7,22 +7,19 @@ tallies of every pair, put back into the order of the data set, so the figures d
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Prediction
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import FlowDataset, Sample
+from training.distributed import Processes
 from training.metrics import Tally, by_region, measure
 from training.pairs import to_array, to_tensor
 
@@ -158,33 +155,12 @@ def runs(dataset: FlowDataset, as_sequences: bool, limit: int | None = None) -> 
     return kept
 
 
-@contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """(rank, number of processes): those of `torchrun` if it started this process, else (0, 1).
-
-    Only small objects are exchanged, at the end: gloo does that with and without GPUs.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        yield 0, 1
-        return
-    # A process with shorter sequences waits for the others, which may take hours.
-    dist.init_process_group("gloo", timeout=timedelta(days=7))
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
-
-
-def gather(records: list[Record]) -> list[Record]:
+def gather(records: list[Record], processes: Processes) -> list[Record]:
     """The records of all processes in the order of the data set, on every process.
 
     :raises RuntimeError: if a pair was measured twice: the shares overlap.
     """
-    shares = [records]
-    if dist.is_initialized():
-        shares = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, records)
-    merged = sorted((record for share in shares for record in share), key=lambda record: record.index)
+    merged = sorted((record for share in processes.gather(records) for record in share), key=lambda r: r.index)
     if len({record.index for record in merged}) != len(merged):
         raise RuntimeError("two processes measured the same pair")
     return merged
