@@ -120,6 +120,7 @@ def measure(
         began = clock()
         step()
         seconds.append(clock() - began)
+    model.zero_grad(set_to_none=True)  # else the step frees the gradients of the one before it, and so hides some
     return {
         "saved_mib": {count: size / MIB for count, size in saved.items()},
         "peak_mib": peak_bytes(step, device) / MIB,
@@ -170,8 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     try:
         device = check_device(options.device)
-        if options.height % 8 or options.width % 8 or min(options.iterations) < 3 or options.repeats < 1:
-            raise ValueError("need a height and width that are multiples of 8, at least 3 iterations, and 1 repeat")
+        for name in ("height", "width"):
+            if getattr(options, name) < 64 or getattr(options, name) % 8:
+                raise ValueError(f"--{name}: expected a multiple of 8 from 64 on, got {getattr(options, name)}")
+        if min(*options.iterations, options.compare) < 3:
+            raise ValueError("--iterations and --compare: expected at least 3, the steps of phantom-3")
+        if options.repeats < 1 or options.batch < 1:
+            raise ValueError(f"--repeats and --batch: expected at least 1, got {options.repeats}, {options.batch}")
     except (ValueError, RuntimeError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2

@@ -197,6 +197,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: a bound that was not reached is null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def read_frames(path: str, count: int) -> list[np.ndarray]:
     """The first frames of a source, (H, W, 3) RGB each."""
     frames = [
@@ -250,11 +259,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         report = {
             "model": options.model, "iterations": options.iterations, "bound_px": options.bound,
-            "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(), "torch": torch.__version__, "summary": summary, "curves": rows,
         }  # fmt: skip
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
     return 0
 
 

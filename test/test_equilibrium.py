@@ -125,10 +125,54 @@ def test_a_solve_under_gradients_is_attached() -> None:
     assert (grad > 1).all() and int(solution.iterations[1]) < int(solution.iterations[0])
 
 
+def test_a_start_where_f_is_not_finite_is_an_error_unless_asked_otherwise() -> None:
+    """Why: NaN from the first evaluation is a mistake of the caller's; a stream would rather be told than stopped."""
+    nan = torch.tensor([[1.0], [torch.nan]])
+    with pytest.raises(FloatingPointError, match=r"expected f\(z0\) to be finite.* sample\(s\) \[1\] of 2"):
+        solve(lambda z: (0.5 * z + nan,), (torch.zeros(2, 1),))
+    solution = solve(lambda z: (0.5 * z + nan,), (torch.zeros(2, 1),), check_start=False)
+    assert solution.stop_reasons == (StopReason.ITERATIONS, StopReason.DIVERGED)
+    assert float(solution.state[0][1]) == 0.0 and int(solution.iterations[1]) == 0
+    infinite = (torch.zeros(1, 1), torch.full((1, 1), torch.inf))
+    with pytest.raises(FloatingPointError):  # also in a tensor that the measure does not look at
+        solve(lambda u, v: (0.5 * u, v), infinite, measure=lambda z, fz: (fz[0] - z[0]).abs().flatten())
+
+
+def test_half_precision_is_measured_in_single() -> None:
+    """Why: squares of ordinary numbers leave its range, above and below: false divergence, false convergence."""
+    for slope, constant in ((0.5, 200.0), (0.9, 1e-4)):
+        solution = solve(
+            lambda z, a=slope, b=constant: (a * z + b,),
+            (torch.zeros(1, 1, dtype=torch.float16),),
+            max_iterations=120,
+            tolerance=1e-3,
+        )
+        assert solution.stop_reasons == (StopReason.CONVERGED,)
+        assert float(solution.state[0]) == pytest.approx(constant / (1 - slope), rel=0.05)
+
+
+def test_a_diverging_neighbour_spoils_neither_state_nor_gradient() -> None:
+    """Why: samples of a batch have nothing to do with each other."""
+    weight = torch.tensor([[0.5], [3.0]], dtype=torch.float64, requires_grad=True)
+    start = torch.ones(2, 1, dtype=torch.float64)
+    solution = solve(lambda z: (weight * z + 1 / (z < 1e6),), (start,), max_iterations=60)
+    assert solution.stop_reasons[1] == StopReason.DIVERGED
+    (gradient,) = torch.autograd.grad(solution.state[0][0].sum(), weight)
+    assert float(gradient[0]) == pytest.approx(4.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"z0": ()}, "empty tuple"),
+        ({"z0": torch.zeros(1, 2)}, r"\(z,\) for a single one; got Tensor"),
+        ({"z0": (torch.zeros(1, 2).long(),)}, "real floating-point type; tensor 0 is .*int64"),
+        ({"f": lambda z: None}, "for tensor 0 of the state it returned NoneType"),
+        ({"f": lambda z: (z.double(),)}, "was torch.float32 on cpu, f returned torch.float64"),
+        ({"f": lambda z: (z.add_(1),)}, "changed tensor 0 of its input in place"),
+        ({"measure": lambda z, fz: (fz[0] - z[0]).abs()}, r"must return shape \(1,\), got \(1, 2\)"),
+        ({"min_iterations": 13}, "from 0 to max_iterations, 12, got 13"),
+        ({"keep": (0, 3)}, r"from 1 to max_iterations, 12, got \[0\]"),
         ({"z0": (torch.zeros(2, 1), torch.zeros(3, 1))}, "batch size"),
         ({"f": lambda z: (z[:, :1],)}, r"tensor 0 was \(1, 2\), f returned \(1, 1\)"),
         ({"f": lambda z: (z, z)}, "must return 1 tensors"),
@@ -141,5 +185,5 @@ def test_a_solve_under_gradients_is_attached() -> None:
 def test_impossible_requests_are_refused(arguments: dict, message: str) -> None:
     """Why: an error must say what was expected and what was got."""
     call = {"f": lambda z: (z,), "z0": (torch.zeros(1, 2),), **arguments}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         solve(call.pop("f"), call.pop("z0"), **call)

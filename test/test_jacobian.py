@@ -53,3 +53,12 @@ def test_spectral_radius_of_real_and_complex_eigenvalues() -> None:
     torch.testing.assert_close(radius, torch.tensor([0.9, 0.8], dtype=torch.float64), rtol=0.01, atol=0)
     with pytest.raises(ValueError, match="iterations must be at least 2, got 1"):
         spectral_radius(linear(a), STATE, iterations=1)
+
+
+def test_a_jacobian_that_vanishes_has_radius_zero() -> None:
+    """Why: the best f there is must not come out as NaN; in float32 the smallest numbers are soon 0."""
+    nilpotent = torch.zeros(1, 6, 6)
+    nilpotent[0, 0, 1] = 1.0
+    state = (torch.zeros(1, 2, 2), torch.zeros(1, 2))
+    assert spectral_radius(linear(nilpotent), state).item() == pytest.approx(0.0, abs=1e-6)
+    assert spectral_radius(lambda u, v: (torch.ones_like(u), 0.5 * v), state).item() == pytest.approx(0.5)

@@ -123,6 +123,10 @@ def test_anderson_falls_back_to_picard_where_its_system_is_singular() -> None:
     torch.testing.assert_close(alone.state[0], solve(f, (start,), max_iterations=6).state[0])
     regularized = solve(f, (start,), solver=Anderson(), max_iterations=6, best=False)
     assert torch.isfinite(regularized.state[0]).all()
+    factor = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    attached = solve(lambda z: (f(z)[0] * factor,), (start,), solver=Anderson(regularization=0), max_iterations=6)
+    (gradient,) = torch.autograd.grad(attached.state[0].sum(), factor)
+    assert torch.isfinite(gradient)
     torch.testing.assert_close(regularized.state[0][1], torch.full((3,), 2.0, dtype=torch.float64))
 
 
@@ -142,6 +146,20 @@ def test_anderson_goes_back_to_its_best_point_when_a_mixture_fails() -> None:
     assert visited[failed + 1] == pytest.approx(values[best])
     smallest = min(residual / abs(value) for residual, value in zip(residuals, values, strict=True))
     assert float(solution.residual) == pytest.approx(smallest)
+
+
+@pytest.mark.parametrize("solver", ACCELERATED, ids=str)
+def test_a_step_to_where_f_is_not_defined_is_taken_back(solver: Solver) -> None:
+    """Why: what Picard solves, an accelerated solver must not give up because it overshot once."""
+
+    def f(z: Tensor) -> tuple[Tensor]:
+        return (z - 0.018 * torch.log(z / 0.02),)  # NaN for negative z; the first secant leads there
+
+    start = torch.tensor([[3.0]], dtype=torch.float64)
+    solution = solve(f, (start,), solver=solver, max_iterations=400, tolerance=1e-10, measure=absolute_residual)
+    assert solution.trace.isnan().any(), "nothing overshot: the test tests nothing"
+    assert solution.stop_reasons == (StopReason.CONVERGED,)
+    torch.testing.assert_close(solution.state[0], torch.full((1, 1), 0.02, dtype=torch.float64), atol=1e-8, rtol=0)
 
 
 def test_line_search_shortens_steps_that_make_it_worse() -> None:
@@ -175,6 +193,8 @@ def test_the_host_never_waits_for_the_gpu(solver: Solver) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert (solution.residual < 1e-2).all()
+    easy = solve(lambda z: (0.1 * z + b,), (torch.zeros_like(b),), solver=solver, max_iterations=500, tolerance=1e-3)
+    assert easy.evaluations <= int(easy.iterations.max()) + 2, "the host ran ahead of the device, past the end"
 
 
 @pytest.mark.parametrize(

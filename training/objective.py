@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import (
     Gradient,
+    Solution,
     State,
     correction_weights,
     implicit_gradient,
@@ -81,14 +83,20 @@ class Objective:
             raise ValueError(f"expected one gradient, or one for each of {self.corrections} corrections, got {given}")
         for name in self.gradient.split(","):
             make_gradient(name)
+        if self.linked and (not self.chained or "implicit" in self.gradient):
+            raise ValueError("linked needs chained corrections with phantom gradients; an implicit one is whole already")
 
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs."""
+        """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs.
+
+        With an implicit gradient, the backward pass adds ``adjoint``, the residual that its solve ended with.
+        """
         batch, frames = clip.images.shape[:2]
         encoding = model.encode(clip.images.flatten(0, 1), self.recompute)
         features, context = (e.unflatten(0, (batch, frames)) for e in encoding)
         encodings = [Encoding(features[:, t], context[:, t]) for t in range(frames)]
-        losses, measured = [], {}
+        losses: list[Tensor] = []
+        measured: dict[str, Tensor] = {}
         start = model.initial_state(encodings[0])
         for t in range(frames - 1):
             least, most = self.warm_iterations if t else self.cold_iterations
@@ -96,7 +104,7 @@ class Objective:
             again = self.recompute and (self.recurrent or "implicit" not in self.gradient)
             problem = model.problem(encodings[t], encodings[t + 1], recompute=again)
             corrections = max(1, self.corrections - bool(t))
-            states = self._states(problem, start, int(rng.integers(least, most + 1)), corrections)
+            states = self._states(problem, start, int(rng.integers(least, most + 1)), corrections, measured)
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
             weights = clip.valid[:, t] * torch.where(visible, 1.0, self.occluded)
             for state, gamma in zip(states, correction_weights(len(states), self.gamma), strict=True):
@@ -119,11 +127,17 @@ class Objective:
                     start = perturb(start, keys, self.perturbation_px)
         return torch.stack(losses).sum(), measured
 
-    def _states(self, problem: FlowProblem, start: State, iterations: int, count: int) -> list[State]:
+    def _states(
+        self, problem: FlowProblem, start: State, iterations: int, count: int, measured: dict[str, Tensor]
+    ) -> list[State]:
         """The states to take the loss at; the number of iterations is raised to what the gradients need."""
         if self.recurrent:
             return unroll(problem, start, iterations, detached=(1,))
-        gradients, steps = zip(*(make_gradient(name) for name in self.gradient.split(",")), strict=True)
+
+        def report(solution: Solution) -> None:
+            measured["adjoint"] = solution.residual.mean()
+
+        gradients, steps = zip(*(make_gradient(name, report) for name in self.gradient.split(",")), strict=True)
         if len(gradients) == 1:
             gradients, steps = gradients * count, steps * count
         iterations = max(iterations, *steps)
@@ -139,15 +153,16 @@ class Objective:
         )
 
 
-def make_gradient(name: str) -> tuple[Gradient, int]:
+def make_gradient(name: str, report: Callable[[Solution], None] | None = None) -> tuple[Gradient, int]:
     """A gradient by the name it has in ``Objective.gradient``, and the evaluations of ``f`` it makes.
 
+    :param report: see ``implicit_gradient``.
     :raises ValueError: for anything else.
     """
     kind, *numbers = name.strip().split("-")
     try:
         if kind == "implicit" and not numbers:
-            return partial(implicit_gradient, tolerance=IMPLICIT_TOLERANCE), 1
+            return partial(implicit_gradient, tolerance=IMPLICIT_TOLERANCE, report=report), 1
         if kind == "phantom" and len(numbers) in (1, 2):
             steps, damping = int(numbers[0]), float(numbers[1]) if len(numbers) == 2 else 1.0
             if steps >= 1 and 0 < damping <= 1:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium.solvers import Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, checked, norm, select, subtract
+from deq_flow_ros.equilibrium.state import Function, State, as_state, evaluate, norm, select, subtract
 
 Measure = Callable[[State, State], Tensor]
 
@@ -77,8 +77,8 @@ class Solution:
 class _Lagged:
     """A boolean of the device, known to the host one iteration late.
 
-    Reading it at once would make the host wait for the device in every iteration. Samples that are done are frozen on
-    the device itself, so that an iteration too many changes no result.
+    Reading it at once would leave the device idle until the host has queued the next iteration. Samples that are done
+    are frozen on the device itself, so that an iteration too many changes no result.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -113,48 +113,54 @@ class _Lagged:
 class _Books:
     """Per sample: is it still iterated, and which state is its answer so far."""
 
-    def __init__(self, z0: State, tolerance: float | None, growth_limit: float | None, best: bool) -> None:
+    def __init__(
+        self, z0: State, tolerance: float | None, growth_limit: float | None, best: bool, erratic: bool
+    ) -> None:
         device, batch = z0[0].device, z0[0].shape[0]
-        self._tolerance, self._growth_limit, self._best = tolerance, growth_limit, best
-        self.last, self.state, self.previous = z0, z0, z0
+        self._tolerance, self._growth_limit, self._best, self._erratic = tolerance, growth_limit, best, erratic
+        self.state, self.previous = z0, z0
+        self.point, self.value = z0, z0  # the last accepted evaluation
         self.active = torch.ones(batch, dtype=torch.bool, device=device)
         self.converged, self.diverged = torch.zeros_like(self.active), torch.zeros_like(self.active)
+        self.retry = torch.zeros_like(self.active)
         self.iterations = torch.zeros(batch, dtype=torch.int64, device=device)
         self.chosen = torch.zeros_like(self.iterations)
         self.residual = torch.full((batch,), torch.inf, device=device)
         self._bound = torch.full_like(self.residual, torch.inf)
 
-    def account(self, number: int, z: State, fz: State, value: Tensor) -> Tensor:
+    def account(self, number: int, z: State, fz: State, measured: Tensor) -> Tensor:
         """Take in iteration ``number``; returns its measure (B,), NaN where the sample had stopped before."""
         with torch.no_grad():
-            usable = torch.isfinite(value)
+            size = norm(fz)
+            usable = torch.isfinite(measured) & torch.isfinite(size)
             if self._growth_limit is not None:
-                size = norm(fz)
                 if number == 1:
-                    longest = torch.maximum(norm(z), size)
-                    self._bound = self._growth_limit * torch.where(usable, longest, torch.inf)
+                    self._bound = self._growth_limit * torch.maximum(norm(z), size)
                 usable = usable & (size <= self._bound)
             accepted = self.active & usable
-            improved = accepted & (value < self.residual) if self._best else accepted
-            traced = torch.where(self.active, value, torch.nan)
-            self.diverged = self.diverged | (self.active & ~usable)
-            self.residual = torch.where(improved, value, self.residual)
+            improved = accepted & (measured < self.residual) if self._best else accepted
+            traced = torch.where(self.active, measured, torch.nan)
+            # An accelerated step may overshoot to where f is not defined: from the last usable point, Picard's step is
+            # tried before the sample is given up.
+            again = self.active & ~usable & ~self.retry & (self.iterations > 0) & self._erratic
+            self.diverged = self.diverged | (self.active & ~usable & ~again)
+            self.retry = again
+            self.residual = torch.where(improved, measured, self.residual)
             self.chosen = torch.where(improved, number, self.chosen)
             self.iterations = self.iterations + accepted
-            self.active = accepted
             if self._tolerance is not None:
-                self.converged = self.converged | (accepted & (value <= self._tolerance))
-                self.active = accepted & ~self.converged
-        self.last = self._take(accepted, fz, self.last)
-        self.state, self.previous = self._take(improved, fz, self.state), self._take(improved, z, self.previous)
+                self.converged = self.converged | (accepted & (measured <= self._tolerance))
+            self.active = (accepted & ~self.converged) | again
+        self.point, self.value = _take(accepted, z, self.point), _take(accepted, fz, self.value)
+        self.state, self.previous = _take(improved, fz, self.state), _take(improved, z, self.previous)
         return traced
 
-    @staticmethod
-    def _take(mask: Tensor, new: State, old: State) -> State:
-        # On the CPU looking costs nothing and mostly saves a copy; on a GPU it would make the host wait.
-        if mask.device.type == "cpu" and bool(mask.all()):
-            return new
-        return select(mask, new, old)
+
+def _take(mask: Tensor, new: State, old: State) -> State:
+    # On the CPU looking costs nothing and mostly saves a copy; on a GPU it would make the host wait.
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return new
+    return select(mask, new, old)
 
 
 def solve(
@@ -171,13 +177,15 @@ def solve(
     min_iterations: int = 0,
     iteration_cost_ns: float = 0.0,
     keep: Collection[int] = (),
+    check_start: bool = True,
 ) -> Solution:
     """Find ``z = f(z)`` from ``z0``; each sample of the batch stops for itself.
 
     Every state is a value of ``f``: a cap of n gives what n evaluations can, for every solver.
 
-    :param f: takes the tensors of a state, returns as many of the same shapes. Called under the caller's gradient mode.
-    :param z0: the start, tensors of shape (B, ...) on one device.
+    :param f: takes the tensors of a state, returns as many new ones of the same shapes and types. Called under the
+        caller's gradient mode.
+    :param z0: the start, tensors of shape (B, ...) on one device, of real floating-point types.
     :param solver: "picard", "anderson", "broyden", or a solver with settings of its own.
     :param max_iterations: evaluations of ``f`` at most, >= 1.
     :param tolerance: a sample has converged when ``measure`` is at or below this; None never stops early.
@@ -185,33 +193,37 @@ def solve(
         (the flow model measures in pixels).
     :param best: return each sample's state of smallest measure instead of its last; None: as the solver asks (Picard
         the last, the others, whose residual can rise, the best).
-    :param growth_limit: a sample has diverged when its state is so many times longer than its start and its first
-        iterate, or its measure not finite; None: only when that is not finite.
+    :param growth_limit: ``f`` is unusable where its value is so many times longer than the start and the first
+        iterate, or not finite; None: only where it is not finite. At such a point a sample has diverged (accelerated
+        solvers first try Picard's step from the last usable point).
     :param deadline_ns: absolute time on ``time.monotonic_ns()``. No iteration is begun that would, by the costs seen so
         far, end after it, not even the first: with no time at all the start is returned after 0 iterations.
     :param min_iterations: evaluations of ``f`` to make whatever the deadline says.
-    :param iteration_cost_ns: expected cost of one iteration, used until one has been measured.
+    :param iteration_cost_ns: expected cost of one iteration; the larger of it and this solve's own mean counts.
     :param keep: iterations (from 1) whose states to return in ``trajectory``.
-    :raises ValueError: for an empty state, unequal batch sizes, a shape that ``f`` changes, or impossible settings.
+    :param check_start: raise where ``f(z0)`` is not finite, which on a GPU waits for the device at the end of the
+        solve. If False, such samples have diverged after 0 iterations and keep their start.
+    :raises ValueError: for a state that is none, a shape or type that ``f`` changes, or impossible settings.
+    :raises FloatingPointError: if ``f(z0)`` is not finite, naming the samples.
 
     A sample that has diverged keeps its last state (or best) from before.
     """
     solver = make_solver(solver)
-    z = tuple(z0)
-    if not z:
-        raise ValueError("the state must hold at least one tensor, got an empty tuple")
-    if len({tensor.shape[0] for tensor in z}) != 1:
-        raise ValueError(f"the tensors of a state must share their batch size, got {[tuple(t.shape) for t in z]}")
+    z = as_state(z0)
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    if not 0 <= min_iterations <= max_iterations:
+        raise ValueError(f"min_iterations must be from 0 to max_iterations, {max_iterations}, got {min_iterations}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be positive or None, got {tolerance}")
     if growth_limit is not None and not growth_limit > 1:
         raise ValueError(f"growth_limit must be above 1 or None, got {growth_limit}")
+    if wrong := [n for n in keep if not 1 <= n <= max_iterations]:
+        raise ValueError(f"keep must name iterations from 1 to max_iterations, {max_iterations}, got {wrong}")
 
     device = z[0].device
-    books = _Books(z, tolerance, growth_limit, solver.keeps_best if best is None else best)
-    propose, fz = solver.start(), z
+    books = _Books(z, tolerance, growth_limit, solver.keeps_best if best is None else best, solver.keeps_best)
+    propose = solver.start()
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     all_done = _Lagged(device)
@@ -219,28 +231,40 @@ def solve(
     if deadline_ns is not None and device.type == "cuda":
         torch.cuda.synchronize(device)  # work of before that is still queued would count as none
     started, cost_ns = time.monotonic_ns(), iteration_cost_ns
+    waits = tolerance is not None or deadline_ns is not None
+    timed_after = 2 if device.type == "cuda" else 1  # the host has seen a GPU's first iteration begin, not end
     for n in range(1, max_iterations + 1):
-        if all_done.read(wait=deadline_ns is not None):
+        if all_done.read(wait=waits):
             break
         if deadline_ns is not None:
             now = time.monotonic_ns()
-            if n > 2:
+            if n > timed_after:
                 # The mean of this solve tells more than the expectation: the load of the machine is that of now.
                 cost_ns = max(cost_ns, (now - started) / (n - 1))
             if n > min_iterations and now + (1 + all_done.in_flight) * cost_ns > deadline_ns:
                 exhausted = StopReason.DEADLINE
                 break
         if n > 1:
-            z = propose(z, fz)
-        fz = checked(f(*z), z)
+            # A solver sees usable evaluations only, and what it proposes for samples that are done is not evaluated.
+            z = propose(books.point, books.value)
+            z = _take(books.active & ~books.retry, z, books.value)
+        fz = evaluate(f, z)
         with torch.no_grad():
-            value = measure(z, fz).float()
-        trace.append(books.account(n, z, fz, value))
+            measured = measure(z, fz)
+            if measured.shape != books.active.shape:
+                raise ValueError(f"measure must return shape {tuple(books.active.shape)}, got {tuple(measured.shape)}")
+        trace.append(books.account(n, z, fz, measured.float()))
         all_done.push(~books.active.any())
         if n in keep:
-            trajectory[n] = books.last
+            trajectory[n] = books.value
+    if check_start and trace and bool((unusable := books.diverged & (books.iterations == 0)).any()):
+        raise FloatingPointError(
+            f"expected f(z0) to be finite, got NaN or infinity for sample(s) {unusable.nonzero().flatten().tolist()} "
+            f"of {len(unusable)}; are z0 and what f depends on finite?"
+        )
     return Solution(
         state=books.state, previous=books.previous, residual=books.residual, iterations=books.iterations,
-        chosen=books.chosen, evaluations=len(trace), trace=torch.stack(trace) if trace else torch.empty(0, len(z[0])),
+        chosen=books.chosen, evaluations=len(trace),
+        trace=torch.stack(trace) if trace else books.residual.new_empty(0, len(books.residual)),
         trajectory=trajectory, _converged=books.converged, _diverged=books.diverged, _exhausted=exhausted,
     )  # fmt: skip

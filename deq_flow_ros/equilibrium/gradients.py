@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, StopReason, relative_residual, solve
 from deq_flow_ros.equilibrium.solvers import Picard, Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, checked, detach
+from deq_flow_ros.equilibrium.state import Function, State, as_state, detach, evaluate
 
 Gradient = Callable[[Function, State], State]
 
@@ -31,9 +31,9 @@ def phantom_gradient(f: Function, state: Sequence[Tensor], steps: int = 1, dampi
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     picard = Picard(damping)
-    z: State = tuple(state)
+    z = as_state(state)
     for _ in range(steps):
-        z = picard.next(z, checked(f(*z), z))
+        z = picard.next(z, evaluate(f, z))
     return z
 
 
@@ -56,36 +56,61 @@ def implicit_gradient(
 
     :param state: tensors (B, ...); detached here, since the gradient does not depend on how the state was found.
     :param solver: of the adjoint equation, as are the three after it.
-    :param report: called with the adjoint solution in every backward pass. Without it, a sample whose adjoint solve
-        diverges is warned of (its gradient is then the best one found).
+    :param report: called with the adjoint solution in every backward pass. Without it, there is a warning where the
+        adjoint equation is not solved to the tolerance (the gradient is then the best one found).
     :returns: ``f(state)``, attached to the parameters and inputs of ``f``.
     """
     solver = make_solver(solver)
-    leaves = [tensor.detach().requires_grad_() for tensor in state]
+    leaves = differentiable(state)
     z: State = tuple(_Cut.apply(leaf) for leaf in leaves)
     with torch.enable_grad():
-        fz = checked(f(*z), z)
+        fz = evaluate(f, z)
 
     def adjoint(gradients: State) -> State:
         def step(*v: Tensor) -> State:
-            products = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True)
-            return tuple(g if p is None else g + p for g, p in zip(gradients, products, strict=True))
+            return tuple(g + p for g, p in zip(gradients, vector_jacobian(fz, z, v), strict=True))
 
         solution = solve(
-            step, gradients, solver=solver, max_iterations=max_iterations, tolerance=tolerance, measure=measure
+            step,
+            tuple(g.contiguous() for g in gradients),
+            solver=solver,
+            max_iterations=max_iterations,
+            tolerance=tolerance,
+            measure=measure,
+            check_start=False,
         )
         if report is not None:
             report(solution)
-        elif StopReason.DIVERGED in (reasons := solution.stop_reasons):
+        elif set(reasons := solution.stop_reasons) != {StopReason.CONVERGED}:
+            short = len(reasons) - reasons.count(StopReason.CONVERGED)
             warnings.warn(
-                f"the adjoint equation diverged for {reasons.count(StopReason.DIVERGED)} of {len(reasons)} samples: "
-                "the state is no stable fixed point; solve further, regularize the Jacobian, or use phantom_gradient",
+                f"the adjoint equation is not solved for {short} of {len(reasons)} samples "
+                f"({reasons.count(StopReason.DIVERGED)} diverged): measure up to {float(solution.residual.max()):.2g} "
+                f"after {solution.evaluations} iterations, tolerance {tolerance:g}. Solve for the state further, allow "
+                "more iterations, regularize the Jacobian, or use phantom_gradient",
                 RuntimeWarning,
                 stacklevel=2,
             )
         return solution.state
 
     return tuple(_Adjoint.apply(adjoint, *fz))
+
+
+def differentiable(state: Sequence[Tensor]) -> State:
+    """A copy of the state to differentiate with respect to; also of one that was found in inference mode."""
+    tensors = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in as_state(state))
+    return tuple(tensor.requires_grad_() for tensor in tensors)
+
+
+def vector_jacobian(fz: State, z: State, v: State, create_graph: bool = False) -> State:
+    """The product ``v J`` of a state with the Jacobian of ``fz`` with respect to ``z``; zero where there is no path."""
+    attached = [(value, vector) for value, vector in zip(fz, v, strict=True) if value.requires_grad]
+    if not attached:
+        return tuple(torch.zeros_like(tensor) for tensor in z)
+    values, vectors = zip(*attached, strict=True)
+    return torch.autograd.grad(
+        values, z, vectors, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
 
 
 class _Cut(torch.autograd.Function):
@@ -121,14 +146,16 @@ def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collect
 
     :param detached: tensors of the state, by index, that pass on no gradient from one iteration to the next (RAFT,
         arXiv 2003.12039, does so with the flow).
-    :raises ValueError: for fewer than one iteration.
+    :raises ValueError: for fewer than one iteration, or a tensor that the state does not have.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     states: list[State] = []
-    z: State = tuple(z0)
+    z = as_state(z0)
+    if wrong := [index for index in detached if not 0 <= index < len(z)]:
+        raise ValueError(f"detached must name tensors of the state, 0 to {len(z) - 1}, got {wrong}")
     for _ in range(iterations):
-        z = checked(f(*z), z)
+        z = evaluate(f, z)
         states.append(z)
         z = tuple(tensor.detach() if index in detached else tensor for index, tensor in enumerate(z))
     return states
@@ -164,6 +191,7 @@ def sparse_correction(
     linked: bool = False,
     tolerance: float | None = None,
     measure: Measure = relative_residual,
+    report: Callable[[Solution], None] | None = None,
 ) -> list[State]:
     """Sparse fixed-point correction: states along the way to the fixed point, each attached by a gradient.
 
@@ -175,13 +203,16 @@ def sparse_correction(
     *A chain of solves* (``chained=True``): each stretch starts anew from the state that was attached before it. The
     gradient's steps count as iterations, so the corrections cost nothing on top. With ``linked`` the gradient of each
     state also goes on into the one before it, as if the solve between them were the identity: at a fixed point, where
-    it is, n one-step gradients are then the n-step phantom gradient.
+    it is, n one-step gradients are then the n-step phantom gradient. (An implicit gradient is whole by itself and
+    passes nothing on.)
 
     :param z0: start, tensors (B, ...).
     :param positions: increasing iteration numbers, from 1; the last is the length of the trajectory.
     :param gradient: one for all, or one per position.
     :param gradient_steps: evaluations of ``f`` that the gradient makes (1 for ``implicit_gradient``); likewise.
     :param tolerance: of ``measure``, ends a solve early. Every position still gets its state and gradient.
+    :param report: called with every solution on the way. A sample that diverges is not refused here: its loss will
+        not be finite, or large.
     :returns: one state per position.
     :raises ValueError: if positions are empty or do not increase, or too close in a chain for the gradients' steps;
         for gradients of another number than positions; for a linked trajectory.
@@ -201,14 +232,19 @@ def sparse_correction(
 
     def iterate(start: State, iterations: int, keep: Sequence[int] = ()) -> Solution:
         with torch.no_grad():
-            return solve(
-                f, start, solver=solver, max_iterations=iterations, tolerance=tolerance, measure=measure, keep=keep
-            )
+            solution = solve(
+                f, start, solver=solver, max_iterations=iterations, tolerance=tolerance, measure=measure, keep=keep,
+                check_start=False,
+            )  # fmt: skip
+        if report is not None:
+            report(solution)
+        return solution
 
-    z: State = tuple(z0)
+    z = as_state(z0)
     if not chained:
         solution = iterate(z, positions[-1], positions)
-        found = [solution.trajectory.get(position, solution.state) for position in positions]
+        # The last state is the one that the solve chose, as it is in a chain.
+        found = [solution.trajectory.get(position, solution.state) for position in positions[:-1]] + [solution.state]
         return [attach(f, state) for attach, state in zip(gradients, found, strict=True)]
     states: list[State] = []
     done = 0

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.state import Function, State, checked, inner, norm, per_sample
+from deq_flow_ros.equilibrium.gradients import differentiable, vector_jacobian
+from deq_flow_ros.equilibrium.state import Function, State, evaluate, inner, norm, per_sample
 
 
 def jacobian_penalty(
@@ -26,14 +28,13 @@ def jacobian_penalty(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    differentiable = torch.is_grad_enabled()
+    trains = torch.is_grad_enabled()
     z, fz = _evaluate(f, state)
     total = torch.zeros_like(inner(z, z).detach())
     for _ in range(samples):
-        v = _random_like(fz, generator)
-        product = torch.autograd.grad(fz, z, v, create_graph=differentiable, retain_graph=True, allow_unused=True)
-        total = total + sum(inner((p,), (p,)) for p in product if p is not None)
-    elements = sum(tensor[0].numel() for tensor in z)
+        product = vector_jacobian(fz, z, _random_like(fz, generator), create_graph=trains)
+        total = total + inner(product, product)
+    elements = sum(math.prod(tensor.shape[1:]) for tensor in z)
     return (total / samples / elements).to(z[0].dtype)
 
 
@@ -56,18 +57,16 @@ def spectral_radius(
     v = _random_like(fz, generator)
     logarithms = []
     for _ in range(iterations):
-        length = norm(v).clamp_min(torch.finfo(torch.float64).tiny)
-        v = tuple(t / per_sample(length.to(t.dtype), t) for t in v)
-        product = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True)
-        v = tuple(torch.zeros_like(t) if p is None else p for p, t in zip(product, z, strict=True))
+        length = norm(v).clamp_min(1e-30)  # a power of the Jacobian may vanish
+        v = vector_jacobian(fz, z, tuple(t / per_sample(length.to(t.dtype), t) for t in v))
         logarithms.append(norm(v).log())
     return torch.stack(logarithms[iterations // 2 :]).mean(0).exp().to(z[0].dtype)
 
 
 def _evaluate(f: Function, state: Sequence[Tensor]) -> tuple[State, State]:
     with torch.enable_grad():
-        z: State = tuple(tensor.detach().requires_grad_() for tensor in state)
-        return z, checked(f(*z), z)
+        z = differentiable(state)
+        return z, evaluate(f, z)
 
 
 def _random_like(state: State, generator: torch.Generator | None) -> State:

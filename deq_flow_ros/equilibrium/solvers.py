@@ -25,7 +25,11 @@ class Solver(Protocol):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether a solve should return its best state rather than its last: for residuals that rise at times."""
+        """Whether the residual may rise on the way.
+
+        Then a solve returns its best state rather than its last, and where ``f`` is unusable at a proposed point, it
+        goes on from the last usable one.
+        """
 
     def start(self) -> Propose:
         """Begin a solve: a function ``(z, f(z)) -> next z``, called once per evaluation, in order."""
@@ -145,10 +149,14 @@ class _AndersonRun:
         scale = (gram.diagonal(dim1=1, dim2=2).sum(1) / used.sum(1)).clamp_min(torch.finfo(gram.dtype).tiny)
         # What is not used becomes an equation of its own, with solution 0.
         gram = gram / scale[:, None, None] + torch.diag_embed(1 - used + self._settings.regularization * used)
-        solution, info = torch.linalg.solve_ex(gram, used)
-        total = solution.sum(1, keepdim=True)
-        weights = solution / total
-        return weights, (info == 0) & torch.isfinite(weights).all(1) & (total[:, 0] > 0)
+        with torch.no_grad():
+            solution, info = torch.linalg.solve_ex(gram, used)
+            total = solution.sum(1)
+            solved = (info == 0) & torch.isfinite(solution).all(1) & torch.isfinite(total) & (total > 0)
+        # A system without solution is replaced before it is solved for good: it would make the gradient NaN.
+        identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        solution, _ = torch.linalg.solve_ex(torch.where(solved[:, None, None], gram, identity), used)
+        return solution / solution.sum(1, keepdim=True), solved
 
 
 @dataclass(frozen=True)

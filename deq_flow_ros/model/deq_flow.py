@@ -71,7 +71,12 @@ class FlowProblem:
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         lookup = self.correlation.lookup
-        correlation = recomputed(lookup, flow) if self._recompute and torch.is_grad_enabled() else lookup(flow)
+        if self._recompute and torch.is_grad_enabled():
+            # The volumes as inputs as well, so that all that is kept for the backward pass is known to be.
+            volumes = [volume for volume, _, _ in self.correlation.levels]
+            correlation = recomputed(lambda flow, *_: lookup(flow), flow, *volumes)
+        else:
+            correlation = lookup(flow)
         correlation = correlation.to(hidden.dtype)
         return self._update(hidden, flow, correlation, self._prepared)
 
@@ -116,7 +121,7 @@ class DEQFlow(nn.Module):
         # a class that it then changes), and averages of weights are such copies.
         model = DEQFlow(replace(self.architecture, weight_norm=False))
         model.load_state_dict(fold_weight_norm(self.state_dict()))
-        return model.to(self.device).train(self.training)
+        return model.to(next(self.parameters())).train(self.training)
 
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
         """Everything that one image contributes to any pair it is part of.
@@ -221,9 +226,14 @@ class DEQFlow(nn.Module):
         :param coarse_levels: for a cold start, solve at this many smaller resolutions first, see ``coarse_start``;
             ``max_iterations`` is then shared evenly by all levels. It changes where the solve starts, nothing else.
             Levels below 64 px are left out.
-        :raises ValueError: if the images are not such, or the state does not fit them.
+        :raises ValueError: if the images are not such, the state does not fit them, or for impossible settings.
+        :raises FloatingPointError: if images or weights are not finite.
         """
         check_images(image1, image2)
+        if max_iterations < 1 or coarse_levels < 0:
+            raise ValueError(
+                f"expected max_iterations >= 1 and coarse_levels >= 0, got {max_iterations} and {coarse_levels}"
+            )
         padded1, padding = pad_to_multiple(image1.to(self.device, torch.float32))
         padded2, _ = pad_to_multiple(image2.to(self.device, torch.float32))
         encoding1, encoding2 = self.encode(padded1), self.encode(padded2)
@@ -268,6 +278,8 @@ def check_images(image1: Tensor, image2: Tensor) -> None:
     for name, image in (("image1", image1), ("image2", image2)):
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"{name} must be (B, 3, H, W), got shape {tuple(image.shape)}")
+        if image.shape[0] < 1:
+            raise ValueError(f"{name} must hold at least one image, got shape {tuple(image.shape)}")
         if min(image.shape[-2:]) < MIN_SIDE:
             raise ValueError(f"{name} must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {tuple(image.shape[-2:])}")
     if image1.shape != image2.shape:

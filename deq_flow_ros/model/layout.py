@@ -17,7 +17,7 @@ def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path
     """Refuse tensors that are not exactly those expected.
 
     :param path: named in the error.
-    :raises WeightsError: naming what is missing, unexpected, of the wrong shape or kind.
+    :raises WeightsError: naming what is missing, unexpected, of the wrong shape or type.
     """
     problems = [f"missing: {name}" for name in expected if name not in got]
     problems += [f"unexpected: {name}" for name in got if name not in expected]
@@ -25,7 +25,7 @@ def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path
         shape, like = tuple(got[name].shape), tuple(expected[name].shape)
         if shape != like:
             problems.append(f"wrong shape: {name} is {shape}, expected {like}")
-        elif got[name].is_floating_point() != expected[name].is_floating_point():
+        elif got[name].dtype != expected[name].dtype:  # a silent conversion would lose digits
             problems.append(f"wrong type: {name} is {got[name].dtype}, expected {expected[name].dtype}")
     if problems:
         listed = "\n  ".join(problems[:12])

@@ -293,6 +293,7 @@ class FlowEstimator:
                 # is left to give way, so the flow would never change again.
                 min_iterations=int(not warm or scale == self._scales.lowest(*current.image.shape[:2])),
                 iteration_cost_ns=1e6 * self._costs.high(current.pixels, "iteration"),
+                check_start=False,  # a stream goes on: a state that is not finite resets it, and the frame says so
             )
         with clock.stage("upsample"):
             flow = crop(self.model.upsample(solution.state), first.padding)
