@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and time of one training step: the equilibrium model and its recurrent counterpart, in one run.
 
-``python -m benchmarks.memory [--size base] [--device cpu] [--json OUT]``
+``python -m benchmarks.memory [--size base] [--device cpu] [--plot OUT] [--json OUT]``
 
 "Saved" are the bytes that autograd holds for the backward pass when the forward pass has ended: the distinct storages
 behind all saved tensors, parameters not counted. "Peak" is the most memory that tensors took at any time of the step
@@ -23,8 +23,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -150,6 +152,25 @@ def print_table(results: dict[str, dict[str, Any]], compare: int, console: Conso
     console.print(table)
 
 
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Bytes saved against iterations."""
+    colours = {"recurrent": "#c53030", "one-step": "#2b6cb0", "phantom-3": "#dd6b20", "implicit": "#2f855a"}
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for name, row in results.items():
+            method, _, recompute = name.partition(", ")
+            if method in colours:
+                style = "--" if recompute else "-"
+                counts, sizes = zip(*row["saved_mib"].items(), strict=True)
+                axes.semilogy(counts, sizes, style, color=colours[method], marker=".", label=name)
+        axes.set(xlabel="iterations", ylabel="saved for the backward pass, MiB", xticks=counts)
+        axes.grid(color="#e2e8f0")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -164,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=1, help="timed steps per row, the median counts (default 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own)")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="write saved bytes by iterations to this picture")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
     options = parser.parse_args(arguments)
     console = Console()
@@ -195,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
                 objective = replace(objective, recompute=recompute)
                 results[label] = measure(model, clip, objective, counts, options.compare, options.repeats)
     print_table(results, options.compare, console)
+    if options.plot:
+        plot(results, options.plot)
     if options.json:
         report = {
             "size": options.size, "height": options.height, "width": options.width, "batch": options.batch,

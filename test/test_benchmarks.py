@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run, write what they print, and refuse what they cannot do. Their figures are not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import memory, solvers
+from deq_flow_ros.media.flow_files import write_flow
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A list with one pair of 64x80 px, 2 px apart, and its images as a sequence of four."""
+    texture = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 255, (64, 100, 3)).astype(np.float32), (0, 0), 2)
+    texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(4):
+        cv2.imwrite(str(frames / f"{number}.png"), texture[:, 2 * number : 2 * number + 80])
+    write_flow(tmp_path / "flow.flo", np.tile(np.float32([-2, 0]), (64, 80, 1)))
+    entry = {"name": "made/0", "image1": "frames/0.png", "image2": "frames/1.png", "flow": "flow.flo"}
+    (tmp_path / "pairs.json").write_text(json.dumps([entry]))
+    return tmp_path / "pairs.json"
+
+
+def test_solvers_are_compared_cold_and_warm(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: docs/equilibrium.md quotes its tables and its picture."""
+    torch.set_num_threads(1)
+    out, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    command = ["--pairs", str(pairs), "--sequence", str(pairs.parent / "frames"), "--frames", "3", "--iterations", "5"]
+    assert solvers.main([*command, "--bound", "0.001", "--json", str(out), "--plot", str(picture)]) == 0
+    report = json.loads(out.read_text())
+    assert {row["case"] for row in report["summary"]} == {"pairs, cold", "sequence, cold", "sequence, warm"}
+    assert all(len(row["residual_px"]) == 5 for row in report["curves"])
+    assert any(row["iterations_to_residual"] is None for row in report["summary"]), "infinity is no JSON"
+    assert cv2.imread(str(picture)) is not None
+    assert "anderson" in capsys.readouterr().out
+    assert solvers.main(["--pairs", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().out
+
+
+def test_memory_is_counted_for_every_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: as above. The equilibrium must take less than the recurrent network at every place it is counted."""
+    out, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    command = ["--size", "nano", "--height", "64", "--width", "64", "--iterations", "6", "--compare", "12"]
+    assert memory.main([*command, "--threads", "1", "--json", str(out), "--plot", str(picture)]) == 0
+    methods = json.loads(out.read_text())["methods"]
+    assert len(methods) == 10 and cv2.imread(str(picture)) is not None
+    for name in ("one-step", "phantom-3", "implicit"):
+        assert methods[name]["saved_mib"]["6"] == methods[name]["saved_mib"]["12"]
+        assert methods[name]["saved_mib"]["12"] < methods["recurrent"]["saved_mib"]["12"]
+        assert methods[name]["peak_mib"] < methods["recurrent"]["peak_mib"]
+        assert methods[f"{name}, recompute"]["saved_mib"]["12"] < methods[name]["saved_mib"]["12"]
+    for wrong, message in ((["--compare", "1"], "at least 3"), (["--height", "60"], "--height: expected a multiple")):
+        capsys.readouterr()
+        assert memory.main(["--size", "nano", *wrong]) == 2
+        assert message in capsys.readouterr().out
