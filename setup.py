@@ -39,7 +39,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "onnx": ["onnx", "onnxruntime", "onnxscript"],  # for training.export_onnx
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],  # for training.export --to onnx
         "test": ["pytest"],  # without it `colcon test` finds no test runner
     },
     zip_safe=False,

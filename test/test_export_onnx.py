@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deq_flow_ros.model import Architecture, DEQFlow
-from training import export_onnx
+from training import export, export_onnx
 
 pytest.importorskip("onnxscript", reason="the exporter needs onnxscript, which is a package for development")
 onnxruntime = pytest.importorskip("onnxruntime", reason="no ONNX runtime to compare with")
@@ -54,7 +54,10 @@ def test_graphs_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
         export_onnx.OnnxFlow(tmp_path)
 
 
-def test_weights_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Why: the command ends in one line, not in a traceback."""
-    assert export_onnx.main(["vast", "--out", str(tmp_path / "out")]) == 2
+    assert export.main(["vast", "--to", "onnx", "--out", str(tmp_path / "out")]) == 2
     assert "no weights 'vast'" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        export.main(["nano", "--to", "onnx", "--out", "graphs.onnx"])
+    assert "must be a folder, got graphs.onnx" in capsys.readouterr().err

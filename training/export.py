@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights into another file format, without changing a number.
+"""Weights into another format, without changing a number.
 
     python -m training.export WEIGHTS --to released --out model.pth
     python -m training.export WEIGHTS --to safetensors --out model.safetensors
+    python -m training.export WEIGHTS --to onnx --out FOLDER
 
 ``released`` is the key layout of the method's authors, for programs that read it; sizes with two encoders only, so not
-``nano``. ``safetensors`` is this project's format. Weight normalisation is kept in both.
+``nano``. ``safetensors`` is this project's format. Weight normalisation is kept in both. ``onnx`` is four graphs for
+runtimes without PyTorch, see training/export_onnx.py.
 """
 
 from __future__ import annotations
@@ -17,29 +19,42 @@ from pathlib import Path
 from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.released import to_released
 from training.checkpoint import write_checkpoint
+from training.export_onnx import GRAPHS, export_checked
 
 
 def _write_released(model: DEQFlow, path: Path) -> None:
     write_checkpoint(to_released(model), path)
 
 
-# Format: how to write it, and the endings by which `load_model` knows it.
+def _write_onnx(model: DEQFlow, path: Path) -> None:
+    try:
+        difference = export_checked(model.folded(), path)
+    except ImportError as error:
+        raise ValueError(f"{error}; exporting to ONNX needs: pip install onnx onnxscript onnxruntime") from error
+    print(f"{', '.join(f'{name}.onnx' for name in GRAPHS)} in {path}: within {difference:.1e} px of PyTorch")
+
+
+# Format: how to write it, and what its name ends with.
 FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], None], tuple[str, ...]]] = {
     "released": (_write_released, (".pth", ".pt")),
     "safetensors": (save_model, (".safetensors",)),
+    "onnx": (_write_onnx, ("",)),
 }
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; an ending of ``--out`` that belongs to another format is refused."""
-    parser = argparse.ArgumentParser(prog="python -m training.export", description="weights into another file format")
+    parser = argparse.ArgumentParser(
+        prog="python -m training.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("weights", help="a model that ships, a .safetensors file, or a released checkpoint")
     parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, type=Path, help="file to write; one that is there is replaced")
+    parser.add_argument("--out", required=True, type=Path, help="file to write (onnx: folder); replaced if there")
     options = parser.parse_args(arguments)
     endings = FORMATS[options.to][1]
     if options.out.suffix not in endings:
-        parser.error(f"--out for --to {options.to} must end in {' or '.join(endings)}, got {options.out}")
+        expected = f"end in {' or '.join(endings)}" if any(endings) else "be a folder"
+        parser.error(f"--out for --to {options.to} must {expected}, got {options.out}")
     return options
 
 

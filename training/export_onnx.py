@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights as four ONNX graphs, for runtimes without PyTorch: ``python -m training.export_onnx WEIGHTS --out FOLDER``.
+"""Weights as four ONNX graphs, for runtimes without PyTorch: ``python -m training.export WEIGHTS --to onnx``.
 
 A solve is a loop over one of them, so that the runtime decides how many iterations it makes:
 
@@ -15,7 +15,6 @@ onnxruntime and compared with PyTorch. Needs the packages onnx, onnxscript and o
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import tempfile
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
+from deq_flow_ros.model import FACTOR, DEQFlow, update_px
 from deq_flow_ros.model.correlation import CorrelationPyramid
 
 GRAPHS = ("encode", "pair", "step", "upsample")
@@ -226,6 +225,7 @@ def export_checked(model: DEQFlow, folder: str | Path) -> float:
 
     :raises ValueError: if it does not, within `TOLERANCE_PX`; the folder is left as it was.
     """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as temporary:
@@ -239,28 +239,3 @@ def export_checked(model: DEQFlow, folder: str | Path) -> float:
         for name in GRAPHS:
             os.replace(Path(temporary) / f"{name}.onnx", folder / f"{name}.onnx")
     return difference
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Export; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.export_onnx", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("weights", help="a model that ships, a .safetensors file, or a released checkpoint")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="graphs that are there are replaced")
-    options = parser.parse_args(arguments)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
-    try:
-        difference = export_checked(load_model(options.weights), options.out)
-    except ImportError as error:
-        print(f"error: {error}; exporting needs: pip install onnx onnxscript onnxruntime")
-        return 2
-    except (OSError, ValueError) as error:
-        print(f"error: {error}")
-        return 2
-    print(f"{options.out}: {', '.join(f'{name}.onnx' for name in GRAPHS)}; within {difference:.1e} px of PyTorch")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
