@@ -28,12 +28,13 @@ def recomputed(function: Callable[..., Result], *inputs: Tensor, owner: nn.Modul
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms leave their running statistics alone: a batch that is run a second time must not count twice."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-    momenta = [norm.momentum for norm in norms]
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
+        norm.num_batches_tracked = None  # not counted
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
