@@ -159,7 +159,7 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
             name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f"ros.{name}" not in found
         ] == []
         process.send_signal(number)
-        assert process.wait(timeout=30) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+        assert process.wait(timeout=90) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         deadline = time.monotonic() + 20
         while processes_about(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.1)
