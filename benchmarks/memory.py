@@ -133,21 +133,21 @@ def measure(
 def print_table(results: dict[str, dict[str, Any]], compare: int, console: Console) -> None:
     """One row per method; ratios to the first, the plain recurrent network."""
     base = next(iter(results.values()))
-    table = Table(title=f"one training step; peak, time and ratios at {compare} iterations")
+    table = Table(title=f"one training step, MiB and s at {compare} iterations; *: recompute; ÷, x: to the first")
     table.add_column("method", no_wrap=True)
     for count in base["saved_mib"]:
         table.add_column(f"saved {count}", justify="right")
-    for column in ("peak MiB", "s", "less saved", "less peak", "time"):
+    for column in ("peak", "s", "saved", "peak", "time"):
         table.add_column(column, justify="right")
     for name, row in results.items():
         table.add_row(
-            name,
-            *(f"{size:.1f}" for size in row["saved_mib"].values()),
+            name.replace(", recompute", " *"),
+            *(f"{size:.0f}" for size in row["saved_mib"].values()),
             f"{row['peak_mib']:.0f}",
             f"{row['seconds']:.1f}",
-            f"{base['saved_mib'][compare] / row['saved_mib'][compare]:.1f}x",
-            f"{base['peak_mib'] / row['peak_mib']:.1f}x",
-            f"{row['seconds'] / base['seconds']:.2f}",
+            f"÷{base['saved_mib'][compare] / row['saved_mib'][compare]:.1f}",
+            f"÷{base['peak_mib'] / row['peak_mib']:.1f}",
+            f"x{row['seconds'] / base['seconds']:.2f}",
         )
     console.print(table)
 
@@ -163,8 +163,8 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
             if method in colours:
                 style = "--" if recompute else "-"
                 counts, sizes = zip(*row["saved_mib"].items(), strict=True)
-                axes.semilogy(counts, sizes, style, color=colours[method], marker=".", label=name)
-        axes.set(xlabel="iterations", ylabel="saved for the backward pass, MiB", xticks=counts)
+                axes.plot(counts, sizes, style, color=colours[method], marker=".", label=name)
+        axes.set(xlabel="iterations", ylabel="saved for the backward pass, MiB", xticks=counts, ylim=(0, None))
         axes.grid(color="#e2e8f0")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         path.parent.mkdir(parents=True, exist_ok=True)
