@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console() if Console().is_terminal else Console(width=160)  # a file has room for the names
     if options.threads:
         torch.set_num_threads(options.threads)
         cv2.setNumThreads(options.threads)
