@@ -199,7 +199,8 @@ def solve(
     :param deadline_ns: absolute time on ``time.monotonic_ns()``. No iteration is begun that would, by the costs seen so
         far, end after it, not even the first: with no time at all the start is returned after 0 iterations.
     :param min_iterations: evaluations of ``f`` to make whatever the deadline says.
-    :param iteration_cost_ns: expected cost of one iteration; the larger of it and this solve's own mean counts.
+    :param iteration_cost_ns: expected cost of one iteration; from the second on, this solve's own mean counts if it is
+        larger. Without an expectation the mean counts from the first on.
     :param keep: iterations (from 1) whose states to return in ``trajectory``.
     :param check_start: raise where ``f(z0)`` is not finite, which on a GPU waits for the device at the end of the
         solve. If False, such samples have diverged after 0 iterations and keep their start.
@@ -232,7 +233,9 @@ def solve(
         torch.cuda.synchronize(device)  # work of before that is still queued would count as none
     started, cost_ns = time.monotonic_ns(), iteration_cost_ns
     waits = tolerance is not None or deadline_ns is not None
-    timed_after = 2 if device.type == "cuda" else 1  # the host has seen a GPU's first iteration begin, not end
+    # The first iteration often costs more than those after it, and of a GPU's the host has seen the begin, not the end:
+    # with an expectation to go by, it is not taken for the rule.
+    timed_after = 2 if iteration_cost_ns or device.type == "cuda" else 1
     for n in range(1, max_iterations + 1):
         if all_done.read(wait=waits):
             break
