@@ -11,8 +11,6 @@ lives on cells of 8x8 pixels, and smaller motion needs finer ones.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import write_json
 from deq_flow_ros.model import load_model
 from training.datasets import Sample
 from training.pairs import FlowFunction, group_means, model_flow, pair_errors, read_pairs
@@ -146,15 +145,10 @@ def main(arguments: list[str] | None = None) -> int:
     results = measure(methods, pairs)
     print_tables(results, console)
     if options.json:
-        device = (
-            torch.cuda.get_device_name() if model.device.type == "cuda" else platform.processor() or platform.machine()
-        )
-        report = {
-            "pairs": str(options.pairs), "model": options.model, "device": device, "threads": torch.get_num_threads(),
-            "torch": torch.__version__, "opencv": cv2.__version__, "methods": results,
+        figures = {
+            "pairs": str(options.pairs), "model": options.model, "opencv": cv2.__version__, "methods": results,
         }  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, model.device, figures)
     return 0
 
 

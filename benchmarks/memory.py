@@ -14,7 +14,6 @@ Times are processor seconds on a CPU, whatever else it is doing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -31,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.report import write_json
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.model.weights import check_device
 from training.objective import Objective
@@ -220,13 +220,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot:
         plot(results, options.plot)
     if options.json:
-        report = {
+        figures = {
             "size": options.size, "height": options.height, "width": options.width, "batch": options.batch,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "methods": results,
+            "methods": results,
         }  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, device, figures)
     return 0
 
 

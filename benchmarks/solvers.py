@@ -16,7 +16,6 @@ time on a GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -30,6 +29,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report import write_json
 from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, Solver, State, solve
 from deq_flow_ros.media import MediaError, open_source
 from deq_flow_ros.media.encodings import to_rgb
@@ -200,15 +200,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a bound that was not reached is null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def read_frames(path: str, count: int) -> list[np.ndarray]:
     """The first frames of a source, (H, W, 3) RGB each."""
     frames = [
@@ -262,13 +253,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.plot:
         plot(rows, options.plot)
     if options.json:
-        report = {
-            "model": options.model, "iterations": options.iterations,
-            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(), "torch": torch.__version__, "summary": summary, "curves": rows,
+        figures = {
+            "model": options.model, "iterations": options.iterations, "summary": summary, "curves": rows,
         }  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
+        write_json(options.json, model.device, figures)
     return 0
 
 

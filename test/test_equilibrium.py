@@ -47,6 +47,17 @@ def test_a_deadline_is_not_overrun() -> None:
     assert solution.stop_reasons == (StopReason.DEADLINE,) and 1 <= solution.evaluations <= 5
 
 
+def test_without_an_expectation_the_first_iteration_is_the_measure() -> None:
+    """Why: a second iteration as long as the first would end after the deadline; nothing else is known of it."""
+
+    def slow(z: torch.Tensor) -> tuple[torch.Tensor]:
+        time.sleep(0.1)
+        return (z + 1,)
+
+    solution = solve(slow, (torch.zeros(1, 1),), deadline_ns=time.monotonic_ns() + 150_000_000)
+    assert solution.evaluations == 1 and solution.stop_reasons == (StopReason.DEADLINE,)
+
+
 def test_no_time_at_all_returns_the_start() -> None:
     """Why: a warm start is a usable answer; an iteration begun after the deadline is not."""
     start = torch.ones(1, 2)

@@ -81,7 +81,7 @@ def resolve(options: argparse.Namespace) -> Recipe:
     return read_recipe(options.recipe, size=options.size, variant=options.variant, changes=changes)
 
 
-class Session:
+class Training:
     """One start of a run: the run, its samples and validation, and when to stop."""
 
     def __init__(self, options: argparse.Namespace, recipe: Recipe, processes: Processes, device: torch.device) -> None:
@@ -160,8 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}")
         return 2
     try:
-        session = Session(options, recipe, processes, device)
-        return session.train()
+        training = Training(options, recipe, processes, device)
+        return training.train()
     except ERRORS as error:
         print(f"error: {error}", flush=True)
         return 2

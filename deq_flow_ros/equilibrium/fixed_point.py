@@ -152,7 +152,10 @@ class _Books:
                 self.converged = self.converged | (accepted & (measured <= self._tolerance))
             self.active = (accepted & ~self.converged) | again
         self.point, self.value = _take(accepted, z, self.point), _take(accepted, fz, self.value)
-        self.state, self.previous = _take(improved, fz, self.state), _take(improved, z, self.previous)
+        if self._best:
+            self.state, self.previous = _take(improved, fz, self.state), _take(improved, z, self.previous)
+        else:
+            self.state, self.previous = self.value, self.point
         return traced
 
 
@@ -250,7 +253,8 @@ def solve(
         if n > 1:
             # A solver sees usable evaluations only, and what it proposes for samples that are done is not evaluated.
             z = propose(books.point, books.value)
-            z = _take(books.active & ~books.retry, z, books.value)
+            if z is not books.value:  # as it is for undamped Picard
+                z = _take(books.active & ~books.retry, z, books.value)
         fz = evaluate(f, z)
         with torch.no_grad():
             measured = measure(z, fz)

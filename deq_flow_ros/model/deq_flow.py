@@ -188,7 +188,9 @@ class DEQFlow(nn.Module):
                 state = self.initial_state(encoding1)
             else:
                 state = rescale(state, encoding1.context.shape[-2:], above >> level)
-            state = solve(self.problem(encoding1, encoding2), state, solver=solver, max_iterations=iterations).state
+            # Whoever starts from the result checks it; here the check would make the host wait at every level.
+            problem = self.problem(encoding1, encoding2)
+            state = solve(problem, state, solver=solver, max_iterations=iterations, check_start=False).state
             above = 1 << level
         return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
 
