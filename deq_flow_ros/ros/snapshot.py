@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that holds all of one flow field, for a bug report: what went in, what came out, and how it came about."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import rclpy
+import torch
+
+from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.media.flow_files import write_flow
+
+
+def write_snapshot(
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    flow: np.ndarray | None,
+    residual: np.ndarray | None,
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write a new folder `snapshot_TIME[_N]` into `folder`, which is made where it is missing; returns the new one.
+
+    It holds each (H, W, 3) uint8 RGB array of `arrays` as `NAME.png`, the others in `state.npz`; the flow (H, W, 2) px
+    as `flow.flo` (exact; NaN becomes "unknown") and as colours in `flow.png`; the residual (H, W) px as `residual`
+    in `state.npz`; `metadata` and the versions of what is installed in `snapshot.json`, where what JSON cannot hold
+    stands as text. Nothing that exists is overwritten. Raises OSError or `MediaError` where something cannot be
+    written, and leaves no folder then.
+    """
+    target = _new_folder(folder.expanduser())
+    try:
+        state = dict(arrays)
+        for name, array in arrays.items():
+            if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+                _write_png(target / f"{name}.png", state.pop(name))
+        if residual is not None:
+            state["residual"] = residual
+        if flow is not None:
+            write_flow(target / "flow.flo", flow)
+            _write_png(target / "flow.png", flow_to_color(flow))
+        np.savez_compressed(target / "state.npz", **state)  # type: ignore[arg-type]  # its stub takes bool alone
+        text = json.dumps({**_plain(metadata), "versions": versions()}, indent=2, allow_nan=False)
+        (target / "snapshot.json").write_text(text + "\n")
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)  # half a snapshot would be taken for a whole one
+        raise
+    return target
+
+
+def versions() -> dict[str, str]:
+    """What a report about this process must say of the software below it."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
+        "rmw": rclpy.get_rmw_implementation_identifier(),
+    }
+
+
+def _new_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"snapshot_{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+    number = 1
+    while True:
+        target = folder / (name if number == 1 else f"{name}_{number}")
+        try:
+            target.mkdir()
+            return target
+        except FileExistsError:
+            number += 1
+
+
+def _write_png(path: Path, rgb: np.ndarray) -> None:
+    # Fastest compression: the caller waits, and a folder for a bug report is packed anyway.
+    written, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not written:
+        raise OSError(f"cannot encode {path.name}: shape {rgb.shape}")
+    path.write_bytes(data.tobytes())  # unlike cv2.imwrite, it says why it failed
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; NaN and infinity, which it cannot, and all else become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
