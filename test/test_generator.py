@@ -253,6 +253,20 @@ def test_negative_index_is_refused() -> None:
         make().batch(-1)
 
 
+def test_an_open_shutter_smears_along_the_motion_alone() -> None:
+    """Why: motion blur must follow each surface's own motion, and leave flow and what rests as they are."""
+    scene = [layer(shifts((0, 0), (8, 0)))]
+    sharp, smeared = (render([scene], banks(), HEIGHT, WIDTH, 50, [share]) for share in (0.0, 0.5))
+    assert torch.equal(sharp.flow, smeared.flow) and torch.equal(sharp.occluded, smeared.occluded)
+    # 8 px in one interval, open for half of it: the mean over -2 .. 2 px.
+    steps = [torch.roll(sharp.images, offset, dims=4) for offset in (-2, -1, 0, 1, 2)]
+    difference = smeared.images - torch.stack(steps).mean(0)
+    assert difference[..., 4:-4].abs().max() < 0.5
+    still = [layer(shifts((0, 0), (0, 0)))]
+    pictures = [render([still], banks(), HEIGHT, WIDTH, 50, [share]).images for share in (0.0, 0.5)]
+    assert (pictures[0] - pictures[1]).abs().max() < 0.01
+
+
 def test_layers_that_never_show_change_nothing() -> None:
     """Objects may pass by outside the frame, and planes may lie behind the camera."""
     outside = replace(layer(shifts((0, 0), (1, 0))), outline=polygon(

@@ -91,11 +91,12 @@ class Texture:
 
 
 def draw_texture(
-    rng: np.random.Generator, photographs: int, patterns: int, pattern_share: float, centre: np.ndarray
-) -> Texture:
+    rng: np.random.Generator, photographs: int, patterns: int, pattern_share: float, centre: np.ndarray,
+    plain_share: float,
+) -> Texture:  # fmt: skip
     """Choose one of `photographs` textures, or with probability `pattern_share` one of the `patterns` after them.
 
-    Its middle comes to lie near `centre` (x, y in px).
+    Its middle comes to lie near `centre` (x, y in px). `plain_share` have little contrast.
     """
     pattern = photographs == 0 or rng.random() < pattern_share
     index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)
@@ -111,7 +112,7 @@ def draw_texture(
 
     saturation = rng.uniform(0.2, 1.3)
     gains = np.exp(rng.normal(0, 0.12, 3))
-    contrast = log_uniform(rng, 0.05, 0.4) if rng.random() < 0.12 else rng.uniform(0.6, 1.3)
+    contrast = log_uniform(rng, 0.05, 0.4) if rng.random() < plain_share else rng.uniform(0.6, 1.3)
     linear = contrast * gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
     middle = rng.uniform(85, 165) if contrast > 0.5 else rng.uniform(30, 225)
     offset = middle - contrast * MEAN_LEVEL * gains

@@ -47,7 +47,7 @@ class ProceduralGenerator:
         patterns: number of different procedural textures.
         pattern_share: how often one of them is used when there are photographs too.
         limit_px: longer flow is marked invalid, and 0; the longer side of the frame unless given.
-        photometric: False gives clean frames, without changes of light and colour, blur and noise.
+        photometric: False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
 
     Raises ValueError for settings outside these ranges, and what `load_photographs` raises.
     """
@@ -104,13 +104,17 @@ class ProceduralGenerator:
             some = numbers[start : start + at_once]
             draws = [np.random.default_rng([self.seed, number]) for number in some]
             scenes = [draw_scene(rng, self.settings) for rng in draws]
-            part = render(scenes, self._banks, self.settings.height, self.settings.width, self.limit_px)
-            if self.photometric:
+            exposures = [draw_exposure(rng, self.settings.frames) for rng in draws] if self.photometric else []
+            part = render(
+                scenes, self._banks, self.settings.height, self.settings.width, self.limit_px,
+                [exposure.shutter for exposure in exposures] or None,
+            )  # fmt: skip
+            if exposures:
                 exposed = []
-                for i, (number, rng) in enumerate(zip(some, draws, strict=True)):
+                for i, number in enumerate(some):
                     noise_seed = int(np.random.default_rng([self.seed, number]).integers(2**62))
                     noise = torch.Generator(self.device).manual_seed(noise_seed)
-                    exposed.append(expose(part.images[i : i + 1], [draw_exposure(rng, self.settings.frames)], noise))
+                    exposed.append(expose(part.images[i : i + 1], exposures[i : i + 1], noise))
                 part.images = torch.cat(exposed)
             parts.append(part)
         return Clip(

@@ -17,6 +17,8 @@ from .scenes import Layer
 
 MIN_DEPTH_RATIO = 0.02  # points with less are at or behind the camera
 INVERSION_ERROR_PX = 0.005
+MAX_SMEAR_PX = 10.0  # beyond, the few moments would show as ghosts
+SHUTTER_MOMENTS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of the time for which the shutter is open
 
 
 @dataclass
@@ -88,15 +90,19 @@ def _window(layers: Sequence[Layer], height: int, width: int) -> tuple[int, int,
 
 
 def render(
-    scenes: Sequence[Sequence[Layer]], banks: Sequence[torch.Tensor], height: int, width: int, limit_px: float
-) -> Clip:
+    scenes: Sequence[Sequence[Layer]], banks: Sequence[torch.Tensor], height: int, width: int, limit_px: float,
+    shutters: Sequence[float] | None = None,
+) -> Clip:  # fmt: skip
     """Draw n scenes, each a list of layers from far to near, on the banks' device.
 
     `banks[i]` holds the textures halved i times, (N, 3, h, w) uint8. Flow of `limit_px` and more is invalid (and 0).
+    `shutters` (n) are the shares of the time between two frames for which the shutter is open, in the middle of which
+    a frame's flow holds; None: what moves is as sharp as what rests.
     """
     device = banks[0].device
     n, frames = len(scenes), len(scenes[0][0].homographies)
-    images, _, flow = _draw([scene[0] for scene in scenes], banks, _Canvas((0, 0, width, height), device))
+    shutters = [0.0] * n if shutters is None else shutters
+    images, _, flow = _draw([scene[0] for scene in scenes], banks, _Canvas((0, 0, width, height), device), shutters)
     identity = torch.zeros(n, frames, height, width, dtype=torch.uint8, device=device)
     for level in range(1, max(len(scene) for scene in scenes)):
         members = [i for i, scene in enumerate(scenes) if len(scene) > level]
@@ -105,7 +111,7 @@ def render(
         if right <= left or bottom <= top:
             continue
         canvas = _Canvas(window, device)
-        colours, alpha, motion = _draw(layers, banks, canvas)
+        colours, alpha, motion = _draw(layers, banks, canvas, [shutters[i] for i in members])
         on_top = alpha > 0.5
         index = canvas.select(members, n)
         image_view, flow_view, identity_view = (x[..., top:bottom, left:right] for x in (images, flow, identity))
@@ -117,7 +123,7 @@ def render(
 
 
 def _draw(
-    layers: Sequence[Layer], banks: Sequence[torch.Tensor], canvas: _Canvas
+    layers: Sequence[Layer], banks: Sequence[torch.Tensor], canvas: _Canvas, shutters: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw one layer of each of n scenes: colours (n, T, 3, H, W), alpha (n, T, H, W), flow (n, T - 1, 2, H, W)."""
     n = len(layers)
@@ -141,7 +147,34 @@ def _draw(
     flow = torch.stack([next_x.sub_(canvas.x), next_y.sub_(canvas.y)], dim=2)
 
     # The soft edge is one frame px wide; canonical px per frame px are the square root of the Jacobian's determinant.
-    areas = np.abs(np.linalg.det(inverses)) ** 0.5
+    units = canvas.tensor(np.abs(np.linalg.det(inverses)) ** 0.5)[..., None, None] * reciprocal * reciprocal.sqrt()
+    behind = reciprocal == 0
+    if not any(shutters):
+        alpha = _coverage(layers, x, y, units, behind, canvas)
+        return _paint(layers, x, y, banks, canvas), alpha, flow
+    # While the shutter is open a frame's pixel sees what lies between here and where it looks in the next frame.
+    open_for = canvas.tensor(shutters)[:, None, None, None]
+    across, down = (open_for * torch.diff(c, dim=1, append=2 * c[:, -1:] - c[:, -2:-1]) for c in (x, y))
+    limit = (MAX_SMEAR_PX / torch.hypot(across, down).clamp_min(1e-6)).clamp_max(1)
+    across, down = across * limit, down * limit
+    covered, light = torch.zeros_like(x), torch.zeros(n, x.shape[1], 3, *x.shape[2:], device=x.device)
+    for moment in SHUTTER_MOMENTS:
+        there = x + moment * across, y + moment * down
+        alpha = _coverage(layers, *there, units, behind, canvas)
+        covered += alpha / len(SHUTTER_MOMENTS)
+        light += alpha.unsqueeze(2) * _paint(layers, *there, banks, canvas) / len(SHUTTER_MOMENTS)
+    return light / covered.clamp_min(1e-6).unsqueeze(2), covered, flow
+
+
+def _coverage(
+    layers: Sequence[Layer], x: torch.Tensor, y: torch.Tensor, units: torch.Tensor, behind: torch.Tensor,
+    canvas: _Canvas,
+) -> torch.Tensor:  # fmt: skip
+    """How much of each pixel the layers cover, (n, T, H, W), at canonical coordinates x, y (n, T, H, W).
+
+    `units`: canonical px per frame px; `behind`: where a layer is behind the camera.
+    """
+    n = len(layers)
     alpha = torch.ones_like(x)
     for shape, function in _OUTLINES.items():
         chosen = [i for i, layer in enumerate(layers) if layer.outline.shape == shape]
@@ -149,9 +182,9 @@ def _draw(
             index = canvas.select(chosen, n)
             parameters = canvas.tensor([layers[i].outline.parameters for i in chosen])[..., None, None, None]
             distance = function(x[index], y[index], parameters.unbind(1))
-            unit = canvas.tensor(areas[chosen])[..., None, None] * reciprocal[index] * reciprocal[index].sqrt()
-            alpha[index] = (0.5 - distance / unit.clamp_min_(1e-6)).clamp_(0, 1).masked_fill_(reciprocal[index] == 0, 0)
-    return _paint(layers, x, y, banks, canvas), alpha, flow
+            edge = distance / units[index].clamp_min(1e-6)
+            alpha[index] = (0.5 - edge).clamp_(0, 1).masked_fill_(behind[index], 0)
+    return alpha
 
 
 def _bend(

@@ -27,6 +27,8 @@ from .motion import (
     sign,
 )
 
+PLAIN_SHARE = 0.3  # of objects with little contrast: furniture, walls, car bodies
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -86,29 +88,36 @@ def _still(settings: SceneSettings) -> np.ndarray:
 
 def _finish(
     rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, outline: Outline,
-    centre: np.ndarray, radius: float, elastic_px: float,
+    centre: np.ndarray, radius: float, elastic_px: float, plain_share: float = 0.12,
 ) -> Layer:  # fmt: skip
     """Complete a layer with elastic motion (none for elastic_px = 0) and texture."""
     if elastic_px > 0:
         waves, gains = elastic(rng, settings.frames, radius, elastic_px)
     else:
         waves, gains = np.zeros((WAVES, 5)), np.zeros(settings.frames)
-    texture = draw_texture(rng, settings.photographs, settings.patterns, settings.pattern_share, centre)
+    texture = draw_texture(rng, settings.photographs, settings.patterns, settings.pattern_share, centre, plain_share)
     return Layer(homographies, waves, gains, outline, texture)
 
 
 def _object(
     rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
     elastic_px: float,
-) -> Layer:  # fmt: skip
+) -> list[Layer]:  # fmt: skip
     """An object that moves by `homographies` and passes `centre` at some time during the clip.
 
-    If it always started there, fast objects would be gone from most of the later frames.
+    If it always started there, fast objects would be gone from most of the later frames. Some rigid ones have several
+    parts, outlines and textures of their own with one motion, as a chair has a seat and legs.
     """
     travelled = apply_homography(homographies[-1], centre[None])[0] - centre
     start = centre - rng.uniform(0, 1) * travelled
     outline = object_outline(rng, settings.width, start, radius)
-    return _finish(rng, settings, homographies, outline, start, radius, elastic_px)
+    layers = [_finish(rng, settings, homographies, outline, start, radius, elastic_px, PLAIN_SHARE)]
+    if elastic_px == 0 and rng.random() < 0.3:
+        for _ in range(int(rng.integers(1, 4))):
+            place, size = start + rng.normal(0, 0.6, 2) * radius, radius * log_uniform(rng, 0.3, 1)
+            outline = object_outline(rng, settings.width, place, size)
+            layers.append(_finish(rng, settings, homographies, outline, place, size, 0.0, PLAIN_SHARE))
+    return layers
 
 
 def _planar_scene(rng: np.random.Generator, settings: SceneSettings, static: bool = False) -> list[Layer]:
@@ -143,8 +152,8 @@ def _planar_scene(rng: np.random.Generator, settings: SceneSettings, static: boo
             homographies = planar_motion(rng, settings.frames, centre, radius, own)
             if carried:
                 homographies = background @ homographies
-        layers.append(_object(rng, settings, homographies, centre, radius, elastic_px(own, 0.25)))
-    return layers
+        layers += _object(rng, settings, homographies, centre, radius, elastic_px(own, 0.25))
+    return layers[: settings.max_layers + 1]
 
 
 @dataclass(frozen=True)
@@ -250,5 +259,5 @@ def _ego_motion_scene(rng: np.random.Generator, settings: SceneSettings) -> list
             own = log_uniform(rng, settings.min_displacement_px, settings.max_displacement_px / 2)
             homographies = homographies @ planar_motion(rng, settings.frames, plane.centre, plane.radius, own)
             elastic_px = own * 0.5 * (rng.random() < 0.4)
-        layers.append(_object(rng, settings, homographies, plane.centre, plane.radius, elastic_px))
-    return layers
+        layers += _object(rng, settings, homographies, plane.centre, plane.radius, elastic_px)
+    return layers[: settings.max_layers + 1]
