@@ -153,7 +153,7 @@ def _draw(
         alpha = _coverage(layers, x, y, units, behind, canvas)
         return _paint(layers, x, y, banks, canvas), alpha, flow
     # While the shutter is open a frame's pixel sees what lies between here and where it looks in the next frame.
-    open_for = canvas.tensor(shutters)[:, None, None, None]
+    open_for = canvas.tensor(np.array(shutters))[:, None, None, None]
     across, down = (open_for * torch.diff(c, dim=1, append=2 * c[:, -1:] - c[:, -2:-1]) for c in (x, y))
     limit = (MAX_SMEAR_PX / torch.hypot(across, down).clamp_min(1e-6)).clamp_max(1)
     across, down = across * limit, down * limit
