@@ -3,14 +3,16 @@
 
 ``python -m benchmarks.accuracy --pairs pairs.json [--model NAME_OR_PATH] [--json OUT]``
 
-Every pair starts cold: from zero, and coarse to fine (the iterations shared by three resolutions). Times are per pair,
-the images decoded: median over the pairs. With ``--scale`` the model runs a second time on enlarged images: its flow
-lives on cells of 8x8 pixels, and smaller motion needs finer ones.
+Every pair starts cold: from zero, and coarse to fine (the iterations shared by the resolution of the images, its half
+and its quarter). Times are per pair, the images decoded: median over the pairs. With ``--scale`` the model also runs
+on enlarged images, again from a quarter of their own resolution up: its flow lives on cells of 8x8 pixels, and
+smaller motion needs finer ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
     parser.add_argument("--iterations", type=int, nargs="+", default=[12, 24], help="default 12 24")
     parser.add_argument(
-        "--scale", type=float, default=1.5, help="also process enlarged so many times (default 1.5; 1 = do not)"
+        "--scale", type=float, default=2.0, help="also process enlarged so many times (default 2; 1 = do not)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
@@ -133,7 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
         **{f"{label}, {n} from zero": model_flow(model, n) for n in options.iterations},
         **{f"{label}, {n} coarse to fine": model_flow(model, n, coarse_levels=2) for n in options.iterations},
         **{
-            f"{label}, {n} coarse to fine, {options.scale:g}x": model_flow(model, n, 2, options.scale)
+            f"{label}, {n} coarse to fine, {options.scale:g}x": model_flow(
+                model, n, 2 + round(math.log2(max(options.scale, 1))), options.scale
+            )
             for n in options.iterations
             if options.scale != 1
         },
