@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a topic is silent, in words: from descriptions of publishers, without any node."""
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+from deq_flow_ros.ros.watch import qos_mismatch, silence
+
+IMAGE = "sensor_msgs/msg/Image"
+BEST_EFFORT, RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
+VOLATILE, TRANSIENT_LOCAL = DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL
+TOPIC = "/camera/image"
+
+
+def qos(reliability: ReliabilityPolicy, durability: DurabilityPolicy = VOLATILE) -> QoSProfile:
+    return QoSProfile(depth=5, reliability=reliability, durability=durability)
+
+
+def publisher(profile: QoSProfile, name: str = "driver", topic_type: str = IMAGE) -> TopicEndpointInfo:
+    return TopicEndpointInfo(node_name=name, node_namespace="/robot", topic_type=topic_type, qos_profile=profile)
+
+
+@pytest.mark.parametrize("offered_durability", [VOLATILE, TRANSIENT_LOCAL])
+@pytest.mark.parametrize("offered_reliability", [BEST_EFFORT, RELIABLE])
+@pytest.mark.parametrize("wanted_durability", [VOLATILE, TRANSIENT_LOCAL])
+@pytest.mark.parametrize("wanted_reliability", [BEST_EFFORT, RELIABLE])
+def test_a_mismatch_names_topic_publisher_both_sides_and_the_cure(
+    wanted_reliability: ReliabilityPolicy,
+    wanted_durability: DurabilityPolicy,
+    offered_reliability: ReliabilityPolicy,
+    offered_durability: DurabilityPolicy,
+) -> None:
+    """ROS 2 itself delivers nothing in silence: this text is all that a user gets to see."""
+    wanted, offered = qos(wanted_reliability, wanted_durability), qos(offered_reliability, offered_durability)
+    unreliable = wanted_reliability == RELIABLE and offered_reliability == BEST_EFFORT
+    forgetful = wanted_durability == TRANSIENT_LOCAL and offered_durability == VOLATILE
+    text = qos_mismatch(TOPIC, wanted, [publisher(offered)])
+    assert (text is not None) == (unreliable or forgetful)
+    if text is None:
+        return
+    words = f"wanted {wanted_reliability.name.lower()}, {wanted_durability.name.lower()}"
+    assert f"nothing can arrive on {TOPIC}: {words}, but /robot/driver offers {offered_reliability.name.lower()}" in text
+    assert ("parameter qos_reliability" in text, "volatile in the node's qos_overrides" in text) == (
+        unreliable,
+        forgetful,
+    )
+
+
+def test_of_several_publishers_only_those_that_do_not_match_are_named() -> None:
+    """A second camera driver that nobody can hear is a fault, though images come."""
+    offers = [publisher(qos(RELIABLE), "good"), publisher(qos(BEST_EFFORT), "bad")]
+    text = qos_mismatch(TOPIC, qos(RELIABLE), offers)
+    assert text is not None and "1 of 2 publishers cannot be received" in text
+    assert "/robot/bad offers best_effort" in text and "/robot/good" not in text
+    assert qos_mismatch(TOPIC, qos(RELIABLE), []) is None
+
+
+def test_policies_beside_the_two_common_ones_are_named_with_their_cure() -> None:
+    """A deadline that nobody promised is as deaf as a wrong reliability."""
+    wanted = QoSProfile(depth=5, deadline=Duration(seconds=1))
+    text = qos_mismatch(TOPIC, wanted, [publisher(qos(RELIABLE))])
+    assert text is not None and "deadline, but publisher does not" in text and "or for none, in the node's" in text
+
+
+@pytest.mark.parametrize(
+    ("offers", "words"),
+    [
+        ([], ["nobody publishes /camera/image", "remap", "ROS_DOMAIN_ID"]),
+        (
+            [publisher(qos(RELIABLE), "lidar", "sensor_msgs/msg/PointCloud2")],
+            ["expected sensor_msgs/msg/Image on /camera/image", "/robot/lidar publishes sensor_msgs/msg/PointCloud2"],
+        ),
+        ([publisher(qos(BEST_EFFORT))], ["nothing can arrive", "offers best_effort, volatile", "qos_reliability"]),
+        ([publisher(qos(RELIABLE))], ["/robot/driver publishes", "ros2 topic hz /camera/image", "config/fastdds.xml"]),
+        ([TopicEndpointInfo(topic_type=IMAGE, qos_profile=qos(RELIABLE))], ["a publisher outside of ROS publishes"]),
+    ],
+    ids=["no publisher", "wrong type", "mismatch", "nothing comes", "bare DDS"],
+)
+def test_silence_has_a_reason_and_a_next_step(offers: list[TopicEndpointInfo], words: list[str]) -> None:
+    """ "Waiting for images" helps nobody: each cause has another cure."""
+    text = silence(TOPIC, IMAGE, offers, 12.3, qos(RELIABLE))
+    assert text.startswith("no image for 12 s") and all(word in text for word in words)
