@@ -9,7 +9,6 @@ asked for. Callable from any thread.
 from __future__ import annotations
 
 import re
-import resource
 import threading
 import time
 from collections import Counter, deque
@@ -69,25 +68,17 @@ class _Sample:
     stage_ms: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Silence:
-    """No image has come for `seconds`; `reason` says why, as far as it is known."""
-
-    seconds: float
-    reason: str
-
-
 class CameraHealth:
     """Counters of one camera over a sliding window.
 
     :ivar idle: why no images are expected ("disabled by ~/enable"), else None.
-    :ivar silence: set by whoever watches the topic while no image comes, else None.
+    :ivar silence: set by whoever watches the topic while no image comes: why (`watch.silence`); else None.
     """
 
     def __init__(self, topic: str, window_s: float = WINDOW_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.topic = topic
         self.idle: str | None = None
-        self.silence: Silence | None = None
+        self.silence: str | None = None
         self._window_s = window_s
         self._clock = clock
         self._started_s = clock()
@@ -145,11 +136,11 @@ class CameraHealth:
         return _status(level, name, message, self.topic, values)
 
     def _verdict(self, window: Window) -> tuple[bytes, str]:
-        if self.idle is not None:
-            return OK, self.idle
-        silence = self.silence
+        idle, silence = self.idle, self.silence  # each read once: another thread may set them meanwhile
+        if idle is not None:
+            return OK, idle
         if silence is not None:
-            return STALE, silence.reason
+            return STALE, silence
         troubles = window.troubles()
         if troubles:
             return max(level for level, _ in troubles), "; ".join(text for _, text in troubles)
@@ -335,11 +326,9 @@ class Health:
 
 def memory_mb(device: torch.device | None) -> dict[str, float]:
     """Memory of this process in MB (10^6 bytes): `rss` now and `rss_peak`, on CUDA also what tensors take there."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    memory = {
-        "rss": pages * resource.getpagesize() / 1e6,
-        "rss_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-    }
+    status = Path("/proc/self/status").read_text()
+    kilobytes = {name: int(value) for name, value in re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status, re.MULTILINE)}
+    memory = {"rss": kilobytes["VmRSS"] * 1.024e-3, "rss_peak": kilobytes["VmHWM"] * 1.024e-3}
     if device is not None and device.type == "cuda":
         memory["cuda_allocated"] = torch.cuda.memory_allocated(device) / 1e6
         memory["cuda_peak"] = torch.cuda.max_memory_allocated(device) / 1e6
