@@ -234,7 +234,7 @@ def test_accounts_feed_the_health_and_name_camera_and_age() -> None:
     assert {message.status[0].name for message in sent} == {"deq_flow_ros: flow front"}
     window = camera.window()
     assert (window.received, window.lost, len(window.infos), window.drops) == (3, 3, 1, {SUPERSEDED: 1})
-    assert window.stage_means() == {"encode": 10.0, "solve": 40.0, "publish": 1.0}
+    assert window.stage_means == {"encode": 10.0, "solve": 40.0, "publish": 1.0}
 
 
 def test_the_process_has_a_status_through_its_whole_life() -> None:

@@ -31,6 +31,8 @@ SUPERSEDED = "superseded by a newer frame"
 RATE_LIMITED = "skipped to keep to max_rate_hz"
 BY_DESIGN = (SUPERSEDED, RATE_LIMITED)
 """Reasons of drops that are no fault of the images; every other reason is one."""
+PERCENTILES = (50, 95, 99)
+"""Of the latency."""
 MAX_KINDS = 20
 """Kinds of drops that are told apart; more go under `OTHER`, so that a hostile camera cannot fill the memory."""
 OTHER = "other reasons"
@@ -178,8 +180,8 @@ class Window:
             **{f"dropped: {kind}": str(number) for kind, number in self.drops.most_common()},
         }
         if infos:
-            latency = [info.latency_ms for info in infos]
-            values |= {f"latency_p{rank}_ms": f"{np.percentile(latency, rank):.1f}" for rank in (50, 95, 99)}
+            latency = np.percentile([info.latency_ms for info in infos], PERCENTILES)
+            values |= {f"latency_p{rank}_ms": f"{ms:.1f}" for rank, ms in zip(PERCENTILES, latency, strict=True)}
             values |= {
                 "budget_ms": "" if infos[-1].budget_ms is None else f"{infos[-1].budget_ms:g}",
                 "deadline_misses": str(sum(info.over_budget for info in infos)),
@@ -189,7 +191,7 @@ class Window:
                 "scale_min": f"{min(info.scale for info in infos):.3g}",
                 "scale_mean": f"{np.mean([info.scale for info in infos]):.3g}",
                 "warm_share": f"{sum(info.warm for info in infos) / count:.3f}",
-                **{f"stage_{name}_ms": f"{value:.2f}" for name, value in self.stage_means().items()},
+                **{f"stage_{name}_ms": f"{value:.2f}" for name, value in self.stage_means.items()},
             }
         ages = [sample.age_ms for sample in self.samples if sample.age_ms is not None]
         if ages:
@@ -200,6 +202,7 @@ class Window:
             values["last_reset"] = resets[-1]
         return values
 
+    @cached_property
     def stage_means(self) -> dict[str, float]:
         """Mean time by stage over all processed frames, in ms; a stage that a frame did not have counts as 0."""
         totals: Counter[str] = Counter()
@@ -215,7 +218,7 @@ class Window:
             return f"{self.received / self.seconds:.1f} images/s come in, no pair is processed yet"
         rates = f"{len(self.infos) / self.seconds:.1f} flow fields/s from {self.received / self.seconds:.1f} images/s"
         latency = np.median([info.latency_ms for info in self.infos])
-        stages = {name: value for name, value in self.stage_means().items() if name != "wait"}
+        stages = {name: value for name, value in self.stage_means.items() if name != "wait"}
         slowest = max(stages, key=stages.__getitem__, default=None)
         most = "" if slowest is None else f", most of it {slowest} ({stages[slowest]:.0f} ms)"
         text = f"{rates}, latency {latency:.0f} ms{most}"
@@ -246,7 +249,7 @@ class Window:
             )
             troubles.append((WARN, text))
         elif late > WORTH_A_WARNING * count:
-            wait = self.stage_means().get("wait", 0.0)
+            wait = self.stage_means.get("wait", 0.0)
             text = (
                 f"{late} of {count} flow fields came after the budget of {self.infos[-1].budget_ms:g} ms {span} "
                 f"(mean wait before processing {wait:.0f} ms); is another process keeping the processor busy? See "
