@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -16,26 +17,57 @@ class EncodingError(ValueError):
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the bytes of one encoding become RGB; `convert` takes (H, W) or (H, W, C), uint8 or native uint16."""
+    """How the bytes of one encoding become RGB.
+
+    `convert` takes the image as `_samples` shapes it: (H, W) or (H, W, C), uint8 or native uint16, rows not necessarily
+    adjacent. Encodings that share colour between neighbours need whole groups of them. `rows` is the number of rows of
+    `step` bytes per row of the image: more than 1 where planes follow each other.
+    """
 
     channels: int
     bytes_per_channel: int
     convert: Callable[[np.ndarray], np.ndarray]
     even_width: bool = False
+    even_height: bool = False
+    rows: Fraction = Fraction(1)
 
     @property
     def pixel_bytes(self) -> int:
         return self.channels * self.bytes_per_channel
 
 
-def _eight_bits(image: np.ndarray) -> np.ndarray:
-    # The full 16-bit range onto the full 8-bit range, rounded, as cv_bridge does; a shift by 8 would round down.
-    # Cameras that fill only the lower 10 or 12 bits look dark in either.
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """uint8 of uint8 or uint16, any shape: the full 16-bit range onto the full 8-bit range, rounded, as cv_bridge does.
+
+    The images of cameras that fill only the lower 10 or 12 bits look dark.
+    """
     return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
 
 
 def _colour(code: int | None) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda image: _eight_bits(image if code is None else cv2.cvtColor(image, code))
+    """Eight bits first: then there is half as much to reorder."""
+    return lambda image: eight_bits(image) if code is None else cv2.cvtColor(eight_bits(image), code)
+
+
+def _bayer(code: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Demosaicing interpolates, so it gets all bits."""
+    return lambda image: eight_bits(cv2.cvtColor(image, code))
+
+
+def _nv24(planes: np.ndarray) -> np.ndarray:
+    """RGB of (3 H, W): luma, then per row W interleaved pairs of U and V, in the space of two rows.
+
+    Each pixel becomes a pair of YUYV that shares one colour, for which OpenCV has a conversion; every second is kept.
+    """
+    height = planes.shape[0] // 3
+    step = planes.strides[0]
+    chroma = np.lib.stride_tricks.as_strided(
+        planes[height:], (height, planes.shape[1], 2), (2 * step, 2, 1), writeable=False
+    )
+    u, v = cv2.split(np.ascontiguousarray(chroma))
+    luma = planes[:height]
+    pairs = cv2.merge([luma, u, luma, v]).reshape(height, -1, 2)
+    return cv2.cvtColor(pairs, cv2.COLOR_YUV2RGB_YUYV)[:, ::2]
 
 
 # ROS names a Bayer pattern by its first two rows from the corner on, OpenCV by the second row from its second pixel on.
@@ -47,29 +79,41 @@ _BAYER_CODES = {
 }
 _UYVY = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
 _YUYV = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_YUYV), even_width=True)
-_GREY8 = _Layout(1, 1, _colour(cv2.COLOR_GRAY2RGB))
-_GREY16 = _Layout(1, 2, lambda image: cv2.cvtColor(_eight_bits(image), cv2.COLOR_GRAY2RGB))
-_BGR8 = _Layout(3, 1, _colour(cv2.COLOR_BGR2RGB))
-_BGRA8 = _Layout(4, 1, _colour(cv2.COLOR_BGRA2RGB))
+
+
+def _packed(depth: int) -> dict[str, _Layout]:
+    """Encodings of whole pixels with `depth` bytes per channel."""
+    bits = 8 * depth
+    grey, bgr, bgra = (
+        _Layout(channels, depth, _colour(code))
+        for channels, code in ((1, cv2.COLOR_GRAY2RGB), (3, cv2.COLOR_BGR2RGB), (4, cv2.COLOR_BGRA2RGB))
+    )
+    return {
+        f"rgb{bits}": _Layout(3, depth, _colour(None)),
+        f"rgba{bits}": _Layout(4, depth, _colour(cv2.COLOR_RGBA2RGB)),
+        f"bgr{bits}": bgr,
+        f"bgra{bits}": bgra,
+        f"mono{bits}": grey,
+        # Names without a colour meaning: read in OpenCV's own order, which is what fills them.
+        f"{bits}UC1": grey,
+        f"{bits}UC3": bgr,
+        f"{bits}UC4": bgra,
+        **{f"bayer_{pattern}{bits}": _Layout(1, depth, _bayer(code)) for pattern, code in _BAYER_CODES.items()},
+    }
+
 
 _LAYOUTS: dict[str, _Layout] = {
-    "rgb8": _Layout(3, 1, _colour(None)),
-    "bgr8": _BGR8,
-    "rgba8": _Layout(4, 1, _colour(cv2.COLOR_RGBA2RGB)),
-    "bgra8": _BGRA8,
-    "mono8": _GREY8,
-    "mono16": _GREY16,
-    # Names without a colour meaning: read in OpenCV's own order, which is what fills them.
-    "8UC1": _GREY8,
-    "8UC3": _BGR8,
-    "8UC4": _BGRA8,
-    "16UC1": _GREY16,
+    **_packed(1),
+    **_packed(2),
+    # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as V4L2 has it.
     "uyvy": _UYVY,
     "yuv422": _UYVY,  # the older name
     "yuyv": _YUYV,
     "yuv422_yuy2": _YUYV,  # the older name
-    **{f"bayer_{pattern}8": _Layout(1, 1, _colour(code)) for pattern, code in _BAYER_CODES.items()},
-    **{f"bayer_{pattern}16": _Layout(1, 2, _colour(code)) for pattern, code in _BAYER_CODES.items()},
+    # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar"), at half the size (4:2:0) or the full.
+    "nv12": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows=Fraction(3, 2)),
+    "nv21": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows=Fraction(3, 2)),
+    "nv24": _Layout(1, 1, _nv24, rows=Fraction(3)),
 }
 
 ENCODINGS: tuple[str, ...] = tuple(sorted(_LAYOUTS))
@@ -77,20 +121,27 @@ ENCODINGS: tuple[str, ...] = tuple(sorted(_LAYOUTS))
 
 
 def check_layout(size: int, height: int, width: int, step: int, encoding: str) -> None:
-    """Raise `EncodingError` unless `size` bytes are `height` rows of `step` bytes with `width` pixels of `encoding`."""
+    """Raise `EncodingError` unless `size` bytes are an image of `height` x `width` pixels of `encoding`.
+
+    `step` is the length of a row in bytes; where there are planes, of a row of the luma.
+    """
     layout = _LAYOUTS.get(encoding)
     if layout is None:
         raise EncodingError(f"unknown encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
     if height <= 0 or width <= 0:
         raise EncodingError(f"empty image: expected a height and width above 0, got height {height}, width {width}")
-    if layout.even_width and width % 2:
-        raise EncodingError(f"{encoding} shares colour between two pixels: expected an even width, got {width}")
+    for name, value, even in (("width", width, layout.even_width), ("height", height, layout.even_height)):
+        if even and value % 2:
+            raise EncodingError(f"{encoding} shares colour between neighbours: expected an even {name}, got {value}")
     row = width * layout.pixel_bytes
     if step < row:
         raise EncodingError(f"rows too short: {width} pixels of {encoding} expect a step of at least {row}, got {step}")
-    if size != step * height:
-        expected = f"expected step {step} x height {height} = {step * height} bytes"
-        raise EncodingError(f"wrong amount of data: {expected}, got {size}")
+    expected = step * int(height * layout.rows)
+    if size != expected:
+        planes = "" if layout.rows == 1 else f" x {layout.rows} for the planes"
+        raise EncodingError(
+            f"wrong amount of data: expected step {step} x height {height}{planes} = {expected} bytes, got {size}"
+        )
 
 
 def has_padded_rows(width: int, step: int, encoding: str) -> bool:
@@ -103,17 +154,20 @@ def to_rgb(
 ) -> np.ndarray:
     """(H, W, 3) uint8 RGB, contiguous, of an image in the layout of `sensor_msgs/Image`.
 
-    `data` is (height * step,) uint8; `step` is the length of a row in bytes, padding included; `is_bigendian` matters
-    where a channel has 16 bits. Unpadded rgb8 is a view of `data`, everything else a copy. Raises `EncodingError`.
+    `data` is (N,) uint8; `step` is the length of a row in bytes, padding included; `is_bigendian` matters where a
+    channel has 16 bits. Unpadded rgb8 is a view of `data`, everything else a new array. Raises `EncodingError`.
     """
     check_layout(data.size, height, width, step, encoding)
     layout = _LAYOUTS[encoding]
+    return np.ascontiguousarray(layout.convert(_samples(data, layout, height, width, step, is_bigendian)))
+
+
+def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: int, is_bigendian: bool) -> np.ndarray:
+    """The samples in native byte order, as a view where that is possible."""
     dtype = ("u1", ">u2" if is_bigendian else "<u2")[layout.bytes_per_channel - 1]
-    shape: tuple[int, ...] = (height, width)
+    shape: tuple[int, ...] = (int(height * layout.rows), width)
     strides: tuple[int, ...] = (step, layout.pixel_bytes)
     if layout.channels > 1:
         shape, strides = (*shape, layout.channels), (*strides, layout.bytes_per_channel)
     image: np.ndarray = np.ndarray(shape, dtype, buffer=np.ascontiguousarray(data), strides=strides)
-    if layout.bytes_per_channel == 2:
-        image = image.astype(np.uint16)  # native byte order, aligned
-    return np.ascontiguousarray(layout.convert(np.ascontiguousarray(image)))
+    return image if layout.bytes_per_channel == 1 else np.require(image, np.uint16, ["ALIGNED"])

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the pixels of a calibrated camera look: the models of `sensor_msgs/CameraInfo`, without ROS."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
+"""Distortion models and how many coefficients they take: those of OpenCV's `calibrateCamera` (k1, k2, p1, p2, k3, ...),
+for "equidistant" those of its `fisheye`. The names are those of `sensor_msgs/distortion_models.hpp`."""
+
+_UNDISTORT_UNTIL = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 40, 1e-6)
+_SOLVED_PX = 1e-2
+"""A ray that does not project onto its pixel again, to this, is none: distortion polynomials fold back outside of the
+region that they were fitted to."""
+
+
+@dataclass(frozen=True)
+class CameraModel:
+    """A calibrated camera. Pixel coordinates are (x, y), 0 in the centre of the first pixel.
+
+    :ivar fx, fy, cx, cy: focal lengths and principal point, px.
+    :ivar width, height: of the image, px.
+    :ivar distortion_model: a key of `COEFFICIENTS`; "none" for rectified images.
+    :ivar distortion: its coefficients.
+    :raises ValueError: for what cannot be, naming it.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    distortion_model: str = "none"
+    distortion: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.fx > 0 and self.fy > 0 and all(map(math.isfinite, (self.fx, self.fy, self.cx, self.cy)))):
+            got = f"fx {self.fx:g}, fy {self.fy:g}, cx {self.cx:g}, cy {self.cy:g}"
+            raise ValueError(f"expected focal lengths above 0 and a finite principal point, got {got}")
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"expected a camera of at least 1 x 1 px, got {self.width} x {self.height}")
+        counts = COEFFICIENTS.get(self.distortion_model)
+        if counts is None:
+            known = ", ".join(COEFFICIENTS)
+            raise ValueError(f"expected a distortion model of {known}, got {self.distortion_model!r}")
+        if len(self.distortion) not in counts or not all(map(math.isfinite, self.distortion)):
+            expected = " or ".join(map(str, counts))
+            raise ValueError(f"{self.distortion_model} expects {expected} finite coefficients, got {self.distortion}")
+
+    def cropped(self, x: int, y: int, width: int, height: int) -> CameraModel:
+        """The camera of a part of its image whose first pixel is (x, y). Raises ValueError for one that leaves it."""
+        if x < 0 or y < 0 or x + width > self.width or y + height > self.height:
+            part = f"x {x}, y {y}, width {width}, height {height}"
+            raise ValueError(f"expected a part of the {self.width} x {self.height} image, got {part}")
+        return replace(self, cx=self.cx - x, cy=self.cy - y, width=width, height=height)
+
+    def scaled(self, x: float, y: float) -> CameraModel:
+        """The camera of its image enlarged by these factors, pixel (u, v) becoming (u x, v y), as image_proc has it."""
+        return replace(
+            self,
+            fx=self.fx * x,
+            fy=self.fy * y,
+            cx=self.cx * x,
+            cy=self.cy * y,
+            width=round(self.width * x),
+            height=round(self.height * y),
+        )
+
+    def bearings(self, points: np.ndarray) -> np.ndarray:
+        """(N, 3) float64 unit vectors, x right, y down, z forward (REP 103's optical frame), of pixels (N, 2).
+
+        NaN where no ray meets the pixel.
+        """
+        if self.distortion_model == "equidistant":
+            return self._fisheye_bearings(points)
+        rays = np.ones((len(points), 3))
+        rays[:, :2] = self.normalized(points)
+        return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+
+    def normalized(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) float64: x / z and y / z of the rays of pixels (N, 2), undistorted; NaN where there is none."""
+        points = np.asarray(points, np.float64)
+        if self.distortion_model == "equidistant":
+            rays = self._fisheye_bearings(points)
+            ahead = rays[:, 2] > 0
+            return np.where(ahead[:, None], rays[:, :2] / np.where(ahead, rays[:, 2], 1.0)[:, None], np.nan)
+        if not any(self.distortion):
+            return (points - (self.cx, self.cy)) / (self.fx, self.fy)
+        return self._undistorted(points)
+
+    def _undistorted(self, points: np.ndarray) -> np.ndarray:
+        if not len(points):
+            return np.empty((0, 2))
+        # OpenCV 4 has a function of its own for a choice of precision.
+        undistort = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)
+        matrix = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+        coefficients = np.array(self.distortion)
+        normal = undistort(
+            points.reshape(-1, 1, 2), matrix, coefficients, R=np.eye(3), P=np.eye(3), criteria=_UNDISTORT_UNTIL
+        ).reshape(-1, 2)
+        rays = np.column_stack([normal, np.ones(len(normal))])
+        again = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), matrix, coefficients)[0].reshape(-1, 2)
+        solved = np.abs(again - points).max(axis=1) <= _SOLVED_PX
+        return np.where(solved[:, None], normal, np.nan)
+
+    def _fisheye_bearings(self, points: np.ndarray) -> np.ndarray:
+        """By the angle from the axis, which may pass 90 degrees; cv2.fisheye gives its tangent, which may not."""
+        scaled = (np.asarray(points, np.float64) - (self.cx, self.cy)) / (self.fx, self.fy)
+        distorted = np.hypot(scaled[:, 0], scaled[:, 1])
+        polynomial = np.polynomial.Polynomial(np.array([0, 1, 0, *np.ravel([(k, 0) for k in self.distortion])[:-1]]))
+        slope = polynomial.deriv()
+        angle = np.minimum(distorted, math.pi / 2)
+        with np.errstate(all="ignore"):
+            for _ in range(20):  # Newton; from the small distortion of real lenses, 5 would do
+                angle = angle - (polynomial(angle) - distorted) / slope(angle)
+            solved = np.abs(polynomial(angle) - distorted) * self.fx <= _SOLVED_PX
+            solved &= (angle >= 0) & (angle <= math.pi) & (slope(angle) > 0)
+            direction = scaled * np.where(distorted > 0, np.sin(angle) / distorted, 1.0)[:, None]
+        rays = np.column_stack([direction, np.cos(angle)])
+        return np.where(solved[:, None], rays, np.nan)

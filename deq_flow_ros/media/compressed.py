@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JPEG and PNG images, as `sensor_msgs/CompressedImage` carries them, to and from RGB arrays."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from deq_flow_ros.media.encodings import EncodingError, eight_bits
+
+MAX_PIXELS = 1 << 26
+"""Images of more pixels (8192 x 8192) are not decoded: a few kilobytes can claim any size."""
+FORMATS = ("jpeg", "png")
+
+
+def decode_image(data: np.ndarray, format: str = "") -> np.ndarray:
+    """(H, W, 3) uint8 RGB, contiguous, of a compressed image (N,) uint8; grey is repeated, alpha is left out.
+
+    What is decoded is what the data says that it is. `format`, that of the message, is often wrong and only quoted in
+    errors; but depth (compressed_depth_image_transport) is refused by it, as that is no picture. An orientation in EXIF
+    is ignored: calibrations are of the image as it is stored. Raises `EncodingError` for data that is no JPEG or PNG,
+    is incomplete or damaged, or claims more than `MAX_PIXELS`; the last without decoding it.
+    """
+    said = f" (format {format!r})"
+    if "compressedDepth" in format:
+        raise EncodingError(f"expected a colour or grey image, got depth{said}")
+    try:
+        image = Image.open(io.BytesIO(data.data), formats=FORMATS)
+    except Exception as error:  # of many types, as headers can be wrong in many ways
+        got = f"{data.size} bytes that begin {data[:8].tobytes().hex(' ') or '-'}{said}"
+        raise EncodingError(f"expected JPEG or PNG data, got {got}: {type(error).__name__}") from None
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise EncodingError(f"expected at most {MAX_PIXELS} pixels, got {image.width} x {image.height}{said}")
+        try:
+            # 16-bit grey keeps its bits; of 16-bit colour, Pillow reads the upper ones.
+            if not image.mode.startswith("I"):
+                return np.array(image.convert("RGB"))
+            return cv2.cvtColor(eight_bits(np.asarray(image).astype(np.uint16)), cv2.COLOR_GRAY2RGB)
+        except Exception as error:
+            raise EncodingError(f"the {image.format} data of {data.size} bytes is damaged{said}: {error}") from None
+
+
+def encode_image(rgb: np.ndarray, format: str, quality: int = 95) -> np.ndarray:
+    """(N,) uint8 JPEG or PNG data of (H, W, 3) uint8 RGB; `format` is "jpeg" or "png", `quality` 1 to 100 is of JPEG.
+
+    Raises ValueError for another format, or an image of another shape or type.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"expected the format {' or '.join(FORMATS)}, got {format!r}")
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {rgb.dtype} of {rgb.shape}")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if format == "jpeg" else []
+    return cv2.imencode(f".{format}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)[1].reshape(-1)
