@@ -1,61 +1,165 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow node on a robot: subscribes to a camera's images and publishes their flow.
+"""The flow node on a robot: subscribes to one camera's images, or several cameras', and publishes their flow.
 
-ros2 launch deq_flow_ros flow.launch.py image:=/camera/image_raw [device:=cuda] [params_file:=my_flow.yaml] [...]
+ros2 launch deq_flow_ros flow.launch.py image:=/camera/image_raw [params_file:=jetson] [device:=cuda] [rviz:=true] [...]
 """
 
 import os
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.logging import get_logger
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 CONFIG = Path(get_package_share_directory("deq_flow_ros")) / "config"
+TEMPLATES = sorted(path.stem for path in CONFIG.glob("*.yaml"))
+BOOLEAN = ["true", "false"]
+KEEP = "; empty = as params_file says"
 
-ARGUMENTS = {
-    "namespace": ("", "namespace of the node"),
-    "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on"),
-    "image": ("image", "topic of the images, sensor_msgs/Image; relative to the namespace without a leading slash"),
-    "params_file": (str(CONFIG / "flow.yaml"), "parameters, laid out as in config/flow.yaml"),
-    "model": ("", "model name or weights file, in place of the one in params_file"),
-    "device": ("", "cpu, cuda or cuda:N, in place of the one in params_file"),
-    "autostart": ("", "true or false, in place of the one in params_file"),
-    "log_level": ("info", "debug, info, warn, error or fatal"),
+ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
+    "namespace": ("", "namespace of the node", None),
+    "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on", None),
+    "image": ("image", "image topic, raw or compressed; relative to the namespace without a leading slash. With "
+              "several cameras: one for each, separated by commas", None),
+    "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic", None),
+    "cameras": ("", "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera "
+                "without a name", None),
+    "params_file": ("flow", "parameters: a path, or one of those that come with the package: "
+                    + ", ".join(TEMPLATES), None),
+    "model": ("", "model name or weights file" + KEEP, None),
+    "device": ("", "cpu, cuda or cuda:N" + KEEP, None),
+    "image_transport": ("", "auto, raw or compressed" + KEEP, ["", "auto", "raw", "compressed"]),
+    "autostart": ("", "configure and activate at start" + KEEP, ["", *BOOLEAN]),
+    "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
+    "log_level": ("info", "of the node", ["debug", "info", "warn", "error", "fatal"]),
+    "respawn": ("false", "start the node again when it ends", BOOLEAN),
+    "rviz": ("false", "show image, flow and points in RViz (of the first camera)", BOOLEAN),
+    "foxglove": ("false", "start foxglove_bridge; the layout for Foxglove is config/foxglove_layout.json", BOOLEAN),
+    "foxglove_port": ("8765", "port of foxglove_bridge", None),
 }
 
 
-def _node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    overrides: dict[str, str | bool] = {name: value[name] for name in ("model", "device") if value[name]}
+    cameras = _list(value["cameras"]) or [""]
+    images = _one_for_each("image", value["image"], cameras)
+    inputs = ["~/image"] if cameras == [""] else [f"~/{camera}/image" for camera in cameras]
+    remappings = list(zip(inputs, images, strict=True))
+    if value["camera_info"]:
+        infos = _one_for_each("camera_info", value["camera_info"], cameras)
+        remappings += [(_sibling(image, "camera_info"), info) for image, info in zip(images, infos, strict=True)]
+    parameters: dict[str, str | bool | list[str]] = {"use_sim_time": value["use_sim_time"] == "true"}
+    parameters |= {name: value[name] for name in ("model", "device", "image_transport") if value[name]}
     if value["autostart"]:
-        overrides["autostart"] = value["autostart"].lower() == "true"
+        parameters["autostart"] = value["autostart"] == "true"
+    if cameras != [""]:
+        parameters["cameras"] = cameras
     logger = ".".join([*value["namespace"].strip("/").split("/"), value["name"]]).lstrip(".")
+    node = Node(
+        package="deq_flow_ros",
+        executable="flow_node",
+        name=value["name"],
+        namespace=value["namespace"],
+        parameters=[_params_file(value["params_file"]), parameters],
+        remappings=remappings,
+        ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
+        respawn=value["respawn"] == "true",
+        respawn_delay=2.0,
+        output="screen",
+        emulate_tty=True,
+    )
+    return [node, *_rviz(value, cameras[0], images[0]), *_foxglove(value)]
+
+
+def _list(text: str) -> list[str]:
+    """`a, b` or `[a, b]` as a list."""
+    return [word for word in (word.strip() for word in text.strip().strip("[]").split(",")) if word]
+
+
+def _one_for_each(argument: str, text: str, cameras: list[str]) -> list[str]:
+    values = _list(text)
+    if len(values) != len(cameras):
+        raise RuntimeError(f"expected {len(cameras)} topic(s) in {argument}, one for each camera, got {text!r}")
+    return values
+
+
+def _sibling(topic: str, name: str) -> str:
+    """Topic in the namespace of another one, as image_transport places camera_info beside an image."""
+    return topic.rpartition("/")[0] + f"/{name}" if "/" in topic else name
+
+
+def _params_file(name: str) -> str:
+    path = CONFIG / f"{name}.yaml" if name in TEMPLATES else Path(name)
+    if not path.is_file():
+        raise RuntimeError(f"params_file: expected a path or one of {', '.join(TEMPLATES)}, got {name!r}")
+    return str(path)
+
+
+def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescriptionEntity]:
+    if value["rviz"] != "true" or not _installed("rviz2", "rviz"):
+        return []
+    own = "/".join(filter(None, ["", value["namespace"].strip("/"), value["name"], camera]))
+    image = image if image.startswith("/") else f"/{value['namespace'].strip('/')}/{image}".replace("//", "/")
+    # The topics of config/flow.rviz are those of the defaults; remapping makes the one file fit every name.
+    outputs = [(f"/flow_node/{name}", f"{own}/{name}") for name in ("flow_color", "residual", "points")]
     return [
         Node(
-            package="deq_flow_ros",
-            executable="flow_node",
-            name=value["name"],
-            namespace=value["namespace"],
-            parameters=[value["params_file"], overrides],
-            remappings=[("~/image", value["image"])],
-            ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
+            package="rviz2",
+            executable="rviz2",
+            name="flow_rviz",
+            arguments=["-d", str(CONFIG / "flow.rviz")],
+            parameters=[{"use_sim_time": value["use_sim_time"] == "true"}],
+            remappings=[("/image", image), *outputs],
             output="screen",
-            emulate_tty=True,
         )
     ]
 
 
+def _foxglove(value: dict[str, str]) -> list[LaunchDescriptionEntity]:
+    if value["foxglove"] != "true" or not _installed("foxglove_bridge", "foxglove"):
+        return []
+    port = int(value["foxglove_port"])
+    get_logger("flow.launch").info(
+        f"Foxglove: connect to ws://localhost:{port} and import the layout {CONFIG / 'foxglove_layout.json'}"
+    )
+    return [
+        Node(
+            package="foxglove_bridge",
+            executable="foxglove_bridge",
+            name="flow_foxglove_bridge",
+            parameters=[{"port": port, "use_sim_time": value["use_sim_time"] == "true"}],
+            output="screen",
+        )
+    ]
+
+
+def _installed(package: str, argument: str) -> bool:
+    """Whether a viewer is there; the flow node must run without, so a missing one is an error line and no more."""
+    try:
+        get_package_prefix(package)
+    except PackageNotFoundError:
+        apt = f"ros-{os.environ.get('ROS_DISTRO', 'jazzy')}-{package.replace('_', '-')}"
+        get_logger("flow.launch").error(
+            f"{argument}:=true needs the package {package}, which is not installed: sudo apt install {apt}"
+        )
+        return False
+    return True
+
+
 def generate_launch_description() -> LaunchDescription:
-    """Arguments, the transport profile (unless the user has one), and the node."""
+    """Arguments, the transport profile (unless the user has one), the node and the viewers asked for."""
     profile = os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE") or str(CONFIG / "fastdds.xml")
     return LaunchDescription(
         [
-            *(DeclareLaunchArgument(name, default_value=d, description=text) for name, (d, text) in ARGUMENTS.items()),
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+                for name, (default, text, choices) in ARGUMENTS.items()
+            ),
             SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", profile),
-            OpaqueFunction(function=_node),
+            OpaqueFunction(function=_actions),
         ]
     )

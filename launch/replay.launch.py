@@ -7,7 +7,13 @@ ros2 launch deq_flow_ros replay.launch.py input:=recording [rate:=0.5] [loop:=tr
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, EmitEvent, IncludeLaunchDescription, RegisterEventHandler
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    RegisterEventHandler,
+)
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -17,20 +23,25 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
 
-ARGUMENTS = {
-    "input": (None, "bag, video file, folder of images, or camera index"),
-    "topic": ("", "image topic of a bag; empty = the first"),
-    "rate": ("1.0", "speed, 1 = as recorded"),
-    "loop": ("false", "start over at the end"),
-    "image": ("image", "topic between player and node"),
-    "namespace": ("", "namespace of both nodes"),
+ARGUMENTS: dict[str, tuple[str | None, str, list[str] | None]] = {
+    "input": (None, "bag, video file, folder of images, or camera index", None),
+    "topic": ("", "image topic of a bag; empty = the first", None),
+    "rate": ("1.0", "speed, 1 = as recorded", None),
+    "loop": ("false", "start over at the end", ["true", "false"]),
+    "compressed": ("", "publish the images compressed: jpeg or png; empty = raw", ["", "jpeg", "png"]),
+    "image": ("image", "topic between player and node", None),
+    "namespace": ("", "namespace of both nodes", None),
 }
+
+
+def _is_ours(action: ExecuteProcess) -> bool:
+    return isinstance(action, Node) and action.node_package == "deq_flow_ros"
 
 
 def generate_launch_description() -> LaunchDescription:
     """The node as flow.launch.py starts it, and the player, which waits for the node."""
     flow_launch = Path(get_package_share_directory("deq_flow_ros")) / "launch" / "flow.launch.py"
-    types = {"input": str, "topic": str, "rate": float, "loop": bool}
+    types = {"input": str, "topic": str, "rate": float, "loop": bool, "compressed": str}
     player = Node(
         package="deq_flow_ros",
         executable="player",
@@ -44,13 +55,17 @@ def generate_launch_description() -> LaunchDescription:
         output="screen",
         emulate_tty=True,
     )
-    # The flow of the last frames is under way when the player ends; SIGINT lets the node finish it.
-    end = EmitEvent(event=Shutdown(reason="the recording has been played"))
+    # The flow of the last frames is under way when the player ends; SIGINT lets the node finish it. A node that ends by
+    # itself has failed, and the player would wait for it in vain. Viewers may be closed.
+    end = EmitEvent(event=Shutdown(reason="the player or the flow node has ended"))
     return LaunchDescription(
         [
-            *(DeclareLaunchArgument(name, default_value=d, description=text) for name, (d, text) in ARGUMENTS.items()),
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+                for name, (default, text, choices) in ARGUMENTS.items()
+            ),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(flow_launch))),
             player,
-            RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])),
+            RegisterEventHandler(OnProcessExit(target_action=_is_ours, on_exit=[end])),
         ]
     )
