@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from deq_flow_ros.media.analysis import ColdFlow, ExactFlow
@@ -36,31 +35,16 @@ def cold_flow(model: str, device: str, direction: str) -> ColdFlow:
     from deq_flow_ros.streaming import FlowEstimator
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    estimator = FlowEstimator(
-        load_model(model, device),
-        None,
-        tolerance_px=None,
-        direction=direction,
-        max_gap_ms=3.6e6,
-    )
+    estimator = FlowEstimator(load_model(model, device), tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
 
     def solve(report: FrameReport, image1: np.ndarray, image2: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         iterations, scale = report.number("iterations"), report.number("scale")
         if not iterations >= 1:
             return None
-        height, width = image1.shape[:2]
-        size = (max(16, round(width * scale)), max(16, round(height * scale)))
-        images = [cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (image1, image2)]
         estimator.reset("cold start")
-        estimator.max_iterations = int(iterations)
-        estimator.update(images[0], 0)
-        result = estimator.update(images[1], 1)
-        if result is None:
-            return None
-        # Lengths in the small image's pixels become lengths in the input's.
-        ratio = np.array([width / size[0], height / size[1]], np.float32)
-        flow = cv2.resize(result.flow, (width, height), interpolation=cv2.INTER_LINEAR) * ratio
-        residual = cv2.resize(result.residual, (width, height), interpolation=cv2.INTER_LINEAR) * ratio.mean()
-        return flow, residual
+        estimator.change(max_iterations=int(iterations), min_scale=scale, max_scale=scale)
+        estimator.update(image1, 0)
+        result = estimator.update(image2, 1)
+        return None if result is None else (result.flow, result.residual)
 
     return solve

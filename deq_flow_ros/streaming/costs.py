@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 
 # Processing scales, each about 0.7 of the pixels' side of the one before: half the work per step.
-SCALES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125)
+SCALES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
 # Below this short side there is little left to see.
 MIN_SCALED_SIDE = 96
 # Above, the similarities of all pairs of cells, 4 bytes each, take more than 1 GB.
@@ -51,9 +52,19 @@ class CostModel:
     A number not met yet lies on the line between its measured neighbours. Beyond them it is in proportion to the
     nearest, and the all-pairs correlation to its square. So another processing scale, or another camera, starts with a
     guess.
+
+    Batches have a model each (``of_batch``), so that what they take is not taken for the cost of a single frame; until
+    a stage is measured there, it is guessed to take as long as one frame after the other.
     """
 
     stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
+    single: CostModel | None = None
+    batch_size: int = 1
+    _batches: dict[int, CostModel] = field(default_factory=dict)
+
+    def of_batch(self, size: int) -> CostModel:
+        """The costs of so many frames processed as one batch; of 1, this model itself."""
+        return self if size == 1 else self._batches.setdefault(size, CostModel(single=self, batch_size=size))
 
     def add(self, pixels: int, stage_ms: dict[str, float], iterations: int) -> None:
         """Take in the stage times of one frame; "solve" is divided among its iterations."""
@@ -86,7 +97,7 @@ class CostModel:
     def _high(self, pixels: int, name: str) -> float:
         measured = sorted((p, stages[name].high) for p, stages in self.stages.items() if name in stages)
         if not measured:
-            return 0.0
+            return 0.0 if self.single is None else self.batch_size * self.single._high(pixels, name)
         below = [m for m in measured if m[0] <= pixels]
         above = [m for m in measured if m[0] >= pixels]
         if below and above:
@@ -99,40 +110,44 @@ class CostModel:
 class ScaleController:
     """Steps the processing scale down when not one iteration fits the budget, and up again when two safely would.
 
-    :param min_scale: lowest scale, in (0, 1]; frames are not made smaller than ``MIN_SCALED_SIDE``,
-        and are never processed larger than ``MAX_PIXELS``.
+    :param min_scale: lowest scale, above 0; frames are not made smaller than ``MIN_SCALED_SIDE``.
+    :param max_scale: highest scale, at least ``min_scale``; frames are never processed larger than ``MAX_PIXELS``.
     :param patience: frames in a row that must leave room before the scale goes up, against flapping.
     """
 
-    def __init__(self, min_scale: float, patience: int = 15) -> None:
-        self.scales = [s for s in SCALES if s >= min_scale] or [1.0]
-        if self.scales[-1] > min_scale:
-            self.scales.append(min_scale)
-        self.scale = 1.0
+    def __init__(self, min_scale: float, max_scale: float = 1.0, patience: int = 15) -> None:
         self.patience = patience
+        self.scale = max_scale
         self._roomy = 0
+        self.limit(min_scale, max_scale)
 
-    def highest(self, height: int, width: int) -> float:
-        """The largest scale for frames of this size."""
-        return next((s for s in self.scales if height * width * s**2 <= MAX_PIXELS), self.scales[-1])
+    def limit(self, min_scale: float, max_scale: float) -> None:
+        """Set other limits; the scale goes on from where it is, as far as they allow."""
+        between = [s for s in SCALES if min_scale < s < max_scale]
+        self._scales = [max_scale, *between, min_scale] if min_scale < max_scale else [max_scale]
 
-    def lowest(self, height: int, width: int) -> float:
-        """The smallest scale for frames of this size."""
-        visible = (s for s in reversed(self.scales) if s * min(height, width) >= MIN_SCALED_SIDE)
-        return min(next(visible, 1.0), self.highest(height, width))
+    def ladder(self, height: int, width: int) -> list[float]:
+        """The scales for frames of this size, largest first; at least one."""
+        allowed = [s for s in self._scales if height * width * s**2 <= MAX_PIXELS]
+        if not allowed:
+            return [math.sqrt(MAX_PIXELS / (height * width))]
+        # Frames that are small already are not made smaller.
+        visible = min(1.0, MIN_SCALED_SIDE / min(height, width))
+        return [s for s in allowed if s >= visible] or allowed[:1]
 
     def choose(self, costs: CostModel, available_ms: float, height: int, width: int) -> float:
         """The scale for the coming frame, given its size and the time until its deadline."""
-        first, last = (self.scales.index(s) for s in (self.highest(height, width), self.lowest(height, width)))
-        index = min(max(self.scales.index(self.scale), first), last)
-        pixels = [number_of_pixels(scaled_size(height, width, scale)) for scale in self.scales]
+        scales = self.ladder(height, width)
+        last = len(scales) - 1
+        index = next((i for i, scale in enumerate(scales) if scale <= self.scale), last)
+        pixels = [number_of_pixels(scaled_size(height, width, scale)) for scale in scales]
         lowered = False
         while index < last and costs.frame(pixels[index], 1) > available_ms:
             index += 1
             lowered = True
         if lowered:
             self._roomy = 0
-        elif index > first:
+        elif index > 0:
             # What was measured at the higher scale may be of a time when the machine was busier than it is now.
             needed = min(costs.frame(pixels[index - 1], 2), costs.frame(pixels[index], 2, pixels[index - 1]))
             self._roomy = self._roomy + 1 if needed <= 0.9 * available_ms else 0
@@ -140,7 +155,7 @@ class ScaleController:
                 index -= 1
                 self._roomy = 0
                 costs.forget(pixels[index])
-        self.scale = self.scales[index]
+        self.scale = scales[index]
         return self.scale
 
 

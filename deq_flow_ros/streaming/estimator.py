@@ -1,96 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``FlowEstimator``: frames in, flow out, one at a time, as good as the time allows."""
+"""``FlowEstimator``: frames in, flow out, as good as the time allows."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-from deq_flow_ros.equilibrium import Solution, State, solve
-from deq_flow_ros.model import DEQFlow, Encoding, Prepared, crop, pad_to_multiple, rescale, update_px, usable_levels
-from deq_flow_ros.model.deq_flow import MIN_SIDE
-from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock, number_of_pixels, scaled_size
+from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model import DEQFlow, Prepared, rescale
+from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock
+from deq_flow_ros.streaming.frames import EncodedImage, encode_images, sample
+from deq_flow_ros.streaming.pairs import Pair, SolvedPairs
+from deq_flow_ros.streaming.result import FlowInfo, FlowResult
 from deq_flow_ros.streaming.scene_cut import Thumbnail
+from deq_flow_ros.streaming.settings import EstimatorSettings
+from deq_flow_ros.streaming.together import StreamFrame, UpdateRequest, update_together
 from deq_flow_ros.streaming.warm_start import carry
 
-DIRECTIONS = ("forward", "backward")
-# A cold pair is first solved at a half and a quarter of the resolution.
-COARSE_LEVELS = 2
-COARSE_ITERATIONS = 4
-# Share of the budget that is left for what no stage measures: other threads, the scheduler.
-RESERVE = 0.05
-
 
 @dataclass(frozen=True)
-class FlowInfo:
-    """How one flow field came about.
-
-    :ivar stamp_ns: stamp of the later image.
-    :ivar previous_stamp_ns: stamp of the earlier image.
-    :ivar direction: "forward": flow on the earlier image's pixels; "backward": on the later one's, pointing back.
-    :ivar iterations: evaluations of the update operator (of a cold start, those at the processing scale).
-    :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
-    :ivar warm: whether the solve started from the last pair's fixed point.
-    :ivar residual_px: RMS of the last update, px of the input; NaN without any iteration.
-    :ivar reset_reason: why the stream began anew before this pair; None within a stream.
-    :ivar scale: processing scale, 1 is the input's resolution.
-    :ivar stage_ms: time by stage since the frame arrived; ``prepare`` is among them where it was not called ahead.
-    :ivar latency_ms: from the frame's arrival to its result.
-    :ivar budget_ms: what was allowed; None without a budget.
-    """
-
-    stamp_ns: int
-    previous_stamp_ns: int
-    direction: str
-    iterations: int
-    stop_reason: str
-    warm: bool
-    residual_px: float
-    reset_reason: str | None
-    scale: float
-    stage_ms: dict[str, float]
-    latency_ms: float
-    budget_ms: float | None
-
-    @property
-    def over_budget(self) -> bool:
-        """Whether the result came later than its budget allowed."""
-        return self.budget_ms is not None and self.latency_ms > self.budget_ms
-
-
-@dataclass(frozen=True)
-class FlowResult:
-    """Flow (H, W, 2) float32 px, x before y; residual (H, W) float32 px: length of the last update; and ``info``."""
-
-    flow: np.ndarray
-    residual: np.ndarray
-    info: FlowInfo
-
-
-@dataclass
-class _Frame:
+class _Previous:
     """A frame as the stream remembers it."""
 
-    image: np.ndarray
+    encoded: EncodedImage
     stamp_ns: int
     thumbnail: Thumbnail
-    scale: float
-    pixels: int
-    tensor: torch.Tensor
-    encoding: Encoding
-    padding: tuple[int, int, int, int]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Start:
     """Where the next solve starts, and what was made ready for it."""
 
     state: State | None
     prepared: Prepared | None
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """What the last solve began with, beside the frame that is still there; for ``snapshot``."""
+
+    earlier_image: np.ndarray
+    earlier_stamp_ns: int
+    start: State
 
 
 class FlowEstimator:
@@ -102,114 +57,83 @@ class FlowEstimator:
 
     One thread at a time.
 
-    :param model: from ``load_model``, on its device.
-    :param latency_budget_ms: from a frame's arrival to its result; None for no limit.
-    :param max_iterations: per pair, >= 1.
-    :param tolerance_px: stop when the RMS update is at or below this, in pixels of the input; None: iterate to the cap.
-    :param direction: "forward" (flow on the earlier image's pixels) or "backward" (on the later one's).
-    :param min_scale: the smallest processing scale that may be used, in (0, 1].
-    :param max_gap_ms: a longer time between two frames starts the stream anew.
-    :raises ValueError: for values outside of these.
+    :param model: from ``load_model``, on its device. Several estimators may share it.
+    :param settings: those of ``EstimatorSettings``, by name: ``latency_budget_ms=50``.
+    :raises ValueError: for settings that are none, or outside of their range.
     """
 
-    def __init__(
-        self,
-        model: DEQFlow,
-        latency_budget_ms: float | None = None,
-        max_iterations: int = 12,
-        tolerance_px: float | None = 0.05,
-        direction: str = "forward",
-        min_scale: float = 0.25,
-        max_gap_ms: float = 1000.0,
-    ) -> None:
-        for name, value, ok, expected in (
-            ("latency_budget_ms", latency_budget_ms, latency_budget_ms is None or latency_budget_ms > 0, "> 0 or None"),
-            ("max_iterations", max_iterations, max_iterations >= 1, ">= 1"),
-            ("tolerance_px", tolerance_px, tolerance_px is None or tolerance_px > 0, "> 0 or None"),
-            ("direction", direction, direction in DIRECTIONS, f"one of {', '.join(DIRECTIONS)}"),
-            ("min_scale", min_scale, 0 < min_scale <= 1, "in (0, 1]"),
-            ("max_gap_ms", max_gap_ms, max_gap_ms > 0, "> 0"),
-        ):
-            if not ok:
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+    def __init__(self, model: DEQFlow, **settings: Any) -> None:
         self.model = model
-        self.latency_budget_ms = latency_budget_ms
-        self.max_iterations = max_iterations
-        self.tolerance_px = tolerance_px
-        self.direction = direction
-        self.min_scale = min_scale
-        self.max_gap_ms = max_gap_ms
         self.reset_reason: str | None = "start"
+        self._settings = EstimatorSettings().changed(**settings)
         self._costs = CostModel()
-        self._scales = ScaleController(min_scale)
-        self._unhurried_scale = 1.0
-        self._previous: _Frame | None = None
+        self._scales = ScaleController(self._settings.min_scale, self._settings.max_scale)
+        self._previous: _Previous | None = None
         self._state: State | None = None
         self._start: _Start | None = None
+        self._solved: _Solved | None = None
+
+    @property
+    def settings(self) -> EstimatorSettings:
+        """As they are now."""
+        return self._settings
+
+    def change(self, **settings: Any) -> None:
+        """Go on with other settings: all of those named, or none of them if they are refused.
+
+        The stream goes on as well, at another scale if the limits demand it; only another direction, in which the last
+        fixed point means something else, starts it anew.
+
+        :raises ValueError: for settings that are none, or outside of their range.
+        """
+        before, self._settings = self._settings, self._settings.changed(**settings)
+        now = self._settings
+        self._scales.limit(now.min_scale, now.max_scale)
+        if now.direction != before.direction and self._previous is not None:
+            self.reset(f"direction changed from {before.direction} to {now.direction}")
 
     def reset(self, reason: str) -> None:
         """Forget the stream (not the learnt costs); the next frame is a first one, for this reason."""
         self.reset_reason = reason
-        self._previous = self._state = self._start = None
+        self._previous = self._state = self._start = self._solved = None
 
     def warm_up(self, height: int, width: int) -> None:
         """Learn the costs of frames of this size before the first one comes; leaves no stream behind."""
-        rng = np.random.default_rng(0)
-        noise = rng.integers(0, 256, (height, width, 3), np.uint8)
-        settings = self.latency_budget_ms, self.tolerance_px, self.max_iterations
-        self.latency_budget_ms, self.tolerance_px, self.max_iterations = None, None, min(self.max_iterations, 4)
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        settings, scales = self._settings, self._scales
+        ladder = scales.ladder(height, width)
         try:
-            for scale in (1.0, self.min_scale):
-                self._unhurried_scale = scale
+            for scale in sorted({ladder[0], ladder[-1], *(s for s in ladder if s == 1)}, reverse=True):
+                self._settings = replace(
+                    settings, latency_budget_ms=None, tolerance_px=None, max_iterations=min(settings.max_iterations, 4)
+                )
+                self._scales = ScaleController(scale, scale)
                 for pair in range(4):
                     self.reset("warm-up")
                     self.update(noise, 0)
                     self.update(noise, 1)
                     if pair == 0 and self._previous is not None:
-                        self._costs.forget(self._previous.pixels)  # it paid for allocations and kernel choices
+                        # It paid for allocations and kernel choices.
+                        self._costs.forget(self._previous.encoded.pixels)
         finally:
-            self._unhurried_scale = 1.0
-            self.latency_budget_ms, self.tolerance_px, self.max_iterations = settings
+            self._settings, self._scales = settings, scales
             self.reset("start")
 
-    @torch.inference_mode()
-    def update(self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None) -> FlowResult | None:
+    def update(
+        self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None, time_limit_ms: float | None = None
+    ) -> FlowResult | None:
         """Take the next frame of the stream.
 
-        :param frame: (H, W, 3) uint8 RGB, at least 16x16; kept until the next frame, so not to be written to.
+        :param frame: (H, W, 3) uint8 RGB, at least 16x16; kept until the next pair, so not to be written to.
         :param stamp_ns: its time stamp.
         :param arrival_ns: when it arrived, on ``time.monotonic_ns()``; the budget counts from here. None is now.
+        :param time_limit_ms: take no longer than this from now on, whatever the budget allows; None: the budget alone.
+            It is kept as the budget is, and shortened as it is: fewer iterations first, then a smaller scale.
         :returns: the flow between the last frame and this one, or None if there is no last frame to compare with:
             ``reset_reason`` then says why.
-        :raises ValueError: if the frame is not as described; the stream stays as it was.
+        :raises ValueError: if frame or limit are not as described; the stream stays as it was.
         """
-        arrival_ns = time.monotonic_ns() if arrival_ns is None else arrival_ns
-        _check_frame(frame)
-        deadline_ns = None
-        if self.latency_budget_ms is not None:
-            deadline_ns = arrival_ns + round(1e6 * self.latency_budget_ms)
-        thumbnail = Thumbnail.of(frame)
-        reason = self._discontinuity(frame, stamp_ns, thumbnail)
-        if reason is not None:
-            self.reset(reason)
-        scale = min(self._unhurried_scale, self._scales.highest(*frame.shape[:2]))
-        if deadline_ns is not None:
-            available_ms = (deadline_ns - time.monotonic_ns()) / 1e6
-            scale = self._scales.choose(self._costs, available_ms, *frame.shape[:2])
-        clock = StageClock(self.model.device)
-        current = self._encode(frame, stamp_ns, thumbnail, scale, clock)
-        previous = self._previous
-        if previous is None:
-            self._previous = current
-            return None
-        if previous.scale != scale:
-            previous = self._change_scale(previous, scale)
-        if self._start is None:
-            with clock.stage("prepare"):
-                self._prepare(previous)
-        result = self._solve(previous, current, arrival_ns, deadline_ns, clock)
-        self._previous = current
-        return result
+        return update_together([UpdateRequest(self, frame, stamp_ns, arrival_ns, time_limit_ms)])[0]
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -217,159 +141,135 @@ class FlowEstimator:
         if self._previous is not None and self._start is None:
             self._prepare(self._previous)
 
-    def _discontinuity(self, frame: np.ndarray, stamp_ns: int, thumbnail: Thumbnail) -> str | None:
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """The stream as it stands, for a bug report; copies, on the CPU.
+
+        After the first frame ``image2`` (H, W, 3) uint8 RGB, ``stamp2_ns`` and ``scale``. After a pair also ``image1``,
+        ``stamp1_ns``, where its solve started, ``start_hidden`` (C, h, w) and ``start_flow`` (2, h, w), and where it
+        ended, ``hidden`` and ``flow`` (unless it diverged); the flow in cells of 8 px of the processed image, float32.
+
+        :returns: by name; empty without a stream.
+        """
+        if self._previous is None:
+            return {}
+        frame, solved = self._previous, self._solved
+        arrays = {
+            "image2": frame.encoded.image.copy(),
+            "stamp2_ns": np.array(frame.stamp_ns, np.int64),
+            "scale": np.array(frame.encoded.scale),
+        }
+        states = {"": self._state}
+        if solved is not None:
+            arrays["image1"] = solved.earlier_image.copy()
+            arrays["stamp1_ns"] = np.array(solved.earlier_stamp_ns, np.int64)
+            states["start_"] = solved.start
+        for prefix, state in states.items():
+            if state is not None:
+                for name, tensor in zip(("hidden", "flow"), state, strict=True):
+                    arrays[prefix + name] = np.array(tensor[0].float().cpu())
+        return arrays
+
+    # The steps of an update, taken by ``together``.
+
+    def _discontinuity(self, frame: StreamFrame) -> str | None:
+        """Why this frame does not continue the stream; None if it does, or if there is none."""
         previous = self._previous
         if previous is None:
             return None
-        if frame.shape != previous.image.shape:
-            (h0, w0), (h1, w1) = previous.image.shape[:2], frame.shape[:2]
+        image = previous.encoded.image
+        if frame.image.shape != image.shape:
+            (h0, w0), (h1, w1) = image.shape[:2], frame.image.shape[:2]
             return f"size changed from {w0}x{h0} to {w1}x{h1}"
-        elapsed_ms = (stamp_ns - previous.stamp_ns) / 1e6
+        elapsed_ms = (frame.request.stamp_ns - previous.stamp_ns) / 1e6
         if elapsed_ms < 0:
             return f"time went back by {-elapsed_ms:.1f} ms"
         if elapsed_ms == 0:
             return "time stood still: two frames with one stamp"
-        if elapsed_ms > self.max_gap_ms:
-            return f"gap of {elapsed_ms:.0f} ms, longer than {self.max_gap_ms:.0f} ms"
-        if thumbnail.is_cut_from(previous.thumbnail):
+        if elapsed_ms > self._settings.max_gap_ms:
+            return f"gap of {elapsed_ms:.0f} ms, longer than {self._settings.max_gap_ms:.0f} ms"
+        if frame.thumbnail.is_cut_from(previous.thumbnail):
             return "scene cut"
         return None
 
-    def _encode(
-        self, image: np.ndarray, stamp_ns: int, thumbnail: Thumbnail, scale: float, clock: StageClock
-    ) -> _Frame:
-        height, width = image.shape[:2]
-        size = scaled_size(height, width, scale)
-        if size != (height, width):
-            with clock.stage("resize"):
-                processed = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-        else:
-            processed = image
-        with clock.stage("encode"):
-            # (H, W, 3) seen as (1, 3, H, W) already is the channels_last layout that the convolutions want.
-            tensor = torch.from_numpy(np.ascontiguousarray(processed)).to(self.model.device)
-            padded, padding = pad_to_multiple(tensor.permute(2, 0, 1)[None].float())
-            encoding = self.model.encode(padded)
-        return _Frame(image, stamp_ns, thumbnail, scale, number_of_pixels(size), padded, encoding, padding)
+    def _choose_scale(self, frame: StreamFrame, batch_size: int) -> float:
+        height, width = frame.image.shape[:2]
+        if frame.deadline is None:
+            return self._scales.ladder(height, width)[0]
+        return self._scales.choose(self._costs.of_batch(batch_size), frame.deadline.left_ms, height, width)
 
-    def _change_scale(self, previous: _Frame, scale: float) -> _Frame:
-        """The last frame, encoded anew at another scale, and the stream's state resized with it."""
-        moved = self._encode(
-            previous.image, previous.stamp_ns, previous.thumbnail, scale, StageClock(self.model.device)
-        )
-        if self._state is not None:
-            self._state = rescale(self._state, moved.encoding.context.shape[-2:], scale / previous.scale)
-        self._start = None
-        return moved
+    def _remember(self, frame: StreamFrame, encoded: EncodedImage) -> None:
+        self._previous = _Previous(encoded, frame.request.stamp_ns, frame.thumbnail)
 
-    def _prepare(self, previous: _Frame) -> None:
-        state = None if self._state is None else carry(self._state, self.direction)
-        # Forward flow lives on the last frame's pixels, whose context is known; backward flow on those of the next.
-        prepared = self.model.prepare(previous.encoding) if self.direction == "forward" else None
-        self._start = _Start(state, prepared)
-
-    def _solve(
-        self, previous: _Frame, current: _Frame, arrival_ns: int, deadline_ns: int | None, clock: StageClock
-    ) -> FlowResult:
-        first, second = (previous, current) if self.direction == "forward" else (current, previous)
+    def _pair(self, current: EncodedImage, batch_size: int, clock: StageClock) -> Pair:
+        """The last frame and this one, at one scale, ready to be solved."""
+        assert self._previous is not None
+        previous = self._previous
+        if previous.encoded.scale != current.scale:
+            previous = self._previous = self._at_scale(previous, current.scale)
+        if self._start is None:
+            with clock.stage("prepare"):
+                self._prepare(previous, carry_only=batch_size > 1)
         assert self._start is not None
-        warm = self._start.state is not None
-        with clock.stage("correlate"):
-            problem = self.model.problem(first.encoding, second.encoding, self._start.prepared)
-        scale = current.scale
-        if deadline_ns is not None and self.latency_budget_ms is not None:
-            deadline_ns -= round(1e6 * RESERVE * self.latency_budget_ms)
-            deadline_ns -= round(1e6 * self._costs.high(current.pixels, "upsample", "output"))
-        z0 = self._start.state or self._cold_start(first, second, deadline_ns, clock)
-        with clock.stage("solve"):
-            solution = solve(
-                problem,
-                z0,
-                max_iterations=self.max_iterations,
-                tolerance=None if self.tolerance_px is None else self.tolerance_px * scale,
-                measure=update_px,
-                deadline_ns=deadline_ns,
-                # A late answer is better than none: a cold state says nothing yet, and at the lowest scale nothing else
-                # is left to give way, so the flow would never change again.
-                min_iterations=int(not warm or scale == self._scales.lowest(*current.image.shape[:2])),
-                iteration_cost_ns=1e6 * self._costs.high(current.pixels, "iteration"),
-                check_start=False,  # a stream goes on: a state that is not finite resets it, and the frame says so
-            )
-        with clock.stage("upsample"):
-            flow = crop(self.model.upsample(solution.state), first.padding)
-            residual = crop(self.model.upsample_residual(solution), first.padding)
-        with clock.stage("output"):
-            flow_array = _resize(flow[0].permute(1, 2, 0).cpu().numpy(), current.image.shape[:2])
-            residual_array = _resize(residual[0, 0].cpu().numpy(), current.image.shape[:2])
-        return self._conclude(solution, flow_array, residual_array, previous, current, warm, arrival_ns, clock)
+        first, second = previous.encoded, current
+        if self._settings.direction == "backward":
+            first, second = second, first
+        return Pair(first, second, self._start.state, self._start.prepared)
 
-    def _cold_start(self, first: _Frame, second: _Frame, deadline_ns: int | None, clock: StageClock) -> State:
-        """The state to begin with when there is none: from smaller versions of the pair, if there is time."""
-        levels = min(COARSE_LEVELS, usable_levels(*first.tensor.shape[-2:]))
-        if levels and deadline_ns is not None:
-            needed_ms = self._costs.high(first.pixels, "coarse", "iteration")
-            if time.monotonic_ns() + 1e6 * needed_ms > deadline_ns:
-                levels = 0
-        if levels:
-            with clock.stage("coarse"):
-                state = self.model.coarse_start(first.tensor, second.tensor, levels, COARSE_ITERATIONS)
-            assert state is not None
-            return state
-        return self.model.initial_state(first.encoding)
+    def _is_cold(self) -> bool:
+        return self._state is None
+
+    def _is_lowest(self, encoded: EncodedImage) -> bool:
+        """Whether its scale could not be smaller."""
+        return encoded.scale <= self._scales.ladder(*encoded.image.shape[:2])[-1]
+
+    def _at_scale(self, previous: _Previous, scale: float) -> _Previous:
+        """The last frame, encoded anew at another scale, and the stream's state resized with it."""
+        encoded = encode_images(self.model, [previous.encoded.image], scale, StageClock(self.model.device))[0]
+        if self._state is not None:
+            size = encoded.encoding.context.shape[-2:]
+            self._state = rescale(self._state, size, scale / previous.encoded.scale)
+        self._start = None
+        return replace(previous, encoded=encoded)
+
+    def _prepare(self, previous: _Previous, carry_only: bool = False) -> None:
+        direction = self._settings.direction
+        state = None if self._state is None else carry(self._state, direction)
+        # Forward flow lives on the last frame's pixels, whose context is known; backward flow on those of the next.
+        ahead = direction == "forward" and not carry_only
+        self._start = _Start(state, self.model.prepare(previous.encoded.encoding) if ahead else None)
 
     def _conclude(
-        self,
-        solution: Solution,
-        flow: np.ndarray,
-        residual: np.ndarray,
-        previous: _Frame,
-        current: _Frame,
-        warm: bool,
-        arrival_ns: int,
-        clock: StageClock,
+        self, frame: StreamFrame, encoded: EncodedImage, solved: SolvedPairs, place: int, stage_ms: dict[str, float]
     ) -> FlowResult:
-        """Measure, learn, remember."""
-        stage_ms, iterations = clock.read(), int(solution.iterations)
-        self._costs.add(current.pixels, stage_ms, solution.evaluations)
-        stop_reason = solution.stop_reasons[0].value
+        """Measure, learn, remember: of the pair at a place in its batch."""
+        previous, start, settings = self._previous, self._start, self._settings
+        assert previous is not None and start is not None
+        solution, batch_size = solved.solution, len(solved.flows)
+        self._costs.of_batch(batch_size).add(encoded.pixels, stage_ms, solution.evaluations)
+        iterations, stop_reason = int(solution.iterations[place]), solution.stop_reasons[place].value
         info = FlowInfo(
-            stamp_ns=current.stamp_ns,
+            stamp_ns=frame.request.stamp_ns,
             previous_stamp_ns=previous.stamp_ns,
-            direction=self.direction,
+            direction=settings.direction,
             iterations=iterations,
             stop_reason=stop_reason,
-            warm=warm,
-            residual_px=float(solution.residual) / current.scale if iterations else float("nan"),
+            warm=start.state is not None,
+            residual_px=float(solution.residual[place]) / encoded.scale if iterations else float("nan"),
             reset_reason=self.reset_reason,
-            scale=current.scale,
+            scale=encoded.scale,
             stage_ms=stage_ms,
-            latency_ms=(time.monotonic_ns() - arrival_ns) / 1e6,
-            budget_ms=self.latency_budget_ms,
+            latency_ms=(time.monotonic_ns() - frame.arrival_ns) / 1e6,
+            budget_ms=settings.latency_budget_ms,
+            time_limit_ms=frame.request.time_limit_ms,
+            batch_size=batch_size,
         )
-        self.reset_reason = None
-        self._start = None
+        least = solution.evaluations <= 1 and "coarse" not in stage_ms and self._is_lowest(encoded)
+        info = replace(info, starved=info.over_budget and least)
+        self._solved = _Solved(previous.encoded.image, previous.stamp_ns, solved.starts[place])
+        self._remember(frame, encoded)
+        self._start = self.reset_reason = None
         if stop_reason == "diverged":
             self._state, self.reset_reason = None, "the state was not finite"
         else:
-            self._state = solution.state
-        return FlowResult(flow, residual, info)
-
-
-def _resize(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A flow (h, w, 2) or residual (h, w), in pixels of its own resolution, at another resolution in pixels of that."""
-    height, width = field.shape[:2]
-    if (height, width) == size:
-        return np.ascontiguousarray(field)
-    resized = cv2.resize(field, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    ratio = np.array([size[1] / width, size[0] / height], np.float32)
-    return resized * (ratio if field.ndim == 3 else ratio.mean())
-
-
-def _check_frame(frame: np.ndarray) -> None:
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise ValueError(f"a frame must be a uint8 array of shape (H, W, 3), got {got}")
-    if min(frame.shape[:2]) < MIN_SIDE:
-        raise ValueError(
-            f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}"
-        )
+            self._state = sample(solution.state, place)
+        return FlowResult(solved.flows[place], solved.residuals[place], info)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes out of a stream for each pair of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FlowInfo:
+    """How one flow field came about.
+
+    :ivar stamp_ns: stamp of the later image.
+    :ivar previous_stamp_ns: stamp of the earlier image.
+    :ivar direction: "forward": flow on the earlier image's pixels; "backward": on the later one's, pointing back.
+    :ivar iterations: evaluations of the update operator (of a cold start, those at the processing scale).
+    :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
+    :ivar warm: whether the solve started from the last pair's fixed point.
+    :ivar residual_px: RMS of the last update, px of the input; NaN without any iteration.
+    :ivar reset_reason: why the stream began anew before this pair; None within a stream.
+    :ivar scale: processing scale, 1 is the input's resolution; above 1 the images were enlarged.
+    :ivar stage_ms: time by stage since the frame arrived; ``prepare`` is among them where it was not called ahead. Of
+        frames that were processed together, each has the times of all.
+    :ivar latency_ms: from the frame's arrival to its result.
+    :ivar budget_ms: what was allowed; None without a budget.
+    :ivar time_limit_ms: what the caller allowed from the call on, besides the budget; None without.
+    :ivar batch_size: how many frames were processed together.
+    :ivar starved: late with a single iteration at the lowest scale: nothing is left to give way, so the budget cannot
+        be met on this machine, or not at present.
+    """
+
+    stamp_ns: int
+    previous_stamp_ns: int
+    direction: str
+    iterations: int
+    stop_reason: str
+    warm: bool
+    residual_px: float
+    reset_reason: str | None
+    scale: float
+    stage_ms: dict[str, float]
+    latency_ms: float
+    budget_ms: float | None
+    time_limit_ms: float | None = None
+    batch_size: int = 1
+    starved: bool = False
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether the result came later than its budget allowed."""
+        return self.budget_ms is not None and self.latency_ms > self.budget_ms
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """Flow (H, W, 2) float32 px, x before y; residual (H, W) float32 px: length of the last update; and ``info``."""
+
+    flow: np.ndarray
+    residual: np.ndarray
+    info: FlowInfo
