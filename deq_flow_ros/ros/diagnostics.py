@@ -73,9 +73,17 @@ class FrameAccounts:
         return self._account(header, "dropped", f"dropped: {reason}", {"reason": reason}, age_ms, DiagnosticStatus.WARN)
 
     def processed(
-        self, header: Header, info: FlowInfo, stage_ms: Mapping[str, float], age_ms: float | None = None
+        self,
+        header: Header,
+        info: FlowInfo,
+        stage_ms: Mapping[str, float],
+        age_ms: float | None = None,
+        latency_from: str = "arrival",
     ) -> DiagnosticArray:
-        """The frame gave flow; `stage_ms` are the node's own stages, beside those of the estimator."""
+        """The frame gave flow; `stage_ms` are the node's own stages, beside those of the estimator.
+
+        :param latency_from: where latency and budget count from, "arrival" or "stamp".
+        """
         self._feed("processed", "", age_ms, info, stage_ms)
         level = DiagnosticStatus.OK
         message = f"{info.iterations} iterations, {info.residual_px:.3f} px residual, {info.latency_ms:.1f} ms"
@@ -93,6 +101,7 @@ class FrameAccounts:
             "reset_reason": info.reset_reason or "",
             "scale": f"{info.scale:.6g}",
             "latency_ms": f"{info.latency_ms:.3f}",
+            "latency_from": latency_from,
             "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
             "over_budget": _boolean(info.over_budget),
             **{f"stage_{name}_ms": f"{value:.3f}" for name, value in {**info.stage_ms, **stage_ms}.items()},
