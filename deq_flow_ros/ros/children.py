@@ -71,6 +71,10 @@ class Children:
         """Whether a child still runs."""
         return self._processes[name].poll() is None
 
+    def pid(self, name: str) -> int:
+        """Process id of a child, whether it still runs or not."""
+        return self._processes[name].pid
+
     def check(self) -> None:
         """Raises `ChildError` for a child that has ended with an error."""
         for name, process in self._processes.items():

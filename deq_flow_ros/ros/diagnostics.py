@@ -104,6 +104,7 @@ class FrameAccounts:
             "latency_from": latency_from,
             "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
             "over_budget": _boolean(info.over_budget),
+            "starved": _boolean(info.starved),
             **{f"stage_{name}_ms": f"{value:.3f}" for name, value in {**info.stage_ms, **stage_ms}.items()},
         }
         return self._account(header, "processed", message, values, age_ms, level)
