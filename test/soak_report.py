@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a soak run found, camera by camera, and whether it keeps the bounds."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+from rich.console import Console
+from rich.table import Table
+from sensor_msgs.msg import Image
+from soak_parts import read_stamp
+
+from deq_flow_ros.media.flow_recording import FrameReport, take_account
+from deq_flow_ros.ros.health import BY_DESIGN, kind_of
+
+LOOK_EVERY = 25
+"""One flow field in so many is decoded and looked at."""
+MAX_MISSES, MAX_MISSES_BESIDE_A_NEIGHBOUR = 0.01, 0.05
+MAX_MEMORY_SPREAD = 0.02
+MAX_OVERHEAD_MS = 8.0
+NODE_STAGES = ("wait", "convert", "publish")
+
+
+@dataclass
+class Camera:
+    """A camera of the run, and what was heard of it."""
+
+    name: str
+    size: tuple[int, int]
+    rate: float
+    reports: list[FrameReport] = field(default_factory=list)
+    flow_ns: dict[int, int] = field(default_factory=dict)  # stamp: when it came, `time.monotonic_ns`
+    flow_stamps: list[int] = field(default_factory=list)
+    published_ns: dict[int, int] = field(default_factory=dict)  # stamp: when it went out
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Name of its process."""
+        return self.name or "camera"
+
+    @property
+    def input(self) -> str:
+        """Its topic."""
+        return f"/{self.label}/image_raw"
+
+    @property
+    def prefix(self) -> str:
+        """Of its topics at the node."""
+        return f"{self.name}/" if self.name else ""
+
+    def take_flow(self, data: bytes) -> None:
+        """A flow field as it came, not decoded."""
+        now_ns, stamp_ns = time.monotonic_ns(), read_stamp(data)
+        self.flow_ns[stamp_ns] = now_ns
+        self.flow_stamps.append(stamp_ns)
+        if len(self.flow_stamps) % LOOK_EVERY == 1:
+            message = deserialize_message(data, Image)
+            flow = np.frombuffer(message.data, np.float32)
+            if (message.encoding, message.width, message.height) != ("32FC2", *self.size):
+                self.problems.append(f"flow is {message.encoding} {message.width}x{message.height}")
+            elif flow.size != 2 * self.size[0] * self.size[1] or not np.isfinite(flow).all():
+                self.problems.append(f"flow stamped {stamp_ns} has {flow.size} values, {np.isnan(flow).sum()} NaN")
+
+
+def accounts(camera: Camera) -> dict[str, Any]:
+    """What became of each image; what does not add up stands under "problems"."""
+    account = take_account(list(camera.published_ns), camera.reports, camera.flow_stamps)
+    reasons: dict[str, int] = {}
+    for reason, count in account.drop_reasons.items():
+        kind = reason if reason in BY_DESIGN else kind_of(reason)
+        reasons[kind] = reasons.get(kind, 0) + count
+    lost = max((int(report.values["frames_lost"]) for report in camera.reports), default=0)
+    problems = [*camera.problems, *account.problems]
+    if account.processed == 0:
+        problems.append("no flow field came")
+    return {
+        "published": account.published,
+        "processed": account.processed,
+        "first": account.first,
+        "dropped": account.dropped,
+        "dropped_by_reason": reasons,
+        "lost_in_the_middleware": lost,
+        "problems": problems,
+    }
+
+
+def timing(camera: Camera, warm_up_s: float) -> dict[str, Any]:
+    """Times in ms of the fields that came after the warm-up; {} where there are none."""
+    if not camera.published_ns:
+        return {}
+    begin_ns = min(camera.published_ns) + round(1e9 * warm_up_s)
+    reports = [report for report in camera.reports if report.outcome == "processed" and report.stamp_ns >= begin_ns]
+    reports = [report for report in reports if report.flow_stamp_ns in camera.flow_ns]
+    reports = [report for report in reports if report.stamp_ns in camera.published_ns]
+    if not reports:
+        return {}
+    parts = [_parts(report, camera) for report in reports]
+    latency = np.array([report.number("latency_ms") for report in reports])
+    seconds = (max(camera.published_ns) - begin_ns) * 1e-9
+    return {
+        "fields": len(reports),
+        "fields_per_second": len(reports) / max(seconds, 1e-3),
+        "deadline_misses": float(np.mean([report.flag("over_budget") for report in reports])),
+        "latency_ms": _percentiles(latency),
+        "total_ms": _percentiles(np.array([part["total"] for part in parts])),
+        "overhead_ms": _percentiles(np.array([part["total"] - part["estimator"] for part in parts])),
+        "median_by_part_ms": {name: float(np.median([part[name] for part in parts])) for name in parts[0]},
+        "iterations": float(np.mean([report.number("iterations") for report in reports])),
+        "scale": float(np.mean([report.number("scale") for report in reports])),
+        "warm_share": float(np.mean([report.flag("warm") for report in reports])),
+        "resets": sum(bool(report.values.get("reset_reason")) for report in reports),
+    }
+
+
+def _parts(report: FrameReport, camera: Camera) -> dict[str, float]:
+    """Where the time went between an image's going out and its flow's coming in, in ms."""
+    assert report.flow_stamp_ns is not None
+    total = (camera.flow_ns[report.flow_stamp_ns] - camera.published_ns[report.stamp_ns]) * 1e-6
+    parts = {name: report.number(f"stage_{name}_ms") for name in NODE_STAGES}
+    latency = report.number("latency_ms")  # from the arrival at the node to the end of the estimator
+    return {
+        "total": total,
+        **parts,
+        "estimator": latency - parts["wait"] - parts["convert"],
+        "middleware in": report.number("age_ms"),  # the camera stamps an image when it goes out
+        "middleware out": total - report.number("age_ms") - latency - parts["publish"],
+    }
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {f"p{rank}": float(np.percentile(values, rank)) for rank in (50, 95, 99)} | {"max": float(values.max())}
+
+
+def memory_of(samples: Sequence[tuple[int, float]], warm_up_s: float) -> dict[str, float]:
+    """MB after the warm-up and its spread, (largest - smallest) / smallest; {} for too short a run."""
+    values = [mb for when_ns, mb in samples if when_ns >= samples[0][0] + 1e9 * warm_up_s]
+    if len(values) < 2:
+        return {}
+    return {
+        "min_mb": min(values),
+        "max_mb": max(values),
+        "last_mb": values[-1],
+        "spread": (max(values) - min(values)) / min(values),
+    }
+
+
+def bounds(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each bound with what was found, and whether it holds."""
+    found: list[tuple[str, float, float]] = []
+    for name, camera in result["cameras"].items():
+        found.append((f"{name}: images that are not accounted for", len(camera["accounts"]["problems"]), 0))
+        times = camera["timing"]
+        if options.accounts_only:
+            continue
+        if not times:
+            found.append((f"{name}: no flow field after the warm-up", 1, 0))
+            continue
+        if options.overhead:
+            found.append((f"{name}: overhead, median ms", times["overhead_ms"]["p50"], MAX_OVERHEAD_MS))
+        else:
+            limit = MAX_MISSES_BESIDE_A_NEIGHBOUR if options.busy_neighbour else MAX_MISSES
+            found.append((f"{name}: share of late fields", times["deadline_misses"], limit))
+    if not options.accounts_only and result["memory"]:
+        found.append(("memory, spread after warm-up", result["memory"]["spread"], MAX_MEMORY_SPREAD))
+    return [{"bound": text, "value": value, "limit": limit, "holds": value <= limit} for text, value, limit in found]
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The result as tables."""
+    table = Table(title="flow_node", show_header=True)
+    table.add_column("")
+    rows: dict[str, list[str]] = {}
+    for name, camera in result["cameras"].items():
+        table.add_column(name, justify="right")
+        for key, value in _flat({**camera["accounts"], **camera["timing"]}).items():
+            rows.setdefault(key, []).append(value)
+    for key, values in rows.items():
+        table.add_row(key, *values)
+    console.print(table)
+    verdict = Table("bound", "found", "limit", "", title="bounds")
+    for line in result["bounds"]:
+        verdict.add_row(
+            line["bound"], f"{line['value']:.4g}", f"{line['limit']:g}", "ok" if line["holds"] else "BROKEN"
+        )
+    console.print(verdict)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update({f"{key} {name}": text for name, text in _flat(value).items()})
+        elif isinstance(value, list):
+            flat[key] = "\n".join(value)
+        else:
+            flat[key] = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return flat

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The soak run in short: small images, no bounds on time or memory, exact accounts."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+import soak_report
+import torch
+from soak_flow_node import main, parse_options
+from soak_parts import back_and_forth
+
+from deq_flow_ros.media.flow_recording import FrameReport
+from deq_flow_ros.model import SIZES, DEQFlow, save_model
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained weights: what is tested here does not depend on how good the flow is."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
+    save_model(DEQFlow(SIZES["nano"]), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images that move to the right."""
+    folder = tmp_path_factory.mktemp("frames")
+    texture = cv2.resize(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8), (64, 48))
+    for number in range(8):
+        cv2.imwrite(str(folder / f"{number}.png"), np.roll(texture, number, axis=1))
+    return folder
+
+
+def test_every_image_of_two_cameras_has_exactly_one_account(weights: Path, frames: Path, tmp_path: Path) -> None:
+    """The promise of the node, held against what the cameras themselves say that they sent."""
+    out = tmp_path / "out.json"
+    words = ["--input", str(frames), "--model", str(weights), "--size", "64x48", "--minutes", "0.05"]
+    words += ["--max-iterations", "2", "--cameras", "2", "--accounts-only", "--json", str(out)]
+    words += ["--parameter", "warm_up_width:=0", "--parameter", "warm_up_height:=0"]
+    assert main(words) == 0
+    result = json.loads(out.read_text())
+    assert {name: camera["accounts"]["published"] for name, camera in result["cameras"].items()} == {
+        "camera_0": 90,
+        "camera_1": 60,
+    }
+    for camera in result["cameras"].values():
+        accounts = camera["accounts"]
+        assert accounts["processed"] + accounts["first"] + accounts["dropped"] == accounts["published"]
+    assert [line["holds"] for line in result["bounds"]] == [True, True]
+
+
+def report(stamp_ns: int, **values: str) -> FrameReport:
+    """Of a frame that was processed in 20 of 25 ms, of which 14 by the estimator."""
+    usual = {
+        "outcome": "processed", "direction": "backward", "image2_stamp_ns": str(stamp_ns), "frames_lost": "0",
+        "latency_ms": "20", "over_budget": "false", "warm": "true", "iterations": "3", "scale": "1", "age_ms": "2",
+        "stage_wait_ms": "5", "stage_convert_ms": "1", "stage_publish_ms": "2",
+    }  # fmt: skip
+    return FrameReport(stamp_ns, {**usual, **values})
+
+
+@pytest.fixture
+def camera() -> soak_report.Camera:
+    """100 images a tenth of a second apart, the flow of each 25 ms later."""
+    camera = soak_report.Camera("", (64, 48), 10.0)
+    for stamp_ns in range(10**9, 11 * 10**9, 10**8):
+        camera.published_ns[stamp_ns] = stamp_ns
+        camera.reports.append(report(stamp_ns))
+        camera.flow_stamps.append(stamp_ns)
+        camera.flow_ns[stamp_ns] = stamp_ns + 25_000_000
+    return camera
+
+
+def judge(camera: soak_report.Camera, memory: list[tuple[int, float]], *words: str) -> dict[str, bool]:
+    options = parse_options(["--input", "", *words])
+    result = {
+        "cameras": {"camera": {"accounts": soak_report.accounts(camera), "timing": soak_report.timing(camera, 0.0)}},
+        "memory": soak_report.memory_of(memory, 0.0),
+    }
+    return {line["bound"]: line["holds"] for line in soak_report.bounds(options, result)}
+
+
+def test_times_add_up(camera: soak_report.Camera) -> None:
+    """A part that is counted twice, or not at all, makes the overhead a matter of taste."""
+    times = soak_report.timing(camera, warm_up_s=2.0)
+    assert times["fields"] == 80 and times["overhead_ms"]["p50"] == pytest.approx(11.0)
+    parts = times["median_by_part_ms"]
+    assert parts == pytest.approx(
+        {"total": 25, "wait": 5, "convert": 1, "publish": 2, "estimator": 14, "middleware in": 2, "middleware out": 1}
+    )
+    assert sum(parts.values()) == pytest.approx(2 * parts["total"])
+
+
+@pytest.mark.parametrize("fault", ["unaccounted", "twice", "flow missing", "late", "memory", "slow", None])
+def test_each_broken_bound_is_found(camera: soak_report.Camera, fault: str | None) -> None:
+    """A soak run that cannot fail proves nothing."""
+    memory, words, broken = [(second * 10**9, 300.0) for second in range(10)], [], None
+    if fault == "unaccounted":
+        camera.reports.pop(50)
+        camera.flow_stamps.pop(50)
+    elif fault == "twice":
+        camera.reports.append(camera.reports[50])
+    elif fault == "flow missing":
+        camera.flow_stamps.pop(50)
+    elif fault == "late":
+        for number in (10, 20):
+            camera.reports[number].values["over_budget"] = "true"
+        broken = "camera: share of late fields"
+    elif fault == "memory":
+        memory[-1] = (9 * 10**9, 307.0)
+        broken = "memory, spread after warm-up"
+    elif fault == "slow":
+        words = ["--overhead"]
+        broken = "camera: overhead, median ms"
+    if fault in ("unaccounted", "twice", "flow missing"):
+        broken = "camera: images that are not accounted for"
+    assert [bound for bound, holds in judge(camera, memory, *words).items() if not holds] == [broken] * bool(fault)
+
+
+def test_frames_go_back_and_forth_without_a_cut() -> None:
+    """A jump from the last frame to the first would reset the stream again and again."""
+    order = back_and_forth([bytearray([number]) for number in range(4)])
+    assert [next(order)[0] for _ in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
