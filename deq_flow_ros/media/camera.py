@@ -68,8 +68,8 @@ class CameraModel:
             fy=self.fy * y,
             cx=self.cx * x,
             cy=self.cy * y,
-            width=round(self.width * x),
-            height=round(self.height * y),
+            width=int(self.width * x + 1e-6),  # whole pixels only, but for the rounding of the factor
+            height=int(self.height * y + 1e-6),
         )
 
     def bearings(self, points: np.ndarray) -> np.ndarray:

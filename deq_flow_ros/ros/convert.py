@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sensor_msgs/Image` to and from numpy: by cv_bridge where ROS provides it, by numpy where it does not."""
+"""Image messages to and from numpy: by cv_bridge where ROS provides it, by numpy where it does not."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from deq_flow_ros.media.compressed import decode_image
 from deq_flow_ros.media.encodings import check_layout, has_padded_rows, to_rgb
 
 try:
@@ -29,8 +30,10 @@ _BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv4
 }
 
 
-def image_to_rgb(message: Image) -> np.ndarray:
+def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
     """(H, W, 3) uint8 RGB, contiguous; may be a view of the message. Raises `EncodingError` naming what is wrong."""
+    if isinstance(message, CompressedImage):
+        return decode_image(np.frombuffer(message.data, np.uint8), message.format)
     if _bridge is None or not _bridgeable(message):
         return image_to_rgb_numpy(message)
     # cv_bridge trusts the fields of the message.
@@ -75,6 +78,13 @@ def bytes_to_image(
     )
     # The one way that is fast on every distribution: assigning `data` checks each byte in Python on some.
     message.data.frombytes(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+    return message
+
+
+def compressed_image(data: np.ndarray, format: str, header: Header) -> CompressedImage:
+    """Message of compressed data (N,) uint8."""
+    message = CompressedImage(header=header, format=format)
+    message.data.frombytes(data.data)
     return message
 
 

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node publishes of one camera: from flow and residual to messages, each only where somebody subscribes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.qos import QoSPolicyKind, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
+
+from deq_flow_ros.media.camera import CameraModel
+from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.media.compressed import encode_image
+from deq_flow_ros.ros import convert
+from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
+from deq_flow_ros.ros.points import flow_points
+
+_TOPICS = {
+    "flow": Image,
+    "flow_color": Image,
+    "flow_color/compressed": CompressedImage,
+    "residual": Image,
+    "points": PointCloud2,
+    "camera_info": CameraInfo,
+}
+_OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How the fields are published.
+
+    :ivar units: of `flow`: "px", or "normalized_per_second": velocity in normalized image coordinates (x / z, y / z).
+    :ivar output_scale: size of the published fields as a part of the computed ones', in (0, 1].
+    :ivar points_stride: `points` has every so many-th pixel of the published field, across and down.
+    :ivar color_max_px: flow of this length, px of the image, has the full colour; 0: the longest of each field.
+    :ivar compressed_format: of `flow_color/compressed`, "jpeg" or "png".
+    :ivar jpeg_quality: 1 to 100.
+    :ivar roi: the part of the image that the fields cover; all 0 is the whole image.
+    :ivar image_size: height and width of the image; (0, 0): `roi` is known to be right.
+    :ivar info_topic: where the camera_info comes from, for messages to people.
+    :ivar rectified: whether the image is a rectified one, which P of its camera_info describes instead of K and D.
+    """
+
+    units: str = "px"
+    output_scale: float = 1.0
+    points_stride: int = 8
+    color_max_px: float = 0.0
+    compressed_format: str = "jpeg"
+    jpeg_quality: int = 90
+    roi: Region = WHOLE
+    image_size: tuple[int, int] = (0, 0)
+    info_topic: str = "camera_info"
+    rectified: bool = False
+
+
+class FlowOutputs:
+    """The publishers of one camera, from configure to cleanup, under `prefix`: "~/", or "~/NAME/" for a camera's name.
+
+    Best effort (sensor data), unless ROS's own QoS overrides say otherwise: the parameters
+    `qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}` at start. Raises RuntimeError or rclpy's
+    ParameterException for such a parameter with a value that is none.
+    """
+
+    def __init__(self, node: LifecycleNode, prefix: str) -> None:
+        self._node = node
+        name = prefix.strip("~/")
+        # A logger of its own, so that throttling one camera's words does not swallow another's.
+        self._logger = node.get_logger().get_child(name) if name else node.get_logger()
+        self._said = ""
+        self._grid: tuple[CameraModel, np.ndarray, np.ndarray] | None = None
+        self._publishers: dict[str, LifecyclePublisher] = {}
+        try:
+            for name, kind in _TOPICS.items():
+                self._publishers[name] = node.create_lifecycle_publisher(
+                    kind,
+                    prefix + name,
+                    copy.copy(qos_profile_sensor_data),  # overrides are written into it
+                    qos_overriding_options=QoSOverridingOptions(_OVERRIDABLE),
+                )
+        except Exception:
+            self.destroy()
+            raise
+
+    def destroy(self) -> None:
+        """Give the publishers back."""
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._publishers.clear()
+
+    def wanted(self) -> set[str]:
+        """Names of the outputs that somebody subscribes to: "flow", "flow_color/compressed", ..."""
+        return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
+
+    def publish(
+        self,
+        flow: np.ndarray,
+        residual: np.ndarray,
+        header: Header,
+        camera_info: CameraInfo | None,
+        elapsed_s: float | None,
+        options: OutputOptions,
+    ) -> None:
+        """Publish flow (H, W, 2) and residual (H, W), float32 in px of the image, with `header`.
+
+        `elapsed_s` is the time from the image of the field to the one that its flow points to: below 0 for backward
+        flow. Raises ValueError, before anything is published, where flow in other units than px has no usable
+        camera_info.
+        """
+        wanted = self.wanted()
+        if not wanted:
+            return
+        sampled, flow, residual = _resized(flow, residual, options.output_scale)
+        info = camera = None
+        if wanted & {"flow", "points", "camera_info"}:
+            info, camera, problem = _calibration(camera_info, header, residual.shape, options)
+            self._say(problem, wanted)
+        if "flow" in wanted:
+            in_units = flow
+            if options.units != "px":
+                in_units = self._per_second(flow, camera, elapsed_s, options.units, problem)
+            self._publishers["flow"].publish(convert.array_to_image(in_units, "32FC2", header))
+        if "residual" in wanted:
+            self._publishers["residual"].publish(convert.array_to_image(residual, "32FC1", header))
+        if info is not None and "camera_info" in wanted:
+            self._publishers["camera_info"].publish(info)
+        if "points" in wanted:
+            cloud = flow_points(flow, residual, options.points_stride, header, camera, elapsed_s)
+            self._publishers["points"].publish(cloud)
+        if wanted & {"flow_color", "flow_color/compressed"}:
+            self._publish_color(flow_to_color(sampled, options.color_max_px or None), header, wanted, options)
+
+    def _publish_color(self, rgb: np.ndarray, header: Header, wanted: set[str], options: OutputOptions) -> None:
+        if "flow_color" in wanted:
+            self._publishers["flow_color"].publish(convert.array_to_image(rgb, "rgb8", header))
+        if "flow_color/compressed" in wanted:
+            data = encode_image(rgb, options.compressed_format, options.jpeg_quality)
+            # As compressed_image_transport writes it: what the image was, and the order in which OpenCV compressed it.
+            format = f"rgb8; {options.compressed_format} compressed bgr8"
+            self._publishers["flow_color/compressed"].publish(convert.compressed_image(data, format, header))
+
+    def _per_second(
+        self, flow: np.ndarray, camera: CameraModel | None, elapsed_s: float | None, units: str, problem: str
+    ) -> np.ndarray:
+        """(H, W, 2) float32: velocity of each pixel (H, W, 2) px in normalized image coordinates per second."""
+        if camera is None:
+            raise ValueError(f"units {units} need camera_info; {problem}")
+        if not elapsed_s:
+            raise ValueError(f"units {units} need two images with different stamps")
+        if self._grid is None or self._grid[0] != camera:
+            pixels = np.mgrid[: flow.shape[0], : flow.shape[1]][::-1].reshape(2, -1).T.astype(np.float64)
+            self._grid = camera, pixels, camera.normalized(pixels)
+        _, pixels, here = self._grid
+        there = camera.normalized(pixels + flow.reshape(-1, 2))
+        return ((there - here) / elapsed_s).astype(np.float32).reshape(flow.shape)
+
+    def _say(self, problem: str, wanted: set[str]) -> None:
+        """Name what is missing in what people subscribe to; once, until it changes."""
+        if problem != self._said and wanted & {"points", "camera_info"}:
+            self._said = problem
+            if problem:
+                self._logger.warning(f"no camera_info goes out, and points have no bearings: {problem}")
+
+
+def _resized(flow: np.ndarray, residual: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flow in px of the image, flow in px of the published field, and residual in px of that, all of the field's size.
+
+    Pixels are left out, none are mixed: between two motions there is none, and NaN does not spread.
+    """
+    if scale == 1.0:
+        return flow, flow, residual
+    height, width = residual.shape
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    sampled = cv2.resize(flow, size, interpolation=cv2.INTER_NEAREST)
+    ratio = np.array([size[0] / width, size[1] / height], np.float32)
+    return sampled, sampled * ratio, cv2.resize(residual, size, interpolation=cv2.INTER_NEAREST) * ratio.mean()
+
+
+def _calibration(
+    message: CameraInfo | None, header: Header, size: tuple[int, int], options: OutputOptions
+) -> tuple[CameraInfo | None, CameraModel | None, str]:
+    """The camera_info of the published field (height, width), its camera, and what is wrong where one is missing."""
+    if message is None:
+        return None, None, f"none has come on {options.info_topic}"
+    info = camera = None
+    problem = ""
+    try:
+        described, (height, width) = image_size(message), options.image_size
+        if height and described != (height, width):
+            raise ValueError(f"it describes images of {described[1]}x{described[0]} px, these are {width}x{height}")
+        info = adapted(message, header, options.roi, size)
+        camera = camera_model(info, options.rectified)
+    except ValueError as error:
+        problem = f"that on {options.info_topic} cannot be used: {error}"
+    return info, camera, problem

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flow as `sensor_msgs/PointCloud2`: by sensor_msgs_py where ROS provides it, by numpy where it does not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from deq_flow_ros.media.camera import CameraModel
+
+try:
+    from sensor_msgs_py.point_cloud2 import create_cloud
+except ImportError:
+    create_cloud = None
+
+FLOW_FIELDS = ("u", "v", "du", "dv", "residual")
+RAY_FIELDS = ("x", "y", "z", "rate_x", "rate_y", "rate_z")
+
+
+def flow_points(
+    flow: np.ndarray,
+    residual: np.ndarray,
+    stride: int,
+    header: Header,
+    camera: CameraModel | None,
+    elapsed_s: float | None,
+) -> PointCloud2:
+    """Every `stride`-th pixel of flow (H, W, 2) px and residual (H, W) px, from the first on, as an organized cloud.
+
+    The fields are float32: the pixel `u`, `v` and its flow `du`, `dv`, NaN where there is none, and `residual`, all in
+    px. With the `camera` of the field's pixels also the unit bearing `x`, `y`, `z` of the pixel in the camera's optical
+    frame (REP 103), and `rate_x`, `rate_y`, `rate_z` rad/s: b x db/dt of the bearing b, as it turns from (u, v) to
+    (u + du, v + dv) in `elapsed_s`. That is the time from the field's image to the one that its flow points to, so
+    below 0 for backward flow; rates are NaN without it.
+    """
+    height, width = residual[::stride, ::stride].shape
+    v, u = np.mgrid[: flow.shape[0] : stride, : flow.shape[1] : stride].reshape(2, -1)
+    there = flow[::stride, ::stride].reshape(-1, 2)
+    columns = [u, v, there[:, 0], there[:, 1], residual[::stride, ::stride].reshape(-1)]
+    names: tuple[str, ...] = FLOW_FIELDS
+    if camera is not None:
+        pixels = np.column_stack([u, v]).astype(np.float64)
+        bearings = camera.bearings(pixels)
+        rates = angular_rates(bearings, camera.bearings(pixels + there), elapsed_s)
+        columns += [*bearings.T, *rates.T]
+        names += RAY_FIELDS
+    points = np.column_stack(columns).astype(np.float32)
+    cloud = _cloud(header, names, points)
+    cloud.height, cloud.width, cloud.row_step = height, width, width * cloud.point_step
+    cloud.is_dense = bool(np.isfinite(points).all())
+    return cloud
+
+
+def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) -> np.ndarray:
+    """(N, 3) rad/s: the constant rotation that turns unit vectors `here` (N, 3) to `there` the short way in that time.
+
+    NaN without a time.
+    """
+    if not elapsed_s:
+        return np.full(here.shape, np.nan)
+    axis = np.cross(here, there)
+    sine = np.linalg.norm(axis, axis=1)
+    angle = np.arctan2(sine, np.sum(here * there, axis=1))
+    return axis * (np.divide(angle, sine, out=np.ones_like(sine), where=sine > 0) / elapsed_s)[:, None]
+
+
+def _cloud(header: Header, names: tuple[str, ...], points: np.ndarray) -> PointCloud2:
+    fields = [
+        PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+        for index, name in enumerate(names)
+    ]
+    if create_cloud is not None:
+        return create_cloud(header, fields, points)
+    return cloud_by_numpy(header, fields, points)
+
+
+def cloud_by_numpy(header: Header, fields: list[PointField], points: np.ndarray) -> PointCloud2:
+    """`create_cloud` of sensor_msgs_py for float32 points (N, fields)."""
+    cloud = PointCloud2(header=header, height=1, width=len(points), fields=fields, point_step=4 * len(fields))
+    cloud.row_step = cloud.point_step * len(points)
+    cloud.is_bigendian = sys.byteorder == "big"
+    cloud.data.frombytes(np.ascontiguousarray(points).reshape(-1).view(np.uint8).data)
+    return cloud

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one camera publishes: only what is subscribed to, all of it describing the same field."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header
+
+from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.ros import outputs
+from deq_flow_ros.ros.convert import image_to_rgb
+from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
+
+TOPICS = {
+    "flow": Image,
+    "flow_color": Image,
+    "flow_color/compressed": CompressedImage,
+    "residual": Image,
+    "points": PointCloud2,
+    "camera_info": CameraInfo,
+}
+HEADER = Header(frame_id="camera")
+HEIGHT, WIDTH = 20, 30
+OVERRIDDEN = "qos_overrides./flow_node/rear/flow.publisher.{}"
+
+
+def field() -> tuple[np.ndarray, np.ndarray]:
+    """Flow (H, W, 2) and residual (H, W) px, different at every pixel, one of them invalid."""
+    generator = np.random.default_rng(0)
+    flow = generator.normal(0, 3, (HEIGHT, WIDTH, 2)).astype(np.float32)
+    flow[4, 6] = np.nan
+    return flow, generator.random((HEIGHT, WIDTH)).astype(np.float32)
+
+
+def calibration(width: int = WIDTH, height: int = HEIGHT) -> CameraInfo:
+    """A camera without distortion, f = 50 px."""
+    return CameraInfo(width=width, height=height, k=[50.0, 0, 15, 0, 50, 10, 0, 0, 1])
+
+
+class Rig:
+    """A lifecycle node with outputs, active, and a node that subscribes to them."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context)
+        overrides = [
+            Parameter(OVERRIDDEN.format("reliability"), value="reliable"),
+            Parameter(OVERRIDDEN.format("depth"), value=3),
+            Parameter("qos_overrides./flow_node/broken/residual.publisher.reliability", value="perhaps"),
+        ]
+        self.node = LifecycleNode("flow_node", context=self.context, parameter_overrides=overrides)
+        self.user = Node("user", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        for node in (self.node, self.user):
+            self.executor.add_node(node)
+        self.received: dict[str, list[Any]] = {}
+        self.node.trigger_configure()
+        self.outputs = FlowOutputs(self.node, "~/")
+        self.node.trigger_activate()
+
+    def subscribe(self, *names: str) -> None:
+        """Subscribe to these outputs and no others, and wait until both sides know."""
+        for subscription in list(self.user.subscriptions):
+            self.user.destroy_subscription(subscription)
+        self.received = {name: [] for name in names}
+        for name in names:
+            self.user.create_subscription(
+                TOPICS[name], f"/flow_node/{name}", self.received[name].append, qos_profile_sensor_data
+            )
+        self.until(lambda: self.outputs.wanted() == set(names))
+
+    def until(self, condition: Any) -> None:
+        """Spin until the condition holds."""
+        for _ in range(400):
+            if condition():
+                return
+            self.executor.spin_once(timeout_sec=0.05)
+        raise AssertionError(f"waited in vain; wanted {self.outputs.wanted()}, got {self.received}")
+
+    def publish(self, camera_info: CameraInfo | None = None, elapsed_s: float = 0.1, **options: Any) -> dict[str, Any]:
+        """Publish the field and return the messages that come, one of each output subscribed to."""
+        self.outputs.publish(*field(), HEADER, camera_info, elapsed_s, OutputOptions(**options))
+        self.until(lambda: all(self.received.values()))
+        messages = {name: received.pop() for name, received in self.received.items()}
+        assert not any(self.received.values())
+        return messages
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.outputs.destroy()
+        self.executor.shutdown()
+        self.node.destroy_node()
+        self.user.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    """One for all tests, as discovery is slow."""
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+def values(message: Image, channels: int) -> np.ndarray:
+    """(H, W, channels) float32 of an image message."""
+    assert message.encoding == f"32FC{channels}" and message.step == 4 * channels * message.width
+    return np.frombuffer(message.data, np.float32).reshape(message.height, message.width, channels)
+
+
+def test_everything_is_published_as_computed(rig: Rig) -> None:
+    """Raw and compressed colours, and every other output, of one field with one header."""
+    rig.subscribe(*TOPICS)
+    flow, residual = field()
+    messages = rig.publish(calibration(), compressed_format="png", points_stride=3, color_max_px=5.0)
+    assert all(message.header == HEADER for message in messages.values())
+    assert np.array_equal(values(messages["flow"], 2), flow, equal_nan=True)
+    assert np.array_equal(values(messages["residual"], 1)[..., 0], residual)
+    color = flow_to_color(flow, 5.0)
+    assert np.array_equal(image_to_rgb(messages["flow_color"]), color)
+    assert np.array_equal(image_to_rgb(messages["flow_color/compressed"]), color)
+    assert messages["flow_color/compressed"].format == "rgb8; png compressed bgr8"
+    assert (messages["points"].height, messages["points"].width, len(messages["points"].fields)) == (7, 10, 11)
+    assert messages["camera_info"].k.tolist() == calibration().k.tolist()
+
+
+def test_nobody_pays_for_what_nobody_wants(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs without a subscriber are not computed, and the colours of raw and compressed once."""
+    calls = []
+
+    def count(name: str) -> None:
+        original = getattr(outputs, name)
+        monkeypatch.setattr(outputs, name, lambda *arguments: (calls.append(name), original(*arguments))[1])
+
+    for name in ("flow_to_color", "encode_image", "flow_points", "adapted", "_resized"):
+        count(name)
+    rig.subscribe()
+    rig.publish(calibration())
+    assert calls == []
+    rig.subscribe("residual")
+    rig.publish(calibration())
+    assert calls == ["_resized"]
+    calls.clear()
+    rig.subscribe("flow_color", "flow_color/compressed")
+    messages = rig.publish(calibration(), jpeg_quality=100)
+    assert calls == ["_resized", "flow_to_color", "encode_image"]
+    assert messages["flow_color/compressed"].format == "rgb8; jpeg compressed bgr8"
+
+
+def test_smaller_fields_keep_their_meaning(rig: Rig) -> None:
+    """Values in pixels of the published field, colours and camera_info to match, no value mixed of two."""
+    rig.subscribe("flow", "residual", "flow_color", "points", "camera_info")
+    flow, residual = field()
+    messages = rig.publish(calibration(), output_scale=0.5, color_max_px=5.0, points_stride=2)
+    assert np.array_equal(values(messages["flow"], 2), flow[::2, ::2] / 2, equal_nan=True)
+    assert np.array_equal(values(messages["residual"], 1)[..., 0], residual[::2, ::2] / 2)
+    assert np.array_equal(image_to_rgb(messages["flow_color"]), flow_to_color(flow, 5.0)[::2, ::2])
+    assert messages["camera_info"].k.tolist() == [25.0, 0, 7.5, 0, 25, 5, 0, 0, 1]
+    assert (messages["points"].height, messages["points"].width) == (5, 8)
+
+
+def test_velocities_are_in_normalized_coordinates(rig: Rig) -> None:
+    """Of the image point, so that backward flow, which points back in time, gives the same sign as forward flow."""
+    rig.subscribe("flow")
+    flow, _ = field()
+    units = "normalized_per_second"
+    for scale in (1.0, 0.5):
+        for elapsed_s in (0.1, -0.1):
+            found = values(rig.publish(calibration(), elapsed_s, units=units, output_scale=scale)["flow"], 2)
+            step = round(1 / scale)
+            assert np.allclose(found, flow[::step, ::step] / 50 / elapsed_s, atol=1e-5, equal_nan=True)
+
+
+def test_units_that_cannot_be_are_refused_with_a_reason(rig: Rig) -> None:
+    """Pixels where somebody asked for velocities would be taken for velocities."""
+    rig.subscribe("flow")
+    for camera_info, elapsed_s, words in (
+        (None, 0.1, "need camera_info; none has come on /camera/camera_info"),
+        (CameraInfo(width=WIDTH, height=HEIGHT), 0.1, "that on /camera/camera_info cannot be used: .*not calibrated"),
+        (calibration(), 0.0, "two images with different stamps"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            rig.publish(camera_info, elapsed_s, units="normalized_per_second", info_topic="/camera/camera_info")
+    assert rig.received == {"flow": []}
+
+
+def test_a_camera_info_of_another_size_is_not_used(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers that make images smaller and forget camera_info: said once, and no bearings rather than wrong ones."""
+    rig.subscribe("points")
+    said: list[str] = []
+    monkeypatch.setattr(type(rig.outputs._logger), "warning", lambda self, text: said.append(text))
+    for _ in range(2):
+        message = rig.publish(calibration(60, 40), image_size=(HEIGHT, WIDTH), info_topic="/camera/camera_info")
+        assert [point.name for point in message["points"].fields] == ["u", "v", "du", "dv", "residual"]
+    assert len(said) == 1 and "describes images of 60x40 px, these are 30x20" in said[0]
+    assert len(rig.publish(calibration(), image_size=(HEIGHT, WIDTH))["points"].fields) == 11
+
+
+def test_qos_can_be_overridden_in_every_cycle(rig: Rig) -> None:
+    """ROS's own parameters, declared once for all lifecycle cycles; the defaults of other topics must not follow."""
+
+    def offered(name: str) -> list[tuple[str, int]]:
+        profiles = [info.qos_profile for info in rig.node.get_publishers_info_by_topic(f"/flow_node/rear/{name}")]
+        return [(profile.reliability.name, profile.depth) for profile in profiles]
+
+    for _ in range(3):
+        rear = FlowOutputs(rig.node, "~/rear/")
+        rig.until(lambda: offered("flow") and offered("residual"))
+        assert offered("flow")[0][0] == "RELIABLE" and offered("residual")[0][0] == "BEST_EFFORT"
+        assert rig.node.get_parameter(OVERRIDDEN.format("depth")).value == 3
+        rear.destroy()
+        rig.until(lambda: not offered("flow") and not offered("residual"))
+    assert qos_profile_sensor_data == QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+def test_a_wrong_override_leaves_nothing_behind(rig: Rig) -> None:
+    """A failing configure must give back what it had made."""
+    before = len(list(rig.node.publishers))
+    with pytest.raises(RuntimeError, match="perhaps"):
+        FlowOutputs(rig.node, "~/broken/")
+    assert len(list(rig.node.publishers)) == before
