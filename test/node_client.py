@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A camera and a user of `flow_node` in one, for tests: publishes images, collects outputs, calls its services."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
+import torch
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
@@ -15,32 +20,79 @@ from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from deq_flow_ros.model import SIZES, DEQFlow, save_model
+from deq_flow_ros.ros.children import Children
+
 TIMEOUT_S = 60.0
 PERIOD_NS = 33_333_333
 CAMERA_TOPIC = "/camera/image"
+QUICK = {
+    "latency_budget_ms": 0.0,  # no deadline: a busy machine changes no outcome
+    "max_iterations": 2,
+    "warm_up_width": 0,
+    "warm_up_height": 0,
+    "qos_reliability": "reliable",
+    "qos_depth": 100,
+}
+"""Parameters with which every frame of a test comes through, soon."""
+
+
+def untrained_weights(folder: Path) -> Path:
+    """Weights for tests that do not depend on how good the flow is."""
+    torch.manual_seed(0)
+    path = folder / "untrained.safetensors"
+    save_model(DEQFlow(SIZES["nano"]), path)
+    return path
+
+
+def node_arguments(*remappings: str, **parameters: Any) -> list[str]:
+    """Command line of `flow_node`."""
+    words = [word for rule in remappings for word in ("-r", rule)]
+    return ["--ros-args", *words, *(word for name, value in parameters.items() for word in ("-p", f"{name}:={value}"))]
+
+
+@contextmanager
+def running_node(folder: Path, *remappings: str, **parameters: Any) -> Iterator[tuple[NodeClient, Children]]:
+    """`flow_node` as a process with untrained weights, and a client; SIGINT must end it in time and with status 0."""
+    arguments = node_arguments(*remappings, **{"model": untrained_weights(folder), **QUICK, **parameters})
+    with Children(folder / "logs") as children:
+        children.start("flow_node", "deq_flow_ros.ros.flow_node", arguments)
+        rclpy.init()
+        client = NodeClient()
+        yield client, children
+        client.destroy_node()
+        rclpy.shutdown()
+        children.stop("flow_node", timeout_s=20.0)
 
 
 class NodeClient(Node):
-    """`flow`, `color`, `residual` and `accounts` hold the messages received since `forget()`."""
+    """`flow`, `color`, `residual` and `accounts` hold the messages received since `forget()`.
 
-    def __init__(self) -> None:
-        super().__init__("client")
-        self._executor = SingleThreadedExecutor()
+    Of the camera NAME where one is named: it publishes on /NAME/image. Clients in one process share the executor of the
+    first, so that waiting on one of them takes in what comes to all.
+    """
+
+    def __init__(self, name: str = "", beside: NodeClient | None = None) -> None:
+        super().__init__(f"client_{name}" if name else "client")
+        self._executor = SingleThreadedExecutor() if beside is None else beside._executor
         self._executor.add_node(self)
         qos = QoSProfile(depth=100)
-        self.camera = self.create_publisher(Image, CAMERA_TOPIC, qos)
+        self.camera_topic = f"/{name}/image" if name else CAMERA_TOPIC
+        self.prefix = f"/flow_node/{name}" if name else "/flow_node"
+        self.camera = self.create_publisher(Image, self.camera_topic, qos)
         self.flow: list[Image] = []
         self.color: list[Image] = []
         self.residual: list[Image] = []
         self.messages: list[DiagnosticArray] = []
+        best_effort = rclpy.qos.qos_profile_sensor_data  # as on the node's side; a reliable subscriber would not match
         for topic, received in (("flow", self.flow), ("flow_color", self.color), ("residual", self.residual)):
-            # Best effort on the node's side; a reliable subscriber would not match.
-            self.create_subscription(Image, f"/flow_node/{topic}", received.append, rclpy.qos.qos_profile_sensor_data)
-        self.create_subscription(DiagnosticArray, "/flow_node/statistics", self.messages.append, qos)
+            self.create_subscription(Image, f"{self.prefix}/{topic}", received.append, best_effort)
+        self.create_subscription(DiagnosticArray, f"{self.prefix}/statistics", self.messages.append, qos)
         self.next_stamp_ns = 1_000_000_000
 
     @property
@@ -79,11 +131,11 @@ class NodeClient(Node):
         self.next_stamp_ns += PERIOD_NS
         return message
 
-    def send(self, *images: Image) -> list[dict[str, str]]:
+    def send(self, *images: Any, by: Publisher | None = None) -> list[dict[str, str]]:
         """Publish one after the other, each when the one before has its account; return their accounts."""
         before = len(self.messages)
         for number, image in enumerate(images, start=before + 1):
-            self.camera.publish(image)
+            (by or self.camera).publish(image)
             self.until(lambda expected=number: len(self.messages) >= expected, "the account of a frame")
         return self.accounts[before:]
 
@@ -116,12 +168,12 @@ class NodeClient(Node):
     def replace_camera(self, qos: QoSProfile) -> None:
         """Publish with another quality of service; the node must not be subscribed meanwhile."""
         self.destroy_publisher(self.camera)
-        self.camera = self.create_publisher(Image, CAMERA_TOPIC, qos)
+        self.camera = self.create_publisher(Image, self.camera_topic, qos)
 
     def connect(self) -> None:
         """Wait until images reach the node and its outputs come back."""
         self.until(lambda: self.camera.get_subscription_count() == 1, "the node to subscribe")
-        self.until(lambda: self.count_publishers("/flow_node/statistics") == 1, "the node's statistics")
+        self.until(lambda: self.count_publishers(f"{self.prefix}/statistics") == 1, "the node's statistics")
         # Each side learns of the other by itself; a probe shows that both know, and is dropped as empty.
         probe = self.image()
         probe.height = 0

@@ -8,56 +8,34 @@ import numpy as np
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
-import torch
-from node_client import PERIOD_NS, NodeClient
+from node_client import CAMERA_TOPIC, PERIOD_NS, NodeClient, node_arguments, running_node, untrained_weights
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
-from deq_flow_ros.model import SIZES, DEQFlow, save_model
-from deq_flow_ros.ros.children import Children
+from deq_flow_ros.ros.children import ChildError, Children
 from deq_flow_ros.ros.parameters import Settings
 
 COUNTERS = ("received", "processed", "first", "dropped", "lost")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained weights: what is tested here does not depend on how good the flow is."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
-    save_model(DEQFlow(SIZES["nano"]), path)
-    return path
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeClient, Children]]:
+    """One node that all tests of this file share: what one of them does must not hurt the next."""
+    with running_node(tmp_path_factory.mktemp("node"), f"~/image:={CAMERA_TOPIC}") as running:
+        running[0].connect()
+        yield running
 
 
 @pytest.fixture(scope="module")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
-    with Children(tmp_path_factory.mktemp("logs")) as children:
-        yield children
+def node(running: tuple[NodeClient, Children]) -> NodeClient:
+    """A client of it."""
+    return running[0]
 
 
 @pytest.fixture(scope="module")
-def node(children: Children, weights: Path) -> Iterator[NodeClient]:
-    """A client of one node that all tests of this file share: what one of them does must not hurt the next."""
-    parameters = {
-        "model": weights,
-        "latency_budget_ms": 0.0,  # no deadline: a busy machine changes no outcome
-        "max_iterations": 2,
-        "warm_up_width": 0,
-        "warm_up_height": 0,
-        "qos_reliability": "reliable",
-        "qos_depth": 100,
-    }
-    arguments = ["--ros-args", "-r", "~/image:=/camera/image"]
-    for name, value in parameters.items():
-        arguments += ["-p", f"{name}:={value}"]
-    children.start("flow_node", "deq_flow_ros.ros.flow_node", arguments)
-    rclpy.init()
-    client = NodeClient()
-    client.connect()
-    yield client
-    client.destroy_node()
-    rclpy.shutdown()
-    children.stop("flow_node", timeout_s=20.0)  # SIGINT: must end in time and with status 0
+def children(running: tuple[NodeClient, Children]) -> Children:
+    """Its process, and others for a test to start."""
+    return running[1]
 
 
 @pytest.fixture(autouse=True)
@@ -172,16 +150,17 @@ def test_under_overload_the_newest_frame_wins_and_the_others_are_named(node: Nod
 
 def test_parameters_are_refused_with_a_reason_while_configured(node: NodeClient) -> None:
     """Accepting a value that has no effect would be a lie."""
-    assert "max_iterations is read in configure" in node.set_parameters(max_iterations=5)
+    assert "device is read in configure" in node.set_parameters(device="cuda")
     assert "expected one of forward, backward, got 'up'" in node.set_parameters(direction="up")
     assert "Min: 0.0625" in node.set_parameters(min_scale=0.0)
     assert node.send(node.image())[0]["outcome"] in ("first", "processed")
 
 
 def test_lifecycle_goes_round_and_bad_weights_fail_by_name(
-    node: NodeClient, children: Children, weights: Path, tmp_path: Path
+    node: NodeClient, children: Children, tmp_path: Path
 ) -> None:
     """A manager that restarts the node must find it working, and a failing configure must leave it unconfigured."""
+    weights = untrained_weights(tmp_path)
     truncated, foreign = tmp_path / "truncated.safetensors", tmp_path / "foreign.safetensors"
     truncated.write_bytes(weights.read_bytes()[:100_000])
     foreign.write_text("not weights")
@@ -246,19 +225,9 @@ def test_with_the_default_qos_best_effort_images_come_through_and_losses_are_cou
     node.connect()
 
 
-@pytest.mark.parametrize(
-    ("argument", "words"),
-    [
-        ("max_iterations:=0", ["max_iterations", "Min: 1"]),
-        ("direction:=up", ["direction", "expected one of forward, backward, got 'up'"]),
-    ],
-)
-def test_a_wrong_parameter_at_start_ends_the_process_with_its_name(
-    children: Children, argument: str, words: list[str]
-) -> None:
+def test_a_wrong_parameter_at_start_ends_the_process_with_its_name(children: Children) -> None:
     """Started with something else than what was asked for, the node would run on unnoticed."""
-    name = argument.split(":")[0]
-    children.start(name, "deq_flow_ros.ros.flow_node", ["--ros-args", "-r", "__node:=other", "-p", argument])
-    with pytest.raises(Exception, match="ended with status 2"):
-        children.wait(name, timeout_s=60.0)
-    assert all(word in children.log(name).read_text() for word in words)
+    children.start("wrong", "deq_flow_ros.ros.flow_node", node_arguments("__node:=wrong", direction="up"))
+    with pytest.raises(ChildError, match="ended with status 2") as error:
+        children.wait("wrong", timeout_s=60.0)
+    assert "flow_node: " in str(error.value) and "expected one of forward, backward, got 'up'" in str(error.value)

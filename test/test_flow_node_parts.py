@@ -12,7 +12,9 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Image
 
-from deq_flow_ros.ros.flow_node import MAX_WAIT_NS, FlowNode, ReceivedFrame, arrival
+from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, arrival
+from deq_flow_ros.ros.camera_stream import ReceivedFrame
+from deq_flow_ros.ros.flow_node import FlowNode
 
 MS = 1_000_000
 WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000
@@ -55,7 +57,8 @@ def test_only_a_wait_that_can_be_counts_against_the_budget(received_ns: int, wai
 
 def test_an_account_that_cannot_be_published_ends_no_thread(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker thread is not started again: one failure of the middleware would stop the flow for good."""
-    assert node._outputs is not None and node._worker is not None
+    camera = node._cameras[0]
+    assert node._worker is not None
     accounts: queue.Queue[DiagnosticArray] = queue.Queue()
 
     def publish(account: DiagnosticArray) -> None:
@@ -63,12 +66,12 @@ def test_an_account_that_cannot_be_published_ends_no_thread(node: FlowNode, monk
         if "dropped" in account.status[0].message:
             raise RuntimeError("the middleware failed")
 
-    monkeypatch.setattr(node._outputs.statistics, "publish", publish)
-    node._drop(Image(), "superseded by a newer frame")  # in the executor's thread
+    monkeypatch.setattr(camera._statistics, "publish", publish)
+    camera.drop(ReceivedFrame(camera, Image(), NOW_NS, None), "superseded by a newer frame")  # in the executor's thread
     messages = [accounts.get(timeout=10.0).status[0].message]
     good = Image(height=32, width=32, step=96, encoding="rgb8", data=bytes(32 * 96))
     for image in (Image(), good):  # the worker drops the first as empty
-        node._worker.submit(ReceivedFrame(image, NOW_NS))
+        node._worker.submit("", ReceivedFrame(camera, image, NOW_NS, None))
         messages.append(accounts.get(timeout=10.0).status[0].message)
     assert [message.split(":")[0] for message in messages] == ["dropped", "dropped", "stream starts"]
 

@@ -36,7 +36,8 @@ def make_node(**values: object) -> Node:
 def test_the_config_file_lists_every_parameter_with_its_default() -> None:
     """The file is the documentation users read: it must not fall behind the table."""
     listed = yaml.safe_load(CONFIG.read_text())["/**"]["ros__parameters"]
-    assert listed == dataclasses.asdict(Settings())
+    values = dataclasses.asdict(Settings())
+    assert listed == {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def test_the_config_file_states_each_range() -> None:
@@ -54,6 +55,7 @@ def test_the_config_file_states_each_range() -> None:
             assert f" to {field.metadata['maximum']:.10g}" in comment, field.name
         assert all(choice in comment for choice in field.metadata["choices"]), field.name
         assert f"[{field.metadata['unit']}]" in comment or field.metadata["unit"] in ("", "images"), field.name
+        assert ("# (live)" in comment) == field.metadata["live"], field.name
 
 
 def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
@@ -71,7 +73,8 @@ def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
         ("max_iterations", 2.5, ["max_iterations", "INTEGER"]),
         ("latency_budget_ms", -1.0, ["latency_budget_ms", "Min: 0.0"]),
         ("latency_budget_ms", float("nan"), ["latency_budget_ms", "nan"]),
-        ("min_scale", 1.5, ["min_scale", "Max: 1.0"]),
+        ("min_scale", 4.5, ["min_scale", "Max: 4.0"]),
+        ("cameras", "front", ["cameras", "STRING_ARRAY"]),
         ("model", 3, ["model", "STRING"]),
     ],
 )
@@ -82,20 +85,60 @@ def test_a_wrong_value_at_start_is_refused(name: str, value: object, words: list
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_every_parameter_is_described_to_ros() -> None:
+    """`ros2 param describe`, rqt and Foxglove show what is declared, nothing else."""
+    node = make_node()
+    for field in dataclasses.fields(Settings):
+        descriptor = node.describe_parameter(field.name)
+        assert len(descriptor.description) > 20, field.name
+        number = isinstance(field.default, (int, float)) and not isinstance(field.default, bool)
+        assert bool(descriptor.integer_range or descriptor.floating_point_range) == number, field.name
+
+
+def answer(configured: bool, node: Node | None = None, **values: object) -> str:
+    """The reason of refusal of a change, or an empty text."""
+    parameters = [Parameter(name, value=value) for name, value in values.items()]
+    return check_change(parameters, node or make_node(), configured).reason
+
+
 def test_a_change_is_refused_with_a_reason() -> None:
     """Wrong words, and values that would have no effect before the next configure."""
-    result = check_change([Parameter("direction", value="sideways")], configured=False)
-    assert not result.successful and "expected one of forward, backward, got 'sideways'" in result.reason
-    result = check_change([Parameter("max_iterations", value=3)], configured=True)
-    assert not result.successful and "cleanup" in result.reason
-    assert check_change([Parameter("max_iterations", value=3)], configured=False).successful
-    assert check_change([Parameter("use_sim_time", value=True)], configured=True).successful
+    assert "expected one of forward, backward, got 'sideways'" in answer(False, direction="sideways")
+    assert "device is read in configure: call the transitions" in answer(True, device="cuda")
+    assert answer(False, device="cuda") == answer(True, max_iterations=3) == answer(True, use_sim_time=True) == ""
+
+
+@pytest.mark.parametrize("configured", [False, True])
+@pytest.mark.parametrize("roi", [[0, 0, 64], [-1, 0, 64, 48], [0, 0, 0, 48], [0, 0, 15, 48], [0, 0, 2**31, 48], []])
+def test_a_region_that_cannot_be_is_refused(roi: list[int], configured: bool) -> None:
+    """ROS knows no ranges of arrays; every image would be dropped."""
+    reason = check_change([Parameter("roi", Parameter.Type.INTEGER_ARRAY, roi)], make_node(), configured).reason
+    assert "roi: expected [x, y, width, height]" in reason and str(roi) in reason
+
+
+@pytest.mark.parametrize("names", [["front", ""], ["front", "front"], ["front/left"], ["1st"], ["~"], [""] * 2, []])
+def test_names_of_cameras_must_be_names_of_topics(names: list[str]) -> None:
+    """Two cameras on one topic would mix two streams into one; a bad name would fail only in configure."""
+    reason = check_change([Parameter("cameras", Parameter.Type.STRING_ARRAY, names)], make_node(), False).reason
+    assert "cameras: expected" in reason and str(names) in reason
 
 
 def test_values_that_do_not_go_together_are_named() -> None:
     """Each is in range, the pair is not."""
     with pytest.raises(ValueError, match=r"both 0 or both at least 16, got \(640, 0\)"):
         Settings.read(make_node(warm_up_height=0))
+    with pytest.raises(ValueError, match=r"min_scale <= max_scale, got 2 and 1"):
+        Settings.read(make_node(min_scale=2.0))
+    node = make_node()
+    assert "min_scale <= max_scale, got 0.25 and 0.125" in answer(True, node, max_scale=0.125)
+    assert answer(True, node, max_scale=0.125, min_scale=0.125) == ""  # both in one request
+    assert answer(False, node, max_scale=0.125) == ""  # one after the other, until configure
+
+
+def test_arrays_are_read_as_they_are_set() -> None:
+    """rclpy returns arrays of its own kind, which compare as different from everything."""
+    settings = Settings.read(make_node(cameras=["front", "rear"], roi=[1, 2, 30, 40]))
+    assert settings.cameras == ("front", "rear") and settings.roi == (1, 2, 30, 40)
 
 
 def test_a_misspelt_parameter_is_reported() -> None:

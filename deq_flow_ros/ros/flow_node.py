@@ -1,62 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flow_node`: a lifecycle node that turns an image topic into optical flow.
+"""`flow_node`: a lifecycle node that turns the images of one or more cameras into optical flow.
 
-The way of a frame: `_on_image` (executor thread) notes its arrival and leaves it to the worker; `_process` (worker
-thread) converts, estimates and publishes. Every frame received gets exactly one account on `~/statistics`.
+It holds what the cameras share: the model, the worker's thread, parameters, services, diagnostics. The way of a frame
+is told in `camera_stream.py`. The executor's thread takes messages and answers services, the worker's thread computes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import rclpy
+import rclpy.logging
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecyclePublisher, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import Image
-from std_msgs.msg import Header
+from rclpy.timer import Timer
+from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.model import load_model
 from deq_flow_ros.ros import convert, process
-from deq_flow_ros.ros.diagnostics import FrameAccounts
-from deq_flow_ros.ros.parameters import Settings, check_change, misspelt_overrides
-from deq_flow_ros.ros.worker import NewestFirstWorker
-from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.ros.camera_input import STEADY_CLOCK
+from deq_flow_ros.ros.camera_stream import Attempt, CameraStream, ReceivedFrame
+from deq_flow_ros.ros.health import SUPERSEDED, Health
+from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides
+from deq_flow_ros.ros.worker import FairWorker
+from deq_flow_ros.streaming import FlowResult, update_together
 
-MAX_WAIT_NS = 1_000_000_000
-"""Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-
-
-@dataclass(frozen=True)
-class ReceivedFrame:
-    """A message and the time at which it came, on the `time.monotonic_ns` clock."""
-
-    message: Image
-    arrival_ns: int
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Publishers, from configure to cleanup."""
-
-    flow: LifecyclePublisher
-    flow_color: LifecyclePublisher
-    residual: LifecyclePublisher
-    statistics: LifecyclePublisher
+DELIVERING_NS = 1_000_000_000
+"""A camera that delivered an image within this time takes its share of the budget."""
+SNAPSHOT_TIMEOUT_S = 5.0
+DISABLED = "disabled by ~/enable"
 
 
 class FlowNode(LifecycleNode):
@@ -64,14 +51,22 @@ class FlowNode(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("flow_node")
-        self._estimator: FlowEstimator | None = None
-        self._outputs: Outputs | None = None
-        self._subscription: Subscription | None = None
-        self._worker: NewestFirstWorker[ReceivedFrame] | None = None
+        self._cameras: list[CameraStream] = []
+        self._worker: FairWorker[ReceivedFrame] | None = None
+        self._diagnostics_timer: Timer | None = None
+        self._enabled = True
+        self._health = Health(self.get_fully_qualified_name())
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self.add_post_set_parameters_callback(self._on_parameters_set)
         Settings.declare(self)
         for line in misspelt_overrides(self):
             self.get_logger().warning(line)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._publish_diagnostics_every(self.get_parameter("diagnostics_period_s").value)
+        self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(Trigger, "~/snapshot", self._on_snapshot)
+        self._refuse_impossible_transitions()
         self.get_logger().info(f"images are converted by {convert.BACKEND}")
 
     # Lifecycle
@@ -90,9 +85,9 @@ class FlowNode(LifecycleNode):
         try:
             self._configure(Settings.read(self))
         except Exception as error:
-            expected = isinstance(error, (OSError, ValueError, RuntimeError))
-            self.get_logger().error(f"configure failed: {error if expected else traceback.format_exc()}")
-            self._free()
+            reason = f"configure failed: {_words(error)}"
+            self.get_logger().error(reason)
+            self._free(failure=reason)
             return FAILURE
         return super().on_configure(state)
 
@@ -102,47 +97,38 @@ class FlowNode(LifecycleNode):
         cv2.setNumThreads(settings.compute_threads())
         model = load_model(settings.model, settings.device)
         self._device = model.device
-        self._estimator = FlowEstimator(
-            model,
-            latency_budget_ms=settings.latency_budget_ms or None,
-            max_iterations=settings.max_iterations,
-            tolerance_px=settings.tolerance_px or None,
-            direction=settings.direction,
-            min_scale=settings.min_scale,
-            max_gap_ms=settings.max_gap_ms,
-        )
+        for name in settings.cameras:
+            self._cameras.append(CameraStream(self, name, model, settings, self._on_frame))
         if settings.warm_up_height:
-            self._estimator.warm_up(settings.warm_up_height, settings.warm_up_width)
+            for camera in self._cameras:
+                camera.estimator.warm_up(settings.warm_up_height, settings.warm_up_width)
             flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
-        self._accounts = FrameAccounts(str(self._device), settings.direction)
-        self._previous: Image | None = None
-        reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
-        self._outputs = Outputs(
-            self.create_lifecycle_publisher(Image, "~/flow", qos_profile_sensor_data),
-            self.create_lifecycle_publisher(Image, "~/flow_color", qos_profile_sensor_data),
-            self.create_lifecycle_publisher(Image, "~/residual", qos_profile_sensor_data),
-            self.create_lifecycle_publisher(DiagnosticArray, "~/statistics", reliable),
-        )
+        self._enabled = True
+        threads = torch.get_num_threads()
+        self._health.configured(self._device, model=settings.model, threads=threads, images=convert.BACKEND)
+        self._health.cameras = {camera.name: camera.health for camera in self._cameras}
+        self._publish_diagnostics_every(settings.diagnostics_period_s)
         self.get_logger().info(
-            f"model {settings.model} on {self._device}, {torch.get_num_threads()} thread(s), "
+            f"model {settings.model} on {self._device}, {threads} thread(s), {len(self._cameras)} camera(s), "
             f"budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
         )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe."""
+        """Subscribe; where that fails, say why and stay inactive."""
         result = super().on_activate(state)
-        self._worker = NewestFirstWorker(self._process, "flow")
-        self._last_number = 0
-        qos = QoSProfile(
-            depth=self._settings.qos_depth, reliability=ReliabilityPolicy[self._settings.qos_reliability.upper()]
-        )
-        self._subscription = self.create_subscription(Image, "~/image", self._on_image, qos)
-        self.get_logger().info(f"waiting for images on {self._subscription.topic_name}")
+        self._worker = FairWorker(self._process, "flow", together=self._device.type == "cuda")
+        try:
+            self._open()
+        except Exception as error:  # a QoS override that ROS cannot read, for example
+            self.get_logger().error(f"activate failed: {_words(error)}")
+            self._stop("the node could not be activated")
+            super().on_deactivate(state)
+            return FAILURE
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe, finish the frame in hand, forget the stream."""
-        self._stop_stream("the node was deactivated")
+        """Unsubscribe, finish the frame in hand, forget the streams."""
+        self._stop("the node was deactivated")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -155,147 +141,186 @@ class FlowNode(LifecycleNode):
         self.close()
         return super().on_shutdown(state)
 
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """A transition raised an error: free everything, so that the node is unconfigured and can be configured."""
+        self.get_logger().error(f"an error in the transition from {state.label}; the node is unconfigured now")
+        self.close()
+        return super().on_error(state)
+
     def close(self) -> None:
         """Finish the frame in hand and free everything; may be called more than once."""
-        self._stop_stream("the node was shut down")
+        self._stop("the node was shut down")
         self._free()
 
-    def _stop_stream(self, reason: str) -> None:
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
+    def _open(self) -> None:
+        if self._enabled:
+            for camera in self._cameras:
+                camera.open()
+
+    def _stop(self, reason: str) -> None:
+        for camera in self._cameras:
+            camera.close(reason)
         if self._worker is not None:
             waiting = self._worker.stop()
             self._worker = None
-            if waiting is not None:
-                self._drop(waiting.message, reason)
-            self._reset(reason)
+            for frame in waiting:
+                frame.camera.drop(frame, reason)
 
-    def _free(self) -> None:
-        if self._outputs is not None:
-            for publisher in vars(self._outputs).values():
-                self.destroy_lifecycle_publisher(publisher)
-            self._outputs = None
-        if self._estimator is not None:
-            self._estimator = None
+    def _free(self, failure: str | None = None) -> None:
+        self._health.cleaned_up(failure)
+        for camera in self._cameras:
+            camera.destroy()
+        if self._cameras:
+            self._cameras = []
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _refuse_impossible_transitions(self) -> None:
+        """Answer the request of a transition that the state does not have with "no".
+
+        rclpy raises an error in the executor instead, and the caller waits for ever.
+        """
+        service = self._service_change_state
+        change = service.callback
+
+        def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            try:
+                return change(request, response)
+            except RuntimeError as error:
+                self.get_logger().warning(f"cannot do the transition that was asked for: {error}")
+                response.success = False
+                return response
+
+        service.callback = callback
+
+    # Parameters
+
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        return check_change(parameters, configured=self._estimator is not None)
+        return check_change(parameters, self, configured=bool(self._cameras))
+
+    def _on_parameters_set(self, parameters: Sequence[Parameter]) -> None:
+        if self._cameras and any(parameter.name in LIVE for parameter in parameters):
+            self._settings = Settings.read(self)
+            for camera in self._cameras:
+                camera.change(self._settings)
+
+    # Services
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if self._worker is None:
+            response.success, response.message = False, "the node is not active: call the transition activate"
+            return response
+        if request.data != self._enabled:
+            self._enabled = request.data
+            if self._enabled:
+                self._open()
+            else:
+                for camera in self._cameras:
+                    camera.close(DISABLED)
+                for frame in self._worker.withdraw():
+                    frame.camera.drop(frame, DISABLED)
+        response.success, response.message = True, "enabled" if self._enabled else "disabled"
+        return response
+
+    def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        for camera in self._cameras:
+            camera.reset("asked for by ~/reset")
+        if self._cameras:
+            response.success, response.message = True, "each stream starts anew with its next image"
+        else:
+            response.success, response.message = False, "the node is unconfigured: there is no stream"
+        return response
+
+    def _on_snapshot(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Write what the streams hold, between two frames."""
+        if self._worker is None:
+            response.success, response.message = False, "the node is not active: there is no stream"
+            return response
+        log_folder = rclpy.logging.get_logging_directory()
+        folder = Path(self._settings.snapshot_folder or log_folder / "flow_snapshots").expanduser()
+        about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
+
+        def write() -> list[Path | None]:
+            return [camera.write_snapshot(folder, about) for camera in self._cameras]
+
+        try:
+            paths = [str(path) for path in self._worker.call(write, SNAPSHOT_TIMEOUT_S) if path is not None]
+            response.success = bool(paths)
+            response.message = ", ".join(paths) or "no stream yet: no pair of images has been processed"
+        except Exception as error:
+            response.success, response.message = False, f"cannot write into {folder}: {_words(error)}"
+        return response
 
     # Frames
 
-    def _on_image(self, message: Image, info: dict[str, int]) -> None:
-        arrival_ns = arrival(info["received_timestamp"], time.time_ns(), time.monotonic_ns())
-        if self._worker is None:
-            return  # taken from the middleware just before the subscription went
-        self._accounts.received(self._lost_before(info["publication_sequence_number"]))
-        replaced = self._worker.submit(ReceivedFrame(message, arrival_ns))
+    def _on_frame(self, frame: ReceivedFrame) -> None:
+        assert self._worker is not None  # inputs are open only while it runs
+        replaced = self._worker.submit(frame.camera.name, frame)
         if replaced is not None:
-            self._drop(replaced.message, "superseded by a newer frame")
+            replaced.camera.drop(replaced, SUPERSEDED)
 
-    def _lost_before(self, number: int) -> int:
-        """Messages that the middleware lost between the last one and this, by the publisher's numbers."""
-        lost = number - self._last_number - 1 if self._last_number else 0
-        self._last_number = number
-        if lost <= 0 or self._subscription is None or self.count_publishers(self._subscription.topic_name) != 1:
-            return 0  # another publisher, or several: their numbers are not related
-        return lost
+    def _process(self, frames: list[ReceivedFrame]) -> None:
+        """The worker's share: frames of different cameras."""
+        limit_ms = self._time_limit_ms()
+        begun = (frame.camera.begin(frame, limit_ms) for frame in frames)
+        attempts = [attempt for attempt in begun if attempt is not None]
+        for attempt, result in self._update(attempts):
+            attempt.frame.camera.finish(attempt, result)
+        assert self._worker is not None
+        for attempt in attempts:
+            # Not at the cost of another camera's image that waits.
+            if len(self._cameras) == 1 or self._worker.idle:
+                attempt.frame.camera.prepare()
 
-    def _process(self, frame: ReceivedFrame) -> None:
+    def _update(self, attempts: list[Attempt]) -> list[tuple[Attempt, FlowResult | None]]:
+        """Run the estimators; a frame that fails has its account and is left out."""
         try:
-            account = self._estimate(frame)
-        except ValueError as error:  # the image cannot be used; the estimator's stream stays as it was
-            self.get_logger().warning(f"cannot use the image: {error}", throttle_duration_sec=5.0)
-            account = self._accounts.dropped(frame.message.header, str(error))
+            results = update_together([attempt.request for attempt in attempts])
+            return list(zip(attempts, results, strict=True))
         except Exception as error:
-            account = self._accounts.dropped(frame.message.header, self._recover(error))
-        self._publish_account(account)
-        try:
-            if self._estimator is not None:
-                self._estimator.prepare()  # what the next pair needs and its frame does not
-        except Exception as error:
-            self._recover(error)
+            if len(attempts) == 1:
+                attempts[0].frame.camera.fail(attempts[0].frame, error)
+                return []
+            # Whose frame it was is not known, so each stream starts anew, and each frame is tried alone.
+            for attempt in attempts:
+                attempt.frame.camera.recover(error)
+            return [done for attempt in attempts for done in self._update([attempt])]
 
-    def _estimate(self, frame: ReceivedFrame) -> DiagnosticArray:
-        message, started_ns = frame.message, time.monotonic_ns()
-        assert self._estimator is not None
-        rgb = convert.image_to_rgb(message)
-        converted_ns = time.monotonic_ns()
-        self._reset_if_another_source(message)
-        result = self._estimator.update(rgb, convert.stamp_to_ns(message.header.stamp), frame.arrival_ns)
-        previous, self._previous = self._previous, message
-        if result is None:
-            return self._accounts.first(message.header, self._estimator.reset_reason or "start")
-        assert previous is not None
-        estimated_ns = time.monotonic_ns()
-        on_previous = result.info.direction == "forward"
-        self._publish(result.flow, result.residual, (previous if on_previous else message).header)
-        stages = {
-            "wait": started_ns - frame.arrival_ns,
-            "convert": converted_ns - started_ns,
-            "publish": time.monotonic_ns() - estimated_ns,
-        }
-        return self._accounts.processed(
-            message.header, result.info, {name: value * 1e-6 for name, value in stages.items()}
-        )
+    def _time_limit_ms(self) -> float | None:
+        """Time that one camera may take of the thread: its share of the budget, while others deliver images as well."""
+        now_ns, budget_ms = time.monotonic_ns(), self._settings.latency_budget_ms
+        delivering = [camera for camera in self._cameras if now_ns - camera.last_arrival_ns < DELIVERING_NS]
+        shares = len(delivering)
+        if self._device.type == "cuda":  # images of one size share a turn
+            shares = len({camera.last_shape for camera in delivering})
+        return budget_ms / shares if shares > 1 and budget_ms else None
 
-    def _reset_if_another_source(self, message: Image) -> None:
-        """The estimator sees only pixels and stamps; that another camera took over the topic shows in the message."""
-        if self._previous is None:
-            return
-        before, now = _source(self._previous), _source(message)
-        changed = [name for name in now if now[name] != before[name]]
-        if changed:
-            self._reset(", ".join(f"{name} changed from {before[name]!r} to {now[name]!r}" for name in changed))
+    # Diagnostics
 
-    def _recover(self, error: Exception) -> str:
-        """Reason of a frame that failed. It must not end the stream, but what it left in the estimator is unknown."""
-        reason = f"{type(error).__name__}: {error}"
-        self.get_logger().error(f"a frame failed: {reason}", throttle_duration_sec=5.0)
-        self._reset(f"a frame failed ({reason})")
-        return reason
+    def _publish_diagnostics_every(self, period_s: float) -> None:
+        if self._diagnostics_timer is not None:
+            self.destroy_timer(self._diagnostics_timer)
+        self._diagnostics_timer = self.create_timer(period_s, self._publish_diagnostics, clock=STEADY_CLOCK)
 
-    def _reset(self, reason: str) -> None:
-        self._previous = None
-        if self._estimator is not None:
-            self._estimator.reset(reason)
-
-    def _publish(self, flow: np.ndarray, residual: np.ndarray, header: Header) -> None:
-        """Publish (H, W, 2) and (H, W) float32, in pixels; what nobody subscribes to is not computed."""
-        assert self._outputs is not None
-        if self._outputs.flow.get_subscription_count():
-            self._outputs.flow.publish(convert.array_to_image(flow, "32FC2", header))
-        if self._outputs.residual.get_subscription_count():
-            self._outputs.residual.publish(convert.array_to_image(residual, "32FC1", header))
-        if self._outputs.flow_color.get_subscription_count():
-            self._outputs.flow_color.publish(convert.array_to_image(flow_to_color(flow), "rgb8", header))
-
-    def _drop(self, message: Image, reason: str) -> None:
-        self._publish_account(self._accounts.dropped(message.header, reason))
-
-    def _publish_account(self, account: DiagnosticArray) -> None:
-        assert self._outputs is not None
-        try:
-            self._outputs.statistics.publish(account)
-        except Exception as error:  # one account that is lost must end neither the worker nor the executor
-            self.get_logger().error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
+    def _publish_diagnostics(self) -> None:
+        message = DiagnosticArray(status=self._health.statuses())
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
 
 
-def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
-    """When a message arrived, on the clock of `monotonic_ns`, from the wall-clock time at which the middleware got it.
-
-    A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS) give 0
-    for the time, and the wall clock may be set between the two readings.
-    """
-    waited_ns = wall_ns - received_ns
-    believed = received_ns > 0 and 0 <= waited_ns <= MAX_WAIT_NS
-    return monotonic_ns - waited_ns if believed else monotonic_ns
+def _words(error: Exception) -> str:
+    """An error as the user should read it: what we raise says all; of anything else, the place matters."""
+    return str(error) if isinstance(error, (OSError, ValueError, RuntimeError)) else traceback.format_exc()
 
 
-def _source(message: Image) -> dict[str, str]:
-    return {"encoding": message.encoding, "frame_id": message.header.frame_id}
+def _spin_once(executor: SingleThreadedExecutor, node: FlowNode) -> None:
+    """Do what is next; rclpy raises for requests that are malformed, and one client's must not end the node."""
+    try:
+        executor.spin_once(timeout_sec=0.2)
+    except ExternalShutdownException:
+        raise
+    except Exception:
+        node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}", throttle_duration_sec=1.0)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -308,7 +333,7 @@ def main(args: Sequence[str] | None = None) -> int:
         executor.add_node(node)
         node.start(stop)
         while not stop.requested:
-            executor.spin_once(timeout_sec=0.2)
+            _spin_once(executor, node)
     except ParameterException as error:
         print(f"flow_node: {error}", file=sys.stderr, flush=True)
         return 2

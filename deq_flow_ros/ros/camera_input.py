@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes in from one camera: images by the transport that is there, camera_info, and words where nothing comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
+from rclpy.impl.rcutils_logger import RcutilsLogger
+from rclpy.node import Node
+from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from deq_flow_ros.ros import watch
+from deq_flow_ros.ros.health import CameraHealth
+from deq_flow_ros.ros.parameters import Settings
+
+ImageMessage: TypeAlias = Image | CompressedImage
+
+MAX_WAIT_NS = 1_000_000_000
+"""Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
+WATCH_PERIOD_S = 0.5
+STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+"""For timers that must run on while simulated time stands still, as before a bag is played."""
+OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A topic that may carry the images, and its message type."""
+
+    topic: str
+    kind: type[ImageMessage]
+
+    def type_name(self) -> str:
+        """As the ROS graph has it: "sensor_msgs/msg/Image"."""
+        return f"sensor_msgs/msg/{self.kind.__name__}"
+
+
+class CameraInput:
+    """The subscriptions of one camera, from its construction to `close`. For the executor's thread alone.
+
+    :param prefix: of the camera's names: "~/" or "~/NAME/".
+    :param on_image: called with each message, its arrival on the `time.monotonic_ns` clock, and how many images the
+        middleware lost before it.
+    :ivar camera_info: the last one that came, or None.
+    :ivar info_topic: where it comes from; None where that would be the node's own output.
+    :ivar rectified: whether the images are rectified, which by image_proc's convention the name `image_rect` says.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        prefix: str,
+        settings: Settings,
+        health: CameraHealth,
+        logger: RcutilsLogger,
+        on_image: Callable[[ImageMessage, int, int], None],
+    ) -> None:
+        self.camera_info: CameraInfo | None = None
+        self.silence_warning_s = settings.silence_warning_s
+        self._node, self._settings, self._health = node, settings, health
+        self._logger, self._on_image = logger, on_image
+        self._closed = False
+        self._candidates = candidates(node, prefix, settings.image_transport)
+        self._subscription: Subscription | None = None
+        self._subscribe(self._candidates[0])
+        self.info_topic = info_topic(node, self._candidates[-1].topic, prefix)
+        self.rectified = self._candidates[-1].topic.rpartition("/")[2].startswith("image_rect")
+        self._info_subscription: Subscription | None = None
+        if self.info_topic is None:
+            logger.info("no camera_info: remap the input image, and the camera_info beside it is used")
+        else:
+            options = override_options(node, self.info_topic)
+            self._info_subscription = node.create_subscription(
+                CameraInfo, self.info_topic, self._on_camera_info, sensor_data_qos(), qos_overriding_options=options
+            )
+        self._timer = node.create_timer(WATCH_PERIOD_S, self._watch, clock=STEADY_CLOCK)
+
+    def close(self) -> None:
+        """Unsubscribe from everything."""
+        self._closed = True
+        self._health.silence = None
+        self._node.destroy_timer(self._timer)
+        for subscription in (self._subscription, self._info_subscription):
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+
+    def _subscribe(self, source: Source) -> None:
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+        self._source = source
+        self._qos = QoSProfile(
+            depth=self._settings.qos_depth, reliability=ReliabilityPolicy[self._settings.qos_reliability.upper()]
+        )
+        self._subscription = self._node.create_subscription(
+            source.kind,
+            source.topic,
+            self._on_message,
+            self._qos,
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
+            qos_overriding_options=override_options(self._node, source.topic),
+        )
+        self._last_number = 0
+        self._arrived = False
+        self._heard_s = time.monotonic()
+        self._warnings = 0
+        self._logger.info(f"waiting for {source.kind.__name__} messages on {source.topic}")
+
+    def _on_message(self, message: ImageMessage, info: dict[str, int]) -> None:
+        arrival_ns = arrival(info["received_timestamp"], time.time_ns(), time.monotonic_ns())
+        if self._closed:
+            return  # taken from the middleware just before the subscription went
+        if self._warnings:
+            silent_s = time.monotonic() - self._heard_s
+            self._logger.info(f"images come on {self._source.topic} after {silent_s:.1f} s without any")
+        self._health.silence = None
+        self._arrived, self._warnings, self._heard_s = True, 0, time.monotonic()
+        self._on_image(message, arrival_ns, self._lost_before(info["publication_sequence_number"]))
+
+    def _lost_before(self, number: int) -> int:
+        """Messages that the middleware lost between the last one and this, by the publisher's numbers."""
+        lost = number - self._last_number - 1 if self._last_number else 0
+        self._last_number = number
+        if lost <= 0 or self._node.count_publishers(self._source.topic) != 1:
+            return 0  # another publisher, or several: their numbers are not related
+        return lost
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self.camera_info = message
+
+    def _on_incompatible_qos(self, event: QoSRequestedIncompatibleQoSInfo) -> None:
+        words = watch.qos_mismatch(self._source.topic, self._qos, self._offers(self._source))
+        if words is None:  # the graph does not know the publisher yet
+            policy = qos_policy_name_from_kind(event.last_policy_kind)
+            words = f"a publisher of {self._source.topic} offers another {policy} than the node asks for"
+        self._logger.warning(words)
+
+    def _watch(self) -> None:
+        if not self._closed:
+            self._choose_source()
+            self._check_silence()
+
+    def _choose_source(self) -> None:
+        """Change to another transport where the one in use is not published, or has not delivered anything yet."""
+        offered = [source for source in self._candidates if self._offers(source)]
+        if offered and self._source != offered[0] and not (self._arrived and self._source in offered):
+            before = self._source.topic
+            self._subscribe(offered[0])
+            self._logger.info(f"changed from {before} to {offered[0].topic}, which is what is published")
+
+    def _offers(self, source: Source) -> list[TopicEndpointInfo]:
+        offers = self._node.get_publishers_info_by_topic(source.topic)
+        return [offer for offer in offers if offer.topic_type == source.type_name()]
+
+    def _check_silence(self) -> None:
+        silent_s = time.monotonic() - self._heard_s
+        limit_s = self.silence_warning_s
+        if not limit_s or silent_s < limit_s:
+            return
+        offers = self._node.get_publishers_info_by_topic(self._source.topic)
+        reason = watch.silence(self._source.topic, self._source.type_name(), offers, silent_s, self._qos)
+        self._health.silence = reason
+        if silent_s >= limit_s * 2**self._warnings:
+            self._warnings += 1
+            self._logger.warning(reason)
+
+
+def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
+    """Where the images of a camera may come from, by the parameter `image_transport`; the best first.
+
+    Names are image_transport's: the compressed images of IMAGE are on IMAGE/compressed. A camera that has compressed
+    images alone may as well publish them on IMAGE itself.
+    """
+    image = node.resolve_topic_name(f"{prefix}image")
+    raw, compressed_alone = Source(image, Image), Source(image, CompressedImage)
+    compressed = Source(node.resolve_topic_name(f"{image}/compressed"), CompressedImage)
+    by_transport = {
+        "raw": (raw,),
+        "compressed": (compressed, compressed_alone),
+        "auto": (raw, compressed, compressed_alone),
+    }
+    return by_transport[transport]
+
+
+def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
+    """Topic of the calibration that belongs to an image topic: by image_transport's convention `camera_info` beside it.
+
+    None where that is what the node itself publishes.
+    """
+    topic = node.resolve_topic_name(f"{image_topic.rpartition('/')[0]}/camera_info")
+    return None if topic == node.resolve_topic_name(f"{prefix}camera_info") else topic
+
+
+def sensor_data_qos() -> QoSProfile:
+    """The sensor data profile, one of its own: QoS overrides are written into the profile given."""
+    return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=qos_profile_sensor_data.reliability)
+
+
+def override_options(node: Node, topic: str) -> QoSOverridingOptions:
+    """ROS's QoS overrides of a subscription, `qos_overrides.TOPIC.subscription.POLICY`, as far as they are given.
+
+    The others are not declared: such a parameter can never be changed again, and what it first was would stand in the
+    way of `qos_reliability` and `qos_depth` in the next configure.
+    """
+    given: Any = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+    start = f"qos_overrides.{topic}.subscription."
+    return QoSOverridingOptions([kind for kind in OVERRIDABLE if f"{start}{kind.name.lower()}" in given])
+
+
+def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
+    """When a message arrived, on the clock of `monotonic_ns`, from the wall-clock time at which the middleware got it.
+
+    A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS) give 0
+    for the time, and the wall clock may be set between the two readings.
+    """
+    waited_ns = wall_ns - received_ns
+    believed = received_ns > 0 and 0 <= waited_ns <= MAX_WAIT_NS
+    return monotonic_ns - waited_ns if believed else monotonic_ns
