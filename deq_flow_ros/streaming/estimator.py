@@ -166,7 +166,7 @@ class FlowEstimator:
         for prefix, state in states.items():
             if state is not None:
                 for name, tensor in zip(("hidden", "flow"), state, strict=True):
-                    arrays[prefix + name] = np.array(tensor[0].float().cpu())
+                    arrays[prefix + name] = tensor[0].float().cpu().numpy().copy()
         return arrays
 
     # The steps of an update, taken by ``together``.

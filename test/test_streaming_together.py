@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of several streams, processed as one batch: the results of each alone, and nothing of the others in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from streams import PERIOD_NS, Clock, frames
+
+from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest, update_together
+from deq_flow_ros.streaming.costs import CostModel
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
+
+
+@pytest.fixture(scope="module")
+def nano() -> DEQFlow:
+    return load_model("nano")
+
+
+@pytest.fixture()
+def model() -> DEQFlow:
+    torch.manual_seed(0)
+    return DEQFlow("nano").eval().requires_grad_(False)
+
+
+def requests(estimators: list[FlowEstimator], images: list[np.ndarray], i: int) -> list[UpdateRequest]:
+    return [UpdateRequest(e, image, i * PERIOD_NS) for e, image in zip(estimators, images, strict=True)]
+
+
+def assert_same(together: FlowResult | None, alone: FlowResult | None) -> None:
+    assert (together is None) == (alone is None)
+    if together is not None and alone is not None:
+        np.testing.assert_allclose(together.flow, alone.flow, atol=2e-3)
+        np.testing.assert_allclose(together.residual, alone.residual, atol=2e-3)
+        for name in ("stamp_ns", "previous_stamp_ns", "iterations", "stop_reason", "warm", "reset_reason", "scale"):
+            assert getattr(together.info, name) == getattr(alone.info, name), name
+        assert together.info.residual_px == pytest.approx(alone.info.residual_px, abs=1e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_batch_gives_what_each_stream_gives_alone(nano: DEQFlow, direction: str, device: str) -> None:
+    """Why: batching is for speed alone. Each sample stops for itself; warm and cold ones share a batch, and so do sizes
+    that are padded alike; another size goes its own way.
+    """
+    model = nano if device == "cpu" else load_model("nano", device)
+    sizes = [(128, 144), (125, 139), (128, 144), (64, 80)]
+    steps = [3, 0, 6, 2]
+    streams = [
+        frames(5, height, width, step, seed)
+        for seed, ((height, width), step) in enumerate(zip(sizes, steps, strict=True))
+    ]
+    together = [FlowEstimator(model, direction=direction, max_iterations=8) for _ in sizes]
+    alone = [FlowEstimator(model, direction=direction, max_iterations=8) for _ in sizes]
+    kinds, reasons = set(), set()
+    for i in range(5):
+        if i == 3:
+            for estimator in (together[2], alone[2]):
+                estimator.reset("its own reason")
+        images = [stream[i] for stream in streams]
+        results = update_together(requests(together, images, i))
+        for estimator, image, result in zip(alone, images, results, strict=True):
+            assert_same(result, estimator.update(image, i * PERIOD_NS))
+        kinds.add(tuple(result and (result.info.warm, result.info.batch_size) for result in results))
+        reasons.update(result.info.stop_reason for result in results if result is not None)
+    assert kinds == {
+        (None, None, None, None),  # first frames
+        ((False, 3), (False, 3), (False, 3), (False, 1)),
+        ((True, 3), (True, 3), (True, 3), (True, 1)),
+        ((True, 2), (True, 2), None, (True, 1)),  # one camera starts anew
+        ((True, 3), (True, 3), (False, 3), (True, 1)),
+    }
+    assert reasons == {"converged", "iterations"}
+
+
+def test_a_state_that_is_not_finite_stays_in_its_stream(model: DEQFlow) -> None:
+    """Why: one camera's broken state must not reach the flow of another through the batch."""
+    estimators = [FlowEstimator(model, max_iterations=2) for _ in range(2)]
+    alone = FlowEstimator(model, max_iterations=2)
+    streams = [frames(4, seed=0), frames(4, seed=1)]
+    for i in range(4):
+        if i == 2:
+            estimators[0].prepare()
+            start = estimators[0]._start
+            assert start is not None and start.state is not None
+            with torch.inference_mode():
+                start.state[0].fill_(torch.nan)
+        broken, sound = update_together(requests(estimators, [stream[i] for stream in streams], i))
+        assert_same(sound, alone.update(streams[1][i], i * PERIOD_NS))
+        if i == 2:
+            assert broken is not None and broken.info.stop_reason == "diverged" and broken.info.iterations == 0
+    assert broken is not None and broken.info.reset_reason == "the state was not finite" and not broken.info.warm
+    assert np.isfinite(broken.flow).all() and broken.info.batch_size == 2
+
+
+def test_costs_of_batches_are_their_own(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a single frame must neither be promised the time that a batch takes, nor the other way round.
+
+    10 ms for encoding a frame, 20 ms for an iteration, 95 ms: 4 iterations of one frame, 1 of two together (3 would fit
+    where a batch costs as much as a frame).
+    """
+    costs = CostModel()
+    costs.add(1000, {"encode": 10.0, "solve": 20.0}, 1)
+    assert costs.of_batch(3).high(1000, "encode") == pytest.approx(3 * costs.high(1000, "encode"))
+    costs.of_batch(3).add(1000, {"encode": 12.0}, 0)
+    assert costs.of_batch(3).high(1000, "encode") < 20 < costs.of_batch(3).high(1000, "iteration")
+    assert costs.high(1000, "encode") < 15
+
+    clock = Clock(model, monkeypatch)
+    estimators = [FlowEstimator(model, latency_budget_ms=100, max_iterations=50, tolerance_px=None) for _ in range(2)]
+    for estimator in estimators:
+        estimator.warm_up(48, 64)
+    streams = [frames(40, seed=0), frames(40, seed=1)]
+    seen = []
+    for i in range(40):
+        if i % 2:
+            results = update_together(
+                [UpdateRequest(e, s[i], i * PERIOD_NS, clock.now_ns) for e, s in zip(estimators, streams, strict=True)]
+            )
+        else:
+            results = [e.update(s[i], i * PERIOD_NS, clock.now_ns) for e, s in zip(estimators, streams, strict=True)]
+        seen.append(
+            [(r.info.batch_size, r.info.iterations, round(r.info.latency_ms)) for r in results if r is not None]
+        )
+    assert seen[-2:] == [[(1, 4, 90)] * 2, [(2, 1, 60)] * 2]
+
+
+def test_a_batch_that_costs_no_more_is_learnt(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: that is a GPU. What was guessed before the first batch must not hold the next ones back."""
+    clock = Clock(model, monkeypatch, per_batch=True)
+    estimators = [FlowEstimator(model, latency_budget_ms=100, max_iterations=50, tolerance_px=None) for _ in range(4)]
+    for estimator in estimators:
+        estimator.warm_up(48, 64)
+    streams = [frames(25, seed=seed) for seed in range(4)]
+    for i in range(25):
+        results = update_together(
+            [UpdateRequest(e, s[i], i * PERIOD_NS, clock.now_ns) for e, s in zip(estimators, streams, strict=True)]
+        )
+    assert [(r.info.batch_size, r.info.iterations, r.info.over_budget) for r in results if r] == [(4, 4, False)] * 4
+
+
+def test_a_pressed_frame_does_not_cut_an_unhurried_one_short(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a batch ends at its soonest deadline; a camera whose frames waited too long must not starve another."""
+    clock = Clock(model, monkeypatch)
+    pressed, unhurried = (
+        FlowEstimator(model, latency_budget_ms=budget, max_iterations=5, tolerance_px=None) for budget in (60, 1000)
+    )
+    streams = [frames(4, seed=0), frames(4, seed=1)]
+    for i in range(4):
+        results = update_together(
+            [
+                UpdateRequest(e, s[i], i * PERIOD_NS, clock.now_ns)
+                for e, s in zip((unhurried, pressed), streams, strict=True)
+            ]
+        )
+    assert [r.info.batch_size for r in results if r] == [1, 1]
+    first, second = results
+    assert first is not None and first.info.iterations == 5 and not first.info.over_budget
+    assert second is not None and second.info.stop_reason == "deadline" and not second.info.over_budget
+
+
+def test_impossible_requests_change_no_stream(model: DEQFlow) -> None:
+    """Why: the caller can tell what was wrong, and go on with each frame alone."""
+    estimators = [FlowEstimator(model, max_iterations=1) for _ in range(2)]
+    images = frames(3)
+    update_together(requests(estimators, [images[0]] * 2, 0))
+    with pytest.raises(ValueError, match="one frame at a time, got several requests for one estimator"):
+        update_together(requests([estimators[0]] * 2, [images[1]] * 2, 1))
+    with pytest.raises(ValueError, match="got several models"):
+        update_together(requests([estimators[0], FlowEstimator(DEQFlow("nano"))], [images[1]] * 2, 1))
+    with pytest.raises(ValueError, match=r"at least 16x16 pixels, got 64x8"):
+        UpdateRequest(estimators[0], images[1][:8], PERIOD_NS)
+    with pytest.raises(ValueError, match="time_limit_ms must be a finite number or None, got nan"):
+        UpdateRequest(estimators[0], images[1], PERIOD_NS, time_limit_ms=float("nan"))
+    assert all(result is not None for result in update_together(requests(estimators, [images[1]] * 2, 1)))
+    assert update_together([]) == []
