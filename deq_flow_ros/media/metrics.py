@@ -33,6 +33,18 @@ def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), inside
 
 
+def photometric_map(image: np.ndarray, other: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How well `flow` (H, W, 2) px, on the pixels of `image`, explains `image` by `other`, both (H, W, 3) uint8.
+
+    Returns the absolute difference after warping, and without warping (what no flow at all would give), both (H, W)
+    float32 in grey levels, mean of the channels, NaN where the flow leaves the image.
+    """
+    warped, inside = warp(other, flow)
+    difference, unwarped = _channel_mean(cv2.absdiff(image, warped)), _channel_mean(cv2.absdiff(image, other))
+    difference[~inside] = unwarped[~inside] = np.nan
+    return difference, unwarped
+
+
 def photometric_error(image: np.ndarray, other: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, float, float]:
     """How well `flow` (H, W, 2) px, on the pixels of `image`, explains `image` by `other`, both (H, W, 3) uint8.
 

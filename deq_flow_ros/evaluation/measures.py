@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good the flow of one pair is: by the images alone, by the pair before, and by true flow where there is any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from deq_flow_ros.media.metrics import endpoint_error, photometric_map, warp
+
+if TYPE_CHECKING:
+    from deq_flow_ros.evaluation.results import PairFields
+
+TEXTURE = 5.0
+"""Grey levels per px, of an image smoothed by a Gaussian of 1 px: a pixel with less has no texture to see motion by."""
+STILL_PX = 0.25
+"""A textured pixel that changes less than a motion by so many px would change it stands still."""
+FEWEST_STATIC = 0.005
+"""Share of the pixels; with fewer static ones, nothing is said of the flicker."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a measure is called, its unit, what it says in one sentence, and where it is from."""
+
+    title: str
+    unit: str
+    definition: str
+    reference: str
+
+
+_SUNDARAM = "Sundaram et al., Dense point trajectories by GPU-accelerated large displacement optical flow, ECCV 2010"
+_BAKER = "Baker et al., A database and evaluation methodology for optical flow, IJCV 2011"
+
+MEASURES = {
+    "photometric": Measure(
+        "photometric error", "grey levels",
+        "Mean absolute difference between an image and the other one warped onto it by the flow, over the pixels that "
+        "the flow keeps inside of the image, each weighted by how far nothing else lands where it lands (else it is "
+        "probably occluded).",
+        f"{_BAKER} (warping); Xu et al., Motion detail preserving optical flow estimation, TPAMI 2012 (the weight)",
+    ),
+    "photometric_still": Measure(
+        "the same without warping", "grey levels",
+        "Mean absolute difference of the two images as they are, over the same pixels with the same weights: what zero "
+        "flow would give.",
+        "as above",
+    ),
+    "consistency_px": Measure(
+        "forward-backward error", "px",
+        "Median length of the way there and back, the flow at a pixel plus the opposite flow where it leads, over the "
+        "pixels that it keeps inside of the image.",
+        f"{_SUNDARAM}, section 4",
+    ),
+    "inconsistent_percent": Measure(
+        "inconsistent pixels", "%",
+        "Share of these pixels whose squared way there and back exceeds 0.01 of the squared lengths of the two flows "
+        "plus 0.5 px²: occluded there, or wrong.",
+        f"{_SUNDARAM}, equation 5",
+    ),
+    "flicker_px": Measure(
+        "flicker of static regions", "px",
+        "Standard deviation over time of the flow where nothing moves, from the differences between successive fields "
+        "(root of half their mean square), over the textured pixels that change in neither pair by more than a motion "
+        f"of {STILL_PX:g} px would change them.",
+        "von Neumann et al., The mean square successive difference, Annals of Mathematical Statistics 1941 (estimator)",
+    ),
+    "static_percent": Measure(
+        "static regions", "%",
+        f"Share of the pixels that the flicker is measured on; below {100 * FEWEST_STATIC:g} % it is not.",
+        "this project",
+    ),
+    "epe_px": Measure(
+        "endpoint error", "px",
+        "Mean length of the difference between flow and true flow, over the pixels where both are known.",
+        f"{_BAKER}, section 4.1",
+    ),
+    "epe_visible_px": Measure(
+        "endpoint error, visible", "px",
+        "The same over the pixels that are visible in both images, where that is known.",
+        f"{_BAKER}, section 4.1",
+    ),
+    "epe_still_px": Measure(
+        "endpoint error of zero flow", "px",
+        "Mean length of the true flow, over the visible pixels where these are known.",
+        f"{_BAKER}, section 4.1",
+    ),
+    "fl_percent": Measure(
+        "Fl", "%",
+        "Share of the pixels with true flow whose endpoint error is above 3 px and above 5 % of the true length.",
+        "Menze, Geiger, Object scene flow for autonomous vehicles, CVPR 2015, section 5",
+    ),
+}  # fmt: skip
+"""Every measure, by its name in `frames.csv` and `metrics.json`; of all of them, less is better."""
+
+
+def measure(fields: PairFields, previous: PairFields | None = None) -> dict[str, float]:
+    """The measures of one pair that can be had; of the others there is no entry.
+
+    :param previous: the pair before in the same stream (its later image is this one's earlier one); None: no flicker.
+    """
+    weight = visible_weight(fields.flow)
+    difference, still = photometric_map(fields.here, fields.there, fields.flow)
+    measures = {"photometric": _mean(difference, weight), "photometric_still": _mean(still, weight)}
+    if fields.backward is not None:
+        measures |= _consistency(fields.flow, fields.backward)
+    if previous is not None and previous.flow.shape == fields.flow.shape:
+        measures |= _flicker(fields, previous)
+    if fields.truth is not None:
+        measures |= _error(fields.flow, fields.truth, fields.visible)
+    return {name: value for name, value in measures.items() if np.isfinite(value)}
+
+
+def visible_weight(flow: np.ndarray) -> np.ndarray:
+    """(H, W) float32 in 0..1: how far each pixel of flow (H, W, 2) px has for itself the place where it lands.
+
+    0 where it leaves the image, where the flow is not known, and where it shares its place with another one: one of
+    them covers the other, and which one is not known.
+    """
+    height, width = flow.shape[:2]
+    x = np.arange(width, dtype=np.float32) + flow[:, :, 0]
+    y = np.arange(height, dtype=np.float32)[:, None] + flow[:, :, 1]
+    with np.errstate(invalid="ignore"):
+        inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    x, y = np.where(inside, x, np.float32(0)), np.where(inside, y, np.float32(0))
+    x0, y0 = x.astype(np.int32), y.astype(np.int32)  # the floor, as both are positive
+    right, down = (x - x0) * inside, (y - y0) * inside
+    both = right * (y - y0)
+    # Each pixel lands on four, shared bilinearly. One column and row more, so that the last ones have neighbours too.
+    stride = width + 1
+    corner = (y0 * stride + x0).ravel()
+    landed = np.zeros((height + 1) * stride)
+    for offset, share in (
+        (0, inside - right - down + both), (1, right - both), (stride, down - both), (stride + 1, both),
+    ):  # fmt: skip
+        landed[offset:] += np.bincount(corner, share.ravel(), landed.size)[: landed.size - offset]
+    count = landed.reshape(height + 1, stride)[:height, :width].astype(np.float32)
+    there = cv2.remap(count, x, y, cv2.INTER_LINEAR)
+    return np.where(inside, 1 - np.clip(there - 1, 0, 1), np.float32(0))
+
+
+def _mean(values: np.ndarray, weight: np.ndarray) -> float:
+    total = float(weight.sum())
+    return float(np.nansum(values * weight)) / total if total > 0 else float("nan")
+
+
+def _consistency(flow: np.ndarray, backward: np.ndarray) -> dict[str, float]:
+    back, inside = warp(backward, flow)
+    there_and_back = np.square(flow + back).sum(2)[inside]
+    known = np.isfinite(there_and_back)
+    if not known.any():
+        return {}
+    allowed = 0.01 * (np.square(flow).sum(2) + np.square(back).sum(2))[inside] + 0.5
+    with np.errstate(invalid="ignore"):
+        wrong = (there_and_back > allowed) & known
+    return {
+        "consistency_px": float(np.sqrt(np.median(there_and_back[known]))),
+        "inconsistent_percent": 100 * float(wrong.sum() / known.sum()),
+    }
+
+
+def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
+    # Three images, the middle one of which is in both pairs.
+    first, middle, last = (_smooth(image) for image in (previous.image1, fields.image1, fields.image2))
+    slope = np.hypot(cv2.Sobel(middle, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(middle, cv2.CV_32F, 0, 1, scale=1 / 8))
+    change = np.maximum(cv2.absdiff(first, middle), cv2.absdiff(middle, last))
+    step = np.square(fields.flow - previous.flow).sum(2)
+    static = (slope >= TEXTURE) & (change <= STILL_PX * slope) & np.isfinite(step)
+    share = float(static.mean())
+    measures = {"static_percent": 100 * share}
+    if share >= FEWEST_STATIC:
+        # Of a vector: the root of both components' variances, half of the mean squared difference each.
+        measures["flicker_px"] = float(np.sqrt(step[static].mean() / 2))
+    return measures
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    # Sensor noise would otherwise pass for motion.
+    return cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32)
+
+
+def _error(flow: np.ndarray, truth: np.ndarray, visible: np.ndarray | None) -> dict[str, float]:
+    nothing = np.where(np.isfinite(flow), np.float32(0), flow)
+    measures = {"epe_px": endpoint_error(flow, truth), "epe_still_px": endpoint_error(nothing, truth, visible)}
+    if visible is not None:
+        measures["epe_visible_px"] = endpoint_error(flow, truth, visible)
+    error = np.hypot(*np.moveaxis(flow - truth, 2, 0))
+    known = np.isfinite(error)
+    if known.any():
+        with np.errstate(invalid="ignore"):
+            wrong = (error > 3) & (error > 0.05 * np.hypot(*np.moveaxis(truth, 2, 0)))
+        measures["fl_percent"] = 100 * float(wrong.sum() / known.sum())
+    return measures
