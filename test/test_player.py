@@ -8,17 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from deq_flow_ros.media.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.ros.convert import stamp_to_ns
 
 COUNT, PERIOD_NS = 24, 33_333_333
@@ -31,6 +35,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(COUNT):
         cv2.imwrite(str(folder / f"{number}.png"), np.full((32, 40, 3), number, np.uint8))
     return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rosbag2 of 12 grey-to-red images with one calibration beside them, as cameras record it."""
+    path = tmp_path_factory.mktemp("bags") / "calibrated"
+    types = get_typestore(Stores.ROS2_JAZZY)
+    message = types.types
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+
+        def write(connection: Any, kind: str, stamp_ns: int, **fields: Any) -> None:
+            stamp = message["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 10**9))
+            header = message["std_msgs/msg/Header"](stamp, "eye")
+            writer.write(connection, stamp_ns, types.serialize_cdr(message[kind](header=header, **fields), kind))
+
+        images = writer.add_connection("/cam/image_raw", IMAGE, typestore=types)
+        infos = writer.add_connection("/cam/camera_info", CAMERA_INFO, typestore=types)
+        roi = message["sensor_msgs/msg/RegionOfInterest"](1, 2, 16, 20, True)
+        matrices = {"d": np.arange(5.0), "k": np.arange(9.0), "r": np.eye(3).ravel(), "p": np.arange(12.0)}
+        for number in range(12):
+            stamp_ns = 5_000_000_000 + number * PERIOD_NS
+            pixels = np.full((32, 40, 3), (20 * number, 60, 60), np.uint8)
+            fields = {"height": 32, "width": 40, "encoding": "rgb8", "is_bigendian": 0, "step": 120}
+            write(images, IMAGE, stamp_ns, **fields, data=pixels.ravel())
+            if number == 0:
+                fields = {"height": 32, "width": 40, "distortion_model": "plumb_bob", "binning_x": 0, "binning_y": 0}
+                write(infos, CAMERA_INFO, stamp_ns, **fields, **matrices, roi=roi)
+    return path
 
 
 class Subscriber(Node):
@@ -113,12 +145,38 @@ def test_a_loop_repeats_the_stamps_and_ends_cleanly_on_sigint(subscriber: Subscr
     assert last_line.startswith(f"player: published {len(stamps)} frames")
 
 
+def test_a_bag_goes_out_compressed_with_its_calibration(subscriber: Subscriber, calibrated_bag: Path) -> None:
+    """What otherwise only a camera and its driver show: compressed topics, and camera_info that pairs by stamp."""
+    pictures: list[CompressedImage] = []
+    infos: list[CameraInfo] = []
+    qos = QoSProfile(depth=100)
+    subscriber.create_subscription(CompressedImage, "/cam/image_raw/compressed", pictures.append, qos)
+    subscriber.create_subscription(CameraInfo, "/cam/camera_info", infos.append, qos)
+    remap = ("--ros-args", "-r", "~/image:=/cam/image_raw")
+    process = start(calibrated_bag, "--compressed", "png", "--wait-for-subscribers", 1, *remap)
+    subscriber.spin_while(process, 30.0)
+    assert finish(process)[0] == 0 and not subscriber.received, "raw images beside the compressed ones"
+    assert [stamp_to_ns(picture.header.stamp) for picture in pictures] == [
+        5_000_000_000 + number * PERIOD_NS for number in range(12)
+    ]
+    for number, picture in enumerate(pictures):
+        assert picture.format == "rgb8; png compressed bgr8" and picture.header.frame_id == "eye"
+        decoded = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)
+        assert decoded.shape == (32, 40, 3) and (decoded == (60, 60, 20 * number)).all()
+    assert [info.header for info in infos] == [picture.header for picture in pictures]
+    info = infos[-1]
+    assert (info.height, info.width, info.distortion_model, list(info.d)) == (32, 40, "plumb_bob", [0, 1, 2, 3, 4])
+    assert list(info.k) == list(range(9)) and list(info.p) == list(range(12))
+    assert (info.roi.x_offset, info.roi.y_offset, info.roi.height, info.roi.width) == (1, 2, 16, 20)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["/no/such/file"], 2, ["/no/such/file", "does not exist"]),
         ([], 2, ["no input given"]),
         (["FOLDER", "--rate", "0"], 2, ["rate above 0, got 0.0"]),
+        (["FOLDER", "--compressed", "webp"], 2, ["compressed to be jpeg or png", "'webp'"]),
         (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),
         (["FOLDER", "--wait-for-subscribers", "1", "--wait-timeout-s", "0.2"], 3, ["1 subscriber(s) on /player/image"]),
     ],

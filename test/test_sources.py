@@ -12,6 +12,7 @@ from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
 from deq_flow_ros.media import Frame, MediaError, open_source
+from deq_flow_ros.media.bag_source import CAMERA_INFO
 from deq_flow_ros.media.bags import BagWriter
 
 PERIOD_NS = 40_000_000
@@ -68,7 +69,15 @@ def test_ros1_bag_is_read(tmp_path: Path) -> None:
                 header(number, stamp, "eye"), 24, 32, "bgr8", 0, 96, frame.data.copy()
             )
             writer.write(connection, frame.record_ns, types.serialize_ros1(message, "sensor_msgs/msg/Image"))
-    frames = list(open_source(tmp_path / "old.bag").frames())
+        roi = types.types["sensor_msgs/msg/RegionOfInterest"](1, 2, 16, 20, False)
+        matrices = (np.zeros(5), np.arange(9.0), np.eye(3).ravel(), np.zeros(12))
+        info = types.types[CAMERA_INFO](header(0, stamp, "eye"), 24, 32, "plumb_bob", *matrices, 0, 0, roi)
+        connection = writer.add_connection("/camera_info", CAMERA_INFO, typestore=types)
+        writer.write(connection, frame.record_ns, types.serialize_ros1(info, CAMERA_INFO))
+    source = open_source(tmp_path / "old.bag")
+    assert source.calibration is not None and source.calibration["k"] == list(range(9))
+    assert source.calibration["roi"]["width"] == 20, "fields of nested messages too"
+    frames = list(source.frames())
     assert len(frames) == 3 and all(same(frame, raw_frame(number)) for number, frame in enumerate(frames))
 
 

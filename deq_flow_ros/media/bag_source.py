@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
 
 @contextmanager
@@ -76,6 +77,7 @@ class BagSource(Source):
                 raise MediaError(
                     f"the topic {self.topic} of the bag {path} holds no messages; it holds: {_listing(topics)}"
                 )
+            self.calibration = _calibration(reader, self.topic)
             times = [time_ns for _, time_ns, _ in itertools.islice(reader.messages(self._connections(reader)), 21)]
         steps = np.diff(times)
         self.nominal_period_ns = max(1, int(np.median(steps))) if steps.size else 100_000_000
@@ -119,6 +121,24 @@ class BagSource(Source):
             raise MediaError(
                 f"none of the {self.count} images on {self.topic} can be decoded; the first: {self.skipped[0]}"
             )
+
+
+def _calibration(reader: AnyReader, image_topic: str) -> dict[str, Any] | None:
+    """First calibration beside an image topic, where image_transport puts it; one that changes while recording is not
+    followed.
+    """
+    topic = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+    connections = [item for item in reader.connections if item.topic == topic and item.msgtype == CAMERA_INFO]
+    for connection, _, raw in reader.messages(connections) if connections else ():
+        message: Any = reader.deserialize(raw, connection.msgtype)
+        names = ("height", "width", "distortion_model", "binning_x", "binning_y")
+        plain = {name: getattr(message, name) for name in names}
+        # The matrices have capital letters in ROS 1.
+        letters = "dkrp" if hasattr(message, "k") else "DKRP"
+        matrices = {letter.lower(): [float(value) for value in getattr(message, letter)] for letter in letters}
+        roi = {name: getattr(message.roi, name) for name in ("x_offset", "y_offset", "height", "width", "do_rectify")}
+        return {**plain, **matrices, "roi": roi}
+    return None
 
 
 def decode_image(data: np.ndarray, format: str) -> np.ndarray:

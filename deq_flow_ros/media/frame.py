@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,6 +74,10 @@ class Source(abc.ABC):
     """Usual time between two frames."""
     count: int | None = None
     """Number of frames as the file claims it; None where nobody knows."""
+    calibration: Mapping[str, Any] | None = None
+    """Fields of `sensor_msgs/CameraInfo` but the header, as plain values under their ROS 2 names, `roi` a mapping as
+    well; None where the input has no calibration of the camera.
+    """
     live: bool = False
     """True where frames appear by themselves, at their own pace, and cannot be read again."""
 

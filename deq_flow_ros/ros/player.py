@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`player`: a bag, video, image folder or camera as `sensor_msgs/Image` at the recorded rate.
 
-    player INPUT [--topic T] [--rate R] [--loop] [--wait-for-subscribers N] [--max-frames N] [--log FILE]
+    player INPUT [--topic T] [--rate R] [--loop] [--compressed jpeg|png] [--wait-for-subscribers N] [--max-frames N]
+        [--log FILE]
 
 Every option is also a ROS parameter (`input`, `topic`, `rate`, ...), which wins over the command line. The header stamp
 of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a loop do;
-a subscriber that keeps state has to notice that time went back. Exit status: 0 done or stopped, 2 unusable input or
+a subscriber that keeps state has to notice that time went back. With --compressed the images go out as
+`sensor_msgs/CompressedImage`, on `<topic>/compressed` alone. The calibration that a bag holds beside the images goes
+out on the sibling `camera_info`, with the header of each image. Exit status: 0 done or stopped, 2 unusable input or
 option, 3 no subscriber came.
 """
 
@@ -26,17 +29,22 @@ from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from deq_flow_ros.media import Frame, MediaError, Source, open_source
+from deq_flow_ros.media.compressed import FORMATS, encode_image
+from deq_flow_ros.media.encodings import to_rgb
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
 
 READ_AHEAD = 4
 """Frames decoded in advance, so that a slow one does not come late."""
+QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+"""Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player."""
 LATE_NS = 1_000_000_000
 """Delay behind the schedule that is worth a warning."""
 
@@ -103,9 +111,16 @@ class Player(Node):
         for name, value in vars(options).items():
             self.declare_parameter(name, value)
         self._stop = stop
-        # Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player.
-        qos = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
-        self.publisher = self.create_publisher(Image, "~/image", qos)
+        self._compressed = self.option("compressed")
+        if self._compressed not in ("", *FORMATS):
+            raise ValueError(f"expected compressed to be {' or '.join(FORMATS)} (or empty), got {self._compressed!r}")
+        topic = self.resolve_topic_name("~/image")
+        if self._compressed:
+            self.publisher = self.create_publisher(CompressedImage, f"{topic}/compressed", QOS)
+        else:
+            self.publisher = self.create_publisher(Image, topic, QOS)
+        self._info_topic = topic.rpartition("/")[0] + "/camera_info"
+        self._calibration: tuple[Publisher, CameraInfo] | None = None
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self.published = 0
@@ -124,6 +139,10 @@ class Player(Node):
             raise MediaError("no input given: name a bag, a video, a folder of images or a camera index")
         source = open_source(self.option("input"), topic=self.option("topic") or None)
         self.get_logger().info(f"{source.description} -> {self.publisher.topic_name}")
+        if source.calibration:
+            info = CameraInfo(**{**source.calibration, "roi": RegionOfInterest(**source.calibration["roi"])})
+            self._calibration = self.create_publisher(CameraInfo, self._info_topic, QOS), info
+            self.get_logger().info(f"its calibration -> {self._info_topic}")
         self._wait_for_subscribers(self.option("wait_for_subscribers"), self.option("wait_timeout_s"))
         reader = FrameReader(source, self.option("loop"))
         log = self.option("log")
@@ -163,23 +182,34 @@ class Player(Node):
                 first_due_ns = time.monotonic_ns() if number == 0 else due_ns + round(source.nominal_period_ns / rate)
                 current_pass, first_record_ns = number, frame.record_ns
             due_ns = first_due_ns + round((frame.record_ns - first_record_ns) / rate)
+            message = self._message(frame)
             if not source.live:
                 self._spin_until(due_ns)
                 if time.monotonic_ns() - due_ns > LATE_NS:
                     self.get_logger().warning("reading is slower than playing", throttle_duration_sec=5.0)
             if self._stop.requested:
                 break
-            self._publish(frame, log_file)
+            self._publish(frame, message, log_file)
             if self.published == limit:
                 break
         # The process must not end before reliable subscribers have the last frames.
         self.publisher.wait_for_all_acked(Duration(seconds=5))
 
-    def _publish(self, frame: Frame, log_file: TextIO | None) -> None:
+    def _message(self, frame: Frame) -> Image | CompressedImage:
         header = Header(stamp=ns_to_stamp(frame.stamp_ns), frame_id=frame.frame_id)
-        message = bytes_to_image(
-            frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian, header
-        )
+        pixels = (frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+        if not self._compressed:
+            return bytes_to_image(*pixels, header)
+        # The words of compressed_image_transport: encoding of the source, then that of the compressed picture.
+        message = CompressedImage(header=header, format=f"{frame.encoding}; {self._compressed} compressed bgr8")
+        message.data.frombytes(encode_image(to_rgb(*pixels), self._compressed).data)
+        return message
+
+    def _publish(self, frame: Frame, message: Image | CompressedImage, log_file: TextIO | None) -> None:
+        if self._calibration is not None:
+            publisher, info = self._calibration
+            info.header = message.header
+            publisher.publish(info)
         self.publisher.publish(message)
         if log_file:
             line = {"number": self.published, "stamp_ns": frame.stamp_ns, "published_ns": time.monotonic_ns()}
@@ -211,6 +241,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded (default)")
     parser.add_argument("--loop", action="store_true", help="start over at the end; the stamps start over as well")
+    parser.add_argument("--compressed", default="", metavar="jpeg|png", help="publish compressed images instead of raw")
     parser.add_argument("--wait-for-subscribers", type=int, default=0, metavar="N", help="start when N have come")
     parser.add_argument("--wait-timeout-s", type=float, default=30.0, metavar="S", help="and give up after S seconds")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (default 0: never)")
