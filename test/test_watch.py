@@ -77,7 +77,7 @@ def test_policies_beside_the_two_common_ones_are_named_with_their_cure() -> None
         ),
         ([publisher(qos(BEST_EFFORT))], ["nothing can arrive", "offers best_effort, volatile", "qos_reliability"]),
         ([publisher(qos(RELIABLE))], ["/robot/driver publishes", "ros2 topic hz /camera/image", "config/fastdds.xml"]),
-        ([TopicEndpointInfo(topic_type=IMAGE, qos_profile=qos(RELIABLE))], ["a publisher outside of ROS publishes"]),
+        ([TopicEndpointInfo(topic_type=IMAGE, qos_profile=qos(RELIABLE))], ["a publisher of unknown node publishes"]),
     ],
     ids=["no publisher", "wrong type", "mismatch", "nothing comes", "bare DDS"],
 )

@@ -83,6 +83,6 @@ def _incompatible(offered: QoSProfile, wanted: QoSProfile) -> str:
 
 
 def _name(offer: TopicEndpointInfo) -> str:
-    """Full name of a publisher's node; a bare DDS application has none."""
+    """Full name of a publisher's node; a bare DDS application has none, a new publisher's is not known at once."""
     name = f"{offer.node_namespace.rstrip('/')}/{offer.node_name}"
-    return "a publisher outside of ROS" if name == "/" or "_NODE_NAME_UNKNOWN_" in name else name
+    return "a publisher of unknown node" if name == "/" or "_NODE_NAME_UNKNOWN_" in name else name
