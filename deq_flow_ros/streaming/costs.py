@@ -67,7 +67,13 @@ class CostModel:
         return self if size == 1 else self._batches.setdefault(size, CostModel(single=self, batch_size=size))
 
     def add(self, pixels: int, stage_ms: dict[str, float], iterations: int) -> None:
-        """Take in the stage times of one frame; "solve" is divided among its iterations."""
+        """Take in the stage times of one frame; "solve" is divided among its iterations.
+
+        The first batch of a size is left out: it pays for allocations and kernel choices, as no warm-up does it before.
+        """
+        if self.single is not None and pixels not in self.stages:
+            self.stages[pixels] = {}
+            return
         known = self.stages.setdefault(pixels, {})
         for name, value in stage_ms.items():
             if name == "solve":
