@@ -21,6 +21,7 @@ setup(
         (f"share/{package_name}", ["package.xml", "LICENSE"]),
         (f"share/{package_name}/launch", glob("launch/*.launch.py")),
         (f"share/{package_name}/config", glob("config/*")),
+        (f"share/{package_name}/examples", glob("examples/*.py")),
         # `ros2 run` and launch_ros look for executables here. Entry points would land in bin/ under pip, so these
         # small wrappers are installed as data: the one way that holds for pip and for colcon.
         (f"lib/{package_name}", glob("scripts/*")),
@@ -31,6 +32,7 @@ setup(
         "matplotlib",
         "numpy",
         "opencv-python-headless",
+        "pillow",
         "PyYAML",
         "rich",
         "rosbags",

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pages that people and programs rely on say what the code does: topics, services, parameters, keys of messages."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NODE_PAGE = ROOT / "docs" / "node.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+USES = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name != "flow.yaml")
+
+
+def tables(heading: str) -> list[list[str]]:
+    """Cells of the rows of all tables below a heading of docs/node.md, up to the next heading."""
+    section = re.split(r"^#+ ", NODE_PAGE.read_text().split(f"# {heading}\n")[1], flags=re.MULTILINE)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "]
+    return [row for row in rows if "`" in row[0]]
+
+
+def keys(heading: str) -> set[str]:
+    """What the first column names in backquotes."""
+    return {key for row in tables(heading) for key in re.findall(r"`([^`]+)`", row[0])}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Pages and files get renamed; a heading that is linked to as well."""
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_the_page_of_parameters_is_that_of_the_table() -> None:
+    """It is written from the table; whoever changes one is told how to renew the other."""
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    spec = importlib.util.spec_from_file_location("parameters_page", ROOT / "docs" / "parameters.py")
+    assert spec is not None and spec.loader is not None
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    assert writer.PAGE.read_text() == writer.page(), "docs/parameters.md is out of date: run python docs/parameters.py"
+
+
+@pytest.mark.parametrize("path", USES, ids=lambda path: path.stem)
+def test_parameter_files_of_a_use_are_accepted(path: Path) -> None:
+    """A name that no parameter has is but a warning to ROS, and a value out of range is noticed on the robot first."""
+    rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+    from deq_flow_ros.ros.parameters import Settings, misspelt_overrides
+
+    given = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+    rclpy.init(args=["test", "--ros-args", "--params-file", str(path)])
+    node = rclpy.create_node("parameters_under_test")
+    try:
+        Settings.declare(node)
+        settings = Settings.read(node)
+        assert misspelt_overrides(node) == []
+        assert given and {name: getattr(settings, name) for name in given} == given
+        assert f"`{path.stem}`" in NODE_PAGE.read_text(), "docs/node.md does not mention it"
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[tuple[str, str]]]]:
+    """(name, type) of the topics "in" and "out" and of the services of an active node of one camera."""
+    rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+    from node_client import untrained_weights
+
+    from deq_flow_ros.ros.flow_node import SUCCESS, FlowNode
+
+    weights = untrained_weights(tmp_path_factory.mktemp("weights"))
+    parameters = (f"model:={weights}", "warm_up_width:=0", "warm_up_height:=0", "threads:=1")
+    words = [word for parameter in parameters for word in ("-p", parameter)]
+    rclpy.init(args=["test", "--ros-args", *words, "-r", "~/image:=/camera/image_raw"])
+    node = FlowNode()
+
+    def entities(items: list) -> set[tuple[str, str]]:
+        kinds = [item.msg_type if hasattr(item, "msg_type") else item.srv_type for item in items]
+        paths = [item.topic_name if hasattr(item, "topic_name") else item.srv_name for item in items]
+        types = [f"{kind.__module__.rsplit('.', 1)[0].replace('.', '/')}/{kind.__name__}" for kind in kinds]
+        return {(path.replace("/flow_node/", "~/"), kind) for path, kind in zip(paths, types, strict=True)}
+
+    try:
+        assert node.trigger_configure() == SUCCESS and node.trigger_activate() == SUCCESS
+        found = {
+            "in": entities(list(node.subscriptions)),
+            "out": entities(list(node.publishers)),
+            "services": entities(list(node.services)),
+        }
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    yield found
+
+
+ROS_OWN = ("/parameter_events", "/rosout", "~/transition_event")
+
+
+def test_the_table_of_topics_is_what_the_node_has(names: dict[str, set[tuple[str, str]]]) -> None:
+    """A topic that the page does not have is not found, one that the node does not have is waited for."""
+    rows = [(row[0], re.findall("`([^`]+)`", row[0])[0], row[1].strip("`")) for row in tables("Topics")]
+    written = {(name, kind) for cell, name, kind in rows if "(in)" not in cell}
+    assert written == {(name, kind) for name, kind in names["out"] if name not in ROS_OWN}
+    places = {"~/image": "/camera/image_raw", "camera_info": "/camera/camera_info"}
+    expected = {(places[name], kind) for cell, name, kind in rows if "(in)" in cell}
+    assert expected == {(name, kind) for name, kind in names["in"] if name not in ROS_OWN}
+
+
+def test_the_table_of_services_is_what_the_node_has(names: dict[str, set[tuple[str, str]]]) -> None:
+    """Beside those that every lifecycle node has."""
+    written = {(row[0].strip("`"), row[1].strip("`")) for row in tables("Services")}
+    own = {(name, kind) for name, kind in names["services"] if kind.startswith("std_srvs/")}
+    assert written == own
+
+
+def test_the_tables_of_keys_are_those_of_the_messages() -> None:
+    """Programs read accounts and diagnostics by these keys."""
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    import torch
+    from std_msgs.msg import Header
+
+    from deq_flow_ros.ros.diagnostics import FrameAccounts
+    from deq_flow_ros.ros.health import CameraHealth, Health
+    from deq_flow_ros.streaming import FlowInfo
+
+    health = Health("/flow_node")
+    health.configured(torch.device("cpu"))
+    health.cameras = {"": CameraHealth("/camera/image_raw")}
+    accounts = FrameAccounts("cpu", "forward", "", health.cameras[""])
+    info = FlowInfo(
+        stamp_ns=2,
+        previous_stamp_ns=1,
+        direction="forward",
+        iterations=3,
+        stop_reason="deadline",
+        warm=True,
+        residual_px=0.1,
+        reset_reason="a gap",
+        scale=1.0,
+        stage_ms={"solve": 1.0},
+        latency_ms=2.0,
+        budget_ms=3.0,
+    )
+    messages = [
+        accounts.first(Header(), "start", 1.0),
+        accounts.dropped(Header(), "empty", 1.0),
+        accounts.processed(Header(), info, {"wait": 1.0}, 1.0),
+    ]
+    found = {pair.key for message in messages for pair in message.status[0].values}
+    assert {re.sub("stage_.+_ms", "stage_NAME_ms", key) for key in found} == keys("Accounts")
+    process, camera = health.statuses()
+    found = {re.sub("stage_.+_ms", "stage_NAME_ms", pair.key) for pair in camera.values}
+    assert {re.sub("dropped: .+", "dropped: REASON", key) for key in found} == keys("Diagnostics")
+    page = NODE_PAGE.read_text()
+    assert [pair.key for pair in process.values if f"`{pair.key}`" not in page] == []
