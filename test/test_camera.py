@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.media.camera import CameraModel
+from deq_flow_ros.media.camera import CameraModel, NormalizedFlow
 
 MATRIX = np.array([[600.0, 0, 331], [0, 590, 245], [0, 0, 1]])
 PLUMB_BOB = (-0.3, 0.1, 0.001, -0.0005, -0.02)
@@ -62,6 +62,21 @@ def test_pixels_without_a_ray_are_nan() -> None:
         found = camera(model, distortion).bearings(far)
         assert np.allclose(found[0], (0, 0, 1)) and np.isnan(found[1:]).all(), model
     assert camera("plumb_bob", PLUMB_BOB).bearings(np.empty((0, 2))).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "distortion"),
+    [("none", ()), ("plumb_bob", PLUMB_BOB), ("rational_polynomial", RATIONAL), ("equidistant", EQUIDISTANT)],
+)
+def test_whole_fields_are_normalized_as_single_pixels_are(model: str, distortion: tuple[float, ...]) -> None:
+    """The table that makes it fast must not show: to 0.02 px, also where flow leaves the image, and NaN stays NaN."""
+    view = camera(model, distortion).scaled(0.25, 0.25)
+    flow = np.random.default_rng(0).normal(0, 6, (120, 160, 2)).astype(np.float32)
+    flow[3, 4] = np.nan
+    pixels = np.mgrid[:120, :160][::-1].reshape(2, -1).T
+    expected = view.normalized(pixels + flow.reshape(-1, 2)) - view.normalized(pixels)
+    error = np.abs(NormalizedFlow(view)(flow).reshape(-1, 2) - expected) * view.fx
+    assert np.array_equal(np.isnan(error).any(axis=1).nonzero()[0], [3 * 160 + 4]) and np.nanmax(error) < 0.02
 
 
 def test_parts_and_scaled_images_keep_their_rays() -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14), "equidistant": (4,)}
-"""Distortion models and how many coefficients they take: those of OpenCV's `calibrateCamera` (k1, k2, p1, p2, k3, ...),
-for "equidistant" those of its `fisheye`. The names are those of `sensor_msgs/distortion_models.hpp`."""
+COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
+"""Distortion models of `sensor_msgs/distortion_models.hpp` and how many coefficients they take: those of OpenCV's
+`calibrateCamera` (k1, k2, p1, p2[, k3[, k4, k5, k6]]), for "equidistant" those of its `fisheye` (k1, k2, k3, k4)."""
 
 _UNDISTORT_UNTIL = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 40, 1e-6)
 _SOLVED_PX = 1e-2
@@ -104,10 +104,20 @@ class CameraModel:
         normal = undistort(
             points.reshape(-1, 1, 2), matrix, coefficients, R=np.eye(3), P=np.eye(3), criteria=_UNDISTORT_UNTIL
         ).reshape(-1, 2)
-        rays = np.column_stack([normal, np.ones(len(normal))])
-        again = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), matrix, coefficients)[0].reshape(-1, 2)
-        solved = np.abs(again - points).max(axis=1) <= _SOLVED_PX
+        with np.errstate(all="ignore"):
+            solved = np.abs(self._distorted(normal) - points).max(axis=1) <= _SOLVED_PX
         return np.where(solved[:, None], normal, np.nan)
+
+    def _distorted(self, normal: np.ndarray) -> np.ndarray:
+        """(N, 2) pixels of normalized coordinates; NaN where the polynomial has turned them round."""
+        k1, k2, p1, p2, k3, k4, k5, k6 = (*self.distortion, 0.0, 0.0, 0.0, 0.0)[:8]
+        x, y = normal.T
+        r2 = x * x + y * y
+        radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
+        radial = np.where(radial > 0, radial, np.nan)
+        distorted_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+        distorted_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+        return np.column_stack([distorted_x * self.fx + self.cx, distorted_y * self.fy + self.cy])
 
     def _fisheye_bearings(self, points: np.ndarray) -> np.ndarray:
         """By the angle from the axis, which may pass 90 degrees; cv2.fisheye gives its tangent, which may not."""
@@ -124,3 +134,40 @@ class CameraModel:
             direction = scaled * np.where(distorted > 0, np.sin(angle) / distorted, 1.0)[:, None]
         rays = np.column_stack([direction, np.cos(angle)])
         return np.where(solved[:, None], rays, np.nan)
+
+
+class NormalizedFlow:
+    """Flow in normalized coordinates, for whole fields: undistorting each pixel of each field takes too long.
+
+    What distortion adds to linear coordinates is a smooth function of the pixel. It is computed once for all pixels and
+    interpolated where flow leads; outside of the image it is computed.
+
+    :param camera: of the field's pixels.
+    """
+
+    def __init__(self, camera: CameraModel) -> None:
+        self.camera = camera
+        self._focal = np.array([camera.fx, camera.fy], np.float32)
+        self._bend: np.ndarray | None = None  # (H, W, 2) float32
+        if any(camera.distortion) or camera.distortion_model == "equidistant":
+            self._pixels = np.mgrid[: camera.height, : camera.width][::-1].transpose(1, 2, 0).astype(np.float32)
+            self._bend = self._bend_at(self._pixels.reshape(-1, 2)).reshape(self._pixels.shape)
+
+    def __call__(self, flow: np.ndarray) -> np.ndarray:
+        """(H, W, 2) float32: difference of the normalized coordinates that flow (H, W, 2) px leads to and starts from.
+
+        To 0.02 px of it. NaN without flow, or where a pixel has no ray.
+        """
+        normal = flow / self._focal
+        if self._bend is None:
+            return normal
+        there = self._pixels + flow
+        bend = cv2.remap(self._bend, there, None, cv2.INTER_LINEAR, borderValue=(np.nan, np.nan))
+        unknown = np.isnan(bend[..., 0]) & np.isfinite(there[..., 0] + there[..., 1])
+        bend[unknown] = self._bend_at(there[unknown])
+        return normal + bend - self._bend
+
+    def _bend_at(self, points: np.ndarray) -> np.ndarray:
+        """(N, 2) float32: normalized coordinates of pixels (N, 2), less those without distortion."""
+        linear = replace(self.camera, distortion_model="none", distortion=())
+        return (self.camera.normalized(points) - linear.normalized(points)).astype(np.float32)

@@ -54,20 +54,19 @@ def _bayer(code: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda image: eight_bits(cv2.cvtColor(image, code))
 
 
-def _nv24(planes: np.ndarray) -> np.ndarray:
-    """RGB of (3 H, W): luma, then per row W interleaved pairs of U and V, in the space of two rows.
+# ITU-R BT.601 in studio range: red, green and blue of Y, U, V and 1, as OpenCV's conversions of the other encodings.
+_BT601 = np.array([[1.164, 0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0]])
+_BT601 = np.column_stack([_BT601, _BT601 @ (-16, -128, -128)])
 
-    Each pixel becomes a pair of YUYV that shares one colour, for which OpenCV has a conversion; every second is kept.
-    """
-    height = planes.shape[0] // 3
-    step = planes.strides[0]
+
+def _nv24(planes: np.ndarray) -> np.ndarray:
+    """RGB of (3 H, W): luma, then per row W interleaved pairs of U and V, in the space of two rows."""
+    height, width = planes.shape[0] // 3, planes.shape[1]
     chroma = np.lib.stride_tricks.as_strided(
-        planes[height:], (height, planes.shape[1], 2), (2 * step, 2, 1), writeable=False
+        planes[height:], (height, width, 2), (2 * planes.strides[0], 2, 1), writeable=False
     )
-    u, v = cv2.split(np.ascontiguousarray(chroma))
-    luma = planes[:height]
-    pairs = cv2.merge([luma, u, luma, v]).reshape(height, -1, 2)
-    return cv2.cvtColor(pairs, cv2.COLOR_YUV2RGB_YUYV)[:, ::2]
+    # OpenCV has no conversion for colour at full resolution.
+    return cv2.transform(cv2.merge([np.maximum(planes[:height], 16), chroma]), _BT601)
 
 
 # ROS names a Bayer pattern by its first two rows from the corner on, OpenCV by the second row from its second pixel on.

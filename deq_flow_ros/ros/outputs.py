@@ -14,7 +14,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.camera import CameraModel
+from deq_flow_ros.media.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.compressed import encode_image
 from deq_flow_ros.ros import convert
@@ -74,7 +74,7 @@ class FlowOutputs:
         # A logger of its own, so that throttling one camera's words does not swallow another's.
         self._logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._said = ""
-        self._grid: tuple[CameraModel, np.ndarray, np.ndarray] | None = None
+        self._normalized: NormalizedFlow | None = None
         self._publishers: dict[str, LifecyclePublisher] = {}
         try:
             for name, kind in _TOPICS.items():
@@ -153,12 +153,9 @@ class FlowOutputs:
             raise ValueError(f"units {units} need camera_info; {problem}")
         if not elapsed_s:
             raise ValueError(f"units {units} need two images with different stamps")
-        if self._grid is None or self._grid[0] != camera:
-            pixels = np.mgrid[: flow.shape[0], : flow.shape[1]][::-1].reshape(2, -1).T.astype(np.float64)
-            self._grid = camera, pixels, camera.normalized(pixels)
-        _, pixels, here = self._grid
-        there = camera.normalized(pixels + flow.reshape(-1, 2))
-        return ((there - here) / elapsed_s).astype(np.float32).reshape(flow.shape)
+        if self._normalized is None or self._normalized.camera != camera:
+            self._normalized = NormalizedFlow(camera)
+        return self._normalized(flow) / np.float32(elapsed_s)
 
     def _say(self, problem: str, wanted: set[str]) -> None:
         """Name what is missing in what people subscribe to; once, until it changes."""

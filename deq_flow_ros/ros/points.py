@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 
 import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
@@ -37,13 +38,12 @@ def flow_points(
     below 0 for backward flow; rates are NaN without it.
     """
     height, width = residual[::stride, ::stride].shape
-    v, u = np.mgrid[: flow.shape[0] : stride, : flow.shape[1] : stride].reshape(2, -1)
+    pixels = _grid(*flow.shape[:2], stride)
     there = flow[::stride, ::stride].reshape(-1, 2)
-    columns = [u, v, there[:, 0], there[:, 1], residual[::stride, ::stride].reshape(-1)]
+    columns = [*pixels.T, there[:, 0], there[:, 1], residual[::stride, ::stride].reshape(-1)]
     names: tuple[str, ...] = FLOW_FIELDS
     if camera is not None:
-        pixels = np.column_stack([u, v]).astype(np.float64)
-        bearings = camera.bearings(pixels)
+        bearings = _grid_bearings(camera, *flow.shape[:2], stride)
         rates = angular_rates(bearings, camera.bearings(pixels + there), elapsed_s)
         columns += [*bearings.T, *rates.T]
         names += RAY_FIELDS
@@ -52,6 +52,17 @@ def flow_points(
     cloud.height, cloud.width, cloud.row_step = height, width, width * cloud.point_step
     cloud.is_dense = bool(np.isfinite(points).all())
     return cloud
+
+
+@lru_cache(maxsize=4)
+def _grid_bearings(camera: CameraModel, height: int, width: int, stride: int) -> np.ndarray:
+    """(N, 3) bearings of every `stride`-th pixel: the same for every field of a camera."""
+    return camera.bearings(_grid(height, width, stride))
+
+
+def _grid(height: int, width: int, stride: int) -> np.ndarray:
+    """(N, 2) float64: x and y of every `stride`-th pixel, row by row."""
+    return np.mgrid[:height:stride, :width:stride][::-1].reshape(2, -1).T.astype(np.float64)
 
 
 def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) -> np.ndarray:
