@@ -37,19 +37,20 @@ def flow_points(
     (u + du, v + dv) in `elapsed_s`. That is the time from the field's image to the one that its flow points to, so
     below 0 for backward flow; rates are NaN without it.
     """
-    height, width = residual[::stride, ::stride].shape
-    pixels = _grid(*flow.shape[:2], stride)
+    height, width = residual.shape
+    pixels = _grid(height, width, stride)
     there = flow[::stride, ::stride].reshape(-1, 2)
-    columns = [*pixels.T, there[:, 0], there[:, 1], residual[::stride, ::stride].reshape(-1)]
+    columns = [*pixels.T, *there.T, residual[::stride, ::stride].reshape(-1)]
     names: tuple[str, ...] = FLOW_FIELDS
     if camera is not None:
-        bearings = _grid_bearings(camera, *flow.shape[:2], stride)
+        bearings = _grid_bearings(camera, height, width, stride)
         rates = angular_rates(bearings, camera.bearings(pixels + there), elapsed_s)
         columns += [*bearings.T, *rates.T]
         names += RAY_FIELDS
     points = np.column_stack(columns).astype(np.float32)
     cloud = _cloud(header, names, points)
-    cloud.height, cloud.width, cloud.row_step = height, width, width * cloud.point_step
+    cloud.height, cloud.width = residual[::stride, ::stride].shape
+    cloud.row_step = cloud.width * cloud.point_step
     cloud.is_dense = bool(np.isfinite(points).all())
     return cloud
 
