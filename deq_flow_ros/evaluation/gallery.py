@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,9 +90,9 @@ class Gallery:
             step *= 2
         return step
 
-    def spread(self) -> Iterator[Preview]:
-        """The evenly spread previews, in the order of the stream."""
-        return (self.preview(index) for index in sorted(self._ranks) if index % self.step == 0)
+    def indices(self) -> list[int]:
+        """Of the evenly spread previews, in the order of the stream."""
+        return [index for index in sorted(self._ranks) if index % self.step == 0]
 
     def preview(self, index: int) -> Preview:
         """One preview. Raises KeyError where it was not kept, `MediaError` where it cannot be read."""

@@ -42,10 +42,11 @@ def strip(preview: Strip, max_px: float, residual_px: float, grey_levels: float)
     pictures = [preview.image, flow_to_color(preview.flow.astype(np.float32), max_px)]
     if preview.exact is not None:
         pictures.append(flow_to_color(preview.exact.astype(np.float32), max_px))
-    return [*pictures, _heat(preview.residual, residual_px), _heat(preview.photometric, grey_levels)]
+    return [*pictures, heat(preview.residual, residual_px), heat(preview.photometric, grey_levels)]
 
 
-def _heat(values: np.ndarray, top: float) -> np.ndarray:
+def heat(values: np.ndarray, top: float) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of values (H, W): black is 0 or no value, yellow-white `top` and more."""
     scaled = np.clip(np.nan_to_num(values.astype(np.float32)) / max(top, 1e-6), 0, 1)
     colored = cv2.applyColorMap((255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
@@ -64,7 +65,7 @@ def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: n
         worst_px = max(3.0, float(np.percentile(error[valid], 99)))
     else:
         max_px = worst_px = 1.0
-    pictures = [image, flow_to_color(known, max_px), flow_to_color(flow, max_px), _heat(error, worst_px)]
+    pictures = [image, flow_to_color(known, max_px), flow_to_color(flow, max_px), heat(error, worst_px)]
     axis = 0 if image.shape[1] > 2 * image.shape[0] else 1
     line = np.full((GAP, image.shape[1], 3) if axis == 0 else (image.shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis)
