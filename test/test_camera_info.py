@@ -112,7 +112,7 @@ def test_a_part_outside_of_the_image_is_named() -> None:
         ValueError, match="within the 640 x 480 px of camera_info, got x 600, y 0, width 100, height 50"
     ):
         adapted(calibration(), HEADER, (600, 0, 100, 50), (50, 100))
-    with pytest.raises(ValueError, match="calibrated, but of 0 x 480 px"):
+    with pytest.raises(ValueError, match="calibrated, for images of 0 x 480 px"):
         adapted(calibration(width=0), HEADER, WHOLE, (480, 640))
 
 

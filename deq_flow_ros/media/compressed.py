@@ -37,9 +37,9 @@ def decode_image(data: np.ndarray, format: str = "") -> np.ndarray:
             raise EncodingError(f"expected at most {MAX_PIXELS} pixels, got {image.width} x {image.height}{said}")
         try:
             # 16-bit grey keeps its bits; of 16-bit colour, Pillow reads the upper ones.
-            if not image.mode.startswith("I"):
-                return np.array(image.convert("RGB"))
-            return cv2.cvtColor(eight_bits(np.asarray(image).astype(np.uint16)), cv2.COLOR_GRAY2RGB)
+            if image.mode.startswith("I"):
+                return cv2.cvtColor(eight_bits(np.asarray(image).astype(np.uint16)), cv2.COLOR_GRAY2RGB)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
         except Exception as error:
             raise EncodingError(f"the {image.format} data of {data.size} bytes is damaged{said}: {error}") from None
 

@@ -19,8 +19,9 @@ WHOLE: Region = (0, 0, 0, 0)
 def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
     """The camera of the images that `message` describes, its region of interest and binning included.
 
-    Of the images as they were taken, by K and D; with `rectified`, of those that image_proc rectifies, by P. Raises
-    ValueError for an uncalibrated camera, or values that contradict each other or are unknown.
+    Of the images as they were taken, by K and D, in the frame of the lens; with `rectified`, of those that image_proc
+    rectifies, by P, in the frame that R turns to. Raises ValueError for an uncalibrated camera, or values that
+    contradict each other or are unknown.
     """
     name, matrix = ("P", message.p.reshape(3, 4)) if rectified else ("K", message.k.reshape(3, 3))
     if not message.k[0] or not matrix[0, 0]:
@@ -71,7 +72,7 @@ def adapted(message: CameraInfo, header: Header, roi: Region, size: tuple[int, i
                 f"expected a region within the {image_width} x {image_height} px of camera_info, got {part}"
             )
     elif message.k[0]:
-        raise ValueError(f"camera_info contradicts itself: calibrated, but of {message.width} x {message.height} px")
+        raise ValueError(f"camera_info contradicts itself: calibrated, for images of {image_width} x {image_height} px")
     sensor_x, sensor_y, _, _ = _sensor_region(message)
     binning_x, binning_y = _binning(message)
     left, top = sensor_x + x * binning_x, sensor_y + y * binning_y
