@@ -16,10 +16,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session", autouse=True)
 def ros_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """ROS of this run alone: a domain of its own, on this machine, with temporary logs and our transport profile."""
+    """See `set_ros_environment`."""
+    set_ros_environment(tmp_path_factory.mktemp("ros_log"))
+
+
+def set_ros_environment(log_folder: Path) -> None:
+    """ROS of this run alone: a domain of its own, on this machine, with its own logs and our transport profile."""
     os.environ["ROS_DOMAIN_ID"] = str(10 + os.getpid() % 80)
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["ROS_LOG_DIR"] = str(tmp_path_factory.mktemp("ros_log"))
+    os.environ["ROS_LOG_DIR"] = str(log_folder)
     os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     # Child processes find the package whether or not it is installed.

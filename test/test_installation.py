@@ -16,8 +16,12 @@ LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation of the tree."""
+    return install(tmp_path_factory.mktemp("prefix"))
+
+
+def install(prefix: Path) -> Path:
     """What `setup.py` installs: data files under the prefix, modules in its `modules`."""
-    prefix = tmp_path_factory.mktemp("prefix")
     commands = ["build_py", "--build-lib", str(prefix / "modules"), "install_data", "--install-dir", str(prefix)]
     subprocess.run([sys.executable, "-W", "ignore", "setup.py", "--quiet", *commands], cwd=ROOT, check=True, timeout=60)
     return prefix
@@ -31,6 +35,8 @@ def test_everything_is_where_ros_looks_for_it(prefix: Path) -> None:
     for folder in ("launch", "config"):
         expected = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
         assert {path.name for path in (prefix / SHARE / folder).iterdir()} == expected, folder
+    examples = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert {path.name for path in (prefix / SHARE / "examples").iterdir()} == examples
     assert {"flow.launch.py", "replay.launch.py"} <= {path.name for path in LAUNCH_FILES}
     assert {"flow.yaml", "fastdds.xml"} <= {path.name for path in (prefix / SHARE / "config").iterdir()}
     for name in ("flow_node", "player", "evaluate_bag"):
@@ -52,16 +58,3 @@ def test_an_installed_node_starts_from_its_wrapper(prefix: Path) -> None:
 def test_launch_files_are_valid_python(path: Path) -> None:
     """Without launch_ros at hand, a slip in them would show only on a robot."""
     assert "generate_launch_description" in compile(path.read_text(), str(path), "exec").co_names
-
-
-@pytest.mark.parametrize("name", [path.name for path in LAUNCH_FILES])
-def test_launch_files_describe_their_arguments(prefix: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `ros2 launch --show-args` loads them, from the installation."""
-    pytest.importorskip("launch_ros", reason="launch_ros is part of a ROS installation, not of the wheels")
-    from launch.launch_description_sources import get_launch_description_from_python_launch_file
-
-    before = os.environ.get("AMENT_PREFIX_PATH", "")
-    monkeypatch.setenv("AMENT_PREFIX_PATH", os.pathsep.join(filter(None, [str(prefix), before])))
-    description = get_launch_description_from_python_launch_file(str(prefix / SHARE / "launch" / name))
-    arguments = {argument.name for argument in description.get_launch_arguments()}
-    assert {"image", "namespace"} <= arguments

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What launch files make of their arguments, from an installation, without starting nodes; and a replay that ends."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("launch_ros", reason="launch_ros is part of a ROS installation, not of the wheels")
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import (
+    PythonLaunchDescriptionSource,
+    get_launch_description_from_python_launch_file,
+)
+from launch.logging import get_logger
+from node_client import untrained_weights
+from test_installation import SHARE, install
+
+from launch import LaunchContext, LaunchDescription, LaunchService
+
+
+@pytest.fixture(scope="module")
+def launch_folder(tmp_path_factory: pytest.TempPathFactory, ros_environment: None) -> Path:
+    """The launch files of an installation that ROS finds first."""
+    prefix = install(tmp_path_factory.mktemp("prefix"))
+    os.environ["AMENT_PREFIX_PATH"] = os.pathsep.join([str(prefix), os.environ["AMENT_PREFIX_PATH"]])
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of the wrappers
+    return prefix / SHARE / "launch"
+
+
+def visit(path: Path, **arguments: str) -> list:
+    """What `ros2 launch` does with a launch file before it starts processes; returns the actions for these."""
+    context = LaunchContext()
+    context.launch_configurations.update(arguments)
+    description = get_launch_description_from_python_launch_file(str(path))
+    return [action for entity in description.entities for action in entity.visit(context) or []]
+
+
+@pytest.mark.parametrize("name", ["flow", "multi_camera", "replay"])
+def test_arguments_are_described(launch_folder: Path, name: str) -> None:
+    """`ros2 launch --show-args` is where people look first; included files must show theirs as well."""
+    description = get_launch_description_from_python_launch_file(str(launch_folder / f"{name}.launch.py"))
+    arguments = {argument.name: argument.description for argument in description.get_launch_arguments()}
+    assert {"image"} <= set(arguments) and all(arguments.values())
+    if name != "multi_camera":  # which passes everything on
+        assert {"namespace", "params_file", "model", "device", "log_level", "rviz", "foxglove"} <= set(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"params_file": "jetsam"}, "jetson.*got 'jetsam'"),
+        ({"cameras": "front,rear", "image": "/front"}, r"2 topic\(s\) in image.*got '/front'"),
+        ({"image": "/a,/b"}, r"1 topic\(s\) in image"),
+        ({"camera_info": "/a,/b"}, r"1 topic\(s\) in camera_info"),
+        ({"log_level": "loud"}, "loud"),
+        ({"image_transport": "theora"}, "theora"),
+        ({"foxglove": "yes"}, "yes"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(launch_folder: Path, arguments: dict[str, str], words: str) -> None:
+    """The error is all that is seen of a launch that does not start."""
+    with pytest.raises(RuntimeError, match=words):
+        visit(launch_folder / "flow.launch.py", **arguments)
+
+
+def test_the_node_starts_without_viewers_that_are_not_installed(
+    launch_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A robot has no RViz; the same launch line must work there, and say what is missing."""
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(launch_folder.parents[2]))
+    said: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", said.append)
+    get_logger("flow.launch").addHandler(handler)
+    actions = visit(launch_folder / "flow.launch.py", rviz="true", foxglove="true")
+    get_logger("flow.launch").removeHandler(handler)
+    assert [action.node_executable for action in actions] == ["flow_node"]
+    assert [(record.levelname, record.getMessage().rpartition("-")[2]) for record in said] == [
+        ("ERROR", "rviz2"),
+        ("ERROR", "bridge"),
+    ]
+
+
+def test_a_replay_ends_with_its_recording(launch_folder: Path, tmp_path: Path) -> None:
+    """Scripts wait for it; and with a player that cannot play, nobody would come to end it."""
+    for number in range(4):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((48, 64, 3), 40 * number, np.uint8))
+    parameters = tmp_path / "small.yaml"
+    parameters.write_text("/**: {ros__parameters: {warm_up_width: 0, warm_up_height: 0, threads: 1}}\n")
+    arguments = {"model": str(untrained_weights(tmp_path)), "params_file": str(parameters)}
+    for folder in (tmp_path, tmp_path / "nothing"):
+        service = LaunchService(noninteractive=True)
+        source = PythonLaunchDescriptionSource(str(launch_folder / "replay.launch.py"))
+        action = IncludeLaunchDescription(source, launch_arguments={**arguments, "input": str(folder)}.items())
+        service.include_launch_description(LaunchDescription([action]))
+        assert service.run() == 0
