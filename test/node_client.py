@@ -17,6 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -94,6 +95,7 @@ class NodeClient(Node):
             self.create_subscription(Image, f"{self.prefix}/{topic}", received.append, best_effort)
         self.create_subscription(DiagnosticArray, f"{self.prefix}/statistics", self.messages.append, qos)
         self.next_stamp_ns = 1_000_000_000
+        self._service_clients: dict[str, Client] = {}
 
     @property
     def accounts(self) -> list[dict[str, str]]:
@@ -141,11 +143,12 @@ class NodeClient(Node):
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
         """Call a service of the node."""
-        client = self.create_client(kind, f"/flow_node/{name}")
+        if name not in self._service_clients:
+            self._service_clients[name] = self.create_client(kind, f"/flow_node/{name}")
+        client = self._service_clients[name]
         self.until(client.service_is_ready, f"the service {name}")
         future = client.call_async(request)
         self.until(future.done, f"the answer of {name}")
-        self.destroy_client(client)
         return future.result()
 
     def change_state(self, transition: str) -> bool:

@@ -2,7 +2,10 @@
 """Parts of `flow_node` that another middleware, or a middleware that fails, reaches: within this process."""
 
 import queue
+import random
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import pytest
@@ -10,31 +13,43 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
 
+from deq_flow_ros.ros import frame_worker
 from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, arrival
-from deq_flow_ros.ros.camera_stream import ReceivedFrame
+from deq_flow_ros.ros.camera_stream import CameraStream, ReceivedFrame
 from deq_flow_ros.ros.flow_node import FlowNode
+from deq_flow_ros.ros.rate_limit import RateLimit
+from deq_flow_ros.streaming import FlowResult, UpdateRequest, update_together
 
 MS = 1_000_000
 WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000
 
 
-@pytest.fixture
-def node() -> Iterator[FlowNode]:
-    """An active node with three threads; what it sets for the whole process is put back."""
+@contextmanager
+def configured_node(*parameters: str) -> Iterator[FlowNode]:
+    """A node in this process; what it sets for the whole process is put back."""
     before = torch.get_num_threads(), cv2.getNumThreads()
-    parameters = ("threads:=3", "warm_up_width:=0", "warm_up_height:=0", "latency_budget_ms:=0.0", "max_iterations:=1")
-    rclpy.init(args=["--ros-args", *(word for value in parameters for word in ("-p", value))])
+    quick = ("warm_up_width:=0", "warm_up_height:=0", "latency_budget_ms:=0.0", "max_iterations:=1")
+    rclpy.init(args=["--ros-args", *(word for value in (*quick, *parameters) for word in ("-p", value))])
     node = FlowNode()
     node.trigger_configure()
-    node.trigger_activate()
     yield node
     node.close()
     node.destroy_node()
     rclpy.shutdown()
     torch.set_num_threads(before[0])
     cv2.setNumThreads(before[1])
+
+
+@pytest.fixture
+def node() -> Iterator[FlowNode]:
+    """An active node with three threads."""
+    with configured_node("threads:=3") as node:
+        node.trigger_activate()
+        yield node
 
 
 @pytest.mark.parametrize(
@@ -79,3 +94,97 @@ def test_an_account_that_cannot_be_published_ends_no_thread(node: FlowNode, monk
 def test_threads_bind_torch_and_opencv(node: FlowNode) -> None:
     """OpenCV would take all cores beside torch, the one left to the middleware included."""
     assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
+
+
+def test_qos_overrides_hold_for_the_image_and_a_wrong_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    """ROS's own way to set a quality of service; it comes before our parameters, as it names the topic."""
+    start = "qos_overrides./flow_node/image.subscription."
+    with configured_node(f"{start}depth:=7", f"{start}reliability:=reliable") as node:
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        profile = next(s for s in node.subscriptions if s.topic_name == "/flow_node/image").qos_profile
+        assert (profile.depth, profile.reliability) == (7, ReliabilityPolicy.RELIABLE)
+    with configured_node(f"{start}reliability:=sometimes") as node:
+        before = len(list(node.subscriptions)), len(list(node.timers))
+        assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
+        assert "activate failed: Unexpected QoS override for policy `reliability`: `some" in capfd.readouterr().err
+        assert (len(list(node.subscriptions)), len(list(node.timers))) == before and node._worker is None
+
+
+def received(camera: CameraStream, value: int) -> ReceivedFrame:
+    """An image whose pixels all have one value."""
+    image = Image(height=32, width=32, step=96, encoding="rgb8", data=bytes([value]) * (32 * 96))
+    return ReceivedFrame(camera, image, NOW_NS, None)
+
+
+@pytest.fixture
+def two_cameras(node: FlowNode) -> FlowNode:
+    """The active node, with another camera of the same model."""
+    first = node._cameras[0]
+    node._cameras.append(CameraStream(node, "second", first.estimator.model, node._settings))
+    return node
+
+
+def test_a_batch_that_fails_costs_only_the_frame_that_made_it_fail(
+    two_cameras: FlowNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU two cameras are one batch: an error of one image must not lose the other camera's."""
+    accounts: dict[str, list[str]] = {"": [], "second": []}
+    for camera in two_cameras._cameras:
+        publish = accounts[camera.name].append
+        monkeypatch.setattr(camera._statistics, "publish", lambda account, p=publish: p(account.status[0].message))
+
+    def failing(requests: list[UpdateRequest]) -> list[FlowResult | None]:
+        if any(request.frame.max() == 255 for request in requests):
+            raise RuntimeError("out of memory")
+        return update_together(requests)
+
+    monkeypatch.setattr(frame_worker, "update_together", failing)
+    good, bad = two_cameras._cameras
+    assert two_cameras._worker is not None
+    two_cameras._worker.process([received(good, 7), received(bad, 255)])
+    assert accounts == {
+        "": ["stream starts: a frame failed (RuntimeError: out of memory)"],
+        "second": ["dropped: RuntimeError: out of memory"],
+    }
+
+
+def test_cameras_that_deliver_share_the_budget(two_cameras: FlowNode) -> None:
+    """One camera that used all of the budget would leave none to the other; a silent one needs no share."""
+    cameras, worker = two_cameras._cameras, two_cameras._worker
+    assert worker is not None
+    worker.latency_budget_ms = 90.0
+    now_ns = time.monotonic_ns()
+    for ages_s, limit_ms in (((0.0, 0.1), 45.0), ((0.0, 1.1), None), ((5.0, 5.0), None)):
+        for camera, age_s in zip(cameras, ages_s, strict=True):
+            camera.last_arrival_ns = now_ns - round(age_s * 1e9)
+        assert worker.time_limit_ms() == limit_ms
+    for camera in cameras:
+        camera.last_arrival_ns = now_ns
+    worker.latency_budget_ms = 0.0
+    assert worker.time_limit_ms() is None
+
+
+def test_an_error_in_a_transition_leaves_a_node_that_can_be_configured(
+    node: FlowNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rclpy says nothing of the error, and without a handler that frees all, the node would stay half alive."""
+
+    def fail(reason: str) -> None:
+        raise RuntimeError("the middleware failed")
+
+    camera = node._cameras[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(camera, "close", fail)
+        assert node.trigger_deactivate() == TransitionCallbackReturn.ERROR
+    assert not node._cameras and node._worker is None
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+
+
+def test_a_rate_limit_keeps_its_rate_and_forgives_jitter() -> None:
+    """A limit at the camera's own rate must let its images pass, although none comes exactly in time."""
+    rng = random.Random(0)
+    times = [round(1e9 * (number / 30 + rng.uniform(-0.01, 0.01))) for number in range(1, 3000)]
+    for rate_hz, share in ((0.0, 1.0), (30.0, 1.0), (20.0, 2 / 3), (1.0, 1 / 30)):
+        limit = RateLimit()
+        passed = sum(limit.passes(time_ns, rate_hz) for time_ns in times)
+        assert passed == pytest.approx(share * len(times), rel=0.02), rate_hz

@@ -70,19 +70,18 @@ class CameraInput:
         self._logger, self._on_image = logger, on_image
         self._closed = False
         self._candidates = candidates(node, prefix, settings.image_transport)
+        image_topic = self._candidates[-1].topic
+        self.info_topic = info_topic(node, image_topic, prefix)
+        self.rectified = image_topic.rpartition("/")[2].startswith("image_rect")
         self._subscription: Subscription | None = None
-        self._subscribe(self._candidates[0])
-        self.info_topic = info_topic(node, self._candidates[-1].topic, prefix)
-        self.rectified = self._candidates[-1].topic.rpartition("/")[2].startswith("image_rect")
         self._info_subscription: Subscription | None = None
-        if self.info_topic is None:
-            logger.info("no camera_info: remap the input image, and the camera_info beside it is used")
-        else:
-            options = override_options(node, self.info_topic)
-            self._info_subscription = node.create_subscription(
-                CameraInfo, self.info_topic, self._on_camera_info, sensor_data_qos(), qos_overriding_options=options
-            )
         self._timer = node.create_timer(WATCH_PERIOD_S, self._watch, clock=STEADY_CLOCK)
+        try:
+            self._subscribe(self._candidates[0])
+            self._subscribe_to_camera_info()
+        except Exception:  # a QoS override that cannot be read, for example
+            self.close()
+            raise
 
     def close(self) -> None:
         """Unsubscribe from everything."""
@@ -92,6 +91,8 @@ class CameraInput:
         for subscription in (self._subscription, self._info_subscription):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
+        # Their callbacks hold this object: the circle would keep the camera's memory until it is searched for.
+        del self._timer, self._subscription, self._info_subscription
 
     def _subscribe(self, source: Source) -> None:
         if self._subscription is not None:
@@ -113,6 +114,18 @@ class CameraInput:
         self._heard_s = time.monotonic()
         self._warnings = 0
         self._logger.info(f"waiting for {source.kind.__name__} messages on {source.topic}")
+
+    def _subscribe_to_camera_info(self) -> None:
+        if self.info_topic is None:
+            self._logger.info("no camera_info: remap the input image, and the camera_info beside it is used")
+            return
+        self._info_subscription = self._node.create_subscription(
+            CameraInfo,
+            self.info_topic,
+            self._on_camera_info,
+            sensor_data_qos(),
+            qos_overriding_options=override_options(self._node, self.info_topic),
+        )
 
     def _on_message(self, message: ImageMessage, info: dict[str, int]) -> None:
         arrival_ns = arrival(info["received_timestamp"], time.time_ns(), time.monotonic_ns())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One camera of `flow_node`: its stream, its outputs, and the account of each of its frames.
 
-The way of a frame: `_on_image` (executor's thread) hands it to the node, which leaves it to the worker; there `begin`
-makes an array of it, the estimator is run (by the node, for several cameras at once where that pays), and `finish`
-publishes what came out.
+The way of a frame: `_on_image` (executor's thread) hands the message to the worker (`frame_worker.py`). There `begin`
+makes an array of it, the estimator is run, for several cameras at once where that pays, and `finish` publishes what
+came out.
 """
 
 from __future__ import annotations
@@ -71,17 +71,11 @@ class CameraStream:
     """Everything of one camera from configure to cleanup; `open` and `close` its input in between.
 
     :param name: of the camera, as in the parameter `cameras`.
-    :param on_frame: called with each frame that is to be processed, in the executor's thread.
+    :ivar last_arrival_ns: when the last image came, on the `time.monotonic_ns` clock.
+    :ivar last_shape: (height, width) of the last frame that was processed.
     """
 
-    def __init__(
-        self,
-        node: LifecycleNode,
-        name: str,
-        model: DEQFlow,
-        settings: Settings,
-        on_frame: Callable[[ReceivedFrame], None],
-    ) -> None:
+    def __init__(self, node: LifecycleNode, name: str, model: DEQFlow, settings: Settings) -> None:
         self.name = name
         self.prefix = f"~/{name}/" if name else "~/"
         self.health = CameraHealth(node.resolve_topic_name(f"{self.prefix}image"))
@@ -92,7 +86,6 @@ class CameraStream:
         # A logger of its own, so that throttling one camera's words does not swallow another's.
         self._logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._settings = self._applied = settings
-        self._on_frame = on_frame
         self._input: CameraInput | None = None
         self._resets: deque[str] = deque()  # asked for by the executor's thread, done by the worker's
         self._previous: ImageMessage | None = None
@@ -115,8 +108,9 @@ class CameraStream:
 
     # Executor's thread
 
-    def open(self) -> None:
-        """Subscribe."""
+    def open(self, on_frame: Callable[[ReceivedFrame], None]) -> None:
+        """Subscribe; `on_frame` is called with each frame that is to be processed."""
+        self._on_frame = on_frame
         self.health.idle = None
         self._input = CameraInput(self._node, self.prefix, self._settings, self.health, self._logger, self._on_image)
 

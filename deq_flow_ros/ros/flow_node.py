@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -33,15 +32,16 @@ from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.model import load_model
 from deq_flow_ros.ros import convert, process
 from deq_flow_ros.ros.camera_input import STEADY_CLOCK
-from deq_flow_ros.ros.camera_stream import Attempt, CameraStream, ReceivedFrame
-from deq_flow_ros.ros.health import SUPERSEDED, Health
+from deq_flow_ros.ros.camera_stream import CameraStream
+from deq_flow_ros.ros.frame_worker import FrameWorker
+from deq_flow_ros.ros.health import Health
 from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides
-from deq_flow_ros.ros.worker import FairWorker
-from deq_flow_ros.streaming import FlowResult, update_together
 
-SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
-DELIVERING_NS = 1_000_000_000
-"""A camera that delivered an image within this time takes its share of the budget."""
+SUCCESS, FAILURE, ERROR = (
+    TransitionCallbackReturn.SUCCESS,
+    TransitionCallbackReturn.FAILURE,
+    TransitionCallbackReturn.ERROR,
+)
 SNAPSHOT_TIMEOUT_S = 5.0
 DISABLED = "disabled by ~/enable"
 
@@ -52,7 +52,7 @@ class FlowNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("flow_node")
         self._cameras: list[CameraStream] = []
-        self._worker: FairWorker[ReceivedFrame] | None = None
+        self._worker: FrameWorker | None = None
         self._diagnostics_timer: Timer | None = None
         self._enabled = True
         self._health = Health(self.get_fully_qualified_name())
@@ -98,7 +98,7 @@ class FlowNode(LifecycleNode):
         model = load_model(settings.model, settings.device)
         self._device = model.device
         for name in settings.cameras:
-            self._cameras.append(CameraStream(self, name, model, settings, self._on_frame))
+            self._cameras.append(CameraStream(self, name, model, settings))
         if settings.warm_up_height:
             for camera in self._cameras:
                 camera.estimator.warm_up(settings.warm_up_height, settings.warm_up_width)
@@ -116,7 +116,7 @@ class FlowNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe; where that fails, say why and stay inactive."""
         result = super().on_activate(state)
-        self._worker = FairWorker(self._process, "flow", together=self._device.type == "cuda")
+        self._worker = FrameWorker(self._cameras, self._device, self._settings.latency_budget_ms)
         try:
             self._open()
         except Exception as error:  # a QoS override that ROS cannot read, for example
@@ -128,52 +128,65 @@ class FlowNode(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, finish the frame in hand, forget the streams."""
-        self._stop("the node was deactivated")
+        if not self._succeeds(lambda: self._stop("the node was deactivated"), "deactivate"):
+            return ERROR
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything that `configure` made."""
-        self._free()
+        if not self._succeeds(self._free, "cleanup"):
+            return ERROR
         return super().on_cleanup(state)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop from whatever state."""
-        self.close()
+        self._succeeds(self.close, "shutdown")
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """A transition raised an error: free everything, so that the node is unconfigured and can be configured."""
-        self.get_logger().error(f"an error in the transition from {state.label}; the node is unconfigured now")
-        self.close()
+        """A transition went wrong: free everything, so that the node is unconfigured and can be configured anew."""
+        self._succeeds(self.close, "freeing everything")
+        self.get_logger().error("the node is unconfigured, because a transition went wrong")
         return super().on_error(state)
+
+    def _succeeds(self, step: Callable[[], None], name: str) -> bool:
+        """Whether a step of a transition raised no error; rclpy would say nothing of it."""
+        try:
+            step()
+            return True
+        except Exception:
+            self.get_logger().error(f"{name} failed:\n{traceback.format_exc()}")
+            return False
 
     def close(self) -> None:
         """Finish the frame in hand and free everything; may be called more than once."""
-        self._stop("the node was shut down")
-        self._free()
+        try:
+            self._stop("the node was shut down")
+        finally:
+            self._free()
 
     def _open(self) -> None:
-        if self._enabled:
-            for camera in self._cameras:
-                camera.open()
+        assert self._worker is not None
+        for camera in self._cameras if self._enabled else ():
+            camera.open(self._worker.take)
 
     def _stop(self, reason: str) -> None:
-        for camera in self._cameras:
-            camera.close(reason)
-        if self._worker is not None:
-            waiting = self._worker.stop()
-            self._worker = None
-            for frame in waiting:
-                frame.camera.drop(frame, reason)
+        try:
+            for camera in self._cameras:
+                camera.close(reason)
+        finally:
+            if self._worker is not None:
+                self._worker.drop_waiting(reason)
+                self._worker.stop()
+                self._worker = None
 
     def _free(self, failure: str | None = None) -> None:
         self._health.cleaned_up(failure)
-        for camera in self._cameras:
-            camera.destroy()
-        if self._cameras:
-            self._cameras = []
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+        device = self._device if self._cameras else None
+        while self._cameras:
+            self._cameras.pop().destroy()
+        if device is not None and device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _refuse_impossible_transitions(self) -> None:
         """Answer the request of a transition that the state does not have with "no".
@@ -203,6 +216,8 @@ class FlowNode(LifecycleNode):
             self._settings = Settings.read(self)
             for camera in self._cameras:
                 camera.change(self._settings)
+            if self._worker is not None:
+                self._worker.latency_budget_ms = self._settings.latency_budget_ms
 
     # Services
 
@@ -217,8 +232,7 @@ class FlowNode(LifecycleNode):
             else:
                 for camera in self._cameras:
                     camera.close(DISABLED)
-                for frame in self._worker.withdraw():
-                    frame.camera.drop(frame, DISABLED)
+                self._worker.drop_waiting(DISABLED)
         response.success, response.message = True, "enabled" if self._enabled else "disabled"
         return response
 
@@ -250,50 +264,6 @@ class FlowNode(LifecycleNode):
         except Exception as error:
             response.success, response.message = False, f"cannot write into {folder}: {_words(error)}"
         return response
-
-    # Frames
-
-    def _on_frame(self, frame: ReceivedFrame) -> None:
-        assert self._worker is not None  # inputs are open only while it runs
-        replaced = self._worker.submit(frame.camera.name, frame)
-        if replaced is not None:
-            replaced.camera.drop(replaced, SUPERSEDED)
-
-    def _process(self, frames: list[ReceivedFrame]) -> None:
-        """The worker's share: frames of different cameras."""
-        limit_ms = self._time_limit_ms()
-        begun = (frame.camera.begin(frame, limit_ms) for frame in frames)
-        attempts = [attempt for attempt in begun if attempt is not None]
-        for attempt, result in self._update(attempts):
-            attempt.frame.camera.finish(attempt, result)
-        assert self._worker is not None
-        for attempt in attempts:
-            # Not at the cost of another camera's image that waits.
-            if len(self._cameras) == 1 or self._worker.idle:
-                attempt.frame.camera.prepare()
-
-    def _update(self, attempts: list[Attempt]) -> list[tuple[Attempt, FlowResult | None]]:
-        """Run the estimators; a frame that fails has its account and is left out."""
-        try:
-            results = update_together([attempt.request for attempt in attempts])
-            return list(zip(attempts, results, strict=True))
-        except Exception as error:
-            if len(attempts) == 1:
-                attempts[0].frame.camera.fail(attempts[0].frame, error)
-                return []
-            # Whose frame it was is not known, so each stream starts anew, and each frame is tried alone.
-            for attempt in attempts:
-                attempt.frame.camera.recover(error)
-            return [done for attempt in attempts for done in self._update([attempt])]
-
-    def _time_limit_ms(self) -> float | None:
-        """Time that one camera may take of the thread: its share of the budget, while others deliver images as well."""
-        now_ns, budget_ms = time.monotonic_ns(), self._settings.latency_budget_ms
-        delivering = [camera for camera in self._cameras if now_ns - camera.last_arrival_ns < DELIVERING_NS]
-        shares = len(delivering)
-        if self._device.type == "cuda":  # images of one size share a turn
-            shares = len({camera.last_shape for camera in delivering})
-        return budget_ms / shares if shares > 1 and budget_ms else None
 
     # Diagnostics
 

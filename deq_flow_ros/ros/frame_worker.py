@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread that computes: takes the newest frame of each camera in fair turns, on a GPU those of all together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from deq_flow_ros.ros.camera_stream import Attempt, CameraStream, ReceivedFrame
+from deq_flow_ros.ros.health import SUPERSEDED
+from deq_flow_ros.ros.worker import FairWorker
+from deq_flow_ros.streaming import FlowResult, update_together
+
+DELIVERING_NS = 1_000_000_000
+"""A camera that delivered an image within this time takes its share of the budget."""
+
+
+class FrameWorker(FairWorker[ReceivedFrame]):
+    """Runs the estimators of `cameras`, one model's, on `device`, from its construction to `stop`.
+
+    :ivar latency_budget_ms: of each camera; 0 is none.
+    """
+
+    def __init__(self, cameras: Sequence[CameraStream], device: torch.device, latency_budget_ms: float) -> None:
+        self.latency_budget_ms = latency_budget_ms
+        self._cameras = cameras
+        self._on_gpu = device.type == "cuda"
+        super().__init__(self.process, "flow", together=self._on_gpu)
+
+    def take(self, frame: ReceivedFrame) -> None:
+        """Put a frame in its camera's place; one that still waited there is dropped."""
+        replaced = self.submit(frame.camera.name, frame)
+        if replaced is not None:
+            replaced.camera.drop(replaced, SUPERSEDED)
+
+    def drop_waiting(self, reason: str) -> None:
+        """Drop the frames that no turn has come to."""
+        for frame in self.withdraw():
+            frame.camera.drop(frame, reason)
+
+    def process(self, frames: Sequence[ReceivedFrame]) -> None:
+        """From message to published flow: frames of different cameras."""
+        limit_ms = self.time_limit_ms()
+        begun = (frame.camera.begin(frame, limit_ms) for frame in frames)
+        attempts = [attempt for attempt in begun if attempt is not None]
+        for attempt, result in self._update(attempts):
+            attempt.frame.camera.finish(attempt, result)
+        for attempt in attempts:
+            # Not at the cost of another camera's frame that waits.
+            if len(self._cameras) == 1 or self.idle:
+                attempt.frame.camera.prepare()
+
+    def time_limit_ms(self) -> float | None:
+        """Time that one turn may take: its share of the budget, while several cameras deliver images."""
+        now_ns = time.monotonic_ns()
+        delivering = [camera for camera in self._cameras if now_ns - camera.last_arrival_ns < DELIVERING_NS]
+        shares = len(delivering)
+        if self._on_gpu:  # frames of one size share a turn
+            shares = len({camera.last_shape for camera in delivering})
+        return self.latency_budget_ms / shares if shares > 1 and self.latency_budget_ms else None
+
+    def _update(self, attempts: Sequence[Attempt]) -> list[tuple[Attempt, FlowResult | None]]:
+        """Run the estimators; a frame that fails has its account and is left out."""
+        try:
+            results = update_together([attempt.request for attempt in attempts])
+            return list(zip(attempts, results, strict=True))
+        except Exception as error:
+            if len(attempts) == 1:
+                attempts[0].frame.camera.fail(attempts[0].frame, error)
+                return []
+            # Whose frame it was is not known, so each stream starts anew, and each frame is tried alone.
+            for attempt in attempts:
+                attempt.frame.camera.recover(error)
+            return [done for attempt in attempts for done in self._update([attempt])]
