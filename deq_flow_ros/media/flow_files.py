@@ -230,3 +230,4 @@ _FORMATS: dict[str, tuple[Callable[..., tuple[np.ndarray, np.ndarray]], Callable
     ".pfm": (_read_pfm, _write_pfm),
     ".flo5": (_read_flo5, _write_flo5),
 }
+FLOW_SUFFIXES = tuple(_FORMATS)

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -54,6 +54,13 @@ def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: fl
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise MediaError(f"{text} is a single image, which shows no motion; give the folder that holds the sequence")
     return VideoSource(path)
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Sorted by name, numbers by their value: 2 before 10."""
+    return sorted(
+        paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    )
 
 
 def _holds_bag(folder: Path) -> bool:
@@ -142,9 +149,7 @@ class FolderSource(Source):
                 f"the folder {path} is no bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
                 f"it holds {shown}"
             )
-        self.files = sorted(
-            files, key=lambda child: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", child.name)]
-        )
+        self.files = natural_order(files)
         fps = fps or DEFAULT_FPS
         self.count = len(files)
         self.nominal_period_ns = round(1e9 / fps)

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of evaluations that need no ROS; docs/evaluate_bag.md describes it.
+
+Exit status: 0 all well; 1 done, but something is wrong with a recording (each problem is named, and what could be read
+is evaluated); 2 unusable input, options or output folder; 130 interrupted (what there is is written; --resume goes on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import cv2
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from deq_flow_ros.evaluation.headline import terminal_rows
+from deq_flow_ros.evaluation.progress import Progress
+from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
+from deq_flow_ros.evaluation.report import METRICS, write_outputs
+from deq_flow_ros.evaluation.results import write_text
+from deq_flow_ros.evaluation.runner import load_models, make_deterministic
+from deq_flow_ros.evaluation.session import Models, Plan, Session
+from deq_flow_ros.evaluation.settings import Setting, all_settings
+from deq_flow_ros.media.frame import MediaError
+
+REALTIME_BUDGET_MS = 90.0
+"""Of the node, unless its parameter says otherwise (config/flow.yaml)."""
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of a command line."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate_bag",
+        description="How good, how fast and how steady the flow is on a recording: a report, and a bag with the flow.",
+        epilog="With --live, INPUT (or a rendered drive) is played through flow_node over DDS; see --live --help.",
+    )
+    parser.add_argument("input", nargs="?", help="bag (rosbag2, .db3, .mcap, .bag), video, or folder of images")
+    parser.add_argument("--bags", type=Path, metavar="DIR", help="every recording below this folder, instead of one")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="for the results (default: evaluation)")
+    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run left in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in --out")
+    parser.add_argument("--realtime", action="store_true", help="as on the robot, simulated from measured costs")
+    parser.add_argument(
+        "--costs", type=Path, metavar="METRICS", help="costs out of this metrics.json, instead of measuring them"
+    )
+    parser.add_argument("--topic", help="image topic of a bag that has several")
+    parser.add_argument("--stamps", choices=("header", "record"), default="header", help="stamps of a bag's images")
+    parser.add_argument("--fps", type=float, help="rate of a folder of images (default: 30)")
+    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="only the first N (default 0: all)")
+    parser.add_argument("--truth", metavar="WHERE", help="true flow: folder of flow files, or 32FC2 topic of the bag")
+    parser.add_argument("--model", default="nano", help="name or weights file (default: nano)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--threads", type=int, default=0, help="of the processor (default 0: as PyTorch chooses)")
+    parser.add_argument("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
+    parser.add_argument(
+        "--budget-ms", type=float,
+        help=f"latency budget, 0 = none (default: none; with --realtime {REALTIME_BUDGET_MS:g}, as the node has it)",
+    )  # fmt: skip
+    parser.add_argument("--max-iterations", type=int, default=12, help="per pair (default: 12)")
+    parser.add_argument("--tolerance-px", type=float, default=0.05, help="settled below (default: 0.05; 0 = never)")
+    parser.add_argument("--max-scale", type=float, default=1.0, help="largest processing scale (default: 1)")
+    parser.add_argument(
+        "--compare", nargs="+", default=[], metavar="SETTING",
+        help="more settings on the same frames: dis, farneback, or NAME:KEY=VALUE,... with what differs from the main "
+        "one, as in cold:warm=false fast:budget_ms=50",
+    )  # fmt: skip
+    parser.add_argument(
+        "--consistency-every", type=int, default=10, metavar="N",
+        help="solve every N-th pair in the other direction as well (default: 10, 0 = none)",
+    )  # fmt: skip
+    parser.add_argument("--no-bag", action="store_true", help="do not record the flow")
+    parser.add_argument("--images", action="store_true", help="record the images beside the flow")
+    parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap", help="of that bag (default: mcap)")
+    options = parser.parse_args(arguments)
+    if (options.input is None) == (options.bags is None):
+        parser.error("expected a recording, or --bags DIR (and not both)")
+    for name in ("max_frames", "budget_ms", "tolerance_px", "consistency_every", "threads"):
+        value = getattr(options, name)
+        if value is not None and not value >= 0:
+            parser.error(f"expected --{name.replace('_', '-')} of at least 0, got {value}")
+    if options.costs is not None and not options.realtime:
+        parser.error("--costs are of a simulation, which --realtime asks for")
+    return options
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run; returns the exit status of the module's docstring."""
+    options = parse_options(arguments)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    stop = _StopRequest()
+    try:
+        plan = make_plan(options)
+        recordings = _recordings(options)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+            cv2.setNumThreads(options.threads)
+        if not options.realtime:
+            make_deterministic()
+        models = load_models(plan.settings)
+        if options.bags is None:
+            return _evaluate(recordings[0], plan, models, options, console, stop.asked)
+        return _evaluate_all(recordings, plan, models, options, console, stop.asked)
+    except (MediaError, ValueError, OSError, RuntimeError) as error:
+        # Of `load_model`: no such weights, other weights, no such device; each says what to do.
+        if not isinstance(error, MediaError) and not _is_users(error):
+            raise
+        console.print(f"evaluate_bag: {error}", style="red")
+        return 2
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the error is one that `load_model` or a setting words for the user."""
+    return type(error) in (ValueError, FileNotFoundError, RuntimeError) or type(error).__name__ == "WeightsError"
+
+
+def make_plan(options: argparse.Namespace) -> Plan:
+    """What to do, from the options. Raises ValueError for impossible settings, `MediaError` for an unreadable file."""
+    budget_ms = options.budget_ms
+    if budget_ms is None and options.realtime:
+        budget_ms = REALTIME_BUDGET_MS
+    setting = Setting(
+        Path(options.model).stem,
+        model=options.model,
+        device=device_of(options.device),
+        budget_ms=budget_ms or None,
+        max_iterations=options.max_iterations,
+        tolerance_px=options.tolerance_px or None,
+        direction=options.direction,
+        min_scale=min(0.25, options.max_scale),
+        max_scale=options.max_scale,
+    )
+    truth: str | None = options.truth
+    topic = truth if truth is not None and truth.startswith("/") and not Path(truth).is_dir() else None
+    return Plan(
+        tuple(all_settings(setting, options.compare)),
+        mode="realtime" if options.realtime else "offline",
+        topic=options.topic,
+        fps=options.fps,
+        stamps=options.stamps,
+        max_frames=options.max_frames,
+        consistency_every=options.consistency_every,
+        truth_folder=None if topic else truth,
+        truth_topic=topic,
+        storage=options.storage,
+        bag=not options.no_bag,
+        images=options.images,
+        costs=None if options.costs is None else read_costs(options.costs),
+    )
+
+
+def read_costs(path: Path) -> dict[str, Any]:
+    """The cost table in a `metrics.json`. Raises `MediaError` where there is none."""
+    try:
+        costs = json.loads(path.read_text())["run"]["costs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MediaError(f"expected a metrics.json of a run with --realtime, got {path}: {error!r}") from error
+    if not costs:
+        raise MediaError(f"{path} holds no costs; it is not of a run with --realtime")
+    return costs
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """What to evaluate, and where its results go."""
+
+    path: str
+    out: Path
+
+
+def _recordings(options: argparse.Namespace) -> list[_Recording]:
+    if options.bags is None:
+        return [_Recording(options.input, options.out)]
+    found = find_recordings(options.bags, options.out)
+    return [_Recording(str(path), options.out / path.relative_to(options.bags)) for path in found]
+
+
+def _evaluate(
+    recording: _Recording, plan: Plan, models: Models, options: argparse.Namespace, console: Console,
+    stopped: Callable[[], bool],
+) -> int:  # fmt: skip
+    """One recording; returns the exit status. Raises `MediaError`."""
+    session = Session(recording.path, recording.out, plan, options.resume, options.overwrite)
+    if session.complete:
+        console.print(f"{recording.path}: complete already, see {recording.out}")
+        return 0 if not json.loads((recording.out / METRICS).read_text())["problems"] else 1
+    console.print(session.source.description)
+    with Progress(console) as progress:
+        outcome = session.run(models, progress.show, stopped)
+    with console.status("writing the report"):
+        metrics = write_outputs(recording.out, outcome.results, outcome.run)
+    if outcome.run.complete:
+        session.finish()
+    _print(recording.out, metrics, console)
+    for problem in outcome.run.problems:
+        console.print(f"evaluate_bag: {problem}", style="red")
+    if not outcome.run.complete:
+        console.print(f"evaluate_bag: interrupted; --resume goes on (the results so far are in {recording.out})")
+        return 130
+    return 1 if outcome.run.problems else 0
+
+
+def _evaluate_all(
+    recordings: Sequence[_Recording], plan: Plan, models: Models, options: argparse.Namespace, console: Console,
+    stopped: Callable[[], bool],
+) -> int:  # fmt: skip
+    """This process's share of several recordings, in turn; one that cannot be used does not stop the rest."""
+    mine = share(recordings)
+    status = 0
+    for number, recording in enumerate(mine, start=1):
+        console.print(f"recording {number} of {len(mine)}: {recording.path}")
+        try:
+            got = _evaluate(recording, plan, models, options, console, stopped)
+        except MediaError as error:
+            console.print(f"evaluate_bag: {error}", style="red")
+            _write_failure(recording.out, str(error))
+            got = 1
+        if got == 130:
+            return got
+        status = max(status, got)
+    _write_overview(options.out, recordings, console)
+    return status
+
+
+FAILURE = "failed.txt"
+
+
+def _write_failure(out: Path, why: str) -> None:
+    """Say beside the results why there are none, for whoever looks at the folder later."""
+    if not out.exists() or out.is_dir():
+        write_text(out.with_name(f"{out.name}.{FAILURE}"), why + "\n")
+
+
+def _write_overview(out: Path, recordings: Sequence[_Recording], console: Console) -> None:
+    """`recordings.json`: what became of every recording, whichever process took it. The last one to end has it all."""
+    rows = []
+    for recording in recordings:
+        metrics = recording.out / METRICS
+        failed = recording.out.with_name(f"{recording.out.name}.{FAILURE}")
+        results = str(recording.out.relative_to(out))
+        row: dict[str, Any] = {"input": recording.path, "results": results, "state": "to do"}
+        if metrics.is_file():
+            found = json.loads(metrics.read_text())
+            row |= {"state": "complete" if found["complete"] else "interrupted", "problems": found["problems"]}
+            row |= {"settings": [_overview(figures) for figures in found["settings"]]}
+        elif failed.is_file():
+            row |= {"state": "failed", "problems": [failed.read_text().strip()]}
+        rows.append(row)
+    write_text(out / "recordings.json", json.dumps(rows, indent=1) + "\n")
+    table = Table("recording", "state", "frames", "latency ms", title="main setting", title_justify="left")
+    for row in rows:
+        main = row.get("settings", [{}])[0]
+        latency = main.get("latency_ms")
+        table.add_row(
+            row["results"], row["state"], str(main.get("frames", "")), "" if latency is None else f"{latency:.1f}"
+        )
+    console.print(table)
+
+
+def _overview(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": figures["name"],
+        "frames": figures["frames"]["all"],
+        "latency_ms": figures["latency_ms"]["median"],
+        "measures": {name: values["mean"] for name, values in figures["measures"].items()},
+    }
+
+
+def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
+    table = Table(show_header=False, title=metrics["input"]["description"], title_justify="left")
+    for name, value in terminal_rows(metrics):
+        table.add_row(name, value)
+    console.print(table)
+    shares = metrics["run"]["time_shares"]
+    spent = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+    console.print(f"{metrics['run']['seconds']:.1f} s: {spent}; peak memory {metrics['run']['peak_memory_mb']:.0f} MB")
+    console.print(f"{out / 'report.html'} and what lies beside it")
+
+
+class _StopRequest:
+    """Ctrl-C and SIGTERM end the run after the frame in hand; the second one at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._asked

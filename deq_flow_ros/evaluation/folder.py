@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a recording's results: who may write there, and what an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO
+from deq_flow_ros.evaluation.results import write_text
+from deq_flow_ros.media.frame import MediaError
+
+STATE = ".run"
+"""Folder beside the results with what an interrupted run goes on from."""
+BAG = "flow"
+
+
+class ResultFolder:
+    """A folder for the results of one run, which it holds alone.
+
+    :param identity: what the results depend on, plain values; a run goes on only where it is the same.
+    :param resume: go on with what an interrupted run left there; complete results are left as they are.
+    :param overwrite: replace results that are there.
+    :raises MediaError: where something else is there, or nothing can be written.
+
+    :ivar complete: whether the results are there already.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False) -> None:
+        self.path, self.state = path, path / STATE
+        self._identity = dict(identity)
+        self.complete = False
+        try:
+            if path.is_dir() and any(path.iterdir()):
+                self._take_over(resume, overwrite)
+            self.state.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            raise MediaError(f"cannot write to {path}: {error}") from error
+        if not self.complete:
+            self._write_state(complete=False)
+
+    def _take_over(self, resume: bool, overwrite: bool) -> None:
+        path, state = self.path, self.state / "run.json"
+        before = json.loads(state.read_text()) if state.is_file() else None
+        if before is None and not overwrite:
+            there = ", ".join(sorted(child.name for child in path.iterdir())[:4])
+            raise MediaError(f"the folder {path} exists and holds {there}; choose another --out (or --overwrite)")
+        if before is not None and resume:
+            if other := [key for key, value in self._identity.items() if before.get(key) != value]:
+                raise MediaError(
+                    f"the run in {path} had another {' and '.join(other)}; repeat its options, choose another --out, "
+                    "or start anew with --overwrite"
+                )
+            self.complete = bool(before["complete"])
+            return
+        if before is not None and not overwrite:
+            what, hint = "an interrupted run", "--resume goes on with it, --overwrite starts anew"
+            if before["complete"]:
+                what, hint = "the results of a run", "--overwrite replaces them"
+            raise MediaError(f"the folder {path} holds {what}; {hint}, or choose another --out")
+        self._remove()
+
+    def _remove(self) -> None:
+        """Remove results, and nothing else that may be in the folder."""
+        for name in (REPORT, METRICS, FRAMES, VIDEO):
+            (self.path / name).unlink(missing_ok=True)
+        for name in (BAG, STATE):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def _write_state(self, complete: bool) -> None:
+        write_text(self.state / "run.json", json.dumps({**self._identity, "complete": complete}))
+
+    def finish(self) -> None:
+        """Everything is written: nothing is left to go on with."""
+        shutil.rmtree(self.state / "previews", ignore_errors=True)
+        (self.state / "checkpoint.npz").unlink(missing_ok=True)
+        self._write_state(complete=True)
+
+    def load(self) -> dict[str, np.ndarray]:
+        """The arrays of the last `save`; none where there was none. Raises `MediaError` where they cannot be read."""
+        path = self.state / "checkpoint.npz"
+        if not path.is_file():
+            return {}
+        try:
+            with np.load(path) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError) as error:
+            raise MediaError(f"{path} cannot be read ({error}); --overwrite starts anew") from error
+
+    def save(self, arrays: dict[str, Any]) -> None:
+        """Keep arrays to go on from, in place of those before. Raises `MediaError` where the disk is full."""
+        coded = io.BytesIO()
+        np.savez(coded, **arrays)
+        partial = self.state / "checkpoint.partial"
+        try:
+            partial.write_bytes(coded.getvalue())
+            partial.replace(self.state / "checkpoint.npz")
+        except OSError as error:
+            raise MediaError(f"cannot write {partial}: {error}; what is there so far is kept") from error

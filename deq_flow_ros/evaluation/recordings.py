@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several recordings: which ones a folder holds, and which of them this process takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.media.sources import BAG_SUFFIXES, IMAGE_SUFFIXES, natural_order
+
+T = TypeVar("T")
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+
+
+def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
+    """Every recording below a folder, in natural order: bags, videos, folders of images.
+
+    What is hidden is left out, and so is the folder `without`, where the results go. A rosbag2 and a folder of images
+    are one recording each, whatever else they hold. Raises `MediaError` where there is none.
+    """
+    if not folder.is_dir():
+        raise MediaError(f"expected a folder of recordings, got {folder}, which is no folder")
+    found = list(_below(folder, None if without is None else without.resolve()))
+    if not found:
+        raise MediaError(f"the folder {folder} holds no recording: no bag, no video, no folder of images")
+    return found
+
+
+def _below(folder: Path, without: Path | None) -> list[Path]:
+    found: list[Path] = []
+    for child in natural_order(folder.iterdir()):
+        if child.name.startswith(".") or child.resolve() == without:
+            continue
+        if child.is_dir():
+            suffixes = {entry.suffix.lower() for entry in child.iterdir() if entry.is_file()}
+            whole = (child / "metadata.yaml").exists() or suffixes & (BAG_SUFFIXES - {".bag"} | IMAGE_SUFFIXES)
+            found += [child] if whole else _below(child, without)
+        elif child.suffix.lower() in BAG_SUFFIXES | VIDEO_SUFFIXES:
+            found.append(child)
+    return found
+
+
+def share(items: Sequence[T], environment: Mapping[str, str] = os.environ) -> list[T]:
+    """Those of this process, where `torchrun` started several; all of them where it did not.
+
+    Nothing is exchanged between the processes, so they may run on any machines, even one after the other. Raises
+    `MediaError` for an environment that makes no sense.
+    """
+    try:
+        rank, count = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+        if not 0 <= rank < count:
+            raise ValueError
+    except ValueError:
+        got = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
+        raise MediaError(f"expected RANK from 0 to WORLD_SIZE - 1, as torchrun sets them, got {got}") from None
+    return list(items[rank::count])
+
+
+def device_of(device: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Each process of a machine takes a GPU of its own, where the device is just "cuda"."""
+    return f"cuda:{environment['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in environment else device

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One setting on one stream of frames: an account of every frame, in order, and the fields of every pair."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from deq_flow_ros.evaluation.estimators import OPPOSITE, Estimator, make_estimator
+from deq_flow_ros.evaluation.measures import measure
+from deq_flow_ros.evaluation.results import DROPPED, FIRST, FrameRecord, PairFields
+from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.evaluation.summary import Shares
+from deq_flow_ros.evaluation.truth import Truth
+from deq_flow_ros.media.encodings import EncodingError, to_rgb
+from deq_flow_ros.media.frame import Frame
+from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.streaming import FlowResult
+from deq_flow_ros.streaming.clock import Clock
+
+SUPERSEDED = "superseded by a newer frame"
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A frame of the recording on its way through the settings.
+
+    :ivar index: number in the recording, from 0.
+    :ivar image: (H, W, 3) uint8 RGB; None where it cannot be read: then `problem` says why.
+    :ivar convert_ms: time that reading the pixels took.
+    """
+
+    index: int
+    stamp_ns: int
+    record_ns: int
+    frame_id: str
+    image: np.ndarray | None
+    problem: str = ""
+    convert_ms: float = 0.0
+
+    @classmethod
+    def of(cls, index: int, frame: Frame) -> Shot:
+        """A frame with its pixels as RGB."""
+        start = time.perf_counter()
+        image, problem = None, ""
+        try:
+            image = to_rgb(frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+        except EncodingError as error:
+            problem = str(error)
+        took_ms = 1e3 * (time.perf_counter() - start)
+        if image is not None and not image.flags.writeable:
+            image = image.copy()  # a view of the file's bytes, which PyTorch warns of
+        return cls(index, frame.stamp_ns, frame.record_ns, frame.frame_id, image, problem, took_ms)
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What became of a frame; with `fields` where it gave flow."""
+
+    shot: Shot
+    record: FrameRecord
+    fields: PairFields | None = None
+
+
+class Backward:
+    """The flow in the other direction, of every so many pairs, from a cold start: the consistency of the two is
+    measured.
+    """
+
+    def __init__(self, setting: Setting, model: DEQFlow | None, every: int) -> None:
+        other = replace(setting, direction=OPPOSITE[setting.direction], budget_ms=None, warm=False)
+        self._estimator = make_estimator(other, model, Clock())
+        self._every = every
+
+    def of(self, index: int, image1: np.ndarray, image2: np.ndarray) -> np.ndarray | None:
+        """(H, W, 2) px of a pair whose later frame has this index; None where it is not its turn."""
+        if not self._every or index % self._every:
+            return None
+        self._estimator.reset("another pair")
+        self._estimator.update(image1, 0)
+        result = self._estimator.update(image2, 1)
+        return None if result is None else result.flow
+
+
+class Lane:
+    """One setting at work. Every frame is processed, whatever time it takes.
+
+    :param truth: gives the true flow of a pair, where it is known.
+    :param backward: gives the flow in the other direction; None: consistency is not measured.
+    :param shares: where the time goes.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        estimator: Estimator,
+        truth: Truth | None = None,
+        backward: Backward | None = None,
+        shares: Shares | None = None,
+    ) -> None:
+        self.setting = setting
+        self._estimator = estimator
+        self._truth, self._backward = truth, backward
+        self._previous: Shot | None = None
+        self._last: tuple[int, PairFields] | None = None
+        self._shares = Shares() if shares is None else shares
+
+    def take(self, shot: Shot) -> Iterator[Done]:
+        """Take the next frame; yields what is known by now of it, or of one before."""
+        yield self._process(shot, None)
+
+    def finish(self) -> Iterator[Done]:
+        """After the last frame: what is still owed."""
+        yield from ()
+
+    def _process(self, shot: Shot, arrival_ns: int | None) -> Done:
+        if shot.image is None:
+            return Done(shot, FrameRecord(shot.index, shot.stamp_ns, DROPPED, shot.problem))
+        try:
+            with self._shares.of("computing"):
+                result = self._estimator.update(shot.image, shot.stamp_ns, arrival_ns)
+        except ValueError as error:  # smaller than the least size; the stream goes on as it was
+            return Done(shot, FrameRecord(shot.index, shot.stamp_ns, DROPPED, str(error)))
+        previous, self._previous = self._previous, shot
+        if result is None:
+            return Done(shot, FrameRecord(shot.index, shot.stamp_ns, FIRST, self._estimator.reset_reason or ""))
+        assert previous is not None
+        with self._shares.of("measuring"):
+            fields = self._fields(previous, shot, result)
+            measures = measure(fields, self._fields_before(result.info.previous_stamp_ns))
+        self._last = result.info.stamp_ns, fields
+        info = replace(result.info, stage_ms={"convert": shot.convert_ms, **result.info.stage_ms})
+        return Done(shot, FrameRecord.of_flow(shot.index, info, measures), fields)
+
+    def _fields_before(self, stamp_ns: int) -> PairFields | None:
+        return self._last[1] if self._last is not None and self._last[0] == stamp_ns else None
+
+    def _fields(self, previous: Shot, shot: Shot, result: FlowResult) -> PairFields:
+        assert previous.image is not None and shot.image is not None
+        direction = self.setting.direction
+        known = self._truth(previous, shot, direction) if self._truth is not None else None
+        backward = self._backward.of(shot.index, previous.image, shot.image) if self._backward is not None else None
+        return PairFields(
+            previous.image,
+            shot.image,
+            result.flow,
+            result.residual if self.setting.solves else None,
+            truth=None if known is None else known[0],
+            visible=None if known is None else known[1],
+            backward=backward,
+            direction=direction,
+        )
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """What is needed to go on with the next frame as if nothing had happened; empty before the first frame."""
+        if self._previous is None:
+            return {}
+        arrays = {name: value for name, value in self._estimator.snapshot().items() if not name.startswith("start_")}
+        if self._last is not None:
+            last = {"last_flow": self._last[1].flow, "last_image1": self._last[1].image1}
+            arrays |= {**last, "last_stamp_ns": np.array(self._last[0], np.int64)}
+        shot = self._previous
+        return arrays | {
+            "index": np.array(shot.index, np.int64),
+            "stamp_ns": np.array(shot.stamp_ns, np.int64),
+            "record_ns": np.array(shot.record_ns, np.int64),
+            "frame_id": np.array(shot.frame_id),
+            "reset_reason": np.array(self._estimator.reset_reason or ""),
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from a `snapshot`."""
+        if not arrays:
+            return
+        self._estimator.restore(arrays, str(arrays["reset_reason"]) or None)
+        image = arrays["image2"]
+        index, stamp_ns, record_ns = (int(arrays[name]) for name in ("index", "stamp_ns", "record_ns"))
+        self._previous = Shot(index, stamp_ns, record_ns, str(arrays["frame_id"]), image)
+        if "last_flow" in arrays:
+            fields = PairFields(arrays["last_image1"], image, arrays["last_flow"], direction=self.setting.direction)
+            self._last = int(arrays["last_stamp_ns"]), fields
+
+
+def load_models(settings: Iterable[Setting]) -> dict[tuple[str, str], DEQFlow]:
+    """Every model that the settings name, once, by (name, device). Raises what `load_model` does."""
+    wanted = {(setting.model, setting.device) for setting in settings if setting.solves}
+    return {key: load_model(*key).eval().requires_grad_(False) for key in sorted(wanted)}
+
+
+def make_deterministic() -> None:
+    """The same flow bit by bit in every run on one machine; some operations on a GPU get slower."""
+    # Without `warn_only` what has no deterministic form would be an error, though the result may still be the same.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def run(
+    frames: Iterable[Frame],
+    setting: Setting,
+    make_lane: Callable[..., Lane] = Lane,
+    *,
+    model: DEQFlow | None = None,
+    truth: Truth | None = None,
+    consistency_every: int = 10,
+) -> Iterator[tuple[FrameRecord, PairFields | None]]:
+    """Every frame of a stream under one setting, in order.
+
+    :param make_lane: `Lane`: every frame; `realtime.RealtimeLane` with its costs: as on the robot.
+    :param model: that of the setting; loaded where it is needed and not given.
+    :param consistency_every: of so many pairs one is solved in the other direction as well; 0: none.
+    """
+    model = next(iter(load_models([setting]).values()), None) if model is None else model
+    backward = Backward(setting, model, consistency_every) if consistency_every else None
+    lane = make_lane(setting, make_estimator(setting, model, Clock()), truth, backward)
+    for index, frame in enumerate(frames):
+        yield from ((done.record, done.fields) for done in lane.take(Shot.of(index, frame)))
+    yield from ((done.record, done.fields) for done in lane.finish())

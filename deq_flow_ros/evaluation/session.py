@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One recording under all settings, in one pass: records, previews, the bag of the main setting, and where it can go on
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from deq_flow_ros.evaluation import provenance
+from deq_flow_ros.evaluation.estimators import make_estimator
+from deq_flow_ros.evaluation.folder import BAG, ResultFolder
+from deq_flow_ros.evaluation.gallery import Gallery
+from deq_flow_ros.evaluation.output_bag import FlowBag
+from deq_flow_ros.evaluation.problems import Problems
+from deq_flow_ros.evaluation.realtime import CostTable, RealtimeLane, VirtualClock, measure_costs
+from deq_flow_ros.evaluation.report import FRAMES
+from deq_flow_ros.evaluation.results import FrameTable, Results
+from deq_flow_ros.evaluation.runner import Backward, Done, Lane, Shot
+from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.evaluation.summary import RunInfo, Shares
+from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
+from deq_flow_ros.media.frame import MediaError, Source
+from deq_flow_ros.media.sources import open_source
+from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming.clock import Clock
+
+CHECKPOINT_S = 60.0
+"""A run that is killed loses no more than this."""
+RECORDED_BYTES = 15
+"""Per pixel and frame in the bag: flow 8, residual 4, colours 3."""
+
+Models = Mapping[tuple[str, str], DEQFlow]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How recordings are evaluated; what has to be the same for a run to go on.
+
+    :ivar settings: the first one is the main one, whose flow is recorded.
+    :ivar mode: "offline" (every frame) or "realtime" (as on the robot).
+    :ivar stamps: "header", or "record": frames are stamped with the time at which they were recorded.
+    :ivar consistency_every: of so many pairs one is solved in the other direction as well; 0: none.
+    :ivar costs: by setting, of an earlier run; None: they are measured.
+    """
+
+    settings: tuple[Setting, ...]
+    mode: str = "offline"
+    topic: str | None = None
+    fps: float | None = None
+    stamps: str = "header"
+    max_frames: int = 0
+    consistency_every: int = 10
+    truth_folder: str | None = None
+    truth_topic: str | None = None
+    storage: str = "mcap"
+    bag: bool = True
+    images: bool = False
+    costs: dict[str, Any] | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As plain values that survive JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a session leaves: `results`, one per setting, not closed yet where they share a table."""
+
+    results: Sequence[Results]
+    run: RunInfo
+
+
+Show = Callable[[int, "int | None", Done], None]
+"""Hears of every frame done by the main setting: how many by now, of how many, and what became of it."""
+
+
+class Session:
+    """Evaluates one recording into a folder of its own.
+
+    :param resume: go on with an interrupted run of the same plan and input; one that is complete is left as it is.
+    :param overwrite: replace results that are there.
+    :raises MediaError: for an unusable input or folder.
+    """
+
+    def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
+        self.path, self.out, self.plan = path, out, plan
+        self.source = open_source(path, plan.topic, plan.fps)
+        self.source.close()
+        if self.source.live:
+            raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
+        self.shares = Shares()
+        with self.shares.of("reading"):
+            self.sha256 = provenance.input_hash(path)
+        identity = {"input": path, "sha256": self.sha256, "plan": plan.fingerprint()}
+        self._folder = ResultFolder(out, identity, resume, overwrite)
+        self._checkpoint = {} if self.complete else self._folder.load()
+        self._problems = Problems(**json.loads(str(self._checkpoint.get("problems", "{}"))))
+        self._costs: dict[str, Any] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the results are there already."""
+        return self._folder.complete
+
+    @property
+    def frames(self) -> int | None:
+        """How many there are to do, where that is known."""
+        count, limit = self.source.count, self.plan.max_frames
+        return min(count, limit) if count and limit else limit or count
+
+    def run(self, models: Models, show: Show, stopped: Callable[[], bool]) -> Outcome:
+        """Evaluate what is left of the recording, until it ends or `stopped`.
+
+        Raises `MediaError` where not a single frame can be read, or the results cannot be written; what there is stays.
+        """
+        with ExitStack() as stack:
+            table = stack.enter_context(FrameTable(self.out / FRAMES))
+            results = [
+                Results(s.name, s, table, Gallery(self._folder.state / "previews" / str(i)), s.note)
+                for i, s in enumerate(self.plan.settings)
+            ]
+            done = int(self._checkpoint.get("frames", 0))
+            lanes: list[Lane] | None = None
+            bag = self._open_bag()
+            previous: Shot | None = None
+            saved_s, ended = monotonic(), True
+            for shot in self._shots(done):
+                if lanes is None:
+                    lanes = self._lanes(models, shot)
+                    self._check_disk(shot)
+                self._problems.check(previous, shot)
+                for i, lane in enumerate(lanes):
+                    self._keep(lane.take(shot), results[i], bag if i == 0 else None, show if i == 0 else None)
+                previous, done = shot, shot.index + 1
+                if stopped():
+                    ended = False
+                    break
+                if monotonic() - saved_s > CHECKPOINT_S:
+                    self._save(done, lanes, bag)
+                    saved_s = monotonic()
+            for i, lane in enumerate(lanes or ()):
+                if ended:
+                    self._keep(lane.finish(), results[i], bag if i == 0 else None, show if i == 0 else None)
+            self._save(done, lanes or [], bag)
+        return Outcome(results, self._info(done, ended))
+
+    def finish(self) -> None:
+        """Everything is written: nothing is left to go on with."""
+        self._folder.finish()
+
+    def _shots(self, start: int) -> Iterator[Shot]:
+        """The frames from `start` on as RGB. A recording that breaks off ends here, and is named."""
+        frames = enumerate(self.source.frames())
+        index = -1
+        while not self.plan.max_frames or index + 1 < self.plan.max_frames:
+            with self.shares.of("reading"):
+                try:
+                    index, frame = next(frames)
+                except StopIteration:
+                    return
+                except MediaError as error:
+                    if index < 0:
+                        raise
+                    self._problems.note("are followed by what cannot be read", f"frame {index}: {error}")
+                    return
+                if index < start:
+                    continue
+                if self.plan.stamps == "record":
+                    frame = replace(frame, stamp_ns=frame.record_ns)
+                shot = Shot.of(index, frame)
+            yield shot
+
+    def _lanes(self, models: Models, first: Shot) -> list[Lane]:
+        return [self._lane(i, setting, models, first) for i, setting in enumerate(self.plan.settings)]
+
+    def _lane(self, number: int, setting: Setting, models: Models, first: Shot) -> Lane:
+        model = models.get((setting.model, setting.device)) if setting.solves else None
+        every = self.plan.consistency_every
+        lane_of: Callable[..., Lane] = Lane
+        clock = Clock()
+        if self.plan.mode == "realtime":
+            table = self._cost_table(setting, model, first)
+            clock = virtual = VirtualClock(table)
+            lane_of = partial(RealtimeLane, clock=virtual, period_ns=self.source.nominal_period_ns)
+        try:
+            estimator = make_estimator(setting, model, clock)
+        except ValueError as error:
+            raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
+        backward = Backward(setting, model, every) if every else None
+        lane = lane_of(setting, estimator, self._truth(), backward, self.shares)
+        prefix = f"{number}/"
+        lane.restore({key[len(prefix) :]: self._checkpoint[key] for key in self._checkpoint if key.startswith(prefix)})
+        return lane
+
+    def _cost_table(self, setting: Setting, model: DEQFlow | None, first: Shot) -> CostTable:
+        given = self.plan.costs
+        if given is not None and setting.name not in given:
+            raise MediaError(f"the given costs are of {', '.join(given) or 'nothing'}, not of {setting.name}")
+        if given is None and setting.name not in self._costs:
+            with self.shares.of("measuring costs"):
+                shots = self._first_shots()
+                images = [shot.image for shot in shots if shot.image is not None]
+                table = measure_costs(setting, model, images, [shot.convert_ms for shot in shots])
+                self._costs[setting.name] = table.plain()
+        return CostTable.of(given[setting.name] if given is not None else self._costs[setting.name])
+
+    def _first_shots(self) -> list[Shot]:
+        """The first few frames that can be read and have the size of the first of them."""
+        shots = (Shot.of(index, frame) for index, frame in zip(range(20), self.source.frames(), strict=False))
+        readable = [shot for shot in shots if shot.image is not None]
+        sizes = [shot.image.shape for shot in readable if shot.image is not None]
+        return [shot for shot, size in zip(readable, sizes, strict=True) if size == sizes[0]][:8]
+
+    def _truth(self) -> Truth | None:
+        if self.plan.truth_folder is not None:
+            return folder_truth(Path(self.plan.truth_folder))
+        if self.plan.truth_topic is not None:
+            return TopicTruth(Path(self.path), self.plan.truth_topic)
+        return scene_truth(Path(self.path))
+
+    def _keep(self, dones: Iterator[Done], results: Results, bag: FlowBag | None, show: Show | None) -> None:
+        for done in dones:
+            with self.shares.of("writing"):
+                if done.record.index >= results.next_index:  # else it was kept before the run was killed
+                    results.add(done.record, done.fields)
+                if bag is not None:
+                    bag.add(done)
+            if show is not None:
+                show(done.record.index + 1, self.frames, done)
+
+    def _open_bag(self) -> FlowBag | None:
+        if not self.plan.bag:
+            return None
+        information = json.loads(str(self._checkpoint.get("bag", "null")))
+        return FlowBag(self.out / BAG, self.plan.storage, self.plan.images, information)
+
+    def _save(self, frames: int, lanes: Sequence[Lane], bag: FlowBag | None) -> None:
+        """Write down where the run can go on."""
+        with self.shares.of("writing"):
+            if bag is not None:
+                bag.close_part()
+            arrays = {f"{i}/{name}": value for i, lane in enumerate(lanes) for name, value in lane.snapshot().items()}
+            plain = {"problems": asdict(self._problems), "bag": bag.information if bag is not None else None}
+            texts = {name: np.array(json.dumps(value)) for name, value in plain.items()}
+            self._folder.save({"frames": np.array(frames), **texts, **arrays})
+
+    def _check_disk(self, first: Shot) -> None:
+        """Raises `MediaError` where the bag might not fit: a full disk in mid-run would cost the run."""
+        if not self.plan.bag or first.image is None or not self.frames:
+            return
+        height, width = first.image.shape[:2]
+        needed = self.frames * height * width * (RECORDED_BYTES + 3 * self.plan.images)
+        free = shutil.disk_usage(self.out).free
+        if needed > free:
+            raise MediaError(
+                f"the flow of {self.frames} frames of {width}x{height} may need {needed / 1e9:.1f} GB, and {self.out} "
+                f"has {free / 1e9:.1f} GB left; make room, choose another --out, or leave the bag out with --no-bag"
+            )
+
+    def _info(self, frames: int, complete: bool) -> RunInfo:
+        return RunInfo(
+            self.plan.mode,
+            {
+                "description": self.source.description,
+                "path": self.path,
+                "sha256": self.sha256,
+                "frames": frames,
+                "topic": getattr(self.source, "topic", None),
+            },
+            seconds=self.shares.seconds,
+            shares=self.shares.shares(),
+            costs=self._costs or self.plan.costs,
+            problems=[*_lost(self.source), *self._problems.sentences()],
+            complete=complete,
+        )
+
+
+def _lost(source: Source) -> list[str]:
+    shown = source.skipped[:5]
+    return [*shown, f"and {len(source.skipped) - len(shown)} more like these"] if len(source.skipped) > 5 else shown
