@@ -158,6 +158,7 @@ def test_a_snapshot_holds_what_a_pair_can_be_solved_again_from() -> None:
     assert (snapshot["stamp1_ns"], snapshot["stamp2_ns"], snapshot["scale"]) == (2 * PERIOD_NS, 3 * PERIOD_NS, 1.0)
     kept = {name: array.copy() for name, array in snapshot.items()}
     run(estimator, stream, 4, 4)
+    stream[2][:] = stream[3][:] = 0  # the stream needs them no longer
     for name, array in kept.items():
         np.testing.assert_array_equal(snapshot[name], array)
     images = [torch.from_numpy(snapshot[name]).permute(2, 0, 1)[None] for name in ("image1", "image2")]
