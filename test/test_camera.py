@@ -61,6 +61,9 @@ def test_pixels_without_a_ray_are_nan() -> None:
     for model, distortion in (("plumb_bob", PLUMB_BOB), ("equidistant", (-0.3, 0.0, 0.0, 0.0))):
         found = camera(model, distortion).bearings(far)
         assert np.allclose(found[0], (0, 0, 1)) and np.isnan(found[1:]).all(), model
+    folded = camera("equidistant", (0.3012, -0.1059, -0.0131, -0.0056))  # turns back at 76 degrees
+    angle = np.arccos(folded.bearings(np.array([[1144.56, 245.0], [1200.0, 245.0]]))[:, 2])
+    assert np.degrees(angle[0]) == pytest.approx(66.9, abs=0.1) and np.isnan(angle[1])
     assert camera("plumb_bob", PLUMB_BOB).bearings(np.empty((0, 2))).shape == (0, 3)
 
 

@@ -52,7 +52,8 @@ def test_the_adapted_message_gives_the_rays_of_the_input(
     binning: int, region: tuple[int, int, int, int], scale: float
 ) -> None:
     """Whatever the crop and the scale, and for raw as for rectified images."""
-    message = calibration(binning_x=binning, binning_y=binning)
+    roi = RegionOfInterest(x_offset=20, y_offset=14, width=600, height=440) if binning else RegionOfInterest()
+    message = calibration(binning_x=binning, binning_y=binning, roi=roi)
     height, width = image_size(message)
     x, y, part_width, part_height = region if region != WHOLE else (0, 0, width, height)
     size = round(part_height * scale), round(part_width * scale)

@@ -37,7 +37,7 @@ def encode(rgb: np.ndarray, encoding: str) -> np.ndarray:
     """The picture as (rows, samples per row[, C]) of `encoding`, written by the definition of the encoding."""
     if encoding.endswith("16") or encoding.startswith("16UC"):
         eight = encoding.replace("16UC", "8UC") if encoding.startswith("16UC") else f"{encoding[:-2]}8"
-        return encode(rgb, eight).astype(np.uint16) * 257
+        return encode(rgb, eight).astype(np.uint16) * 257 + 100  # rounds to the same; its two bytes differ
     height, width = rgb.shape[:2]
     if encoding in ("mono8", "8UC1"):
         return rgb[:, :, 1]

@@ -109,12 +109,11 @@ class CameraModel:
         return np.where(solved[:, None], normal, np.nan)
 
     def _distorted(self, normal: np.ndarray) -> np.ndarray:
-        """(N, 2) pixels of normalized coordinates; NaN where the polynomial has turned them round."""
+        """(N, 2) pixels of normalized coordinates."""
         k1, k2, p1, p2, k3, k4, k5, k6 = (*self.distortion, 0.0, 0.0, 0.0, 0.0)[:8]
         x, y = normal.T
         r2 = x * x + y * y
         radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
-        radial = np.where(radial > 0, radial, np.nan)
         distorted_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
         distorted_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
         return np.column_stack([distorted_x * self.fx + self.cx, distorted_y * self.fy + self.cy])
@@ -125,12 +124,15 @@ class CameraModel:
         distorted = np.hypot(scaled[:, 0], scaled[:, 1])
         polynomial = np.polynomial.Polynomial(np.array([0, 1, 0, *np.ravel([(k, 0) for k in self.distortion])[:-1]]))
         slope = polynomial.deriv()
-        angle = np.minimum(distorted, math.pi / 2)
+        # Where the polynomial turns back, a pixel has two rays; the lens was fitted below that angle.
+        turns = [root.real for root in slope.roots() if abs(root.imag) < 1e-9 and root.real > 0]
+        limit = min([*turns, math.pi])
+        table = np.linspace(0, limit, 1000)
+        angle = np.interp(distorted, polynomial(table), table)
         with np.errstate(all="ignore"):
-            for _ in range(20):  # Newton; from the small distortion of real lenses, 5 would do
-                angle = angle - (polynomial(angle) - distorted) / slope(angle)
+            for _ in range(4):  # Newton
+                angle = np.clip(angle - (polynomial(angle) - distorted) / slope(angle), 0, limit)
             solved = np.abs(polynomial(angle) - distorted) * self.fx <= _SOLVED_PX
-            solved &= (angle >= 0) & (angle <= math.pi) & (slope(angle) > 0)
             direction = scaled * np.where(distorted > 0, np.sin(angle) / distorted, 1.0)[:, None]
         rays = np.column_stack([direction, np.cos(angle)])
         return np.where(solved[:, None], rays, np.nan)
