@@ -223,6 +223,15 @@ def test_silence_is_told_with_its_reason_and_so_is_its_end(node: NodeClient, log
     node.set_parameters(silence_warning_s=0.0)
 
 
+def test_a_budget_that_cannot_be_met_is_told_with_what_is_done(node: NodeClient, log: Path) -> None:
+    """Flow that is always late looks like a slow network; the remedy is elsewhere."""
+    assert node.set_parameters(latency_budget_ms=0.1) == ""
+    account = node.send(node.image(), node.image())[-1]
+    assert (account["starved"], account["over_budget"], account["iterations"]) == ("true", "true", "1")
+    node.until(lambda: "the budget of 0.1 ms cannot be met" in log.read_text(), "the warning")
+    node.set_parameters(latency_budget_ms=0.0)
+
+
 def test_diagnostics_name_process_and_camera(node: NodeClient) -> None:
     """What a robot's monitor shows of the node."""
     received: list[DiagnosticArray] = []
@@ -244,6 +253,21 @@ def test_a_transition_that_the_state_does_not_have_is_refused(node: NodeClient, 
     assert node.send(node.image())[0]["outcome"] == "processed"
 
 
+def likely_value(rng: random.Random, name: str) -> Any:
+    """A value of the parameter's own type, which may or may not be allowed."""
+    default = getattr(Settings, name, 0)
+    if isinstance(default, bool):
+        return rng.random() < 0.5
+    if isinstance(default, int):
+        return rng.randrange(-2, 20)
+    if isinstance(default, float):
+        return round(rng.uniform(-0.1, 1.5), 2)
+    if isinstance(default, str):
+        choices = Settings.__dataclass_fields__[name].metadata["choices"]
+        return rng.choice([*choices, "x", ""])
+    return [rng.choice([0, 8, 16, 32, 80]) for _ in range(4)]
+
+
 def random_value(rng: random.Random) -> Any:
     numbers = [0, 1, -1, 7, 2**31, -(2**63), 2**63 - 1, 0.0, -0.0, 0.3, 2.5, 1e308, float("inf"), float("nan")]
     number = rng.choice(numbers)
@@ -262,11 +286,12 @@ def test_no_request_for_parameters_brings_the_node_down(node: NodeClient) -> Non
     for _ in range(40):
         messages = []
         for _ in range(5):
-            value = random_value(rng)
+            name = rng.choice(names)
+            value = likely_value(rng, name) if rng.random() < 0.5 else random_value(rng)
             try:
-                message = Parameter(rng.choice(names), value=value).to_parameter_msg()
+                message = Parameter(name, value=value).to_parameter_msg()
             except (TypeError, ValueError):  # rclpy's own client cannot even ask
-                message = ParameterMessage(name=rng.choice(names), value=ParameterValue(type=rng.randrange(10)))
+                message = ParameterMessage(name=name, value=ParameterValue(type=rng.randrange(10)))
             messages.append(message)
         results = node.call(SetParameters, "set_parameters", SetParameters.Request(parameters=messages)).results
         assert all(result.successful or result.reason for result in results)
@@ -276,7 +301,7 @@ def test_no_request_for_parameters_brings_the_node_down(node: NodeClient) -> Non
         assert result.successful or result.reason
         account = node.send(node.image())[0]
         assert account["outcome"] in ("first", "processed") or account["reason"]
-    assert accepted >= 10
+    assert accepted >= 20, accepted
     restore = [ParameterMessage(name=name, value=value) for name, value in zip(sorted(LIVE), before, strict=True)]
     request = SetParametersAtomically.Request(parameters=restore)
     assert node.call(SetParametersAtomically, "set_parameters_atomically", request).result.successful

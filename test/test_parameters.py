@@ -66,6 +66,17 @@ def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
     assert all(words in " ".join(text.replace("#", " ").split()) for text in texts)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIG.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_file_that_ships_is_taken_as_it_is(path: Path) -> None:
+    """ROS reads these files by rules of its own, and drops a name that it does not know silently."""
+    node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
+    Settings.declare(node)
+    listed = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
+    assert misspelt_overrides(node) == []
+    values = dataclasses.asdict(Settings.read(node))
+    assert {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name in listed} == listed
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
