@@ -68,7 +68,7 @@ def test_the_orientation_of_a_photograph_is_ignored() -> None:
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
 def test_truncated_data_is_refused(extension: str) -> None:
-    """Half an image with a grey rest is motion that never was. Cut in all parts but the end of PNG (checksums, end mark)."""
+    """Half an image with a grey rest is motion that never was. Cut everywhere, but in the end mark of PNG."""
     data = compress(extension, picture())
     for length in range(0, data.size - (24 if extension == ".png" else 1), 7):
         with pytest.raises(EncodingError, match=f"{length} bytes"):

@@ -170,6 +170,20 @@ def test_smaller_fields_keep_their_meaning(rig: Rig) -> None:
     assert (messages["points"].height, messages["points"].width) == (5, 8)
 
 
+def test_regions_and_rectified_images_have_their_own_rays(rig: Rig) -> None:
+    """The field may be a part of the image, and P instead of K describe it; camera_info and bearings must follow."""
+    rig.subscribe("points", "camera_info")
+    whole = calibration(200, 100)
+    whole.p = [40.0, 0, 100, 0, 0, 40, 50, 0, 0, 0, 1, 0]
+    region = (70, 25, WIDTH, HEIGHT)
+    for rectified, bearing in ((False, (70 - 15, 25 - 10, 50)), (True, (70 - 100, 25 - 50, 40))):
+        messages = rig.publish(whole, roi=region, image_size=(100, 200), rectified=rectified)
+        roi = messages["camera_info"].roi
+        assert (roi.x_offset, roi.y_offset, roi.width, roi.height) == region
+        first = np.frombuffer(messages["points"].data, np.float32)[5:8]
+        assert np.allclose(first, bearing / np.linalg.norm(bearing), atol=1e-6)
+
+
 def test_velocities_are_in_normalized_coordinates(rig: Rig) -> None:
     """Of the image point, so that backward flow, which points back in time, gives the same sign as forward flow."""
     rig.subscribe("flow")
