@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parent.parent
 NODE_PAGE = ROOT / "docs" / "node.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-USES = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name != "flow.yaml")
 
 
 def tables(heading: str) -> list[list[str]]:
@@ -52,24 +50,11 @@ def test_the_page_of_parameters_is_that_of_the_table() -> None:
     assert writer.PAGE.read_text() == writer.page(), "docs/parameters.md is out of date: run python docs/parameters.py"
 
 
-@pytest.mark.parametrize("path", USES, ids=lambda path: path.stem)
-def test_parameter_files_of_a_use_are_accepted(path: Path) -> None:
-    """A name that no parameter has is but a warning to ROS, and a value out of range is noticed on the robot first."""
-    rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
-    from deq_flow_ros.ros.parameters import Settings, misspelt_overrides
-
-    given = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
-    rclpy.init(args=["test", "--ros-args", "--params-file", str(path)])
-    node = rclpy.create_node("parameters_under_test")
-    try:
-        Settings.declare(node)
-        settings = Settings.read(node)
-        assert misspelt_overrides(node) == []
-        assert given and {name: getattr(settings, name) for name in given} == given
-        assert f"`{path.stem}`" in NODE_PAGE.read_text(), "docs/node.md does not mention it"
-    finally:
-        node.destroy_node()
-        rclpy.try_shutdown()
+def test_each_parameter_file_is_named() -> None:
+    """They are chosen by name, so the page is where they are found. (test_parameters.py holds them to the table.)"""
+    files = {path.stem for path in (ROOT / "config").glob("*.yaml")}
+    section = NODE_PAGE.read_text().split("### Parameters\n")[1].split("\n#")[0]
+    assert files <= set(re.findall(r"`(\w+)`", section))
 
 
 @pytest.fixture(scope="module")
