@@ -21,7 +21,7 @@ import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile
 from rclpy.serialization import serialize_message
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
@@ -87,7 +87,8 @@ def camera(options: argparse.Namespace, stop: process.StopRequest) -> None:
     width, height = (int(side) for side in options.size.split("x"))
     messages = prepare(options.input, (width, height), options.name)
     node = Node(options.name)
-    publisher = node.create_publisher(Image, options.topic, qos_profile_sensor_data)
+    # Reliable, so that it is the node's parameter qos_reliability that decides.
+    publisher = node.create_publisher(Image, options.topic, QoSProfile(depth=30))
     while publisher.get_subscription_count() == 0 and not stop.requested:
         time.sleep(0.05)
     time.sleep(SETTLE_S)

@@ -70,18 +70,24 @@ class Camera:
 
 
 def accounts(camera: Camera) -> dict[str, Any]:
-    """What became of each image; what does not add up stands under "problems"."""
-    account = take_account(list(camera.published_ns), camera.reports, camera.flow_stamps)
+    """What became of each image; what does not add up stands under "problems".
+
+    An image that the middleware lost on the way cannot have an account of its own, but the node counts it.
+    """
+    lost = max((int(report.values["frames_lost"]) for report in camera.reports), default=0)
+    reported = {report.stamp_ns for report in camera.reports}
+    missing = camera.published_ns.keys() - reported
+    arrived = [stamp for stamp in camera.published_ns if len(missing) > lost or stamp not in missing]
+    account = take_account(arrived, camera.reports, camera.flow_stamps)
     reasons: dict[str, int] = {}
     for reason, count in account.drop_reasons.items():
         kind = reason if reason in BY_DESIGN else kind_of(reason)
         reasons[kind] = reasons.get(kind, 0) + count
-    lost = max((int(report.values["frames_lost"]) for report in camera.reports), default=0)
     problems = [*camera.problems, *account.problems]
     if account.processed == 0:
         problems.append("no flow field came")
     return {
-        "published": account.published,
+        "published": len(camera.published_ns),
         "processed": account.processed,
         "first": account.first,
         "dropped": account.dropped,
@@ -159,6 +165,7 @@ def bounds(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[str
         times = camera["timing"]
         if options.accounts_only:
             continue
+        found.append((f"{name}: images lost on the way", camera["accounts"]["lost_in_the_middleware"], 0))
         if not times:
             found.append((f"{name}: no flow field after the warm-up", 1, 0))
             continue

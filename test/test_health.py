@@ -253,6 +253,7 @@ def test_the_process_has_a_status_through_its_whole_life() -> None:
     assert names == ["robot/flow_node: process", "robot/flow_node: flow", "robot/flow_node: rear"]
     values = {pair.key: pair.value for pair in process().values}
     assert (process().level, process().hardware_id, values["model"], values["threads"]) == (OK, "cpu", "nano", "1")
+    assert process().message.startswith("nano on cpu, ")
     assert 20.0 < float(values["rss_mb"]) <= float(values["rss_peak_mb"])
     health.cleaned_up()
     assert [status.message for status in health.statuses()] == ["not configured"]

@@ -97,13 +97,18 @@ def test_times_add_up(camera: soak_report.Camera) -> None:
     assert sum(parts.values()) == pytest.approx(2 * parts["total"])
 
 
-@pytest.mark.parametrize("fault", ["unaccounted", "twice", "flow missing", "late", "memory", "slow", None])
+@pytest.mark.parametrize("fault", ["unaccounted", "lost", "twice", "flow missing", "late", "memory", "slow", None])
 def test_each_broken_bound_is_found(camera: soak_report.Camera, fault: str | None) -> None:
     """A soak run that cannot fail proves nothing."""
     memory, words, broken = [(second * 10**9, 300.0) for second in range(10)], [], None
     if fault == "unaccounted":
         camera.reports.pop(50)
         camera.flow_stamps.pop(50)
+    elif fault == "lost":  # no account of its own, but the node has counted it
+        camera.reports.pop(50)
+        camera.flow_stamps.pop(50)
+        camera.reports[-1].values["frames_lost"] = "1"
+        broken = "camera: images lost on the way"
     elif fault == "twice":
         camera.reports.append(camera.reports[50])
     elif fault == "flow missing":

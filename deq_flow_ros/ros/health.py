@@ -287,11 +287,11 @@ class Health:
         self._about: dict[str, str] = {}
         self._cpu_s, self._wall_s = time.process_time(), time.monotonic()
 
-    def configured(self, device: torch.device, **about: object) -> None:
-        """What the process works with: the device, and what else is worth knowing (`model="nano", threads=1`)."""
+    def configured(self, device: torch.device, model: str, **about: object) -> None:
+        """What the process works with: device, model, and what else is worth knowing (`threads=1`)."""
         self.failure = None
         self._device = device
-        self._about = {name: str(value) for name, value in about.items()}
+        self._about = {"model": model, **{name: str(value) for name, value in about.items()}}
 
     def cleaned_up(self, failure: str | None = None) -> None:
         """The node is unconfigured (again), or could not be configured for the reason given."""
@@ -321,7 +321,7 @@ class Health:
             return _status(ERROR, f"{self._node_name}: process", self.failure, device, values)
         if self._device is None:
             return _status(OK, f"{self._node_name}: process", "not configured", device, values)
-        message = f"on {device}, {cores:.1f} processor cores busy, {memory['rss']:.0f} MB"
+        message = f"{self._about['model']} on {device}, {cores:.1f} processor cores busy, {memory['rss']:.0f} MB"
         if "cuda_allocated" in memory:
             message += f", {memory['cuda_allocated']:.0f} MB on the device"
         return _status(OK, f"{self._node_name}: process", message, device, values)
