@@ -58,8 +58,13 @@ def node_arguments(*remappings: str, **parameters: Any) -> list[str]:
 
 
 @contextmanager
-def running_node(folder: Path, *remappings: str, **parameters: Any) -> Iterator[tuple[NodeClient, Children]]:
-    """`flow_node` as a process with untrained weights, and a client; SIGINT must end it in time and with status 0."""
+def running_node(
+    folder: Path, *remappings: str, failures: int = 0, **parameters: Any
+) -> Iterator[tuple[NodeClient, Children]]:
+    """`flow_node` as a process with untrained weights, and a client; SIGINT must end it in time and with status 0.
+
+    In between no callback may fail but for so many `failures` that the tests bring about on purpose.
+    """
     arguments = node_arguments(*remappings, **{"model": untrained_weights(folder), **QUICK, **parameters})
     with Children(folder / "logs") as children:
         children.start("flow_node", "deq_flow_ros.ros.flow_node", arguments)
@@ -69,6 +74,8 @@ def running_node(folder: Path, *remappings: str, **parameters: Any) -> Iterator[
         client.destroy_node()
         rclpy.shutdown()
         children.stop("flow_node", timeout_s=20.0)
+        log = children.log("flow_node").read_text()
+        assert log.count("a callback failed") == failures, log
 
 
 class NodeClient(Node):

@@ -27,7 +27,9 @@ from deq_flow_ros.ros.parameters import LIVE, Settings
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeClient, Children]]:
-    with running_node(tmp_path_factory.mktemp("node"), f"~/image:={CAMERA_TOPIC}", diagnostics_period_s=0.2) as running:
+    folder, remapping = tmp_path_factory.mktemp("node"), f"~/image:={CAMERA_TOPIC}"
+    # One failure: the malformed request.
+    with running_node(folder, remapping, failures=1, diagnostics_period_s=0.2) as running:
         running[0].connect()
         yield running
 
@@ -230,6 +232,12 @@ def test_a_budget_that_cannot_be_met_is_told_with_what_is_done(node: NodeClient,
     assert (account["starved"], account["over_budget"], account["iterations"]) == ("true", "true", "1")
     node.until(lambda: "the budget of 0.1 ms cannot be met" in log.read_text(), "the warning")
     node.set_parameters(latency_budget_ms=0.0)
+    node.send(node.image())  # from here on there is none that could be named
+    received: list[DiagnosticArray] = []
+    subscription = node.create_subscription(DiagnosticArray, "/diagnostics", received.append, 10)
+    node.until(lambda: received, "diagnostics", timeout_s=5.0)
+    assert "the budget of 0.1 ms cannot be met" in received[0].status[1].message
+    node.destroy_subscription(subscription)
 
 
 def test_diagnostics_name_process_and_camera(node: NodeClient) -> None:

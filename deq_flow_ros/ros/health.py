@@ -240,18 +240,18 @@ class Window:
         if diverged:
             text = f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
             troubles.append((ERROR if 2 * diverged > count else WARN, text))
-        late = sum(info.over_budget for info in self.infos)
+        late = [info for info in self.infos if info.over_budget]  # the budget may have changed since
         if sum(info.starved for info in self.infos) > WORTH_A_WARNING * count:
             text = (
-                f"the budget of {self.infos[-1].budget_ms:g} ms cannot be met ({late} of {count} flow fields were late "
+                f"the budget of {late[-1].budget_ms:g} ms cannot be met ({len(late)} of {count} flow fields were late "
                 f"{span}): one iteration at the lowest scale takes longer; raise latency_budget_ms, lower min_scale, "
                 "or use a faster device"
             )
             troubles.append((WARN, text))
-        elif late > WORTH_A_WARNING * count:
+        elif len(late) > WORTH_A_WARNING * count:
             wait = self.stage_means.get("wait", 0.0)
             text = (
-                f"{late} of {count} flow fields came after the budget of {self.infos[-1].budget_ms:g} ms {span} "
+                f"{len(late)} of {count} flow fields came after the budget of {late[-1].budget_ms:g} ms {span} "
                 f"(mean wait before processing {wait:.0f} ms); is another process keeping the processor busy? See "
                 "`threads`, or raise latency_budget_ms"
             )
