@@ -20,7 +20,7 @@ FLOW = Path(get_package_share_directory("deq_flow_ros")) / "launch" / "flow.laun
 def _flow(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     cameras = LaunchConfiguration("cameras").perform(context).strip("[] ")
     image = LaunchConfiguration("image").perform(context)
-    image = image or ",".join(f"/{camera.strip()}/image_raw" for camera in cameras.split(","))
+    image = image or ",".join(f"{camera.strip()}/image_raw" for camera in cameras.split(","))
     arguments = {"cameras": cameras, "image": image}.items()
     return [IncludeLaunchDescription(PythonLaunchDescriptionSource(str(FLOW)), launch_arguments=arguments)]
 
@@ -31,7 +31,7 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument("cameras", default_value="front,rear", description="names, separated by commas"),
             DeclareLaunchArgument(
-                "image", default_value="", description="their image topics, likewise; empty = /NAME/image_raw for each"
+                "image", default_value="", description="their image topics, likewise; empty = NAME/image_raw for each"
             ),
             OpaqueFunction(function=_flow),
         ]

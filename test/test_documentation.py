@@ -2,6 +2,7 @@
 """The pages that people and programs rely on say what the code does: topics, services, parameters, keys of messages."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_the_table_of_topics_is_what_the_node_has(names: dict[str, set[tuple[str
     assert expected == {(name, kind) for name, kind in names["in"] if name not in ROS_OWN}
 
 
+def test_the_layouts_of_the_viewers_show_what_the_node_has(names: dict[str, set[tuple[str, str]]]) -> None:
+    """A panel of a topic that nobody publishes just stays empty; one that the layout does not have is an error box."""
+    foxglove, rviz = (ROOT / "config" / name for name in ("foxglove_layout.json", "flow.rviz"))
+    layout, published = json.loads(foxglove.read_text()), {name for name, _ in names["out"]}
+    for text in (foxglove.read_text(), rviz.read_text()):
+        shown = {f"~/{name}" for name in re.findall(r"/flow_node/(\w+)", text)}
+        assert len(shown) >= 3 and shown <= published
+    assert set(re.findall(r'key==."(\w+)', foxglove.read_text().replace("\\", "."))) <= keys("Accounts")
+    placed = re.findall(r'"(\w+!\w+)"', json.dumps(layout["layout"]))
+    assert sorted(placed) == sorted(layout["configById"])
+
+
 def test_the_table_of_services_is_what_the_node_has(names: dict[str, set[tuple[str, str]]]) -> None:
     """Beside those that every lifecycle node has."""
     written = {(row[0].strip("`"), row[1].strip("`")) for row in tables("Services")}
@@ -122,7 +135,7 @@ def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     from deq_flow_ros.streaming import FlowInfo
 
     health = Health("/flow_node")
-    health.configured(torch.device("cpu"))
+    health.configured(torch.device("cpu"), model="nano")
     health.cameras = {"": CameraHealth("/camera/image_raw")}
     accounts = FrameAccounts("cpu", "forward", "", health.cameras[""])
     info = FlowInfo(
