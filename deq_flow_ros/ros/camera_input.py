@@ -12,7 +12,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
-from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind, qos_profile_sensor_data
+from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
@@ -98,6 +98,7 @@ class CameraInput:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
         self._source = source
+        self._mismatched = False
         self._qos = QoSProfile(
             depth=self._settings.qos_depth, reliability=ReliabilityPolicy[self._settings.qos_reliability.upper()]
         )
@@ -150,16 +151,21 @@ class CameraInput:
         self.camera_info = message
 
     def _on_incompatible_qos(self, event: QoSRequestedIncompatibleQoSInfo) -> None:
-        words = watch.qos_mismatch(self._source.topic, self._qos, self._offers(self._source))
-        if words is None:  # the graph does not know the publisher yet
-            policy = qos_policy_name_from_kind(event.last_policy_kind)
-            words = f"a publisher of {self._source.topic} offers another {policy} than the node asks for"
-        self._logger.warning(words)
+        self._mismatched = True  # to be named by `_watch`: the graph may not know the publisher yet
 
     def _watch(self) -> None:
         if not self._closed:
+            self._name_mismatch()
             self._choose_source()
             self._check_silence()
+
+    def _name_mismatch(self) -> None:
+        if not self._mismatched:
+            return
+        words = watch.qos_mismatch(self._source.topic, self._qos, self._offers(self._source))
+        if words is not None:
+            self._mismatched = False
+            self._logger.warning(words)
 
     def _choose_source(self) -> None:
         """Change to another transport where the one in use is not published, or has not delivered anything yet."""
