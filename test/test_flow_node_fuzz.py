@@ -34,12 +34,13 @@ SIZES = [0, 1, 255, 256, 512, 768, 960, 1200, 1536]
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeClient, Children]]:
-    """A node with one camera, `fuzzed`, that all tests of this file share, and its process.
+    """A node with the cameras `fuzzed` and `good`, that all tests of this file share, and its process.
 
-    The client hears nothing of that camera: to decode every account would take longer than all else.
+    The client hears nothing of `fuzzed`: to decode every account would take longer than all else.
     """
-    parameters = {"cameras": "[fuzzed]", "max_iterations": 1, "qos_depth": 1000}
-    with running_node(tmp_path_factory.mktemp("node"), "~/fuzzed/image:=/fuzzed/image", **parameters) as running:
+    parameters = {"cameras": "[fuzzed, good]", "max_iterations": 1, "qos_depth": 1000}
+    rules = [f"~/{name}/image:=/{name}/image" for name in ("fuzzed", "good")]
+    with running_node(tmp_path_factory.mktemp("node"), *rules, **parameters) as running:
         yield running
 
 
@@ -160,3 +161,26 @@ def test_bytes_that_are_no_image_do_not_end_the_node(running: tuple[NodeClient, 
             fuzzer.wait(10**6, 0.05)
     fuzzer.destroy_node()
     check_that_it_works(client)
+
+
+def test_a_camera_gone_mad_does_not_disturb_its_neighbour(running: tuple[NodeClient, Children]) -> None:
+    """One process for several cameras is only worth having if they do not share their faults."""
+    client, children = running
+    random = Random(1)
+    good = NodeClient("good", beside=client)
+    good.connect()
+    good.send(good.image(), good.image())
+    fuzzer = Fuzzer(children)
+    fuzzer.connect(client.image())
+    accounts = []
+    for number in range(10):
+        for _ in range(20):
+            fuzzer.camera.publish(malformed(random, 20 * number))
+        accounts += good.send(good.image(shift=number))
+    assert fuzzer.wait(200)
+    fuzzer.destroy_node()
+    good.destroy_node()
+    assert {account["outcome"] for account in accounts} == {"processed"}
+    assert {(account["warm"], account["reset_reason"], account["frames_dropped"]) for account in accounts} == {
+        ("true", "", accounts[0]["frames_dropped"])
+    }
