@@ -148,6 +148,15 @@ def test_a_batch_that_fails_costs_only_the_frame_that_made_it_fail(
     }
 
 
+def test_one_warm_up_serves_all_cameras() -> None:
+    """With a warm-up each, four cameras would take half a minute to configure."""
+    with configured_node("warm_up_width:=128", "warm_up_height:=96", "cameras:=[front,rear]") as node:
+        front, rear = (camera.estimator for camera in node._cameras)
+        known = rear._costs.stages[128 * 96]
+        assert known.keys() >= {"encode", "iteration"} and known == front._costs.stages[128 * 96]
+        assert rear._costs is not front._costs  # what each learns from its own images is its own
+
+
 def test_cameras_that_deliver_share_the_budget(two_cameras: FlowNode) -> None:
     """One camera that used all of the budget would leave none to the other; a silent one needs no share."""
     cameras, worker = two_cameras._cameras, two_cameras._worker

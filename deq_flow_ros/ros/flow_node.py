@@ -100,8 +100,10 @@ class FlowNode(LifecycleNode):
         for name in settings.cameras:
             self._cameras.append(CameraStream(self, name, model, settings))
         if settings.warm_up_height:
-            for camera in self._cameras:
-                camera.estimator.warm_up(settings.warm_up_height, settings.warm_up_width)
+            first, *others = [camera.estimator for camera in self._cameras]
+            first.warm_up(settings.warm_up_height, settings.warm_up_width)
+            for estimator in others:
+                estimator.take_costs_of(first)
             flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
         self._enabled = True
         threads = torch.get_num_threads()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,6 +119,10 @@ class FlowEstimator:
         finally:
             self._settings, self._scales = settings, scales
             self.reset("start")
+
+    def take_costs_of(self, other: FlowEstimator) -> None:
+        """Know what another estimator of the same model has learnt, in place of a warm-up of one's own."""
+        self._costs = copy.deepcopy(other._costs)
 
     def update(
         self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None, time_limit_ms: float | None = None
