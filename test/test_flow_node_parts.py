@@ -16,11 +16,12 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
+from std_srvs.srv import SetBool
 
 from deq_flow_ros.ros import frame_worker
 from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, arrival
 from deq_flow_ros.ros.camera_stream import CameraStream, ReceivedFrame
-from deq_flow_ros.ros.flow_node import FlowNode
+from deq_flow_ros.ros.flow_node import DISABLED, FlowNode
 from deq_flow_ros.ros.rate_limit import RateLimit
 from deq_flow_ros.streaming import FlowResult, UpdateRequest, update_together
 
@@ -146,6 +147,23 @@ def test_a_batch_that_fails_costs_only_the_frame_that_made_it_fail(
         "": ["stream starts: a frame failed (RuntimeError: out of memory)"],
         "second": ["dropped: RuntimeError: out of memory"],
     }
+
+
+def test_a_disabled_node_stays_so_until_it_is_enabled(node: FlowNode) -> None:
+    """What a person has switched off must not go on because a manager restarted the node; and it must be seen."""
+    image_topics = {"/flow_node/image", "/flow_node/image/compressed"}
+
+    def subscribed() -> bool:
+        return any(subscription.topic_name in image_topics for subscription in node.subscriptions)
+
+    assert subscribed() and node._on_enable(SetBool.Request(data=False), SetBool.Response()).success
+    assert node.trigger_deactivate() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    assert not subscribed() and node._cameras[0].health.idle == DISABLED
+    assert node._on_enable(SetBool.Request(data=True), SetBool.Response()).message == "enabled"
+    assert subscribed() and node._cameras[0].health.idle is None
+    node.trigger_deactivate()
+    answer = node._on_enable(SetBool.Request(data=False), SetBool.Response())
+    assert not answer.success and "not active" in answer.message
 
 
 def test_one_warm_up_serves_all_cameras() -> None:

@@ -79,6 +79,7 @@ class CameraStream:
         self.name = name
         self.prefix = f"~/{name}/" if name else "~/"
         self.health = CameraHealth(node.resolve_topic_name(f"{self.prefix}image"))
+        self.health.idle = "the node is not active"
         self.estimator = FlowEstimator(model, **_estimator_settings(settings))
         self.last_arrival_ns = 0
         self.last_shape: tuple[int, int] | None = None

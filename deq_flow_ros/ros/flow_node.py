@@ -152,7 +152,7 @@ class FlowNode(LifecycleNode):
         return super().on_error(state)
 
     def _succeeds(self, step: Callable[[], None], name: str) -> bool:
-        """Whether a step of a transition raised no error; rclpy would say nothing of it."""
+        """Whether a step raised no error; rclpy would say nothing of one in a transition."""
         try:
             step()
             return True
@@ -169,13 +169,20 @@ class FlowNode(LifecycleNode):
 
     def _open(self) -> None:
         assert self._worker is not None
-        for camera in self._cameras if self._enabled else ():
-            camera.open(self._worker.take)
+        if self._enabled:
+            for camera in self._cameras:
+                camera.open(self._worker.take)
+        else:  # and then deactivated and activated
+            self._close(DISABLED)
+            self.get_logger().warning("active, but disabled: call the service ~/enable")
+
+    def _close(self, reason: str) -> None:
+        for camera in self._cameras:
+            camera.close(reason)
 
     def _stop(self, reason: str) -> None:
         try:
-            for camera in self._cameras:
-                camera.close(reason)
+            self._close(reason)
         finally:
             if self._worker is not None:
                 self._worker.drop_waiting(reason)
@@ -229,13 +236,13 @@ class FlowNode(LifecycleNode):
             return response
         if request.data != self._enabled:
             self._enabled = request.data
-            if self._enabled:
-                self._open()
-            else:
-                for camera in self._cameras:
-                    camera.close(DISABLED)
+            if self._enabled and not self._succeeds(self._open, "enable"):
+                self._enabled = False
+            if not self._enabled:
+                self._close(DISABLED)
                 self._worker.drop_waiting(DISABLED)
-        response.success, response.message = True, "enabled" if self._enabled else "disabled"
+        response.success = request.data == self._enabled
+        response.message = ("enabled" if self._enabled else "disabled") if response.success else "failed, see the log"
         return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
