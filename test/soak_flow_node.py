@@ -37,6 +37,7 @@ ROOT = Path(__file__).parent.parent
 PLACES = [str(ROOT), str(ROOT / "test")]
 sys.path[:0] = PLACES
 
+from soak_parts import image_size
 from soak_report import Camera, accounts, bounds, memory_of, show, timing
 
 from deq_flow_ros.media import MediaError
@@ -50,7 +51,7 @@ READY_S, QUIET_S = 120.0, 3.0
 
 def cameras_of(options: argparse.Namespace) -> list[Camera]:
     """One camera without a name, or several with names, every other one smaller and slower."""
-    width, height = (int(side) for side in options.size.split("x"))
+    width, height = options.size
     if options.cameras == 1:
         return [Camera("", (width, height), options.rate)]
     return [
@@ -193,7 +194,9 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--input", required=True, help="bag, video or folder of images that the cameras show")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--rate", type=float, default=30.0, help="of the first camera, Hz (default 30)")
-    parser.add_argument("--size", default="640x480", help="of the first camera, WIDTHxHEIGHT (default 640x480)")
+    parser.add_argument(
+        "--size", type=image_size, default=(640, 480), help="of the first camera, WIDTHxHEIGHT (default 640x480)"
+    )
     parser.add_argument("--budget-ms", type=float, default=150.0, help="latency_budget_ms, 0 = none (default 150)")
     parser.add_argument("--max-iterations", type=int, default=12)
     parser.add_argument("--model", default="nano")

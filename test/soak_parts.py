@@ -40,6 +40,14 @@ SETTLE_S = 1.0
 """From the first sight of the node's subscription until the first image: the node must know of the camera as well."""
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """(width, height) of "WIDTHxHEIGHT", for argparse."""
+    width, cross, height = text.partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, got {text!r}")
+    return int(width), int(height)
+
+
 def read_stamp(data: bytes) -> int:
     """Nanoseconds of the stamp of a serialized message that begins with a header."""
     seconds, nanoseconds = struct.unpack_from("<iI", data, STAMP_OFFSET)
@@ -84,8 +92,7 @@ def publish_all(
 
 def camera(options: argparse.Namespace, stop: process.StopRequest) -> None:
     """Wait for a subscriber, publish, write the log: one JSON pair of numbers a line."""
-    width, height = (int(side) for side in options.size.split("x"))
-    messages = prepare(options.input, (width, height), options.name)
+    messages = prepare(options.input, options.size, options.name)
     node = Node(options.name)
     # Reliable, so that it is the node's parameter qos_reliability that decides.
     publisher = node.create_publisher(Image, options.topic, QoSProfile(depth=30))
@@ -106,7 +113,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--input")
     parser.add_argument("--name", default="camera")
     parser.add_argument("--topic")
-    parser.add_argument("--size", help="WIDTHxHEIGHT")
+    parser.add_argument("--size", type=image_size)
     parser.add_argument("--rate", type=float, help="Hz")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--log")
