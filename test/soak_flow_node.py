@@ -112,6 +112,7 @@ class Run:
             words += ["--size", "{}x{}".format(*camera.size), "--rate", str(camera.rate), "--seconds", str(seconds)]
             children.start(camera.label, "soak_parts", [*words, "--log", str(logs / f"{camera.label}.jsonl")])
         self._until(self._cameras_ended, seconds + READY_S, "kept its cameras waiting")
+        children.check()
         for camera in self._cameras:
             lines = (logs / f"{camera.label}.jsonl").read_text().splitlines()
             camera.published_ns = dict(json.loads(line) for line in lines)
