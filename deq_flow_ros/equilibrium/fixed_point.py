@@ -177,6 +177,7 @@ def solve(
     best: bool | None = None,
     growth_limit: float | None = 1e6,
     deadline_ns: int | None = None,
+    now_ns: Callable[[], int] | None = None,
     min_iterations: int = 0,
     iteration_cost_ns: float = 0.0,
     keep: Collection[int] = (),
@@ -199,8 +200,9 @@ def solve(
     :param growth_limit: ``f`` is unusable where its value is so many times longer than the start and the first
         iterate, or not finite; None: only where it is not finite. At such a point a sample has diverged (accelerated
         solvers first try Picard's step from the last usable point).
-    :param deadline_ns: absolute time on ``time.monotonic_ns()``. No iteration is begun that would, by the costs seen so
-        far, end after it, not even the first: with no time at all the start is returned after 0 iterations.
+    :param deadline_ns: absolute time on ``now_ns()``. No iteration is begun that would, by the costs seen so far, end
+        after it, not even the first: with no time at all the start is returned after 0 iterations.
+    :param now_ns: the clock; None is ``time.monotonic_ns``.
     :param min_iterations: evaluations of ``f`` to make whatever the deadline says.
     :param iteration_cost_ns: expected cost of one iteration; from the second on, this solve's own mean counts if it is
         larger. Without an expectation the mean counts from the first on.
@@ -226,6 +228,7 @@ def solve(
         raise ValueError(f"keep must name iterations from 1 to max_iterations, {max_iterations}, got {wrong}")
 
     device = z[0].device
+    now_ns = time.monotonic_ns if now_ns is None else now_ns
     books = _Books(z, tolerance, growth_limit, solver.keeps_best if best is None else best, solver.keeps_best)
     propose = solver.start()
     trace: list[Tensor] = []
@@ -234,7 +237,7 @@ def solve(
     exhausted = StopReason.ITERATIONS
     if deadline_ns is not None and device.type == "cuda":
         torch.cuda.synchronize(device)  # work of before that is still queued would count as none
-    started, cost_ns = time.monotonic_ns(), iteration_cost_ns
+    started, cost_ns = now_ns(), iteration_cost_ns
     waits = tolerance is not None or deadline_ns is not None
     # The first iteration often costs more than those after it, and of a GPU's the host has seen the begin, not the end:
     # with an expectation to go by, it is not taken for the rule.
@@ -243,7 +246,7 @@ def solve(
         if all_done.read(wait=waits):
             break
         if deadline_ns is not None:
-            now = time.monotonic_ns()
+            now = now_ns()
             if n > timed_after:
                 # The mean of this solve tells more than the expectation: the load of the machine is that of now.
                 cost_ns = max(cost_ns, (now - started) / (n - 1))

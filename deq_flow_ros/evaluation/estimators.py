@@ -65,7 +65,7 @@ class ClassicalEstimator:
         stages = self._clock.stages(torch.device("cpu"), frame.shape[0] * frame.shape[1])
         images = (previous[0], frame) if self._direction == "forward" else (frame, previous[0])
         with stages.stage("solve"):
-            flow = self._flow(*images)
+            flow = stages.counted(self._flow)(*images)
         info = FlowInfo(
             stamp_ns=stamp_ns,
             previous_stamp_ns=previous[1].stamp_ns,
@@ -113,12 +113,14 @@ def make_estimator(setting: Setting, model: DEQFlow | None, clock: Clock) -> Est
     if not setting.solves:
         return ClassicalEstimator(setting, clock)
     assert model is not None
-    return FlowEstimator(  # type: ignore[return-value]
+    return FlowEstimator(
         model,
+        clock,
         latency_budget_ms=setting.budget_ms,
         max_iterations=setting.max_iterations,
         tolerance_px=setting.tolerance_px,
         direction=setting.direction,
         min_scale=setting.min_scale,
         max_scale=setting.max_scale,
+        warm=setting.warm,
     )

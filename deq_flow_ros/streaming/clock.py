@@ -14,9 +14,12 @@ class Clock:
     """The machine's own time."""
 
     def now_ns(self) -> int:
-        """Time that never goes back, ns."""
+        """Time that never goes back, ns: ``time.monotonic_ns()``."""
         return time.monotonic_ns()
 
     def stages(self, device: torch.device, pixels: int) -> StageClock:
-        """A clock for the stages of one update, of frames that are processed with so many pixels each."""
+        """Times the stages of one update, of frames that are processed with so many pixels each."""
         return StageClock(device)
+
+
+MACHINE = Clock()

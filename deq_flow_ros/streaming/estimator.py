@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,12 @@ import torch
 
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Prepared, rescale
-from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock
+from deq_flow_ros.streaming.clock import MACHINE, Clock
+from deq_flow_ros.streaming.continuity import Seen
+from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.frames import EncodedImage, encode_images, sample
 from deq_flow_ros.streaming.pairs import Pair, SolvedPairs
 from deq_flow_ros.streaming.result import FlowInfo, FlowResult
-from deq_flow_ros.streaming.scene_cut import Thumbnail
 from deq_flow_ros.streaming.settings import EstimatorSettings
 from deq_flow_ros.streaming.together import StreamFrame, UpdateRequest, update_together
 from deq_flow_ros.streaming.warm_start import carry
@@ -28,8 +29,7 @@ class _Previous:
     """A frame as the stream remembers it."""
 
     encoded: EncodedImage
-    stamp_ns: int
-    thumbnail: Thumbnail
+    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ class FlowEstimator:
     One thread at a time.
 
     :param model: from ``load_model``, on its device. Several estimators may share it.
+    :param clock: what deadlines and latencies are measured by; None is the machine's.
     :param settings: those of ``EstimatorSettings``, by name: ``latency_budget_ms=50``.
     :raises ValueError: for settings that are none, or outside of their range.
     """
 
-    def __init__(self, model: DEQFlow, **settings: Any) -> None:
+    def __init__(self, model: DEQFlow, clock: Clock | None = None, **settings: Any) -> None:
         self.model = model
+        self.clock = MACHINE if clock is None else clock
         self.reset_reason: str | None = "start"
         self._settings = EstimatorSettings().changed(**settings)
         self._costs = CostModel()
@@ -131,7 +133,7 @@ class FlowEstimator:
 
         :param frame: (H, W, 3) uint8 RGB, at least 16x16; kept until the next pair, so not to be written to.
         :param stamp_ns: its time stamp.
-        :param arrival_ns: when it arrived, on ``time.monotonic_ns()``; the budget counts from here. None is now.
+        :param arrival_ns: when it arrived, on ``clock.now_ns()``; the budget counts from here. None is now.
         :param time_limit_ms: take no longer than this from now on, whatever the budget allows; None: the budget alone.
             It is kept as the budget is, and shortened as it is: fewer iterations first, then a smaller scale.
         :returns: the flow between the last frame and this one, or None if there is no last frame to compare with:
@@ -144,7 +146,8 @@ class FlowEstimator:
     def prepare(self) -> None:
         """Do what the next pair needs and its frame does not: to be called when a result is out, before a frame."""
         if self._previous is not None and self._start is None:
-            self._prepare(self._previous)
+            with self.clock.stages(self.model.device, self._previous.encoded.pixels).stage("prepare"):
+                self._prepare(self._previous)
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """The stream as it stands, for a bug report; copies, on the CPU.
@@ -160,7 +163,7 @@ class FlowEstimator:
         frame, solved = self._previous, self._solved
         arrays = {
             "image2": frame.encoded.image.copy(),
-            "stamp2_ns": np.array(frame.stamp_ns, np.int64),
+            "stamp2_ns": np.array(frame.seen.stamp_ns, np.int64),
             "scale": np.array(frame.encoded.scale),
         }
         states = {"": self._state}
@@ -174,45 +177,51 @@ class FlowEstimator:
                     arrays[prefix + name] = tensor[0].float().cpu().numpy().copy()
         return arrays
 
+    @torch.inference_mode()
+    def restore(self, arrays: Mapping[str, np.ndarray], reset_reason: str | None = None) -> None:
+        """Go on with the stream of a ``snapshot`` of an estimator with the same model and settings.
+
+        What was learnt of costs is not part of it.
+
+        :param reset_reason: that of the estimator when the snapshot was taken.
+        """
+        self.reset("restored")
+        self.reset_reason = reset_reason
+        if not arrays:
+            return
+        image, self._scales.scale = arrays["image2"], float(arrays["scale"])
+        encoded = self._encode(image, self._scales.scale)
+        self._previous = _Previous(encoded, Seen.of(image, int(arrays["stamp2_ns"])))
+        if "hidden" in arrays:
+            hidden, flow = (torch.from_numpy(arrays[name])[None].to(self.model.device) for name in ("hidden", "flow"))
+            self._state = hidden.to(encoded.encoding.context.dtype), flow
+
     # The steps of an update, taken by ``together``.
 
     def _discontinuity(self, frame: StreamFrame) -> str | None:
         """Why this frame does not continue the stream; None if it does, or if there is none."""
-        previous = self._previous
-        if previous is None:
+        if self._previous is None:
             return None
-        image = previous.encoded.image
-        if frame.image.shape != image.shape:
-            (h0, w0), (h1, w1) = image.shape[:2], frame.image.shape[:2]
-            return f"size changed from {w0}x{h0} to {w1}x{h1}"
-        elapsed_ms = (frame.request.stamp_ns - previous.stamp_ns) / 1e6
-        if elapsed_ms < 0:
-            return f"time went back by {-elapsed_ms:.1f} ms"
-        if elapsed_ms == 0:
-            return "time stood still: two frames with one stamp"
-        if elapsed_ms > self._settings.max_gap_ms:
-            return f"gap of {elapsed_ms:.0f} ms, longer than {self._settings.max_gap_ms:.0f} ms"
-        if frame.thumbnail.is_cut_from(previous.thumbnail):
-            return "scene cut"
-        return None
+        return frame.seen.break_after(self._previous.seen, self._settings.max_gap_ms)
 
     def _choose_scale(self, frame: StreamFrame, batch_size: int) -> float:
         height, width = frame.image.shape[:2]
         if frame.deadline is None:
             return self._scales.ladder(height, width)[0]
-        return self._scales.choose(self._costs.of_batch(batch_size), frame.deadline.left_ms, height, width)
+        left_ms = frame.deadline.left_ms(self.clock.now_ns())
+        return self._scales.choose(self._costs.of_batch(batch_size), left_ms, height, width)
 
     def _remember(self, frame: StreamFrame, encoded: EncodedImage) -> None:
-        self._previous = _Previous(encoded, frame.request.stamp_ns, frame.thumbnail)
+        self._previous = _Previous(encoded, frame.seen)
 
-    def _pair(self, current: EncodedImage, batch_size: int, clock: StageClock) -> Pair:
+    def _pair(self, current: EncodedImage, batch_size: int, stages: StageClock) -> Pair:
         """The last frame and this one, at one scale, ready to be solved."""
         assert self._previous is not None
         previous = self._previous
         if previous.encoded.scale != current.scale:
             previous = self._previous = self._at_scale(previous, current.scale)
         if self._start is None:
-            with clock.stage("prepare"):
+            with stages.stage("prepare"):
                 self._prepare(previous, carry_only=batch_size > 1)
         assert self._start is not None
         first, second = previous.encoded, current
@@ -229,12 +238,17 @@ class FlowEstimator:
 
     def _at_scale(self, previous: _Previous, scale: float) -> _Previous:
         """The last frame, encoded anew at another scale, and the stream's state resized with it."""
-        encoded = encode_images(self.model, [previous.encoded.image], scale, StageClock(self.model.device))[0]
+        encoded = self._encode(previous.encoded.image, scale)
         if self._state is not None:
             size = encoded.encoding.context.shape[-2:]
             self._state = rescale(self._state, size, scale / previous.encoded.scale)
         self._start = None
         return replace(previous, encoded=encoded)
+
+    def _encode(self, image: np.ndarray, scale: float) -> EncodedImage:
+        height, width = image.shape[:2]
+        pixels = number_of_pixels(scaled_size(height, width, scale))
+        return encode_images(self.model, [image], scale, self.clock.stages(self.model.device, pixels))[0]
 
     def _prepare(self, previous: _Previous, carry_only: bool = False) -> None:
         direction = self._settings.direction
@@ -254,7 +268,7 @@ class FlowEstimator:
         iterations, stop_reason = int(solution.iterations[place]), solution.stop_reasons[place].value
         info = FlowInfo(
             stamp_ns=frame.request.stamp_ns,
-            previous_stamp_ns=previous.stamp_ns,
+            previous_stamp_ns=previous.seen.stamp_ns,
             direction=settings.direction,
             iterations=iterations,
             stop_reason=stop_reason,
@@ -263,18 +277,17 @@ class FlowEstimator:
             reset_reason=self.reset_reason,
             scale=encoded.scale,
             stage_ms=stage_ms,
-            latency_ms=(time.monotonic_ns() - frame.arrival_ns) / 1e6,
+            latency_ms=(self.clock.now_ns() - frame.arrival_ns) / 1e6,
             budget_ms=settings.latency_budget_ms,
             time_limit_ms=frame.request.time_limit_ms,
             batch_size=batch_size,
         )
         least = solution.evaluations <= 1 and "coarse" not in stage_ms and self._is_lowest(encoded)
         info = replace(info, starved=info.over_budget and least)
-        self._solved = _Solved(previous.encoded.image, previous.stamp_ns, solved.starts[place])
+        self._solved = _Solved(previous.encoded.image, previous.seen.stamp_ns, solved.starts[place])
         self._remember(frame, encoded)
         self._start = self.reset_reason = None
+        self._state = sample(solution.state, place) if settings.warm else None
         if stop_reason == "diverged":
             self._state, self.reset_reason = None, "the state was not finite"
-        else:
-            self._state = sample(solution.state, place)
         return FlowResult(solved.flows[place], solved.residuals[place], info)

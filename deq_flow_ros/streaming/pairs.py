@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import DEQFlow, Encoding, Prepared, crop, update_px, usable_levels
+from deq_flow_ros.streaming.clock import Clock
 from deq_flow_ros.streaming.costs import StageClock
 from deq_flow_ros.streaming.frames import EncodedImage, joined, resize_field, sample
 
@@ -39,12 +39,14 @@ class Limits:
     """When the solve of a batch ends.
 
     :ivar tolerance: of the RMS update, in pixels of what is processed; None: only the other limits end it.
-    :ivar deadline_ns: on ``time.monotonic_ns()``; what follows the solve must still fit before the frames' own.
+    :ivar clock: of the deadline.
+    :ivar deadline_ns: on ``clock.now_ns()``; what follows the solve must still fit before the frames' own.
     :ivar min_iterations: to make whatever the deadline says.
     :ivar iteration_ms: expected cost of one.
     :ivar coarse_ms: expected cost of the coarse solves of a cold start.
     """
 
+    clock: Clock
     max_iterations: int
     tolerance: float | None
     deadline_ns: int | None
@@ -68,7 +70,7 @@ class SolvedPairs:
     residuals: list[np.ndarray]
 
 
-def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, clock: StageClock) -> SolvedPairs:
+def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: StageClock) -> SolvedPairs:
     """Solve pairs of one processed size as one batch; each sample stops for itself, the deadline is that of all."""
     first, second = (
         Encoding(*map(joined, zip(*encodings, strict=True)))
@@ -77,27 +79,28 @@ def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, clock: St
     prepared = pairs[0].prepared
     if len(pairs) > 1:
         # What was prepared for each pair alone cannot be joined: only the update operator knows what is in it.
-        with clock.stage("prepare"):
+        with stages.stage("prepare"):
             prepared = model.prepare(first)
-    with clock.stage("correlate"):
+    with stages.stage("correlate"):
         problem = model.problem(first, second, prepared)
-    starts = _starts(model, pairs, limits, clock)
-    with clock.stage("solve"):
+    starts = _starts(model, pairs, limits, stages)
+    with stages.stage("solve"):
         solution = solve(
-            problem,
+            stages.counted(problem),
             tuple(map(joined, zip(*starts, strict=True))),
             max_iterations=limits.max_iterations,
             tolerance=limits.tolerance,
             measure=update_px,
             deadline_ns=limits.deadline_ns,
+            now_ns=limits.clock.now_ns,
             min_iterations=limits.min_iterations,
             iteration_cost_ns=1e6 * limits.iteration_ms,
             check_start=False,  # a stream goes on: a state that is not finite resets it, and the frame says so
         )
-    with clock.stage("upsample"):
+    with stages.stage("upsample"):
         flow = model.upsample(solution.state)
         residual = model.upsample_residual(solution)
-    with clock.stage("output"):
+    with stages.stage("output"):
         flow, residual = flow.cpu(), residual.cpu()
         flows, residuals = [], []
         for i, pair in enumerate(pairs):
@@ -107,7 +110,7 @@ def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, clock: St
     return SolvedPairs(solution, starts, flows, residuals)
 
 
-def _starts(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, clock: StageClock) -> list[State]:
+def _starts(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: StageClock) -> list[State]:
     """Where each pair's solve starts; a cold one from smaller versions of the pair, if there is time."""
     cold = [i for i, pair in enumerate(pairs) if pair.state is None]
     starts = [pair.state or model.initial_state(pair.first.encoding) for pair in pairs]
@@ -116,9 +119,9 @@ def _starts(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, clock: StageC
         return starts
     if limits.deadline_ns is not None:
         needed_ms = limits.coarse_ms + limits.iteration_ms
-        if time.monotonic_ns() + 1e6 * needed_ms > limits.deadline_ns:
+        if limits.clock.now_ns() + 1e6 * needed_ms > limits.deadline_ns:
             return starts
-    with clock.stage("coarse"):
+    with stages.stage("coarse"):
         image1 = joined([pairs[i].first.tensor for i in cold])
         image2 = joined([pairs[i].second.tensor for i in cold])
         state = model.coarse_start(image1, image2, levels, COARSE_ITERATIONS)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from deq_flow_ros.streaming.costs import StageClock
+from deq_flow_ros.streaming.continuity import Seen
+from deq_flow_ros.streaming.costs import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.deadline import Deadline
 from deq_flow_ros.streaming.frames import EncodedImage, check_frame, encode_images, processed_size
 from deq_flow_ros.streaming.pairs import Limits, solve_pairs
 from deq_flow_ros.streaming.result import FlowResult
-from deq_flow_ros.streaming.scene_cut import Thumbnail
 
 if TYPE_CHECKING:
     from deq_flow_ros.streaming.estimator import FlowEstimator
@@ -54,7 +53,7 @@ class StreamFrame:
     request: UpdateRequest
     place: int
     arrival_ns: int
-    thumbnail: Thumbnail
+    seen: Seen
     deadline: Deadline | None = None
 
     @property
@@ -70,7 +69,8 @@ class StreamFrame:
     def with_deadline(self) -> StreamFrame:
         """This frame, with the deadline that it has if its turn is now."""
         budget_ms = self.estimator.settings.latency_budget_ms
-        deadline = Deadline.soonest(self.arrival_ns, budget_ms, self.request.time_limit_ms)
+        now_ns = self.estimator.clock.now_ns()
+        deadline = Deadline.soonest(self.arrival_ns, budget_ms, self.request.time_limit_ms, now_ns)
         return replace(self, deadline=deadline)
 
 
@@ -85,8 +85,8 @@ def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None
     A batch ends at the soonest deadline in it, so a frame that has more than twice the time of the most pressed one is
     not put with it, but done afterwards. A ``time_limit_ms`` counts from when the work on the frame begins.
 
-    :raises ValueError: if an estimator occurs twice, or their models are not the same object; all streams stay as they
-        were. After any other error the streams are in an unknown state: ``reset`` them all.
+    :raises ValueError: if an estimator occurs twice, or their models or clocks are not the same object; all streams
+        stay as they were. After any other error the streams are in an unknown state: ``reset`` them all.
     """
     _check(requests)
     frames = [_enter(request, place) for place, request in enumerate(requests)]
@@ -104,12 +104,14 @@ def _check(requests: Sequence[UpdateRequest]) -> None:
         raise ValueError("an estimator takes one frame at a time, got several requests for one estimator")
     if len({id(estimator.model) for estimator in estimators}) > 1:
         raise ValueError("only estimators of one model can be updated together, got several models")
+    if len({id(estimator.clock) for estimator in estimators}) > 1:
+        raise ValueError("only estimators of one clock can be updated together, got several clocks")
 
 
 def _enter(request: UpdateRequest, place: int) -> StreamFrame:
     """Look at a frame; where it does not continue its stream, the stream starts anew."""
-    arrival_ns = time.monotonic_ns() if request.arrival_ns is None else request.arrival_ns
-    frame = StreamFrame(request, place, arrival_ns, Thumbnail.of(request.frame))
+    arrival_ns = request.estimator.clock.now_ns() if request.arrival_ns is None else request.arrival_ns
+    frame = StreamFrame(request, place, arrival_ns, Seen.of(request.frame, request.stamp_ns))
     reason = request.estimator._discontinuity(frame)
     if reason is not None:
         request.estimator.reset(reason)
@@ -123,7 +125,7 @@ def _groups(frames: Sequence[StreamFrame]) -> Iterator[list[StreamFrame]]:
         starts = frame.estimator._previous is None
         key = (starts, processed_size(frame.image, 1.0), *frame.estimator.settings.solver)
         deadline = frame.with_deadline().deadline
-        left_ms = math.inf if deadline is None else deadline.left_ms
+        left_ms = math.inf if deadline is None else deadline.left_ms(frame.estimator.clock.now_ns())
         alike.setdefault(key, []).append((left_ms, frame.place, frame))
     for members in alike.values():
         members.sort(key=lambda member: member[:2])
@@ -151,15 +153,18 @@ def _scales(group: Sequence[StreamFrame]) -> Iterator[tuple[float, list[StreamFr
 def _process(batch: Sequence[StreamFrame], scale: float) -> Sequence[FlowResult | None]:
     """Encode a batch and, unless its frames are the first of their streams, solve it."""
     model = batch[0].estimator.model
-    clock = StageClock(model.device)
-    encoded = encode_images(model, [frame.image for frame in batch], scale, clock)
-    if batch[0].estimator._previous is None:
+    first = batch[0]
+    height, width = first.image.shape[:2]
+    pixels = number_of_pixels(scaled_size(height, width, scale))
+    stages = first.estimator.clock.stages(model.device, pixels)
+    encoded = encode_images(model, [frame.image for frame in batch], scale, stages)
+    if first.estimator._previous is None:
         for frame, image in zip(batch, encoded, strict=True):
             frame.estimator._remember(frame, image)
         return [None] * len(batch)
-    pairs = [frame.estimator._pair(image, len(batch), clock) for frame, image in zip(batch, encoded, strict=True)]
-    solved = solve_pairs(model, pairs, _limits(batch, encoded), clock)
-    stage_ms = clock.read()
+    pairs = [frame.estimator._pair(image, len(batch), stages) for frame, image in zip(batch, encoded, strict=True)]
+    solved = solve_pairs(model, pairs, _limits(batch, encoded), stages)
+    stage_ms = stages.read()
     return [
         frame.estimator._conclude(frame, image, solved, i, stage_ms)
         for i, (frame, image) in enumerate(zip(batch, encoded, strict=True))
@@ -184,6 +189,7 @@ def _limits(batch: Sequence[StreamFrame], encoded: Sequence[EncodedImage]) -> Li
         for frame, image in zip(batch, encoded, strict=True)
     )
     return Limits(
+        clock=batch[0].estimator.clock,
         max_iterations=settings.max_iterations,
         tolerance=None if settings.tolerance_px is None else settings.tolerance_px * encoded[0].scale,
         deadline_ns=min(ends) - round(1e6 * expected_ms("upsample", "output")) if ends else None,
