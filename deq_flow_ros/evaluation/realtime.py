@@ -158,10 +158,16 @@ class RealtimeLane(Lane):
         super().__init__(setting, estimator, truth, backward, shares)
         self._clock, self._period_ns = clock, period_ns
         self._warm = False
+        self._first_ns = 0
         self._newest: tuple[Shot, int] | None = None
         """The last frame that arrived, and when; it is taken up unless another one arrives before that."""
         self._latest: tuple[Shot, int] | None = None
         """The one that arrived last of all."""
+
+    @property
+    def played_s(self) -> float:
+        """How long the stream lasted so far, the last frame's period included."""
+        return 0.0 if self._latest is None else (self._latest[1] - self._first_ns + self._period_ns) * 1e-9
 
     def take(self, shot: Shot) -> Iterator[Done]:
         """See `Lane.take`: what became of the frame before is known only now."""
@@ -186,7 +192,7 @@ class RealtimeLane(Lane):
     def _arrival_ns(self, shot: Shot) -> int:
         """On the virtual clock: as long after the frame before as its stamp says."""
         if self._latest is None:
-            arrival_ns = self._clock.now_ns()
+            arrival_ns = self._first_ns = self._clock.now_ns()
         else:
             before, its_arrival_ns = self._latest
             step_ns = shot.stamp_ns - before.stamp_ns

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from deq_flow_ros.media.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order, stem_of_part
 from deq_flow_ros.media.frame import MediaError
-from deq_flow_ros.media.sources import BAG_SUFFIXES, IMAGE_SUFFIXES, natural_order
+from deq_flow_ros.media.sources import IMAGE_SUFFIXES
 
 T = TypeVar("T")
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
@@ -35,12 +36,19 @@ def _below(folder: Path, without: Path | None) -> list[Path]:
         if child.name.startswith(".") or child.resolve() == without:
             continue
         if child.is_dir():
-            suffixes = {entry.suffix.lower() for entry in child.iterdir() if entry.is_file()}
-            whole = (child / "metadata.yaml").exists() or suffixes & (BAG_SUFFIXES - {".bag"} | IMAGE_SUFFIXES)
-            found += [child] if whole else _below(child, without)
-        elif child.suffix.lower() in BAG_SUFFIXES | VIDEO_SUFFIXES:
+            found += [child] if _is_recording(child) else _below(child, without)
+        elif child.name.lower().endswith(BAG_SUFFIXES) or child.suffix.lower() in VIDEO_SUFFIXES:
             found.append(child)
     return found
+
+
+def _is_recording(folder: Path) -> bool:
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    if "metadata.yaml" in names or any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return True
+    # Without metadata.yaml, the parts of one recording are numbered.
+    stems = {stem_of_part(name) for name in names if name.endswith(DATA_SUFFIXES)}
+    return len(stems) == 1
 
 
 def share(items: Sequence[T], environment: Mapping[str, str] = os.environ) -> list[T]:

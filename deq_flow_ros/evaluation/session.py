@@ -103,7 +103,8 @@ class Session:
         with self.shares.of("reading"):
             self.sha256 = provenance.input_hash(path)
         identity = {"input": path, "sha256": self.sha256, "plan": plan.fingerprint()}
-        self._folder = ResultFolder(out, identity, resume, overwrite)
+        # A simulation depends on all of its past: it goes on by starting anew.
+        self._folder = ResultFolder(out, identity, resume, overwrite, goes_on=plan.mode != "realtime")
         self._checkpoint = {} if self.complete else self._folder.load()
         self._problems = Problems(**json.loads(str(self._checkpoint.get("problems", "{}"))))
         self._costs: dict[str, Any] = {}
@@ -153,7 +154,10 @@ class Session:
                 if ended:
                     self._keep(lane.finish(), results[i], bag if i == 0 else None, show if i == 0 else None)
             self._save(done, lanes or [], bag)
-        return Outcome(results, self._info(done, ended))
+        info = self._info(done, ended)
+        if lanes and isinstance(lanes[0], RealtimeLane):
+            info.played_s = lanes[0].played_s
+        return Outcome(results, info)
 
     def finish(self) -> None:
         """Everything is written: nothing is left to go on with."""
@@ -252,6 +256,8 @@ class Session:
                 bag.close_part()
             arrays = {f"{i}/{name}": value for i, lane in enumerate(lanes) for name, value in lane.snapshot().items()}
             plain = {"problems": asdict(self._problems), "bag": bag.information if bag is not None else None}
+            if self.plan.mode == "realtime":
+                return
             texts = {name: np.array(json.dumps(value)) for name, value in plain.items()}
             self._folder.save({"frames": np.array(frames), **texts, **arrays})
 

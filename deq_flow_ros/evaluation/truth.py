@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from deq_flow_ros.media.bag_reader import natural_order
 from deq_flow_ros.media.bag_source import stamp_of
 from deq_flow_ros.media.bags import read_image, read_messages
 from deq_flow_ros.media.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.media.frame import MediaError
 from deq_flow_ros.media.scene import Scene
 from deq_flow_ros.media.scene_bag import load_scene
-from deq_flow_ros.media.sources import natural_order
 
 if TYPE_CHECKING:
     from deq_flow_ros.evaluation.runner import Shot

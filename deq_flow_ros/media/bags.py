@@ -15,7 +15,8 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.media.bag_source import COMPRESSED_IMAGE, IMAGE, open_bag
+from deq_flow_ros.media.bag_reader import Bag
+from deq_flow_ros.media.bag_source import COMPRESSED_IMAGE, IMAGE
 from deq_flow_ros.media.frame import Frame, MediaError
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
@@ -125,8 +126,7 @@ def remove_recording(path: Path, topics: Collection[str]) -> None:
     elif not (path / "metadata.yaml").is_file():
         wrong = "is no bag (it has no metadata.yaml)"
     else:
-        with open_bag(path) as reader:
-            found = {connection.topic for connection in reader.connections}
+        found = set(Bag(path).topics)
         if found and found.isdisjoint(topics):
             wrong = f"is a bag of {', '.join(sorted(found))}, not of flow"
     if wrong:
@@ -145,12 +145,10 @@ def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, An
 
     Raises `MediaError` where the bag cannot be read.
     """
-    with open_bag(Path(path)) as reader:
-        connections = [connection for connection in reader.connections if not topics or connection.topic in topics]
-        if not connections:
-            return
-        for connection, time_ns, raw in reader.messages(connections):
-            yield connection.topic, time_ns, reader.deserialize(raw, connection.msgtype)
+    bag = _whole(path)
+    for recorded in bag.messages(*topics):
+        yield recorded.topic, recorded.time_ns, recorded.message()
+    _check(bag)
 
 
 def read_stamps(path: str | Path, topic: str) -> list[int]:
@@ -158,14 +156,26 @@ def read_stamps(path: str | Path, topic: str) -> list[int]:
 
     Only the first bytes of each message are looked at. Raises `MediaError` where the bag cannot be read.
     """
-    with open_bag(Path(path)) as reader:
-        connections = [connection for connection in reader.connections if connection.topic == topic]
-        stamps = []
-        for _, _, raw in reader.messages(connections) if connections else ():
-            # CDR: four bytes say how it is encoded (the second one is 1 for little-endian), then come sec and nanosec.
-            seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] == 1 else ">iI", raw, 4)
-            stamps.append(seconds * 1_000_000_000 + nanoseconds)
-        return stamps
+    bag = _whole(path)
+    stamps = []
+    for recorded in bag.messages(topic):
+        # CDR: four bytes say how it is encoded (the second one is 1 for little-endian), then come sec and nanosec.
+        seconds, nanoseconds = struct.unpack_from("<iI" if recorded.raw[1] == 1 else ">iI", recorded.raw, 4)
+        stamps.append(seconds * 1_000_000_000 + nanoseconds)
+    _check(bag)
+    return stamps
+
+
+def _whole(path: str | Path) -> Bag:
+    bag = Bag(Path(path))
+    _check(bag)
+    return bag
+
+
+def _check(bag: Bag) -> None:
+    """What is read back has to be all there."""
+    if bag.problems:
+        raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")
 
 
 def read_image(message: Any) -> np.ndarray:

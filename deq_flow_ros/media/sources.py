@@ -7,18 +7,18 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 
+from deq_flow_ros.media.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order
 from deq_flow_ros.media.bag_source import BagSource
 from deq_flow_ros.media.frame import Frame, MediaError, Source, frame_from_array
 
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-BAG_SUFFIXES = {".bag", ".db3", ".mcap"}
 FIRST_STAMP_NS = 1_000_000_000
 """Stamp of the first frame where the input has none: not 0, which ROS reads as "no stamp"."""
 DEFAULT_FPS = 30.0
@@ -27,7 +27,7 @@ DEFAULT_FPS = 30.0
 def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: float | None = None) -> Source:
     """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
 
-    `topic` chooses the image topic of a bag; without it the first one is taken. `fps` is the rate of a folder
+    `topic` chooses the image topic of a bag that has several. `fps` is the rate of a folder
     (default 30 Hz) or asked of a camera; bags and videos carry their own. Raises `MediaError` naming what is wrong
     with the input.
     """
@@ -38,7 +38,7 @@ def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: fl
         raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
     path = Path(text)
     camera = re.fullmatch(r"(?:/dev/video)?(\d+)", text)
-    is_bag = path.suffix.lower() in BAG_SUFFIXES or (path.is_dir() and _holds_bag(path))
+    is_bag = path.name.lower().endswith(BAG_SUFFIXES) or (path.is_dir() and _holds_bag(path))
     if topic is not None and not is_bag:
         raise MediaError(f"a topic ({topic}) was given, but {text} is not a bag; only bags have topics")
     if camera and not path.is_file() and not path.is_dir():
@@ -56,15 +56,8 @@ def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: fl
     return VideoSource(path)
 
 
-def natural_order(paths: Iterable[Path]) -> list[Path]:
-    """Sorted by name, numbers by their value: 2 before 10."""
-    return sorted(
-        paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-    )
-
-
 def _holds_bag(folder: Path) -> bool:
-    return (folder / "metadata.yaml").exists() or any(child.suffix in {".db3", ".mcap"} for child in folder.iterdir())
+    return (folder / "metadata.yaml").exists() or any(child.name.endswith(DATA_SUFFIXES) for child in folder.iterdir())
 
 
 def _is_text(path: Path) -> bool:
@@ -102,7 +95,7 @@ class VideoSource(Source):
         capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise MediaError(
-                f"{self.path} is not readable as a video, and no bag ({', '.join(sorted(BAG_SUFFIXES))}) by its name: "
+                f"{self.path} is not readable as a video, and no bag ({', '.join(BAG_SUFFIXES)}) by its name: "
                 "it is damaged, cut short or no video. Try to play it, or convert it to H.264 in .mp4"
             )
         return capture

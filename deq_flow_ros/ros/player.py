@@ -238,7 +238,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     """Options of a command line without its ROS arguments; the names are those of the parameters."""
     parser = argparse.ArgumentParser(prog="player", description="Publish a recording or a camera as sensor_msgs/Image.")
     parser.add_argument("input", nargs="?", default="", help="bag, video file, folder of images, or camera index")
-    parser.add_argument("--topic", default="", help="image topic of a bag (default: the first)")
+    parser.add_argument("--topic", default="", help="image topic of a bag that has several")
     parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded (default)")
     parser.add_argument("--loop", action="store_true", help="start over at the end; the stamps start over as well")
     parser.add_argument("--compressed", default="", metavar="jpeg|png", help="publish compressed images instead of raw")
