@@ -21,7 +21,8 @@ from deq_flow_ros.media.frame import frame_from_array
 from deq_flow_ros.media.scene import SceneSettings
 from deq_flow_ros.media.scene_bag import SIDECAR, render_scene_bag
 from deq_flow_ros.model import DEQFlow, save_model
-from deq_flow_ros.ros.evaluate_bag import main, parse_options
+from deq_flow_ros.ros.evaluate_bag import main
+from deq_flow_ros.ros.live_evaluation import parse_options
 from deq_flow_ros.ros.recorder import Backlog
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,7 @@ def environment(tmp_path: Path, domain: int) -> dict[str, str]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "deq_flow_ros.ros.evaluate_bag", *(str(argument) for argument in arguments)]
+    return [sys.executable, "-m", "deq_flow_ros.ros.evaluate_bag", "--live", *(str(argument) for argument in arguments)]
 
 
 def processes_about(path: Path) -> list[str]:
@@ -92,10 +93,10 @@ def test_the_demo_runs_without_input_and_accounts_for_every_frame(
     out = tmp_path / "build" / "demo"
     script = f"""
 import functools, sys
-from deq_flow_ros.ros import evaluate_bag
+from deq_flow_ros.ros import live_evaluation
 if __name__ == "__main__":  # the processes that render import this file as well
-    evaluate_bag.SceneSettings = functools.partial(evaluate_bag.SceneSettings, width=96, height=72, frames=12)
-    sys.exit(evaluate_bag.main(["evaluate_bag", "--out", {str(out)!r}, "--model", {str(own_model)!r},
+    live_evaluation.SceneSettings = functools.partial(live_evaluation.SceneSettings, width=96, height=72, frames=12)
+    sys.exit(live_evaluation.main(["evaluate_bag", "--out", {str(out)!r}, "--model", {str(own_model)!r},
                                 "--budget-ms", "2000", "--param", "max_iterations:=3"]))
 """
     (tmp_path / "demo.py").write_text(script)
@@ -237,7 +238,7 @@ def test_an_input_that_would_be_overwritten_is_refused(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     for given in (f"demo/{name}", f"link/../demo/{name}", f"link/{name}", str(tmp_path / "demo" / name)):
-        assert main(["evaluate_bag", given, "--out", "demo"]) == 2
+        assert main(["evaluate_bag", "--live", given, "--out", "demo"]) == 2
         assert "would be overwritten by the new demo" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
 

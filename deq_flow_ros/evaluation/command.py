@@ -81,7 +81,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--storage", choices=("mcap", "sqlite3"), default="mcap", help="of that bag (default: mcap)")
     options = parser.parse_args(arguments)
     if (options.input is None) == (options.bags is None):
-        parser.error("expected a recording, or --bags DIR (and not both)")
+        parser.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
     for name in ("max_frames", "budget_ms", "tolerance_px", "consistency_every", "threads"):
         value = getattr(options, name)
         if value is not None and not value >= 0:
