@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from deq_flow_ros.streaming.clock import Clock
 from deq_flow_ros.streaming.costs import StageClock
 from deq_flow_ros.streaming.frames import EncodedImage, joined, resize_field, sample
 
-# A cold pair is first solved at a half and a quarter of the resolution.
+# A cold pair is first solved at a half and a quarter of the resolution: of its own, however much it is enlarged.
 COARSE_LEVELS = 2
 COARSE_ITERATIONS = 4
 
@@ -114,7 +115,8 @@ def _starts(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: Stage
     """Where each pair's solve starts; a cold one from smaller versions of the pair, if there is time."""
     cold = [i for i, pair in enumerate(pairs) if pair.state is None]
     starts = [pair.state or model.initial_state(pair.first.encoding) for pair in pairs]
-    levels = min(COARSE_LEVELS, usable_levels(*pairs[0].first.tensor.shape[-2:]))
+    enlarged = max(0, round(math.log2(pairs[0].first.scale)))
+    levels = min(COARSE_LEVELS + enlarged, usable_levels(*pairs[0].first.tensor.shape[-2:]))
     if not cold or not levels:
         return starts
     if limits.deadline_ns is not None:
