@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import cv2
@@ -26,7 +26,7 @@ from deq_flow_ros.evaluation.progress import Progress
 from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
 from deq_flow_ros.evaluation.report import METRICS, write_outputs
 from deq_flow_ros.evaluation.results import write_text
-from deq_flow_ros.evaluation.runner import load_models, make_deterministic
+from deq_flow_ros.evaluation.runner import deterministic, load_models
 from deq_flow_ros.evaluation.session import Models, Plan, Session
 from deq_flow_ros.evaluation.settings import Setting, all_settings
 from deq_flow_ros.media.frame import MediaError
@@ -95,19 +95,17 @@ def main(arguments: Sequence[str]) -> int:
     """Run; returns the exit status of the module's docstring."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    stop = _StopRequest()
     try:
         plan = make_plan(options)
         recordings = _recordings(options)
         if options.threads:
             torch.set_num_threads(options.threads)
             cv2.setNumThreads(options.threads)
-        if not options.realtime:
-            make_deterministic()
-        models = load_models(plan.settings)
-        if options.bags is None:
-            return _evaluate(recordings[0], plan, models, options, console, stop.asked)
-        return _evaluate_all(recordings, plan, models, options, console, stop.asked)
+        with _StopRequest() as stop, deterministic():
+            models = load_models(plan.settings)
+            if options.bags is None:
+                return _evaluate(recordings[0], plan, models, options, console, stop.asked)
+            return _evaluate_all(recordings, plan, models, options, console, stop.asked)
     except (MediaError, ValueError, OSError, RuntimeError) as error:
         # Of `load_model`: no such weights, other weights, no such device; each says what to do.
         if not isinstance(error, MediaError) and not _is_users(error):
@@ -285,12 +283,21 @@ def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
 
 
 class _StopRequest:
-    """Ctrl-C and SIGTERM end the run after the frame in hand; the second one at once."""
+    """Within it, Ctrl-C and SIGTERM end the run after the frame in hand; the second one at once."""
 
     def __init__(self) -> None:
         self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -191,11 +192,17 @@ def load_models(settings: Iterable[Setting]) -> dict[tuple[str, str], DEQFlow]:
     return {key: load_model(*key).eval().requires_grad_(False) for key in sorted(wanted)}
 
 
-def make_deterministic() -> None:
+@contextmanager
+def deterministic() -> Iterator[None]:
     """The same flow bit by bit in every run on one machine; some operations on a GPU get slower."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     # Without `warn_only` what has no deterministic form would be an error, though the result may still be the same.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def run(

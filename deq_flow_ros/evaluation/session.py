@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -239,9 +240,17 @@ class Session:
                 if done.record.index >= results.next_index:  # else it was kept before the run was killed
                     results.add(done.record, done.fields)
                 if bag is not None:
-                    bag.add(done)
+                    self._record(bag, done)
             if show is not None:
                 show(done.record.index + 1, self.frames, done)
+
+    def _record(self, bag: FlowBag, done: Done) -> None:
+        try:
+            bag.add(done)
+        except (OSError, sqlite3.Error) as error:
+            raise MediaError(
+                f"cannot write {bag.path}: {error}; what is there so far is kept, and --resume goes on with it"
+            ) from error
 
     def _open_bag(self) -> FlowBag | None:
         if not self.plan.bag:
