@@ -28,7 +28,10 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=[
+        "apsw",
+        'backports.zstd; python_version < "3.14"',
         "h5py",
+        "lz4",
         "matplotlib",
         "numpy",
         "opencv-python-headless",

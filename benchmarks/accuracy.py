@@ -26,40 +26,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import write_json
+from deq_flow_ros.evaluation.classical import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import load_model
 from training.datasets import Sample
-from training.pairs import FlowFunction, group_means, model_flow, pair_errors, read_pairs
+from training.pairs import group_means, model_flow, pair_errors, read_pairs
 
 
 def zero_flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
     """No motion: what every method has to beat."""
     return np.zeros((*image1.shape[:2], 2), np.float32)
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-
-
-def farneback(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-    """Farneback's method with the settings of OpenCV's own examples."""
-    return cv2.calcOpticalFlowFarneback(
-        _grey(image1),
-        _grey(image2),
-        None,
-        pyr_scale=0.5,
-        levels=5,
-        winsize=15,
-        iterations=3,
-        poly_n=5,
-        poly_sigma=1.2,
-        flags=0,
-    )
-
-
-def dense_inverse_search(preset: int) -> FlowFunction:
-    """DIS flow (Kroeger et al., 2016) with one of OpenCV's presets."""
-    method = cv2.DISOpticalFlow.create(preset)
-    return lambda image1, image2: method.calc(_grey(image1), _grey(image2), None)
 
 
 def measure(methods: dict[str, FlowFunction], pairs: Sequence[Sample]) -> dict[str, Any]:

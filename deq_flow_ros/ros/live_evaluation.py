@@ -29,6 +29,7 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from deq_flow_ros.evaluation.truth import exact_flow
 from deq_flow_ros.media import Frame, MediaError, Source, open_source
 from deq_flow_ros.media.analysis import Analysis, analyse, summarise
 from deq_flow_ros.media.bags import read_stamps
@@ -39,7 +40,7 @@ from deq_flow_ros.media.scene import SceneSettings
 from deq_flow_ros.media.scene_bag import render_scene_bag
 from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError
-from deq_flow_ros.ros.references import cold_flow, exact_flow
+from deq_flow_ros.ros.references import cold_flow
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""

@@ -1,27 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the flow of a run is compared with: the exact flow of a rendered scene, and a solution from a cold start."""
+"""What the flow of a run is compared with: a solution from a cold start."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 
-from deq_flow_ros.media.analysis import ColdFlow, ExactFlow
+from deq_flow_ros.media.analysis import ColdFlow
 from deq_flow_ros.media.flow_recording import FrameReport
-from deq_flow_ros.media.scene import Scene
-from deq_flow_ros.media.scene_bag import load_scene
-
-
-def exact_flow(bag: Path) -> ExactFlow | None:
-    """Exact flow between two stamps of a rendered bag; None for any other input."""
-    settings = load_scene(bag) if bag.is_dir() else None
-    if settings is None:
-        return None
-    scene = Scene(settings)
-    numbers = {settings.stamp_ns(number): number for number in range(settings.frames)}
-    return lambda here_ns, there_ns: scene.flow(numbers[here_ns], numbers[there_ns])
 
 
 def cold_flow(model: str, device: str, direction: str) -> ColdFlow:
