@@ -25,6 +25,7 @@ from deq_flow_ros.ros.flow_node import DISABLED, FlowNode
 from deq_flow_ros.ros.rate_limit import RateLimit
 from deq_flow_ros.streaming import FlowResult, UpdateRequest, update_together
 
+NODE_TOPICS = {"/parameter_events", "/diagnostics"}
 MS = 1_000_000
 WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000
 
@@ -104,6 +105,9 @@ def test_qos_overrides_hold_for_the_image_and_a_wrong_one_is_named(capfd: pytest
         assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         profile = next(s for s in node.subscriptions if s.topic_name == "/flow_node/image").qos_profile
         assert (profile.depth, profile.reliability) == (7, ReliabilityPolicy.RELIABLE)
+    with configured_node("qos_overrides./flow_node/points.publisher.depth:=deep", "cameras:=['']") as node:
+        assert "configure failed" in capfd.readouterr().err
+        assert {publisher.topic_name for publisher in node.publishers} - {"/rosout"} == NODE_TOPICS
     with configured_node(f"{start}reliability:=sometimes") as node:
         before = len(list(node.subscriptions)), len(list(node.timers))
         assert node.trigger_activate() == TransitionCallbackReturn.FAILURE

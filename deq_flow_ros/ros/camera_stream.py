@@ -91,16 +91,20 @@ class CameraStream:
         self._resets: deque[str] = deque()  # asked for by the executor's thread, done by the worker's
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
-        self._logged_scale = 1.0
+        self._logged_scale = settings.max_scale
         self._rate = RateLimit()
         self._accounts = FrameAccounts(str(model.device), settings.direction, name, self.health)
-        self._outputs = FlowOutputs(node, self.prefix)
         self._statistics = node.create_lifecycle_publisher(
             DiagnosticArray,
             f"{self.prefix}statistics",
             QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE),
             qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
         )
+        try:
+            self._outputs = FlowOutputs(node, self.prefix)
+        except Exception:  # a QoS override that cannot be read, for example
+            node.destroy_lifecycle_publisher(self._statistics)
+            raise
 
     def destroy(self) -> None:
         """Free the publishers; the input is to be closed before."""
