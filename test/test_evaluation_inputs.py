@@ -62,9 +62,9 @@ def test_mixed_sizes_broken_stamps_and_unreadable_images_are_named_and_the_rest_
     assert "unknown encoding" in rows[3]["reason"] and "time stood still" in rows[5]["reason"]
     assert "size changed from 64x48 to 32x32" in rows[7]["reason"]
     said = "\n".join(problems(tmp_path / "out"))
-    assert "1 frames cannot be read; the first is frame 3: unknown encoding" in said
-    assert "1 frames have a stamp that is not after the one before" in said and "frame 5" in said
-    assert "1 frames have another size than the one before; the first is frame 7: 32x32 after 64x48" in said
+    assert "frames that cannot be read: 1; the first is frame 3: unknown encoding" in said
+    assert "frames that have a stamp that is not after the one before" in said and "frame 5" in said
+    assert "frames that have another size than the one before: 1; the first is frame 7: 32x32 after 64x48" in said
     again = tmp_path / "again"
     assert evaluate(bag, "--out", again, "--model", model, *FAST, "--stamps", "record") == 1
     assert "have a stamp" not in "\n".join(problems(again)) and table(again, "any")[5]["outcome"] == "processed"
@@ -131,6 +131,9 @@ def test_results_and_foreign_files_are_not_overwritten(
     (tmp_path / "file").write_text("")
     assert evaluate(*common, "--out", tmp_path / "file") == 2
     assert "cannot write" in capsys.readouterr().out
+    for out in (folder, folder / "results", tmp_path):
+        assert evaluate(*common, "--out", out, "--overwrite") == 2
+        assert "lie in each other" in capsys.readouterr().out
     monkeypatch.setattr(session, "RECORDED_BYTES", 10**12)
     bagged = [argument for argument in common if argument != "--no-bag"]
     assert evaluate(*bagged, "--out", tmp_path / "large") == 2

@@ -16,7 +16,7 @@ class Problems:
     count: dict[str, int] = field(default_factory=dict)
 
     def note(self, kind: str, what: str) -> None:
-        """One more; `kind` is the sentence, after the number of frames; `what` tells of the first."""
+        """One more; `kind` says what these frames are or do; `what` tells of the first."""
         self.first.setdefault(kind, what)
         self.count[kind] = self.count.get(kind, 0) + 1
 
@@ -35,4 +35,4 @@ class Problems:
 
     def sentences(self) -> list[str]:
         """For people."""
-        return [f"{self.count[kind]} frames {kind}; the first is {what}" for kind, what in self.first.items()]
+        return [f"frames that {kind}: {self.count[kind]}; the first is {what}" for kind, what in self.first.items()]

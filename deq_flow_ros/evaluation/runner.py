@@ -110,6 +110,11 @@ class Lane:
         self._last: tuple[int, PairFields] | None = None
         self._shares = Shares() if shares is None else shares
 
+    @property
+    def previous(self) -> Shot | None:
+        """The last frame that was processed."""
+        return self._previous
+
     def take(self, shot: Shot) -> Iterator[Done]:
         """Take the next frame; yields what is known by now of it, or of one before."""
         yield self._process(shot, None)

@@ -36,7 +36,7 @@ from deq_flow_ros.media.sources import open_source
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming.clock import Clock
 
-CHECKPOINT_S = 60.0
+CHECKPOINT_S = 300.0
 """A run that is killed loses no more than this."""
 RECORDED_BYTES = 15
 """Per pixel and frame in the bag: flow 8, residual 4, colours 3."""
@@ -100,6 +100,7 @@ class Session:
         self.source.close()
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
+        _check_apart(path, out)
         self.shares = Shares()
         with self.shares.of("reading"):
             self.sha256 = provenance.input_hash(path)
@@ -141,6 +142,7 @@ class Session:
                 if lanes is None:
                     lanes = self._lanes(models, shot)
                     self._check_disk(shot)
+                    previous = lanes[0].previous
                 self._problems.check(previous, shot)
                 for i, lane in enumerate(lanes):
                     self._keep(lane.take(shot), results[i], bag if i == 0 else None, show if i == 0 else None)
@@ -222,7 +224,9 @@ class Session:
 
     def _first_shots(self) -> list[Shot]:
         """The first few frames that can be read and have the size of the first of them."""
-        shots = (Shot.of(index, frame) for index, frame in zip(range(20), self.source.frames(), strict=False))
+        skipped = list(self.source.skipped)
+        shots = [Shot.of(index, frame) for index, frame in zip(range(20), self.source.frames(), strict=False)]
+        self.source.skipped = skipped  # another pass over the same frames
         readable = [shot for shot in shots if shot.image is not None]
         sizes = [shot.image.shape for shot in readable if shot.image is not None]
         return [shot for shot, size in zip(readable, sizes, strict=True) if size == sizes[0]][:8]
@@ -299,6 +303,13 @@ class Session:
             problems=[*_lost(self.source), *self._problems.sentences()],
             complete=complete,
         )
+
+
+def _check_apart(path: str, out: Path) -> None:
+    """Raises `MediaError` where results could replace their input, or become part of it."""
+    read, place = Path(path).resolve(), out.resolve()
+    if read == place or read in place.parents or place in read.parents:
+        raise MediaError(f"the input {path} and the results in {out} lie in each other; choose another --out")
 
 
 def _lost(source: Source) -> list[str]:
