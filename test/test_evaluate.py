@@ -116,15 +116,16 @@ if __name__ == "__main__":  # the processes that render import this file as well
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "build" / "scene" / SIDECAR).is_file()
     metrics = json.loads((out / "metrics.json").read_text())
-    account = metrics["account"]
-    assert account["published"] == account["received"] == 12 and account["problems"] == []
-    assert account["processed"] + account["first"] + account["dropped"] == 12 and account["first"] == 1
-    assert account["processed"] == account["flow_messages"] == len(metrics["pairs"]) > 3
-    assert metrics["iterations"]["max"] == 3 and metrics["cold_against_warm"]["pairs"] > 0
-    assert metrics["error"]["flow"]["epe_px"] is not None
-    assert all(pair["flow"]["epe_visible_px"] is not None for pair in metrics["pairs"])
-    assert all(pair["flow"]["photometric"] is not None for pair in metrics["pairs"])
-    assert all(0.01 < pair["no_flow"]["epe_visible_px"] < 20 for pair in metrics["pairs"]), "a slow drive, in px"
+    assert metrics["version"] == 1 and metrics["mode"] == "live" and metrics["problems"] == []
+    transport, (streamed, cold) = metrics["transport"], metrics["settings"]
+    frames, measures = streamed["frames"], streamed["measures"]
+    assert transport["published"] == transport["received"] == frames["all"] == 12 and frames["first"] == 1
+    assert frames["processed"] + frames["first"] + frames["dropped"] == 12
+    assert frames["processed"] == transport["recorded"] == measures["photometric"]["pairs"] > 3
+    assert streamed["iterations"]["max"] == 3 and cold["frames"]["processed"] > 0
+    assert measures["epe_px"]["pairs"] == measures["epe_visible_px"]["pairs"] == frames["processed"]
+    assert 0.01 < measures["epe_still_px"]["mean"] <= measures["epe_still_px"]["max"] < 20, "a slow drive, in px"
+    assert len((out / "frames.csv").read_text().splitlines()) == 1 + 12 + cold["frames"]["processed"]
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert cv2.VideoCapture(str(out / "flow.mp4")).read()[0]
     assert processes_about(tmp_path) == []

@@ -15,11 +15,12 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its unit, what it is, and what to hold it against."""
+    """A figure, its unit, what it is, and what to hold it against."""
 
     value: str
     title: str
     note: str = ""
+    unit: str = ""
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -45,45 +46,47 @@ def headline(metrics: Metrics) -> list[Figure]:
     """The figures of the main setting."""
     figures = metrics["settings"][0]
     frames, latency, measures = figures["frames"], figures["latency_ms"], figures["measures"]
-    budget = figures["setting"].get("budget_ms")
+    counts = f"{frames['processed']} with flow, {frames['first']} first, {frames['dropped']} dropped"
+    played = "as the stream was played" if metrics["run"]["played_seconds"] else "from the mean latency"
+    tail = ", ".join(f"{name}: {number(latency[key], 1)}" for key, name in _TAIL)
     shown = [
-        Figure(
-            str(frames["all"]), "frames",
-            f"{frames['processed']} with flow, {frames['first']} first, {frames['dropped']} dropped",
-        ),
-        Figure(
-            number(figures["fields_per_second"], 1), "flow fields per second",
-            "as the stream was played" if metrics["run"]["played_seconds"] else "from the mean latency",
-        ),
-        Figure(
-            f"{number(latency['median'], 1)} ms", "latency, median",
-            ", ".join(f"{name}: {number(latency[key], 1)}" for key, name in _TAIL) + " ms",
-        ),
-    ]  # fmt: skip
-    if budget:
+        Figure(str(frames["all"]), "frames", counts),
+        Figure(number(figures["fields_per_second"], 1), "flow fields per second", played),
+        Figure(number(latency["median"], 1), "latency, median", tail, "ms"),
+    ]
+    if budget := figures["setting"].get("budget_ms"):
         shown.append(Figure(percent(figures["deadline_miss_share"]), "late", f"budget {budget:g} ms"))
-    key, still = error_measure(figures), "photometric_still"
-    if key in measures:
-        against = f"{number(measures[still]['mean'])} without warping" if still in measures else ""
-        if key != "photometric" and "epe_still_px" in measures:
-            against = f"zero flow: {number(measures['epe_still_px']['mean'])} px"
-        shown.append(Figure(_with_unit(key, measures[key]["mean"]), MEASURES[key].title, against))
-    if key != "photometric" and "fl_percent" in measures:
-        shown.append(Figure(_with_unit("fl_percent", measures["fl_percent"]["mean"]), "Fl", "off by 3 px and 5 %"))
-    if "consistency_px" in measures:
-        pairs, wrong = measures["consistency_px"]["pairs"], measures["inconsistent_percent"]["mean"]
-        note = f"{number(wrong, 1)} % of the pixels inconsistent, {pairs} pairs"
-        shown.append(Figure(_with_unit("consistency_px", measures["consistency_px"]["mean"]), "forward-backward", note))
-    if "flicker_px" in measures:
-        note = f"on {number(measures['static_percent']['mean'], 1)} % of the pixels, which stand still"
-        shown.append(Figure(_with_unit("flicker_px", measures["flicker_px"]["mean"]), "flicker", note))
+    shown += _quality(measures, error_measure(figures))
     if (figures["iterations"]["max"] or 0) > 0:
         note = f"warm starts {percent(figures['warm_share'])}, scale {number(figures['scale']['mean'])}"
         shown.append(Figure(number(figures["iterations"]["median"], 0), "iterations, median", note))
         residual = figures["residual_px"]
-        note = f"95 %: {number(residual['p95'], 3)} px"
-        shown.append(Figure(f"{number(residual['median'], 3)} px", "residual, median", note))
+        note = f"95 %: {number(residual['p95'], 3)}, max: {number(residual['max'], 3)}"
+        shown.append(Figure(number(residual["median"], 3), "residual, median", note, "px"))
     return shown
+
+
+def _quality(measures: Metrics, error: str) -> list[Figure]:
+    mean = {name: values["mean"] for name, values in measures.items()}
+    notes = {}
+    if "photometric_still" in mean:
+        notes["photometric"] = f"without warping: {number(mean['photometric_still'])}"
+    if "epe_still_px" in mean:
+        notes["epe_visible_px"] = notes["epe_px"] = f"zero flow: {number(mean['epe_still_px'])}"
+    notes["fl_percent"] = "off by more than 3 px and 5 %"
+    if "consistency_px" in mean:
+        pairs = measures["consistency_px"]["pairs"]
+        notes["consistency_px"] = (
+            f"{number(mean['inconsistent_percent'], 1)} % of the pixels inconsistent; {pairs} pairs"
+        )
+    if "static_percent" in mean:
+        notes["flicker_px"] = f"on the {number(mean['static_percent'], 1)} % of the pixels that stand still"
+    return [
+        Figure(number(mean[name], 3 if mean[name] < 0.1 else 2), MEASURES[name].title, note, MEASURES[name].unit)
+        for name in dict.fromkeys((error, "fl_percent", "consistency_px", "flicker_px"))
+        if name in mean
+        for note in (notes.get(name, ""),)
+    ]
 
 
 COMPARISON = (
@@ -93,37 +96,33 @@ COMPARISON = (
     *((name, measure.title, measure.unit, 3 if measure.unit == "px" else 2) for name, measure in MEASURES.items()),
 )
 """(column, title, unit, digits) of the table that compares settings."""
-_TELLS_NOTHING = ("photometric_still", "epe_still_px", "static_percent")
+_TELL_NOTHING = ("iterations", "residual_px", "photometric_still", "epe_still_px", "static_percent")
+"""Of these, less is not better: a solver that stops early has few iterations and a large residual."""
 
 
-def comparison(metrics: Metrics) -> list[tuple[str, list[str], int | None]]:
-    """(what, value of each setting, which is best) by row; on the pairs that all settings processed."""
+def comparison(metrics: Metrics) -> list[tuple[str, list[str], set[int]]]:
+    """(what, value of each setting, which are best) by row; on the pairs that all settings processed."""
     settings, means = metrics["settings"], metrics["comparison"]["means"]
-    rows: list[tuple[str, list[str], int | None]] = [
-        (title, [text(figures) for figures in settings], None)
-        for title, text in (
-            ("frames with flow", lambda figures: str(figures["frames"]["processed"])),
-            ("late", lambda figures: percent(figures["deadline_miss_share"])),
-        )
+    rows: list[tuple[str, list[str], set[int]]] = [
+        ("frames with flow", [str(figures["frames"]["processed"]) for figures in settings], set())
     ]
+    if any(figures["setting"].get("budget_ms") for figures in settings):
+        rows.append(("late", [percent(figures["deadline_miss_share"]) for figures in settings], set()))
     for column, title, unit, digits in COMPARISON:
-        values = [means[figures["name"]].get(column) for figures in settings]
-        if all(value is None for value in values) or (column == "iterations" and not any(values)):
+        # Classical methods make no iterations.
+        values = [means[figures["name"]].get(column) or None for figures in settings]
+        if all(value is None for value in values):
             continue
-        known = [value for value in values if value is not None]
-        ranked = column not in _TELLS_NOTHING and len(known) > 1 and len({f"{v:.{digits}f}" for v in known}) > 1
-        best = values.index(min(known)) if ranked and column != "iterations" else None
-        rows.append((f"{title} [{unit}]" if unit else title, [number(value, digits) for value in values], best))
+        shown = [number(value, digits) for value in values]
+        least = number(min(value for value in values if value is not None), digits)
+        best = {n for n, text in enumerate(shown) if text == least}
+        if column in _TELL_NOTHING or len({text for text in shown if text != number(None)}) < 2:
+            best = set()
+        rows.append((f"{title} [{unit}]" if unit else title, shown, best))
     return rows
 
 
 def terminal_rows(metrics: Metrics) -> Sequence[tuple[str, str]]:
     """(what, value) for a table on the terminal."""
-    return [
-        (figure.title, figure.value + (f"   ({figure.note})" if figure.note else "")) for figure in headline(metrics)
-    ]
-
-
-def _with_unit(name: str, value: float | None) -> str:
-    unit = MEASURES[name].unit
-    return f"{number(value, 3 if unit == 'px' and (value or 1) < 0.1 else 2)} {unit}"
+    figures = headline(metrics)
+    return [(f.title, f"{f.value} {f.unit}".rstrip() + (f"   ({f.note})" if f.note else "")) for f in figures]

@@ -14,10 +14,14 @@ from deq_flow_ros.media.metrics import endpoint_error, photometric_map, warp
 if TYPE_CHECKING:
     from deq_flow_ros.evaluation.results import PairFields
 
-TEXTURE = 5.0
-"""Grey levels per px, of an image smoothed by a Gaussian of 1 px: a pixel with less has no texture to see motion by."""
+WINDOW = 5
+"""Side in px of the surroundings of a pixel that tell whether it stands still."""
+TEXTURE = 3.0
+"""Grey levels per px, RMS over the window of an image smoothed by a Gaussian of 1 px, in the direction where it is
+least: with less, some motion could not be seen.
+"""
 STILL_PX = 0.25
-"""A textured pixel that changes less than a motion by so many px would change it stands still."""
+"""A pixel whose window changes less than a motion by so many px would change it stands still."""
 FEWEST_STATIC = 0.005
 """Share of the pixels; with fewer static ones, nothing is said of the flicker."""
 
@@ -64,9 +68,10 @@ MEASURES = {
     "flicker_px": Measure(
         "flicker of static regions", "px",
         "Standard deviation over time of the flow where nothing moves, from the differences between successive fields "
-        "(root of half their mean square), over the textured pixels that change in neither pair by more than a motion "
-        f"of {STILL_PX:g} px would change them.",
-        "von Neumann et al., The mean square successive difference, Annals of Mathematical Statistics 1941 (estimator)",
+        f"(root of half their mean square), over the pixels whose {WINDOW}x{WINDOW} surroundings have texture in every "
+        f"direction and change in neither pair by more than a motion of {STILL_PX:g} px would change them.",
+        "von Neumann et al., The mean square successive difference, Ann. Math. Statist. 1941 (estimator); "
+        "Shi, Tomasi, Good features to track, CVPR 1994 (texture)",
     ),
     "static_percent": Measure(
         "static regions", "%",
@@ -80,12 +85,12 @@ MEASURES = {
     ),
     "epe_visible_px": Measure(
         "endpoint error, visible", "px",
-        "The same over the pixels that are visible in both images, where that is known.",
+        "Mean endpoint error over the pixels that are visible in both images; only where it is known which these are.",
         f"{_BAKER}, section 4.1",
     ),
     "epe_still_px": Measure(
         "endpoint error of zero flow", "px",
-        "Mean length of the true flow, over the visible pixels where these are known.",
+        "Mean length of the true flow, over the same pixels as the error that it is held against.",
         f"{_BAKER}, section 4.1",
     ),
     "fl_percent": Measure(
@@ -165,8 +170,9 @@ def _consistency(flow: np.ndarray, backward: np.ndarray) -> dict[str, float]:
 def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
     # Three images, the middle one of which is in both pairs.
     first, middle, last = (_smooth(image) for image in (previous.image1, fields.image1, fields.image2))
-    slope = np.hypot(cv2.Sobel(middle, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(middle, cv2.CV_32F, 0, 1, scale=1 / 8))
-    change = np.maximum(cv2.absdiff(first, middle), cv2.absdiff(middle, last))
+    # OpenCV sums squares over the window, of derivatives that it scales by 8 / (4 WINDOW): together 4 times the mean.
+    slope = np.sqrt(np.maximum(cv2.cornerMinEigenVal(middle, WINDOW, ksize=3), 0)) / 2
+    change = np.maximum(_rms(first - middle), _rms(middle - last))
     step = np.square(fields.flow - previous.flow).sum(2)
     static = (slope >= TEXTURE) & (change <= STILL_PX * slope) & np.isfinite(step)
     share = float(static.mean())
@@ -175,6 +181,10 @@ def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
         # Of a vector: the root of both components' variances, half of the mean squared difference each.
         measures["flicker_px"] = float(np.sqrt(step[static].mean() / 2))
     return measures
+
+
+def _rms(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(cv2.blur(np.square(values), (WINDOW, WINDOW)))
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:

@@ -22,34 +22,35 @@ SLOWEST_FPS = 4.0
 """A video that would show fewer pictures a second is sped up to that."""
 SAMPLED = 20
 """So many pictures tell how fast the stream and how large its motion is."""
-PHOTOMETRIC_TOP = 60.0
-"""Grey levels that are white in the picture of the photometric error."""
 
 
 def color_range(previews: Sequence[Preview]) -> float:
-    """Speed in px that gets the full colour in these pictures: the 99th percentile of flow and truth, at least 1 px."""
+    """Speed in px that gets the full colour in these pictures: the 95th percentile of flow and truth, at least 1 px."""
     fields = [field for preview in previews for field in (preview.flow, preview.truth) if field is not None]
     speeds = [np.hypot(*np.moveaxis(field[::4, ::4].astype(np.float32), 2, 0)).ravel() for field in fields]
     finite = np.concatenate(speeds) if speeds else np.zeros(0)
     finite = finite[np.isfinite(finite)]
-    return max(1.0, float(np.percentile(finite, 99))) if finite.size else 1.0
+    return max(1.0, float(np.percentile(finite, 95))) if finite.size else 1.0
 
 
-def residual_range(preview: Preview) -> float:
-    """Residual in px that is white: the 99th percentile, at least 0.1 px."""
-    values = np.zeros(0) if preview.residual is None else preview.residual.astype(np.float32).ravel()
-    finite = values[np.isfinite(values)]
-    return max(0.1, float(np.percentile(finite, 99))) if finite.size else 0.1
+def top(values: np.ndarray | None, least: float) -> float:
+    """What is white in a picture of these values: their 99th percentile, at least `least`."""
+    known = np.zeros(0) if values is None else values.astype(np.float32).ravel()
+    finite = known[np.isfinite(known)]
+    return max(least, float(np.percentile(finite, 99))) if finite.size else least
 
 
-def panels(preview: Preview, max_px: float, residual_px: float) -> list[tuple[str, np.ndarray]]:
-    """(name, picture (h, w, 3) uint8 RGB) of image, flow, true flow if there is any, residual, photometric error."""
+def panels(preview: Preview, max_px: float, residual_px: float, grey_levels: float) -> list[tuple[str, np.ndarray]]:
+    """(name, picture (h, w, 3) uint8 RGB) of image, flow, true flow if there is any, residual, photometric error.
+
+    `max_px` gets the full colour in the flow, `residual_px` and `grey_levels` are white in the other two.
+    """
     shown = [("image", preview.image), ("flow", flow_picture(preview, max_px))]
     if preview.truth is not None:
         shown.append(("true flow", flow_to_color(preview.truth.astype(np.float32), max_px)))
     if preview.residual is not None:
         shown.append(("residual", heat(preview.residual, residual_px)))
-    return [*shown, ("photometric error", heat(preview.photometric, PHOTOMETRIC_TOP))]
+    return [*shown, ("photometric error", heat(preview.photometric, grey_levels))]
 
 
 def flow_picture(preview: Preview, max_px: float) -> np.ndarray:
@@ -84,7 +85,8 @@ def write_video(path: Path, gallery: Gallery) -> str:
     fps = 1e9 / period_ns if period_ns > 0 else SLOWEST_FPS
     height, width = sampled[0].image.shape[:2]
     size = (2 * width + GAP, height)
-    writer, codec = _open_writer(path, min(max(SLOWEST_FPS, fps), 60.0), size)
+    partial = path.with_name(f".partial-{path.name}")
+    writer, codec = _open_writer(partial, min(max(SLOWEST_FPS, fps), 60.0), size)
     try:
         for index in shown:
             preview = gallery.preview(index)
@@ -95,6 +97,7 @@ def write_video(path: Path, gallery: Gallery) -> str:
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     finally:
         writer.release()
+    partial.replace(path)
     return codec
 
 

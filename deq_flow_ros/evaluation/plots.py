@@ -12,11 +12,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from deq_flow_ros.evaluation.results import DROPPED, PROCESSED, Series
 
-SIZE = (4.9, 2.45)
+SIZE = (4.9, 2.6)
 """Inches; small, so that the writing is as large as the page's on a phone, and two stand side by side elsewhere."""
 MOST_DOTS = 400
 """A longer series is drawn as a band and a line of so many parts."""
@@ -31,7 +33,7 @@ _VARIABLES = {
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
-    "font.size": 10,
+    "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
@@ -62,6 +64,7 @@ class RunPlots:
     def __init__(self, series: Mapping[str, Series]) -> None:
         self._series = dict(list(series.items())[: len(COLOURS)])
         self._main = next(iter(series.values()))
+        self._drawn = 0
         stamps = [columns.stamp_ns for columns in series.values() if len(columns)]
         # Without a time that only goes on there is no axis of time.
         self._timed = bool(stamps) and all((np.diff(stamp) > 0).all() for stamp in stamps)
@@ -80,9 +83,9 @@ class RunPlots:
             if dropped.any():
                 times = self._x(self._main)[dropped]
                 axes.plot(times, np.zeros(len(times)), "|", color=MUTED, markersize=6, label="dropped")
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
 
-        return self._plot("latency [ms]", draw, self._has("latency_ms"))
+        return self._plot("ms", draw, self._has("latency_ms"))
 
     def latencies(self, budget_ms: float | None) -> str:
         """Of every setting, the share of frames within a latency."""
@@ -98,11 +101,11 @@ class RunPlots:
             if budget_ms:
                 axes.axvline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
+            _plain(axes.xaxis)
             axes.set_ylim(0, 102)
             axes.set_xlabel("latency [ms]")
 
-        return self._plot("frames within it [%]", draw, self._has("latency_ms"), timed=False)
+        return self._plot("% of the frames", draw, self._has("latency_ms"), timed=False)
 
     def iterations(self) -> str:
         """Iterations of each processed frame of the main setting."""
@@ -111,7 +114,8 @@ class RunPlots:
             warm = self._main.number("warm") == 1
             self._points(axes, self._main, "iterations", COLOURS[0], "warm start", warm)
             self._points(axes, self._main, "iterations", COLOURS[1], "cold start", ~warm)
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
         return self._plot("iterations", draw, bool((self._main.number("iterations") > 0).any()))
 
@@ -120,9 +124,9 @@ class RunPlots:
 
         def draw(axes: Axes) -> None:
             self._points(axes, self._main, "scale", COLOURS[0], None)
-            axes.set_ylim(bottom=0)
+            _from_zero(axes)
 
-        return self._plot("processing scale", draw, len(set(self._finite("scale"))) > 1)
+        return self._plot("scale", draw, len(set(self._finite("scale"))) > 1)
 
     def of_all(self, column: str, label: str, baseline: str = "", baseline_label: str = "", log: bool = False) -> str:
         """A column of every setting; with a baseline of the main one."""
@@ -134,10 +138,13 @@ class RunPlots:
             for number, (name, series) in enumerate(self._series.items()):
                 shown = name if len(names) > 1 else ("flow" if baseline else None)
                 self._points(axes, series, column, COLOURS[number], shown, band=len(names) == 1)
-            if log and any((series.number(column) > 0).any() for series in self._series.values()):
+            positive = [values[values > 0] for series in self._series.values() for values in [series.number(column)]]
+            known = np.concatenate(positive)
+            if log and known.size and known.max() > 20 * known.min():
                 axes.set_yscale("log")
+                _plain(axes.yaxis)
             else:
-                axes.set_ylim(bottom=0)
+                _from_zero(axes)
 
         return self._plot(label, draw, self._has(column))
 
@@ -176,7 +183,8 @@ class RunPlots:
         if not shown:
             return ""
         # Its own salt: identifiers of two plots in one page must not be the same.
-        with matplotlib.rc_context(STYLE | {"svg.hashsalt": label}):
+        self._drawn += 1
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": str(self._drawn)}):
             figure = Figure(figsize=SIZE, layout="constrained")
             axes = figure.subplots()
             draw(axes)
@@ -184,8 +192,20 @@ class RunPlots:
             if timed:
                 axes.set_xlabel("stream time [s]" if self._timed else "frame")
             if axes.get_legend_handles_labels()[0]:
-                figure.legend(loc="outside upper center", ncols=3, fontsize=9.5)
+                figure.legend(loc="outside upper center", ncols=4, fontsize=10.5)
             return _inline(figure, label)
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis; the ones between powers of ten where there is room."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+
+
+def _from_zero(axes: Axes) -> None:
+    # From the data, not from the limits: autoscaling leaves room beneath, which zero is not to have.
+    top = axes.dataLim.ymax
+    axes.set_ylim(0, 1.06 * top if np.isfinite(top) and top > 0 else 1)
 
 
 def _inline(figure: Figure, label: str) -> str:

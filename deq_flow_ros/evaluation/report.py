@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.evaluation.gallery import Gallery
-from deq_flow_ros.evaluation.headline import Metrics, comparison, error_measure, headline, number
+from deq_flow_ros.evaluation.headline import Figure, Metrics, comparison, error_measure, headline, number
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.pictures import (
-    PHOTOMETRIC_TOP,
     color_range,
     colour_wheel,
     flow_picture,
     panels,
-    residual_range,
+    top,
     write_video,
 )
 from deq_flow_ros.evaluation.plots import RunPlots, stage_bars
@@ -53,7 +52,7 @@ def write_report(path: Path, results: Sequence[Results], metrics: Metrics) -> No
         f"<header><h1>Optical flow report</h1><p>{_text(what)}</p>"
         f"<p class='note'>{_text(_subtitle(results, metrics))}</p></header>",
         _problems(metrics),
-        "<section class='tiles'>" + "".join(_tile(*_fields(figure)) for figure in headline(metrics)) + "</section>",
+        "<section class='tiles'>" + "".join(map(_tile, headline(metrics))) + "</section>",
         _comparison(results, metrics),
         _plots(results, metrics),
         _stages(main),
@@ -89,12 +88,11 @@ def _problems(metrics: Metrics) -> str:
     return "<section class='bad'><b>To be known first</b><ul>" + _items(map(_text, problems)) + "</ul></section>"
 
 
-def _fields(figure: Any) -> tuple[str, str, str]:
-    return figure.value, figure.title, figure.note
-
-
-def _tile(value: str, title: str, note: str) -> str:
-    return f"<div><b>{_text(value)}</b><span>{_text(title)}</span><small>{_text(note)}</small></div>"
+def _tile(figure: Figure) -> str:
+    return (
+        f"<div><b>{_text(figure.value)} <small>{_text(figure.unit)}</small></b><span>{_text(figure.title)}</span>"
+        f"<small>{_text(figure.note)}</small></div>"
+    )
 
 
 def _comparison(results: Sequence[Results], metrics: Metrics) -> str:
@@ -103,13 +101,13 @@ def _comparison(results: Sequence[Results], metrics: Metrics) -> str:
     names = [f"<th>{_text(result.name)}</th>" for result in results]
     rows = []
     for title, values, best in comparison(metrics):
-        cells = [f"<td{' class=best' if n == best else ''}>{_text(value)}</td>" for n, value in enumerate(values)]
+        cells = [f"<td{' class=best' if n in best else ''}>{_text(value)}</td>" for n, value in enumerate(values)]
         rows.append(f"<tr><th>{_text(title)}</th>{''.join(cells)}</tr>")
     notes = _items(f"<b>{_text(result.name)}</b>: {_text(result.note)}" for result in results if result.note)
     return (
         f"<section><h2>Settings compared</h2><p>Means over the {metrics['comparison']['pairs']} pairs for which every "
-        "setting gave flow, each value over those where all know it; the best is bold. The first two rows count all "
-        f"frames.</p><div class='wide'><table class='compared'><tr><th></th>{''.join(names)}</tr>"
+        "setting gave flow, each value over those where all know it; the best is bold. Frames with flow and late ones "
+        f"are counted over all.</p><div class='wide'><table class='compared'><tr><th></th>{''.join(names)}</tr>"
         f"{''.join(rows)}</table></div><ul class='note'>{notes}</ul></section>"
     )
 
@@ -125,21 +123,21 @@ def _plots(results: Sequence[Results], metrics: Metrics) -> str:
         ("Latency", plots.latency(budget), "From the arrival of a frame to its flow."),
         ("Latency of all frames", plots.latencies(budget), "How many frames are done within which time."),
         (
-            measure.title.capitalize(), plots.of_all(error, f"{measure.title} [{measure.unit}]", *still),
+            measure.title.capitalize(), plots.of_all(error, measure.unit, *still),
             measure.definition,
         ),
         (
-            "Forward-backward error", plots.of_all("consistency_px", "way there and back [px]"),
+            "Forward-backward error", plots.of_all("consistency_px", "px"),
             MEASURES["consistency_px"].definition,
         ),
-        ("Flicker", plots.of_all("flicker_px", "flicker [px]"), MEASURES["flicker_px"].definition),
+        ("Flicker", plots.of_all("flicker_px", "px"), MEASURES["flicker_px"].definition),
         (
             "Iterations", plots.iterations(),
             "A warm start is the last pair's fixed point, moved along the motion. The solver stops when the flow has "
             "settled, at the cap, or before the deadline would pass.",
         ),
         (
-            "Residual", plots.of_all("residual_px", "residual [px]", log=True),
+            "Residual", plots.of_all("residual_px", "px", log=True),
             "RMS of the solver's last update: how far the flow is from its fixed point, known without any reference.",
         ),
         ("Processing scale", plots.scale(), "1 is the resolution of the images; it gives way when time is short."),
@@ -186,17 +184,18 @@ def _pictures(results: Sequence[Results], main: Metrics) -> str:
 
 def _strip(gallery: Gallery, label: str, index: int, error: str, others: Sequence[tuple[str, Gallery]]) -> str:
     preview = gallery.preview(index)
-    max_px, residual_px = color_range([preview]), residual_range(preview)
-    shown = panels(preview, max_px, residual_px)
+    max_px, residual_px = color_range([preview]), top(preview.residual, 0.1)
+    grey_levels = top(preview.photometric, 10.0)
+    shown = panels(preview, max_px, residual_px, grey_levels)
     shown += [(f"flow, {name}", flow_picture(other.preview(index), max_px)) for name, other in others if index in other]
     notes = {
-        "flow": f"full colour {max_px:.1f} px",
-        "residual": f"up to {residual_px:.2g} px",
-        "photometric error": f"up to {PHOTOMETRIC_TOP:g}",
+        "flow": f", full colour {max_px:.1f} px",
+        "residual": f" ≤ {residual_px:.2g} px",
+        "photometric error": f" ≤ {grey_levels:.0f}",
     }
     images = "".join(
         f"<figure><img alt='{_text(name)} of frame {index}' src='{data_uri(picture)}'><figcaption>{_text(name)}"
-        f"{' <small>' + _text(notes[name]) + '</small>' if name in notes else ''}</figcaption></figure>"
+        f"{_text(notes.get(name, ''))}</figcaption></figure>"
         for name, picture in shown
     )
     heading = f"<b>{_text(label)}</b>: frame {index}, {_text(error.format(number(preview.rank)))}"

@@ -21,6 +21,7 @@ ul { margin: .3rem 0; padding-left: 1.2rem; } .definitions li { margin-bottom: .
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); gap: .6rem; margin-top: 1rem; }
 .tiles div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
 .tiles b, .tiles span, .tiles small { display: block; } .tiles b { font-size: 1.25rem; line-height: 1.3; }
+.tiles b small { display: inline; font-weight: 500; }
 .tiles span { font-size: .9rem; } .tiles small { line-height: 1.35; margin-top: .15rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -32,7 +33,7 @@ th { font-weight: 500; color: var(--muted); } td { overflow-wrap: anywhere; font
 .bar i { display: block; height: .8rem; background: var(--c1); border-radius: 2px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 1.5rem; }
 figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; display: block; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(47%, 11.5rem), 1fr)); gap: .5rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(47%, 10.4rem), 1fr)); gap: .5rem; }
 .panels img { width: 100%; display: block; border-radius: 3px; } .strip { margin: 1rem 0 .3rem; }
 .key { display: flex; gap: 1rem; align-items: center; } .key img { border-radius: 50%; flex: none; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 0 2rem; }

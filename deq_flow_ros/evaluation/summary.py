@@ -68,6 +68,7 @@ class RunInfo:
     :ivar shares: of the time, by what it was spent on (`Shares.shares`).
     :ivar costs: the cost table of a simulation.
     :ivar problems: what is wrong with the run or its input, a sentence each. A run without any is a good one.
+    :ivar transport: of a live run, how many frames were `published` and `received`, and how many fields `recorded`.
     :ivar complete: False where it was interrupted.
     """
 
@@ -78,6 +79,7 @@ class RunInfo:
     shares: dict[str, float] = field(default_factory=dict)
     costs: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
+    transport: dict[str, int] | None = None
     complete: bool = True
 
 
@@ -90,11 +92,16 @@ def summarise(results: Sequence[Results], run: RunInfo) -> dict[str, Any]:
         "complete": run.complete,
         "input": run.input,
         "settings": [
-            {"name": result.name, "setting": result.values(), **_figures(columns, run)}
+            {
+                "name": result.name,
+                "setting": result.values(),
+                **_figures(columns, run, bool(result.values().get("budget_ms"))),
+            }
             for result, columns in zip(results, series, strict=True)
         ],
         "comparison": _compare([result.name for result in results], series),
         "problems": run.problems,
+        "transport": run.transport,
         "run": {
             "seconds": run.seconds,
             "played_seconds": run.played_s,
@@ -122,7 +129,7 @@ def spread(values: np.ndarray) -> dict[str, float | None]:
     return {name: float(value) for name, value in figures.items()}
 
 
-def _figures(series: Series, run: RunInfo) -> dict[str, Any]:
+def _figures(series: Series, run: RunInfo, limited: bool) -> dict[str, Any]:
     processed = series.outcome(PROCESSED)
 
     def column(name: str) -> np.ndarray:
@@ -144,7 +151,7 @@ def _figures(series: Series, run: RunInfo) -> dict[str, Any]:
         },
         "fields_per_second": per_second,
         "latency_ms": spread(latency),
-        "deadline_miss_share": _share(column("over_budget")),
+        "deadline_miss_share": _share(column("over_budget")) if limited else None,
         "warm_share": _share(column("warm")),
         "resets": series.count("reset_reason", PROCESSED),
         "iterations": spread(column("iterations")),

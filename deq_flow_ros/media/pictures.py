@@ -1,48 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: the strips of the report and the video of image and flow side by side."""
+"""Pictures for people: values as heat, errors of a flow side by side, files and `data:` addresses."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from deq_flow_ros.media.analysis import Preview, Strip
 from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.frame import MediaError
 
 GAP = 4
 """Width in px of the white line between two pictures."""
-CODECS = ("vp09", "mp4v")
-"""In the order of preference: browsers play the first, every build of OpenCV with FFmpeg has the second."""
-MAX_VIDEO_FRAMES = 100
-"""More previews go into the video with every second, third, ... only: VP9 takes up to 0.1 s a frame."""
-
-
-def color_range(previews: Sequence[Preview]) -> float:
-    """Speed in px that gets the full colour in these pictures: the 99th percentile of flow and, in strips, exact flow,
-    at least 1 px.
-    """
-    fields = [preview.flow for preview in previews]
-    fields += [preview.exact for preview in previews if isinstance(preview, Strip) and preview.exact is not None]
-    speeds = [np.hypot(*np.moveaxis(field[::4, ::4].astype(np.float32), 2, 0)).ravel() for field in fields]
-    finite = np.concatenate(speeds) if speeds else np.zeros(0)
-    finite = finite[np.isfinite(finite)]
-    return max(1.0, float(np.percentile(finite, 99))) if finite.size else 1.0
-
-
-def strip(preview: Strip, max_px: float, residual_px: float, grey_levels: float) -> list[np.ndarray]:
-    """The pictures of one pair, each (h, w, 3) uint8 RGB: image, flow, exact flow if there is one, residual, error.
-
-    White in the residual is `residual_px` and more, in the photometric error `grey_levels` and more; black is no value.
-    """
-    pictures = [preview.image, flow_to_color(preview.flow.astype(np.float32), max_px)]
-    if preview.exact is not None:
-        pictures.append(flow_to_color(preview.exact.astype(np.float32), max_px))
-    return [*pictures, heat(preview.residual, residual_px), heat(preview.photometric, grey_levels)]
 
 
 def heat(values: np.ndarray, top: float) -> np.ndarray:
@@ -84,38 +55,3 @@ def data_uri(picture: np.ndarray, quality: int = 85) -> str:
     if not done:
         raise MediaError(f"cannot encode a picture of shape {picture.shape} as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode()
-
-
-def write_video(path: Path, previews: Sequence[Preview], fps: float, max_px: float) -> str:
-    """Image and flow side by side, `fps` previews a second; returns the codec used.
-
-    A video that would show less than one picture a second is sped up to that.
-
-    Frames of another size than the first one's are resized to it. Raises `MediaError` where OpenCV has no encoder.
-    """
-    if not previews:
-        raise MediaError("there is no flow to make a video of")
-    step = -(-len(previews) // MAX_VIDEO_FRAMES)
-    height, width = previews[0].image.shape[:2]
-    size = (2 * width + GAP, height)
-    writer, codec = _open_writer(path, max(1.0, fps / step), size)
-    try:
-        for preview in previews[::step]:
-            color = flow_to_color(preview.flow.astype(np.float32), max_px)
-            line = np.full((preview.image.shape[0], GAP, 3), 255, np.uint8)
-            frame = np.hstack([preview.image, line, color])
-            if frame.shape[:2] != (height, size[0]):
-                frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    finally:
-        writer.release()
-    return codec
-
-
-def _open_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:
-    for codec in CODECS:
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
-        if writer.isOpened():
-            return writer, codec
-        writer.release()
-    raise MediaError(f"cannot write {path}: is the place writable, and has OpenCV an encoder of {' or '.join(CODECS)}?")

@@ -2,45 +2,44 @@
 """`evaluate_bag --live [INPUT]`: plays a camera stream through the real node over DDS and reports how it did.
 
 INPUT is a bag, a video, a folder of images or a camera index; without one, a drive through a rendered hall whose
-exact flow is known. Writes into --out: `report.html`, `flow.mp4`, `metrics.json`, `recording/` (a rosbag2 of the
-node's outputs) and `logs/`. Exit status: 0 all well, 1 no flow came out or frames are not accounted for, 2 unusable
-input or options, 3 a process failed, 130 interrupted.
+exact flow is known. Writes into --out: `report.html`, `flow.mp4`, `metrics.json`, `frames.csv`, `recording/` (a
+rosbag2 of the node's outputs) and `logs/`. Exit status: 0 all well, 1 no flow came out or frames are not accounted for,
+2 unusable input or options, 3 a process failed, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import shutil
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rclpy.utilities import remove_ros_args
 from rich.console import Console
 from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from deq_flow_ros.evaluation.headline import terminal_rows
+from deq_flow_ros.evaluation.provenance import input_hash
+from deq_flow_ros.evaluation.recorded import Recording, evaluate_run, read_run
+from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO
+from deq_flow_ros.evaluation.summary import RunInfo
 from deq_flow_ros.evaluation.truth import exact_flow
 from deq_flow_ros.media import Frame, MediaError, Source, open_source
-from deq_flow_ros.media.analysis import Analysis, analyse, summarise
 from deq_flow_ros.media.bags import read_stamps
 from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
-from deq_flow_ros.media.pictures import color_range, write_video
-from deq_flow_ros.media.report import summary_rows, write_report
 from deq_flow_ros.media.scene import SceneSettings
 from deq_flow_ros.media.scene_bag import render_scene_bag
 from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError
-from deq_flow_ros.ros.references import cold_flow
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""
@@ -164,19 +163,21 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         console.print(f"evaluate_bag: no flow was published for {account.published} frames; {reasons}", style="red")
         return 1
     recorded = open_source(run.bag, live_run.IMAGE_TOPIC) if source.live else source
-    analysis = _analyse(options, run, reports, recorded, console)
-    summary = summarise(account, reports, analysis.pairs, published.seconds)
-    summary = {
-        "input": "rendered drive (exact flow known)" if not options.input else source.description,
-        "model": options.model,
-        "direction": options.direction,
-        "budget_ms": options.budget_ms or None,
-        "rate": rate,
-        "machine": _machine(),
-        **summary,
-    }
-    _write(out, summary, reports, analysis, console)
-    _print_summary(out, summary, console)
+    about = RunInfo(
+        "live",
+        {
+            "description": source.description if options.input else "rendered drive, whose exact flow is known",
+            "path": path,
+            "sha256": input_hash(path),
+            "topic": options.topic,
+            "rate": rate,
+        },
+        played_s=published.seconds,
+        problems=account.problems,
+        transport={"published": account.published, "received": account.received, "recorded": account.flow_messages},
+    )
+    metrics = _analyse(options, run, reports, recorded, about, console)
+    _print_summary(out, metrics, console)
     for problem in account.problems:
         console.print(f"evaluate_bag: {problem}", style="red")
     return 1 if account.problems else 0
@@ -184,7 +185,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
 
 def _clear(out: Path, input: str | None) -> None:
     """Remove old results, never to be mistaken for new ones. Raises `MediaError` where the input is one of them."""
-    results = [out / name for name in ("report.html", "flow.mp4", "metrics.json")]
+    results = [out / name for name in (REPORT, VIDEO, METRICS, FRAMES)]
     for path in (*results, out / "recording"):
         place = path.resolve()
         if input and place in (read := Path(input).resolve(), *read.parents):
@@ -298,53 +299,36 @@ def _analyse(
     run: live_run.RunOptions,
     reports: Sequence[FrameReport],
     source: Source,
+    about: RunInfo,
     console: Console,
-) -> Analysis:
-    processed = sum(report.outcome == "processed" for report in reports)
-    every = max(1, processed // COMPARED_PAIRS)
-    steps = analyse(
-        run.bag, live_run.FLOW_TOPIC, live_run.RESIDUAL_TOPIC, reports, source, exact_flow(Path(run.input)),
-        cold_flow(options.model, options.device, options.direction), every,
-    )  # fmt: skip
-    results = deque(track(steps, "analysing", processed, console=console, transient=True), maxlen=1)
-    if not results:
+) -> dict[str, Any]:
+    """Hold what was recorded against the input, and write the results; returns the metrics."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    settings = {"model": options.model, "device": options.device, "budget_ms": options.budget_ms or None}
+    settings |= {"direction": options.direction, **dict(text.split(":=", 1) for text in options.param)}
+    recording = Recording(run.bag, live_run.FLOW_TOPIC, live_run.RESIDUAL_TOPIC)
+    done = read_run(recording, reports, source, exact_flow(Path(run.input)))
+    shown = track(done, "analysing", len(reports), console=console, transient=True)
+    every = max(1, sum(report.outcome == "processed" for report in reports) // COMPARED_PAIRS)
+    metrics = evaluate_run(options.out, shown, settings, _note(options), every, about)
+    if metrics is None:
         raise MediaError(
-            f"none of the {processed} processed frames has both its flow and its residual in {run.bag}, each stamped "
-            f"as its report says; see {run.logs / 'flow_node.log'} and {run.logs / 'recorder.log'}"
+            f"no processed frame has both its flow and its residual in {run.bag}, each stamped as its report says; see "
+            f"{run.logs / 'flow_node.log'} and {run.logs / 'recorder.log'}"
         )
-    return results.pop()
+    return metrics
 
 
-def _write(
-    out: Path, summary: dict[str, Any], reports: Sequence[FrameReport], analysis: Analysis, console: Console
-) -> None:
-    max_px = color_range(analysis.previews)
-    with console.status("writing report and video"):
-        (out / "metrics.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
-        write_report(out / "report.html", summary, reports, analysis)
-        fps = (summary["fields_per_second"] or 1.0) / analysis.preview_step
-        write_video(out / "flow.mp4", analysis.previews, fps, max_px)
+def _note(options: argparse.Namespace) -> str:
+    budget = f"budget {options.budget_ms:g} ms" if options.budget_ms else "no latency budget"
+    return f"{Path(options.model).name} on {options.device}, {options.direction} flow, {budget}"
 
 
-def _print_summary(out: Path, summary: dict[str, Any], console: Console) -> None:
+def _print_summary(out: Path, metrics: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, title="Optical flow over DDS", title_justify="left")
-    for name, value in summary_rows(summary):
+    for name, value in terminal_rows(metrics):
         table.add_row(name, value)
     console.print(table)
     size = sum(file.stat().st_size for file in (out / "recording").iterdir()) / 1e6
-    console.print(
-        f"{out / 'report.html'}, {out / 'flow.mp4'}, {out / 'metrics.json'}; {out / 'recording'} ({size:.0f} MB)"
-    )
-
-
-def _machine() -> str:
-    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {names[0] if names else platform.machine()}, Python {platform.python_version()}"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    results = ", ".join(str(out / name) for name in (REPORT, VIDEO, METRICS, FRAMES))
+    console.print(f"{results}; {out / 'recording'} ({size:.0f} MB)")
