@@ -145,7 +145,7 @@ def test_normalized_units_need_camera_info_and_follow_it(node: NodeClient) -> No
                 break
         per_second = pixels / (focal_px, 2 * focal_px) / (PERIOD_NS * 1e-9)
         np.testing.assert_allclose(flow_of_pair(node), per_second, rtol=1e-3, atol=1e-3)
-        assert calibrations[-1].header == node.flow[-1].header
+        node.until(lambda: calibrations[-1].header == node.flow[-1].header, "the calibration of that field")
     node.set_parameters(units="px")
     node.destroy_subscription(subscription)
     node.destroy_publisher(publisher)

@@ -80,7 +80,7 @@ def test_a_warm_start_is_worth_iterations(nano: DEQFlow) -> None:
         *(torch.from_numpy(frame).permute(2, 0, 1)[None] for frame in frames[-2:]), max_iterations=1
     )  # fmt: skip
     cold_error = mean_error(cold.flow[0].permute(1, 2, 0).numpy(), 14, -6)
-    assert mean_error(result.flow, 14, -6) < 0.3 * cold_error
+    assert mean_error(result.flow, 14, -6) < 0.5 * cold_error
     assert result.info.residual_px < 0.3 * float(cold.residual_px)
 
 
