@@ -25,6 +25,7 @@ BEST, MEDIAN, WORST = 1, 2, 3
 """So many of each are shown in the report."""
 KEYS = ("epe_visible_px", "epe_px", "photometric")
 """Pairs are ranked by the first of these measures that is known."""
+MAPS = ("residual", "truth")
 
 
 @dataclass(frozen=True)
@@ -130,18 +131,16 @@ class Gallery:
         return {index for index in self._ranks if index % step == 0} | set(known[:BEST]) | set(known[-WORST:])
 
     def _write(self, record: FrameRecord, fields: PairFields) -> None:
-        size = _size(fields.flow)
-        arrays = {
-            "rank": np.float64(self._ranks[record.index]),
-            "stamp_ns": np.int64(record.stamp_ns),
-            "image": cv2.resize(fields.here, size, interpolation=cv2.INTER_AREA),
-            "flow": _small(fields.flow, size),
-            "photometric": _small(photometric_map(fields.here, fields.there, fields.flow)[0], size),
-        }
-        for name in ("residual", "truth"):
-            values = getattr(fields, name)
-            if values is not None:
-                arrays[name] = _small(values, size)
+        height, width = fields.flow.shape[:2]
+        size = _size(height, width)
+        here, there = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (fields.here, fields.there))
+        flow = _small(fields.flow, size)
+        # In the small images, and a quarter of the time: it is for the eye, what is measured is measured in full.
+        photometric, _ = photometric_map(here, there, flow * np.array([size[0] / width, size[1] / height], np.float32))
+        maps = {"flow": flow, "photometric": photometric}
+        maps |= {name: _small(values, size) for name in MAPS if (values := getattr(fields, name)) is not None}
+        arrays = {"rank": np.float64(self._ranks[record.index]), "stamp_ns": np.int64(record.stamp_ns), "image": here}
+        arrays |= {name: values.astype(np.float16) for name, values in maps.items()}
         file = self.folder / f"{record.index}.npz"
         try:
             with (self.folder / "partial").open("wb") as partial:
@@ -151,13 +150,12 @@ class Gallery:
             raise MediaError(f"cannot write {file}: {error}; what is there so far is kept") from error
 
 
-def _size(values: np.ndarray) -> tuple[int, int]:
+def _size(height: int, width: int) -> tuple[int, int]:
     """Width and height of the small picture; even, as video codecs halve the colour resolution."""
-    height, width = values.shape[:2]
     scale = min(1.0, PREVIEW_WIDTH / width)
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
 def _small(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
-    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST).astype(np.float16)
+    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings in all their forms: the same pixels must give the same flow, and what an evaluation costs.
+
+``python -m benchmarks.bag [--data DIR] [--frames N] [--threads 1] [--json OUT]``
+``python -m benchmarks.bag --generate-gb 2 [--json OUT]``
+
+Without ``--generate-gb``: a ROS 1 bag and its rosbag2 conversion, a folder of images, and a video, each as it is, as
+an mcap made of its frames, and as a folder of PNG files; every one is evaluated by a process of its own with
+``evaluate_bag``. All forms of a recording must have equal pixels, and give flow that is equal bit by bit. Reading and
+writing (the flow bag included) are printed as shares of the run.
+
+With it: a recording of so many GB is made in a temporary folder and evaluated at a quarter of its resolution, so that
+it does not take all day, while the memory of the process is watched: it must not grow.
+
+Exit status: 0 all well, 1 a check failed, 2 unusable input, 3 an evaluation failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import write_json
+from deq_flow_ros.evaluation.output_bag import FLOW_TOPIC
+from deq_flow_ros.evaluation.report import METRICS
+from deq_flow_ros.media import MediaError, open_source
+from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
+from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.media.frame import frame_from_array
+from deq_flow_ros.model.deq_flow import MIN_SIDE
+
+RECORDINGS = {
+    "bag": ("bag/tiny_svo.bag", "bag/tiny_svo_ros2_converted"),
+    "folder": ("video/bedroom_frames",),
+    "video": ("video/intel_car-detection.mp4",),
+}
+"""Below --data: forms of one recording that are there already."""
+STEP_NS = 33_333_333
+GENERATED = (480, 640)
+MOST_GROWTH, MOST_GROWTH_MB = 0.05, 32.0
+"""Of the memory from the first quarter of a run to its end; more than both is no constant memory."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one process said, and how its memory went: (seconds, MB) of what it holds besides files."""
+
+    metrics: dict[str, Any]
+    memory_mb: list[tuple[float, float]]
+
+
+class EvaluationError(Exception):
+    """An evaluation that failed, with what it said."""
+
+
+def images(source: str | Path, count: int) -> Iterator[np.ndarray]:
+    """The first frames of a recording, (H, W, 3) uint8 RGB."""
+    for f in islice(open_source(source).frames(), count):
+        yield to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
+
+
+def make_forms(source: str | Path, folder: Path, count: int) -> list[Path]:
+    """An mcap and a folder of PNG files with the pixels of a recording."""
+    pictures = folder / "png"
+    pictures.mkdir(parents=True)
+    with BagWriter(folder / "mcap") as writer:
+        for number, image in enumerate(images(source, count)):
+            bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+            stamp_ns = (number + 1) * STEP_NS
+            writer.write_frame("/camera/image_raw", frame_from_array(bgr, stamp_ns, stamp_ns, "camera"))
+            cv2.imwrite(str(pictures / f"{number:05d}.png"), bgr)
+    return [folder / "mcap", pictures]
+
+
+def evaluate(source: str | Path, out: Path, arguments: Sequence[str]) -> Evaluation:
+    """Run ``evaluate_bag`` in a process of its own. Raises `EvaluationError`."""
+    command = [sys.executable, "-m", "deq_flow_ros.evaluation", str(source), "--out", str(out), *arguments]
+    memory: list[tuple[float, float]] = []
+    with tempfile.TemporaryFile("w+") as log:
+        began = time.monotonic()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                if held := held_mb(process.pid):
+                    memory.append((time.monotonic() - began, held))
+                time.sleep(0.25)
+        finally:
+            process.kill()
+            process.wait()
+        log.seek(0)
+        said = log.read()
+    if process.returncode != 0 or not (out / METRICS).is_file():
+        raise EvaluationError(f"evaluate_bag of {source} ended with {process.returncode}:\n{said}")
+    return Evaluation(json.loads((out / METRICS).read_text()), memory)
+
+
+def held_mb(pid: int) -> float | None:
+    """What a process holds besides pages of files, which the system takes back when it likes, MB; None if it ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("RssAnon:")), None)
+
+
+def digest(arrays: Iterator[np.ndarray]) -> str:
+    """SHA-256 of arrays one after the other, hexadecimal."""
+    whole = hashlib.sha256()
+    for array in arrays:
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
+
+
+def all_forms(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Evaluate every recording in every form."""
+    rows: list[dict[str, Any]] = []
+    arguments = ["--max-frames", str(options.frames), "--threads", str(options.threads), "--model", options.model]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, paths in RECORDINGS.items():
+            there = [options.data / path for path in paths]
+            made = make_forms(there[0], Path(folder) / name, options.frames)
+            for source in (*there, *made):
+                out = Path(folder) / f"out_{len(rows)}"
+                with console.status(f"{name}: {source.name}"):
+                    metrics = evaluate(source, out, [*arguments, "--compare", "cold:warm=false", "dis"]).metrics
+                flow = digest(read_image(message) for _, _, message in read_messages(out / "flow", FLOW_TOPIC))
+                pixels = digest(images(source, options.frames))
+                rows.append(
+                    {"recording": name, "form": source.name, "pixels": pixels, "flow": flow, "metrics": metrics}
+                )
+    return {"rows": rows, "problems": differences(rows)}
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Forms of one recording that have other pixels than its first, or the same pixels and other flow."""
+    problems = []
+    for row in rows:
+        first = next(other for other in rows if other["recording"] == row["recording"])
+        for what in ("pixels", "flow"):
+            if row[what] != first[what]:
+                problems.append(f"{row['form']} has other {what} than {first['form']}")
+                break
+    return problems
+
+
+def print_forms(report: dict[str, Any], console: Console) -> None:
+    """One line a form."""
+    columns = ("form", "frames", "latency ms", "fields/s", "photometric", "cold", "DIS", "consistency px", "reading %",
+               "writing %", "peak MB", "flow")  # fmt: skip
+    table = Table(title="latency: median; measures: mean over the pairs; flow: its digest")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("form", "flow") else "right")
+    for row in report["rows"]:
+        main, cold, dis = row["metrics"]["settings"]
+        run, measures = row["metrics"]["run"], main["measures"]
+        photometric = [settings["measures"]["photometric"]["mean"] for settings in (main, cold, dis)]
+        consistency = measures.get("consistency_px", {}).get("mean")
+        table.add_row(
+            row["form"], str(main["frames"]["all"]), f"{main['latency_ms']['median']:.0f}",
+            f"{main['fields_per_second']:.1f}", *(f"{value:.2f}" for value in photometric),
+            "-" if consistency is None else f"{consistency:.2f}",
+            *(f"{100 * run['time_shares'].get(name, 0.0):.1f}" for name in ("reading", "writing")),
+            f"{run['peak_memory_mb']:.0f}", row["flow"][:8],
+        )  # fmt: skip
+    console.print(table)
+
+
+def long_recording(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Evaluate a generated recording and watch the memory."""
+    height, width = GENERATED
+    frames = max(8, round(options.generate_gb * 1e9 / (height * width * 3)))
+    with tempfile.TemporaryDirectory() as folder:
+        bag = Path(folder) / "long"
+        with console.status(f"writing {frames} frames of {width}x{height}"):
+            generate(bag, frames, height, width)
+        size = sum(file.stat().st_size for file in bag.iterdir())
+        console.print(f"{frames} frames of {width}x{height}, {size / 1e9:.2f} GB; evaluating")
+        scale = str(max(0.25, MIN_SIDE / height))
+        arguments = ["--no-bag", "--threads", str(options.threads), "--model", options.model, "--max-iterations", "1"]
+        arguments += ["--max-scale", scale, "--consistency-every", "0"]
+        began = time.monotonic()
+        evaluation = evaluate(bag, Path(folder) / "out", arguments)
+        seconds = time.monotonic() - began
+    quarter, end = (held_at(evaluation.memory_mb, part) for part in (0.25, 0.9))
+    problems = []
+    if end > quarter + max(MOST_GROWTH * quarter, MOST_GROWTH_MB):
+        problems.append(f"memory grew from {quarter:.0f} MB after a quarter of the run to {end:.0f} MB at its end")
+    done = evaluation.metrics["settings"][0]["frames"]["all"]
+    if done != frames:
+        problems.append(f"expected {frames} frames to be accounted for, got {done}")
+    return {
+        "bytes": size, "frames": frames, "seconds": seconds, "held_mb_at_quarter": quarter, "held_mb_at_end": end,
+        "memory_mb": evaluation.memory_mb, "metrics": evaluation.metrics, "problems": problems,
+    }  # fmt: skip
+
+
+def generate(bag: Path, frames: int, height: int, width: int) -> None:
+    """A camera that goes round in circles over a texture, as an mcap of rgb8 images at 30 Hz."""
+    noise = np.random.default_rng(0).uniform(0, 255, (height + 128, width + 128, 3)).astype(np.float32)
+    texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    with BagWriter(bag) as writer:
+        for number in range(frames):
+            x, y = (round(64 + 60 * turn(number / 60)) for turn in (np.cos, np.sin))
+            view, stamp_ns = texture[y : y + height, x : x + width], (number + 1) * STEP_NS
+            writer.write_frame("/camera/image_raw", frame_from_array(view, stamp_ns, stamp_ns, "camera"))
+
+
+def held_at(memory_mb: Sequence[tuple[float, float]], part: float) -> float:
+    """The most that was held up to a part 0..1 of the run, MB."""
+    end = memory_mb[-1][0]
+    return max(held for seconds, held in memory_mb if seconds <= part * end)
+
+
+def print_long(report: dict[str, Any], console: Console) -> None:
+    """Memory and time."""
+    run = report["metrics"]["run"]
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in run["time_shares"].items())
+    console.print(
+        f"{report['seconds']:.0f} s ({shares}); held {report['held_mb_at_quarter']:.0f} MB after a quarter of the run, "
+        f"{report['held_mb_at_end']:.0f} MB towards its end; peak with pages of files {run['peak_memory_mb']:.0f} MB"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the recordings")
+    parser.add_argument("--frames", type=int, default=40, help="of each recording, the first so many (default 40)")
+    parser.add_argument("--generate-gb", type=float, metavar="N", help="evaluate a recording of so many GB instead")
+    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
+    options = parser.parse_args(arguments)
+    if options.frames < 3 or options.threads < 1 or (options.generate_gb is not None and not options.generate_gb > 0):
+        parser.error("--frames must be at least 3, --threads at least 1, --generate-gb above 0")
+    console = Console(highlight=False, markup=False)
+    try:
+        if options.generate_gb is None:
+            report = all_forms(options, console)
+            print_forms(report, console)
+        else:
+            report = long_recording(options, console)
+            print_long(report, console)
+    except (MediaError, OSError) as error:
+        console.print(f"error: {error}", style="red")
+        return 2
+    except EvaluationError as error:
+        console.print(f"error: {error}", style="red")
+        return 3
+    for problem in report["problems"]:
+        console.print(problem, style="red")
+    if options.json:
+        write_json(options.json, torch.device("cpu"), report)
+    return 1 if report["problems"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
