@@ -76,12 +76,12 @@ class RunPlots:
         def draw(axes: Axes) -> None:
             late = self._main.number("over_budget") == 1
             self._points(axes, self._main, "latency_ms", COLOURS[0], "in time" if budget_ms else None, ~late)
-            self._points(axes, self._main, "latency_ms", BAD, "late", late)
+            self._points(axes, self._main, "latency_ms", BAD, "late", late, thinned=True)
             if budget_ms:
                 axes.axhline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
             dropped = self._main.outcome(DROPPED)
             if dropped.any():
-                times = self._x(self._main)[dropped]
+                times = _thinned(self._x(self._main)[dropped])
                 axes.plot(times, np.zeros(len(times)), "|", color=MUTED, markersize=6, label="dropped")
             _from_zero(axes)
 
@@ -160,17 +160,19 @@ class RunPlots:
 
     def _points(
         self, axes: Axes, series: Series, column: str, colour: str, label: str | None,
-        chosen: np.ndarray | None = None, band: bool = True,
+        chosen: np.ndarray | None = None, band: bool = True, thinned: bool = False,
     ) -> None:  # fmt: skip
-        """Every value as a dot; of a long series the median and, if `band`, the middle 90 % of each part."""
+        """Every value as a dot; of a long series the median and, if `band`, the middle 90 % of each part; or, where
+        `thinned`, which is for what happens now and then, some of the dots.
+        """
         values = series.number(column)
         known = np.isfinite(values) & series.outcome(PROCESSED) & (True if chosen is None else chosen)
         x, y = self._x(series)[known], values[known]
         if not x.size:
             return
-        if x.size <= MOST_DOTS:
-            style = "-" if not band else ""
-            axes.plot(x, y, f".{style}", color=colour, markersize=3.5, linewidth=0.7, label=label)
+        if x.size <= MOST_DOTS or thinned:
+            style = "" if band else "-"
+            axes.plot(_thinned(x), _thinned(y), f".{style}", color=colour, markersize=3.5, linewidth=0.7, label=label)
             return
         parts = [part for part in np.array_split(np.arange(x.size), PARTS) if part.size]
         centres = [x[part].mean() for part in parts]
@@ -196,16 +198,26 @@ class RunPlots:
             return _inline(figure, label)
 
 
+class _PlainNumbers(LogFormatter):
+    """Numbers as people write them on a logarithmic axis; matplotlib knows which ones there is room for."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _plain(axis: Axis) -> None:
-    """Numbers as people write them on a logarithmic axis; the ones between powers of ten where there is room."""
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axis.set_major_formatter(_PlainNumbers())
+    axis.set_minor_formatter(_PlainNumbers(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def _from_zero(axes: Axes) -> None:
     # From the data, not from the limits: autoscaling leaves room beneath, which zero is not to have.
     top = axes.dataLim.ymax
     axes.set_ylim(0, 1.06 * top if np.isfinite(top) and top > 0 else 1)
+
+
+def _thinned(values: np.ndarray) -> np.ndarray:
+    return values[:: -(-values.size // MOST_DOTS) or 1]
 
 
 def _inline(figure: Figure, label: str) -> str:
