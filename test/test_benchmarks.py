@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import memory, solvers
+from benchmarks import bag, memory, solvers
 from deq_flow_ros.media.flow_files import write_flow
 
 
@@ -63,3 +63,29 @@ def test_memory_is_counted_for_every_method(tmp_path: Path, capsys: pytest.Captu
         capsys.readouterr()
         assert memory.main(["--size", "nano", *wrong]) == 2
         assert message in capsys.readouterr().out
+
+
+def test_forms_of_a_recording_that_differ_are_named() -> None:
+    """Why: docs/evaluate_bag.md promises that equal pixels give equal flow, whichever form they come from."""
+    rows = [{"recording": "a", "form": form, "pixels": "p", "flow": "f"} for form in ("bag", "mcap", "png")]
+    rows.append({"recording": "b", "form": "video", "pixels": "q", "flow": "g"})
+    assert bag.differences(rows) == []
+    rows[1]["flow"], rows[2]["pixels"] = "x", "y"
+    assert bag.differences(rows) == ["mcap has other flow than bag", "png has other pixels than bag"]
+
+
+def test_the_memory_of_an_evaluation_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why: docs/evaluate_bag.md promises constant memory; growth must be noticed, and a run that fails too."""
+    monkeypatch.setattr(bag, "GENERATED", (96, 128))
+    monkeypatch.setattr(bag, "MOST_GROWTH_MB", 1000.0)  # so short a run is not done with its first allocations
+    out = tmp_path / "out.json"
+    assert bag.main(["--generate-gb", "0.0005", "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["frames"] == report["metrics"]["settings"][0]["frames"]["all"] == 14
+    assert report["held_mb_at_end"] >= report["held_mb_at_quarter"] > 0 and report["problems"] == []
+    growing = [(1000 * done, 100.0 + 10 * done) for done in range(11)]
+    assert (bag.held_at(growing, 0.25), bag.held_at(growing, 0.99)) == (120, 190)
+    assert bag.main(["--generate-gb", "0.0005", "--model", str(tmp_path / "none.safetensors")]) == 3
+    assert "none.safetensors" in capsys.readouterr().out
