@@ -234,8 +234,8 @@ def print_long(report: dict[str, Any], console: Console) -> None:
     shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in run["time_shares"].items())
     quarter, end = report["held_mb_at_quarter"], report["held_mb_at_end"]
     console.print(
-        f"{report['seconds']:.0f} s ({shares}); held {quarter:.0f} MB after a quarter of the frames, {end:.0f} MB at the "
-        f"end; peak with pages of files {run['peak_memory_mb']:.0f} MB"
+        f"{report['seconds']:.0f} s ({shares}); held {quarter:.0f} MB after a quarter of the frames, {end:.0f} MB at "
+        f"the end; peak with pages of files {run['peak_memory_mb']:.0f} MB"
     )
 
 
