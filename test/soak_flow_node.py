@@ -205,12 +205,15 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME:=VALUE", help="another parameter")
     parser.add_argument("--warm-up-s", type=float, default=30.0, help="not judged; at most a third of the run")
     parser.add_argument("--busy-neighbour", action="store_true", help="another process keeps one core busy")
-    parser.add_argument("--overhead", action="store_true", help="1 minute at 5 Hz, one iteration, no budget")
+    parser.add_argument("--overhead", action="store_true", help="1 minute at 5 Hz, one iteration, low scale, no budget")
     parser.add_argument("--accounts-only", action="store_true", help="judge no times and no memory")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures")
     options = parser.parse_args(args)
     if options.overhead:
         options.minutes, options.rate, options.max_iterations, options.budget_ms = 1.0, 5.0, 1, 0.0
+        # The estimator must be done before the next image comes, or images wait for it. What the node does beside it is
+        # at the size of the image, whatever the scale that it computes at.
+        options.parameter = ["min_scale:=0.25", "max_scale:=0.25", *options.parameter]
     return options
 
 
