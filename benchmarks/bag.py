@@ -160,25 +160,36 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def print_forms(report: dict[str, Any], console: Console) -> None:
-    """One line a form."""
-    columns = ("form", "frames", "latency ms", "fields/s", "photometric", "cold", "DIS", "consistency px", "reading %",
-               "writing %", "peak MB", "flow")  # fmt: skip
-    table = Table(title="latency: median; measures: mean over the pairs; flow: its digest")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("form", "flow") else "right")
+    """What the flow is like, and what it cost, one line a form each."""
+    quality = _table(
+        "mean over the pairs; flow: its digest", "frames", "photometric", "cold", "DIS", "consistency", "flow"
+    )
+    cost = _table(
+        "main setting; shares and memory of the whole run", "median ms", "fields/s", "reading", "writing", "peak MB"
+    )
     for row in report["rows"]:
         main, cold, dis = row["metrics"]["settings"]
-        run, measures = row["metrics"]["run"], main["measures"]
+        run, form = row["metrics"]["run"], f"{row['recording']}: {row['form']}"
         photometric = [settings["measures"]["photometric"]["mean"] for settings in (main, cold, dis)]
-        consistency = measures.get("consistency_px", {}).get("mean")
-        table.add_row(
-            row["form"], str(main["frames"]["all"]), f"{main['latency_ms']['median']:.0f}",
-            f"{main['fields_per_second']:.1f}", *(f"{value:.2f}" for value in photometric),
-            "-" if consistency is None else f"{consistency:.2f}",
-            *(f"{100 * run['time_shares'].get(name, 0.0):.1f}" for name in ("reading", "writing")),
-            f"{run['peak_memory_mb']:.0f}", row["flow"][:8],
+        consistency = main["measures"].get("consistency_px", {}).get("mean")
+        quality.add_row(
+            form, str(main["frames"]["all"]), *(f"{value:.2f}" for value in photometric),
+            "-" if consistency is None else f"{consistency:.2f} px", row["flow"][:6],
         )  # fmt: skip
-    console.print(table)
+        cost.add_row(
+            form, f"{main['latency_ms']['median']:.0f}", f"{main['fields_per_second']:.1f}",
+            *(f"{100 * run['time_shares'].get(name, 0.0):.1f} %" for name in ("reading", "writing")),
+            f"{run['peak_memory_mb']:.0f}",
+        )  # fmt: skip
+    console.print(quality)
+    console.print(cost)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table("form", title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def long_recording(options: argparse.Namespace, console: Console) -> dict[str, Any]:
