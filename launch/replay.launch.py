@@ -25,7 +25,7 @@ from launch import LaunchDescription
 
 ARGUMENTS: dict[str, tuple[str | None, str, list[str] | None]] = {
     "input": (None, "bag, video file, folder of images, or camera index", None),
-    "topic": ("", "image topic of a bag; empty = the first", None),
+    "topic": ("", "image topic of a bag; empty = the only one that there is", None),
     "rate": ("1.0", "speed, 1 = as recorded", None),
     "loop": ("false", "start over at the end", ["true", "false"]),
     "compressed": ("", "publish the images compressed: jpeg or png; empty = raw", ["", "jpeg", "png"]),

@@ -12,7 +12,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
-from rclpy.qos import QoSPolicyKind, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
@@ -20,7 +20,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from deq_flow_ros.ros import watch
 from deq_flow_ros.ros.health import CameraHealth
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import OVERRIDABLE, Settings
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
@@ -29,7 +29,6 @@ MAX_WAIT_NS = 1_000_000_000
 WATCH_PERIOD_S = 0.5
 STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 """For timers that must run on while simulated time stands still, as before a bag is played."""
-OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 
 
 @dataclass(frozen=True)

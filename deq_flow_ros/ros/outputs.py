@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
-from rclpy.qos import QoSPolicyKind, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
@@ -19,6 +19,7 @@ from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.compressed import encode_image
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
+from deq_flow_ros.ros.parameters import OVERRIDABLE
 from deq_flow_ros.ros.points import flow_points
 
 _TOPICS = {
@@ -29,7 +30,6 @@ _TOPICS = {
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
-_OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class FlowOutputs:
                     kind,
                     prefix + name,
                     copy.copy(qos_profile_sensor_data),  # overrides are written into it
-                    qos_overriding_options=QoSOverridingOptions(_OVERRIDABLE),
+                    qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
                 )
         except Exception:
             self.destroy()
