@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to the flow of a stream that ``benchmarks.latency`` compares, each from and to arrays at full resolution.
+
+Every one takes the later image of a pair when its turn comes: ``field(earlier, later, stamp_ns)``, (H, W, 3) uint8 RGB
+each, returns the flow on the earlier image's pixels, (H, W, 2) float32 px, and leaves in ``stage_ms`` what its stages
+took.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from deq_flow_ros.evaluation.classical import FlowFunction, dense_inverse_search, farneback
+from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple
+from deq_flow_ros.model.encoders import SeparateEncoders
+from deq_flow_ros.model.gma import GmaUpdate
+from deq_flow_ros.model.update import RaftUpdate
+from deq_flow_ros.model.weight_norm import add_weight_norm
+from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming.costs import StageClock
+
+
+class Method(Protocol):
+    """One way to the flow of a stream.
+
+    :ivar stage_ms: time by stage of the last field; empty where the stages are not known.
+    :ivar iterations: of the update operator per field; 0 for methods without one.
+    """
+
+    stage_ms: dict[str, float]
+    iterations: int
+
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
+        """The flow of a pair; None where a stream began anew."""
+
+    def prepare(self) -> None:
+        """Work that can be done before the next image arrives."""
+
+
+class Streamed:
+    """Ours: ``FlowEstimator`` with a fixed number of iterations, which has seen the earlier image already."""
+
+    def __init__(self, model: DEQFlow, iterations: int) -> None:
+        self.iterations = iterations
+        self.stage_ms: dict[str, float] = {}
+        self._estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None)
+
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
+        if self._estimator.reset_reason == "start":
+            self._estimator.update(earlier, stamp_ns - 1)
+            self._estimator.prepare()
+        result = self._estimator.update(later, stamp_ns)
+        self.stage_ms = {} if result is None else result.info.stage_ms
+        return None if result is None else result.flow
+
+    def prepare(self) -> None:
+        self._estimator.prepare()
+
+
+class Classical:
+    """A function of two images, such as OpenCV's."""
+
+    def __init__(self, function: FlowFunction) -> None:
+        self.iterations = 0
+        self.stage_ms: dict[str, float] = {}
+        self._function = function
+
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
+        return self._function(earlier, later)
+
+    def prepare(self) -> None:
+        """Nothing: it keeps nothing from pair to pair."""
+
+
+class Unrolled:
+    """A recurrent network of RAFT's kind: both images encoded, from zero, so many iterations, upsampled once.
+
+    Its parts are our own at their fastest: lookup by one gather, context out of the loop, weights folded.
+    """
+
+    def __init__(self, model: DEQFlow, iterations: int) -> None:
+        self.iterations = iterations
+        self.stage_ms: dict[str, float] = {}
+        self._model = model
+
+    @torch.inference_mode()
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
+        model, clock = self._model, StageClock(self._model.device)
+        with clock.stage("encode"):
+            padding, first, second = _to_tensors(earlier, later, model.device)
+            encoding1, encoding2 = model.encode(first), model.encode(second)
+        with clock.stage("prepare"):
+            prepared = model.prepare(encoding1)
+        with clock.stage("correlate"):
+            problem = model.problem(encoding1, encoding2, prepared)
+        with clock.stage("solve"):
+            state = model.initial_state(encoding1)
+            for _ in range(self.iterations):
+                state = problem(*state)
+        with clock.stage("upsample"):
+            flow = model.upsample(state)
+        with clock.stage("output"):
+            array = _to_array(flow, padding)
+        self.stage_ms = clock.read()
+        return array
+
+    def prepare(self) -> None:
+        """Nothing: it keeps nothing from pair to pair."""
+
+
+def as_released(model: DEQFlow) -> DEQFlow:
+    """The model with weight normalisation, as the release has it, in PyTorch's default memory layout.
+
+    :param model: from ``load_model(..., fold=False)``; changed in place.
+    :raises ValueError: for an update operator that the release does not have.
+    """
+    if not isinstance(model.update_block, (RaftUpdate, GmaUpdate)):
+        raise ValueError(f"the pairwise way knows the operators raft and gma, got {model.architecture.update!r}")
+    if not model.architecture.weight_norm:
+        add_weight_norm(model.update_block)
+    return model.to(memory_format=torch.contiguous_format).requires_grad_(False)  # type: ignore[call-overload]
+
+
+class Pairwise:
+    """The stateless pairwise way in which the method's release works: a plain, independent form of the same function.
+
+    Both images encoded, hidden state and flow from zero, a fixed number of plain iterations, correlation volume pooled
+    and looked up by ``grid_sample`` level by level, context convolved in every iteration, each gate a convolution of
+    its own, weight normalisation computed anew in every call, batch norm not folded.
+
+    :param model: from ``as_released``.
+    """
+
+    def __init__(self, model: DEQFlow, iterations: int) -> None:
+        self.iterations = iterations
+        self.stage_ms: dict[str, float] = {}
+        self._model = model
+
+    @torch.inference_mode()
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
+        clock = StageClock(self._model.device)
+        with clock.stage("encode"):
+            padding, first, second = _to_tensors(earlier, later, self._model.device)
+        flow = self.flow(first, second, clock)
+        with clock.stage("output"):
+            array = _to_array(flow, padding)
+        self.stage_ms = clock.read()
+        return array
+
+    def prepare(self) -> None:
+        """Nothing: it keeps nothing from pair to pair."""
+
+    def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
+        """(B, 2, H, W) px from images (B, 3, H, W) RGB 0..255, H and W multiples of 8."""
+        model, a = self._model, self._model.architecture
+        with clock.stage("encode"):
+            features1, features2, context = _encode_pair(model, 2 * (image1 / 255) - 1, 2 * (image2 / 255) - 1)
+        with clock.stage("correlate"):
+            pyramid = _pooled_volumes(features1, features2, a.correlation_levels)
+        batch, _, height, width = context.shape
+        with clock.stage("solve"), parametrize.cached():
+            hidden = context.new_zeros(batch, a.hidden_dim, height, width)
+            flow = context.new_zeros((batch, 2, height, width), dtype=torch.float32)
+            attention = model.update_block.attention(context) if isinstance(model.update_block, GmaUpdate) else None
+            for _ in range(self.iterations):
+                correlation = _grid_sampled(pyramid, flow, a.correlation_radius).to(hidden.dtype)
+                hidden, flow = _update(model, hidden, flow, correlation, context, attention)
+        with clock.stage("upsample"):
+            return model.upsample((hidden, flow))
+
+
+def _encode_pair(model: DEQFlow, image1: Tensor, image2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of both images as one batch, and the context of the first."""
+    both, encoder = torch.cat((image1, image2)), model.encoder
+    if isinstance(encoder, SeparateEncoders):
+        features, context = encoder.fnet(both), F.relu(encoder.cnet(image1))
+    else:
+        # One trunk gives both; the context of image 2 comes along, 2 % of the work of this stage.
+        features, context = encoder(both)
+    features1, features2 = features.chunk(2)
+    return features1, features2, context[: len(image1)]
+
+
+def _pooled_volumes(features1: Tensor, features2: Tensor, levels: int) -> list[Tensor]:
+    """Similarities of all positions, (B * H * W, 1, h, w) per level, each half the size of the one before."""
+    batch, channels, height, width = features1.shape
+    volume = torch.matmul(features1.flatten(2).transpose(1, 2), features2.flatten(2)) / channels**0.5
+    pyramid = [volume.view(batch * height * width, 1, height, width)]
+    while len(pyramid) < levels and min(pyramid[-1].shape[-2:]) > 1:
+        pyramid.append(F.avg_pool2d(pyramid[-1], 2))
+    # Below one cell nothing is left to pool; what lies outside of a level counts as zero.
+    missing = levels - len(pyramid)
+    return pyramid + [torch.zeros_like(pyramid[-1][..., :1, :1])] * missing
+
+
+def _grid_sampled(pyramid: list[Tensor], flow: Tensor, radius: int) -> Tensor:
+    """Correlation around ``position + flow``: (B, levels * (2 radius + 1)**2, H, W), the x offset outermost."""
+    batch, _, height, width = flow.shape
+    flow = flow.float()
+    y, x = torch.meshgrid(
+        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
+    )
+    target = (torch.stack((x, y)) + flow).permute(0, 2, 3, 1).reshape(batch * height * width, 1, 1, 2)
+    steps = torch.arange(-radius, radius + 1, device=flow.device)
+    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)  # [x offset, y offset]
+    sampled = []
+    for level, volume in enumerate(pyramid):
+        size = torch.tensor([volume.shape[-1], volume.shape[-2]], device=flow.device)
+        grid = 2 * (target / 2**level + offsets + 0.5) / size - 1
+        values = F.grid_sample(volume.float(), grid, align_corners=False)
+        sampled.append(values.view(batch, height, width, -1))
+    return torch.cat(sampled, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _update(
+    model: DEQFlow, hidden: Tensor, flow: Tensor, correlation: Tensor, context: Tensor, attention: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One iteration, nothing of it computed beforehand."""
+    block = model.update_block
+    assert isinstance(block, (RaftUpdate, GmaUpdate))
+    motion = block.encoder(correlation, flow)
+    inputs = [context, motion]
+    if isinstance(block, GmaUpdate):
+        inputs.append(block.gma(motion, attention))
+    fixed, gru = torch.cat(inputs, 1), block.gru
+    for suffix in "12":
+        convz, convr, convq = (gru.get_submodule(f"conv{gate}{suffix}") for gate in "zrq")
+        seen = torch.cat((hidden, fixed), 1)
+        z, r = torch.sigmoid(convz(seen)), torch.sigmoid(convr(seen))
+        q = torch.tanh(convq(torch.cat((r * hidden, fixed), 1)))
+        hidden = (1 - z) * hidden + z * q
+    return hidden, flow + block.flow_head(hidden)
+
+
+def _to_tensors(
+    earlier: np.ndarray, later: np.ndarray, device: torch.device
+) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
+    """The padding, and both images (1, 3, h, w) float32, padded to a multiple of what a cell covers."""
+    (first, padding), (second, _) = (
+        pad_to_multiple(torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()) for image in (earlier, later)
+    )
+    return padding, first, second
+
+
+def _to_array(flow: Tensor, padding: tuple[int, int, int, int]) -> np.ndarray:
+    return np.ascontiguousarray(crop(flow, padding)[0].permute(1, 2, 0).cpu().numpy())
+
+
+def opencv() -> dict[str, Method]:
+    """The classical methods by name."""
+    return {
+        "DIS fast": Classical(dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST)),
+        "DIS medium": Classical(dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)),
+        "Farneback": Classical(farneback),
+    }

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How near the stages of one field of a stream come to what the machine can do (Williams et al., CACM 52, 2009).
+
+Operations are those of convolutions and matrix products, a multiplication and an addition counted as two, as PyTorch's
+own counter has them. Bytes are what every operation of PyTorch reads and writes, each tensor once: parameters,
+activations, and all that passes between operations. Views move nothing, and of a gather only what is taken is read.
+What is still in a cache from the operation before is counted all the same.
+
+The peaks are measured, with the threads and the type of the run: a product of large matrices, and a copy of a block
+larger than the caches (its bytes both read and written). A stage takes no less than its operations at the one peak,
+and its bytes, if they come from memory, at the other; the longer of both is its limit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from deq_flow_ros.equilibrium import State, solve
+from deq_flow_ros.model import DEQFlow, update_px
+from deq_flow_ros.streaming.costs import StageClock
+from deq_flow_ros.streaming.frames import encode_images
+from deq_flow_ros.streaming.warm_start import carry
+
+STAGES = ("encode", "prepare", "correlate", "iteration", "upsample")
+GATHERS = ("gather", "index", "index_select")
+ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty")
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations, and bytes read and written."""
+
+    operations: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the machine reached: operations of a matrix product, and bytes read and written by a copy, per second."""
+
+    operations: float
+    bytes: float
+
+
+def limits(work: Work, peaks: Peaks) -> dict[str, float]:
+    """The least time by operations and by bytes, ms."""
+    return {"operations": 1e3 * work.operations / peaks.operations, "bytes": 1e3 * work.bytes / peaks.bytes}
+
+
+class _Bytes(TorchDispatchMode):
+    """Counts what the operations below it read and write."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        inputs = _tensors((args, {name: value for name, value in kwargs.items() if name != "out"}))
+        outputs = _tensors(result)
+        name = func.overloadpacket.__name__
+        # ``reshape`` and ``to`` give a view where they can, and a copy where they cannot.
+        seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        is_view = func.is_view and all(tensor.untyped_storage().data_ptr() in seen for tensor in outputs)
+        if not is_view and name not in ALLOCATIONS:
+            if name in GATHERS:
+                inputs = [*outputs, *inputs[1:]]
+            self.total += sum(_stored_bytes(tensor) for tensor in (*inputs, *outputs))
+        return result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    """Of an expanded tensor only what there is of it."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+def count(function: Callable[[], Any]) -> tuple[Any, Work]:
+    """What a function returns, and the work it did."""
+    with FlopCounterMode(display=False) as operations, _Bytes() as moved:
+        result = function()
+    return result, Work(operations.get_total_flops(), moved.total)
+
+
+@torch.inference_mode()
+def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray) -> dict[str, Work]:
+    """The work of each stage of a warm field, and of one iteration; images (H, W, 3) uint8 RGB."""
+    first = _encode(model, earlier).encoding
+    second, encode = count(lambda: _encode(model, later).encoding)
+    start = model.initial_state(first)
+
+    def ahead() -> tuple[State, Any]:
+        return carry(start), model.prepare(first)
+
+    (state, prepared), prepare = count(ahead)
+    problem, correlate = count(lambda: model.problem(first, second, prepared))
+    solution, iteration = count(lambda: solve(problem, state, max_iterations=1, measure=update_px, check_start=False))
+    _, upsample = count(lambda: (model.upsample(solution.state), model.upsample_residual(solution)))
+    return dict(zip(STAGES, (encode, prepare, correlate, iteration, upsample), strict=True))
+
+
+def _encode(model: DEQFlow, image: np.ndarray) -> Any:
+    (encoded,) = encode_images(model, [image], 1.0, StageClock(model.device))
+    return encoded
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """Time a large matrix product and a large copy, the best of some; float32 on a GPU as its convolutions have it."""
+    cuda = device.type == "cuda"
+    side, block = (8192, 1 << 30) if cuda else (2048, 1 << 28)
+    a, b = torch.rand(2, side, side, device=device).to(dtype)
+    source = torch.zeros(block, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        product_s = _best_seconds(lambda: torch.matmul(a, b), device)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    copy_s = _best_seconds(lambda: target.copy_(source), device)
+    return Peaks(2 * side**3 / product_s, 2 * block / copy_s)
+
+
+def _best_seconds(function: Callable[[], Any], device: torch.device) -> float:
+    seconds = []
+    for _ in range(REPEATS + 1):
+        synchronize(device)
+        began = time.perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU is done, so that a clock read afterwards has seen its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
