@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
 from benchmarks.report import write_json
-from benchmarks.roofline import STAGES, Peaks, Work, limits, measure_peaks, stage_work
+from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
 from benchmarks.solvers import read_frames
 from benchmarks.timeline import draw_timeline
 from benchmarks.turns import nearest_stream, summarise, take_turns, tensor_mib
@@ -114,44 +114,6 @@ def print_stages(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def roofline(works: Mapping[str, Work], peaks: Peaks, row: dict[str, Any], iterations: int) -> dict[str, Any]:
-    """Each stage of one field of the stream, and the field, against the limits of the machine."""
-    spent = {name: row["stage_ms"]["ahead" if name == "prepare" else name] for name in STAGES}
-    times = {name: iterations if name == "iteration" else 1 for name in STAGES}
-    field = Work(
-        *(sum(times[name] * getattr(works[name], what) for name in STAGES) for what in ("operations", "bytes"))
-    )
-    spent["field"] = sum(times[name] * spent[name] for name in STAGES)
-    stages = {}
-    for name, of_stage in {**works, "field": field}.items():
-        limit = limits(of_stage, peaks)
-        bound = max(limit, key=lambda what: limit[what])
-        stages[name] = {
-            "operations": of_stage.operations, "bytes": of_stage.bytes, "ms": spent[name], "limit_ms": limit[bound],
-            "bound": bound, "share": limit[bound] / spent[name],
-        }  # fmt: skip
-    return {"peak_operations_per_s": peaks.operations, "peak_bytes_per_s": peaks.bytes, "stages": stages}
-
-
-def print_roofline(report: dict[str, Any], ours: str, console: Console) -> None:
-    """One line a stage."""
-    table = Table(
-        title=f"'{ours}' against the machine: {report['peak_operations_per_s'] / 1e9:.0f} GFLOP/s (matrix product), "
-        f"{report['peak_bytes_per_s'] / 1e9:.1f} GB/s (copy)",
-        title_justify="left",
-    )
-    table.add_column("stage")
-    for column in ("GFLOP", "MB moved", "ms", "GFLOP/s", "GB/s", "limit, ms", "of it", "bound by"):
-        table.add_column(column, justify="right")
-    for name, stage in report["stages"].items():
-        table.add_row(
-            name, f"{stage['operations'] / 1e9:.2f}", f"{stage['bytes'] / 1e6:.1f}", f"{stage['ms']:.2f}",
-            f"{stage['operations'] / stage['ms'] / 1e6:.1f}", f"{stage['bytes'] / stage['ms'] / 1e6:.1f}",
-            f"{stage['limit_ms']:.2f}", f"{stage['share']:.0%}", stage["bound"],
-        )  # fmt: skip
-    console.print(table)
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(
@@ -213,11 +175,11 @@ def run(
     ours = nearest_stream(samples, methods)
     rows = summarise(samples, methods, ours)
     return {
-        "input": options.input or "rendered drive", "size": options.size, "model": options.model,
+        "input": options.input or "rendered drive", "model": options.model or options.size,
         "trained": is_trained(options), "dtype": options.dtype, "height": options.height, "width": options.width,
         "machine": machine(), "ours": ours, "iterations": methods[ours].iterations, "methods": rows,
         "tensor_mib": memory, "process_peak_mb": peak_memory_mb(),
-        "roofline": roofline(works, peaks, rows[ours], methods[ours].iterations),
+        "roofline": compare(works, peaks, rows[ours]["stage_ms"], methods[ours].iterations),
     }  # fmt: skip
 
 
@@ -232,7 +194,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     if not report["trained"]:
-        console.print(f"no weights of {report['size']} ship, these are untrained: the distances mean nothing")
+        console.print(f"no weights of {report['model']} ship, these are untrained: the distances mean nothing")
     for name, row in report["methods"].items():
         if row["resets"]:
             console.print(f"{name}: the stream began anew {row['resets']} times; these pairs have no field")

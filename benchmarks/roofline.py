@@ -14,12 +14,14 @@ and its bytes, if they come from memory, at the other; the longer of both is its
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -51,11 +53,6 @@ class Peaks:
 
     operations: float
     bytes: float
-
-
-def limits(work: Work, peaks: Peaks) -> dict[str, float]:
-    """The least time by operations and by bytes, ms."""
-    return {"operations": 1e3 * work.operations / peaks.operations, "bytes": 1e3 * work.bytes / peaks.bytes}
 
 
 class _Bytes(TorchDispatchMode):
@@ -145,6 +142,47 @@ def _best_seconds(function: Callable[[], Any], device: torch.device) -> float:
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     return min(seconds[1:])
+
+
+def compare(works: Mapping[str, Work], peaks: Peaks, stage_ms: Mapping[str, float], iterations: int) -> dict[str, Any]:
+    """Each stage of a field of the stream against the machine's limits, and the field, whose limit is their sum."""
+    stages: dict[str, dict[str, Any]] = {}
+    for name in STAGES:
+        by = {
+            "operations": 1e3 * works[name].operations / peaks.operations,
+            "bytes": 1e3 * works[name].bytes / peaks.bytes,
+        }
+        bound = max(by, key=lambda what: by[what])
+        stages[name] = {
+            "operations": works[name].operations, "bytes": works[name].bytes, "limit_ms": by[bound], "bound": bound,
+            "ms": stage_ms["ahead" if name == "prepare" else name],
+        }  # fmt: skip
+    times = {name: iterations if name == "iteration" else 1 for name in STAGES}
+    columns = ("operations", "bytes", "limit_ms", "ms")
+    field = {column: sum(times[name] * stages[name][column] for name in STAGES) for column in columns}
+    return {
+        "peak_operations_per_s": peaks.operations, "peak_bytes_per_s": peaks.bytes,
+        "stages": {**stages, "field": {**field, "bound": "-"}},
+    }  # fmt: skip
+
+
+def print_roofline(report: dict[str, Any], ours: str, console: Console) -> None:
+    """One line a stage."""
+    table = Table(
+        title=f"'{ours}' against the machine: {report['peak_operations_per_s'] / 1e9:.0f} GFLOP/s (matrix product), "
+        f"{report['peak_bytes_per_s'] / 1e9:.1f} GB/s (copy)",
+        title_justify="left",
+    )
+    table.add_column("stage")
+    for column in ("GFLOP", "MB moved", "ms", "GFLOP/s", "GB/s", "limit, ms", "of it", "bound by"):
+        table.add_column(column, justify="right")
+    for name, stage in report["stages"].items():
+        table.add_row(
+            name, f"{stage['operations'] / 1e9:.2f}", f"{stage['bytes'] / 1e6:.1f}", f"{stage['ms']:.2f}",
+            f"{stage['operations'] / stage['ms'] / 1e6:.1f}", f"{stage['bytes'] / stage['ms'] / 1e6:.1f}",
+            f"{stage['limit_ms']:.2f}", f"{stage['limit_ms'] / stage['ms']:.0%}", stage["bound"],
+        )  # fmt: skip
+    console.print(table)
 
 
 def synchronize(device: torch.device) -> None:
