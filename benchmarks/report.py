@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark writes with ``--json``: its figures, and where they were taken."""
+"""What benchmarks share: the clock, and what ``--json`` writes, the figures and where they were taken."""
 
 from __future__ import annotations
 
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+
+def clock_s(device: torch.device) -> float:
+    """Processor time on a CPU, which a busy neighbour does not lengthen; on a GPU wall time, its queue emptied, s."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def write_json(path: Path, device: torch.device, figures: dict[str, Any]) -> None:

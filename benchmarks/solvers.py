@@ -16,9 +16,8 @@ time on a GPU.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import clock_s, write_json
+from benchmarks.sequences import first_below, read_frames
 from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, Solver, State, solve
-from deq_flow_ros.media import MediaError, open_source
-from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, FlowProblem, crop, load_model, pad_to_multiple, update_px
 from deq_flow_ros.model.deq_flow import FACTOR
 from deq_flow_ros.streaming.warm_start import carry
@@ -61,11 +60,11 @@ class Case:
     def curves(self, solver: Solver) -> tuple[dict[str, Any], dict[int, State]]:
         """Residual and distance (px) at each iteration, ms per iteration, and the states."""
         everywhere = range(1, self.iterations + 1)
-        began = self._clock()
+        began = clock_s(self._device)
         solution = solve(
             self.problem, self.start, solver=solver, max_iterations=self.iterations, measure=update_px, keep=everywhere
         )
-        milliseconds = 1e3 * (self._clock() - began) / self.iterations
+        milliseconds = 1e3 * (clock_s(self._device) - began) / self.iterations
         states = solution.trajectory
         distances = [FACTOR * (states[n][1] - self.state[1]).square().sum(1).mean().sqrt() for n in everywhere]
         return {
@@ -73,12 +72,6 @@ class Case:
             "distance_px": torch.stack(distances).tolist(),
             "ms": milliseconds,
         }, states
-
-    def _clock(self) -> float:
-        if self._device.type != "cuda":
-            return time.process_time()
-        torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def pair_problem(model: DEQFlow, image1: np.ndarray, image2: np.ndarray) -> tuple[FlowProblem, State, Any]:
@@ -88,11 +81,6 @@ def pair_problem(model: DEQFlow, image1: np.ndarray, image2: np.ndarray) -> tupl
     )
     encoding = model.encode(first)
     return model.problem(encoding, model.encode(second)), model.initial_state(encoding), padding
-
-
-def first_below(values: list[float], bound: float) -> float:
-    """The first iteration (from 1) whose value is at or below the bound; infinite if none is."""
-    return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
 
 
 def on_pairs(model: DEQFlow, pairs: list[Sample], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -198,17 +186,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         panels[-1].legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
-
-
-def read_frames(path: str, count: int) -> list[np.ndarray]:
-    """The first frames of a source, (H, W, 3) RGB each."""
-    frames = [
-        to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
-        for f in islice(open_source(path).frames(), count)
-    ]
-    if len(frames) < 3:
-        raise ValueError(f"{path}: expected at least 3 frames, for a pair with one before it, got {len(frames)}")
-    return frames
 
 
 def main(arguments: list[str] | None = None) -> int:

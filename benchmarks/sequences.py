@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image sequences that benchmarks run on: recorded ones, with and without ground truth, and generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from deq_flow_ros.media import open_source
+from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.streaming.frames import resize_field
+from training.datasets import Sample
+from training.generator import Clip, ProceduralGenerator
+from training.pairs import open_pairs
+from training.validation import HELD_OUT_SEED
+
+MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
+"""Typical displacement between two frames of a generated sequence, px at a width of 320."""
+CUTS = "cuts"
+PATTERNS = 24
+"""Different textures in generated sequences."""
+
+
+@dataclass(frozen=True)
+class ImageSequence:
+    """Pairs that follow each other: image 2 of one is image 1 of the next.
+
+    :ivar group: sequences of one group are summarised together.
+    :ivar measured: places of the pairs to measure; those before lead up to them.
+    """
+
+    group: str
+    pairs: list[Sample]
+    measured: tuple[int, ...]
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """One more than there are pairs, (H, W, 3) uint8 RGB each."""
+        return [self.pairs[0].image1, *(pair.image2 for pair in self.pairs)]
+
+
+def read_frames(path: str, count: int) -> list[np.ndarray]:
+    """The first frames of a source, (H, W, 3) RGB each.
+
+    :raises ValueError: if there are fewer than three, for a pair with one before it.
+    """
+    frames = [
+        to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
+        for f in islice(open_source(path).frames(), count)
+    ]
+    if len(frames) < 3:
+        raise ValueError(f"{path}: expected at least 3 frames, for a pair with one before it, got {len(frames)}")
+    return frames
+
+
+def recorded(path: str, count: int, size: tuple[int, int]) -> ImageSequence:
+    """The first frames of a video, bag or folder of images, made smaller to fit into ``size`` (H, W); errors as above.
+
+    Frames that do not move at all (a video converted to a higher rate has such) are left out: there is nothing to find.
+    """
+    frames = read_frames(path, count)
+    name = Path(path).stem
+    moving = [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
+    pairs = [
+        fitted(without_truth(f"{name}/{number}", *images), size) for number, images in enumerate(pairwise(moving))
+    ]
+    if len(pairs) < 2:
+        raise ValueError(f"{path}: expected at least 3 frames that differ from the one before, got {len(moving)}")
+    return ImageSequence(name, pairs, tuple(range(1, len(pairs))))
+
+
+def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
+    """The sequences among the pairs of a list, see ``training/pairs.py``, made smaller to fit into ``size`` (H, W)."""
+    for group in open_pairs(path):
+        for run in group.sequences():
+            if len(run) > 1:
+                pairs = [fitted(group[index], size) for index in run]
+                yield ImageSequence(group.name, pairs, tuple(range(1, len(pairs))))
+
+
+def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageSequence]:
+    """``count`` procedural sequences of each of ``MOTIONS``, then as many with a cut from one scene to another.
+
+    Of those with a cut only the pair right behind it is measured.
+
+    :param size: of the frames, (H, W).
+    """
+    height, width = size
+    clips = {}
+    for name, (low, high) in MOTIONS.items():
+        generator = ProceduralGenerator(
+            height, width, batch_size=count, frames=frames, seed=HELD_OUT_SEED, static_share=0.0,
+            patterns=PATTERNS, min_displacement_px=low * width / 320, max_displacement_px=high * width / 320,
+        )  # fmt: skip
+        clips[name] = [clip_pairs(f"{name}/{n}", generator.clips([n])) for n in range(count)]
+        for pairs in clips[name]:
+            yield ImageSequence(name, pairs, tuple(range(1, len(pairs))))
+    for n in range(count):
+        before, after = clips["fast"][n], clips["slow"][n]
+        if n % 2:
+            before, after = after, before
+        cut = without_truth(f"{CUTS}/{n}", before[-1].image2, after[0].image1)
+        yield ImageSequence(CUTS, [*before, cut, after[0]], (len(before) + 1,))
+
+
+def clip_pairs(name: str, clip: Clip) -> list[Sample]:
+    """The pairs of the first clip of a batch."""
+    images = np.ascontiguousarray(clip.images[0].round().byte().permute(0, 2, 3, 1).numpy())
+    flows = np.ascontiguousarray(clip.flow[0].permute(0, 2, 3, 1).numpy())
+    return [
+        Sample(f"{name}/{t}", images[t], images[t + 1], flows[t], clip.valid[0, t].numpy(), clip.occluded[0, t].numpy())
+        for t in range(len(flows))
+    ]
+
+
+def without_truth(name: str, image1: np.ndarray, image2: np.ndarray) -> Sample:
+    """A pair whose flow nobody knows."""
+    return Sample(name, image1, image2, None, np.zeros(image1.shape[:2], bool), None)
+
+
+def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
+    """The pair and its truth, made smaller to fit into ``size`` (H, W), its aspect kept; unchanged if it does."""
+    height, width = pair.image1.shape[:2]
+    scale = min(size[0] / height, size[1] / width, 1.0)
+    if scale == 1.0:
+        return pair
+    height, width = round(height * scale), round(width * scale)
+
+    def smaller(field: np.ndarray) -> np.ndarray:
+        return cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA)
+
+    # A pixel that any invalid one is part of would have a mean of its flow and of the zero that stands for none.
+    valid = smaller(pair.valid.astype(np.float32)) > 0.999
+    flow = None if pair.flow is None else resize_field(pair.flow, (height, width)) * valid[:, :, None]
+    return replace(
+        pair, image1=smaller(pair.image1), image2=smaller(pair.image2), flow=flow, valid=valid, occluded=None,
+        alternatives=(),
+    )  # fmt: skip
+
+
+def first_below(values: Sequence[float], bound: float) -> float:
+    """The first iteration (from 1) whose value is at or below the bound; infinite if none is."""
+    return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of warm starts: its sequences, its counts, and that a stream worse than a cold start is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from streams import frames
+
+from benchmarks import sequences, warm_start
+from benchmarks.sequences import CUTS, first_below, generated, listed, recorded
+from benchmarks.warm_start_report import cut_problems, iterations_to, summarise
+from deq_flow_ros.media.flow_files import write_flow
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of four frames, 128x160 px, 4 px apart, one of them twice."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, frame in enumerate(frames(4, 128, 160, step=4)):
+        cv2.imwrite(str(folder / f"{number}.png"), frame)
+    cv2.imwrite(str(folder / "1b.png"), cv2.imread(str(folder / "1.png")))
+    return folder
+
+
+@pytest.fixture
+def few_textures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making them takes longer than all else."""
+    monkeypatch.setattr(sequences, "PATTERNS", 4)
+
+
+def row(start: str, pair: str, updates: list[float], **more: object) -> dict[str, object]:
+    """A row of curves as the benchmark writes them; distances as the updates, from a start 1 px away."""
+    settled = {"update_px": [0.01, 0.01], "apart_rms_px": 0.0, "apart_median_px": 0.0, "error_px": 0.5}
+    return {
+        "group": "made", "pair": pair, "start": start, "truth": True, "motion_px": 1.0, "settled": settled,
+        "start_ms": 5.0, "iteration_ms": 10.0, "update_px": updates, "distance_rms_px": [1.0, *updates],
+        "distance_median_px": [0.0, *updates], "share_beyond": [1.0] * (len(updates) + 1),
+        "error_px": {0: 2.0, 1: 1.0}, **more,
+    }  # fmt: skip
+
+
+def test_sequences_fit_and_keep_their_truth(pictures: Path, tmp_path: Path) -> None:
+    """Why: a flow that is not scaled with its image, or a still frame, would spoil every figure without a word."""
+    half = recorded(str(pictures), 8, (64, 160))
+    assert [image.shape for image in half.frames] == [(64, 80, 3)] * 4, "the repeated frame is left out"
+    assert half.measured == (1, 2) and half.pairs[0].flow is None
+    flow = np.tile(np.float32([-4, 2]), (128, 160, 1))
+    flow[:2, :2] = np.nan  # no truth there
+    write_flow(tmp_path / "flow.flo", flow)
+    entries = [
+        {"name": f"g/{n}", "image1": f"frames/{n}.png", "image2": f"frames/{n + 1}.png", "flow": "flow.flo"}
+        for n in (0, 1, 0)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(entries))
+    (sequence,) = listed(tmp_path / "pairs.json", (64, 160))
+    assert (len(sequence.pairs), sequence.measured) == (2, (1,)), "the third pair does not follow the second"
+    pair = sequence.pairs[1]
+    assert pair.flow is not None and not pair.valid[0, 0] and pair.valid.sum() == pair.valid.size - 1
+    np.testing.assert_allclose(pair.flow[pair.valid], np.tile(np.float32([-2, 1]), (pair.valid.size - 1, 1)))
+    with pytest.raises(ValueError, match="at least 3 frames, for a pair with one before it, got 2"):
+        recorded(str(pictures), 2, (64, 160))
+
+
+@pytest.mark.usefixtures("few_textures")
+def test_generated_sequences_move_as_named_and_cuts_have_no_flow() -> None:
+    """Why: they must be what the page calls them; what is reused behind a cut comes from a pair across it."""
+    made = list(generated(1, 3, (64, 80)))
+    assert [sequence.group for sequence in made] == ["slow", "fast", CUTS]
+    motions = [np.linalg.norm(sequence.pairs[0].flow, axis=2).mean() for sequence in made[:2]]  # type: ignore[arg-type]
+    assert motions[0] < motions[1]
+    cut = made[2]
+    assert cut.measured == (3,) and [pair.flow is None for pair in cut.pairs] == [False, False, True, False]
+    for before, after in zip(cut.pairs, cut.pairs[1:], strict=False):
+        np.testing.assert_array_equal(before.image2, after.image1)
+
+
+def test_iterations_and_ratios_are_counted_per_pair() -> None:
+    """Why: the ratio of warm to cold is the figure that is quoted; pairs that never get there must not flatter it."""
+    assert (first_below([3.0, 0.2, 0.1], 0.2), first_below([3.0], 0.2)) == (2, float("inf"))
+    assert iterations_to(row("zero", "a", [1.0, 0.04]), "update", 0.05) == 2
+    assert iterations_to(row("zero", "a", [1.0, 0.04]), "median", 0.05) == 0, "the start itself is near enough"
+    rows = [
+        row("zero", "a", [1.0, 1.0, 1.0, 0.01]), row("zero", "b", [1.0] * 4), row("zero", "c", [1.0] * 4),
+        row("full", "a", [0.01] * 4), row("full", "b", [1.0, 0.01, 1.0, 1.0]), row("full", "c", [1.0] * 4),
+    ]  # fmt: skip
+    rows += [{**cold, "start": "coarse"} for cold in rows[:3]]
+    to = {entry["start"]: entry["to_px"]["update"]["0.05"] for entry in summarise(rows, [0.05])}
+    assert (to["full"]["iterations"], to["full"]["pairs"], to["full"]["ms"]) == (2, 2, 25)
+    assert to["full"]["to_zero"] == pytest.approx((1 / 4 + 2 / 4) / 2), "b: at most 2 of 4; c says nothing"
+
+
+def test_a_stream_worse_than_cold_behind_a_cut_is_named() -> None:
+    """Why: it is promised never to be; the command must fail where it is."""
+    cold = row("coarse", "a", [1.0], group=CUTS)
+    good = row("stream", "a", [1.0], group=CUTS, noticed=True, error_px={1: 1.0})
+    assert cut_problems([cold, good]) == []
+    bad = {**good, "error_px": {1: 1.2}, "noticed": False}
+    assert cut_problems([cold, bad]) == [
+        "a, behind a cut (not noticed): error 1.20 px after 1 iterations, 1.00 px from a cold start"
+    ]
+
+
+@pytest.mark.usefixtures("few_textures")
+def test_all_starts_are_measured(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: docs/warm_start.md quotes its tables and its picture."""
+    torch.set_num_threads(1)
+    out, picture = tmp_path / "out.json", tmp_path / "plot.png"
+    command = ["--sequence", str(pictures), "--frames", "4", "--clips", "1", "--clip-frames", "3", "--height", "64"]
+    command += ["--width", "80", "--iterations", "3", "--marks", "1", "2", "--reference", "6", "--carried", "3"]
+    assert warm_start.main([*command, "--json", str(out), "--plot", str(picture)]) in (0, 1)
+    report = json.loads(out.read_text())
+    assert {entry["group"] for entry in report["summary"]} == {"frames", "slow", "fast", CUTS}
+    by_start = {r["start"]: r for r in report["curves"] if r["group"] == "frames"}
+    assert len(by_start["zero"]["distance_rms_px"]) == 4 and len(by_start["zero"]["update_px"]) == 3
+    assert by_start["full, warped"]["distance_rms_px"][0] < by_start["zero"]["distance_rms_px"][0]
+    assert set(by_start["stream"]["error_px"]) == {"1", "2"}
+    assert cv2.imread(str(picture)) is not None and "full, warped" in capsys.readouterr().out
+    assert warm_start.main(["--clips", "0", "--sequence", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        warm_start.main([*command, "--marks", "9"])
+    assert "--marks: expected numbers from 1 to --iterations, 3, got [9]" in capsys.readouterr().err
