@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes around the node in a soak run: `python -m soak_parts camera ...` and `python -m soak_parts neighbour`.
+"""The processes around the node in a soak run: `python -m soak_parts {camera,relay,neighbour} ...`.
 
 The camera prepares all its messages before the first goes out, and then only sets stamps: what it costs does not
-disturb what is measured.
+disturb what is measured. The relay is the least that a node in Python can do: it takes each image and publishes a field
+of the same size, always the same one. The neighbour keeps one core busy.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import rclpy
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
@@ -38,6 +42,16 @@ STAMP_OFFSET = 4
 """Of `header.stamp` in a serialized message: behind the encapsulation header of CDR (OMG DDSI-RTPS 10.2)."""
 SETTLE_S = 1.0
 """From the first sight of the node's subscription until the first image: the node must know of the camera as well."""
+PHASES = ("as it should", "flood", "silence", "another size", "clock in a loop")
+"""What a camera that misbehaves does, in this order, over and over."""
+PHASE_S, FLOOD_HZ, LOOP_S = 10.0, 200.0, 2.0
+"""Length of each; rate of the images in a flood; length of the loop."""
+RELAY_INPUT, RELAY_OUTPUT = "/relay/image_raw", "/relay/flow"
+
+
+def half(size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of half the size."""
+    return size[0] // 2, size[1] // 2
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -73,55 +87,116 @@ def back_and_forth(messages: Sequence[bytearray]) -> Iterator[bytearray]:
     return itertools.cycle([*messages, *messages[-2:0:-1]])
 
 
-def publish_all(
-    publisher: Publisher, messages: Sequence[bytearray], rate: float, seconds: float, stop: process.StopRequest
-) -> list[tuple[int, int]]:
-    """Publish at `rate` Hz; returns (stamp in ns by the wall clock, `time.monotonic_ns` when it went out) of each."""
-    published = []
-    first_ns, period_ns = time.monotonic_ns(), round(1e9 / rate)
+@dataclass(frozen=True)
+class Shot:
+    """An image to be published: when, counted from the first, on which of the topics, and how far its clock is off."""
+
+    due_s: float
+    message: bytearray
+    topic: int = 0
+    clock_offset_ns: int = 0
+
+
+def steady(messages: Sequence[bytearray], rate: float, seconds: float, topics: int = 1) -> Iterator[Shot]:
+    """Each image on all topics in turn, at `rate` Hz on each and evenly spaced over all."""
     for number, message in zip(range(round(seconds * rate)), back_and_forth(messages), strict=False):
-        time.sleep(max(0.0, (first_ns + number * period_ns - time.monotonic_ns()) * 1e-9))
+        for topic in range(topics):
+            yield Shot((number + topic / topics) / rate, message, topic)
+
+
+def misbehaving(
+    messages: Sequence[bytearray], smaller: Sequence[bytearray], rate: float, seconds: float
+) -> Iterator[Shot]:
+    """In turn everything that `PHASES` names, `PHASE_S` each."""
+    for number in range(math.ceil(seconds / PHASE_S)):
+        phase, begin_s = PHASES[number % len(PHASES)], number * PHASE_S
+        if phase == "silence":
+            continue
+        shown = smaller if phase == "another size" else messages
+        for shot in steady(shown, FLOOD_HZ if phase == "flood" else rate, min(PHASE_S, seconds - begin_s)):
+            loops = int(shot.due_s / LOOP_S) if phase == "clock in a loop" else 0
+            yield Shot(begin_s + shot.due_s, shot.message, 0, -loops * round(1e9 * LOOP_S))
+
+
+def publish_all(
+    publishers: Sequence[Publisher], shots: Iterator[Shot], stop: process.StopRequest
+) -> list[list[tuple[int, int]]]:
+    """Publish in time; returns for each publisher (stamp in ns, `time.monotonic_ns` when it went out) of its images."""
+    published: list[list[tuple[int, int]]] = [[] for _ in publishers]
+    begin_ns = time.monotonic_ns()
+    for shot in shots:
+        time.sleep(max(0.0, shot.due_s - (time.monotonic_ns() - begin_ns) * 1e-9))
         if stop.requested:
             break
-        stamp_ns, now_ns = time.time_ns(), time.monotonic_ns()
-        struct.pack_into("<iI", message, STAMP_OFFSET, *divmod(stamp_ns, 10**9))
-        publisher.publish(bytes(message))
-        published.append((stamp_ns, now_ns))
+        stamp_ns, now_ns = time.time_ns() + shot.clock_offset_ns, time.monotonic_ns()
+        struct.pack_into("<iI", shot.message, STAMP_OFFSET, *divmod(stamp_ns, 10**9))
+        publishers[shot.topic].publish(bytes(shot.message))
+        published[shot.topic].append((stamp_ns, now_ns))
     return published
 
 
 def camera(options: argparse.Namespace, stop: process.StopRequest) -> None:
-    """Wait for a subscriber, publish, write the log: one JSON pair of numbers a line."""
+    """Wait for subscribers, publish, write a log for each topic: one JSON pair of numbers a line."""
     messages = prepare(options.input, options.size, options.name)
+    if options.misbehave:
+        smaller = prepare(options.input, half(options.size), options.name)
+        shots = misbehaving(messages, smaller, options.rate, options.seconds)
+    else:
+        shots = steady(messages, options.rate, options.seconds, len(options.topic))
     node = Node(options.name)
     # Reliable, so that it is the node's parameter qos_reliability that decides.
-    publisher = node.create_publisher(Image, options.topic, QoSProfile(depth=30))
-    while publisher.get_subscription_count() == 0 and not stop.requested:
+    publishers = [node.create_publisher(Image, topic, QoSProfile(depth=30)) for topic in options.topic]
+    while not all(publisher.get_subscription_count() for publisher in publishers) and not stop.requested:
         time.sleep(0.05)
     time.sleep(SETTLE_S)
-    published = publish_all(publisher, messages, options.rate, options.seconds, stop)
+    published = publish_all(publishers, shots, stop)
     time.sleep(SETTLE_S)  # the last image is still on its way
     node.destroy_node()
-    Path(options.log).write_text("".join(json.dumps(pair) + "\n" for pair in published))
+    for path, log in zip(options.log, published, strict=True):
+        Path(path).write_text("".join(json.dumps(pair) + "\n" for pair in log))
+
+
+def relay(stop: process.StopRequest) -> None:
+    """Answer each image with a field of its size, under the image's header."""
+    node = Node("relay")
+    publisher = node.create_publisher(Image, RELAY_OUTPUT, qos_profile_sensor_data)
+    field = Image()
+
+    def answer(image: Image) -> None:
+        nonlocal field
+        if (field.height, field.width) != (image.height, image.width):
+            field = array_to_image(np.ones((image.height, image.width, 2), np.float32), "32FC2", image.header)
+        field.header = image.header
+        publisher.publish(field)
+
+    node.create_subscription(Image, RELAY_INPUT, answer, qos_profile_sensor_data)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not stop.requested:
+        executor.spin_once(timeout_sec=0.2)
+    node.destroy_node()
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one of the processes; returns its exit status."""
     args = sys.argv if args is None else args
     parser = argparse.ArgumentParser(prog="soak_parts")
-    parser.add_argument("part", choices=["camera", "neighbour"])
+    parser.add_argument("part", choices=["camera", "relay", "neighbour"])
     parser.add_argument("--input")
     parser.add_argument("--name", default="camera")
-    parser.add_argument("--topic")
+    parser.add_argument("--topic", action="append")
     parser.add_argument("--size", type=image_size)
     parser.add_argument("--rate", type=float, help="Hz")
+    parser.add_argument("--misbehave", action="store_true", help="flood, fall silent, change size, loop the clock")
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--log")
+    parser.add_argument("--log", action="append", help="one for each topic")
     options = parser.parse_args(remove_ros_args(args)[1:])
     stop = process.start(args)
     try:
         if options.part == "camera":
             camera(options, stop)
+        if options.part == "relay":
+            relay(stop)
         while options.part == "neighbour" and not stop.requested:
             pass  # keeps one core busy, which is all that it is for
     finally:

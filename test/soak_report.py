@@ -14,7 +14,7 @@ from rclpy.serialization import deserialize_message
 from rich.console import Console
 from rich.table import Table
 from sensor_msgs.msg import Image
-from soak_parts import read_stamp
+from soak_parts import PHASE_S, PHASES, half, read_stamp
 
 from deq_flow_ros.media.flow_recording import FrameReport, take_account
 from deq_flow_ros.ros.health import BY_DESIGN, kind_of
@@ -24,6 +24,9 @@ LOOK_EVERY = 25
 MAX_MISSES, MAX_MISSES_BESIDE_A_NEIGHBOUR = 0.01, 0.05
 MAX_MEMORY_SPREAD = 0.02
 MAX_OVERHEAD_MS = 8.0
+MAX_FIELDS_LOST = 0.2
+"""Part of its fields that a camera may lose while another one misbehaves."""
+SETTLED_S = 1.5
 NODE_STAGES = ("wait", "convert", "publish")
 
 
@@ -34,6 +37,7 @@ class Camera:
     name: str
     size: tuple[int, int]
     rate: float
+    misbehaves: bool = False
     reports: list[FrameReport] = field(default_factory=list)
     flow_ns: dict[int, int] = field(default_factory=dict)  # stamp: when it came, `time.monotonic_ns`
     flow_stamps: list[int] = field(default_factory=list)
@@ -63,10 +67,59 @@ class Camera:
         if len(self.flow_stamps) % LOOK_EVERY == 1:
             message = deserialize_message(data, Image)
             flow = np.frombuffer(message.data, np.float32)
-            if (message.encoding, message.width, message.height) != ("32FC2", *self.size):
+            size, sizes = (message.width, message.height), [self.size, *([half(self.size)] if self.misbehaves else [])]
+            if message.encoding != "32FC2" or size not in sizes:
                 self.problems.append(f"flow is {message.encoding} {message.width}x{message.height}")
-            elif flow.size != 2 * self.size[0] * self.size[1] or not np.isfinite(flow).all():
+            elif flow.size != 2 * size[0] * size[1] or not np.isfinite(flow).all():
                 self.problems.append(f"flow stamped {stamp_ns} has {flow.size} values, {np.isnan(flow).sum()} NaN")
+
+
+@dataclass
+class Relay:
+    """What was heard of the node that computes nothing: what the middleware and rclpy cost any node in Python."""
+
+    flow_ns: dict[int, int] = field(default_factory=dict)
+    published_ns: dict[int, int] = field(default_factory=dict)
+
+    def take(self, data: bytes) -> None:
+        """A field as it came, not decoded."""
+        now_ns = time.monotonic_ns()
+        self.flow_ns[read_stamp(data)] = now_ns
+
+    def timing(self, warm_up_s: float) -> dict[str, float]:
+        """Percentiles of the time in ms from an image's going out to its field's coming in."""
+        begin_ns = min(self.published_ns) + round(1e9 * warm_up_s)
+        times = [
+            (self.flow_ns[stamp] - out_ns) * 1e-6
+            for stamp, out_ns in self.published_ns.items()
+            if stamp >= begin_ns and stamp in self.flow_ns
+        ]
+        return _percentiles(np.array(times)) if times else {}
+
+
+def beside_the_misbehaving(cameras: Sequence[Camera]) -> dict[str, dict[str, float]]:
+    """Fields per second of each other camera in each phase of the camera that misbehaves; {} where none does.
+
+    The second after a change is left out: that is how long a camera that stopped keeps its share of the budget.
+    """
+    culprit = next((camera for camera in cameras if camera.misbehaves), None)
+    if culprit is None:
+        return {}
+    begin_ns = min(culprit.published_ns.values())
+    end_s = (max(culprit.published_ns.values()) - begin_ns) * 1e-9
+    phases = range(int((end_s + 1.0) / PHASE_S))  # a last one that is cut short does not count
+    rates: dict[str, dict[str, float]] = {}
+    for camera in cameras:
+        if camera is culprit:
+            continue
+        came_s = (np.array(sorted(camera.flow_ns.values())) - begin_ns) * 1e-9
+        found: dict[str, list[float]] = {}
+        for number in phases:
+            first_s, last_s = number * PHASE_S + SETTLED_S, (number + 1) * PHASE_S
+            count = np.count_nonzero((came_s >= first_s) & (came_s < last_s))
+            found.setdefault(PHASES[number % len(PHASES)], []).append(count / (last_s - first_s))
+        rates[camera.label] = {phase: float(np.mean(values)) for phase, values in found.items()}
+    return rates
 
 
 def accounts(camera: Camera) -> dict[str, Any]:
@@ -87,6 +140,7 @@ def accounts(camera: Camera) -> dict[str, Any]:
     if account.processed == 0:
         problems.append("no flow field came")
     return {
+        "misbehaves": camera.misbehaves,
         "published": len(camera.published_ns),
         "processed": account.processed,
         "first": account.first,
@@ -98,8 +152,8 @@ def accounts(camera: Camera) -> dict[str, Any]:
 
 
 def timing(camera: Camera, warm_up_s: float) -> dict[str, Any]:
-    """Times in ms of the fields that came after the warm-up; {} where there are none."""
-    if not camera.published_ns:
+    """Times in ms of the fields that came after the warm-up; {} of a camera without any, or one that misbehaves."""
+    if camera.misbehaves or not camera.published_ns:
         return {}
     begin_ns = min(camera.published_ns) + round(1e9 * warm_up_s)
     reports = [report for report in camera.reports if report.outcome == "processed" and report.stamp_ns >= begin_ns]
@@ -163,7 +217,7 @@ def bounds(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[str
     for name, camera in result["cameras"].items():
         found.append((f"{name}: images that are not accounted for", len(camera["accounts"]["problems"]), 0))
         times = camera["timing"]
-        if options.accounts_only:
+        if options.accounts_only or camera["accounts"]["misbehaves"]:
             continue
         found.append((f"{name}: images lost on the way", camera["accounts"]["lost_in_the_middleware"], 0))
         if not times:
@@ -174,6 +228,9 @@ def bounds(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[str
         else:
             limit = MAX_MISSES_BESIDE_A_NEIGHBOUR if options.busy_neighbour else MAX_MISSES
             found.append((f"{name}: share of late fields", times["deadline_misses"], limit))
+    for name, rates in result["beside_the_misbehaving"].items():
+        lost = 1.0 - min(rates.values()) / max(rates[PHASES[0]], 1e-3)
+        found.append((f"{name}: share of fields lost to a camera that misbehaves", lost, MAX_FIELDS_LOST))
     if not options.accounts_only and result["memory"]:
         found.append(("memory, spread after warm-up", result["memory"]["spread"], MAX_MEMORY_SPREAD))
     return [{"bound": text, "value": value, "limit": limit, "holds": value <= limit} for text, value, limit in found]
@@ -191,6 +248,12 @@ def show(result: dict[str, Any], console: Console) -> None:
     for key, values in rows.items():
         table.add_row(key, *values)
     console.print(table)
+    for name, rates in result["beside_the_misbehaving"].items():
+        words = ", ".join(f"{phase} {rate:.1f}" for phase, rate in rates.items())
+        console.print(f"fields per second of {name} by what the other camera does: {words}")
+    if result["relay_ms"]:
+        words = ", ".join(f"{name} {value:.2f}" for name, value in result["relay_ms"].items())
+        console.print(f"a node that computes nothing, image out to field in, ms: {words}")
     verdict = Table("bound", "found", "limit", "", title="bounds")
     for line in result["bounds"]:
         verdict.add_row(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The soak run in short: small images, no bounds on time or memory, exact accounts."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
+import soak_parts
 import soak_report
 import torch
 from soak_flow_node import main, parse_options
@@ -80,9 +82,11 @@ def camera() -> soak_report.Camera:
 
 
 def judge(camera: soak_report.Camera, memory: list[tuple[int, float]], *words: str) -> dict[str, bool]:
+    """Each bound of a run with this camera, and whether it holds."""
     options = parse_options(["--input", "", *words])
     result = {
         "cameras": {"camera": {"accounts": soak_report.accounts(camera), "timing": soak_report.timing(camera, 0.0)}},
+        "beside_the_misbehaving": {},
         "memory": soak_report.memory_of(memory, 0.0),
     }
     return {line["bound"]: line["holds"] for line in soak_report.bounds(options, result)}
@@ -128,6 +132,52 @@ def test_each_broken_bound_is_found(camera: soak_report.Camera, fault: str | Non
     if fault in ("unaccounted", "twice", "flow missing"):
         broken = "camera: images that are not accounted for"
     assert [bound for bound, holds in judge(camera, memory, *words).items() if not holds] == [broken] * bool(fault)
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_a_camera_that_suffers_from_another_one_is_found(disturbed: bool) -> None:
+    """Fields per second by what the other camera does: one that is served only while the other is silent must show."""
+    seconds = len(soak_parts.PHASES) * soak_parts.PHASE_S
+    culprit, victim = (
+        soak_report.Camera("bad", (64, 48), 20.0, misbehaves=True),
+        soak_report.Camera("good", (64, 48), 30.0),
+    )
+    culprit.published_ns = {second: second * 10**9 for second in range(int(seconds))}
+    flooded = range(10 * int(soak_parts.PHASE_S), 20 * int(soak_parts.PHASE_S))  # the second phase, tenths of a second
+    victim.flow_ns = {
+        tenth: tenth * 10**8 for tenth in range(10 * int(seconds)) if not (disturbed and tenth in flooded and tenth % 2)
+    }
+    rates = soak_report.beside_the_misbehaving([victim, culprit])
+    assert rates == {
+        "good": pytest.approx({**dict.fromkeys(soak_parts.PHASES, 10.0), "flood": 5.0 if disturbed else 10.0}, rel=0.03)
+    }
+    result = {"cameras": {}, "memory": {}, "beside_the_misbehaving": rates}
+    (line,) = soak_report.bounds(parse_options(["--input", "", "--cameras", "2", "--misbehave"]), result)
+    assert line["holds"] is not disturbed
+
+
+def test_a_camera_that_misbehaves_does_all_that_it_is_for() -> None:
+    """A flood that is none, or a clock that runs on, would let every run pass."""
+    large, small = [bytearray(b"large")] * 2, [bytearray(b"small")] * 2
+    shots = list(soak_parts.misbehaving(large, small, 20.0, len(soak_parts.PHASES) * soak_parts.PHASE_S))
+    assert [shot.due_s for shot in shots] == sorted(shot.due_s for shot in shots)
+    phases = {phase: [] for phase in soak_parts.PHASES}
+    for shot in shots:
+        phases[soak_parts.PHASES[int(shot.due_s / soak_parts.PHASE_S)]].append(shot)
+    counts = {phase: len(found) / soak_parts.PHASE_S for phase, found in phases.items()}
+    assert counts == {phase: {"flood": 200.0, "silence": 0.0}.get(phase, 20.0) for phase in soak_parts.PHASES}
+    assert {phase for phase, found in phases.items() if found and found[0].message == b"small"} == {"another size"}
+    stamps = [shot.due_s + shot.clock_offset_ns * 1e-9 for shot in phases["clock in a loop"]]
+    assert sum(later < earlier for earlier, later in itertools.pairwise(stamps)) == 4
+
+
+def test_the_relay_is_measured_like_the_node() -> None:
+    """It is what the overhead is compared with: from an image's going out to its field's coming in, after warm-up."""
+    relay = soak_report.Relay()
+    for stamp_ns in range(10**9, 11 * 10**9, 10**8):
+        relay.published_ns[stamp_ns] = stamp_ns
+        relay.flow_ns[stamp_ns] = stamp_ns + (4_000_000 if stamp_ns >= 3 * 10**9 else 90_000_000)
+    assert relay.timing(warm_up_s=2.0)["p50"] == relay.timing(warm_up_s=2.0)["max"] == pytest.approx(4.0)
 
 
 def test_frames_go_back_and_forth_without_a_cut() -> None:
