@@ -206,6 +206,8 @@ def test_several_recordings_over_processes_one_of_them_broken(
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     assert evaluate(*arguments) == 1 and (out / "a" / "frames.csv").stat().st_mtime_ns == before
+    assert evaluate(*arguments[:-1]) == 1, "neither --resume nor --overwrite: what is there is refused, and as it was"
+    assert json.loads((out / "recordings.json").read_text())[0]["state"] == "complete"
 
 
 def test_settings_are_read_from_the_command_line() -> None:

@@ -11,7 +11,6 @@ import argparse
 import json
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,11 +20,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from deq_flow_ros.evaluation.folder import OccupiedError
 from deq_flow_ros.evaluation.headline import terminal_rows
+from deq_flow_ros.evaluation.overview import INDEX, Assignment, check_place, terminal_table, write_overview
 from deq_flow_ros.evaluation.progress import Progress
 from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
 from deq_flow_ros.evaluation.report import METRICS, write_outputs
-from deq_flow_ros.evaluation.results import write_text
 from deq_flow_ros.evaluation.runner import deterministic, load_models
 from deq_flow_ros.evaluation.session import Models, Plan, Session
 from deq_flow_ros.evaluation.settings import Setting, all_settings
@@ -97,15 +97,15 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
         plan = make_plan(options)
-        recordings = _recordings(options)
+        assignments = _assignments(options)
         if options.threads:
             torch.set_num_threads(options.threads)
             cv2.setNumThreads(options.threads)
         with _StopRequest() as stop, deterministic():
             models = load_models(plan.settings)
             if options.bags is None:
-                return _evaluate(recordings[0], plan, models, options, console, stop.asked)
-            return _evaluate_all(recordings, plan, models, options, console, stop.asked)
+                return _evaluate(assignments[0], plan, models, options, console, stop.asked)
+            return _evaluate_all(assignments, plan, models, options, console, stop.asked)
     except (MediaError, ValueError, OSError, RuntimeError) as error:
         # Of `load_model`: no such weights, other weights, no such device; each says what to do.
         if not isinstance(error, MediaError) and not _is_users(error):
@@ -165,23 +165,15 @@ def read_costs(path: Path) -> dict[str, Any]:
     return costs
 
 
-@dataclass(frozen=True)
-class _Recording:
-    """What to evaluate, and where its results go."""
-
-    path: str
-    out: Path
-
-
-def _recordings(options: argparse.Namespace) -> list[_Recording]:
+def _assignments(options: argparse.Namespace) -> list[Assignment]:
     if options.bags is None:
-        return [_Recording(options.input, options.out)]
+        return [Assignment(options.input, options.out)]
     found = find_recordings(options.bags, options.out)
-    return [_Recording(str(path), options.out / path.relative_to(options.bags)) for path in found]
+    return [Assignment(str(path), options.out / path.relative_to(options.bags)) for path in found]
 
 
 def _evaluate(
-    recording: _Recording, plan: Plan, models: Models, options: argparse.Namespace, console: Console,
+    recording: Assignment, plan: Plan, models: Models, options: argparse.Namespace, console: Console,
     stopped: Callable[[], bool],
 ) -> int:  # fmt: skip
     """One recording; returns the exit status. Raises `MediaError`."""
@@ -206,69 +198,31 @@ def _evaluate(
 
 
 def _evaluate_all(
-    recordings: Sequence[_Recording], plan: Plan, models: Models, options: argparse.Namespace, console: Console,
+    assignments: Sequence[Assignment], plan: Plan, models: Models, options: argparse.Namespace, console: Console,
     stopped: Callable[[], bool],
 ) -> int:  # fmt: skip
     """This process's share of several recordings, in turn; one that cannot be used does not stop the rest."""
-    mine = share(recordings)
+    mine = share(assignments)
     status = 0
+    check_place(options.out)
+    rows = write_overview(options.out, assignments)
     for number, recording in enumerate(mine, start=1):
         console.print(f"recording {number} of {len(mine)}: {recording.path}")
         try:
             got = _evaluate(recording, plan, models, options, console, stopped)
+            recording.forget_failure()
         except MediaError as error:
             console.print(f"evaluate_bag: {error}", style="red")
-            _write_failure(recording.out, str(error))
+            if not isinstance(error, OccupiedError):  # what is there is as good as before
+                recording.note_failure(str(error))
             got = 1
-        if got == 130:
-            return got
+        rows = write_overview(options.out, assignments)
         status = max(status, got)
-    _write_overview(options.out, recordings, console)
+        if got == 130:
+            break
+    console.print(terminal_table(rows))
+    console.print(f"{options.out / INDEX} leads to all of them")
     return status
-
-
-FAILURE = "failed.txt"
-
-
-def _write_failure(out: Path, why: str) -> None:
-    """Say beside the results why there are none, for whoever looks at the folder later."""
-    if not out.exists() or out.is_dir():
-        write_text(out.with_name(f"{out.name}.{FAILURE}"), why + "\n")
-
-
-def _write_overview(out: Path, recordings: Sequence[_Recording], console: Console) -> None:
-    """`recordings.json`: what became of every recording, whichever process took it. The last one to end has it all."""
-    rows = []
-    for recording in recordings:
-        metrics = recording.out / METRICS
-        failed = recording.out.with_name(f"{recording.out.name}.{FAILURE}")
-        results = str(recording.out.relative_to(out))
-        row: dict[str, Any] = {"input": recording.path, "results": results, "state": "to do"}
-        if metrics.is_file():
-            found = json.loads(metrics.read_text())
-            row |= {"state": "complete" if found["complete"] else "interrupted", "problems": found["problems"]}
-            row |= {"settings": [_overview(figures) for figures in found["settings"]]}
-        elif failed.is_file():
-            row |= {"state": "failed", "problems": [failed.read_text().strip()]}
-        rows.append(row)
-    write_text(out / "recordings.json", json.dumps(rows, indent=1) + "\n")
-    table = Table("recording", "state", "frames", "latency ms", title="main setting", title_justify="left")
-    for row in rows:
-        main = row.get("settings", [{}])[0]
-        latency = main.get("latency_ms")
-        table.add_row(
-            row["results"], row["state"], str(main.get("frames", "")), "" if latency is None else f"{latency:.1f}"
-        )
-    console.print(table)
-
-
-def _overview(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": figures["name"],
-        "frames": figures["frames"]["all"],
-        "latency_ms": figures["latency_ms"]["median"],
-        "measures": {name: values["mean"] for name, values in figures["measures"].items()},
-    }
 
 
 def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:

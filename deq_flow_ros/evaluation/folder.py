@@ -21,6 +21,15 @@ STATE = ".run"
 BAG = "flow"
 
 
+class OccupiedError(MediaError):
+    """The folder holds something that nobody has allowed to replace."""
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a run has begun to write its results there."""
+    return (path / STATE / "run.json").is_file()
+
+
 class ResultFolder:
     """A folder for the results of one run, which it holds alone.
 
@@ -28,7 +37,8 @@ class ResultFolder:
     :param resume: go on with what an interrupted run left there; complete results are left as they are.
     :param overwrite: replace results that are there.
     :param goes_on: False: what an interrupted run left is of no use; to go on is to start anew.
-    :raises MediaError: where something else is there, or nothing can be written.
+    :raises OccupiedError: where something else is there.
+    :raises MediaError: where nothing can be written.
 
     :ivar complete: whether the results are there already.
     """
@@ -58,10 +68,10 @@ class ResultFolder:
         before = json.loads(state.read_text()) if state.is_file() else None
         if before is None and not overwrite:
             there = ", ".join(sorted(child.name for child in path.iterdir())[:4])
-            raise MediaError(f"the folder {path} exists and holds {there}; choose another --out (or --overwrite)")
+            raise OccupiedError(f"the folder {path} exists and holds {there}; choose another --out (or --overwrite)")
         if before is not None and resume:
             if other := [key for key, value in self._identity.items() if before.get(key) != value]:
-                raise MediaError(
+                raise OccupiedError(
                     f"the run in {path} had another {' and '.join(other)}; repeat its options, choose another --out, "
                     "or start anew with --overwrite"
                 )
@@ -72,7 +82,7 @@ class ResultFolder:
             what, hint = "an interrupted run", "--resume goes on with it, --overwrite starts anew"
             if before["complete"]:
                 what, hint = "the results of a run", "--overwrite replaces them"
-            raise MediaError(f"the folder {path} holds {what}; {hint}, or choose another --out")
+            raise OccupiedError(f"the folder {path} holds {what}; {hint}, or choose another --out")
         self._remove()
 
     def _remove(self) -> None:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.evaluation.gallery import Gallery
-from deq_flow_ros.evaluation.headline import Figure, Metrics, comparison, error_measure, headline, number
+from deq_flow_ros.evaluation.headline import Metrics, comparison, error_measure, headline, number
 from deq_flow_ros.evaluation.measures import MEASURES
+from deq_flow_ros.evaluation.page import html_page, items, table, text, tiles
 from deq_flow_ros.evaluation.pictures import (
     color_range,
     colour_wheel,
@@ -22,7 +22,6 @@ from deq_flow_ros.evaluation.pictures import (
 )
 from deq_flow_ros.evaluation.plots import RunPlots, stage_bars
 from deq_flow_ros.evaluation.results import Results, write_text
-from deq_flow_ros.evaluation.style import CSS
 from deq_flow_ros.evaluation.summary import MODES, RunInfo, summarise, write_metrics
 from deq_flow_ros.media.pictures import data_uri
 
@@ -49,10 +48,10 @@ def write_report(path: Path, results: Sequence[Results], metrics: Metrics) -> No
     main = metrics["settings"][0]
     what = str(metrics["input"].get("description", ""))
     body = [
-        f"<header><h1>Optical flow report</h1><p>{_text(what)}</p>"
-        f"<p class='note'>{_text(_subtitle(results, metrics))}</p></header>",
+        f"<header><h1>Optical flow report</h1><p>{text(what)}</p>"
+        f"<p class='note'>{text(_subtitle(results, metrics))}</p></header>",
         _problems(metrics),
-        "<section class='tiles'>" + "".join(map(_tile, headline(metrics))) + "</section>",
+        tiles(headline(metrics)),
         _comparison(results, metrics),
         _plots(results, metrics),
         _stages(main),
@@ -61,17 +60,7 @@ def write_report(path: Path, results: Sequence[Results], metrics: Metrics) -> No
         _definitions(metrics),
         _made_with(metrics),
     ]
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta name='color-scheme' content='light dark'>"
-        # Nothing may be fetched, from anywhere: the page is what it is, wherever it lies.
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; style-src "
-        "'unsafe-inline'\"><link rel='icon' href='data:,'>"
-        f"<title>Optical flow report: {_text(what)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>\n"
-    )
-    write_text(path, page)
+    write_text(path, html_page(f"Optical flow report: {what}", body))
 
 
 def _subtitle(results: Sequence[Results], metrics: Metrics) -> str:
@@ -85,25 +74,18 @@ def _problems(metrics: Metrics) -> str:
         problems.append("The run was interrupted: this is what it had by then.")
     if not problems:
         return ""
-    return "<section class='bad'><b>To be known first</b><ul>" + _items(map(_text, problems)) + "</ul></section>"
-
-
-def _tile(figure: Figure) -> str:
-    return (
-        f"<div><b>{_text(figure.value)} <small>{_text(figure.unit)}</small></b><span>{_text(figure.title)}</span>"
-        f"<small>{_text(figure.note)}</small></div>"
-    )
+    return "<section class='bad'><b>To be known first</b><ul>" + items(map(text, problems)) + "</ul></section>"
 
 
 def _comparison(results: Sequence[Results], metrics: Metrics) -> str:
     if len(results) < 2:
         return ""
-    names = [f"<th>{_text(result.name)}</th>" for result in results]
+    names = [f"<th>{text(result.name)}</th>" for result in results]
     rows = []
     for title, values, best in comparison(metrics):
-        cells = [f"<td{' class=best' if n in best else ''}>{_text(value)}</td>" for n, value in enumerate(values)]
-        rows.append(f"<tr><th>{_text(title)}</th>{''.join(cells)}</tr>")
-    notes = _items(f"<b>{_text(result.name)}</b>: {_text(result.note)}" for result in results if result.note)
+        cells = [f"<td{' class=best' if n in best else ''}>{text(value)}</td>" for n, value in enumerate(values)]
+        rows.append(f"<tr><th>{text(title)}</th>{''.join(cells)}</tr>")
+    notes = items(f"<b>{text(result.name)}</b>: {text(result.note)}" for result in results if result.note)
     return (
         f"<section><h2>Settings compared</h2><p>Means over the {metrics['comparison']['pairs']} pairs for which every "
         "setting gave flow, each value over those where all know it; the best is bold. Frames with flow and late ones "
@@ -143,8 +125,8 @@ def _plots(results: Sequence[Results], metrics: Metrics) -> str:
         ("Processing scale", plots.scale(), "1 is the resolution of the images; it gives way when time is short."),
     ]  # fmt: skip
     shown = "".join(
-        f"<figure><h3>{_text(title)}</h3>{svg}<figcaption>{_text(text)}</figcaption></figure>"
-        for title, svg, text in figures
+        f"<figure><h3>{text(title)}</h3>{svg}<figcaption>{text(caption)}</figcaption></figure>"
+        for title, svg, caption in figures
         if svg
     )
     return f"<section><h2>Over the recording</h2><div class='plots'>{shown}</div></section>"
@@ -152,7 +134,7 @@ def _plots(results: Sequence[Results], metrics: Metrics) -> str:
 
 def _stages(main: Metrics) -> str:
     bars = [
-        f"<tr><th>{_text(name)}</th><td>{mean:.1f} ms</td>"
+        f"<tr><th>{text(name)}</th><td>{mean:.1f} ms</td>"
         f"<td class='bar'><i style='width:{100 * share:.1f}%'></i></td></tr>"
         for name, mean, share in stage_bars(main["stage_ms"])
     ]
@@ -176,7 +158,7 @@ def _pictures(results: Sequence[Results], main: Metrics) -> str:
     return (
         "<section><h2>Best, median and worst frames</h2><div class='key'>"
         f"<img alt='key of the flow colours' width='72' height='72' src='{data_uri(colour_wheel())}'>"
-        f"<p>Ranked by {_text(error.title)}. Hue is the direction of the flow, saturation its speed; white is no "
+        f"<p>Ranked by {text(error.title)}. Hue is the direction of the flow, saturation its speed; white is no "
         "motion, black is no value. In residual and error, black is none and yellow-white the most.</p></div>"
         f"{''.join(strips)}</section>"
     )
@@ -194,11 +176,11 @@ def _strip(gallery: Gallery, label: str, index: int, error: str, others: Sequenc
         "photometric error": f" ≤ {grey_levels:.0f}",
     }
     images = "".join(
-        f"<figure><img alt='{_text(name)} of frame {index}' src='{data_uri(picture)}'><figcaption>{_text(name)}"
-        f"{_text(notes.get(name, ''))}</figcaption></figure>"
+        f"<figure><img alt='{text(name)} of frame {index}' src='{data_uri(picture)}'><figcaption>{text(name)}"
+        f"{text(notes.get(name, ''))}</figcaption></figure>"
         for name, picture in shown
     )
-    heading = f"<b>{_text(label)}</b>: frame {index}, {_text(error.format(number(preview.rank)))}"
+    heading = f"<b>{text(label)}</b>: frame {index}, {text(error.format(number(preview.rank)))}"
     return f"<p class='strip'>{heading}</p><div class='panels'>{images}</div>"
 
 
@@ -212,19 +194,19 @@ def _account(metrics: Metrics) -> str:
             ("stream began anew", figures["resets"]), ("solver stopped", figures["stop_reasons"]),
         ):  # fmt: skip
             rows += [(f"{title}: {reason}", str(count)) for reason, count in reasons.items()]
-        blocks.append(f"<h3>{_text(figures['name'])}</h3>{_table(rows)}")
-    return f"<section><h2>Account of every frame</h2><div class='columns'>{_items(blocks, 'div')}</div></section>"
+        blocks.append(f"<h3>{text(figures['name'])}</h3>{table(rows)}")
+    return f"<section><h2>Account of every frame</h2><div class='columns'>{items(blocks, 'div')}</div></section>"
 
 
 def _definitions(metrics: Metrics) -> str:
     known = {name for figures in metrics["settings"] for name in figures["measures"]}
-    items = [
-        f"<b>{_text(measure.title)}</b> [{_text(measure.unit)}] {_text(measure.definition)} "
-        f"<cite>{_text(measure.reference)}</cite>"
+    shown = [
+        f"<b>{text(measure.title)}</b> [{text(measure.unit)}] {text(measure.definition)} "
+        f"<cite>{text(measure.reference)}</cite>"
         for name, measure in MEASURES.items()
         if name in known
     ]
-    return f"<section><h2>How it is measured</h2><ul class='definitions'>{_items(items)}</ul></section>"
+    return f"<section><h2>How it is measured</h2><ul class='definitions'>{items(shown)}</ul></section>"
 
 
 def _made_with(metrics: Metrics) -> str:
@@ -235,13 +217,13 @@ def _made_with(metrics: Metrics) -> str:
     rows.append(("run", f"{run['seconds']:.1f} s, peak memory {run['peak_memory_mb']:.0f} MB"))
     rows += [(f"time spent on {name}", f"{100 * share:.1f} %") for name, share in run["time_shares"].items()]
     settings = [
-        f"<h3>{_text(figures['name'])}</h3>"
-        + _table([(name, _plain(value)) for name, value in figures["setting"].items()])
+        f"<h3>{text(figures['name'])}</h3>"
+        + table([(name, _plain(value)) for name, value in figures["setting"].items()])
         for figures in metrics["settings"]
     ]
     return (
         "<section><h2>Settings, input and versions</h2><div class='columns'>"
-        f"<div><h3>Run</h3>{_table(rows)}</div>{_items(settings, 'div')}</div></section>"
+        f"<div><h3>Run</h3>{table(rows)}</div>{items(settings, 'div')}</div></section>"
     )
 
 
@@ -249,15 +231,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "none" if value is None else json.dumps(value, default=str)
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    return "<table>" + "".join(f"<tr><th>{_text(a)}</th><td>{_text(b)}</td></tr>" for a, b in rows) + "</table>"
-
-
-def _items(parts: Iterable[str], tag: str = "li") -> str:
-    return "".join(f"<{tag}>{part}</{tag}>" for part in parts)
-
-
-def _text(text: str) -> str:
-    return html.escape(text)

@@ -29,6 +29,10 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .7rem .25rem 0; 
 th { font-weight: 500; color: var(--muted); } td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .compared td, .compared tr:first-child th { text-align: right; white-space: nowrap; padding: .25rem .4rem; }
 .compared tr:first-child th { color: var(--ink); font-weight: 600; } .compared .best { font-weight: 700; }
+.recordings th:first-child { position: sticky; left: 0; background: var(--paper); padding-right: .8rem; }
+.recordings th:first-child { max-width: 11rem; overflow-wrap: anywhere; }
+.recordings tr:first-child th { white-space: normal; vertical-align: bottom; } .recordings .state { text-align: left; }
+a { color: var(--c1); }
 .stages { max-width: 40rem; } .stages td { white-space: nowrap; } .stages .bar { width: 70%; padding: .45rem 0; }
 .bar i { display: block; height: .8rem; background: var(--c1); border-radius: 2px; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem 1.5rem; }
