@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
 from benchmarks.report import write_json
 from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
-from benchmarks.solvers import read_frames
+from benchmarks.sequences import read_frames
 from benchmarks.timeline import draw_timeline
 from benchmarks.turns import nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.evaluation.provenance import machine, peak_memory_mb

@@ -30,10 +30,12 @@ from deq_flow_ros.streaming.costs import StageClock
 class Method(Protocol):
     """One way to the flow of a stream.
 
+    :ivar is_stream: whether it has to see every pair, as it goes on from the one before.
     :ivar stage_ms: time by stage of the last field; empty where the stages are not known.
     :ivar iterations: of the update operator per field; 0 for methods without one.
     """
 
+    is_stream: bool
     stage_ms: dict[str, float]
     iterations: int
 
@@ -46,6 +48,8 @@ class Method(Protocol):
 
 class Streamed:
     """Ours: ``FlowEstimator`` with a fixed number of iterations, which has seen the earlier image already."""
+
+    is_stream = True
 
     def __init__(self, model: DEQFlow, iterations: int) -> None:
         self.iterations = iterations
@@ -67,6 +71,8 @@ class Streamed:
 class Classical:
     """A function of two images, such as OpenCV's."""
 
+    is_stream = False
+
     def __init__(self, function: FlowFunction) -> None:
         self.iterations = 0
         self.stage_ms: dict[str, float] = {}
@@ -84,6 +90,8 @@ class Unrolled:
 
     Its parts are our own at their fastest: lookup by one gather, context out of the loop, weights folded.
     """
+
+    is_stream = False
 
     def __init__(self, model: DEQFlow, iterations: int) -> None:
         self.iterations = iterations
@@ -137,6 +145,8 @@ class Pairwise:
 
     :param model: from ``as_released``.
     """
+
+    is_stream = False
 
     def __init__(self, model: DEQFlow, iterations: int) -> None:
         self.iterations = iterations

@@ -70,7 +70,9 @@ class _Bytes(TorchDispatchMode):
         name = func.overloadpacket.__name__
         # ``reshape`` and ``to`` give a view where they can, and a copy where they cannot.
         seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        is_view = func.is_view and all(tensor.untyped_storage().data_ptr() in seen for tensor in outputs)
+        is_view = (func.is_view or name == "_unsafe_view") and all(
+            tensor.untyped_storage().data_ptr() in seen for tensor in outputs
+        )
         if not is_view and name not in ALLOCATIONS:
             if name in GATHERS:
                 inputs = [*outputs, *inputs[1:]]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.memory import MIB, peak_bytes
-from benchmarks.peers import Method, Streamed
+from benchmarks.peers import Method
 from benchmarks.roofline import synchronize
 
 NEAR_PX = 0.1
@@ -61,7 +61,7 @@ def take_turns(
         counted = pair - warm_up
         # The last turn that does not count is everyone's: the first use pays for allocations and kernel choices.
         for_all = counted == -1 or (counted >= 0 and counted % every == 0)
-        turns = [name for name, method in methods.items() if for_all or isinstance(method, Streamed)]
+        turns = [name for name, method in methods.items() if for_all or method.is_stream]
         first = pair % len(turns)
         flows: dict[str, np.ndarray] = {}
         for name in turns[first:] + turns[:first]:
@@ -109,9 +109,7 @@ def nearest_stream(samples: Mapping[str, Samples], methods: Mapping[str, Method]
 
     :raises ValueError: if no stream has given a field.
     """
-    streams = {
-        name: some.rms_px for name, some in samples.items() if isinstance(methods[name], Streamed) and some.latency_ms
-    }
+    streams = {name: some.rms_px for name, some in samples.items() if methods[name].is_stream and some.latency_ms}
     if not streams:
         raise ValueError("no stream has given flow that could be compared: it began anew at every pair")
     near = [name for name, rms_px in streams.items() if rms_px <= NEAR_PX]

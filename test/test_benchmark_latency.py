@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of latency compares what it says: the same function, each one's own time, and all of the work."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from released_reference import PARITY, formula_image, formula_weights, needs_parity, reference_case
+from streams import frames
+
+from benchmarks import latency
+from benchmarks.peers import Pairwise, Unrolled, as_released
+from benchmarks.roofline import Peaks, Work, compare, count, stage_work
+from benchmarks.turns import nearest_stream, summarise, take_turns
+from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.streaming.costs import StageClock
+
+CPU = torch.device("cpu")
+
+
+@needs_parity
+@pytest.mark.parametrize("case", ["tiny_wnorm_k6", "base_gma_wnorm_k6"])
+def test_the_pairwise_way_gives_the_released_flow(case: str, tmp_path: Path) -> None:
+    """Why: it stands for the release in every ratio, so it has to compute what the release computes."""
+    spec = reference_case(case)
+    path = tmp_path / "weights.pth"
+    torch.save(formula_weights(spec["state_dict"]), path)
+    method = Pairwise(as_released(load_model(path, fold=False)), spec["iterations"])
+    height, width = spec["image_height"], spec["image_width"]
+    with torch.inference_mode():
+        clock = StageClock(CPU)
+        flow = method.flow(formula_image(height, width, 0, 0), formula_image(height, width, 2.5, -1.25), clock)
+    np.testing.assert_allclose(flow.numpy(), np.load(PARITY / f"{case}.npz")["flow_up"], atol=1e-3)
+
+
+def test_all_ways_give_the_same_flow_of_the_same_weights() -> None:
+    """Why: the ratios are of speed alone only if nothing is left out; also where frames have to be padded."""
+    model = load_model("nano")
+    released = as_released(load_model("nano", fold=False))
+    earlier, later = frames(2, height=75, width=90, step=3)
+    images = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (earlier, later))
+    expected = model(*images, max_iterations=5).flow[0].permute(1, 2, 0).numpy()
+    assert np.abs(expected).max() > 1
+    for method in (Pairwise(released, 5), Unrolled(model, 5)):
+        flow = method.field(earlier, later, 0)
+        assert flow.shape == (75, 90, 2) and flow.dtype == np.float32
+        np.testing.assert_allclose(flow, expected, atol=1e-3)
+
+
+def test_the_convolutions_of_the_pairwise_way_are_normalised_in_every_call() -> None:
+    """Why: the release does so, and the work must not be left out because the weights that ship have none."""
+    released = as_released(DEQFlow("nano"))
+    method = Pairwise(released, 2)
+    image = frames(1, height=64, width=64)[0]
+    with torch.no_grad():
+        before = method.field(image, image, 0)
+        released.update_block.flow_head.conv2.parametrizations.weight.original0.mul_(3)
+        after = method.field(image, image, 0)
+    assert np.abs(after - before).max() > 1e-3
+
+
+class _Fake:
+    """A method that takes a set time and has a set error; one of 1 iteration begins anew at frame 4."""
+
+    def __init__(self, now: list[float], iterations: int, ms: float, ahead_ms: float, error_px: float) -> None:
+        self.is_stream, self.iterations, self.stage_ms = (
+            iterations < 10,
+            iterations,
+            {"encode": ms / 2, "solve": ms / 4},
+        )
+        self.pairs: list[tuple[int, int]] = []
+        self._now, self._ms, self._ahead_ms, self._error_px = now, ms, ahead_ms, error_px
+
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
+        self.pairs.append((int(earlier[0, 0, 0]), int(later[0, 0, 0])))
+        self._now[0] += self._ms / 1e3
+        if self.iterations == 1 and later[0, 0, 0] == 4:
+            return None
+        return np.full((*later.shape[:2], 2), self._error_px / np.sqrt(2), np.float32)
+
+    def prepare(self) -> None:
+        self._now[0] += self._ahead_ms / 1e3
+
+
+def test_turns_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: each is held to its own time, work ahead included, on the same pairs, by a stream that is near enough."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    methods = {
+        "stream, 1": _Fake(now, 1, ms=5, ahead_ms=1, error_px=0.5),
+        "stream, 2": _Fake(now, 2, ms=8, ahead_ms=2, error_px=0.05),
+        "stream, 3": _Fake(now, 3, ms=12, ahead_ms=2, error_px=0.01),
+        "pairwise": _Fake(now, 24, ms=60, ahead_ms=0, error_px=0),
+    }
+    pictures = [np.full((4, 6, 3), number, np.uint8) for number in range(8)]
+    samples = take_turns(methods, pictures, warm_up=2, every=2, device=CPU)
+    assert methods["stream, 1"].pairs == [(n, n + 1) for n in range(7)]
+    assert methods["pairwise"].pairs == [(1, 2), (2, 3), (4, 5), (6, 7)]
+    ours = nearest_stream(samples, methods)
+    assert ours == "stream, 2"
+    rows = summarise(samples, methods, ours)
+    assert [rows["pairwise"][ratio] for ratio in ("work_by_ours", "latency_by_ours")] == pytest.approx([6, 7.5])
+    assert [rows[name]["pairs"] for name in methods] == [4, 5, 5, 3] and rows["stream, 1"]["resets"] == 1
+    assert rows["stream, 2"]["fields_per_second"] == pytest.approx(100)
+    assert rows["stream, 1"]["rms_px"] == pytest.approx(0.5) and rows["stream, 3"]["median_px"] == pytest.approx(0.01)
+    assert rows["stream, 2"]["stage_ms"] == pytest.approx({"encode": 4, "iteration": 1, "rest": 2, "ahead": 2})
+
+
+def test_work_is_counted_by_operation() -> None:
+    """Why: a share of the machine's limit is as right as the work it is taken of."""
+    a, b = torch.ones(6, 4), torch.ones(4, 5)
+    assert count(lambda: a @ b)[1] == Work(2 * 6 * 4 * 5, 4 * (24 + 20 + 30))
+    assert count(lambda: a.view(4, 6).T[:2])[1] == Work(0, 0)
+    assert count(lambda: a.T.reshape(-1))[1].bytes == 2 * a.nbytes  # a copy, though it is called a view
+    assert count(lambda: a.add_(1))[1].bytes == 2 * a.nbytes
+    assert count(lambda: torch.empty(1000))[1].bytes == 0
+    index = torch.zeros(6, 2, dtype=torch.int64)
+    assert count(lambda: a.gather(1, index))[1].bytes == 2 * 12 * 4 + index.nbytes
+    image, weight = torch.ones(1, 3, 8, 8), torch.ones(16, 3, 3, 3)
+    assert count(lambda: torch.conv2d(image, weight, padding=1))[1].operations == 2 * weight.numel() * 64
+
+
+def test_no_convolution_of_an_iteration_escapes_the_count() -> None:
+    """Why: an operation that the counter does not know counts as nothing: its stage would seem far from the limit."""
+    model = load_model("nano")
+    earlier, later = frames(2, height=64, width=80)
+    works = stage_work(model, earlier, later)
+    cells, a = 8 * 10, model.architecture
+    weights = sum(p.numel() for p in model.update_block.parameters() if p.dim() == 4)
+    context = 6 * a.hidden_dim * a.context_dim * 5  # out of the loop: counts as prepared
+    assert works["iteration"].operations == pytest.approx(2 * cells * (weights - context), rel=0.02)
+    assert works["prepare"].operations == pytest.approx(2 * cells * context, rel=0.02)
+    assert all(work.operations > 0 and work.bytes > 0 for work in works.values())
+
+
+def test_the_limit_of_a_stage_is_what_bounds_it() -> None:
+    """Why: a stage that waits for memory cannot be faster by fewer operations, nor the other way round."""
+    works = dict.fromkeys(("prepare", "correlate", "upsample"), Work(0, 1000))
+    works |= {"encode": Work(4000, 1000), "iteration": Work(100, 9000)}
+    stage_ms = {"ahead": 2.0, "correlate": 2.0, "upsample": 2.0, "encode": 8.0, "iteration": 10.0}
+    stages = compare(works, Peaks(1e6, 1e6), stage_ms, iterations=3)["stages"]
+    assert stages["encode"] == {"operations": 4000, "bytes": 1000, "limit_ms": 4, "bound": "operations", "ms": 8}
+    assert stages["iteration"]["limit_ms"] == 9 and stages["iteration"]["bound"] == "bytes"
+    assert stages["field"]["limit_ms"] == 4 + 3 * 9 + 3 and stages["field"]["ms"] == 8 + 3 * 10 + 6
+
+
+def test_it_runs_from_a_recording_to_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: docs/speed.md quotes its tables and its picture."""
+    torch.set_num_threads(1)
+    folder, out, picture = tmp_path / "frames", tmp_path / "out.json", tmp_path / "timeline.png"
+    folder.mkdir()
+    for number, image in enumerate(frames(5, height=72, width=96)):
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    command = ["--input", str(folder), "--height", "64", "--width", "80", "--iterations", "2", "1", "--warm-up", "1"]
+    command += ["--every", "2", "--threads", "1"]
+    assert latency.main([*command, "--frames", "3", "--json", str(out), "--timeline", str(picture)]) == 0
+    report = json.loads(out.read_text())
+    rows = report["methods"]
+    assert [rows[name]["pairs"] for name in ("stream, 1", "stream, 2", "DIS fast", "pairwise, 60")] == [3, 3, 2, 2]
+    assert rows["pairwise, 60"]["rms_px"] == 0 and rows["Farneback"]["rms_px"] > 0
+    assert report["ours"].startswith("stream") and report["trained"]
+    assert cv2.imread(str(picture)) is not None
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 100 and "unrolled, 32" in said and "GFLOP/s" in said
+    assert latency.main([*command, "--frames", "9"]) == 2
+    assert "expected 11 frames" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--height", "48"], "--height: expected at least 64, got 48"),
+        (["--warm-up", "0"], "--warm-up: expected at least 1, got 0"),
+        (["--iterations", "2", "0"], "--iterations: expected at least 1 each, got 0"),
+        (["--timeline", "x.gif"], "x.gif"),
+        (["--input", "/nowhere"], "/nowhere does not exist"),
+        (["--model", "/nowhere.safetensors"], "/nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: a run takes minutes; what is wrong with it must be said before."""
+    assert latency.main(["--threads", "1", "--height", "64", "--width", "64", *wrong]) == 2
+    assert message in " ".join(capsys.readouterr().out.split())
