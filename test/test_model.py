@@ -16,13 +16,14 @@ from deq_flow_ros.model import (
     Architecture,
     DEQFlow,
     WeightsError,
+    correlation,
     crop,
     load_model,
     pad_to_multiple,
     save_model,
     usable_levels,
 )
-from deq_flow_ros.model.correlation import CorrelationPyramid
+from deq_flow_ros.model.correlation import CorrelationPyramid, OnDemandCorrelation, correlate
 
 
 class _Code:
@@ -69,13 +70,14 @@ def test_padding_is_undone_exactly() -> None:
     assert torch.equal(crop(padded, padding), image)
 
 
-def test_lookup_equals_grid_sample() -> None:
-    """Why: the fast gather must give bilinear samples with zeros outside, far outside included, x offset outermost."""
+@pytest.mark.parametrize("kind", [CorrelationPyramid, OnDemandCorrelation])
+def test_lookup_equals_grid_sample(kind: type[CorrelationPyramid] | type[OnDemandCorrelation]) -> None:
+    """Why: the fast lookups must give bilinear samples with zeros outside, far outside included, x offset outermost."""
     torch.manual_seed(0)
     f1, f2 = torch.randn(2, 8, 9, 12), torch.randn(2, 8, 9, 12)
     flow = 6 * torch.randn(2, 2, 9, 12)
     flow[0, :, 0, 0] = torch.tensor([1e6, -1e6])
-    got = CorrelationPyramid(f1, f2, levels=3, radius=2).lookup(flow)
+    got = kind(f1, f2, levels=3, radius=2).lookup(flow)
     y, x = torch.meshgrid(torch.arange(9.0), torch.arange(12.0), indexing="ij")
     expected, pooled = [], f2
     for level in range(3):
@@ -89,6 +91,37 @@ def test_lookup_equals_grid_sample() -> None:
         sampled = F.grid_sample(volume, grid.clamp(-1e4, 1e4), align_corners=False)
         expected.append(sampled.view(2, 9, 12, 25))
     torch.testing.assert_close(got, torch.cat(expected, -1).permute(0, 3, 1, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(40, 48), (5, 33), (1, 1), (2, 3)])
+def test_lookups_of_both_kinds_are_the_same(size: tuple[int, int]) -> None:
+    """Why: which kind serves depends on speed alone, on maps too small for all levels as well."""
+    f1, f2 = torch.randn(2, 2, 24, *size, generator=torch.Generator().manual_seed(0)).unbind()
+    flow = 9 * torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(1))
+    expected, got = (kind(f1, f2, 4, 3).lookup(flow) for kind in (CorrelationPyramid, OnDemandCorrelation))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert got.stride() == expected.stride()
+
+
+def test_what_is_not_finite_stays_with_its_cell() -> None:
+    """Why: the solver finds a diverged sample by its values; the others of the batch must not be touched by it."""
+    features = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    flow = torch.zeros(2, 2, 16, 16)
+    flow[1, :, 0, 0] = torch.tensor([torch.nan, torch.inf])
+    for kind in (CorrelationPyramid, OnDemandCorrelation):
+        finite = kind(features, features, 4, 3).lookup(flow).isfinite().all(1)
+        assert not finite[1, 0, 0] and finite.sum() == finite.numel() - 1
+
+
+def test_all_pairs_are_correlated_where_it_pays_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: few iterations do not earn the work of all pairs back, large images have no room for them, training needs
+    them."""
+    features = torch.randn(1, 96, 60, 80)
+    assert isinstance(correlate(features, features, 4, 3, iterations=4), OnDemandCorrelation)
+    assert isinstance(correlate(features, features, 4, 3, iterations=60), CorrelationPyramid)
+    assert isinstance(correlate(features, features, 4, 3), CorrelationPyramid)
+    monkeypatch.setattr(correlation, "MAX_VOLUME_BYTES", 1 << 20)
+    assert isinstance(correlate(features, features, 4, 3, iterations=60), OnDemandCorrelation)
 
 
 def test_stopping_tolerance_is_in_pixels_and_per_sample(nano: DEQFlow) -> None:

@@ -112,6 +112,7 @@ class Objective:
                 losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
             measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
             if self.matching:
+                assert isinstance(problem.correlation, CorrelationPyramid)  # as ever where no iterations are named
                 measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
                 losses.append(self.matching * measured["matching"])
                 measured["matching"] = measured["matching"].detach()

@@ -1,13 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All-pairs correlation on a pyramid, and its lookup around the present flow (RAFT, arXiv 2003.12039, section 3.2)."""
+"""Correlation on a pyramid, looked up around the present flow (RAFT, arXiv 2003.12039, section 3.2).
+
+Two ways to the same values: all pairs at once, or those that a lookup asks for when it asks.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+with warnings.catch_warnings():
+    # PyTorch says once per process, at the first sparse matrix, that they may change.
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.sparse_csr_tensor(torch.zeros(2), torch.zeros(0), torch.zeros(0), (1, 1), check_invariants=False)
+
+# Above, the similarities of all pairs are not held on a CPU, however often they would be used.
+MAX_VOLUME_BYTES = 1 << 30
+# A number of one large matrix product costs about as much less, per channel, as one that is computed alone.
+MATRIX_ADVANTAGE = 1 / 48
+
+
+class Correlation(Protocol):
+    """What an update operator sees of two images."""
+
+    def lookup(self, flow: Tensor) -> Tensor:
+        """Correlation around ``position + flow``, bilinear, zero outside.
+
+        :param flow: (B, 2, H, W), x before y, in cells of the feature map.
+        :returns: (B, levels * (2 radius + 1)**2, H, W); within a level the x offset is the outer index.
+        """
+
+
+def correlate(
+    features1: Tensor, features2: Tensor, levels: int, radius: int, iterations: int | None = None
+) -> Correlation:
+    """The correlation of two feature maps, in the way that costs least for so many lookups.
+
+    Parameters as those of ``CorrelationPyramid``.
+
+    :param iterations: lookups at most, none of which needs gradients; None: all pairs.
+    """
+    batch, channels, height, width = features1.shape
+    cells = height * width
+    targets = cells * 4 // 3  # of all levels together
+    if iterations is not None and features1.device.type == "cpu":
+        looked_up = iterations * levels * (2 * radius + 2) ** 2
+        few = looked_up * channels * MATRIX_ADVANTAGE <= targets
+        if few or 4 * batch * cells * targets > MAX_VOLUME_BYTES:
+            return OnDemandCorrelation(features1, features2, levels, radius)
+    return CorrelationPyramid(features1, features2, levels, radius)
 
 
 class CorrelationPyramid:
@@ -53,11 +99,7 @@ class CorrelationPyramid:
         return [volume.view(-1, self.height, self.width, height, width) for volume, height, width in self.levels]
 
     def lookup(self, flow: Tensor) -> Tensor:
-        """Correlation around ``position + flow``, bilinear, zero outside.
-
-        :param flow: (B, 2, H, W), x before y, in cells of the feature map.
-        :returns: (B, levels * (2 radius + 1)**2, H, W); within a level the x offset is the outer index.
-        """
+        """See ``Correlation``."""
         batch = flow.shape[0]
         target = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2)
         samples = [self._sample(volume, h, w, target / 2**level) for level, (volume, h, w) in enumerate(self.levels)]
@@ -91,6 +133,75 @@ class CorrelationPyramid:
             fy * inside_y[:, 1:]
         ).unsqueeze(1)
         return values.flatten(1)
+
+
+class OnDemandCorrelation:
+    """The values of a ``CorrelationPyramid``, each computed when it is looked up: memory in proportion to the cells.
+
+    Without gradients, in float32, on a CPU. Parameters as there.
+    """
+
+    def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
+        batch, channels, self.height, self.width = features1.shape
+        self.radius = radius
+        self._scale = channels**-0.5
+        self._sources = _rows(features1.float()).reshape(-1, channels)
+        features2 = features2.float()
+        maps, sizes, starts = [], [], [0]
+        for level in range(levels):
+            if level:
+                # What has nothing left to average is followed by maps of no cells: correlation is zero there.
+                features2 = F.avg_pool2d(features2, 2) if min(features2.shape[-2:]) > 1 else features2[..., :0, :0]
+            height, width = features2.shape[-2:]
+            maps.append(_rows(F.pad(features2, (1, 1, 1, 1))))  # neighbours outside find zero in the border
+            sizes.append((width, height))
+            starts.append(starts[-1] + maps[-1].shape[1])
+        self._targets = torch.cat(maps, 1).reshape(-1, channels)
+        self._sizes = torch.tensor(sizes, dtype=torch.int32).t()  # (2, levels)
+        self._strides = self._sizes[0, :, None] + 2
+        first = torch.arange(batch, dtype=torch.int32).repeat_interleave(self.height * self.width) * starts[-1]
+        inside = torch.tensor(starts[:-1], dtype=torch.int32)[:, None] + self._strides + 1  # past the border
+        self._first = first[:, None, None] + inside
+        self._level_scale = 0.5 ** torch.arange(levels)
+        self._offsets = torch.arange(-radius, radius + 2, dtype=torch.int32)
+        self._grid = _positions(self.height, self.width, features1.device)
+        cells, neighbours = len(self._sources), levels * len(self._offsets) ** 2
+        self._ends = torch.arange(0, cells * neighbours + 1, neighbours, dtype=torch.int32)
+        # A sparse matrix may not hold more values than it has places, whatever the indices are.
+        self._targets = F.pad(self._targets, (0, 0, 0, max(0, neighbours - len(self._targets))))
+
+    def lookup(self, flow: Tensor) -> Tensor:
+        """See ``Correlation``."""
+        index, fraction = self._neighbours(flow)
+        cells, levels, side, _ = index.shape
+        # An inner product per place of a sparse matrix of cells and targets: neither all pairs nor copies of features.
+        places = torch.sparse_csr_tensor(
+            self._ends,
+            index.flatten(),
+            torch.zeros(index.numel()),
+            (cells, len(self._targets)),
+            check_invariants=False,
+        )
+        torch.sparse.sampled_addmm(places, self._sources, self._targets.t(), beta=0.0, alpha=self._scale, out=places)
+        values = places.values().view(cells, levels, side, side)
+        values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])
+        values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1, :, None, None])
+        return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
+
+    def _neighbours(self, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the targets around each cell's, (cells, levels, x, y), and the fractions (cells, 2, levels)."""
+        position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * self._level_scale
+        bound = self._sizes + self.radius + 1  # farther outside all is zero as well; so the integers stay finite
+        position = position.clamp(-bound, bound)
+        base = position.floor()
+        near = (base.int()[..., None] + self._offsets).clamp_min(-1).minimum(self._sizes[..., None])
+        rows = near[:, 1] * self._strides + self._first
+        return near[:, 0, :, :, None] + rows[:, :, None, :], position - base
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H * W, C); of channels_last a view."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _positions(height: int, width: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deq_flow_ros.equilibrium import Solution, Solver, State, StopReason, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
-from deq_flow_ros.model.correlation import CorrelationPyramid
+from deq_flow_ros.model.correlation import CorrelationPyramid, correlate
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder
 from deq_flow_ros.model.operators import Prepared, make_update_operator
 from deq_flow_ros.model.recompute import recomputed
@@ -60,18 +60,19 @@ class FlowProblem:
         encoding2: Encoding,
         prepared: Prepared | None = None,
         recompute: bool = False,
+        iterations: int | None = None,
     ) -> None:
         a = model.architecture
         self._update = model.update_block
-        self.correlation = CorrelationPyramid(
-            encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius
+        self.correlation = correlate(
+            encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius, iterations
         )
         self._prepared = model.prepare(encoding1) if prepared is None else prepared
         self._recompute = recompute
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         lookup = self.correlation.lookup
-        if self._recompute and torch.is_grad_enabled():
+        if self._recompute and torch.is_grad_enabled() and isinstance(self.correlation, CorrelationPyramid):
             # The volumes as inputs as well, so that all that is kept for the backward pass is known to be.
             volumes = [volume for volume, _, _ in self.correlation.levels]
             correlation = recomputed(lambda flow, *_: lookup(flow), flow, *volumes)
@@ -142,13 +143,16 @@ class DEQFlow(nn.Module):
         encoding2: Encoding,
         prepared: Prepared | None = None,
         recompute: bool = False,
+        iterations: int | None = None,
     ) -> FlowProblem:
         """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1.
 
         :param prepared: ``prepare(encoding1)``, if it was done ahead.
         :param recompute: for training in little memory: look the correlation up again in the backward pass.
+        :param iterations: evaluations at most, without gradients: for few of them, or for large images, the correlation
+            is computed where it is looked up; None: of all pairs, once.
         """
-        return FlowProblem(self, encoding1, encoding2, prepared, recompute)
+        return FlowProblem(self, encoding1, encoding2, prepared, recompute, iterations)
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start: hidden state and flow zero."""
@@ -189,7 +193,7 @@ class DEQFlow(nn.Module):
             else:
                 state = rescale(state, encoding1.context.shape[-2:], above >> level)
             # Whoever starts from the result checks it; here the check would make the host wait at every level.
-            problem = self.problem(encoding1, encoding2)
+            problem = self.problem(encoding1, encoding2, iterations=iterations)
             state = solve(problem, state, solver=solver, max_iterations=iterations, check_start=False).state
             above = 1 << level
         return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
@@ -253,7 +257,7 @@ class DEQFlow(nn.Module):
             start = self.coarse_start(padded1, padded2, levels, share, solver) or start
             max_iterations -= levels * share
         solution = solve(
-            self.problem(encoding1, encoding2),
+            self.problem(encoding1, encoding2, iterations=max_iterations),
             start,
             solver=solver,
             max_iterations=max_iterations,

@@ -83,7 +83,7 @@ def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: S
         with stages.stage("prepare"):
             prepared = model.prepare(first)
     with stages.stage("correlate"):
-        problem = model.problem(first, second, prepared)
+        problem = model.problem(first, second, prepared, iterations=limits.max_iterations)
     starts = _starts(model, pairs, limits, stages)
     with stages.stage("solve"):
         solution = solve(
