@@ -313,8 +313,10 @@ def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Pa
     assert [item.warm for item, _ in found] == [False, True, True, True]
 
 
-def test_some_pairs_of_a_recorded_run_are_solved_cold(played: tuple[str, Path, Recording], tmp_path: Path) -> None:
-    """The comparison is of the very pairs, at the stream's own scale and iterations."""
+def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction(
+    played: tuple[str, Path, Recording], tmp_path: Path
+) -> None:
+    """The comparison is of the very pairs, at the stream's own scale and iterations; the node gives one direction."""
     direction, source, recording = played
     reports = read_reports(recording.bag, "/statistics")
     done = list(read_run(recording, reports, open_source(source), exact))
@@ -325,6 +327,8 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold(played: tuple[str, Path, R
     streamed, cold = metrics["settings"]
     assert streamed["fields_per_second"] == pytest.approx(4 / 0.6) and streamed["frames"]["dropped"] == 1
     assert cold["iterations"]["max"] == 4 and cold["warm_share"] == 0 and cold["deadline_miss_share"] is None
+    assert [figures["measures"]["consistency_px"]["pairs"] for figures in (streamed, cold)] == [2, 2]
+    assert streamed["measures"]["consistency_px"] != cold["measures"]["consistency_px"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flow.mp4", "frames.csv", "metrics.json", "report.html"]
     estimator = FlowEstimator(load_model("nano"), tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
     item, fields = done[2]

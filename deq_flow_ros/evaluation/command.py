@@ -29,6 +29,7 @@ from deq_flow_ros.evaluation.report import METRICS, write_outputs
 from deq_flow_ros.evaluation.runner import deterministic, load_models
 from deq_flow_ros.evaluation.session import Models, Plan, Session
 from deq_flow_ros.evaluation.settings import Setting, all_settings
+from deq_flow_ros.evaluation.summary import BY_THE_CLOCK
 from deq_flow_ros.media.frame import MediaError
 
 REALTIME_BUDGET_MS = 90.0
@@ -182,6 +183,8 @@ def _evaluate(
         console.print(f"{recording.path}: complete already, see {recording.out}")
         return 0 if not json.loads((recording.out / METRICS).read_text())["problems"] else 1
     console.print(session.source.description)
+    if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
+        console.print(f"every frame is waited for, but {BY_THE_CLOCK}; --realtime simulates it, and can be repeated")
     with Progress(console) as progress:
         outcome = session.run(models, progress.show, stopped)
     with console.status("writing the report"):

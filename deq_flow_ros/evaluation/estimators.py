@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Protocol
 
 import numpy as np
@@ -113,14 +114,7 @@ def make_estimator(setting: Setting, model: DEQFlow | None, clock: Clock) -> Est
     if not setting.solves:
         return ClassicalEstimator(setting, clock)
     assert model is not None
-    return FlowEstimator(
-        model,
-        clock,
-        latency_budget_ms=setting.budget_ms,
-        max_iterations=setting.max_iterations,
-        tolerance_px=setting.tolerance_px,
-        direction=setting.direction,
-        min_scale=setting.min_scale,
-        max_scale=setting.max_scale,
-        warm=setting.warm,
-    )
+    # Named alike on purpose, but for the budget, whose name there says that it is one of time.
+    same = {field.name for field in fields(EstimatorSettings)} & vars(setting).keys()
+    values = {name: getattr(setting, name) for name in same}
+    return FlowEstimator(model, clock, latency_budget_ms=setting.budget_ms, **values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deq_flow_ros.evaluation.measures import MEASURES
+from deq_flow_ros.evaluation.summary import BY_THE_CLOCK, MODES
 
 Metrics = Mapping[str, Any]
 """As `summary.summarise` gives them."""
@@ -37,6 +38,12 @@ def error_measure(figures: Metrics) -> str:
     """The measure that tells best how good this setting's flow is."""
     measures = figures["measures"]
     return next((key for key in ("epe_visible_px", "epe_px") if key in measures), "photometric")
+
+
+def mode(metrics: Metrics) -> str:
+    """How the frames came, and what that means for another run."""
+    limited = any(figures["setting"].get("budget_ms") for figures in metrics["settings"])
+    return MODES[metrics["mode"]] + (f"; {BY_THE_CLOCK}" if metrics["mode"] == "offline" and limited else "")
 
 
 _TAIL = (("p95", "95 %"), ("p99", "99 %"), ("max", "max"))

@@ -111,7 +111,7 @@ def measure(fields: PairFields, previous: PairFields | None = None) -> dict[str,
     difference, still = photometric_map(fields.here, fields.there, fields.flow)
     measures = {"photometric": _mean(difference, weight), "photometric_still": _mean(still, weight)}
     if fields.backward is not None:
-        measures |= _consistency(fields.flow, fields.backward)
+        measures |= consistency(fields.flow, fields.backward)
     if previous is not None and previous.flow.shape == fields.flow.shape:
         measures |= _flicker(fields, previous)
     if fields.truth is not None:
@@ -153,7 +153,10 @@ def _mean(values: np.ndarray, weight: np.ndarray) -> float:
     return float(np.nansum(values * weight)) / total if total > 0 else float("nan")
 
 
-def _consistency(flow: np.ndarray, backward: np.ndarray) -> dict[str, float]:
+def consistency(flow: np.ndarray, backward: np.ndarray) -> dict[str, float]:
+    """The measures of flow (H, W, 2) px together with the flow in the other direction, which lives on the pixels of the
+    other image; empty where nothing stays inside of it.
+    """
     back, inside = warp(backward, flow)
     there_and_back = _squared_length(flow + back)[inside]
     known = np.isfinite(there_and_back)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from deq_flow_ros.evaluation.gallery import Gallery
-from deq_flow_ros.evaluation.measures import measure
+from deq_flow_ros.evaluation.measures import consistency, measure
 from deq_flow_ros.evaluation.report import FRAMES, write_outputs
 from deq_flow_ros.evaluation.results import PROCESSED, STAGES, FrameRecord, FrameTable, PairFields, Results
+from deq_flow_ros.evaluation.runner import Backward
+from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, Shares
 from deq_flow_ros.media.encodings import EncodingError, to_rgb
 from deq_flow_ros.media.flow_recording import FrameReport, read_fields
@@ -112,35 +114,46 @@ def evaluate_run(
 ) -> dict[str, Any] | None:
     """Write the results of a run from its frames, as `read_run` yields them; returns the metrics.
 
-    Every `every`-th warm pair is solved again from a cold start. None, and nothing is written, where no frame has flow.
+    One of `every` pairs is looked at more closely: it is solved in the other direction, for the consistency of both,
+    and, if the stream had a warm start there, once more from a cold one. None, and nothing is written, where no frame
+    has flow.
 
     :param settings: those of the node, for people; `model`, `device` and `direction` among them.
     :param note: they in a few words.
     """
-    shares, previews, found, warm = Shares(), out / PREVIEWS, 0, 0
+    shares, previews, found = Shares(), out / PREVIEWS, 0
     shutil.rmtree(previews, ignore_errors=True)
     model = load_model(settings["model"], settings["device"])
     estimator = FlowEstimator(model, tolerance_px=None, direction=settings["direction"], max_gap_ms=3.6e6)
+    backward = Backward(Setting("other", direction=settings["direction"]), model, every=1)
     try:
         with FrameTable(out / FRAMES) as table:
             main = Results("streamed", settings, table, Gallery(previews / "0"), note)
             cold = Results("cold", {**settings, "warm": False, "budget_ms": None}, table, Gallery(previews / "1"), COLD)
             for record, pair in done:
+                closely = pair is not None and found % every == every // 2  # not the first, which is never warm
+                if pair is not None and closely:
+                    record, pair = _with_consistency(record, pair, backward)
                 main.add(record, pair)
                 if pair is None:
                     continue
                 found += 1
-                if record.warm:
-                    again = solve_cold(estimator, record, pair) if warm % every == 0 else None
-                    warm += 1
-                    if again is not None:
-                        cold.add(*again)
+                if record.warm and closely and (again := solve_cold(estimator, record, pair)) is not None:
+                    cold.add(*again)
             if not found:
                 return None
             about.seconds = shares.seconds
             return write_outputs(out, [main, cold] if len(cold.series()) else [main], about)
     finally:
         shutil.rmtree(previews, ignore_errors=True)
+
+
+def _with_consistency(record: FrameRecord, pair: PairFields, backward: Backward) -> tuple[FrameRecord, PairFields]:
+    other = backward.of(record.index, pair.image1, pair.image2)
+    if other is None:
+        return record, pair
+    measures = {**record.measures, **consistency(pair.flow, other)}
+    return replace(record, measures=measures), replace(pair, backward=other)
 
 
 def _pair(

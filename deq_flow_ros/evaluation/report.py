@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.evaluation.gallery import Gallery
-from deq_flow_ros.evaluation.headline import Metrics, comparison, error_measure, headline, number
+from deq_flow_ros.evaluation.headline import Metrics, comparison, error_measure, headline, mode, number
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.page import html_page, items, table, text, tiles
 from deq_flow_ros.evaluation.pictures import (
@@ -22,7 +22,7 @@ from deq_flow_ros.evaluation.pictures import (
 )
 from deq_flow_ros.evaluation.plots import RunPlots, stage_bars
 from deq_flow_ros.evaluation.results import Results, write_text
-from deq_flow_ros.evaluation.summary import MODES, RunInfo, summarise, write_metrics
+from deq_flow_ros.evaluation.summary import RunInfo, summarise, write_metrics
 from deq_flow_ros.media.pictures import data_uri
 
 REPORT, METRICS, VIDEO, FRAMES = "report.html", "metrics.json", "flow.mp4", "frames.csv"
@@ -64,7 +64,7 @@ def write_report(path: Path, results: Sequence[Results], metrics: Metrics) -> No
 
 
 def _subtitle(results: Sequence[Results], metrics: Metrics) -> str:
-    parts = [results[0].note, MODES[metrics["mode"]], metrics["run"]["machine"]]
+    parts = [results[0].note, mode(metrics), metrics["run"]["machine"]]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -212,7 +212,7 @@ def _definitions(metrics: Metrics) -> str:
 def _made_with(metrics: Metrics) -> str:
     run = metrics["run"]
     rows = [(name, _plain(value)) for name, value in metrics["input"].items()]
-    rows += [("mode", MODES[metrics["mode"]]), ("machine", run["machine"])]
+    rows += [("mode", mode(metrics)), ("machine", run["machine"])]
     rows += [(name, version) for name, version in run["versions"].items()]
     rows.append(("run", f"{run['seconds']:.1f} s, peak memory {run['peak_memory_mb']:.0f} MB"))
     rows += [(f"time spent on {name}", f"{100 * share:.1f} %") for name, share in run["time_shares"].items()]

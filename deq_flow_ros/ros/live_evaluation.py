@@ -46,7 +46,7 @@ SHORTEST_S = 4.0
 RECORDED_BYTES = 15
 """Per pixel and frame: flow 8, residual 4, colours 3."""
 COMPARED_PAIRS = 15
-"""About so many warm pairs are solved again from a cold start."""
+"""About so many pairs are solved again: from a cold start, and in the other direction."""
 
 OWN_OPTIONS = {
     "model": "--model",
