@@ -171,15 +171,16 @@ def run(
         status.update("latency")
         samples = take_turns(methods, frames, options.warm_up, options.every, device)
         status.update("roofline")
-        works, peaks = stage_work(model, frames[0], frames[1]), measure_peaks(device, dtype)
-    ours = nearest_stream(samples, methods)
-    rows = summarise(samples, methods, ours)
+        ours = nearest_stream(samples, methods)
+        rows, iterations = summarise(samples, methods, ours), methods[ours].iterations
+        works, peaks = stage_work(model, frames[0], frames[1], iterations), measure_peaks(device, dtype)
     return {
         "input": options.input or "rendered drive", "model": options.model or options.size,
         "trained": is_trained(options), "dtype": options.dtype, "height": options.height, "width": options.width,
-        "machine": machine(), "ours": ours, "iterations": methods[ours].iterations, "methods": rows,
+        "device": machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "ours": ours, "iterations": iterations, "methods": rows,
         "tensor_mib": memory, "process_peak_mb": peak_memory_mb(),
-        "roofline": compare(works, peaks, rows[ours]["stage_ms"], methods[ours].iterations),
+        "roofline": compare(works, peaks, rows[ours]["stage_ms"], iterations),
     }  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     print_roofline(report["roofline"], report["ours"], console)
     console.print(
         f"{report['width']}x{report['height']}, {report['dtype']}, {torch.get_num_threads()} threads, "
-        f"{report['machine']}; process at most {report['process_peak_mb']:.0f} MB",
+        f"{report['device']}; process at most {report['process_peak_mb']:.0f} MB",
         highlight=False,
     )
     if not report["trained"]:

@@ -88,7 +88,7 @@ class Classical:
 class Unrolled:
     """A recurrent network of RAFT's kind: both images encoded, from zero, so many iterations, upsampled once.
 
-    Its parts are our own at their fastest: lookup by one gather, context out of the loop, weights folded.
+    Its parts are our own at their fastest: correlation and lookup, context out of the loop, weights folded.
     """
 
     is_stream = False
@@ -107,7 +107,7 @@ class Unrolled:
         with clock.stage("prepare"):
             prepared = model.prepare(encoding1)
         with clock.stage("correlate"):
-            problem = model.problem(encoding1, encoding2, prepared)
+            problem = model.problem(encoding1, encoding2, prepared, iterations=self.iterations)
         with clock.stage("solve"):
             state = model.initial_state(encoding1)
             for _ in range(self.iterations):

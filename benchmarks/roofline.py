@@ -55,33 +55,42 @@ class Peaks:
     bytes: float
 
 
-class _Bytes(TorchDispatchMode):
-    """Counts what the operations below it read and write."""
+class _Tally(TorchDispatchMode):
+    """Bytes read and written, and the floating-point operations that PyTorch's counter does not know of."""
 
-    total = 0
+    bytes, operations = 0, 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name == "sparse_sampled_addmm":  # an inner product per place
+            self.operations += 2 * args[0].values().numel() * args[1].shape[1]
         inputs = _tensors((args, {name: value for name, value in kwargs.items() if name != "out"}))
         outputs = _tensors(result)
-        name = func.overloadpacket.__name__
         # ``reshape`` and ``to`` give a view where they can, and a copy where they cannot.
         seen = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        is_view = (func.is_view or name == "_unsafe_view") and all(
-            tensor.untyped_storage().data_ptr() in seen for tensor in outputs
-        )
+        may_be_view = func.is_view or name == "_unsafe_view"
+        is_view = may_be_view and all(tensor.untyped_storage().data_ptr() in seen for tensor in outputs)
         if not is_view and name not in ALLOCATIONS:
             if name in GATHERS:
                 inputs = [*outputs, *inputs[1:]]
-            self.total += sum(_stored_bytes(tensor) for tensor in (*inputs, *outputs))
+            self.bytes += sum(_stored_bytes(tensor) for tensor in (*inputs, *outputs))
         return result
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """All tensors, of sparse matrices their parts."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [part for tensor in tensors for part in _parts(tensor)]
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.layout == torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return (tensor,)
 
 
 def _stored_bytes(tensor: Tensor) -> int:
@@ -91,14 +100,14 @@ def _stored_bytes(tensor: Tensor) -> int:
 
 def count(function: Callable[[], Any]) -> tuple[Any, Work]:
     """What a function returns, and the work it did."""
-    with FlopCounterMode(display=False) as operations, _Bytes() as moved:
+    with FlopCounterMode(display=False) as known, _Tally() as tally:
         result = function()
-    return result, Work(operations.get_total_flops(), moved.total)
+    return result, Work(known.get_total_flops() + tally.operations, tally.bytes)
 
 
 @torch.inference_mode()
-def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray) -> dict[str, Work]:
-    """The work of each stage of a warm field, and of one iteration; images (H, W, 3) uint8 RGB."""
+def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray, iterations: int) -> dict[str, Work]:
+    """The work of each stage of a warm field of so many iterations, and of one of them; images (H, W, 3) uint8 RGB."""
     first = _encode(model, earlier).encoding
     second, encode = count(lambda: _encode(model, later).encoding)
     start = model.initial_state(first)
@@ -107,7 +116,7 @@ def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray) -> dict[s
         return carry(start), model.prepare(first)
 
     (state, prepared), prepare = count(ahead)
-    problem, correlate = count(lambda: model.problem(first, second, prepared))
+    problem, correlate = count(lambda: model.problem(first, second, prepared, iterations=iterations))
     solution, iteration = count(lambda: solve(problem, state, max_iterations=1, measure=update_px, check_start=False))
     _, upsample = count(lambda: (model.upsample(solution.state), model.upsample_residual(solution)))
     return dict(zip(STAGES, (encode, prepare, correlate, iteration, upsample), strict=True))

@@ -129,14 +129,18 @@ def test_work_is_counted_by_operation() -> None:
 def test_no_convolution_of_an_iteration_escapes_the_count() -> None:
     """Why: an operation that the counter does not know counts as nothing: its stage would seem far from the limit."""
     model = load_model("nano")
-    earlier, later = frames(2, height=64, width=80)
-    works = stage_work(model, earlier, later)
-    cells, a = 8 * 10, model.architecture
+    earlier, later = frames(2, height=192, width=256)
+    cells, a = 24 * 32, model.architecture
+    works = stage_work(model, earlier, later, iterations=1)
+    with_volume = stage_work(model, earlier, later, iterations=60)
     weights = sum(p.numel() for p in model.update_block.parameters() if p.dim() == 4)
     context = 6 * a.hidden_dim * a.context_dim * 5  # out of the loop: counts as prepared
-    assert works["iteration"].operations == pytest.approx(2 * cells * (weights - context), rel=0.02)
+    assert with_volume["iteration"].operations == pytest.approx(2 * cells * (weights - context), rel=0.02)
+    lookup = 2 * cells * a.correlation_levels * (2 * a.correlation_radius + 2) ** 2 * a.feature_dim
+    looked_up = works["iteration"].operations - with_volume["iteration"].operations
+    assert looked_up == (lookup if works["correlate"].operations == 0 else 0)
     assert works["prepare"].operations == pytest.approx(2 * cells * context, rel=0.02)
-    assert all(work.operations > 0 and work.bytes > 0 for work in works.values())
+    assert all(work.operations > 0 and work.bytes > 0 for work in with_volume.values())
 
 
 def test_the_limit_of_a_stage_is_what_bounds_it() -> None:
