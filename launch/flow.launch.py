@@ -7,24 +7,28 @@ ros2 launch deq_flow_ros flow.launch.py image:=/camera/image_raw [params_file:=j
 import os
 from pathlib import Path
 
+import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.logging import get_logger
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 CONFIG = Path(get_package_share_directory("deq_flow_ros")) / "config"
 TEMPLATES = sorted(path.stem for path in CONFIG.glob("*.yaml"))
+PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
+# Of this node alone, and only if the user has none: other nodes of the same launch keep their transport.
+TRANSPORT = {PROFILES: EnvironmentVariable(PROFILES, default_value=str(CONFIG / "fastdds.xml"))}
 BOOLEAN = ["true", "false"]
 KEEP = "; empty = as params_file says"
 
 ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     "namespace": ("", "namespace of the node", None),
     "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on", None),
-    "image": ("image", "image topic, raw or compressed; relative to the namespace without a leading slash. With "
-              "several cameras: one for each, separated by commas", None),
+    "image": ("", "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
+              "cameras: one for each, separated by commas. Empty = image, or NAME/image_raw for each camera", None),
     "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic", None),
     "cameras": ("", "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera "
                 "without a name", None),
@@ -45,9 +49,14 @@ ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
 
 def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    params_file = _params_file(value["params_file"])
     cameras = _list(value["cameras"]) or [""]
-    images = _one_for_each("image", value["image"], cameras)
-    inputs = ["~/image"] if cameras == [""] else [f"~/{camera}/image" for camera in cameras]
+    if cameras == [""]:
+        _check_one_camera(params_file)
+        inputs, default = ["~/image"], "image"
+    else:
+        inputs, default = [f"~/{camera}/image" for camera in cameras], ",".join(f"{c}/image_raw" for c in cameras)
+    images = _one_for_each("image", value["image"] or default, cameras)
     remappings = list(zip(inputs, images, strict=True))
     if value["camera_info"]:
         infos = _one_for_each("camera_info", value["camera_info"], cameras)
@@ -64,8 +73,9 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         executable="flow_node",
         name=value["name"],
         namespace=value["namespace"],
-        parameters=[_params_file(value["params_file"]), parameters],
+        parameters=[params_file, parameters],
         remappings=remappings,
+        additional_env=TRANSPORT,
         ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
         respawn=value["respawn"] == "true",
         respawn_delay=2.0,
@@ -99,10 +109,21 @@ def _params_file(name: str) -> str:
     return str(path)
 
 
+def _check_one_camera(params_file: str) -> None:
+    """The topics are set here by the cameras' names: a file that has others would leave them without images."""
+    for node, section in (yaml.safe_load(Path(params_file).read_text()) or {}).items():
+        named = section.get("ros__parameters", {}).get("cameras", [""]) if isinstance(section, dict) else [""]
+        if named != [""]:
+            raise RuntimeError(
+                f"{params_file} has the cameras {named} for {node}: name them in the launch argument cameras instead "
+                f"(cameras:={','.join(named)}), which also sets their image topics"
+            )
+
+
 def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescriptionEntity]:
     if value["rviz"] != "true" or not _installed("rviz2", "rviz"):
         return []
-    own = "/".join(filter(None, ["", value["namespace"].strip("/"), value["name"], camera]))
+    own = "/" + "/".join(filter(None, [value["namespace"].strip("/"), value["name"], camera]))
     image = image if image.startswith("/") else f"/{value['namespace'].strip('/')}/{image}".replace("//", "/")
     # The topics of config/flow.rviz are those of the defaults; remapping makes the one file fit every name.
     outputs = [(f"/flow_node/{name}", f"{own}/{name}") for name in ("flow_color", "residual", "points")]
@@ -151,15 +172,13 @@ def _installed(package: str, argument: str) -> bool:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Arguments, the transport profile (unless the user has one), the node and the viewers asked for."""
-    profile = os.environ.get("FASTRTPS_DEFAULT_PROFILES_FILE") or str(CONFIG / "fastdds.xml")
+    """Arguments, the node and the viewers asked for."""
     return LaunchDescription(
         [
             *(
                 DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
                 for name, (default, text, choices) in ARGUMENTS.items()
             ),
-            SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", profile),
             OpaqueFunction(function=_actions),
         ]
     )

@@ -17,12 +17,14 @@ from launch.actions import (
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
 
+SHARE = Path(get_package_share_directory("deq_flow_ros"))
+PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
 ARGUMENTS: dict[str, tuple[str | None, str, list[str] | None]] = {
     "input": (None, "bag, video file, folder of images, or camera index", None),
     "topic": ("", "image topic of a bag; empty = the only one that there is", None),
@@ -40,7 +42,7 @@ def _is_ours(action: ExecuteProcess) -> bool:
 
 def generate_launch_description() -> LaunchDescription:
     """The node as flow.launch.py starts it, and the player, which waits for the node."""
-    flow_launch = Path(get_package_share_directory("deq_flow_ros")) / "launch" / "flow.launch.py"
+    flow_launch = SHARE / "launch" / "flow.launch.py"
     types = {"input": str, "topic": str, "rate": float, "loop": bool, "compressed": str}
     player = Node(
         package="deq_flow_ros",
@@ -52,6 +54,7 @@ def generate_launch_description() -> LaunchDescription:
             | {"wait_for_subscribers": 1, "wait_timeout_s": 120.0}
         ],
         remappings=[("~/image", LaunchConfiguration("image"))],
+        additional_env={PROFILES: EnvironmentVariable(PROFILES, default_value=str(SHARE / "config" / "fastdds.xml"))},
         output="screen",
         emulate_tty=True,
     )

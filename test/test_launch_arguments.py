@@ -45,9 +45,17 @@ def test_arguments_are_described(launch_folder: Path, name: str) -> None:
     """`ros2 launch --show-args` is where people look first; included files must show theirs as well."""
     description = get_launch_description_from_python_launch_file(str(launch_folder / f"{name}.launch.py"))
     arguments = {argument.name: argument.description for argument in description.get_launch_arguments()}
-    assert {"image"} <= set(arguments) and all(arguments.values())
-    if name != "multi_camera":  # which passes everything on
-        assert {"namespace", "params_file", "model", "device", "log_level", "rviz", "foxglove"} <= set(arguments)
+    assert all(arguments.values())
+    assert {"image", "namespace", "params_file", "model", "device", "log_level", "rviz", "foxglove"} <= set(arguments)
+
+
+def test_cameras_of_a_parameter_file_are_not_left_without_topics(launch_folder: Path, tmp_path: Path) -> None:
+    """The launch file sets topics by the cameras' names; the node would wait on others without a word."""
+    parameters = tmp_path / "two.yaml"
+    parameters.write_text("flow_node: {ros__parameters: {cameras: [left, right]}}\n")
+    with pytest.raises(RuntimeError, match="cameras:=left,right"):
+        visit(launch_folder / "flow.launch.py", params_file=str(parameters), image="/camera")
+    visit(launch_folder / "flow.launch.py", params_file=str(parameters), cameras="left,right")
 
 
 @pytest.mark.parametrize(
