@@ -221,6 +221,7 @@ def test_settings_are_read_from_the_command_line() -> None:
         ("x:max_iterations=2.5", "expected max_iterations to be int, got '2.5'"),
         ("x:budget_ms=nan", "expected budget_ms"),
         ("x:name=y", "expected NAME:KEY=VALUE"),
+        ("x:device=gpu", "expected the device cpu, cuda or cuda:N, got 'gpu'"),
         ("x:method=best", "expected a method out of deq, dis, farneback"),
         (":warm=true", "expected a name"),
     ):

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluation_inputs import PERIOD_NS, frames, pictures, table, write_folder, write_model
+from evaluation_inputs import PERIOD_NS, frames, pictures, table, write_bag, write_folder, write_model
 
 from deq_flow_ros.evaluation.command import main, read_costs
 from deq_flow_ros.evaluation.estimators import make_estimator
 from deq_flow_ros.evaluation.realtime import CostTable, RealtimeLane, VirtualClock, measure_costs
 from deq_flow_ros.evaluation.results import FrameRecord
-from deq_flow_ros.evaluation.runner import Shot
+from deq_flow_ros.evaluation.runner import Shot, load_models
+from deq_flow_ros.evaluation.session import Plan, Session
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.media import MediaError
-from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.model import DEQFlow, save_model
 
 PIXELS = 48 * 64
 
@@ -112,3 +114,31 @@ def test_a_simulation_is_repeated_from_its_own_metrics(tmp_path: Path, monkeypat
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert one["settings"] == two["settings"] and one["mode"] == "realtime"
     assert one["run"]["played_seconds"] == pytest.approx(8 * PERIOD_NS * 1e-9)
+
+
+@pytest.mark.parametrize("stop_at", [5, 12])
+def test_an_interrupted_simulation_goes_on_bit_by_bit(model: DEQFlow, tmp_path: Path, stop_at: int) -> None:
+    """What is still to come depends on all that was: clock, costs that were learnt, scale, and the frame that waits."""
+    weights = tmp_path / "any.safetensors"
+    save_model(model, weights)
+    images = [np.kron(image, np.ones((3, 3, 1), np.uint8)) for image in pictures(12)]  # there is a smaller scale
+    bag = write_bag(tmp_path / "bag", frames(images))
+    taken = {"encode": [8.0, 9.0], "prepare": [1.0], "coarse": [9.0], "iteration": [4.0, 5.0, 7.0], "output": [1.0]}
+    setting = Setting("main", model=str(weights), budget_ms=24.0, tolerance_px=None)
+    settings = (setting, replace(setting, name="slow", budget_ms=None, max_iterations=8), Setting("dis", method="dis"))
+    given = {one.name: CostTable({144 * 192: taken}).plain() for one in settings}
+    plan = Plan(settings, mode="realtime", consistency_every=0, bag=False, costs=given)
+    models = load_models(settings)
+    whole = Session(str(bag), tmp_path / "whole", plan).run(models, lambda *_: None, lambda: False)
+
+    seen = iter(range(1, 13))
+    first = Session(str(bag), tmp_path / "parts", plan).run(models, lambda *_: None, lambda: next(seen) == stop_at)
+    assert not first.run.complete
+    rest = Session(str(bag), tmp_path / "parts", plan, resume=True).run(models, lambda *_: None, lambda: False)
+    for name in ("main", "slow", "dis"):
+        one, other = table(tmp_path / "whole", name), table(tmp_path / "parts", name)
+        assert one == other and len(one) == 12
+    assert rest.run.complete and rest.run.played_s == whole.run.played_s
+    slow = table(tmp_path / "whole", "slow")
+    assert {row["outcome"] for row in slow} == {"first", "processed", "dropped"}
+    assert len({row["latency_ms"] for row in table(tmp_path / "whole", "main")}) > 4

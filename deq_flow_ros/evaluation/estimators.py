@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,12 @@ class Estimator(Protocol):
 
     def restore(self, arrays: Mapping[str, np.ndarray], reset_reason: str | None) -> None:
         """Go on from a snapshot."""
+
+    def learnt(self) -> dict[str, Any]:
+        """What was learnt of costs."""
+
+    def learn(self, learnt: Mapping[str, Any]) -> None:
+        """Go on with what was learnt."""
 
 
 class ClassicalEstimator:
@@ -107,6 +113,13 @@ class ClassicalEstimator:
         if arrays:
             image = arrays["image2"]
             self._previous = image, Seen.of(image, int(arrays["stamp2_ns"]))
+
+    def learnt(self) -> dict[str, Any]:
+        """There is nothing to learn."""
+        return {}
+
+    def learn(self, learnt: Mapping[str, Any]) -> None:
+        """There is nothing to learn."""
 
 
 def make_estimator(setting: Setting, model: DEQFlow | None, clock: Clock) -> Estimator:

@@ -36,34 +36,26 @@ class ResultFolder:
     :param identity: what the results depend on, plain values; a run goes on only where it is the same.
     :param resume: go on with what an interrupted run left there; complete results are left as they are.
     :param overwrite: replace results that are there.
-    :param goes_on: False: what an interrupted run left is of no use; to go on is to start anew.
     :raises OccupiedError: where something else is there.
     :raises MediaError: where nothing can be written.
 
     :ivar complete: whether the results are there already.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        identity: Mapping[str, Any],
-        resume: bool = False,
-        overwrite: bool = False,
-        goes_on: bool = True,
-    ) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.state = path, path / STATE
         self._identity = dict(identity)
         self.complete = False
         try:
             if path.is_dir() and any(path.iterdir()):
-                self._take_over(resume, overwrite, goes_on)
+                self._take_over(resume, overwrite)
             self.state.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             raise MediaError(f"cannot write to {path}: {error}") from error
         if not self.complete:
             self._write_state(complete=False)
 
-    def _take_over(self, resume: bool, overwrite: bool, goes_on: bool) -> None:
+    def _take_over(self, resume: bool, overwrite: bool) -> None:
         path, state = self.path, self.state / "run.json"
         before = json.loads(state.read_text()) if state.is_file() else None
         if before is None and not overwrite:
@@ -76,9 +68,8 @@ class ResultFolder:
                     "or start anew with --overwrite"
                 )
             self.complete = bool(before["complete"])
-            if self.complete or goes_on:
-                return
-        if before is not None and not overwrite and not resume:
+            return
+        if before is not None and not overwrite:
             what, hint = "an interrupted run", "--resume goes on with it, --overwrite starts anew"
             if before["complete"]:
                 what, hint = "the results of a run", "--overwrite replaces them"
@@ -121,4 +112,5 @@ class ResultFolder:
             partial.write_bytes(coded.getvalue())
             partial.replace(self.state / "checkpoint.npz")
         except OSError as error:
-            raise MediaError(f"cannot write {partial}: {error}; what is there so far is kept") from error
+            kept = "what is there so far is kept, and --resume goes on with it"
+            raise MediaError(f"cannot write {partial}: {error}; {kept}") from error

@@ -8,6 +8,7 @@ come out the same again. The middleware is not part of it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 
 from deq_flow_ros.evaluation.estimators import Estimator, make_estimator
 from deq_flow_ros.evaluation.results import DROPPED, FrameRecord
-from deq_flow_ros.evaluation.runner import SUPERSEDED, Backward, Done, Lane, Shot
+from deq_flow_ros.evaluation.runner import SUPERSEDED, Backward, Done, Lane, Shot, part, prefixed
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import Shares
 from deq_flow_ros.evaluation.truth import Truth
@@ -99,6 +100,14 @@ class VirtualClock(Clock):
         """Nothing happens until then; no time passes if that is over."""
         self._now_ns = max(self._now_ns, time_ns)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Where it stands, as plain values that survive JSON."""
+        return {"now_ns": self._now_ns, "random": self._random.bit_generator.state}
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`."""
+        self._now_ns, self._random.bit_generator.state = plain["now_ns"], plain["random"]
+
     def charge(self, name: str, pixels: int) -> None:
         """Let the time of a stage pass."""
         times = self._costs.times(name, pixels)
@@ -132,7 +141,7 @@ class _ChargedStages(StageClock):
 
         return charged
 
-    def read(self) -> dict[str, float]:
+    def read(self, wait: bool = True) -> dict[str, float]:
         """See `StageClock.read`."""
         return self._times
 
@@ -188,6 +197,33 @@ class RealtimeLane(Lane):
         if self._newest is not None:
             yield self._work(*self._newest)
             self._newest = None
+
+    @property
+    def last_taken(self) -> Shot | None:
+        """See `Lane.last_taken`."""
+        return super().last_taken if self._newest is None else self._newest[0]
+
+    def snapshot(self) -> dict[str, np.ndarray]:
+        """See `Lane.snapshot`. The frame that waits, if there is one, is the latest."""
+        plain: dict[str, Any] = {"clock": self._clock.snapshot(), "first_ns": self._first_ns, "warm": self._warm}
+        arrays = super().snapshot()
+        if self._latest is not None:
+            arrays |= prefixed("latest", self._latest[0].arrays())
+            plain |= {"arrival_ns": self._latest[1], "waits": self._newest is not None}
+        return {**arrays, "realtime": np.array(json.dumps(plain))}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """See `Lane.restore`."""
+        super().restore(arrays)
+        if "realtime" not in arrays:
+            return
+        plain = json.loads(str(arrays["realtime"]))
+        self._first_ns, self._warm = plain["first_ns"], plain["warm"]
+        if "arrival_ns" in plain:
+            self._latest = Shot.of_arrays(part(arrays, "latest")), plain["arrival_ns"]
+            self._newest = self._latest if plain["waits"] else None
+        self._estimator.prepare()  # as it was after the last frame
+        self._clock.restore(plain["clock"])  # last of all: what was done again has taken its time already
 
     def _arrival_ns(self, shot: Shot) -> int:
         """On the virtual clock: as long after the frame before as its stamp says."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -56,6 +57,18 @@ class Shot:
         if image is not None and not image.flags.writeable:
             image = image.copy()  # a view of the file's bytes, which PyTorch warns of
         return cls(index, frame.stamp_ns, frame.record_ns, frame.frame_id, image, problem, took_ms)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As arrays, for a file."""
+        whole = {"index": self.index, "stamp_ns": self.stamp_ns, "record_ns": self.record_ns}
+        plain = {**whole, "frame_id": self.frame_id, "problem": self.problem}
+        image = {} if self.image is None else {"image": self.image}
+        return {"shot": np.array(json.dumps(plain)), **image}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Shot:
+        """From what `arrays` gave."""
+        return cls(image=arrays.get("image"), **json.loads(str(arrays["shot"])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +124,8 @@ class Lane:
         self._shares = Shares() if shares is None else shares
 
     @property
-    def previous(self) -> Shot | None:
-        """The last frame that was processed."""
+    def last_taken(self) -> Shot | None:
+        """The last frame that there is something to say of."""
         return self._previous
 
     def take(self, shot: Shot) -> Iterator[Done]:
@@ -162,33 +175,39 @@ class Lane:
         )
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """What is needed to go on with the next frame as if nothing had happened; empty before the first frame."""
+        """What is needed to go on with the next frame as if nothing had happened."""
+        learnt = {"learnt": np.array(json.dumps(self._estimator.learnt()))}
         if self._previous is None:
-            return {}
-        arrays = {name: value for name, value in self._estimator.snapshot().items() if not name.startswith("start_")}
+            return learnt
+        stream = {name: value for name, value in self._estimator.snapshot().items() if not name.startswith("start_")}
+        arrays = {**learnt, **stream, **prefixed("previous", self._previous.arrays())}
         if self._last is not None:
             last = {"last_flow": self._last[1].flow, "last_image1": self._last[1].image1}
             arrays |= {**last, "last_stamp_ns": np.array(self._last[0], np.int64)}
-        shot = self._previous
-        return arrays | {
-            "index": np.array(shot.index, np.int64),
-            "stamp_ns": np.array(shot.stamp_ns, np.int64),
-            "record_ns": np.array(shot.record_ns, np.int64),
-            "frame_id": np.array(shot.frame_id),
-            "reset_reason": np.array(self._estimator.reset_reason or ""),
-        }
+        return arrays | {"reset_reason": np.array(self._estimator.reset_reason or "")}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on from a `snapshot`."""
-        if not arrays:
-            return
-        self._estimator.restore(arrays, str(arrays["reset_reason"]) or None)
-        image = arrays["image2"]
-        index, stamp_ns, record_ns = (int(arrays[name]) for name in ("index", "stamp_ns", "record_ns"))
-        self._previous = Shot(index, stamp_ns, record_ns, str(arrays["frame_id"]), image)
+        """Go on from a `snapshot`; nothing happens without one."""
+        if "previous/shot" in arrays:
+            self._estimator.restore(arrays, str(arrays["reset_reason"]) or None)
+            self._previous = Shot.of_arrays(part(arrays, "previous"))
+        if "learnt" in arrays:
+            self._estimator.learn(json.loads(str(arrays["learnt"])))
         if "last_flow" in arrays:
-            fields = PairFields(arrays["last_image1"], image, arrays["last_flow"], direction=self.setting.direction)
+            fields = PairFields(
+                arrays["last_image1"], arrays["image2"], arrays["last_flow"], direction=self.setting.direction
+            )
             self._last = int(arrays["last_stamp_ns"]), fields
+
+
+def prefixed(name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays under longer names, so that several parts can stand in one file."""
+    return {f"{name}/{key}": value for key, value in arrays.items()}
+
+
+def part(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """What was `prefixed` by this name, under its own names."""
+    return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
 
 
 def load_models(settings: Iterable[Setting]) -> dict[tuple[str, str], DEQFlow]:

@@ -27,7 +27,7 @@ from deq_flow_ros.evaluation.problems import Problems
 from deq_flow_ros.evaluation.realtime import CostTable, RealtimeLane, VirtualClock, measure_costs
 from deq_flow_ros.evaluation.report import FRAMES
 from deq_flow_ros.evaluation.results import FrameTable, Results
-from deq_flow_ros.evaluation.runner import Backward, Done, Lane, Shot
+from deq_flow_ros.evaluation.runner import Backward, Done, Lane, Shot, part, prefixed
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, Shares
 from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
@@ -105,11 +105,10 @@ class Session:
         with self.shares.of("reading"):
             self.sha256 = provenance.input_hash(path)
         identity = {"input": path, "sha256": self.sha256, "plan": plan.fingerprint()}
-        # A simulation depends on all of its past: it goes on by starting anew.
-        self._folder = ResultFolder(out, identity, resume, overwrite, goes_on=plan.mode != "realtime")
+        self._folder = ResultFolder(out, identity, resume, overwrite)
         self._checkpoint = {} if self.complete else self._folder.load()
         self._problems = Problems(**json.loads(str(self._checkpoint.get("problems", "{}"))))
-        self._costs: dict[str, Any] = {}
+        self._costs: dict[str, Any] = json.loads(str(self._checkpoint.get("costs", "{}")))
 
     @property
     def complete(self) -> bool:
@@ -140,9 +139,9 @@ class Session:
             saved_s, ended = monotonic(), True
             for shot in self._shots(done):
                 if lanes is None:
-                    lanes = self._lanes(models, shot)
+                    lanes = self._lanes(models)
                     self._check_disk(shot)
-                    previous = lanes[0].previous
+                    previous = lanes[0].last_taken
                 self._problems.check(previous, shot)
                 for i, lane in enumerate(lanes):
                     self._keep(lane.take(shot), results[i], bag if i == 0 else None, show if i == 0 else None)
@@ -153,6 +152,8 @@ class Session:
                 if monotonic() - saved_s > CHECKPOINT_S:
                     self._save(done, lanes, bag)
                     saved_s = monotonic()
+            if lanes is None and done:
+                lanes = self._lanes(models)  # interrupted after its last frame: something may be owed of it
             for i, lane in enumerate(lanes or ()):
                 if ended:
                     self._keep(lane.finish(), results[i], bag if i == 0 else None, show if i == 0 else None)
@@ -188,16 +189,16 @@ class Session:
                 shot = Shot.of(index, frame)
             yield shot
 
-    def _lanes(self, models: Models, first: Shot) -> list[Lane]:
-        return [self._lane(i, setting, models, first) for i, setting in enumerate(self.plan.settings)]
+    def _lanes(self, models: Models) -> list[Lane]:
+        return [self._lane(i, setting, models) for i, setting in enumerate(self.plan.settings)]
 
-    def _lane(self, number: int, setting: Setting, models: Models, first: Shot) -> Lane:
+    def _lane(self, number: int, setting: Setting, models: Models) -> Lane:
         model = models.get((setting.model, setting.device)) if setting.solves else None
         every = self.plan.consistency_every
         lane_of: Callable[..., Lane] = Lane
         clock = Clock()
         if self.plan.mode == "realtime":
-            table = self._cost_table(setting, model, first)
+            table = self._cost_table(setting, model)
             clock = virtual = VirtualClock(table)
             lane_of = partial(RealtimeLane, clock=virtual, period_ns=self.source.nominal_period_ns)
         try:
@@ -206,11 +207,10 @@ class Session:
             raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
         backward = Backward(setting, model, every) if every else None
         lane = lane_of(setting, estimator, self._truth(), backward, self.shares)
-        prefix = f"{number}/"
-        lane.restore({key[len(prefix) :]: self._checkpoint[key] for key in self._checkpoint if key.startswith(prefix)})
+        lane.restore(part(self._checkpoint, str(number)))
         return lane
 
-    def _cost_table(self, setting: Setting, model: DEQFlow | None, first: Shot) -> CostTable:
+    def _cost_table(self, setting: Setting, model: DEQFlow | None) -> CostTable:
         given = self.plan.costs
         if given is not None and setting.name not in given:
             raise MediaError(f"the given costs are of {', '.join(given) or 'nothing'}, not of {setting.name}")
@@ -267,10 +267,11 @@ class Session:
         with self.shares.of("writing"):
             if bag is not None:
                 bag.close_part()
-            arrays = {f"{i}/{name}": value for i, lane in enumerate(lanes) for name, value in lane.snapshot().items()}
-            plain = {"problems": asdict(self._problems), "bag": bag.information if bag is not None else None}
-            if self.plan.mode == "realtime":
-                return
+            arrays: dict[str, np.ndarray] = {}
+            for i, lane in enumerate(lanes):
+                arrays |= prefixed(str(i), lane.snapshot())
+            information = bag.information if bag is not None else None
+            plain = {"problems": asdict(self._problems), "bag": information, "costs": self._costs}
             texts = {name: np.array(json.dumps(value)) for name, value in plain.items()}
             self._folder.save({"frames": np.array(frames), **texts, **arrays})
 

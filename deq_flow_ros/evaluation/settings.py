@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ class Setting:
     :ivar warm: start each pair from the fixed point of the one before.
     :ivar budget_ms: from a frame's arrival to its flow; None for no limit.
     :ivar max_iterations: per pair; `tolerance_px`, `direction`, `min_scale`, `max_scale`: see `EstimatorSettings`.
-    :raises ValueError: for a method that does not exist, or a name that cannot stand in a table.
+    :raises ValueError: for a method or device that does not exist, or a name that cannot stand in a table.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Setting:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"expected the device cpu, cuda or cuda:N, got {self.device!r}")
         if not self.name or not self.name.isprintable() or set(self.name) & set(":,="):
             raise ValueError(f"expected a name without : , = in it, got {self.name!r}")
 

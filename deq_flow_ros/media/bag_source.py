@@ -66,7 +66,8 @@ class BagSource(Source):
         self.skipped[before:before] = self._bag.problems[before:]
         if undecodable == read:
             why = self.skipped[-1] if self.skipped else "there is none"
-            raise MediaError(f"none of the {read} images on {self.topic} of {self.path} can be decoded: {why}")
+            none = f"none of the {read} images" if read else "no image"
+            raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
 
 
 def _frame(recorded: Recorded, message: Any, stamp_ns: int) -> Frame:

@@ -55,6 +55,8 @@ def salvage(path: Path, note: Callable[[str], None]) -> Iterator[Salvaged]:
                 yield from _ros1(file, note)
             elif magic.startswith(SQLITE_MAGIC):
                 yield from _sqlite3(path)
+            elif not magic:
+                raise Damage("it is empty")
             else:
                 raise Damage("it is no bag: neither MCAP nor SQLite nor ROS 1, or its beginning is lost")
         except Damage as damage:
@@ -73,7 +75,7 @@ def _mcap(file: BinaryIO, note: Callable[[str], None]) -> Iterator[Salvaged]:
             try:
                 yield from _mcap_chunk(body, schemas, topics, whole=not missing)
             except Exception as error:  # each compression has errors of its own
-                note(f"a chunk of {len(body)} bytes before byte {file.tell()} is damaged ({error})")
+                note(f"a chunk of {len(body)} bytes before byte {file.tell()} cannot be read ({error})")
         elif not missing:
             yield from _mcap_content(kind, body, schemas, topics)
         if missing:
@@ -199,7 +201,7 @@ def _ros1(file: BinaryIO, note: Callable[[str], None]) -> Iterator[Salvaged]:
             try:
                 yield from _ros1_chunk(fields, data, topics, whole=not missing)
             except Exception as error:  # each compression has errors of its own
-                note(f"a chunk of {len(data)} bytes before byte {file.tell()} is damaged ({error})")
+                note(f"a chunk of {len(data)} bytes before byte {file.tell()} cannot be read ({error})")
         elif not missing:
             yield from _ros1_content(fields, data, topics)
         if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,14 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Prepared, rescale
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.continuity import Seen
-from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock, number_of_pixels, scaled_size
+from deq_flow_ros.streaming.costs import (
+    CostModel,
+    RunningCost,
+    ScaleController,
+    StageClock,
+    number_of_pixels,
+    scaled_size,
+)
 from deq_flow_ros.streaming.frames import EncodedImage, encode_images, sample
 from deq_flow_ros.streaming.pairs import Pair, SolvedPairs
 from deq_flow_ros.streaming.result import FlowInfo, FlowResult
@@ -181,7 +188,7 @@ class FlowEstimator:
     def restore(self, arrays: Mapping[str, np.ndarray], reset_reason: str | None = None) -> None:
         """Go on with the stream of a ``snapshot`` of an estimator with the same model and settings.
 
-        What was learnt of costs is not part of it.
+        What was learnt of costs is not part of it: see ``learnt``.
 
         :param reset_reason: that of the estimator when the snapshot was taken.
         """
@@ -195,6 +202,26 @@ class FlowEstimator:
         if "hidden" in arrays:
             hidden, flow = (torch.from_numpy(arrays[name])[None].to(self.model.device) for name in ("hidden", "flow"))
             self._state = hidden.to(encoded.encoding.context.dtype), flow
+
+    def learnt(self) -> dict[str, Any]:
+        """What was learnt of costs (of single frames, not of batches), and where the processing scale stands: plain
+        values that survive JSON.
+        """
+        stages = {
+            str(pixels): {name: asdict(cost) for name, cost in known.items()}
+            for pixels, known in self._costs.stages.items()
+        }
+        return {"stages": stages, "scales": dict(vars(self._scales))}
+
+    def learn(self, learnt: Mapping[str, Any]) -> None:
+        """Go on with what an estimator with the same model and settings had ``learnt``."""
+        self._costs = CostModel(
+            {
+                int(pixels): {name: RunningCost(**cost) for name, cost in known.items()}
+                for pixels, known in learnt["stages"].items()
+            }
+        )
+        vars(self._scales).update(learnt["scales"])
 
     # The steps of an update, taken by ``together``.
 
