@@ -236,8 +236,8 @@ def override_options(node: Node, topic: str) -> QoSOverridingOptions:
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
     """When a message arrived, on the clock of `monotonic_ns`, from the wall-clock time at which the middleware got it.
 
-    A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS) give 0
-    for the time, and the wall clock may be set between the two readings.
+    A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS of ROS
+    Humble) give 0 for the time, and the wall clock may be set between the two readings.
     """
     waited_ns = wall_ns - received_ns
     believed = received_ns > 0 and 0 <= waited_ns <= MAX_WAIT_NS
