@@ -69,10 +69,12 @@ def running_node(
     with Children(folder / "logs") as children:
         children.start("flow_node", "deq_flow_ros.ros.flow_node", arguments)
         rclpy.init()
-        client = NodeClient()
-        yield client, children
-        client.destroy_node()
-        rclpy.shutdown()
+        try:
+            client = NodeClient()
+            yield client, children
+            client.destroy_node()
+        finally:
+            rclpy.shutdown()
         children.stop("flow_node", timeout_s=20.0)
         log = children.log("flow_node").read_text()
         assert log.count("a callback failed") == failures, log

@@ -36,14 +36,18 @@ def configured_node(*parameters: str) -> Iterator[FlowNode]:
     before = torch.get_num_threads(), cv2.getNumThreads()
     quick = ("warm_up_width:=0", "warm_up_height:=0", "latency_budget_ms:=0.0", "max_iterations:=1")
     rclpy.init(args=["--ros-args", *(word for value in (*quick, *parameters) for word in ("-p", value))])
-    node = FlowNode()
-    node.trigger_configure()
-    yield node
-    node.close()
-    node.destroy_node()
-    rclpy.shutdown()
-    torch.set_num_threads(before[0])
-    cv2.setNumThreads(before[1])
+    try:
+        node = FlowNode()
+        node.trigger_configure()
+        try:
+            yield node
+        finally:
+            node.close()
+            node.destroy_node()
+    finally:
+        rclpy.shutdown()
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 @pytest.fixture

@@ -160,6 +160,7 @@ class Run:
 
     def _save_batch(self, clip: Clip) -> Path:
         path = self.out / f"not_finite_step_{self.step}_rank_{self.processes.rank}.pt"
+        self.out.mkdir(parents=True, exist_ok=True)  # of another machine than that of rank 0
         content = {name: tensor.cpu() for name, tensor in vars(clip).items() if tensor is not None}
         write_checkpoint({"step": self.step, "model": self.model.state_dict(), **content}, path)
         return path
