@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -43,10 +43,10 @@ class Estimator(Protocol):
     def restore(self, arrays: Mapping[str, np.ndarray], reset_reason: str | None) -> None:
         """Go on from a snapshot."""
 
-    def learnt(self) -> dict[str, Any]:
+    def learnt(self) -> bytes:
         """What was learnt of costs."""
 
-    def learn(self, learnt: Mapping[str, Any]) -> None:
+    def learn(self, learnt: bytes) -> None:
         """Go on with what was learnt."""
 
 
@@ -114,11 +114,11 @@ class ClassicalEstimator:
             image = arrays["image2"]
             self._previous = image, Seen.of(image, int(arrays["stamp2_ns"]))
 
-    def learnt(self) -> dict[str, Any]:
+    def learnt(self) -> bytes:
         """There is nothing to learn."""
-        return {}
+        return b""
 
-    def learn(self, learnt: Mapping[str, Any]) -> None:
+    def learn(self, learnt: bytes) -> None:
         """There is nothing to learn."""
 
 

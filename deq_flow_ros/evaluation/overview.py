@@ -17,7 +17,7 @@ from urllib.parse import quote
 from rich.table import Table
 
 from deq_flow_ros.evaluation.folder import has_begun
-from deq_flow_ros.evaluation.headline import COMPARISON, Figure, error_measure, number, percent
+from deq_flow_ros.evaluation.headline import Figure, comparison, error_measure, number, percent
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.page import html_page, items, text, tiles
 from deq_flow_ros.evaluation.report import METRICS, REPORT
@@ -28,6 +28,11 @@ INDEX, ROWS = "index.html", "recordings.json"
 """Names of the results in their folder."""
 COMPLETE, INTERRUPTED, UNFINISHED, FAILED, TO_DO = "complete", "interrupted", "unfinished", "failed", "to do"
 """States of a recording; an unfinished one is being evaluated, or its process was killed."""
+SHOWN = (
+    "epe_visible_px", "epe_px", "epe_still_px", "fl_percent", "photometric", "photometric_still", "consistency_px",
+    "flicker_px",
+)  # fmt: skip
+"""Measures in the table, as far as any recording has them."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,8 @@ def _problems(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{_name(row)}: {text(problem)}"
         for row in rows
         for problem in (
-            *(["failed, no results"] if row["state"] == FAILED else []),
             *(["interrupted; --resume goes on with it"] if row["state"] == INTERRUPTED else []),
-            *row.get("problems", ()),
+            *(f"failed: {why}" if row["state"] == FAILED else why for why in row.get("problems", ())),
         )
     ]
     return f"<section class='bad'><b>To be known first</b><ul>{items(found)}</ul></section>" if found else ""
@@ -157,7 +161,8 @@ def _cells(main: Mapping[str, Any]) -> dict[str, str]:
         "late": percent(main["deadline_miss_share"]),
         "iterations, median": number(iterations["median"] or None, 0),
     }
-    for name, measure in MEASURES.items():
+    for name in SHOWN:
+        measure = MEASURES[name]
         mean = main["measures"].get(name, {}).get("mean")
         cells[f"{measure.title} [{measure.unit}]"] = number(mean, 3 if measure.unit == "px" else 2)
     return cells
@@ -174,7 +179,7 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         shown = cells.get(row["results"])
         values = (
-            f"<td class='none' colspan='{len(headings)}'></td>"
+            f"<td class='reason' colspan='{len(headings)}'>{text('; '.join(row.get('problems', ())))}</td>"
             if shown is None
             else items((text(shown[heading]) for heading in headings), "td")
         )
@@ -183,25 +188,22 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Of each figure that settings are compared by, a table of recordings and settings."""
+    """A table of recordings and settings for each figure in which one setting is better than another."""
     compared = [row for row in rows if len(row.get("settings", ())) > 1]
-    if not compared:
+    lines: dict[str, list[str]] = {}
+    tell: set[str] = set()
+    for row in compared:
+        for title, shown, best in comparison(row):
+            cells = (f"<td{' class=best' if n in best else ''}>{text(value)}</td>" for n, value in enumerate(shown))
+            lines.setdefault(title, []).append(f"<tr><th>{_name(row)}</th>{''.join(cells)}</tr>")
+            tell |= {title} if best else set()
+    if not tell:
         return ""
-    names = list(dict.fromkeys(figures["name"] for row in compared for figures in row["settings"]))
-    tables = []
-    for column, title, unit, digits in COMPARISON:
-        lines = []
-        for row in compared:
-            means = row["comparison"]["means"]
-            shown = [number(means.get(name, {}).get(column), digits) for name in names]
-            if any(value != number(None) for value in shown):
-                lines.append(f"<tr><th>{_name(row)}</th>{items(map(text, shown), 'td')}</tr>")
-        if lines:
-            heading = f"<h3>{text(f'{title} [{unit}]' if unit else title)}</h3>"
-            tables.append(heading + _wide(f"<th></th>{items(map(text, names), 'th')}", lines))
+    head = "<th></th>" + items((text(figures["name"]) for figures in compared[0]["settings"]), "th")
+    tables = [f"<h3>{text(title)}</h3>{_wide(head, shown)}" for title, shown in lines.items() if title in tell]
     return (
-        "<section><h2>Settings compared</h2><p>Means over the pairs of a recording for which every setting gave flow."
-        f"</p>{''.join(tables)}</section>"
+        "<section><h2>Settings compared</h2><p>Means over the pairs of a recording for which every setting gave flow; "
+        f"the best is bold.</p>{''.join(tables)}</section>"
     )
 
 

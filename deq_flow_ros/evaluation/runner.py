@@ -176,7 +176,7 @@ class Lane:
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """What is needed to go on with the next frame as if nothing had happened."""
-        learnt = {"learnt": np.array(json.dumps(self._estimator.learnt()))}
+        learnt = {"learnt": np.frombuffer(self._estimator.learnt(), np.uint8)}
         if self._previous is None:
             return learnt
         stream = {name: value for name, value in self._estimator.snapshot().items() if not name.startswith("start_")}
@@ -192,7 +192,7 @@ class Lane:
             self._estimator.restore(arrays, str(arrays["reset_reason"]) or None)
             self._previous = Shot.of_arrays(part(arrays, "previous"))
         if "learnt" in arrays:
-            self._estimator.learn(json.loads(str(arrays["learnt"])))
+            self._estimator.learn(arrays["learnt"].tobytes())
         if "last_flow" in arrays:
             fields = PairFields(
                 arrays["last_image1"], arrays["image2"], arrays["last_flow"], direction=self.setting.direction

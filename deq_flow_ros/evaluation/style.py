@@ -30,8 +30,10 @@ th { font-weight: 500; color: var(--muted); } td { overflow-wrap: anywhere; font
 .compared td, .compared tr:first-child th { text-align: right; white-space: nowrap; padding: .25rem .4rem; }
 .compared tr:first-child th { color: var(--ink); font-weight: 600; } .compared .best { font-weight: 700; }
 .recordings th:first-child { position: sticky; left: 0; background: var(--paper); padding-right: .8rem; }
-.recordings th:first-child { max-width: 11rem; overflow-wrap: anywhere; }
-.recordings tr:first-child th { white-space: normal; vertical-align: bottom; } .recordings .state { text-align: left; }
+.recordings th:first-child { min-width: 7rem; overflow-wrap: anywhere; }
+.recordings tr:first-child th { white-space: normal; vertical-align: bottom; }
+.recordings tr .state, .recordings tr:first-child .state, .recordings .reason { text-align: left; }
+.recordings .reason { white-space: normal; }
 a { color: var(--c1); }
 .stages { max-width: 40rem; } .stages td { white-space: nowrap; } .stages .bar { width: 70%; padding: .45rem 0; }
 .bar i { display: block; height: .8rem; background: var(--c1); border-radius: 2px; }

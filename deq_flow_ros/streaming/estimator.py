@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,7 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Prepared, rescale
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.continuity import Seen
-from deq_flow_ros.streaming.costs import (
-    CostModel,
-    RunningCost,
-    ScaleController,
-    StageClock,
-    number_of_pixels,
-    scaled_size,
-)
+from deq_flow_ros.streaming.costs import CostModel, ScaleController, StageClock, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.frames import EncodedImage, encode_images, sample
 from deq_flow_ros.streaming.pairs import Pair, SolvedPairs
 from deq_flow_ros.streaming.result import FlowInfo, FlowResult
@@ -54,6 +49,15 @@ class _Solved:
     earlier_image: np.ndarray
     earlier_stamp_ns: int
     start: State
+
+
+class _LearntUnpickler(pickle.Unpickler):
+    """Knows nothing but what is learnt: a file may come from anywhere, and pickles can do anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == CostModel.__module__ or (module, name) == ("collections", "deque"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"expected what an estimator has learnt, got {module}.{name}")
 
 
 class FlowEstimator:
@@ -203,25 +207,16 @@ class FlowEstimator:
             hidden, flow = (torch.from_numpy(arrays[name])[None].to(self.model.device) for name in ("hidden", "flow"))
             self._state = hidden.to(encoded.encoding.context.dtype), flow
 
-    def learnt(self) -> dict[str, Any]:
-        """What was learnt of costs (of single frames, not of batches), and where the processing scale stands: plain
-        values that survive JSON.
-        """
-        stages = {
-            str(pixels): {name: asdict(cost) for name, cost in known.items()}
-            for pixels, known in self._costs.stages.items()
-        }
-        return {"stages": stages, "scales": dict(vars(self._scales))}
+    def learnt(self) -> bytes:
+        """What was learnt of costs, and where the processing scale stands; for ``learn``, of this version only."""
+        return pickle.dumps((self._costs, self._scales))
 
-    def learn(self, learnt: Mapping[str, Any]) -> None:
-        """Go on with what an estimator with the same model and settings had ``learnt``."""
-        self._costs = CostModel(
-            {
-                int(pixels): {name: RunningCost(**cost) for name, cost in known.items()}
-                for pixels, known in learnt["stages"].items()
-            }
-        )
-        vars(self._scales).update(learnt["scales"])
+    def learn(self, learnt: bytes) -> None:
+        """Go on with what an estimator with the same model and settings had ``learnt``.
+
+        :raises pickle.UnpicklingError: if it is anything else.
+        """
+        self._costs, self._scales = _LearntUnpickler(io.BytesIO(learnt)).load()
 
     # The steps of an update, taken by ``together``.
 
