@@ -32,7 +32,7 @@ from benchmarks.report import write_json
 from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
 from benchmarks.sequences import read_frames
 from benchmarks.timeline import draw_timeline
-from benchmarks.turns import nearest_stream, summarise, take_turns, tensor_mib
+from benchmarks.turns import NEAR_PX, computing_in, nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.evaluation.provenance import machine, peak_memory_mb
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.scene import Scene, SceneSettings
@@ -164,16 +164,20 @@ def run(
     unrolled: dict[str, Method] = {f"unrolled, {n}": Unrolled(model, n) for n in UNROLLED}
     pairwise: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
     methods = {**streams, **unrolled, **opencv(), **pairwise}
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), console.status("") as status:
+    if dtype != torch.float32:
+        methods["float32, 60"] = methods[f"pairwise, {PAIRWISE[-1]}"]
+    with console.status("") as status:
         status.update("memory")
         short: tuple[Method, ...] = (Streamed(model, 1), Unrolled(model, 1), Pairwise(released, 1))
-        memory = {kind: tensor_mib(method, frames, device) for kind, method in zip(KINDS, short, strict=True)}
+        with computing_in(dtype, device):
+            memory = {kind: tensor_mib(method, frames, device) for kind, method in zip(KINDS, short, strict=True)}
         status.update("latency")
-        samples = take_turns(methods, frames, options.warm_up, options.every, device)
+        samples = take_turns(methods, frames, options.warm_up, options.every, device, dtype)
         status.update("roofline")
         ours = nearest_stream(samples, methods)
         rows, iterations = summarise(samples, methods, ours), methods[ours].iterations
-        works, peaks = stage_work(model, frames[0], frames[1], iterations), measure_peaks(device, dtype)
+        with computing_in(dtype, device):
+            works, peaks = stage_work(model, frames[0], frames[1], iterations), measure_peaks(device, dtype)
     return {
         "input": options.input or "rendered drive", "model": options.model or options.size,
         "trained": is_trained(options), "dtype": options.dtype, "height": options.height, "width": options.width,
@@ -194,6 +198,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{report['device']}; process at most {report['process_peak_mb']:.0f} MB",
         highlight=False,
     )
+    if not report["methods"][report["ours"]]["rms_px"] <= NEAR_PX:
+        console.print(f"no stream is within {NEAR_PX:g} px RMS of the reference: the nearest one is compared with")
     if not report["trained"]:
         console.print(f"no weights of {report['model']} ship, these are untrained: the distances mean nothing")
     for name, row in report["methods"].items():

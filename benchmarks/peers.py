@@ -260,7 +260,7 @@ def _to_tensors(
 
 
 def _to_array(flow: Tensor, padding: tuple[int, int, int, int]) -> np.ndarray:
-    return np.ascontiguousarray(crop(flow, padding)[0].permute(1, 2, 0).cpu().numpy())
+    return np.ascontiguousarray(crop(flow, padding)[0].permute(1, 2, 0).float().cpu().numpy())
 
 
 def opencv() -> dict[str, Method]:

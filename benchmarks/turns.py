@@ -46,14 +46,25 @@ class Samples:
         return float(np.sqrt(np.mean(self.squares))) if self.squares else float("nan")
 
 
+def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Convolutions and matrix products compute in it."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def take_turns(
-    methods: Mapping[str, Method], frames: Sequence[np.ndarray], warm_up: int, every: int, device: torch.device
+    methods: Mapping[str, Method],
+    frames: Sequence[np.ndarray],
+    warm_up: int,
+    every: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Samples]:
     """Let every method have each pair of frames, (H, W, 3) uint8 RGB; another one begins each time.
 
-    :param methods: by name; the last is the reference for distances.
+    :param methods: by name; the last is the reference for distances, always in float32.
     :param warm_up: pairs at the begin that do not count, at least 1.
     :param every: only streams get all pairs, the others each so-many-th.
+    :param dtype: in which convolutions and matrix products compute.
     """
     samples = {name: Samples() for name in methods}
     reference = list(methods)[-1]
@@ -65,7 +76,8 @@ def take_turns(
         first = pair % len(turns)
         flows: dict[str, np.ndarray] = {}
         for name in turns[first:] + turns[:first]:
-            flow, latency_ms, ahead_ms = _one_turn(methods[name], earlier, later, pair * STEP_NS, device)
+            with computing_in(torch.float32 if name == reference else dtype, device):
+                flow, latency_ms, ahead_ms = _one_turn(methods[name], earlier, later, pair * STEP_NS, device)
             if counted >= 0 and flow is None:
                 samples[name].resets += 1
             elif counted >= 0 and flow is not None:
