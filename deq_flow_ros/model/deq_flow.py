@@ -202,7 +202,7 @@ class DEQFlow(nn.Module):
         """Flow of a state at full resolution, (B, 2, H, W) px."""
         hidden, flow = state
         # The released models scale the logits so, to balance gradients: part of what their weights mean.
-        return convex_upsample(flow, 0.25 * self.mask(hidden).float())
+        return convex_upsample(flow, self.mask(hidden).float().mul_(0.25))
 
     def upsample_residual(self, solution: Solution) -> Tensor:
         """Length of the last update per pixel, (B, 1, H, W) px; NaN where no iteration was made."""

@@ -48,9 +48,9 @@ class ResidualBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride), norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu((x if self.downsample is None else self.downsample(x)) + y)
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = F.relu(self.norm2(self.conv2(y)), inplace=True)
+        return F.relu((x if self.downsample is None else self.downsample(x)) + y, inplace=True)
 
 
 class ResidualEncoder(nn.Module):
@@ -67,7 +67,7 @@ class ResidualEncoder(nn.Module):
 
     def stem(self, image: Tensor) -> Tensor:
         """To 1/2 of the resolution."""
-        return F.relu(self.norm1(self.conv1(image)))
+        return F.relu(self.norm1(self.conv1(image)), inplace=True)
 
     def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
         return self.conv2(run_parts(self, (self.stem, *self.layer1, *self.layer2, *self.layer3), image, recompute))
@@ -89,7 +89,7 @@ class SeparateEncoders(nn.Module):
         self.cnet = ResidualEncoder(context_dim, nn.BatchNorm2d)
 
     def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
-        return Encoding(self.fnet(image, recompute), F.relu(self.cnet(image, recompute)))
+        return Encoding(self.fnet(image, recompute), F.relu(self.cnet(image, recompute), inplace=True))
 
 
 class SharedEncoder(nn.Module):
@@ -112,8 +112,8 @@ class SharedEncoder(nn.Module):
 
     def stem(self, image: Tensor) -> Tensor:
         """To 1/2 of the resolution."""
-        return F.relu(self.norm1(self.conv1(image)))
+        return F.relu(self.norm1(self.conv1(image)), inplace=True)
 
     def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
         x = run_parts(self, (self.stem, *self.layer1, *self.layer2), image, recompute)
-        return Encoding(self.features(x), F.relu(self.context(x)))
+        return Encoding(self.features(x), F.relu(self.context(x), inplace=True))

@@ -81,9 +81,9 @@ class SeparableConvGRU(nn.Module):
     def forward(self, hidden: Tensor, motion: Tensor, gates: list[Gates]) -> Tensor:
         for gate in gates:
             zr = F.conv2d(torch.cat((hidden, motion), 1), gate.weight_zr, padding=gate.padding)
-            z, r = torch.sigmoid(zr + gate.context_zr).chunk(2, 1)
+            z, r = zr.add_(gate.context_zr).sigmoid_().chunk(2, 1)
             q = F.conv2d(torch.cat((r * hidden, motion), 1), gate.weight_q, padding=gate.padding)
-            hidden = hidden + z * (torch.tanh(q + gate.context_q) - hidden)
+            hidden = hidden + z * (q.add_(gate.context_q).tanh_() - hidden)
         return hidden
 
 
