@@ -55,8 +55,12 @@ class _LearntUnpickler(pickle.Unpickler):
     """Knows nothing but what is learnt: a file may come from anywhere, and pickles can do anything."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == CostModel.__module__ or (module, name) == ("collections", "deque"):
+        if (module, name) == ("collections", "deque"):
             return super().find_class(module, name)
+        if module in (CostModel.__module__, ScaleController.__module__):
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:  # not what is merely imported there
+                return found
         raise pickle.UnpicklingError(f"expected what an estimator has learnt, got {module}.{name}")
 
 
