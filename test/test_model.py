@@ -103,6 +103,16 @@ def test_lookups_of_both_kinds_are_the_same(size: tuple[int, int]) -> None:
     assert got.stride() == expected.stride()
 
 
+def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a GPU gathers, a few cells at a time, where a CPU samples a sparse product; a model moves between them."""
+    monkeypatch.setattr(correlation, "CELLS_AT_ONCE", 7)
+    sources, targets = torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(0)).unbind()
+    index = torch.randint(30, (30, 50), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    expected = (sources @ targets.t() / 24**0.5).gather(1, index.long())
+    for products in (correlation._sampled_products, correlation._gathered_products):
+        torch.testing.assert_close(products(sources, targets, index), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_what_is_not_finite_stays_with_its_cell() -> None:
     """Why: the solver finds a diverged sample by its values; the others of the batch must not be touched by it."""
     features = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -19,10 +19,12 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     torch.sparse_csr_tensor(torch.zeros(2), torch.zeros(0), torch.zeros(0), (1, 1), check_invariants=False)
 
-# Above, the similarities of all pairs are not held on a CPU, however often they would be used.
-MAX_VOLUME_BYTES = 1 << 30
+# Above, the similarities of all pairs are not held, however often they would be used.
+MAX_VOLUME_BYTES = 3 << 29
 # A number of one large matrix product costs about as much less, per channel, as one that is computed alone.
 MATRIX_ADVANTAGE = 1 / 48
+# Of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
+CELLS_AT_ONCE = 2048
 
 
 class Correlation(Protocol):
@@ -48,9 +50,9 @@ def correlate(
     batch, channels, height, width = features1.shape
     cells = height * width
     targets = cells * 4 // 3  # of all levels together
-    if iterations is not None and features1.device.type == "cpu":
+    if iterations is not None:
         looked_up = iterations * levels * (2 * radius + 2) ** 2
-        few = looked_up * channels * MATRIX_ADVANTAGE <= targets
+        few = features1.device.type == "cpu" and looked_up * channels * MATRIX_ADVANTAGE <= targets
         if few or 4 * batch * cells * targets > MAX_VOLUME_BYTES:
             return OnDemandCorrelation(features1, features2, levels, radius)
     return CorrelationPyramid(features1, features2, levels, radius)
@@ -138,13 +140,12 @@ class CorrelationPyramid:
 class OnDemandCorrelation:
     """The values of a ``CorrelationPyramid``, each computed when it is looked up: memory in proportion to the cells.
 
-    Without gradients, in float32, on a CPU. Parameters as there.
+    Without gradients, in float32. Parameters as there.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
         batch, channels, self.height, self.width = features1.shape
         self.radius = radius
-        self._scale = channels**-0.5
         self._sources = _rows(features1.float()).reshape(-1, channels)
         features2 = features2.float()
         maps, sizes, starts = [], [], [0]
@@ -157,33 +158,24 @@ class OnDemandCorrelation:
             sizes.append((width, height))
             starts.append(starts[-1] + maps[-1].shape[1])
         self._targets = torch.cat(maps, 1).reshape(-1, channels)
-        self._sizes = torch.tensor(sizes, dtype=torch.int32).t()  # (2, levels)
+
+        def integers(values: Sequence[object]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=features1.device)
+
+        self._sizes = integers(sizes).t()  # (2, levels)
         self._strides = self._sizes[0, :, None] + 2
-        first = torch.arange(batch, dtype=torch.int32).repeat_interleave(self.height * self.width) * starts[-1]
-        inside = torch.tensor(starts[:-1], dtype=torch.int32)[:, None] + self._strides + 1  # past the border
-        self._first = first[:, None, None] + inside
-        self._level_scale = 0.5 ** torch.arange(levels)
-        self._offsets = torch.arange(-radius, radius + 2, dtype=torch.int32)
+        first = integers(range(batch)).repeat_interleave(self.height * self.width) * starts[-1]
+        # The row of a map's cell at (0, 0), past the border.
+        self._first = first[:, None, None] + integers(starts[:-1])[:, None] + self._strides + 1
+        self._level_scale = 0.5 ** torch.arange(levels, device=features1.device)
+        self._offsets = integers(range(-radius, radius + 2))
         self._grid = _positions(self.height, self.width, features1.device)
-        cells, neighbours = len(self._sources), levels * len(self._offsets) ** 2
-        self._ends = torch.arange(0, cells * neighbours + 1, neighbours, dtype=torch.int32)
-        # A sparse matrix may not hold more values than it has places, whatever the indices are.
-        self._targets = F.pad(self._targets, (0, 0, 0, max(0, neighbours - len(self._targets))))
 
     def lookup(self, flow: Tensor) -> Tensor:
         """See ``Correlation``."""
         index, fraction = self._neighbours(flow)
-        cells, levels, side, _ = index.shape
-        # An inner product per place of a sparse matrix of cells and targets: neither all pairs nor copies of features.
-        places = torch.sparse_csr_tensor(
-            self._ends,
-            index.flatten(),
-            torch.zeros(index.numel()),
-            (cells, len(self._targets)),
-            check_invariants=False,
-        )
-        torch.sparse.sampled_addmm(places, self._sources, self._targets.t(), beta=0.0, alpha=self._scale, out=places)
-        values = places.values().view(cells, levels, side, side)
+        products = _sampled_products if flow.device.type == "cpu" else _gathered_products
+        values = products(self._sources, self._targets, index.flatten(1)).view(index.shape)
         values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])
         values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1, :, None, None])
         return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
@@ -197,6 +189,33 @@ class OnDemandCorrelation:
         near = (base.int()[..., None] + self._offsets).clamp_min(-1).minimum(self._sizes[..., None])
         rows = near[:, 1] * self._strides + self._first
         return near[:, 0, :, :, None] + rows[:, :, None, :], position - base
+
+
+def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """Scaled inner products of each source (N, C) with the targets (M, C) at its row of the index (N, n): (N, n).
+
+    They are the places of a sparse matrix (N, M): no copy of a target is made, unlike by ``_gathered_products``.
+    """
+    cells, neighbours = index.shape
+    # PyTorch lets a sparse matrix hold no more values than it has places, even where an index occurs twice.
+    targets = F.pad(targets, (0, 0, 0, max(0, neighbours - len(targets))))
+    ends = torch.arange(0, index.numel() + 1, neighbours, dtype=index.dtype)
+    values = torch.zeros(index.numel())
+    size = (cells, len(targets))
+    places = torch.sparse_csr_tensor(ends, index.flatten(), values, size, check_invariants=False)
+    scale = sources.shape[1] ** -0.5
+    torch.sparse.sampled_addmm(places, sources, targets.t(), beta=0.0, alpha=scale, out=places)
+    return places.values().view(cells, neighbours)
+
+
+def _gathered_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """The same on any device: the targets are copied, for so many cells at a time."""
+    scaled = sources[:, :, None] * sources.shape[1] ** -0.5
+    parts = [
+        torch.bmm(targets[rows.long()], some).squeeze(2)
+        for rows, some in zip(index.split(CELLS_AT_ONCE), scaled.split(CELLS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def _rows(features: Tensor) -> Tensor:
