@@ -80,7 +80,7 @@ class CameraStream:
         self.prefix = f"~/{name}/" if name else "~/"
         self.health = CameraHealth(node.resolve_topic_name(f"{self.prefix}image"))
         self.health.idle = "the node is not active"
-        self.estimator = FlowEstimator(model, **_estimator_settings(settings))
+        self.estimator = FlowEstimator(model, **settings.of_estimator())
         self.last_arrival_ns = 0
         self.last_shape: tuple[int, int] | None = None
         self._node = node
@@ -244,7 +244,7 @@ class CameraStream:
         """Take over what other threads have asked for since the last frame: settings, a reset."""
         settings, before = self._settings, self._applied
         if settings is not before:
-            self.estimator.change(**_estimator_settings(settings))
+            self.estimator.change(**settings.of_estimator())
             self._accounts.direction = settings.direction
             self._applied = settings
         if settings.roi != before.roi:  # another part of the image, perhaps of the same size
@@ -323,18 +323,6 @@ class CameraStream:
             self._statistics.publish(account)
         except Exception as error:  # one account that is lost must end neither the worker nor the executor
             self._logger.error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
-
-
-def _estimator_settings(settings: Settings) -> dict[str, Any]:
-    return {
-        "latency_budget_ms": settings.latency_budget_ms or None,
-        "max_iterations": settings.max_iterations,
-        "tolerance_px": settings.tolerance_px or None,
-        "direction": settings.direction,
-        "min_scale": settings.min_scale,
-        "max_scale": settings.max_scale,
-        "max_gap_ms": settings.max_gap_ms,
-    }
 
 
 def _region(rgb: np.ndarray, roi: tuple[int, ...]) -> np.ndarray:

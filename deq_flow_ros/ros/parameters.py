@@ -231,6 +231,18 @@ class Settings:
         """Number of threads that `threads` stands for."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
+    def of_estimator(self) -> dict[str, Any]:
+        """The settings of `FlowEstimator`, for which "none" is None instead of 0."""
+        return {
+            "latency_budget_ms": self.latency_budget_ms or None,
+            "max_iterations": self.max_iterations,
+            "tolerance_px": self.tolerance_px or None,
+            "direction": self.direction,
+            "min_scale": self.min_scale,
+            "max_scale": self.max_scale,
+            "max_gap_ms": self.max_gap_ms,
+        }
+
 
 LIVE = frozenset(field.name for field in dataclasses.fields(Settings) if field.metadata["live"])
 """Names of the parameters that may change while the node is configured."""
