@@ -23,6 +23,7 @@ from deq_flow_ros.evaluation.output_bag import (
 )
 from deq_flow_ros.evaluation.results import FrameRecord, PairFields
 from deq_flow_ros.evaluation.runner import Done, Shot
+from deq_flow_ros.streaming import FlowInfo
 
 make_reader = pytest.importorskip("mcap.reader").make_reader
 StreamReader = pytest.importorskip("mcap.stream_reader").StreamReader
@@ -43,8 +44,12 @@ def done(number: int) -> Done:
     shot = Shot(number, stamp, stamp + 7, "eye", image)
     if number == 0:
         return Done(shot, FrameRecord(0, stamp, "first", "start"))
-    record = FrameRecord(number, stamp, "processed", previous_stamp_ns=stamp - STEP_NS, iterations=3)
-    return Done(shot, record, PairFields(image, image, flow(number), np.ones((6, 8), np.float32)))
+    info = FlowInfo(
+        stamp, stamp - STEP_NS, "forward", iterations=3, stop_reason="converged", warm=True, residual_px=0.1,
+        reset_reason=None, scale=1.0, stage_ms={"solve": 2.5}, latency_ms=3.0, budget_ms=None,
+    )  # fmt: skip
+    record = FrameRecord.of_flow(number, info, {"photometric": 1.5})
+    return Done(shot, record, PairFields(image, image, flow(number), np.ones((6, 8), np.float32)), info)
 
 
 @pytest.fixture(scope="module", params=["mcap", "sqlite3"])
@@ -118,7 +123,11 @@ def test_every_message_is_what_ros_reads(bag: Path) -> None:
             assert (message.encoding, message.height, message.width, message.step) == ("32FC2", 6, 8, 64)
             assert bytes(message.data) == flow(number).tobytes() and message.header.frame_id == "eye"
         if topic == STATISTICS_TOPIC:
-            assert message.status[0].values[0].value == ("first" if number == 0 else "processed")
+            values = {pair.key: pair.value for pair in message.status[0].values}
+            assert values["outcome"] == ("first" if number == 0 else "processed")
+            if number:
+                assert values["image1_stamp_ns"] == str(stamp - STEP_NS) and values["direction"] == "forward"
+                assert (values["stage_solve_ms"], values["warm"], values["photometric"]) == ("2.500", "true", "1.5")
     assert counts == COUNTS
 
 

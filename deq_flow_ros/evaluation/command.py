@@ -22,9 +22,9 @@ from rich.table import Table
 
 from deq_flow_ros.evaluation.folder import OccupiedError
 from deq_flow_ros.evaluation.headline import terminal_rows
-from deq_flow_ros.evaluation.overview import INDEX, Assignment, check_place, terminal_table, write_overview
+from deq_flow_ros.evaluation.overview import INDEX, Assignment, check_place, is_done, terminal_table, write_overview
 from deq_flow_ros.evaluation.progress import Progress
-from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
+from deq_flow_ros.evaluation.recordings import device_of, find_recordings, processes, share
 from deq_flow_ros.evaluation.report import METRICS, write_outputs
 from deq_flow_ros.evaluation.runner import deterministic, load_models
 from deq_flow_ros.evaluation.session import Models, Plan, Session
@@ -216,16 +216,22 @@ def _evaluate_all(
             recording.forget_failure()
         except MediaError as error:
             console.print(f"evaluate_bag: {error}", style="red")
-            if not isinstance(error, OccupiedError):  # what is there is as good as before
+            if isinstance(error, OccupiedError):  # what is there is as good as before
+                got = 2
+            else:
                 recording.note_failure(str(error))
-            got = 1
+                got = 1
         rows = write_overview(options.out, assignments)
         status = max(status, got)
         if got == 130:
             break
     console.print(terminal_table(rows))
     console.print(f"{options.out / INDEX} leads to all of them")
-    return status
+    # torchrun ends all processes as soon as one fails. So that none is ended in mid-work, it is the last one to end
+    # that says whether something is wrong, with whichever recording.
+    if status > 1 or processes()[1] == 1:
+        return status
+    return 1 if all(is_done(row) for row in rows) and any(row["problems"] for row in rows) else 0
 
 
 def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:

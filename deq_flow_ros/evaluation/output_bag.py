@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from deq_flow_ros.evaluation.results import PROCESSED, FrameRecord, write_text
+from deq_flow_ros.evaluation.results import write_text
 from deq_flow_ros.evaluation.runner import Done
 from deq_flow_ros.media.bags import BagWriter
 from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.media.flow_recording import pair_values
 from deq_flow_ros.media.frame import Frame, MediaError
 
 IMAGE_TOPIC = "/camera/image_raw"
@@ -69,7 +70,7 @@ class FlowBag:
         writer, shot, fields = self._writer, done.shot, done.fields
         if self._images and shot.image is not None:
             writer.write_frame(IMAGE_TOPIC, _frame(shot.image, "rgb8", shot.stamp_ns, shot.record_ns, shot.frame_id))
-        writer.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account(done.record), shot.stamp_ns, shot.record_ns)
+        writer.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account(done), shot.stamp_ns, shot.record_ns)
         if fields is None:
             return
         forward = fields.direction == "forward"
@@ -127,24 +128,13 @@ def joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def account(record: FrameRecord) -> dict[str, str]:
-    """A record with the keys of the node's statistics."""
+def account(done: Done) -> dict[str, str]:
+    """What the node would say of a frame, and the measures."""
+    record = done.record
     values = {"outcome": record.outcome, "reason": record.reason, "image2_stamp_ns": str(record.stamp_ns)}
-    if record.outcome != PROCESSED:
-        return values
-    return values | {
-        "image1_stamp_ns": str(record.previous_stamp_ns),
-        "iterations": str(record.iterations),
-        "stop_reason": record.stop_reason,
-        "warm": str(record.warm).lower(),
-        "residual_px": f"{record.residual_px:.6g}",
-        "reset_reason": record.reset_reason,
-        "scale": f"{record.scale:.6g}",
-        "latency_ms": f"{record.latency_ms:.3f}",
-        "over_budget": str(record.over_budget).lower(),
-        **{f"stage_{name}_ms": f"{value:.3f}" for name, value in record.stage_ms.items()},
-        **{name: f"{value:.6g}" for name, value in record.measures.items()},
-    }
+    if done.info is not None:
+        values |= pair_values(done.info, record.stage_ms)
+    return values | {name: f"{value:.6g}" for name, value in record.measures.items()}
 
 
 def _frame(array: np.ndarray, encoding: str, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:

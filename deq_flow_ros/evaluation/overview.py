@@ -70,6 +70,11 @@ class Assignment:
         }
 
 
+def is_done(row: Mapping[str, Any]) -> bool:
+    """Whether no process works on the recording any more, or still has to."""
+    return row["state"] in (COMPLETE, FAILED)
+
+
 def check_place(out: Path) -> None:
     """Raises `MediaError` where an overview would replace a page of somebody else."""
     if (out / INDEX).exists() and not (out / ROWS).exists():

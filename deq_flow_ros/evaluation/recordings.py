@@ -54,8 +54,17 @@ def _is_recording(folder: Path) -> bool:
 def share(items: Sequence[T], environment: Mapping[str, str] = os.environ) -> list[T]:
     """Those of this process, where `torchrun` started several; all of them where it did not.
 
-    Nothing is exchanged between the processes, so they may run on any machines, even one after the other. Raises
-    `MediaError` for an environment that makes no sense.
+    Nothing is exchanged between the processes, so they may run on any machines, even one after the other. Raises what
+    `processes` does.
+    """
+    rank, count = processes(environment)
+    return list(items[rank::count])
+
+
+def processes(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The number of this process, and how many `torchrun` started; (0, 1) where it did not.
+
+    Raises `MediaError` for an environment that makes no sense.
     """
     try:
         rank, count = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
@@ -64,7 +73,7 @@ def share(items: Sequence[T], environment: Mapping[str, str] = os.environ) -> li
     except ValueError:
         got = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE")}
         raise MediaError(f"expected RANK from 0 to WORLD_SIZE - 1, as torchrun sets them, got {got}") from None
-    return list(items[rank::count])
+    return rank, count
 
 
 def device_of(device: str, environment: Mapping[str, str] = os.environ) -> str:

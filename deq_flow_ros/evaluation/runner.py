@@ -21,7 +21,7 @@ from deq_flow_ros.evaluation.truth import Truth
 from deq_flow_ros.media.encodings import EncodingError, to_rgb
 from deq_flow_ros.media.frame import Frame
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming import FlowResult
+from deq_flow_ros.streaming import FlowInfo, FlowResult
 from deq_flow_ros.streaming.clock import Clock
 
 SUPERSEDED = "superseded by a newer frame"
@@ -73,11 +73,12 @@ class Shot:
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """What became of a frame; with `fields` where it gave flow."""
+    """What became of a frame; with `fields` and `info` where it gave flow."""
 
     shot: Shot
     record: FrameRecord
     fields: PairFields | None = None
+    info: FlowInfo | None = None
 
 
 class Backward:
@@ -153,7 +154,7 @@ class Lane:
             measures = measure(fields, self._fields_before(result.info.previous_stamp_ns))
         self._last = result.info.stamp_ns, fields
         info = replace(result.info, stage_ms={"convert": shot.convert_ms, **result.info.stage_ms})
-        return Done(shot, FrameRecord.of_flow(shot.index, info, measures), fields)
+        return Done(shot, FrameRecord.of_flow(shot.index, info, measures), fields, info)
 
     def _fields_before(self, stamp_ns: int) -> PairFields | None:
         return self._last[1] if self._last is not None and self._last[0] == stamp_ns else None

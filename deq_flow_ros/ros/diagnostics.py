@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
+from deq_flow_ros.media.flow_recording import pair_values
 from deq_flow_ros.ros.convert import stamp_to_ns
 from deq_flow_ros.ros.health import CameraHealth
 
@@ -91,22 +92,7 @@ class FrameAccounts:
             level, message = DiagnosticStatus.WARN, f"over the budget of {info.budget_ms:g} ms: {message}"
         if info.stop_reason == "diverged":
             level, message = DiagnosticStatus.ERROR, f"the solver diverged: {message}"
-        values = {
-            "image1_stamp_ns": str(info.previous_stamp_ns),
-            "direction": info.direction,
-            "iterations": str(info.iterations),
-            "stop_reason": info.stop_reason,
-            "warm": _boolean(info.warm),
-            "residual_px": f"{info.residual_px:.6g}",
-            "reset_reason": info.reset_reason or "",
-            "scale": f"{info.scale:.6g}",
-            "latency_ms": f"{info.latency_ms:.3f}",
-            "latency_from": latency_from,
-            "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
-            "over_budget": _boolean(info.over_budget),
-            "starved": _boolean(info.starved),
-            **{f"stage_{name}_ms": f"{value:.3f}" for name, value in {**info.stage_ms, **stage_ms}.items()},
-        }
+        values = pair_values(info, {**info.stage_ms, **stage_ms}) | {"latency_from": latency_from}
         return self._account(header, "processed", message, values, age_ms, level)
 
     def _feed(
@@ -146,7 +132,3 @@ class FrameAccounts:
         status = DiagnosticStatus(level=level, name=name, hardware_id=self._device, message=message)
         status.values = [KeyValue(key=key, value=value) for key, value in pairs.items()]
         return DiagnosticArray(header=header, status=[status])
-
-
-def _boolean(value: bool) -> str:
-    return "true" if value else "false"
