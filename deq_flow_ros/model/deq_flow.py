@@ -20,6 +20,8 @@ from deq_flow_ros.model.weight_norm import fold_weight_norm
 
 MIN_SIDE = 16
 MIN_COARSE_SIDE = 64
+# Of an image, for inference in a few GB at most; the second where something is held of all pairs of cells.
+MAX_PIXELS, MAX_PIXELS_ALL_PAIRS = 1 << 22, 1 << 20
 
 
 def update_px(z: State, fz: State) -> Tensor:
@@ -113,6 +115,11 @@ class DEQFlow(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    @property
+    def max_pixels(self) -> int:
+        """Pixels of the largest image that a stream is to be processed at: memory grows with them."""
+        return MAX_PIXELS_ALL_PAIRS if getattr(self.update_block, "all_pairs", False) else MAX_PIXELS
 
     def folded(self) -> DEQFlow:
         """The same function without weight normalisation, for inference: a new model, or this one if it has none."""

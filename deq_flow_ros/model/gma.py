@@ -64,7 +64,11 @@ class GmaUpdate(nn.Module):
     """``RaftUpdate``, whose GRU sees the aggregated motion features as well.
 
     The attention of a pair takes (H / 8 * W / 8)**2 numbers per image: 92 MB in float32 for 640x480 px.
+
+    :ivar all_pairs: that it does, for ``DEQFlow.max_pixels``.
     """
+
+    all_pairs = True
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ T = TypeVar("T")
 SCALES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375, 0.0625)
 # Below this short side there is little left to see.
 MIN_SCALED_SIDE = 96
-# Above, the similarities of all pairs of cells, 4 bytes each, take more than 1 GB.
+# Of a processed frame, unless the model allows more: all pairs of their cells, 4 bytes each, take some 1 GB.
 MAX_PIXELS = 1 << 20
 
 
@@ -120,12 +120,15 @@ class ScaleController:
     """Steps the processing scale down when not one iteration fits the budget, and up again when two safely would.
 
     :param min_scale: lowest scale, above 0; frames are not made smaller than ``MIN_SCALED_SIDE``.
-    :param max_scale: highest scale, at least ``min_scale``; frames are never processed larger than ``MAX_PIXELS``.
+    :param max_scale: highest scale, at least ``min_scale``; frames are never processed larger than ``max_pixels``.
     :param patience: frames in a row that must leave room before the scale goes up, against flapping.
+    :param max_pixels: of a processed frame, ``DEQFlow.max_pixels``.
     """
 
-    def __init__(self, min_scale: float, max_scale: float = 1.0, patience: int = 15) -> None:
-        self.patience = patience
+    def __init__(
+        self, min_scale: float, max_scale: float = 1.0, patience: int = 15, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.patience, self.max_pixels = patience, max_pixels
         self.scale = max_scale
         self._roomy = 0
         self.limit(min_scale, max_scale)
@@ -137,9 +140,9 @@ class ScaleController:
 
     def ladder(self, height: int, width: int) -> list[float]:
         """The scales for frames of this size, largest first; at least one."""
-        allowed = [s for s in self._scales if height * width * s**2 <= MAX_PIXELS]
+        allowed = [s for s in self._scales if height * width * s**2 <= self.max_pixels]
         if not allowed:
-            return [math.sqrt(MAX_PIXELS / (height * width))]
+            return [math.sqrt(self.max_pixels / (height * width))]
         # Frames that are small already are not made smaller.
         visible = min(1.0, MIN_SCALED_SIDE / min(height, width))
         return [s for s in allowed if s >= visible] or allowed[:1]

@@ -85,7 +85,7 @@ class FlowEstimator:
         self.reset_reason: str | None = "start"
         self._settings = EstimatorSettings().changed(**settings)
         self._costs = CostModel()
-        self._scales = ScaleController(self._settings.min_scale, self._settings.max_scale)
+        self._scales = self._controller(self._settings.min_scale, self._settings.max_scale)
         self._previous: _Previous | None = None
         self._state: State | None = None
         self._start: _Start | None = None
@@ -125,7 +125,7 @@ class FlowEstimator:
                 self._settings = replace(
                     settings, latency_budget_ms=None, tolerance_px=None, max_iterations=min(settings.max_iterations, 4)
                 )
-                self._scales = ScaleController(scale, scale)
+                self._scales = self._controller(scale, scale)
                 for pair in range(4):
                     self.reset("warm-up")
                     self.update(noise, 0)
@@ -221,6 +221,9 @@ class FlowEstimator:
         :raises pickle.UnpicklingError: if it is anything else.
         """
         self._costs, self._scales = _LearntUnpickler(io.BytesIO(learnt)).load()
+
+    def _controller(self, min_scale: float, max_scale: float) -> ScaleController:
+        return ScaleController(min_scale, max_scale, max_pixels=self.model.max_pixels)
 
     # The steps of an update, taken by ``together``.
 
