@@ -10,7 +10,6 @@ from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.costs import CostModel, RunningCost, ScaleController, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.warm_start import carry, forward_warp
 
 
@@ -134,7 +133,7 @@ def test_a_bad_frame_is_refused_and_the_stream_goes_on(model: DEQFlow) -> None:
 def test_the_budget_is_kept_by_stopping_early(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: a deadline is met before, not noticed after: 10 ms of encoding and 4 iterations of 20 ms fit into 100 ms.
 
-    5 ms of them are the reserve, so a frame that has waited 5 ms gets one iteration less.
+    3 ms of them are the reserve, so a frame that has waited 8 ms gets one iteration less.
     """
     clock = Clock(model, monkeypatch)
     estimator = FlowEstimator(model, latency_budget_ms=100, max_iterations=50, tolerance_px=None)
@@ -142,13 +141,13 @@ def test_the_budget_is_kept_by_stopping_early(model: DEQFlow, monkeypatch: pytes
     infos = []
     for i, frame in enumerate(frames(40)):
         arrival_ns = clock.now_ns
-        clock.now_ns += 5_000_000 * (i % 2)  # every other frame waits 5 ms, which the budget includes
+        clock.now_ns += 8_000_000 * (i % 2)  # every other frame waits 8 ms, which the budget includes
         result = estimator.update(frame, i * PERIOD_NS, arrival_ns)
         if result is not None:
             infos.append(result.info)
     assert {info.stop_reason for info in infos} == {"deadline"}
     assert not any(info.over_budget for info in infos)
-    assert {(info.iterations, round(info.latency_ms)) for info in infos[-4:]} == {(4, 90), (3, 75)}
+    assert {(info.iterations, round(info.latency_ms)) for info in infos[-4:]} == {(4, 90), (3, 78)}
 
 
 def test_another_size_starts_with_scaled_costs(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,35 +189,6 @@ def test_a_warm_start_without_time_is_returned_as_it_is(model: DEQFlow, monkeypa
     assert np.isnan(result.residual).all() and np.isnan(result.info.residual_px) and result.info.warm
 
 
-def test_scale_goes_down_at_once_and_up_only_after_patience() -> None:
-    """Why: a late frame is bad, flapping between scales is worse (each change encodes a frame twice)."""
-    costs = CostModel()
-    for _ in range(30):
-        costs.add(480 * 640, {"encode": 20.0, "correlate": 2.0, "solve": 20.0, "upsample": 5.0}, iterations=1)
-    scales = ScaleController(min_scale=0.25, patience=5)
-    assert scales.choose(costs, 60.0, 480, 640) == 1.0
-    assert scales.choose(costs, 30.0, 480, 640) == 0.75
-    assert scales.choose(costs, 5.0, 480, 640) == 0.25
-    assert [scales.choose(costs, 1000.0, 480, 640) for _ in range(5)] == [0.25, 0.25, 0.25, 0.25, 0.375]
-    assert [scales.choose(costs, 1000.0, 480, 640) for _ in range(15)][-1] == 1.0
-
-
-def test_scale_recovers_from_a_busy_time() -> None:
-    """Why: costs of the higher scale are not measured while it is not used; they must not hold it down."""
-    costs, scales = CostModel(), ScaleController(min_scale=0.25, patience=5)
-
-    def frame(load: float) -> float:
-        scale = scales.choose(costs, 88.0, 480, 640)
-        stages = {"encode": 20.0, "correlate": 4.0, "solve": 10.0, "upsample": 6.0}
-        pixels = number_of_pixels(scaled_size(480, 640, scale))
-        costs.add(pixels, {name: ms * load * scale**2 for name, ms in stages.items()}, iterations=1)
-        return scale
-
-    assert [frame(load=1.0) for _ in range(30)][-1] == 1.0
-    assert [frame(load=5.0) for _ in range(30)][-1] <= 0.5
-    assert [frame(load=1.0) for _ in range(150)][-1] == 1.0
-
-
 def test_huge_frames_are_never_processed_whole(model: DEQFlow) -> None:
     """Why: the similarities of all pairs of cells grow with the square of the pixels: 67 GB at 3840x2160."""
     estimator = FlowEstimator(model, max_iterations=1)
@@ -226,23 +196,7 @@ def test_huge_frames_are_never_processed_whole(model: DEQFlow) -> None:
     frame[::7] = 255
     assert estimator.update(frame, 0) is None
     result = estimator.update(frame, PERIOD_NS)
-    assert result is not None and result.info.scale == 0.5 and result.flow.shape == (1100, 2000, 2)
-
-
-def test_costs_follow_the_measurements() -> None:
-    """Why: budgets rest on them: a steady cost is known closely, a shaky one with room above its mean."""
-    steady, shaky = RunningCost(), RunningCost()
-    for i in range(100):
-        steady.add(10.0)
-        shaky.add(10.0 + (5.0 if i % 2 else -5.0))
-    assert steady.high == pytest.approx(10.0, rel=0.02)
-    assert shaky.high > 20.0
-    costs = CostModel()
-    costs.add(1000, {"encode": 16.0, "correlate": 16.0}, 0)
-    assert costs.high(250, "encode") == pytest.approx(costs.high(1000, "encode") / 4)
-    assert costs.high(250, "correlate") == pytest.approx(costs.high(1000, "correlate") / 16)
-    costs.add(100, {"encode": 7.0}, 0)  # not a tenth of the cost: every stage has an overhead
-    assert costs.high(550, "encode") == pytest.approx((costs.high(1000, "encode") + costs.high(100, "encode")) / 2)
+    assert result is not None and result.info.scale == 0.625 and result.flow.shape == (1100, 2000, 2)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

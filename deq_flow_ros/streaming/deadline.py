@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Share of the time allowed that is left for what no stage measures: other threads, the scheduler.
-RESERVE = 0.05
+RESERVE = 0.03
 
 
 @dataclass(frozen=True)

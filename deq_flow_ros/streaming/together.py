@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from deq_flow_ros.streaming.continuity import Seen
-from deq_flow_ros.streaming.costs import number_of_pixels, scaled_size
+from deq_flow_ros.streaming.costs import StageClock, number_of_pixels, scaled_size
 from deq_flow_ros.streaming.deadline import Deadline
 from deq_flow_ros.streaming.frames import EncodedImage, check_frame, encode_images, processed_size
 from deq_flow_ros.streaming.pairs import Limits, solve_pairs
@@ -147,7 +147,8 @@ def _scales(group: Sequence[StreamFrame]) -> Iterator[tuple[float, list[StreamFr
         scale = frame.estimator._choose_scale(frame, len(group))
         batches.setdefault((scale, processed_size(frame.image, scale)), []).append(frame)
     for (scale, _), batch in batches.items():
-        yield scale, batch
+        # Once more: a limit counts from when the work begins, which for this batch is behind the ones before.
+        yield scale, [frame.with_deadline() for frame in batch]
 
 
 def _process(batch: Sequence[StreamFrame], scale: float) -> Sequence[FlowResult | None]:
@@ -163,7 +164,7 @@ def _process(batch: Sequence[StreamFrame], scale: float) -> Sequence[FlowResult 
             frame.estimator._remember(frame, image)
         return [None] * len(batch)
     pairs = [frame.estimator._pair(image, len(batch), stages) for frame, image in zip(batch, encoded, strict=True)]
-    solved = solve_pairs(model, pairs, _limits(batch, encoded), stages)
+    solved = solve_pairs(model, pairs, _limits(batch, encoded, stages), stages)
     stage_ms = stages.read()
     return [
         frame.estimator._conclude(frame, image, solved, i, stage_ms)
@@ -171,14 +172,15 @@ def _process(batch: Sequence[StreamFrame], scale: float) -> Sequence[FlowResult 
     ]
 
 
-def _limits(batch: Sequence[StreamFrame], encoded: Sequence[EncodedImage]) -> Limits:
+def _limits(batch: Sequence[StreamFrame], encoded: Sequence[EncodedImage], stages: StageClock) -> Limits:
     """For the solve of a batch: the soonest deadline, the highest expectation of any of its frames."""
+    models = [frame.estimator._costs.of_batch(len(batch)) for frame in batch]
+    known = [(costs, image.pixels) for costs, image in zip(models, encoded, strict=True)]
+    so_far_ms = stages.read(wait=False)
+    slowdown = max(costs.slowdown(pixels, so_far_ms) for costs, pixels in known)
 
-    def expected_ms(*stages: str) -> float:
-        return max(
-            frame.estimator._costs.of_batch(len(batch)).high(image.pixels, *stages)
-            for frame, image in zip(batch, encoded, strict=True)
-        )
+    def expected_ms(*names: str) -> float:
+        return slowdown * max(costs.high(pixels, *names) for costs, pixels in known)
 
     settings = batch[0].estimator.settings
     ends = [frame.deadline.work_until_ns for frame in batch if frame.deadline is not None]
