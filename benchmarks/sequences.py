@@ -44,26 +44,27 @@ class ImageSequence:
         return [self.pairs[0].image1, *(pair.image2 for pair in self.pairs)]
 
 
-def read_frames(path: str, count: int) -> list[np.ndarray]:
-    """The first frames of a source, (H, W, 3) RGB each.
+def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
+    """So many frames of a source, the first or those after ``skip`` others, (H, W, 3) RGB each.
 
     :raises ValueError: if there are fewer than three, for a pair with one before it.
     """
     frames = [
         to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
-        for f in islice(open_source(path).frames(), count)
+        for f in islice(open_source(path).frames(), skip, skip + count)
     ]
     if len(frames) < 3:
-        raise ValueError(f"{path}: expected at least 3 frames, for a pair with one before it, got {len(frames)}")
+        after = f" after the first {skip}" if skip else ""
+        raise ValueError(f"{path}: expected at least 3 frames{after}, for a pair with one before it, got {len(frames)}")
     return frames
 
 
-def recorded(path: str, count: int, size: tuple[int, int]) -> ImageSequence:
-    """The first frames of a video, bag or folder of images, made smaller to fit into ``size`` (H, W); errors as above.
+def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> ImageSequence:
+    """As ``read_frames``, of a video, bag or folder of images, made smaller to fit into ``size`` (H, W).
 
     Frames that do not move at all (a video converted to a higher rate has such) are left out: there is nothing to find.
     """
-    frames = read_frames(path, count)
+    frames = read_frames(path, count, skip)
     name = Path(path).stem
     moving = [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
     pairs = [

@@ -202,7 +202,7 @@ def sequences(options: argparse.Namespace) -> Iterator[ImageSequence]:
     """All that the options ask for."""
     size = options.height, options.width
     listed_ones = listed(options.pairs, size) if options.pairs else iter(())
-    videos = (recorded(path, options.frames, size) for path in options.sequence)
+    videos = (recorded(path, options.frames, size, options.skip) for path in options.sequence)
     made = generated(options.clips, options.clip_frames, size) if options.clips else iter(())
     return chain(listed_ones, videos, made)
 
@@ -210,7 +210,7 @@ def sequences(options: argparse.Namespace) -> Iterator[ImageSequence]:
 def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse settings that make no sense."""
     for name, least in (
-        ("height", 64), ("width", 64), ("frames", 3), ("clips", 0), ("clip_frames", 3), ("iterations", 1),
+        ("height", 64), ("width", 64), ("frames", 3), ("skip", 0), ("clips", 0), ("clip_frames", 3), ("iterations", 1),
         ("reference", 1), ("carried", 1),
     ):  # fmt: skip
         if getattr(options, name) < least:
@@ -233,6 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=Path, help="list of pairs with truth, see training/pairs.py, for its sequences")
     parser.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
     parser.add_argument("--frames", type=int, default=8, help="frames of each --sequence (default 8)")
+    parser.add_argument("--skip", type=int, default=0, help="frames of each --sequence to pass over first (default 0)")
     parser.add_argument("--clips", type=int, default=3, help="generated sequences of each kind (default 3; 0: none)")
     parser.add_argument("--clip-frames", type=int, default=6, help="frames of each of them (default 6)")
     parser.add_argument("--height", type=int, default=240, help="frames are made smaller to fit (default 240)")
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
     options = parser.parse_args(arguments)
     check(options, parser)
-    console = Console() if Console().is_terminal else Console(width=140)
+    console = Console() if Console().is_terminal else Console(width=150)  # a file has room for the names
     if options.threads:
         torch.set_num_threads(options.threads)
     rows: list[dict[str, Any]] = []

@@ -94,7 +94,7 @@ def _reached(
         "iterations": _median(counts), "ms": _median(times), "pairs": int(np.isfinite(counts).sum()),
     }  # fmt: skip
     for cold in COLD:
-        cold_rows = {row["pair"]: row for row in rows if row["start"] == cold}
+        cold_rows = {row["pair"]: row for row in rows if (row["group"], row["start"]) == (some[0]["group"], cold)}
         ratios = []
         for row, n in zip(some, counts, strict=True):
             cold_n = iterations_to(cold_rows[row["pair"]], what, bound)
@@ -107,9 +107,10 @@ def _reached(
 def cut_problems(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Pairs right behind a cut that the estimator solved worse than from a cold start, with as many iterations."""
     problems = []
-    cold = {row["pair"]: row["error_px"] for row in rows if row["start"] == "coarse"}
-    for row in rows:
-        if row["group"] == CUTS and row["start"] == "stream":
+    behind = [row for row in rows if row["group"] == CUTS]
+    cold = {row["pair"]: row["error_px"] for row in behind if row["start"] == "coarse"}
+    for row in behind:
+        if row["start"] == "stream":
             for mark, error in row["error_px"].items():
                 if error > cold[row["pair"]][mark] + SLACK_PX:
                     problems.append(
@@ -180,12 +181,12 @@ def _reached_table(rows: Sequence[dict[str, Any]], bound: str) -> Table:
 
 def _distance_table(rows: Sequence[dict[str, Any]], bound: float) -> Table:
     marks = list(rows[0]["distance_px"])
-    title = f"distance after so many iterations, px: RMS / median (share beyond {bound:g} px); medians over the pairs"
+    title = f"distance after so many iterations, px: RMS / median (% beyond {bound:g} px); medians over the pairs"
     table = _table(title, *(str(mark) for mark in marks))
 
     def cells(row: dict[str, Any]) -> list[str]:
         some = row["distance_px"].values()
-        return [f"{d['rms']:.2f} / {d['median']:.2f} ({100 * d['beyond']:.0f} %)" for d in some]
+        return [f"{d['rms']:.2f} / {d['median']:.2f} ({100 * d['beyond']:.0f})" for d in some]
 
     return _fill(table, rows, cells)
 
@@ -216,7 +217,7 @@ def plot(rows: Sequence[dict[str, Any]], bound: float, path: Path) -> None:
             distances.axhline(bound, color="#c53030", linewidth=0.8, linestyle="--")
             distances.set_title(group)
             errors.set_xlabel("iterations")
-        panels[0][0].set_ylabel("distance to the settled state, RMS px")
+        panels[0][0].set_ylabel("distance, RMS px")
         panels[1][0].set_ylabel("error, px")
         names = errors.get_legend_handles_labels()
         figure.legend(*names, frameon=False, loc="outside lower center", ncols=len(COLOURS))

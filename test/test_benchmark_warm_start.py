@@ -51,6 +51,8 @@ def test_sequences_fit_and_keep_their_truth(pictures: Path, tmp_path: Path) -> N
     half = recorded(str(pictures), 8, (64, 160))
     assert [image.shape for image in half.frames] == [(64, 80, 3)] * 4, "the repeated frame is left out"
     assert half.measured == (1, 2) and half.pairs[0].flow is None
+    later = recorded(str(pictures), 8, (64, 160), skip=1)
+    np.testing.assert_array_equal(later.frames[0], half.frames[1])
     flow = np.tile(np.float32([-4, 2]), (128, 160, 1))
     flow[:2, :2] = np.nan  # no truth there
     write_flow(tmp_path / "flow.flo", flow)
