@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,11 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     # Channels innermost: a small matrix product per cell, (2, 9) times (9, 64), and no copy of a channels_last mask.
     weights = mask.permute(0, 2, 3, 1).reshape(cells, 9, FACTOR * FACTOR).softmax(1)
     neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, height * width).permute(0, 3, 1, 2)
-    # Matrices that are not contiguous would be multiplied one by one, several times slower on a CPU.
-    fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights).transpose(1, 2)
+    # Matrices that are not contiguous would be multiplied one by one, several times slower on a CPU. And autocast would
+    # round the flow: bfloat16 knows 30 px to an eighth of a pixel only.
+    lowered = torch.is_autocast_enabled(flow.device.type)
+    with torch.autocast(flow.device.type, enabled=False) if lowered else nullcontext():
+        fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights).transpose(1, 2)
     blocks = fine.reshape(batch, height, width, FACTOR, FACTOR, 2).transpose(2, 3)
     return blocks.reshape(batch, FACTOR * height, FACTOR * width, 2).permute(0, 3, 1, 2)
 
