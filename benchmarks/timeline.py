@@ -41,6 +41,7 @@ def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int) ->
                 axes.annotate(
                     f"field, {end - frame * period:.0f} ms", (end, lane + 0.28), (end, lane + 0.42), ha="center",
                     fontsize=8, arrowprops={"arrowstyle": "-|>", "linewidth": 0.6},
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
             axes.axvline(frame * period, color="#1a202c", linewidth=0.8, linestyle="--")
         for name, colour in COLOURS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,9 @@ from released_reference import PARITY, formula_image, formula_weights, needs_par
 from streams import frames
 
 from benchmarks import latency
-from benchmarks.peers import Pairwise, Unrolled, as_released
+from benchmarks.peers import Pairwise, Streamed, Unrolled, as_released
 from benchmarks.roofline import Peaks, Work, compare, count, stage_work
-from benchmarks.turns import nearest_stream, summarise, take_turns
+from benchmarks.turns import computing_in, nearest_stream, summarise, take_turns
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming.costs import StageClock
 
@@ -51,6 +52,22 @@ def test_all_ways_give_the_same_flow_of_the_same_weights() -> None:
         flow = method.field(earlier, later, 0)
         assert flow.shape == (75, 90, 2) and flow.dtype == np.float32
         np.testing.assert_allclose(flow, expected, atol=1e-3)
+
+
+def test_a_stream_in_half_precision_stays_near() -> None:
+    """Why: --dtype is for speed alone. Flow must stay float32: bfloat16 knows 30 px to an eighth of a pixel only."""
+    model = load_model("nano")
+    pictures = frames(3, height=64, width=80, step=3)
+    flows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        stream = Streamed(model, 2)
+        with computing_in(dtype, CPU):
+            for number, (earlier, later) in enumerate(pairwise(pictures)):
+                flow = stream.field(earlier, later, number)
+                stream.prepare()
+        assert flow is not None and flow.dtype == np.float32
+        flows.append(flow)
+    assert 0 < np.abs(flows[1] - flows[0]).mean() < 0.02 < np.abs(flows[0]).mean()
 
 
 def test_the_convolutions_of_the_pairwise_way_are_normalised_in_every_call() -> None:
