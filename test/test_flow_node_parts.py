@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -181,6 +182,22 @@ def test_one_warm_up_serves_all_cameras() -> None:
         known = rear._costs.stages[128 * 96]
         assert known.keys() >= {"encode", "iteration"} and known == front._costs.stages[128 * 96]
         assert rear._costs is not front._costs  # what each learns from its own images is its own
+
+
+def test_the_worker_begins_with_the_newest_of_frames_that_have_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor makes way for the worker at once, but not with a frame that newer ones may stand behind."""
+    pauses: list[float] = []
+    clock = SimpleNamespace(monotonic_ns=lambda: NOW_NS, sleep=pauses.append)
+    monkeypatch.setattr(frame_worker, "time", clock)
+    camera = SimpleNamespace(name="", last_arrival_ns=0, last_shape=None, begin=lambda frame, limit_ms: None)
+    worker = frame_worker.FrameWorker([], torch.device("cpu"), 0.0)
+    try:
+        for waited_ms, expected in ((100, 0), (1, 1), (100, 1)):
+            worker.take(ReceivedFrame(camera, Image(), NOW_NS - waited_ms * MS, 0.0))
+            worker.call(lambda: None, 5.0)  # the frame is done
+            assert len(pauses) == expected
+    finally:
+        worker.stop()
 
 
 def test_cameras_that_deliver_share_the_budget(two_cameras: FlowNode) -> None:

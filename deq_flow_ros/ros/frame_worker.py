@@ -17,7 +17,9 @@ DELIVERING_NS = 1_000_000_000
 """A camera that delivered an image within this time takes its share of the budget."""
 HANDOVER_S = 5e-5
 """Pause of the executor's thread after handing over a frame: without one it keeps Python's lock while it gets ready for
-the next message, and the worker begins that much later (0.6 ms; 0.1 ms with the pause)."""
+the next message, and the worker begins that much later (0.7 ms instead of 0.2)."""
+FRESH_NS = 5_000_000
+"""A frame that has waited for longer may have newer ones behind it, and they come first: no pause then."""
 
 
 class FrameWorker(FairWorker[ReceivedFrame]):
@@ -37,7 +39,8 @@ class FrameWorker(FairWorker[ReceivedFrame]):
         replaced = self.submit(frame.camera.name, frame)
         if replaced is not None:
             replaced.camera.drop(replaced, SUPERSEDED)
-        time.sleep(HANDOVER_S)
+        if time.monotonic_ns() - frame.arrival_ns < FRESH_NS:
+            time.sleep(HANDOVER_S)
 
     def drop_waiting(self, reason: str) -> None:
         """Drop the frames that no turn has come to."""
