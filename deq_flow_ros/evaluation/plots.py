@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from deq_flow_ros.evaluation.results import DROPPED, PROCESSED, Series
 
@@ -206,8 +206,14 @@ class _PlainNumbers(LogFormatter):
 
 
 def _plain(axis: Axis) -> None:
+    low, high = axis.get_view_interval()
     axis.set_major_formatter(_PlainNumbers())
-    axis.set_minor_formatter(_PlainNumbers(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    if high < 10 * low:
+        axis.set_minor_formatter(_PlainNumbers(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        return
+    # Three numbers a decade, about equally far apart; matplotlib's own choice of more than that overlaps.
+    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axis.set_minor_formatter("{x:g}" if high < 1000 * low else NullFormatter())
 
 
 def _from_zero(axes: Axes) -> None:

@@ -20,10 +20,8 @@ import torch
 
 from deq_flow_ros.evaluation.estimators import Estimator, make_estimator
 from deq_flow_ros.evaluation.results import DROPPED, FrameRecord
-from deq_flow_ros.evaluation.runner import SUPERSEDED, Backward, Done, Lane, Shot, part, prefixed
+from deq_flow_ros.evaluation.runner import SUPERSEDED, Done, Extras, Lane, Shot, part, prefixed
 from deq_flow_ros.evaluation.settings import Setting
-from deq_flow_ros.evaluation.summary import Shares
-from deq_flow_ros.evaluation.truth import Truth
 from deq_flow_ros.media.frame import MediaError
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming.clock import Clock
@@ -157,14 +155,12 @@ class RealtimeLane(Lane):
         self,
         setting: Setting,
         estimator: Estimator,
-        truth: Truth | None = None,
-        backward: Backward | None = None,
-        shares: Shares | None = None,
+        extras: Extras | None = None,
         *,
         clock: VirtualClock,
         period_ns: int,
     ) -> None:
-        super().__init__(setting, estimator, truth, backward, shares)
+        super().__init__(setting, estimator, extras)
         self._clock, self._period_ns = clock, period_ns
         self._warm = False
         self._first_ns = 0

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -101,28 +101,30 @@ class Backward:
         return None if result is None else result.flow
 
 
-class Lane:
-    """One setting at work. Every frame is processed, whatever time it takes.
+@dataclass(frozen=True)
+class Extras:
+    """What there is beside a setting's own flow.
 
-    :param truth: gives the true flow of a pair, where it is known.
-    :param backward: gives the flow in the other direction; None: consistency is not measured.
-    :param shares: where the time goes.
+    :ivar truth: gives the true flow of a pair, where it is known.
+    :ivar backward: gives the flow in the other direction; None: consistency is not measured.
+    :ivar shares: where the time goes.
     """
 
-    def __init__(
-        self,
-        setting: Setting,
-        estimator: Estimator,
-        truth: Truth | None = None,
-        backward: Backward | None = None,
-        shares: Shares | None = None,
-    ) -> None:
+    truth: Truth | None = None
+    backward: Backward | None = None
+    shares: Shares = field(default_factory=Shares)
+
+
+class Lane:
+    """One setting at work. Every frame is processed, whatever time it takes."""
+
+    def __init__(self, setting: Setting, estimator: Estimator, extras: Extras | None = None) -> None:
         self.setting = setting
         self._estimator = estimator
-        self._truth, self._backward = truth, backward
+        self._extras = Extras() if extras is None else extras
+        self._shares = self._extras.shares
         self._previous: Shot | None = None
         self._last: tuple[int, PairFields] | None = None
-        self._shares = Shares() if shares is None else shares
 
     @property
     def last_taken(self) -> Shot | None:
@@ -162,8 +164,9 @@ class Lane:
     def _fields(self, previous: Shot, shot: Shot, result: FlowResult) -> PairFields:
         assert previous.image is not None and shot.image is not None
         direction = self.setting.direction
-        known = self._truth(previous, shot, direction) if self._truth is not None else None
-        backward = self._backward.of(shot.index, previous.image, shot.image) if self._backward is not None else None
+        truth, opposite = self._extras.truth, self._extras.backward
+        known = truth(previous, shot, direction) if truth is not None else None
+        backward = opposite.of(shot.index, previous.image, shot.image) if opposite is not None else None
         return PairFields(
             previous.image,
             shot.image,
@@ -247,7 +250,7 @@ def run(
     """
     model = next(iter(load_models([setting]).values()), None) if model is None else model
     backward = Backward(setting, model, consistency_every) if consistency_every else None
-    lane = make_lane(setting, make_estimator(setting, model, Clock()), truth, backward)
+    lane = make_lane(setting, make_estimator(setting, model, Clock()), Extras(truth, backward))
     for index, frame in enumerate(frames):
         yield from ((done.record, done.fields) for done in lane.take(Shot.of(index, frame)))
     yield from ((done.record, done.fields) for done in lane.finish())

@@ -27,7 +27,7 @@ from deq_flow_ros.evaluation.problems import Problems
 from deq_flow_ros.evaluation.realtime import CostTable, RealtimeLane, VirtualClock, measure_costs
 from deq_flow_ros.evaluation.report import FRAMES
 from deq_flow_ros.evaluation.results import FrameTable, Results
-from deq_flow_ros.evaluation.runner import Backward, Done, Lane, Shot, part, prefixed
+from deq_flow_ros.evaluation.runner import Backward, Done, Extras, Lane, Shot, part, prefixed
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, Shares
 from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
@@ -206,7 +206,7 @@ class Session:
         except ValueError as error:
             raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
         backward = Backward(setting, model, every) if every else None
-        lane = lane_of(setting, estimator, self._truth(), backward, self.shares)
+        lane = lane_of(setting, estimator, Extras(self._truth(), backward, self.shares))
         lane.restore(part(self._checkpoint, str(number)))
         return lane
 
