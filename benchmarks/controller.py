@@ -160,7 +160,8 @@ def plot(path: Path, runs: Runs) -> None:
         for column in range(columns):
             axes[0, column].axhline(1.0, color="#1a202c", linewidth=0.8, linestyle="--")
             axes[2, column].set_xlabel("s")
-        axes[2, 0].legend(frameon=False, title="budget", markerscale=4)
+        handles, labels = axes[2, 0].get_legend_handles_labels()
+        figure.legend(handles, [f"budget {label}" for label in labels], loc="outside upper right", ncols=2, markerscale=4)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
 
