@@ -161,7 +161,8 @@ def plot(path: Path, runs: Runs) -> None:
             axes[0, column].axhline(1.0, color="#1a202c", linewidth=0.8, linestyle="--")
             axes[2, column].set_xlabel("s")
         handles, labels = axes[2, 0].get_legend_handles_labels()
-        figure.legend(handles, [f"budget {label}" for label in labels], loc="outside upper right", ncols=2, markerscale=4)
+        named = [f"budget {label}" for label in labels]
+        figure.legend(handles, named, loc="outside upper right", ncols=len(named), markerscale=4)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
 
