@@ -102,3 +102,16 @@ def test_the_benchmark_names_what_is_missing(tmp_path: Path, capsys: pytest.Capt
     """Why: exit status 2 and the path, not a traceback."""
     assert accuracy.main(["--pairs", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_bfloat16_weights_give_the_same_flow_and_keep_it_in_float32(nano: DEQFlow) -> None:
+    """Why: half the memory traffic must not cost accuracy: bfloat16 alone would know 30 px to an eighth of one."""
+    half = load_model("nano", dtype=torch.bfloat16)
+    images = [torch.from_numpy(picture(96, 128, *moved)).permute(2, 0, 1)[None] for moved in ((0.0, 0.0), (6.3, -2.7))]
+    expected, got = (model(*images, max_iterations=12) for model in (nano, half))
+    assert got.flow.dtype == got.state[1].dtype == torch.float32 and got.state[0].dtype == torch.bfloat16
+    assert (got.flow - expected.flow).norm(dim=1).mean() < 0.05
+    stream = FlowEstimator(half, latency_budget_ms=None, max_iterations=2)
+    results = [stream.update(picture(96, 128, float(dx)), dx) for dx in range(3)]
+    assert results[2] is not None and results[2].info.warm and results[2].flow.dtype == np.float32
+    assert mean_error(results[2].flow, 1, 0) < 0.3

@@ -137,7 +137,8 @@ class DEQFlow(nn.Module):
         :param image: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
         :param recompute: for training in little memory: run each block again in the backward pass.
         """
-        image = (2 * (image / 255) - 1).contiguous(memory_format=torch.channels_last)
+        dtype = next(self.parameters()).dtype
+        image = (2 * (image / 255) - 1).to(dtype).contiguous(memory_format=torch.channels_last)
         return self.encoder(image, recompute)
 
     def prepare(self, encoding1: Encoding) -> Prepared:

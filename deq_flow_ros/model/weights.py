@@ -30,7 +30,13 @@ def available_models() -> list[str]:
     return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
 
 
-def load_model(name_or_path: str | Path, device: str | torch.device = "cpu", *, fold: bool = True) -> DEQFlow:
+def load_model(
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    fold: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> DEQFlow:
     """A model ready for inference.
 
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
@@ -38,6 +44,8 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu", *, 
     :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
     :param fold: multiply out weight normalisation, which makes each iteration cheaper; False keeps it, to train on
         (after ``model.train().requires_grad_(True)``) or to export.
+    :param dtype: of weights and features; the flow is float32 whatever it is. ``torch.bfloat16`` is for processors that
+        compute with it (a GPU, a CPU with AVX512-BF16 or AMX); on others it is slower than float32.
     :raises FileNotFoundError: if there is no such name or file.
     :raises WeightsError: for a file that is truncated, foreign, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
@@ -68,7 +76,7 @@ def load_model(name_or_path: str | Path, device: str | torch.device = "cpu", *, 
     model.load_state_dict(tensors)
     if fold:
         model = model.folded()
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device, dtype).eval().requires_grad_(False)
 
 
 def check_device(device: str | torch.device) -> torch.device:
