@@ -94,7 +94,7 @@ def print_methods(rows: Mapping[str, dict[str, Any]], ours: str, console: Consol
     for name, row in rows.items():
         table.add_row(
             name, str(row["pairs"]), *(f"{row['latency_ms'][key]:.1f}" for key in ("median", "p95", "p99")),
-            f"{row['fields_per_second']:.2f}", f"{row['work_by_ours']:.3g}x", f"{row['latency_by_ours']:.3g}x",
+            f"{row['fields_per_second']:.2f}", f"{row['work_by_ours']:.2f}x", f"{row['latency_by_ours']:.2f}x",
             f"{row['rms_px']:.3f}", f"{row['median_px']:.3f}", style="bold" if name == ours else None,
         )  # fmt: skip
     console.print(table)

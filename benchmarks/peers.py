@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from deq_flow_ros.evaluation.classical import FlowFunction, dense_inverse_search, farneback
-from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple
+from deq_flow_ros.model import DEQFlow, Encoding, crop, pad_to_multiple
 from deq_flow_ros.model.encoders import SeparateEncoders
 from deq_flow_ros.model.gma import GmaUpdate
 from deq_flow_ros.model.update import RaftUpdate
@@ -103,7 +103,9 @@ class Unrolled:
         model, clock = self._model, StageClock(self._model.device)
         with clock.stage("encode"):
             padding, first, second = _to_tensors(earlier, later, model.device)
-            encoding1, encoding2 = model.encode(first), model.encode(second)
+            features1, features2, context = _encode_pair(model, first, second, torch.channels_last)
+            # Of the second image a pair takes the features alone.
+            encoding1, encoding2 = Encoding(features1, context), Encoding(features2, context)
         with clock.stage("prepare"):
             prepared = model.prepare(encoding1)
         with clock.stage("correlate"):
@@ -171,7 +173,7 @@ class Pairwise:
         """(B, 2, H, W) px from images (B, 3, H, W) RGB 0..255, H and W multiples of 8."""
         model, a = self._model, self._model.architecture
         with clock.stage("encode"):
-            features1, features2, context = _encode_pair(model, 2 * (image1 / 255) - 1, 2 * (image2 / 255) - 1)
+            features1, features2, context = _encode_pair(model, image1, image2, torch.contiguous_format)
         with clock.stage("correlate"):
             pyramid = _pooled_volumes(features1, features2, a.correlation_levels)
         batch, _, height, width = context.shape
@@ -186,11 +188,14 @@ class Pairwise:
             return model.upsample((hidden, flow))
 
 
-def _encode_pair(model: DEQFlow, image1: Tensor, image2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of both images as one batch, and the context of the first."""
-    both, encoder = torch.cat((image1, image2)), model.encoder
+def _encode_pair(
+    model: DEQFlow, image1: Tensor, image2: Tensor, layout: torch.memory_format
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of both images, encoded as one batch, and the context of the first, as far as the encoder allows."""
+    both = (2 * (torch.cat((image1, image2)) / 255) - 1).contiguous(memory_format=layout)
+    encoder = model.encoder
     if isinstance(encoder, SeparateEncoders):
-        features, context = encoder.fnet(both), F.relu(encoder.cnet(image1))
+        features, context = encoder.fnet(both), F.relu(encoder.cnet(both[: len(image1)]))
     else:
         # One trunk gives both; the context of image 2 comes along, 2 % of the work of this stage.
         features, context = encoder(both)
