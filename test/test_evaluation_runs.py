@@ -175,12 +175,12 @@ def test_ctrl_c_keeps_what_there_is(model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deq_flow_ros.ros.evaluate_bag", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (tmp_path / "out" / "frames.csv").exists() or len(table(tmp_path / "out")) < 3:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130 and "--resume goes on" in said
