@@ -60,7 +60,7 @@ def test_errors_are_measured_on_warm_pairs_alone(monkeypatch: pytest.MonkeyPatch
     """Why: the rule for the scale is taken from them, and a cold pair would tell of the coarse start."""
     torch.manual_seed(0)
     stream = frames(4)
-    truth, everywhere = np.tile(np.float32([-2, 0]), (48, 64, 1)), np.ones((48, 64), bool)
+    truth, everywhere = np.tile(np.array([-2, 0], np.float32), (48, 64, 1)), np.ones((48, 64), bool)
     pairs = [Sample(f"moving/{i}", stream[i], stream[i + 1], truth, everywhere, None) for i in range(3)]
     sequence = ImageSequence("moving", pairs, (0, 1, 2))
     model = DEQFlow("nano").eval().requires_grad_(False)
