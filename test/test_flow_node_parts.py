@@ -3,6 +3,7 @@
 
 import queue
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,6 +157,57 @@ def test_a_batch_that_fails_costs_only_the_frame_that_made_it_fail(
         "": ["stream starts: a frame failed (RuntimeError: out of memory)"],
         "second": ["dropped: RuntimeError: out of memory"],
     }
+
+
+STARTS, DROPPED, FLOW = "stream starts", "dropped", "1 iterations"
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (["_budget_start"], [STARTS, DROPPED, STARTS, FLOW]),
+        (["_report"], [STARTS, DROPPED, STARTS, FLOW]),
+        (["prepare"], [STARTS, FLOW, STARTS, FLOW]),
+        (["_report", "recover"], [STARTS, DROPPED, FLOW, FLOW]),
+    ],
+)
+def test_an_error_that_nobody_expected_costs_one_frame_and_is_told(
+    node: FlowNode,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    places: list[str],
+    expected: list[str],
+) -> None:
+    """Wherever it comes from, the worker goes on, each image has one account, and the log says where it was."""
+    camera, worker = node._cameras[0], node._worker
+    assert worker is not None
+    accounts: list[str] = []
+    monkeypatch.setattr(camera._statistics, "publish", lambda account: accounts.append(account.status[0].message))
+
+    def send(*values: int) -> None:
+        for value in values:
+            frame = received(camera, value)
+            frame.message.header.stamp.nanosec = value * MS
+            camera._accounts.received(0)
+            worker.submit("", frame)
+            while not worker.idle:
+                worker.call(lambda: None, 10.0)
+        worker.call(lambda: None, 10.0)
+
+    def fail(*arguments: object) -> None:
+        raise KeyError("nobody expected this")
+
+    send(1)
+    with monkeypatch.context() as patch:
+        for place in places:
+            patch.setattr(camera, place, fail)
+        send(2)
+    send(3, 4)
+    assert [re.split("[:,]", message)[0] for message in accounts] == expected
+    counters = vars(camera._accounts._counters)
+    assert counters["received"] == counters["processed"] + counters["first"] + counters["dropped"] == 4
+    log = capfd.readouterr().err
+    assert "KeyError: 'nobody expected this'" in log and "in fail" in log
 
 
 def test_a_disabled_node_stays_so_until_it_is_enabled(node: FlowNode) -> None:

@@ -108,3 +108,21 @@ def test_what_still_waits_at_the_end_is_given_back() -> None:
         assert worker.withdraw() == ["a1", "b1"] and worker.idle
 
     assert run(False, script) == []
+
+
+def test_an_error_in_one_item_does_not_end_the_thread(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing would come out any more, with a node that says it is active."""
+    done = []
+
+    def handle(items: list[str]) -> None:
+        if items == ["bad"]:
+            raise RuntimeError("nobody expected this")
+        done.extend(items)
+
+    worker: FairWorker[str] = FairWorker(handle, "test")
+    for item in ("bad", "good"):
+        worker.submit("source", item)
+        while not worker.idle:
+            worker.call(lambda: None, 10.0)
+    worker.stop()
+    assert done == ["good"] and "RuntimeError: nobody expected this" in capfd.readouterr().err

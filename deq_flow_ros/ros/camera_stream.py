@@ -9,6 +9,7 @@ came out.
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,18 +38,20 @@ MAX_STAMP_AGE_MS = 10_000.0
 """Oldest stamp that is believed where the budget counts from it."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ReceivedFrame:
     """A message, when it came, and how old it was then.
 
     :ivar arrival_ns: on the `time.monotonic_ns` clock.
     :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
+    :ivar accounted: whether it has had its account.
     """
 
     camera: CameraStream
     message: ImageMessage
     arrival_ns: int
     age_ms: float | None
+    accounted: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class CameraStream:
 
     def drop(self, frame: ReceivedFrame, reason: str) -> None:
         """The account of a frame that gives no flow."""
-        self._publish_account(self._accounts.dropped(frame.message.header, reason, frame.age_ms))
+        self._publish_account(frame, self._accounts.dropped(frame.message.header, reason, frame.age_ms))
 
     # Worker's thread
 
@@ -184,7 +187,7 @@ class CameraStream:
         self._last = result
         if result is None:
             reason = self.estimator.reset_reason or "start"
-            self._publish_account(self._accounts.first(header, reason, frame.age_ms))
+            self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
             return
         assert previous is not None
         estimated_ns = time.monotonic_ns()
@@ -201,7 +204,7 @@ class CameraStream:
         }
         stage_ms = {name: value * 1e-6 for name, value in stages.items()}
         self._publish_account(
-            self._accounts.processed(header, result.info, stage_ms, frame.age_ms, attempt.latency_from)
+            frame, self._accounts.processed(header, result.info, stage_ms, frame.age_ms, attempt.latency_from)
         )
 
     def fail(self, frame: ReceivedFrame, error: Exception) -> None:
@@ -210,19 +213,23 @@ class CameraStream:
         A ValueError means that the image cannot be used as things are; the stream stays as it was. Anything else must
         not end the stream either, but what it left in the estimator is unknown.
         """
-        reason = str(error)
         if isinstance(error, ValueError):
-            self._logger.warning(f"cannot use the image: {reason}", throttle_duration_sec=5.0)
+            self._logger.warning(f"cannot use the image: {error}", throttle_duration_sec=5.0)
+            self.drop(frame, str(error))
         else:
-            reason = self.recover(error)
-        self.drop(frame, reason)
+            self.give_up(frame, error)
 
-    def recover(self, error: Exception) -> str:
-        """Start the stream anew after an error that nobody expected; returns it in words."""
-        reason = f"{type(error).__name__}: {error}"
-        self._logger.error(f"a frame failed: {reason}", throttle_duration_sec=5.0)
-        self._reset_now(f"a frame failed ({reason})")
-        return reason
+    def give_up(self, frame: ReceivedFrame, error: Exception) -> None:
+        """End the work on a frame after an error in it that nobody expected: its account, unless it has had it."""
+        if not frame.accounted:
+            self.drop(frame, _named(error))
+        self.recover(error)
+
+    def recover(self, error: Exception) -> None:
+        """Start the stream anew after an error that nobody expected."""
+        trace = "".join(traceback.format_exception(error))
+        self._logger.error(f"a frame failed:\n{trace}", throttle_duration_sec=5.0)
+        self._reset_now(f"a frame failed ({_named(error)})")
 
     def prepare(self) -> None:
         """Do what the next pair needs and its frame does not."""
@@ -318,7 +325,8 @@ class CameraStream:
                 throttle_duration_sec=10.0,
             )
 
-    def _publish_account(self, account: DiagnosticArray) -> None:
+    def _publish_account(self, frame: ReceivedFrame, account: DiagnosticArray) -> None:
+        frame.accounted = True
         try:
             self._statistics.publish(account)
         except Exception as error:  # one account that is lost must end neither the worker nor the executor
@@ -333,6 +341,10 @@ def _region(rgb: np.ndarray, roi: tuple[int, ...]) -> np.ndarray:
     if x + width > rgb.shape[1] or y + height > rgb.shape[0]:
         raise ValueError(f"roi {list(roi)} reaches outside of the image, {rgb.shape[1]}x{rgb.shape[0]}")
     return np.ascontiguousarray(rgb[y : y + height, x : x + width])
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _source(message: ImageMessage) -> dict[str, str]:

@@ -48,7 +48,14 @@ class FrameWorker(FairWorker[ReceivedFrame]):
             frame.camera.drop(frame, reason)
 
     def process(self, frames: Sequence[ReceivedFrame]) -> None:
-        """From message to published flow: frames of different cameras."""
+        """From message to published flow: frames of different cameras. Each has its account afterwards."""
+        try:
+            self._compute(frames)
+        except Exception as error:
+            for frame in frames:
+                frame.camera.give_up(frame, error)
+
+    def _compute(self, frames: Sequence[ReceivedFrame]) -> None:
         limit_ms = self.time_limit_ms()
         begun = (frame.camera.begin(frame, limit_ms) for frame in frames)
         attempts = [attempt for attempt in begun if attempt is not None]

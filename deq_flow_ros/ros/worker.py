@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent import futures
@@ -15,7 +16,9 @@ Result = TypeVar("Result")
 
 
 class FairWorker(Generic[Item]):
-    """Calls `handle(items)` with the newest item of one source, or of all that wait; `handle` must not raise.
+    """Calls `handle(items)` with the newest item of one source, or of all that wait.
+
+    An error that `handle` lets out is printed, and the thread goes on with the next items.
 
     Each source has room for one waiting item: under overload results are late by one round at most, instead of by a
     queue. The source served longest ago goes first, so that one that floods takes no turn of another.
@@ -91,8 +94,11 @@ class FairWorker(Generic[Item]):
                 items = [] if job else self._next_items()
             if job:
                 _run_job(*job)
-            else:
+                continue
+            try:
                 self._handle(items)
+            except Exception:  # without this thread there would be no result any more, and nobody would know
+                traceback.print_exc()
 
     def _next_items(self) -> list[Item]:
         turns = [*(source for source in self._waiting if source not in self._served), *self._served]
