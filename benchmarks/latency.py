@@ -48,16 +48,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
-    """The model, and once more with nothing folded; untrained where no weights of that size are given or ship."""
-    device = check_device(options.device)
+    """The model, and once more in float32 with nothing folded; untrained where no weights are given or ship with it."""
+    device, dtype = check_device(options.device), DTYPES[options.dtype]
     if is_trained(options):
         name = options.model or options.size
-        return load_model(name, device), load_model(name, device, fold=False)
+        return load_model(name, device, dtype=dtype), load_model(name, device, fold=False)
     models = []
     for _ in range(2):
         torch.manual_seed(0)
         models.append(DEQFlow(options.size).to(device).eval().requires_grad_(False))
-    return models[0], models[1]
+    return models[0].to(dtype), models[1]
 
 
 def is_trained(options: argparse.Namespace) -> bool:
