@@ -210,6 +210,19 @@ def test_an_error_that_nobody_expected_costs_one_frame_and_is_told(
     assert "KeyError: 'nobody expected this'" in log and "in fail" in log
 
 
+def test_resets_asked_for_while_no_image_comes_are_one(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that calls ~/reset for hours must not fill the memory; the last reason is the one that is told."""
+    camera = node._cameras[0]
+    accounts: list[str] = []
+    monkeypatch.setattr(camera._statistics, "publish", lambda account: accounts.append(account.status[0].message))
+    for number in range(1000):
+        camera.reset(f"reason {number}")
+    assert len(camera._resets) == 1
+    assert node._worker is not None
+    node._worker.process([received(camera, 1)])
+    assert accounts == ["stream starts: reason 999"] and not camera._resets
+
+
 def test_a_disabled_node_stays_so_until_it_is_enabled(node: FlowNode) -> None:
     """What a person has switched off must not go on because a manager restarted the node; and it must be seen."""
     image_topics = {"/flow_node/image", "/flow_node/image/compressed"}

@@ -91,7 +91,8 @@ class CameraStream:
         self._logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._settings = self._applied = settings
         self._input: CameraInput | None = None
-        self._resets: deque[str] = deque()  # asked for by the executor's thread, done by the worker's
+        # Asked for by the executor's thread, done by the worker's: the last one, as all are done with the next frame.
+        self._resets: deque[str] = deque(maxlen=1)
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
         self._logged_scale = settings.max_scale
@@ -256,7 +257,7 @@ class CameraStream:
             self._applied = settings
         if settings.roi != before.roi:  # another part of the image, perhaps of the same size
             self._reset_now(f"roi changed from {list(before.roi)} to {list(settings.roi)}")
-        while self._resets:
+        if self._resets:
             self._reset_now(self._resets.popleft())
         return settings
 
