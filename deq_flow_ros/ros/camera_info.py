@@ -59,20 +59,16 @@ def adapted(message: CameraInfo, header: Header, roi: Region, size: tuple[int, i
 
     A part changes the region of interest, in pixels of the sensor, as image_proc's crop_decimate does. Another size
     scales K and P, as image_proc's resize does; the region and the binning, which another scale would not leave whole
-    numbers, then become part of K and P. Raises ValueError for a part that is not within the image.
+    numbers, then become part of K and P. Raises ValueError for a part that is not within the image that `message`
+    describes.
     """
     result = copy.copy(message)
     result.header = header
     image_height, image_width = image_size(message)
     x, y, width, height = roi if roi != WHOLE else (0, 0, image_width, image_height)
-    if image_height and image_width:
-        if width < 1 or height < 1 or x < 0 or y < 0 or x + width > image_width or y + height > image_height:
-            part = f"x {x}, y {y}, width {width}, height {height}"
-            raise ValueError(
-                f"expected a region within the {image_width} x {image_height} px of camera_info, got {part}"
-            )
-    elif message.k[0]:
-        raise ValueError(f"camera_info contradicts itself: calibrated, for images of {image_width} x {image_height} px")
+    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > image_width or y + height > image_height:
+        part = f"x {x}, y {y}, width {width}, height {height}"
+        raise ValueError(f"expected a region within the {image_width} x {image_height} px of camera_info, got {part}")
     sensor_x, sensor_y, _, _ = _sensor_region(message)
     binning_x, binning_y = _binning(message)
     left, top = sensor_x + x * binning_x, sensor_y + y * binning_y
@@ -82,8 +78,7 @@ def adapted(message: CameraInfo, header: Header, roi: Region, size: tuple[int, i
                 x_offset=left, y_offset=top, width=width * binning_x, height=height * binning_y, do_rectify=True
             )
         return result
-    scale_x = size[1] / width / binning_x if width else 1.0
-    scale_y = size[0] / height / binning_y if height else 1.0
+    scale_x, scale_y = size[1] / width / binning_x, size[0] / height / binning_y
     for name, columns in (("k", 3), ("p", 4)):
         scaled = getattr(message, name).reshape(3, columns).copy()
         scaled[:2, 2] -= scaled[2, 2] * np.array([left, top])
