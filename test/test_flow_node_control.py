@@ -21,8 +21,8 @@ from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.ros.children import Children
-from deq_flow_ros.ros.health import RATE_LIMITED
 from deq_flow_ros.ros.parameters import LIVE, Settings
+from deq_flow_ros.ros.window import RATE_LIMITED
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from std_msgs.msg import Header
 
 from deq_flow_ros.ros.diagnostics import FrameAccounts
-from deq_flow_ros.ros.health import MAX_KINDS, RATE_LIMITED, SUPERSEDED, CameraHealth, Health, kind_of
+from deq_flow_ros.ros.health import MAX_KINDS, MAX_REASON, CameraHealth, Health
+from deq_flow_ros.ros.window import RATE_LIMITED, SUPERSEDED, kind_of
 from deq_flow_ros.streaming import FlowInfo
 
 OK, WARN, ERROR, STALE = (
@@ -167,6 +168,60 @@ def test_unusable_images_alone_are_an_error(camera: CameraHealth) -> None:
     assert look(camera)[0] == WARN
 
 
+def without_flow(camera: CameraHealth, clock: Clock, outcome: str, reason: str, seconds: float) -> None:
+    """A camera at 10 Hz none of whose frames gives flow, as FrameAccounts tells of it."""
+    for _ in range(round(10 * seconds)):
+        camera.received(0)
+        camera.accounted(outcome, reason, age_ms=5.0)
+        clock.now_s += 0.1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "level", "words"),
+    [
+        ("dropped", SUPERSEDED, ERROR, ["the worker is not answering", "100 images", "restart the node"]),
+        ("first", "gap of 1500 ms, longer than 1000 ms", WARN, ["100 times", "gap of N ms", "raise max_gap_ms"]),
+        ("first", "time stood still: two frames with one stamp", WARN, ["stood still", "mend the camera's stamps"]),
+        ("first", "frame_id changed from 'a' to 'b'", WARN, ["frame_id changed", "ros2 topic info -v"]),
+        ("first", "asked for by ~/reset", WARN, ["asked for by ~/reset", "~/statistics"]),
+    ],
+    ids=["worker", "gaps", "stamps", "two cameras", "other"],
+)
+def test_images_without_any_flow_are_not_well(
+    camera: CameraHealth, clock: Clock, outcome: str, reason: str, level: bytes, words: list[str]
+) -> None:
+    """A node that takes in images and gives out nothing is what these statuses are there for."""
+    without_flow(camera, clock, outcome, reason, 9.5)
+    assert look(camera)[0] == OK  # a first pair may take its time
+    without_flow(camera, clock, outcome, reason, 10.5)
+    got, message, _ = look(camera)
+    assert got == level and "no flow in the last 10 s" in message and all(word in message for word in words), message
+    run(camera, clock, seconds=1.0)
+    assert look(camera)[0] == OK
+    clock.now_s += 60.0  # silence, and then the first image again
+    without_flow(camera, clock, outcome, reason, 1.0)
+    assert look(camera)[0] == OK
+
+
+def test_images_that_wait_for_their_turn_are_well(camera: CameraHealth, clock: Clock) -> None:
+    """One image in a minute was asked for: none of the others within ten seconds is a fault."""
+    without_flow(camera, clock, "dropped", RATE_LIMITED, 20.0)
+    assert look(camera)[0] == OK
+
+
+def test_a_reset_is_counted_once_whether_a_pair_follows_or_not(camera: CameraHealth, clock: Clock) -> None:
+    """A stream that starts with every image has no pair to tell of it, and was said never to have started."""
+    for number in range(4):
+        without_flow(camera, clock, "first", f"gap of {2000 + number} ms, longer than 1000 ms", 0.1)
+        without_flow(camera, clock, "dropped", SUPERSEDED, 0.1)
+    assert [look(camera)[2][key] for key in ("resets", "last_reset")] == ["4", "gap of 2003 ms, longer than 1000 ms"]
+    run(camera, clock, seconds=0.1, reset_reason="gap of 2003 ms, longer than 1000 ms")
+    assert look(camera)[2]["resets"] == "4"
+    run(camera, clock, seconds=0.1, stop_reason="diverged")
+    run(camera, clock, seconds=0.1, reset_reason="the state was not finite")
+    assert [look(camera)[2][key] for key in ("resets", "last_reset")] == ["5", "the state was not finite"]
+
+
 def test_reasons_are_grouped_and_never_grow_without_bound(camera: CameraHealth) -> None:
     """A hostile camera must not fill the memory with words of its own."""
     assert kind_of("step at least 192, got 100") == kind_of("step at least 24, got 2.5")
@@ -177,6 +232,8 @@ def test_reasons_are_grouped_and_never_grow_without_bound(camera: CameraHealth) 
     kinds = {name: count for name, count in look(camera)[2].items() if name.startswith("dropped: ")}
     assert len(kinds) == MAX_KINDS + 1 and sum(map(int, kinds.values())) == 5000 and max(map(len, kinds)) < 100
     assert len(camera._kinds) == MAX_KINDS
+    camera.accounted("first", f"frame_id changed from 'a' to '{'b' * 100_000}'")
+    assert len(look(camera)[2]["last_reset"]) == MAX_REASON
 
 
 def test_memory_is_that_of_one_window(camera: CameraHealth, clock: Clock) -> None:

@@ -27,11 +27,12 @@ from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage
 from deq_flow_ros.ros.diagnostics import FrameAccounts
-from deq_flow_ros.ros.health import RATE_LIMITED, CameraHealth
+from deq_flow_ros.ros.health import CameraHealth
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
 from deq_flow_ros.ros.parameters import OVERRIDABLE, Settings
 from deq_flow_ros.ros.rate_limit import RateLimit
 from deq_flow_ros.ros.snapshot import write_snapshot
+from deq_flow_ros.ros.window import RATE_LIMITED
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo, FlowResult, UpdateRequest
 
 MAX_STAMP_AGE_MS = 10_000.0

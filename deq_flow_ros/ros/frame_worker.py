@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from deq_flow_ros.ros.camera_stream import Attempt, CameraStream, ReceivedFrame
-from deq_flow_ros.ros.health import SUPERSEDED
+from deq_flow_ros.ros.window import SUPERSEDED
 from deq_flow_ros.ros.worker import FairWorker
 from deq_flow_ros.streaming import FlowResult, update_together
 
