@@ -79,10 +79,10 @@ def test_a_live_parameter_takes_effect_with_the_next_image(node: NodeClient) -> 
     node.send(node.image(), node.image())
     assert flow_size(node) == (24, 32)
     node.set_parameters(output_scale=1.0)
-    assert node.set_parameters(max_rate_hz=0.001) == ""
+    assert node.set_parameters(max_gap_ms=3.6e6, max_rate_hz=0.001) == ""
     outcomes = [account["reason"] for account in node.send(node.image(), node.image(), node.image())]
     assert outcomes[1:] == [RATE_LIMITED] * 2
-    node.set_parameters(max_rate_hz=0.0)
+    node.set_parameters(max_rate_hz=0.0, max_gap_ms=1000.0)
 
 
 def test_a_region_is_cut_out_and_a_wrong_one_is_named(node: NodeClient) -> None:

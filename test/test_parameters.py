@@ -13,8 +13,10 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
 from deq_flow_ros.ros.parameters import Settings, check_change, misspelt_overrides
 from deq_flow_ros.streaming.costs import MIN_SCALED_SIDE
+from deq_flow_ros.streaming.pairs import COARSE_ITERATIONS, COARSE_LEVELS
 
 CONFIG = Path(__file__).parent.parent / "config" / "flow.yaml"
 
@@ -64,6 +66,20 @@ def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
     field = next(field for field in dataclasses.fields(Settings) if field.name == "min_scale")
     texts = (field.metadata["description"], CONFIG.read_text(), (CONFIG.parent.parent / "docs" / "node.md").read_text())
     assert all(words in " ".join(text.replace("#", " ").split()) for text in texts)
+
+
+def test_the_largest_image_is_stated_where_users_read_of_max_scale() -> None:
+    """Who asks for more is given less, and would look for the reason elsewhere."""
+    field = next(field for field in dataclasses.fields(Settings) if field.name == "max_scale")
+    pages = (CONFIG, *((CONFIG.parent.parent / "docs" / name) for name in ("node.md", "troubleshooting.md")))
+    for text in (field.metadata["description"], *(page.read_text() for page in pages)):
+        assert f"{MAX_PIXELS:,} pixels" in text and f"{MAX_PIXELS_ALL_PAIRS:,} by a model" in " ".join(text.split())
+
+
+def test_the_iterations_of_a_cold_start_are_stated() -> None:
+    """They come on top of max_iterations, so whoever wants the shortest time must know of them."""
+    field = next(field for field in dataclasses.fields(Settings) if field.name == "max_iterations")
+    assert COARSE_LEVELS == 2 and f"{COARSE_ITERATIONS} more at each of two" in field.metadata["description"]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.parent.glob("*.yaml")), ids=lambda path: path.stem)
@@ -140,7 +156,11 @@ def test_values_that_do_not_go_together_are_named() -> None:
         Settings.read(make_node(warm_up_height=0))
     with pytest.raises(ValueError, match=r"min_scale <= max_scale, got 2 and 1"):
         Settings.read(make_node(min_scale=2.0))
+    with pytest.raises(ValueError, match=r"max_rate_hz 0.5 leaves 2000 ms .* max_gap_ms 1000 takes for gaps"):
+        Settings.read(make_node(max_rate_hz=0.5))
+    assert Settings.read(make_node(max_rate_hz=0.5, max_gap_ms=2500.0)).max_rate_hz == 0.5
     node = make_node()
+    assert "max_rate_hz 30 leaves 33.3333 ms" in answer(True, node, max_rate_hz=30.0, max_gap_ms=33.0)
     assert "min_scale <= max_scale, got 0.25 and 0.125" in answer(True, node, max_scale=0.125)
     assert answer(True, node, max_scale=0.125, min_scale=0.125) == ""  # both in one request
     assert answer(False, node, max_scale=0.125) == ""  # one after the other, until configure

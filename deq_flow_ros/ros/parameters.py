@@ -69,7 +69,13 @@ class Settings:
         live=True,
     )
     max_iterations: int = _parameter(
-        12, "iterations of the equilibrium solver per image, at most", "", 1, 200, live=True
+        12,
+        "iterations of the equilibrium solver per pair of images, at most; a cold start (no pair before) makes up to 4 "
+        "more at each of two smaller resolutions first, or of more where max_scale enlarges the image",
+        "",
+        1,
+        200,
+        live=True,
     )
     tolerance_px: float = _parameter(
         0.05,
@@ -97,7 +103,8 @@ class Settings:
     )
     max_scale: float = _parameter(
         1.0,
-        "largest part of the input resolution to compute at; above 1 images are enlarged, for finer flow at more cost",
+        "largest part of the input resolution to compute at; above 1 images are enlarged, for finer flow at more cost; "
+        "whatever this allows, none is computed at more than 4,194,304 pixels, or 1,048,576 by a model with GMA",
         "",
         0.0625,
         4.0,
@@ -139,7 +146,12 @@ class Settings:
         1000,
     )
     max_rate_hz: float = _parameter(
-        0.0, "images processed per second and camera, at most; 0 = every image", "Hz", 0.0, 1000.0, live=True
+        0.0,
+        "images processed per second and camera, at most, more than 1000 / max_gap_ms; 0 = every image",
+        "Hz",
+        0.0,
+        1000.0,
+        live=True,
     )
     silence_warning_s: float = _parameter(
         5.0,
@@ -226,6 +238,12 @@ class Settings:
             raise ValueError(f"expected warm_up_width and warm_up_height to be both 0 or both at least 16, got {size}")
         if self.min_scale > self.max_scale:
             raise ValueError(f"expected min_scale <= max_scale, got {self.min_scale:g} and {self.max_scale:g}")
+        if 0.0 < self.max_rate_hz <= 1000.0 / self.max_gap_ms:  # jitter makes a gap of every second one that is equal
+            raise ValueError(
+                f"max_rate_hz {self.max_rate_hz:g} leaves {1000.0 / self.max_rate_hz:g} ms between images, which "
+                f"max_gap_ms {self.max_gap_ms:g} takes for gaps, so that no flow would come: expected "
+                "max_rate_hz above 1000 / max_gap_ms; raise one of them"
+            )
 
     def compute_threads(self) -> int:
         """Number of threads that `threads` stands for."""
