@@ -8,9 +8,9 @@ import pytest
 import torch
 from streams import PERIOD_NS, Clock, frames
 
-from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.warm_start import carry, forward_warp
+from deq_flow_ros.streaming.warm_start import carry, forward_warp, likeness
 
 
 @pytest.fixture()
@@ -189,14 +189,15 @@ def test_a_warm_start_without_time_is_returned_as_it_is(model: DEQFlow, monkeypa
     assert np.isnan(result.residual).all() and np.isnan(result.info.residual_px) and result.info.warm
 
 
-def test_huge_frames_are_never_processed_whole(model: DEQFlow) -> None:
-    """Why: the similarities of all pairs of cells grow with the square of the pixels: 67 GB at 3840x2160."""
+def test_huge_frames_are_never_processed_whole(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: memory grows with the pixels; with attention over all pairs of cells, to 67 GB at 3840x2160."""
+    monkeypatch.setattr(DEQFlow, "max_pixels", 1 << 17)
     estimator = FlowEstimator(model, max_iterations=1)
-    frame = np.zeros((1100, 2000, 3), np.uint8)
+    frame = np.zeros((400, 700, 3), np.uint8)
     frame[::7] = 255
     assert estimator.update(frame, 0) is None
     result = estimator.update(frame, PERIOD_NS)
-    assert result is not None and result.info.scale == 0.625 and result.flow.shape == (1100, 2000, 2)
+    assert result is not None and result.info.scale == 0.625 and result.flow.shape == (400, 700, 2)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -216,3 +217,30 @@ def test_forward_warp_conserves_what_it_moves() -> None:
     weight = forward_warp(torch.rand(1, 1, 9, 9), torch.full((1, 2, 9, 9), 0.3))[1]
     assert float(weight[..., 1:-1, 1:-1].min()) == pytest.approx(1.0)
     assert float(forward_warp(torch.rand(1, 1, 9, 9), torch.full((1, 2, 9, 9), 1e9))[1].max()) == 0.0
+
+
+def test_a_cut_that_colours_do_not_give_away_starts_cold() -> None:
+    """Why: two scenes of the same colours; the motion found between them would lead the pairs behind it astray."""
+    nano = load_model("nano")
+    before, after = frames(3, 128, 160, seed=0), frames(3, 128, 160, seed=5)
+    flows = []
+    for warm in (True, False):
+        estimator = FlowEstimator(nano, max_iterations=2, tolerance_px=None, warm=warm)
+        results = [estimator.update(frame, i * PERIOD_NS) for i, frame in enumerate([*before, *after])]
+        flows.append(results[-2])
+        if warm:
+            infos = [result.info for result in results[1:]]
+    assert [info.warm for info in infos] == [False, True, False, False, True]
+    assert infos[2].reset_reason == "the motion so far does not explain this frame"
+    assert infos[3].reset_reason == "the frame before was too unlike the one before it"
+    np.testing.assert_array_equal(flows[0].flow, flows[1].flow)
+
+
+def test_likeness_is_that_of_the_cells_that_are_led_to() -> None:
+    """Why: a stream starts anew by it; what leaves the image must not count, and an x taken for a y would."""
+    features = torch.randn(1, 16, 40, 56, generator=torch.Generator().manual_seed(0))
+    moved = torch.roll(features, (3, -2), (-1, -2))
+    flow = torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 40, 56)
+    assert likeness(flow, features, moved) == pytest.approx(1)
+    assert abs(likeness(0 * flow, features, moved)) < 0.1
+    assert likeness(1e9 * flow, features, moved) == 0

@@ -23,7 +23,7 @@ from deq_flow_ros.streaming.pairs import Pair, SolvedPairs
 from deq_flow_ros.streaming.result import FlowInfo, FlowResult
 from deq_flow_ros.streaming.settings import EstimatorSettings
 from deq_flow_ros.streaming.together import StreamFrame, UpdateRequest, update_together
-from deq_flow_ros.streaming.warm_start import carry
+from deq_flow_ros.streaming.warm_start import MIN_OF_LAST, MIN_OF_STILL, carry, likeness
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class FlowEstimator:
         self._state: State | None = None
         self._start: _Start | None = None
         self._solved: _Solved | None = None
+        self._likeness: float | None = None
+        self._unlike = False
 
     @property
     def settings(self) -> EstimatorSettings:
@@ -113,7 +115,7 @@ class FlowEstimator:
     def reset(self, reason: str) -> None:
         """Forget the stream (not the learnt costs); the next frame is a first one, for this reason."""
         self.reset_reason = reason
-        self._previous = self._state = self._start = self._solved = None
+        self._previous = self._state = self._start = self._solved = self._likeness = None
 
     def warm_up(self, height: int, width: int) -> None:
         """Learn the costs of frames of this size before the first one comes; leaves no stream behind."""
@@ -169,7 +171,8 @@ class FlowEstimator:
 
         After the first frame ``image2`` (H, W, 3) uint8 RGB, ``stamp2_ns`` and ``scale``. After a pair also ``image1``,
         ``stamp1_ns``, where its solve started, ``start_hidden`` (C, h, w) and ``start_flow`` (2, h, w), and where it
-        ended, ``hidden`` and ``flow`` (unless it diverged); the flow in cells of 8 px of the processed image, float32.
+        ended, ``hidden`` and ``flow`` (unless it diverged); the flow in cells of 8 px of the processed image, float32;
+        and ``likeness`` of its images, -1..1, that of the next is compared with.
 
         :returns: by name; empty without a stream.
         """
@@ -181,6 +184,8 @@ class FlowEstimator:
             "stamp2_ns": np.array(frame.seen.stamp_ns, np.int64),
             "scale": np.array(frame.encoded.scale),
         }
+        if self._likeness is not None:
+            arrays["likeness"] = np.array(self._likeness)
         states = {"": self._state}
         if solved is not None:
             arrays["image1"] = solved.earlier_image.copy()
@@ -207,6 +212,7 @@ class FlowEstimator:
         image, self._scales.scale = arrays["image2"], float(arrays["scale"])
         encoded = self._encode(image, self._scales.scale)
         self._previous = _Previous(encoded, Seen.of(image, int(arrays["stamp2_ns"])))
+        self._likeness = float(arrays["likeness"]) if "likeness" in arrays else None
         if "hidden" in arrays:
             hidden, flow = (torch.from_numpy(arrays[name])[None].to(self.model.device) for name in ("hidden", "flow"))
             self._state = hidden.to(encoded.encoding.context.dtype), flow
@@ -256,7 +262,26 @@ class FlowEstimator:
         first, second = previous.encoded, current
         if self._settings.direction == "backward":
             first, second = second, first
+        with stages.stage("correlate"):
+            self._judge(first, second)
         return Pair(first, second, self._start.state, self._start.prepared)
+
+    def _judge(self, first: EncodedImage, second: EncodedImage) -> None:
+        """Start cold where the last motion is no start for this pair; nor is this one, then, if its images are unlike.
+
+        Behind a cut that its colours do not give away a warm start would be far worse than a cold one.
+        """
+        start = self._start
+        assert start is not None
+        features = first.encoding.features, second.encoding.features
+        still = likeness(torch.zeros_like(first.encoding.features[:, :2]), *features)
+        carried = still if start.state is None else likeness(start.state[1], *features)
+        alike = max(still, carried)
+        self._unlike = self._likeness is not None and alike < MIN_OF_LAST * self._likeness
+        self._likeness = alike
+        if start.state is not None and (self._unlike or carried < MIN_OF_STILL * still):
+            self._state, self._start = None, replace(start, state=None)
+            self.reset_reason = "the motion so far does not explain this frame"
 
     def _is_cold(self) -> bool:
         return self._state is None
@@ -271,7 +296,7 @@ class FlowEstimator:
         if self._state is not None:
             size = encoded.encoding.context.shape[-2:]
             self._state = rescale(self._state, size, scale / previous.encoded.scale)
-        self._start = None
+        self._start = self._likeness = None  # of another scale, with which nothing compares
         return replace(previous, encoded=encoded)
 
     def _encode(self, image: np.ndarray, scale: float) -> EncodedImage:
@@ -317,6 +342,8 @@ class FlowEstimator:
         self._remember(frame, encoded)
         self._start = self.reset_reason = None
         self._state = sample(solution.state, place) if settings.warm else None
+        if self._unlike:
+            self._state, self.reset_reason = None, "the frame before was too unlike the one before it"
         if stop_reason == "diverged":
             self._state, self.reset_reason = None, "the state was not finite"
         return FlowResult(solved.flows[place], solved.residuals[place], info)

@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the fixed point of the last pair puts the start of the next."""
+"""Where the fixed point of the last pair puts the start of the next, and whether that is a start at all."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
+
+# Within a stream, a carried flow leads to cells at least nine tenths as alike as those that no motion leads to, mostly
+# more; behind a cut that was not noticed, to some that are half as alike or less.
+MIN_OF_STILL = 0.75
+# From one pair to the next the likeness changes by a tenth or less; across a cut little of it is left.
+MIN_OF_LAST = 0.5
+LIKENESS_CELLS = 1000
 
 
 def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,3 +66,29 @@ def carry(state: State, direction: str = "forward") -> State:
     moved = torch.where(weight > 0.1, moved, torch.cat((hidden.float(), flow), 1))
     hidden_moved = moved[:, :-2].to(hidden.dtype).contiguous(memory_format=torch.channels_last)
     return hidden_moved, moved[:, -2:].contiguous()
+
+
+def likeness(flow: Tensor, features1: Tensor, features2: Tensor) -> float:
+    """How alike cells of two images are that a flow says are the same: mean cosine of their features, -1..1.
+
+    Of about ``LIKENESS_CELLS`` cells, evenly spread; those that the flow leads outside do not count, and if it leads
+    all outside, there is no likeness (0). Reading the answer waits for the device.
+
+    :param flow: (1, 2, H, W) in cells, x before y.
+    :param features1: (1, C, H, W), of the image on whose pixels the flow lives.
+    :param features2: of the other.
+    """
+    height, width = flow.shape[-2:]
+    step = max(1, math.isqrt(height * width // LIKENESS_CELLS))
+    y, x = torch.meshgrid(
+        torch.arange(0, height, step, device=flow.device),
+        torch.arange(0, width, step, device=flow.device),
+        indexing="ij",
+    )
+    # Rounded, not interpolated: a mean of cells is less like each of them, and only a flow of zero would have none.
+    to_x, to_y = ((at + flow[0, i, ::step, ::step]).round().clamp(-1, 1e6).long() for i, at in enumerate((x, y)))
+    inside = (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
+    rows1, rows2 = (features[0].permute(1, 2, 0) for features in (features1, features2))
+    led_to = rows2[to_y.clamp(0, height - 1), to_x.clamp(0, width - 1)]
+    alike = F.cosine_similarity(rows1[::step, ::step].float(), led_to.float(), dim=-1)
+    return float((alike * inside).sum() / inside.sum().clamp_min(1))
