@@ -34,6 +34,7 @@ from benchmarks.sequences import read_frames
 from benchmarks.timeline import draw_timeline
 from benchmarks.turns import NEAR_PX, computing_in, nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.evaluation.provenance import machine, peak_memory_mb
+from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.scene import Scene, SceneSettings
 from deq_flow_ros.model import SIZES, DEQFlow, available_models, load_model
@@ -210,6 +211,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = make_parser().parse_args(arguments)
+    keep_freed_memory()  # as the node does; all methods have the good of it
     console = Console() if Console().is_terminal else Console(width=100)
     try:
         check_options(options)

@@ -45,9 +45,10 @@ sys.path[:0] = PLACES
 from soak_parts import RELAY_INPUT, RELAY_OUTPUT, half, image_size
 from soak_report import Camera, Relay, accounts, beside_the_misbehaving, bounds, memory_of, show, timing
 
+from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.flow_recording import report_of
-from deq_flow_ros.ros import live_run, process
+from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError, Children
 from deq_flow_ros.ros.snapshot import versions
 
@@ -249,7 +250,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parse_options(sys.argv[1:] if args is None else args)
-    process.keep_freed_memory()  # else each flow field costs this process 5 ms of page faults before it counts as come
+    keep_freed_memory()  # else each flow field costs this process 5 ms of page faults before it counts as come
     try:
         result = soak(options)
     except (ChildError, MediaError, OSError) as error:

@@ -114,7 +114,8 @@ def test_enlarged_frames_give_finer_flow_of_the_same_size() -> None:
 def test_enlarging_gives_way_to_the_budget(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: ``max_scale`` is what may be done, not what must be.
 
-    10 + 20 ms at 48x64 pixels and in proportion for others: two iterations take 78 ms at 1.25 times the size, 113 at 1.5.
+    10 + 20 ms at 48x64 pixels and in proportion for others: two iterations take 78 ms at 1.25 times the size, 113 ms
+    at 1.5.
     """
     clock = Clock(model, monkeypatch, per_pixel=True)
     estimator = FlowEstimator(model, latency_budget_ms=100, max_scale=2.0, tolerance_px=None, max_iterations=50)

@@ -30,6 +30,7 @@ from deq_flow_ros.evaluation.runner import deterministic, load_models
 from deq_flow_ros.evaluation.session import Models, Plan, Session
 from deq_flow_ros.evaluation.settings import Setting, all_settings
 from deq_flow_ros.evaluation.summary import BY_THE_CLOCK
+from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.media.frame import MediaError
 
 REALTIME_BUDGET_MS = 90.0
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run; returns the exit status of the module's docstring."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    keep_freed_memory()
     try:
         plan = make_plan(options)
         assignments = _assignments(options)

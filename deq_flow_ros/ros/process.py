@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import signal
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from types import FrameType
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+from deq_flow_ros.host import keep_freed_memory
 
 
 class StopRequest:
@@ -39,15 +38,3 @@ def start(args: Sequence[str] | None) -> StopRequest:
     logging.basicConfig(level=logging.INFO, format="[%(levelname)s] [%(name)s]: %(message)s")
     rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
     return stop
-
-
-def keep_freed_memory() -> None:
-    """Let malloc reuse image-sized blocks.
-
-    By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. Does
-    nothing where the C library has no `mallopt`.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
