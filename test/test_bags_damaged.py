@@ -14,8 +14,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 from deq_flow_ros.media import Frame, MediaError, open_source
-from deq_flow_ros.media.bag_reader import ZSTD_MAGIC
-from deq_flow_ros.media.bags import BagWriter
+from deq_flow_ros.media.bag_reader import ZSTD_MAGIC, Bag, zstd
+from deq_flow_ros.media.bag_source import CAMERA_INFO, IMAGE
+from deq_flow_ros.media.bags import BagWriter, read_messages
 
 COUNT, HEIGHT, WIDTH = 80, 64, 200
 TOPIC = "/camera/image_raw"
@@ -154,6 +155,42 @@ def test_a_damaged_chunk_costs_itself_only(tmp_path: Path) -> None:
     assert found == sorted(set(found)) and found[0] == 0
     assert found[-1] == COUNT - 1 and 0 < COUNT - len(found) <= 30
     assert len(problems) == 1 and "a chunk of" in problems[0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_message_that_cannot_be_decoded_costs_itself_only(
+    tmp_path: Path, packed: bool, storage: str, cut: bool
+) -> None:
+    """Written by a driver that crashed, or half of a compressed one: named, in an intact file and in a damaged one."""
+    whole = write(tmp_path / "whole", range(20), storage)
+    with BagWriter(tmp_path / "bag", storage) as writer:
+        for recorded in Bag(whole).messages():
+            raw = zstd.compress(recorded.raw()) if packed else recorded.raw()
+            broken = recorded.time_ns == frame(5).record_ns
+            writer.write_raw(TOPIC, IMAGE, raw[: len(raw) // 2] if broken else raw, recorded.time_ns)
+    bag = next(child for child in (tmp_path / "bag").iterdir() if child.name != "metadata.yaml")
+    if cut:
+        bag.write_bytes(bag.read_bytes()[: bag.stat().st_size * 9 // 10])
+    found, problems = numbers_of(bag)
+    assert found[:7] == [0, 1, 2, 3, 4, 6, 7] and found == sorted(set(found)) and (len(found) < 19) == cut
+    named = f"the message ({IMAGE}) on {TOPIC} that was recorded at {frame(5).record_ns} ns cannot be decoded"
+    assert len(problems) == 1 + cut and sum(named in problem for problem in problems) == 1
+
+
+def test_what_lies_beside_the_images_may_be_undecodable_too(tmp_path: Path) -> None:
+    """A broken calibration, or another camera whose first image is broken, is no reason to read nothing."""
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_raw("/camera/camera_info", CAMERA_INFO, bytes([0, 1, 0, 0]), 0)
+        writer.write_raw("/broken", IMAGE, bytes([0, 1, 0, 0]), 0)
+        writer.write_frame(TOPIC, frame(0))
+    found, problems = numbers_of(tmp_path / "bag")
+    assert found == [0] and len(problems) == 1 and "on /camera/camera_info that was recorded at 0 ns" in problems[0]
+    with pytest.raises(MediaError, match=r"none of the 1 images on /broken of .* can be read: the message"):
+        list(open_source(tmp_path / "bag", "/broken").frames())
+    with pytest.raises(MediaError, match="on /broken that was recorded at 0 ns cannot be decoded"):
+        list(read_messages(tmp_path / "bag", "/broken"))
 
 
 def test_an_unknown_compression_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from deq_flow_ros.media.bag_source import CAMERA_INFO, IMAGE
+from deq_flow_ros.media.bags import BagWriter
+from deq_flow_ros.media.frame import frame_from_array
 from deq_flow_ros.ros.convert import stamp_to_ns
 
 COUNT, PERIOD_NS = 24, 33_333_333
@@ -168,6 +171,30 @@ def test_a_bag_goes_out_compressed_with_its_calibration(subscriber: Subscriber, 
     assert (info.height, info.width, info.distortion_model, list(info.d)) == (32, 40, "plumb_bob", [0, 1, 2, 3, 4])
     assert list(info.k) == list(range(9)) and list(info.p) == list(range(12))
     assert (info.roi.x_offset, info.roi.y_offset, info.roi.height, info.roi.width) == (1, 2, 16, 20)
+
+
+def test_a_message_that_cannot_be_sent_or_read_costs_itself_only(subscriber: Subscriber, tmp_path: Path) -> None:
+    """A bag with one image cut short as it was recorded, and one that contradicts itself: the replay goes on."""
+    frames = [
+        frame_from_array(np.full((32, 40, 3), i, np.uint8), i * PERIOD_NS, i * PERIOD_NS, "eye") for i in range(6)
+    ]
+    frames[4] = replace(frames[4], step=7)
+    with BagWriter(tmp_path / "bag") as writer:
+        for number, frame in enumerate(frames):
+            if number == 2:
+                writer.write_raw("/cam", IMAGE, bytes([0, 1, 0, 0]), frame.record_ns)
+            else:
+                writer.write_frame("/cam", frame)
+    pictures: list[CompressedImage] = []
+    topic = "/player/image/compressed"
+    subscriber.create_subscription(CompressedImage, topic, pictures.append, QoSProfile(depth=100))
+    process = start(tmp_path / "bag", "--compressed", "png", "--wait-for-subscribers", 1)
+    subscriber.spin_while(process, 30.0)
+    status, last_line, err = finish(process)
+    assert status == 0 and "Traceback" not in err and last_line.endswith(", 2 not readable")
+    assert [stamp_to_ns(picture.header.stamp) for picture in pictures] == [i * PERIOD_NS for i in (0, 1, 3, 5)]
+    assert f"recorded at {2 * PERIOD_NS} ns cannot be decoded" in err
+    assert f"left out the frame stamped {4 * PERIOD_NS} ns" in err
 
 
 @pytest.mark.parametrize(

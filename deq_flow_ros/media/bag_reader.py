@@ -38,6 +38,10 @@ BAG_SUFFIXES = (*DATA_SUFFIXES, ".bag", ".bag.active")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
+class MessageError(MediaError):
+    """One message cannot be read; those beside it may."""
+
+
 @dataclass(frozen=True)
 class Recorded:
     """A message of a bag, recorded at `time_ns`."""
@@ -45,12 +49,31 @@ class Recorded:
     topic: str
     msgtype: str
     time_ns: int
-    raw: bytes
+    _stored: bytes = field(repr=False)
     _decode: Callable[[bytes, str], Any] = field(repr=False)
 
+    def raw(self) -> bytes:
+        """As it was serialized. Raises `MessageError` where it was compressed and cannot be unpacked."""
+        # A serialized message begins with how it is encoded, 0x00 0x00 or 0x00 0x01.
+        if self._stored[:4] != ZSTD_MAGIC:
+            return self._stored
+        try:
+            return zstd.decompress(self._stored)
+        except zstd.ZstdError as error:
+            raise self._unreadable(error) from error
+
     def message(self) -> Any:
-        """Its fields by name."""
-        return self._decode(self.raw, self.msgtype)
+        """Its fields by name. Raises `MessageError` where it cannot be decoded."""
+        raw = self.raw()
+        try:
+            return self._decode(raw, self.msgtype)
+        except Exception as error:
+            # Damaged bytes raise whatever the code that rosbags generates stumbles over.
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> MessageError:
+        what = f"the message ({self.msgtype}) on {self.topic} that was recorded at {self.time_ns} ns"
+        return MessageError(f"{what} cannot be decoded: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -169,17 +192,18 @@ class Bag:
             types = reader.typestore
             decode = types.deserialize_cdr if reader.is2 else types.deserialize_ros1
             for connection, time_ns, raw in reader.messages(connections):
-                yield Recorded(connection.topic, connection.msgtype, time_ns, _unpacked(raw), decode)
+                yield Recorded(connection.topic, connection.msgtype, time_ns, raw, decode)
 
     def _salvaged(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
         with _unzipped(file) as plain:
             types = _types(_is_ros1(plain))
             decode = types.deserialize_ros1 if _is_ros1(plain) else types.deserialize_cdr
-            for topic, msgtype, time_ns, raw in salvage(plain, lambda what: self._note(f"{file} is damaged: {what}")):
+            for topic, msgtype, time_ns, raw in salvage(plain, lambda what: self.note(f"{file} is damaged: {what}")):
                 if not topics or topic in topics:
-                    yield Recorded(topic, msgtype, time_ns, _unpacked(raw), decode)
+                    yield Recorded(topic, msgtype, time_ns, raw, decode)
 
-    def _note(self, problem: str) -> None:
+    def note(self, problem: str) -> None:
+        """Add to `problems` what is not among them yet."""
         if problem not in self.problems:
             self.problems.append(problem)
 
@@ -215,11 +239,6 @@ def _unzipped(file: Path) -> Iterator[Path]:
             # What came out until then may still be read from the front.
             log.warning("%s cannot be unpacked to its end: %s", file, error)
         yield plain
-
-
-def _unpacked(raw: bytes) -> bytes:
-    # A serialized message begins with how it is encoded, 0x00 0x00 or 0x00 0x01.
-    return zstd.decompress(raw) if raw[:4] == ZSTD_MAGIC else raw
 
 
 def _is_ros1(file: Path) -> bool:

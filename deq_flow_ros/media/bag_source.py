@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.media.bag_reader import Bag, Recorded, first_times
+from deq_flow_ros.media.bag_reader import Bag, MessageError, Recorded, first_times
 from deq_flow_ros.media.compressed import decode_image
 from deq_flow_ros.media.encodings import ENCODINGS, EncodingError
 from deq_flow_ros.media.frame import Frame, MediaError, Source
@@ -48,21 +48,21 @@ class BagSource(Source):
         self.description = f"bag {path.name}: {self.topic} ({msgtype}), {self.count} frames at about {rate:.1f} Hz"
 
     def frames(self) -> Iterator[Frame]:
-        """See `Source.frames`. Raw images pass unchanged; compressed ones are decoded to rgb8, and named in `skipped`
-        where that fails, like whatever is missing of the bag.
+        """See `Source.frames`. Raw images pass unchanged, compressed ones are decoded to rgb8. A message for which that
+        fails is named in `skipped`, like whatever is missing of the bag.
         """
         self.skipped = list(self._bag.problems)
         before, read, undecodable = len(self.skipped), 0, 0
         for recorded in self._bag.messages(self.topic):
             read += 1
-            message = recorded.message()
-            stamp_ns = stamp_of(message.header)
             try:
-                yield _frame(recorded, message, stamp_ns)
-            except EncodingError as error:
+                frame = _frame(recorded)
+            except MessageError as error:
                 undecodable += 1
-                self.skipped.append(f"frame stamped {stamp_ns}: {error}")
-                log.warning("left out the frame stamped %d of %s: %s", stamp_ns, self.topic, error)
+                self.skipped.append(str(error))
+                log.warning("left out of %s: %s", self.topic, error)
+                continue
+            yield frame
         self.skipped[before:before] = self._bag.problems[before:]
         if undecodable == read:
             why = self.skipped[-1] if self.skipped else "there is none"
@@ -70,21 +70,25 @@ class BagSource(Source):
             raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
 
 
-def _frame(recorded: Recorded, message: Any, stamp_ns: int) -> Frame:
-    """Raises `EncodingError` for a compressed image that cannot be decoded."""
-    frame_id, time_ns = message.header.frame_id, recorded.time_ns
+def _frame(recorded: Recorded) -> Frame:
+    """Raises `MessageError` for a message, or a compressed image in it, that cannot be decoded."""
+    message = recorded.message()
+    stamp_ns, frame_id, time_ns = stamp_of(message.header), message.header.frame_id, recorded.time_ns
     if recorded.msgtype == IMAGE:
         data, height, width = np.asarray(message.data).view(np.uint8), message.height, message.width
         big = bool(message.is_bigendian)
         return Frame(data, height, width, message.step, message.encoding, big, stamp_ns, time_ns, frame_id)
-    image = decode_image(np.asarray(message.data).view(np.uint8), message.format)
+    try:
+        image = decode_image(np.asarray(message.data).view(np.uint8), message.format)
+    except EncodingError as error:
+        raise MessageError(f"frame stamped {stamp_ns}: {error}") from error
     height, width = image.shape[:2]
     return Frame(image.reshape(-1), height, width, 3 * width, "rgb8", False, stamp_ns, time_ns, frame_id)
 
 
 def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     """First calibration beside an image topic, where image_transport puts it; one that changes while recording is not
-    followed.
+    followed, and one that cannot be decoded is a problem of the bag.
     """
     topic = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
     if topic not in bag.topics or bag.topics[topic].msgtype != CAMERA_INFO:
@@ -92,7 +96,11 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     recorded = bag.first(topic)
     if recorded is None:
         return None
-    message = recorded.message()
+    try:
+        message = recorded.message()
+    except MessageError as error:
+        bag.note(str(error))
+        return None
     names = ("height", "width", "distortion_model", "binning_x", "binning_y")
     plain = {name: getattr(message, name) for name in names}
     # The matrices have capital letters in ROS 1.
@@ -137,11 +145,11 @@ def _look(bag: Bag, topic: str) -> tuple[bool, str]:
     recorded = bag.first(topic)
     if recorded is None:
         return False, "empty"
-    message = recorded.message()
-    if recorded.msgtype == IMAGE:
-        return message.encoding in ENCODINGS, f"{message.width}x{message.height} {message.encoding}"
     try:
+        message = recorded.message()
+        if recorded.msgtype == IMAGE:
+            return message.encoding in ENCODINGS, f"{message.width}x{message.height} {message.encoding}"
         height, width = decode_image(np.asarray(message.data).view(np.uint8), message.format).shape[:2]
-    except EncodingError as error:
+    except (MessageError, EncodingError) as error:
         return False, str(error)
     return True, f"{width}x{height} {message.format}"

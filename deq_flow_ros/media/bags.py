@@ -160,7 +160,8 @@ def read_stamps(path: str | Path, topic: str) -> list[int]:
     stamps = []
     for recorded in bag.messages(topic):
         # CDR: four bytes say how it is encoded (the second one is 1 for little-endian), then come sec and nanosec.
-        seconds, nanoseconds = struct.unpack_from("<iI" if recorded.raw[1] == 1 else ">iI", recorded.raw, 4)
+        raw = recorded.raw()
+        seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] == 1 else ">iI", raw, 4)
         stamps.append(seconds * 1_000_000_000 + nanoseconds)
     _check(bag)
     return stamps

@@ -123,7 +123,7 @@ class Player(Node):
         self._calibration: tuple[Publisher, CameraInfo] | None = None
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
-        self.published = 0
+        self.published, self.left_out = 0, 0
         self.stamps_ns: tuple[int, int] | None = None
 
     def option(self, name: str) -> Any:
@@ -177,12 +177,19 @@ class Player(Node):
                 self._executor.spin_once(timeout_sec=0.0)
                 continue
             number, frame = item
+            if number and not self.published:  # a loop would go on like that for ever
+                break
             if number != current_pass:
                 # An absolute schedule from the first frame of each pass on: sleeping from frame to frame would drift.
                 first_due_ns = time.monotonic_ns() if number == 0 else due_ns + round(source.nominal_period_ns / rate)
                 current_pass, first_record_ns = number, frame.record_ns
             due_ns = first_due_ns + round((frame.record_ns - first_record_ns) / rate)
-            message = self._message(frame)
+            try:
+                message = self._message(frame)
+            except ValueError as error:  # it contradicts itself, or no message can hold its stamp
+                self.left_out += 1
+                self.get_logger().warning(f"left out the frame stamped {frame.stamp_ns} ns: {error}")
+                continue
             if not source.live:
                 self._spin_until(due_ns)
                 if time.monotonic_ns() - due_ns > LATE_NS:
@@ -192,6 +199,8 @@ class Player(Node):
             self._publish(frame, message, log_file)
             if self.published == limit:
                 break
+        if self.left_out and not self.published:
+            raise MediaError(f"none of the {self.left_out} frames can be published; the warnings above say why")
         # The process must not end before reliable subscribers have the last frames.
         self.publisher.wait_for_all_acked(Duration(seconds=5))
 
@@ -230,7 +239,8 @@ class Player(Node):
         if self.stamps_ns is None:
             return "player: published 0 frames"
         first, last = (f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in self.stamps_ns)
-        skipped = f", {len(source.skipped)} not readable" if source and source.skipped else ""
+        unreadable = self.left_out + (len(source.skipped) if source else 0)
+        skipped = f", {unreadable} not readable" if unreadable else ""
         return f"player: published {self.published} frames, first stamp {first}, last stamp {last}{skipped}"
 
 
