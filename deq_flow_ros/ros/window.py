@@ -216,7 +216,7 @@ class Window:
             return [(WARN, text)]
         if self.drops[SUPERSEDED] and not self.drops.keys() - set(BY_DESIGN):
             text = (
-                f"no flow {span}: the worker is not answering, so all of {self.drops[SUPERSEDED]} images were "
+                f"no flow {span}: the worker is not answering, so that all {self.drops[SUPERSEDED]} images were "
                 "superseded by newer ones; a pair takes longer than this (set latency_budget_ms, or lower max_scale), "
                 "or it hangs: restart the node, and see its log"
             )
