@@ -21,6 +21,7 @@ from deq_flow_ros.evaluation.output_bag import FlowBag
 from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
 from deq_flow_ros.evaluation.settings import Setting, all_settings, parse_setting
 from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.bag_source import IMAGE
 from deq_flow_ros.media.bags import BagWriter
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +182,32 @@ def test_recordings_below_a_folder_are_found_and_shared(tmp_path: Path) -> None:
         share(found, {"RANK": "3", "WORLD_SIZE": "3"})
     with pytest.raises(MediaError, match="holds no recording"):
         find_recordings(data / "day" / ".trash")
+
+
+def test_a_recording_without_any_flow_is_no_success(model: Path, tmp_path: Path) -> None:
+    """Whoever looks at the status only, or at the overview, must not take empty results for good ones."""
+    stream = [replace(frame, stamp_ns=frame.stamp_ns * number) for number, frame in enumerate(frames(pictures(3)), 1)]
+    for name, frames_of_it, why in (("one", stream[:1], "gave flow"), ("apart", stream, "2 x gap of … ms")):
+        bag, out = write_bag(tmp_path / name, frames_of_it), tmp_path / f"{name}_out"
+        assert evaluate(bag, "--out", out, "--model", model, *FAST) == 1
+        (problem,) = problems(out)
+        assert problem.startswith(f"none of the {len(frames_of_it)} frames gave flow") and why in problem
+
+
+def test_a_message_that_cannot_be_decoded_does_not_end_a_batch(model: Path, tmp_path: Path) -> None:
+    """Each recording has its results; the one with the broken message says so."""
+    (tmp_path / "data").mkdir()
+    with BagWriter(tmp_path / "data" / "a") as writer:
+        for number, frame in enumerate(frames(pictures(5))):
+            if number == 2:
+                writer.write_raw(TOPIC, IMAGE, bytes([0, 1, 0, 0]), frame.record_ns)
+            else:
+                writer.write_frame(TOPIC, frame)
+    write_bag(tmp_path / "data" / "b", frames(pictures(3)))
+    assert evaluate("--bags", tmp_path / "data", "--out", tmp_path / "out", "--model", model, *FAST) == 1
+    assert [len(table(tmp_path / "out" / name, "any")) for name in "ab"] == [4, 3]
+    (problem,) = problems(tmp_path / "out" / "a")
+    assert f"the message ({IMAGE}) on {TOPIC}" in problem and problems(tmp_path / "out" / "b") == []
 
 
 def test_several_recordings_over_processes_one_of_them_broken(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from deq_flow_ros.evaluation.output_bag import COLOR_TOPIC, FLOW_TOPIC, IMAGE_TO
 from deq_flow_ros.evaluation.runner import load_models, run
 from deq_flow_ros.evaluation.session import Plan, Session
 from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.media.bag_source import IMAGE
 from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
 from deq_flow_ros.media.flow_files import write_flow
 from deq_flow_ros.media.frame import Frame
@@ -212,6 +214,32 @@ def test_true_flow_comes_from_files_or_a_topic(model: Path, tmp_path: Path) -> N
         rows = table(tmp_path / name)[1:]
         assert [float(row["epe_still_px"]) for row in rows] == [2.0] * 7
         assert all(row["epe_px"] and row["fl_percent"] for row in rows)
+
+
+def test_true_flow_is_found_by_header_stamps_and_its_absence_told(model: Path, tmp_path: Path) -> None:
+    """With the stamps of recording as well, and past a message that cannot be decoded; truth of no pair is a slip."""
+    data = np.tile(np.array([-2, 0], np.float32), 48 * 64).view(np.uint8)
+    with BagWriter(tmp_path / "bag") as writer:
+        for number, frame in enumerate(frames(pictures())):
+            late_ns = frame.stamp_ns + 5 * PERIOD_NS
+            writer.write_frame(TOPIC, replace(frame, record_ns=late_ns))
+            truth = Frame(data, 48, 64, 512, "32FC2", False, frame.stamp_ns, late_ns, "camera")
+            writer.write_frame("/elsewhere", replace(truth, stamp_ns=7))
+            if number == 3:
+                writer.write_raw("/truth", IMAGE, bytes([0, 1, 0, 0]), late_ns)
+            else:
+                writer.write_frame("/truth", truth)
+    common = (tmp_path / "bag", "--topic", TOPIC, "--model", model, *FAST, "--no-bag", "--stamps", "record")
+    assert evaluate(*common, "--out", tmp_path / "out", "--truth", "/truth", "--compare", "dis") == 1
+    for name in ("any", "dis"):
+        rows = table(tmp_path / "out", name)
+        assert [row["epe_still_px"] for row in rows] == ["", *["2"] * 3, "", *["2"] * 3]
+        assert int(rows[0]["stamp_ns"]) == FIRST_NS + 5 * PERIOD_NS
+    (problem,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["problems"]
+    assert "on /truth that was recorded at" in problem and "cannot be decoded" in problem
+    assert evaluate(*common, "--out", tmp_path / "none", "--truth", "/elsewhere") == 1
+    (problem,) = json.loads((tmp_path / "none" / "metrics.json").read_text())["problems"]
+    assert problem.startswith("the true flow /elsewhere is known for none of the 7 pairs: its messages have to carry")
 
 
 def test_frames_and_fields_of_one_setting_in_python(model: Path) -> None:

@@ -32,12 +32,15 @@ class Shot:
     """A frame of the recording on its way through the settings.
 
     :ivar index: number in the recording, from 0.
+    :ivar stamp_ns: that of the stream: of the header, or the time of recording.
+    :ivar header_ns: that of the header.
     :ivar image: (H, W, 3) uint8 RGB; None where it cannot be read: then `problem` says why.
     :ivar convert_ms: time that reading the pixels took.
     """
 
     index: int
     stamp_ns: int
+    header_ns: int
     record_ns: int
     frame_id: str
     image: np.ndarray | None
@@ -45,8 +48,8 @@ class Shot:
     convert_ms: float = 0.0
 
     @classmethod
-    def of(cls, index: int, frame: Frame) -> Shot:
-        """A frame with its pixels as RGB."""
+    def of(cls, index: int, frame: Frame, stamps: str = "header") -> Shot:
+        """A frame with its pixels as RGB, and the stamp of its header or (`stamps` "record") of its recording."""
         start = time.perf_counter()
         image, problem = None, ""
         try:
@@ -56,12 +59,13 @@ class Shot:
         took_ms = 1e3 * (time.perf_counter() - start)
         if image is not None and not image.flags.writeable:
             image = image.copy()  # a view of the file's bytes, which PyTorch warns of
-        return cls(index, frame.stamp_ns, frame.record_ns, frame.frame_id, image, problem, took_ms)
+        stamp_ns = frame.record_ns if stamps == "record" else frame.stamp_ns
+        return cls(index, stamp_ns, frame.stamp_ns, frame.record_ns, frame.frame_id, image, problem, took_ms)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As arrays, for a file."""
-        whole = {"index": self.index, "stamp_ns": self.stamp_ns, "record_ns": self.record_ns}
-        plain = {**whole, "frame_id": self.frame_id, "problem": self.problem}
+        names = ("index", "stamp_ns", "header_ns", "record_ns", "frame_id", "problem")
+        plain = {name: getattr(self, name) for name in names}
         image = {} if self.image is None else {"image": self.image}
         return {"shot": np.array(json.dumps(plain)), **image}
 

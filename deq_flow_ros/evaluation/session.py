@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -26,7 +26,7 @@ from deq_flow_ros.evaluation.output_bag import FlowBag
 from deq_flow_ros.evaluation.problems import Problems
 from deq_flow_ros.evaluation.realtime import CostTable, RealtimeLane, VirtualClock, measure_costs
 from deq_flow_ros.evaluation.report import FRAMES
-from deq_flow_ros.evaluation.results import FrameTable, Results
+from deq_flow_ros.evaluation.results import DROPPED, FIRST, PROCESSED, FrameTable, Results
 from deq_flow_ros.evaluation.runner import Backward, Done, Extras, Lane, Shot, part, prefixed
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, Shares
@@ -159,6 +159,8 @@ class Session:
                     self._keep(lane.finish(), results[i], bag if i == 0 else None, show if i == 0 else None)
             self._save(done, lanes or [], bag)
         info = self._info(done, ended)
+        if ended:
+            info.problems += self._missing(results[0])
         if lanes and isinstance(lanes[0], RealtimeLane):
             info.played_s = lanes[0].played_s
         return Outcome(results, info)
@@ -184,9 +186,7 @@ class Session:
                     return
                 if index < start:
                     continue
-                if self.plan.stamps == "record":
-                    frame = replace(frame, stamp_ns=frame.record_ns)
-                shot = Shot.of(index, frame)
+                shot = Shot.of(index, frame, self.plan.stamps)
             yield shot
 
     def _lanes(self, models: Models) -> list[Lane]:
@@ -235,8 +235,12 @@ class Session:
         if self.plan.truth_folder is not None:
             return folder_truth(Path(self.plan.truth_folder))
         if self.plan.truth_topic is not None:
-            return TopicTruth(Path(self.path), self.plan.truth_topic)
+            return TopicTruth(Path(self.path), self.plan.truth_topic, self._note_unreadable)
         return scene_truth(Path(self.path))
+
+    def _note_unreadable(self, what: str) -> None:
+        if what not in self.source.skipped:  # every setting reads the true flow for itself
+            self.source.skipped.append(what)
 
     def _keep(self, dones: Iterator[Done], results: Results, bag: FlowBag | None, show: Show | None) -> None:
         for done in dones:
@@ -274,6 +278,24 @@ class Session:
             plain = {"problems": asdict(self._problems), "bag": information, "costs": self._costs}
             texts = {name: np.array(json.dumps(value)) for name, value in plain.items()}
             self._folder.save({"frames": np.array(frames), **texts, **arrays})
+
+    def _missing(self, main: Results) -> list[str]:
+        """What a whole recording should have given, and did not."""
+        series = main.series()
+        pairs = int(series.outcome(PROCESSED).sum())
+        if not pairs:
+            reasons = {**series.count("reason", FIRST), **series.count("reason", DROPPED)}
+            why = "".join(f"; {count} x {reason}" for reason, count in reasons.items())
+            return [f"none of the {len(series)} frames gave flow, which takes two that follow each other{why}"]
+        given = self.plan.truth_folder or self.plan.truth_topic
+        if given is None or np.isfinite(series.number("epe_px")).any():
+            return []
+        expected = (
+            "its messages have to carry the stamp of the image on whose pixels the flow lives"
+            if self.plan.truth_topic
+            else "its files are forward flow between successive frames, the first one from the first frame on"
+        )
+        return [f"the true flow {given} is known for none of the {pairs} pairs: {expected}"]
 
     def _check_disk(self, first: Shot) -> None:
         """Raises `MediaError` where the bag might not fit: a full disk in mid-run would cost the run."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deq_flow_ros.media.bag_reader import natural_order
+from deq_flow_ros.media.bag_reader import Bag, MessageError, Recorded, natural_order
 from deq_flow_ros.media.bag_source import stamp_of
-from deq_flow_ros.media.bags import read_image, read_messages
+from deq_flow_ros.media.bags import read_image
 from deq_flow_ros.media.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.media.frame import MediaError
 from deq_flow_ros.media.scene import Scene
@@ -44,7 +44,7 @@ def scene_truth(bag: Path) -> Truth | None:
         return None
 
     def truth(previous: Shot, shot: Shot, direction: str) -> Known:
-        stamps = (previous.stamp_ns, shot.stamp_ns)
+        stamps = (previous.header_ns, shot.header_ns)
         return exact(*(stamps if direction == "forward" else stamps[::-1]))
 
     return truth
@@ -71,36 +71,45 @@ def folder_truth(folder: Path) -> Truth:
 
 
 class TopicTruth:
-    """Flow on a topic of the recording, 32FC2, stamped like the image on whose pixels it lives.
+    """Flow on a topic of the recording, 32FC2, whose header has the stamp of the image on whose pixels it lives.
 
     It is taken for the flow to the next image of the recording (or, with the direction "backward", from the one
-    before). Read once, along with the images.
+    before). Read once, along with the images. Where the stamps of two images do not tell them apart, it is not known.
+
+    :param note: hears of messages that cannot be decoded, a sentence each.
     """
 
-    def __init__(self, bag: Path, topic: str) -> None:
-        self._topic = topic
-        self._messages: Iterator[tuple[str, int, Any]] = read_messages(bag, topic)
+    def __init__(self, bag: Path, topic: str, note: Callable[[str], None]) -> None:
+        self._topic, self._note = topic, note
+        self._messages: Iterator[Any] = filter(None, map(self._decoded, Bag(bag).messages(topic)))
         self._waiting: dict[int, np.ndarray] = {}
         first = next(self._messages, None)
         if first is None:
-            raise MediaError(f"the recording {bag} holds no message on {topic}, expected true flow there")
-        self._add(first[2])
+            raise MediaError(f"the recording {bag} holds no readable message on {topic}, expected true flow there")
+        self._add(first)
 
     def __call__(self, previous: Shot, shot: Shot, direction: str) -> Known | None:
         """See `Truth`."""
-        if shot.index != previous.index + 1:
+        if shot.index != previous.index + 1 or shot.header_ns <= previous.header_ns:
             return None
-        stamp_ns = previous.stamp_ns if direction == "forward" else shot.stamp_ns
+        stamp_ns = previous.header_ns if direction == "forward" else shot.header_ns
         # Recorded after its image, but hardly later than some images on.
-        while stamp_ns not in self._waiting and max(self._waiting, default=0) <= shot.stamp_ns:
+        while stamp_ns not in self._waiting and max(self._waiting, default=0) <= shot.header_ns:
             message = next(self._messages, None)
             if message is None:
                 break
-            self._add(message[2])
-        for old in [old for old in self._waiting if old < min(stamp_ns, previous.stamp_ns)]:
+            self._add(message)
+        for old in [old for old in self._waiting if old < previous.header_ns]:
             del self._waiting[old]
         flow = self._waiting.get(stamp_ns)
         return None if flow is None else (_of_size(flow, shot, f"{self._topic} at {stamp_ns} ns"), None)
+
+    def _decoded(self, recorded: Recorded) -> Any:
+        try:
+            return recorded.message()
+        except MessageError as error:
+            self._note(str(error))
+            return None
 
     def _add(self, message: Any) -> None:
         if getattr(message, "encoding", "") != "32FC2":
