@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder, write_model
 
-from deq_flow_ros.evaluation import session
+from deq_flow_ros.evaluation import output_bag, session
 from deq_flow_ros.evaluation.command import main, parse_options
 from deq_flow_ros.evaluation.output_bag import FlowBag
 from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
@@ -135,7 +135,7 @@ def test_results_and_foreign_files_are_not_overwritten(
     for out in (folder, folder / "results", tmp_path):
         assert evaluate(*common, "--out", out, "--overwrite") == 2
         assert "lie in each other" in capsys.readouterr().out
-    monkeypatch.setattr(session, "RECORDED_BYTES", 10**12)
+    monkeypatch.setattr(output_bag, "RECORDED_BYTES", 10**12)
     bagged = [argument for argument in common if argument != "--no-bag"]
     assert evaluate(*bagged, "--out", tmp_path / "large") == 2
     assert "make room" in capsys.readouterr().out

@@ -27,6 +27,22 @@ FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC = (
     f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "statistics")
 )
 STATUS_NAME = "deq_flow_ros: flow"
+RECORDED_BYTES = 15
+"""Per pixel and frame of what the node publishes: flow 8, residual 4, colours 3."""
+
+
+def check_space(out: Path, frames: int, height: int, width: int, remedy: str, images: bool = False) -> None:
+    """Raises `MediaError` where a recording of the flow might not fit: a full disk in mid-run would cost the run.
+
+    :param remedy: what else to do than to make room.
+    :param images: they are recorded as well.
+    """
+    needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
+    if needed > free:
+        raise MediaError(
+            f"the flow of {frames} frames of {width}x{height} may need {needed / 1e9:.1f} GB, and {out} has "
+            f"{free / 1e9:.1f} GB left; make room, choose another --out, or {remedy}"
+        )
 
 
 class FlowBag:

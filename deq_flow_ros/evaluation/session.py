@@ -6,7 +6,6 @@ after an interruption.
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from deq_flow_ros.evaluation import provenance
 from deq_flow_ros.evaluation.estimators import make_estimator
 from deq_flow_ros.evaluation.folder import BAG, ResultFolder
 from deq_flow_ros.evaluation.gallery import Gallery
-from deq_flow_ros.evaluation.output_bag import FlowBag
+from deq_flow_ros.evaluation.output_bag import FlowBag, check_space
 from deq_flow_ros.evaluation.problems import Problems
 from deq_flow_ros.evaluation.realtime import CostTable, RealtimeLane, VirtualClock, measure_costs
 from deq_flow_ros.evaluation.report import FRAMES
@@ -38,8 +37,6 @@ from deq_flow_ros.streaming.clock import Clock
 
 CHECKPOINT_S = 300.0
 """A run that is killed loses no more than this."""
-RECORDED_BYTES = 15
-"""Per pixel and frame in the bag: flow 8, residual 4, colours 3."""
 
 Models = Mapping[tuple[str, str], DEQFlow]
 
@@ -298,17 +295,9 @@ class Session:
         return [f"the true flow {given} is known for none of the {pairs} pairs: {expected}"]
 
     def _check_disk(self, first: Shot) -> None:
-        """Raises `MediaError` where the bag might not fit: a full disk in mid-run would cost the run."""
-        if not self.plan.bag or first.image is None or not self.frames:
-            return
-        height, width = first.image.shape[:2]
-        needed = self.frames * height * width * (RECORDED_BYTES + 3 * self.plan.images)
-        free = shutil.disk_usage(self.out).free
-        if needed > free:
-            raise MediaError(
-                f"the flow of {self.frames} frames of {width}x{height} may need {needed / 1e9:.1f} GB, and {self.out} "
-                f"has {free / 1e9:.1f} GB left; make room, choose another --out, or leave the bag out with --no-bag"
-            )
+        if self.plan.bag and first.image is not None and self.frames:
+            height, width = first.image.shape[:2]
+            check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", self.plan.images)
 
     def _info(self, frames: int, complete: bool) -> RunInfo:
         return RunInfo(

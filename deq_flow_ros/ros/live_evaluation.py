@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -28,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from deq_flow_ros.evaluation.headline import terminal_rows
+from deq_flow_ros.evaluation.output_bag import check_space
 from deq_flow_ros.evaluation.provenance import input_hash
 from deq_flow_ros.evaluation.recorded import Recording, evaluate_run, read_run
 from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO
@@ -43,8 +43,6 @@ from deq_flow_ros.ros.children import ChildError
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""
-RECORDED_BYTES = 15
-"""Per pixel and frame: flow 8, residual 4, colours 3."""
 COMPARED_PAIRS = 15
 """About so many pairs are solved again: from a cold start, and in the other direction."""
 
@@ -55,6 +53,13 @@ OWN_OPTIONS = {
     "direction": "--direction",
 }
 """Parameters of flow_node that have an option of their own."""
+REFUSED = {
+    "cameras": "one camera is played, on ~/image",
+    "roi": "the flow of a part of the image cannot be held against whole images",
+    "output_scale": "flow of another size cannot be held against the images",
+    "units": "the measures are of pixels",
+}
+"""Parameters of flow_node that an evaluation cannot be made with, and why."""
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -100,6 +105,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
             parser.error(f"expected --param NAME:=VALUE, got {text!r}")
         if name.strip() in OWN_OPTIONS:  # the report and the comparison with cold starts would not know of it
             parser.error(f"expected {OWN_OPTIONS[name.strip()]} for the parameter {name.strip()}, got --param {text}")
+        if name.strip() in REFUSED:
+            parser.error(f"expected no --param {name.strip()} ({REFUSED[name.strip()]}), got --param {text}")
     return options
 
 
@@ -148,7 +155,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     # A camera is the player's alone; nothing is known of its images yet.
     first = None if source.live else next(iter(source.frames()))
     if first is not None:
-        _check_disk(out, first, frames or source.count or 0)
+        check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
     run = live_run.RunOptions(
         path, options.topic, rate, frames, source.live, _node_parameters(options, first), out / "recording",
         out / "logs", options.storage,
@@ -236,16 +243,6 @@ def _rate(source: Source, console: Console) -> float:
         f"the input lasts {lasts:.1f} s only and is played slower, in {SHORTEST_S:g} s; --rate 1 forbids that"
     )
     return lasts / SHORTEST_S
-
-
-def _check_disk(out: Path, first: Frame, frames: int) -> None:
-    """Raises `MediaError` where the recording might not fit: a full disk in mid-run would cost the whole run."""
-    needed, free = frames * first.height * first.width * RECORDED_BYTES, shutil.disk_usage(out).free
-    if needed > free:
-        raise MediaError(
-            f"{frames} frames of {first.width}x{first.height} may need {needed / 1e9:.1f} GB to record, and {out} "
-            f"has {free / 1e9:.1f} GB left; make room, choose another --out, or play less with --seconds"
-        )
 
 
 def _node_parameters(options: argparse.Namespace, first: Frame | None) -> dict[str, str]:
