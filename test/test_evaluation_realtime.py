@@ -21,7 +21,7 @@ from deq_flow_ros.evaluation.runner import Shot, load_models
 from deq_flow_ros.evaluation.session import Plan, Session
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.media import MediaError
-from deq_flow_ros.model import DEQFlow, save_model
+from deq_flow_ros.model import DEQFlow, deq_flow, save_model
 
 PIXELS = 48 * 64
 
@@ -80,8 +80,8 @@ def test_the_same_costs_give_the_same_records(model: DEQFlow) -> None:
     assert other != first
 
 
-def test_costs_are_measured_at_every_scale_and_survive_json(model: DEQFlow) -> None:
-    """The table is what makes a result repeatable elsewhere."""
+def test_costs_are_measured_at_every_scale_and_survive_json(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is what makes a result repeatable elsewhere; its scales are those that the estimator chooses from."""
     images = [frame.data.reshape(frame.height, frame.width, 3) for frame in frames(pictures(3))]
     images = [np.kron(image, np.ones((3, 3, 1), np.uint8)) for image in images]  # above the least processed size
     setting = Setting("main", budget_ms=30.0, max_iterations=2)
@@ -95,6 +95,8 @@ def test_costs_are_measured_at_every_scale_and_survive_json(model: DEQFlow) -> N
     np.testing.assert_allclose(again.times("encode", 144 * 192), measured.times("encode", 144 * 192), atol=1e-4)
     quadratic = [4 * value for value in again.times("correlate", 144 * 192)]
     assert again.times("correlate", 2 * 144 * 192) == pytest.approx(quadratic)
+    monkeypatch.setattr(deq_flow, "MAX_PIXELS", 126 * 168)  # of a model that takes more memory
+    assert set(measure_costs(setting, model, images).stages) == {126 * 168, 108 * 144}
     with pytest.raises(MediaError, match="expected a table of costs"):
         CostTable.of({"stage_ms_by_pixels": {"many": {}}})
 

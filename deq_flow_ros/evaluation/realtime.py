@@ -267,7 +267,9 @@ def measure_costs(
         stages[height * width] = {"convert": list(convert_ms)}
     ladder = [1.0]
     if setting.solves:
-        ladder = ScaleController(setting.min_scale, setting.max_scale).ladder(height, width)
+        assert model is not None
+        scales = ScaleController(setting.min_scale, setting.max_scale, max_pixels=model.max_pixels)
+        ladder = scales.ladder(height, width)
         ladder = ladder if setting.budget_ms is not None else ladder[:1]
     for scale in ladder:
         pixels = number_of_pixels(scaled_size(height, width, scale))
