@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings in all their forms: the same pixels must give the same flow, and what an evaluation costs.
 
-``python -m benchmarks.bag [--data DIR] [--frames N] [--threads 1] [--json OUT]``
+``python -m benchmarks.bag --data DIR [--frames N] [--threads 1] [--json OUT]``
 ``python -m benchmarks.bag --generate-gb 2 [--json OUT]``
 
-Without ``--generate-gb``: a ROS 1 bag and its rosbag2 conversion, a folder of images, and a video, each as it is, as
+With ``--data``: a ROS 1 bag and its rosbag2 conversion, a folder of images, and a video, each as it is, as
 an mcap made of its frames, and as a folder of PNG files; every one is evaluated by a process of its own with
 ``evaluate_bag``. All forms of a recording must have equal pixels, and give flow that is equal bit by bit. Reading and
 writing (the flow bag included) are printed as shares of the run.
 
-With it: a recording of so many GB is made in a temporary folder and evaluated at a quarter of its resolution, so that
-it does not take all day, while the memory of the process is watched: it must not grow.
+With ``--generate-gb``: a recording of so many GB is made in a temporary folder and evaluated at a quarter of its
+resolution, so that it does not take all day, while the memory of the process is watched: it must not grow.
 
 Exit status: 0 all well, 1 a check failed, 2 unusable input, 3 an evaluation failed.
 """
@@ -255,9 +255,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.bag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the recordings")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="folder with the recordings")
+    what.add_argument("--generate-gb", type=float, metavar="N", help="evaluate a recording of so many GB instead")
     parser.add_argument("--frames", type=int, default=40, help="of each recording, the first so many (default 40)")
-    parser.add_argument("--generate-gb", type=float, metavar="N", help="evaluate a recording of so many GB instead")
     parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")

@@ -72,6 +72,8 @@ def test_forms_of_a_recording_that_differ_are_named() -> None:
     assert bag.differences(rows) == []
     rows[1]["flow"], rows[2]["pixels"] = "x", "y"
     assert bag.differences(rows) == ["mcap has other flow than bag", "png has other pixels than bag"]
+    with pytest.raises(SystemExit, match="2"):  # the recordings are the caller's to name
+        bag.main([])
 
 
 def test_the_memory_of_an_evaluation_is_watched(
