@@ -12,6 +12,7 @@ import torch
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
+from deq_flow_ros.media.bag_source import COMPRESSED_IMAGE
 from deq_flow_ros.media.bags import BagWriter
 from deq_flow_ros.media.frame import Frame, frame_from_array
 from deq_flow_ros.model import DEQFlow, save_model
@@ -49,12 +50,20 @@ def write_bag(path: Path, stream: list[Frame], storage: str = "mcap") -> Path:
     return path
 
 
+def add_compressed(writer: BagWriter, topic: str, data: bytes, stamp_ns: int) -> None:
+    """Append a `sensor_msgs/CompressedImage` with the content of a PNG file, recorded at its stamp."""
+    types = get_typestore(Stores.ROS2_JAZZY)
+    stamp = types.types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 10**9))
+    header = types.types["std_msgs/msg/Header"](stamp, "camera")
+    message = types.types[COMPRESSED_IMAGE](header, "bgr8; png compressed bgr8", np.frombuffer(data, np.uint8))
+    writer.write_raw(topic, COMPRESSED_IMAGE, types.serialize_cdr(message, COMPRESSED_IMAGE), stamp_ns)
+
+
 def write_compressed(path: Path, stream: list[Frame]) -> Path:
     with BagWriter(path) as writer:
         for frame in stream:
             image = frame.data.reshape(frame.height, frame.width, 3)
-            data, stamps = cv2.imencode(".png", image)[1].tobytes(), (frame.stamp_ns, frame.record_ns)
-            writer.write_compressed(f"{TOPIC}/compressed", data, "bgr8; png compressed bgr8", *stamps)
+            add_compressed(writer, f"{TOPIC}/compressed", cv2.imencode(".png", image)[1].tobytes(), frame.stamp_ns)
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from evaluation_inputs import add_compressed
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -85,7 +86,7 @@ def test_compressed_images_are_decoded_and_broken_ones_named(tmp_path: Path, cap
     with BagWriter(tmp_path / "bag") as writer:
         for number in range(3):
             data = cv2.imencode(".png", picture(number))[1].tobytes()
-            writer.write_compressed("/c", data if number != 1 else data[:20], "bgr8; png compressed", number, number)
+            add_compressed(writer, "/c", data if number != 1 else data[:20], number)
     source = open_source(tmp_path / "bag")
     frames = list(source.frames())
     assert [frame.stamp_ns for frame in frames] == [0, 2]

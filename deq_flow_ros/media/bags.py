@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
 from deq_flow_ros.media.bag_reader import Bag
-from deq_flow_ros.media.bag_source import COMPRESSED_IMAGE, IMAGE
+from deq_flow_ros.media.bag_source import IMAGE
 from deq_flow_ros.media.frame import Frame, MediaError
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
@@ -78,15 +78,6 @@ class BagWriter:
             data=np.ascontiguousarray(frame.data),
         )
         self._write(topic, IMAGE, message, frame.record_ns)
-
-    def write_compressed(
-        self, topic: str, data: bytes, format: str, stamp_ns: int, record_ns: int, frame_id: str = "camera"
-    ) -> None:
-        """Append a `sensor_msgs/CompressedImage`; `data` is a JPEG or PNG file, `format` its name as ROS writes it."""
-        message = self._types.types[COMPRESSED_IMAGE](
-            header=self._header(stamp_ns, frame_id), format=format, data=np.frombuffer(data, np.uint8)
-        )
-        self._write(topic, COMPRESSED_IMAGE, message, record_ns)
 
     def write_diagnostics(
         self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int
