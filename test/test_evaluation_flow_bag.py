@@ -41,7 +41,7 @@ def flow(number: int) -> np.ndarray:
 def done(number: int) -> Done:
     image = np.full((6, 8, 3), number, np.uint8)
     stamp = 10**18 + number * STEP_NS
-    shot = Shot(number, stamp, stamp, stamp + 7, "eye", image)
+    shot = Shot(number, number, stamp, stamp, stamp + 7, "eye", image)
     if number == 0:
         return Done(shot, FrameRecord(0, stamp, "first", "start"))
     info = FlowInfo(

@@ -242,6 +242,25 @@ def test_true_flow_is_found_by_header_stamps_and_its_absence_told(model: Path, t
     assert problem.startswith("the true flow /elsewhere is known for none of the 7 pairs: its messages have to carry")
 
 
+def test_true_flow_is_of_frames_that_follow_each_other(model: Path, tmp_path: Path) -> None:
+    """A frame that cannot be read has true flow as well: it must neither be taken for another's nor shift the rest."""
+    (tmp_path / "truth").mkdir()
+    with BagWriter(tmp_path / "bag") as writer:
+        for number, frame in enumerate(frames(pictures(5))):
+            truth = np.full((48, 64, 2), [-10 - number, 0], np.float32)
+            write_flow(tmp_path / "truth" / f"{number}.flo", truth)
+            data, stamps = truth.reshape(-1).view(np.uint8), (frame.stamp_ns, frame.record_ns)
+            writer.write_frame("/truth", Frame(data, 48, 64, 512, "32FC2", False, *stamps, "camera"))
+            if number == 1:
+                writer.write_raw(TOPIC, IMAGE, bytes([0, 1, 0, 0]), frame.record_ns)
+            else:
+                writer.write_frame(TOPIC, frame)
+    common = (tmp_path / "bag", "--topic", TOPIC, "--model", model, *FAST, "--no-bag")
+    for name, where in (("files", tmp_path / "truth"), ("topic", "/truth")):
+        assert evaluate(*common, "--out", tmp_path / name, "--truth", where) == 1
+        assert [row["epe_still_px"] for row in table(tmp_path / name)] == ["", "", "12", "13"]
+
+
 def test_frames_and_fields_of_one_setting_in_python(model: Path) -> None:
     """The generator that others build on: a record for every frame, fields for every pair."""
     setting = Setting("main", model=str(model), max_iterations=2, direction="backward")

@@ -31,7 +31,8 @@ SUPERSEDED = "superseded by a newer frame"
 class Shot:
     """A frame of the recording on its way through the settings.
 
-    :ivar index: number in the recording, from 0.
+    :ivar index: number among the frames that could be read, from 0.
+    :ivar place: number in the recording, from 0, those that could not be read included.
     :ivar stamp_ns: that of the stream: of the header, or the time of recording.
     :ivar header_ns: that of the header.
     :ivar image: (H, W, 3) uint8 RGB; None where it cannot be read: then `problem` says why.
@@ -39,6 +40,7 @@ class Shot:
     """
 
     index: int
+    place: int
     stamp_ns: int
     header_ns: int
     record_ns: int
@@ -48,8 +50,10 @@ class Shot:
     convert_ms: float = 0.0
 
     @classmethod
-    def of(cls, index: int, frame: Frame, stamps: str = "header") -> Shot:
-        """A frame with its pixels as RGB, and the stamp of its header or (`stamps` "record") of its recording."""
+    def of(cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0) -> Shot:
+        """A frame with its pixels as RGB, and the stamp of its header or (`stamps` "record") of its recording;
+        `left_out` frames before it could not be read.
+        """
         start = time.perf_counter()
         image, problem = None, ""
         try:
@@ -60,11 +64,12 @@ class Shot:
         if image is not None and not image.flags.writeable:
             image = image.copy()  # a view of the file's bytes, which PyTorch warns of
         stamp_ns = frame.record_ns if stamps == "record" else frame.stamp_ns
-        return cls(index, stamp_ns, frame.stamp_ns, frame.record_ns, frame.frame_id, image, problem, took_ms)
+        stamps_ns = (stamp_ns, frame.stamp_ns, frame.record_ns)
+        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, problem, took_ms)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As arrays, for a file."""
-        names = ("index", "stamp_ns", "header_ns", "record_ns", "frame_id", "problem")
+        names = ("index", "place", "stamp_ns", "header_ns", "record_ns", "frame_id", "problem")
         plain = {name: getattr(self, name) for name in names}
         image = {} if self.image is None else {"image": self.image}
         return {"shot": np.array(json.dumps(plain)), **image}

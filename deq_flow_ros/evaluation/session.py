@@ -183,7 +183,7 @@ class Session:
                     return
                 if index < start:
                     continue
-                shot = Shot.of(index, frame, self.plan.stamps)
+                shot = Shot.of(index, frame, self.plan.stamps, self.source.left_out)
             yield shot
 
     def _lanes(self, models: Models) -> list[Lane]:

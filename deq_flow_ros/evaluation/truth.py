@@ -62,10 +62,10 @@ def folder_truth(folder: Path) -> Truth:
         raise MediaError(f"the folder {folder} holds no flow file ({', '.join(FLOW_SUFFIXES)})")
 
     def truth(previous: Shot, shot: Shot, direction: str) -> Known | None:
-        if direction != "forward" or shot.index != previous.index + 1 or previous.index >= len(files):
+        if direction != "forward" or shot.place != previous.place + 1 or previous.place >= len(files):
             return None
-        flow, valid = read_flow(files[previous.index])
-        return _of_size(np.where(valid[:, :, None], flow, np.float32(np.nan)), shot, str(files[previous.index])), None
+        flow, valid = read_flow(files[previous.place])
+        return _of_size(np.where(valid[:, :, None], flow, np.float32(np.nan)), shot, str(files[previous.place])), None
 
     return truth
 
@@ -90,7 +90,7 @@ class TopicTruth:
 
     def __call__(self, previous: Shot, shot: Shot, direction: str) -> Known | None:
         """See `Truth`."""
-        if shot.index != previous.index + 1 or shot.header_ns <= previous.header_ns:
+        if shot.place != previous.place + 1 or shot.header_ns <= previous.header_ns:
             return None
         stamp_ns = previous.header_ns if direction == "forward" else shot.header_ns
         # Recorded after its image, but hardly later than some images on.

@@ -52,19 +52,19 @@ class BagSource(Source):
         fails is named in `skipped`, like whatever is missing of the bag.
         """
         self.skipped = list(self._bag.problems)
-        before, read, undecodable = len(self.skipped), 0, 0
+        before, read, self.left_out = len(self.skipped), 0, 0
         for recorded in self._bag.messages(self.topic):
             read += 1
             try:
                 frame = _frame(recorded)
             except MessageError as error:
-                undecodable += 1
+                self.left_out += 1
                 self.skipped.append(str(error))
                 log.warning("left out of %s: %s", self.topic, error)
                 continue
             yield frame
         self.skipped[before:before] = self._bag.problems[before:]
-        if undecodable == read:
+        if self.left_out == read:
             why = self.skipped[-1] if self.skipped else "there is none"
             none = f"none of the {read} images" if read else "no image"
             raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")

@@ -84,6 +84,8 @@ class Source(abc.ABC):
     def __init__(self) -> None:
         self.skipped: list[str] = []
         """One line per frame that could not be read, filled while `frames()` runs."""
+        self.left_out = 0
+        """Frames of this pass that could not be read so far."""
 
     @abc.abstractmethod
     def frames(self) -> Iterator[Frame]:

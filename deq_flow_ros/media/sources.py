@@ -150,7 +150,7 @@ class FolderSource(Source):
 
     def frames(self) -> Iterator[Frame]:
         """See `Source.frames`. A file that cannot be read leaves its time slot empty and is named in `skipped`."""
-        self.skipped = []
+        self.skipped, self.left_out = [], 0
         for number, file in enumerate(self.files):
             stamp_ns = FIRST_STAMP_NS + number * self.nominal_period_ns
             image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
@@ -160,6 +160,7 @@ class FolderSource(Source):
                 frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
             except MediaError as error:
                 self.skipped.append(f"{file.name}: {error}")
+                self.left_out += 1
                 log.warning("left out %s: %s", file, error)
                 continue
             yield frame
