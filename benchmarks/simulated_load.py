@@ -22,20 +22,19 @@ from deq_flow_ros.evaluation.realtime import ITERATION, CostTable, VirtualClock
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.upsampling import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
-from deq_flow_ros.streaming.costs import number_of_pixels, scaled_size
+from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, number_of_pixels, scaled_size
 
-# Small, so that a frame's way through the real estimator takes little; three scales below 1 are open to it.
+# Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
 HEIGHT, WIDTH = 256, 320
 # ms on an idle machine, about those of `nano` at 640x480 on one core; only their ratios matter.
 WORK = CostTable(
     {
         HEIGHT * WIDTH: {
-            "resize": [0.5], "encode": [80.0], "prepare": [9.0], "correlate": [20.0], "coarse": [70.0],
+            "resize": [0.5], "encode": [80.0], "prepare": [9.0], "match": [1.4], "correlate": [20.0], "coarse": [70.0],
             ITERATION: [40.0], "upsample": [18.0], "output": [4.0],
         }
     }
 )  # fmt: skip
-BEFORE, AFTER = ("resize", "encode", "prepare", "correlate"), ("upsample", "output")
 STEP_NS = 4_000_000  # in which the load of the machine is constant
 
 Slowness = Callable[[float], float]
@@ -88,7 +87,7 @@ class LoadedClock(VirtualClock):
 
     def frame(self, number: int) -> None:
         """Go over to the costs of this frame."""
-        names = (*BEFORE, "coarse", *AFTER, *(f"{ITERATION} {n}" for n in range(64)))
+        names = (*BEFORE_SOLVE, "coarse", *AFTER_SOLVE, *(f"{ITERATION} {n}" for n in range(64)))
         normal = np.random.default_rng([self._seed, number]).standard_normal(len(names))
         # Of mean 1 whatever the spread.
         spread = self._scenario.spread
@@ -116,12 +115,12 @@ def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: f
     """How many iterations an oracle makes that knows what each stage will take; 0 if it cannot be in time with one."""
     pixels = number_of_pixels(scaled_size(HEIGHT, WIDTH, scale))
     now_ns = start_ns
-    for name in BEFORE:
+    for name in BEFORE_SOLVE:
         if name != "prepare" and (name != "resize" or scale != 1):  # the next frame is prepared ahead
             now_ns = clock.after(now_ns, name, pixels)
     for done in range(most + 1):
         ready_ns = now_ns
-        for name in AFTER:
+        for name in AFTER_SOLVE:
             ready_ns = clock.after(ready_ns, name, pixels)
         if ready_ns > end_ns:
             return max(0, done - 1)

@@ -236,6 +236,14 @@ def test_a_cut_that_colours_do_not_give_away_starts_cold() -> None:
     np.testing.assert_array_equal(flows[0].flow, flows[1].flow)
 
 
+def test_a_wall_without_texture_does_not_start_the_stream_anew() -> None:
+    """Why: there the features are of noise alone, whose likeness changes by any factor; a reset costs coarse solves."""
+    estimator, rng = FlowEstimator(load_model("nano"), max_iterations=2, tolerance_px=None), np.random.default_rng(0)
+    walls = [np.clip(90 + rng.normal(0, 3, (192, 256, 3)), 0, 255).astype(np.uint8) for _ in range(15)]
+    results = [estimator.update(wall, i * PERIOD_NS) for i, wall in enumerate(walls)]
+    assert all(result is not None and result.info.warm for result in results[2:])
+
+
 def test_likeness_is_that_of_the_cells_that_are_led_to() -> None:
     """Why: a stream starts anew by it; what leaves the image must not count, and an x taken for a y would."""
     features = torch.randn(1, 16, 40, 56, generator=torch.Generator().manual_seed(0))

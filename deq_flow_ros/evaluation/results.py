@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 PROCESSED, FIRST, DROPPED = OUTCOMES = ("processed", "first", "dropped")
 STAGES = (
-    "wait", "convert", "resize", "encode", "prepare", "correlate", "coarse", "solve", "upsample", "output", "publish",
+    "wait", "convert", "resize", "encode", "prepare", "match", "correlate", "coarse", "solve", "upsample", "output",
+    "publish",
 )  # fmt: skip
 """Stages of one update in the order of the work."""
 

@@ -38,7 +38,7 @@ LOAD_WEIGHT, LOAD_STEP = 0.4, 2.0
 ITERATIONS_UP, ROOM = 2, 0.9
 # So many of the last frames may have had less time than the scale needs: a frame that came at a bad moment.
 EXCEPTIONS = 2
-BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "prepare", "correlate"), ("upsample", "output")
+BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "prepare", "match", "correlate"), ("upsample", "output")
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,25 @@ class CostModel:
     Batches have a model each (``of_batch``), so that what they take is not taken for the cost of a single frame; until
     a stage is measured there, it is guessed to take as long as one frame after the other.
 
-    :ivar load: how many times longer everything takes than it did when it was learnt.
     """
 
     stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
     single: CostModel | None = None
     batch_size: int = 1
-    load: float = 1.0
+    _load: float = 1.0
     _batches: dict[int, CostModel] = field(default_factory=dict)
+
+    @property
+    def load(self) -> float:
+        """How many times longer everything takes than it did when it was learnt; one machine has one load."""
+        return self._load if self.single is None else self.single.load
+
+    @load.setter
+    def load(self, value: float) -> None:
+        if self.single is None:
+            self._load = value
+        else:
+            self.single.load = value
 
     def of_batch(self, size: int) -> CostModel:
         """The costs of so many frames processed as one batch; of 1, this model itself."""
@@ -178,7 +189,7 @@ class CostModel:
         """Of a stage, at a load of 1."""
         measured = {known: stages[name] for known, stages in self.stages.items() if name in stages}
         if not measured:
-            return Estimate() if self.single is None else self.single.expected(pixels, name).times(self.batch_size)
+            return Estimate() if self.single is None else self.single._idle(pixels, name).times(self.batch_size)
         below = max((p for p in measured if p <= pixels), default=None)
         above = min((p for p in measured if p >= pixels), default=None)
         if below is None or above is None:

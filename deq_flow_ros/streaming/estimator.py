@@ -23,7 +23,7 @@ from deq_flow_ros.streaming.pairs import Pair, SolvedPairs
 from deq_flow_ros.streaming.result import FlowInfo, FlowResult
 from deq_flow_ros.streaming.settings import EstimatorSettings
 from deq_flow_ros.streaming.together import StreamFrame, UpdateRequest, update_together
-from deq_flow_ros.streaming.warm_start import MIN_OF_LAST, MIN_OF_STILL, carry, likeness
+from deq_flow_ros.streaming.warm_start import MIN_LIKENESS, MIN_OF_LAST, MIN_OF_STILL, carry, likeness
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,9 @@ class FlowEstimator:
         first, second = previous.encoded, current
         if self._settings.direction == "backward":
             first, second = second, first
-        with stages.stage("correlate"):
-            self._judge(first, second)
+        if self._settings.warm:
+            with stages.stage("match"):
+                self._judge(first, second)
         return Pair(first, second, self._start.state, self._start.prepared)
 
     def _judge(self, first: EncodedImage, second: EncodedImage) -> None:
@@ -274,12 +275,14 @@ class FlowEstimator:
         start = self._start
         assert start is not None
         features = first.encoding.features, second.encoding.features
-        still = likeness(torch.zeros_like(first.encoding.features[:, :2]), *features)
+        context = first.encoding.context
+        still = likeness(context.new_zeros((1, 2, *context.shape[-2:]), dtype=torch.float32), *features)
         carried = still if start.state is None else likeness(start.state[1], *features)
-        alike = max(still, carried)
-        self._unlike = self._likeness is not None and alike < MIN_OF_LAST * self._likeness
+        alike, last = max(still, carried), self._likeness
         self._likeness = alike
-        if start.state is not None and (self._unlike or carried < MIN_OF_STILL * still):
+        self._unlike = last is not None and last > MIN_LIKENESS and alike < MIN_OF_LAST * last
+        misled = still > MIN_LIKENESS and carried < MIN_OF_STILL * still
+        if start.state is not None and (self._unlike or misled):
             self._state, self._start = None, replace(start, state=None)
             self.reset_reason = "the motion so far does not explain this frame"
 

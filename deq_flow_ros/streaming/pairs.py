@@ -18,6 +18,9 @@ from deq_flow_ros.streaming.frames import EncodedImage, joined, resize_field, sa
 # A cold pair is first solved at a half and a quarter of the resolution: of its own, however much it is enlarged.
 COARSE_LEVELS = 2
 COARSE_ITERATIONS = 4
+# What the kind of correlation is chosen for: a stream makes few iterations, whatever is allowed. Not what happens to
+# fit the budget, so that the same images give the same flow.
+LOOKUPS = 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: S
         with stages.stage("prepare"):
             prepared = model.prepare(first)
     with stages.stage("correlate"):
-        problem = model.problem(first, second, prepared, iterations=limits.max_iterations)
+        problem = model.problem(first, second, prepared, iterations=min(limits.max_iterations, LOOKUPS))
     starts = _starts(model, pairs, limits, stages)
     with stages.stage("solve"):
         solution = solve(

@@ -16,6 +16,9 @@ from deq_flow_ros.equilibrium import State
 MIN_OF_STILL = 0.75
 # From one pair to the next the likeness changes by a tenth or less; across a cut little of it is left.
 MIN_OF_LAST = 0.5
+# Of images without texture, where noise alone is compared, it is 0.15 to 0.25, and says nothing; of others 0.8 and
+# more.
+MIN_LIKENESS = 0.4
 LIKENESS_CELLS = 1000
 
 
