@@ -113,6 +113,29 @@ def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(products(sources, targets, index), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_autocast_leaves_both_kinds_of_products_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: callers may run the model under autocast; products in bfloat16 would not go with fractions in float32."""
+    features = torch.randn(1, 24, 9, 12, generator=torch.Generator().manual_seed(0))
+    flow = 2 * torch.randn(1, 2, 9, 12, generator=torch.Generator().manual_seed(1))
+    expected = OnDemandCorrelation(features, features, 4, 3).lookup(flow)
+    for products in (correlation._sampled_products, correlation._gathered_products):
+        monkeypatch.setattr(correlation, "_sampled_products", products)  # the one of the CPU
+        with torch.autocast("cpu", torch.bfloat16):
+            got = OnDemandCorrelation(features, features, 4, 3).lookup(flow)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_on_demand_are_refused(nano: DEQFlow) -> None:
+    """Why: what PyTorch says of it names an operation deep inside, and nothing that the caller could change."""
+    image = torch.rand(1, 3, 480, 640)
+    encoding = nano.encode(image)
+    assert encoding.features.requires_grad
+    with pytest.raises(ValueError, match=r"leave out the number of iterations \(None\)"):
+        nano.problem(encoding, encoding, iterations=1)
+    with torch.no_grad():
+        nano.problem(encoding, encoding, iterations=1)
+
+
 def test_what_is_not_finite_stays_with_its_cell() -> None:
     """Why: the solver finds a diverged sample by its values; the others of the batch must not be touched by it."""
     features = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -141,9 +141,16 @@ class OnDemandCorrelation:
     """The values of a ``CorrelationPyramid``, each computed when it is looked up: memory in proportion to the cells.
 
     Without gradients, in float32. Parameters as there.
+
+    :raises ValueError: if the features are part of a graph that gradients are to flow through.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
+        if torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad):
+            raise ValueError(
+                "correlation on demand has no gradients: expected features that require none, got some that do; for "
+                "training leave out the number of iterations (None), for inference use torch.no_grad()"
+            )
         batch, channels, self.height, self.width = features1.shape
         self.radius = radius
         self._sources = _rows(features1.float()).reshape(-1, channels)
@@ -211,10 +218,11 @@ def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor
 def _gathered_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
     """The same on any device: the targets are copied, for so many cells at a time."""
     scaled = sources[:, :, None] * sources.shape[1] ** -0.5
-    parts = [
-        torch.bmm(targets[rows.long()], some).squeeze(2)
-        for rows, some in zip(index.split(CELLS_AT_ONCE), scaled.split(CELLS_AT_ONCE), strict=True)
-    ]
+    with torch.autocast(sources.device.type, enabled=False):  # it would multiply in another type than the sampled way
+        parts = [
+            torch.bmm(targets[rows.long()], some).squeeze(2)
+            for rows, some in zip(index.split(CELLS_AT_ONCE), scaled.split(CELLS_AT_ONCE), strict=True)
+        ]
     return torch.cat(parts)
 
 

@@ -159,6 +159,7 @@ class DEQFlow(nn.Module):
         :param recompute: for training in little memory: look the correlation up again in the backward pass.
         :param iterations: evaluations at most, without gradients: for few of them, or for large images, the correlation
             is computed where it is looked up; None: of all pairs, once.
+        :raises ValueError: if it would be computed so, and the encodings require gradients.
         """
         return FlowProblem(self, encoding1, encoding2, prepared, recompute, iterations)
 
