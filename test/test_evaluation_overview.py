@@ -18,11 +18,11 @@ from deq_flow_ros.evaluation.summary import RunInfo, summarise, write_metrics
 from deq_flow_ros.media.frame import MediaError
 
 
-def finish(assignment: Assignment, latency_ms: float, **run: object) -> None:
-    """The results of three frames under two settings."""
+def finish(assignment: Assignment, latency_ms: float, names: tuple[str, ...] = ("nano", "cold"), **run: object) -> None:
+    """The results of three frames under each setting; the one named cold takes 5 ms more."""
     assignment.out.mkdir(parents=True)
     with FrameTable(assignment.out / "frames.csv") as table:
-        results = [Results(name, {"budget_ms": 20.0}, table) for name in ("nano", "cold")]
+        results = [Results(name, {"budget_ms": 20.0}, table) for name in names]
         for result in results:
             result.add(FrameRecord(0, 0, "first", "start"))
             for index in (1, 2):
@@ -101,6 +101,22 @@ def test_each_recording_has_its_row_with_figures_a_link_or_the_reason(tmp_path: 
     broken.forget_failure()
     finish(broken, 30.0)
     assert write_overview(tmp_path, everything)[2]["state"] == "complete"
+
+
+def test_figures_stand_below_the_names_of_their_own_settings(tmp_path: Path) -> None:
+    """Folders may hold runs of other settings, in another order, or more of them; no column must take in another's."""
+    settings = {"a": ("nano", "cold"), "b": ("cold", "base"), "c": ("nano", "cold"), "d": ("cold", "nano", "base")}
+    everything = [Assignment(name, tmp_path / name) for name in settings]
+    for assignment in everything:
+        finish(assignment, 10.0, settings[assignment.path])
+    write_overview(tmp_path, everything)
+    rows = Page(tmp_path / "index.html").rows
+    latencies = {"nano": "10.0", "base": "10.0", "cold": "15.0"}
+    tables = {("nano", "cold"): "ac", ("cold", "base"): "b", ("cold", "nano", "base"): "d"}
+    for names, recordings in tables.items():
+        place = rows.index(["", *names])
+        expected = [[recording, *(latencies[name] for name in names)] for recording in recordings]
+        assert rows[place + 1 : place + 1 + len(recordings)] == expected
 
 
 def test_the_last_process_to_end_leaves_the_whole_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

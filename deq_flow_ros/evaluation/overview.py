@@ -193,23 +193,32 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of recordings and settings for each figure in which one setting is better than another."""
-    compared = [row for row in rows if len(row.get("settings", ())) > 1]
+    """Tables of recordings and settings; recordings with other settings than the rest have tables of their own."""
+    alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        names = tuple(figures["name"] for figures in row.get("settings", ()))
+        if len(names) > 1:
+            alike.setdefault(names, []).append(row)
+    tables = "".join(_compared(names, compared) for names, compared in alike.items())
+    if not tables:
+        return ""
+    return (
+        "<section><h2>Settings compared</h2><p>Means over the pairs of a recording for which every setting gave flow; "
+        f"the best is bold.</p>{tables}</section>"
+    )
+
+
+def _compared(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for each figure in which one of these settings is better than another."""
     lines: dict[str, list[str]] = {}
     tell: set[str] = set()
-    for row in compared:
+    for row in rows:
         for title, shown, best in comparison(row):
             cells = (f"<td{' class=best' if n in best else ''}>{text(value)}</td>" for n, value in enumerate(shown))
             lines.setdefault(title, []).append(f"<tr><th>{_name(row)}</th>{''.join(cells)}</tr>")
             tell |= {title} if best else set()
-    if not tell:
-        return ""
-    head = "<th></th>" + items((text(figures["name"]) for figures in compared[0]["settings"]), "th")
-    tables = [f"<h3>{text(title)}</h3>{_wide(head, shown)}" for title, shown in lines.items() if title in tell]
-    return (
-        "<section><h2>Settings compared</h2><p>Means over the pairs of a recording for which every setting gave flow; "
-        f"the best is bold.</p>{''.join(tables)}</section>"
-    )
+    head = "<th></th>" + items(map(text, names), "th")
+    return "".join(f"<h3>{text(title)}</h3>{_wide(head, shown)}" for title, shown in lines.items() if title in tell)
 
 
 def _wide(head: str, lines: Sequence[str]) -> str:
