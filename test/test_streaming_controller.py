@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+
 import pytest
 import torch
 
 from benchmarks.simulated_load import Account, scenarios, simulate
+from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.costs import CostModel, RunningCost, ScaleController, number_of_pixels, scaled_size
 
 PIXELS = 480 * 640
@@ -116,3 +121,20 @@ def test_the_budget_is_kept_and_used(number: int) -> None:
     assert account.late_percent <= (1.0 if scenario.name in ("random costs", "drift to half speed") else 3.0)
     assert account.of_oracle_percent is not None and account.of_oracle_percent >= 80, account
     assert account.changes_per_minute < 40
+
+
+def test_only_what_was_learnt_is_learnt() -> None:
+    """Why: it comes from a file, which may be damaged or somebody else's: one error, nothing executed, nothing half."""
+    torch.manual_seed(0)
+    estimator = FlowEstimator(DEQFlow("nano").eval())
+    learn(estimator._costs, frames=10)
+    learnt = estimator.learnt()
+    costs, scales = pickle.loads(learnt)
+    others = [pickle.dumps(other) for other in ((scales, costs), (costs, None), costs, 5, (os.system, scales))]
+    for data in (b"", b"no pickle", *(learnt[:n] for n in range(0, len(learnt), 7)), *others):
+        with pytest.raises(ValueError, match="expected what an estimator has learnt"):
+            estimator.learn(data)
+    assert estimator.learnt() == learnt
+    other = FlowEstimator(estimator.model)
+    other.learn(learnt)
+    assert other._costs == estimator._costs

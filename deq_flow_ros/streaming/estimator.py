@@ -224,9 +224,16 @@ class FlowEstimator:
     def learn(self, learnt: bytes) -> None:
         """Go on with what an estimator with the same model and settings had ``learnt``.
 
-        :raises pickle.UnpicklingError: if it is anything else.
+        :raises ValueError: if it is anything else; the estimator stays as it was.
         """
-        self._costs, self._scales = _LearntUnpickler(io.BytesIO(learnt)).load()
+        try:
+            costs, scales = _LearntUnpickler(io.BytesIO(learnt)).load()
+        except Exception as error:  # what is no pickle, or a damaged one, raises nearly anything
+            raise ValueError(f"expected what an estimator has learnt, got bytes that are not: {error}") from error
+        if not isinstance(costs, CostModel) or not isinstance(scales, ScaleController):
+            got = f"{type(costs).__name__} and {type(scales).__name__}"
+            raise ValueError(f"expected what an estimator has learnt, CostModel and ScaleController, got {got}")
+        self._costs, self._scales = costs, scales
 
     def _controller(self, min_scale: float, max_scale: float) -> ScaleController:
         return ScaleController(min_scale, max_scale, max_pixels=self.model.max_pixels)
