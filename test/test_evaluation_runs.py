@@ -170,6 +170,43 @@ def test_an_interrupted_run_goes_on_bit_by_bit(
     assert evaluate(*common, "--out", out, "--resume") == 0, "complete: nothing to do"
 
 
+def test_a_run_goes_on_only_from_what_it_kept_itself(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that a full disk or a crash has damaged, or of another version: told in words, and nothing is lost."""
+    folder = write_folder(tmp_path / "pictures", pictures(4))
+    out, state = tmp_path / "out", tmp_path / "out" / ".run"
+    common = (folder, "--out", out, "--model", model, *FAST)
+    assert evaluate(*common) == 0
+    planned = json.loads((state / "run.json").read_text())["plan"]
+    plan = Plan(**{**planned, "settings": (Setting(**planned["settings"][0]),)})
+    Session(str(folder), out, plan, overwrite=True).run(load_models(plan.settings), lambda *_: None, lambda: True)
+    whole = (state / "checkpoint.npz").read_bytes()
+    with np.load(state / "checkpoint.npz") as arrays:
+        kept = dict(arrays)
+
+    def refused(words: str) -> None:
+        before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+        capsys.readouterr()
+        assert evaluate(*common, "--resume") == 2
+        said = capsys.readouterr().out
+        assert words in said and "--overwrite" in said and "Traceback" not in said
+        assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+    place = whole.index(kept["0/learnt"].tobytes()) + 100
+    for damaged in (b"", whole[:-30], whole[: len(whole) // 2], whole[:place] + b"~~" + whole[place + 2 :]):
+        (state / "checkpoint.npz").write_bytes(damaged)
+        refused("checkpoint.npz is damaged")
+    for changed in ({"0/learnt": np.frombuffer(b"not learnt", np.uint8)}, {"problems": np.array("[")}):
+        np.savez(state / "checkpoint.npz", **{**kept, **changed})
+        refused("checkpoint.npz is damaged")
+    (state / "checkpoint.npz").write_bytes(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("deq_flow_ros.evaluation.provenance.versions", lambda: {"deq_flow_ros": "0.0.1"})
+        refused("another version of deq_flow_ros")
+    assert evaluate(*common, "--resume") == 0 and len(table(out)) == 4
+
+
 def test_ctrl_c_keeps_what_there_is(model: Path, tmp_path: Path) -> None:
     """Whoever stops a run of hours wants its results, a status that says so, and to go on later."""
     folder = write_folder(tmp_path / "pictures", pictures(60, step=1))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from deq_flow_ros.media.frame import MediaError
 
 STATE = ".run"
 """Folder beside the results with what an interrupted run goes on from."""
+CHECKPOINT = "checkpoint.npz"
+"""In it: arrays, as `numpy.savez` writes them."""
 BAG = "flow"
 
 
@@ -89,19 +92,26 @@ class ResultFolder:
     def finish(self) -> None:
         """Everything is written: nothing is left to go on with."""
         shutil.rmtree(self.state / "previews", ignore_errors=True)
-        (self.state / "checkpoint.npz").unlink(missing_ok=True)
+        (self.state / CHECKPOINT).unlink(missing_ok=True)
         self._write_state(complete=True)
 
     def load(self) -> dict[str, np.ndarray]:
         """The arrays of the last `save`; none where there was none. Raises `MediaError` where they cannot be read."""
-        path = self.state / "checkpoint.npz"
+        path = self.state / CHECKPOINT
         if not path.is_file():
             return {}
         try:
+            with zipfile.ZipFile(path) as archive:  # np.load compares no checksum of an array that it reads in part
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"bad checksum of {damaged}")
             with np.load(path) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
-            raise MediaError(f"{path} cannot be read ({error}); --overwrite starts anew") from error
+        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            raise self.unusable(error) from error
+
+    def unusable(self, why: object) -> MediaError:
+        """That nothing can go on from what was kept, and what to do."""
+        return MediaError(f"{self.state / CHECKPOINT} is damaged ({why}); --overwrite starts anew")
 
     def save(self, arrays: dict[str, Any]) -> None:
         """Keep arrays to go on from, in place of those before. Raises `MediaError` where the disk is full."""
@@ -110,7 +120,7 @@ class ResultFolder:
         partial = self.state / "checkpoint.partial"
         try:
             partial.write_bytes(coded.getvalue())
-            partial.replace(self.state / "checkpoint.npz")
+            partial.replace(self.state / CHECKPOINT)
         except OSError as error:
             kept = "what is there so far is kept, and --resume goes on with it"
             raise MediaError(f"cannot write {partial}: {error}; {kept}") from error

@@ -101,11 +101,20 @@ class Session:
         self.shares = Shares()
         with self.shares.of("reading"):
             self.sha256 = provenance.input_hash(path)
-        identity = {"input": path, "sha256": self.sha256, "plan": plan.fingerprint()}
+        identity = {
+            "input": path,
+            "sha256": self.sha256,
+            "plan": plan.fingerprint(),
+            # Of what was learnt of costs, only the version that kept it knows the form.
+            "version of deq_flow_ros": provenance.versions().get("deq_flow_ros", ""),
+        }
         self._folder = ResultFolder(out, identity, resume, overwrite)
         self._checkpoint = {} if self.complete else self._folder.load()
-        self._problems = Problems(**json.loads(str(self._checkpoint.get("problems", "{}"))))
-        self._costs: dict[str, Any] = json.loads(str(self._checkpoint.get("costs", "{}")))
+        try:
+            self._problems = Problems(**json.loads(str(self._checkpoint.get("problems", "{}"))))
+            self._costs: dict[str, Any] = json.loads(str(self._checkpoint.get("costs", "{}")))
+        except (ValueError, TypeError) as error:
+            raise self._folder.unusable(error) from error
 
     @property
     def complete(self) -> bool:
@@ -204,7 +213,10 @@ class Session:
             raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
         backward = Backward(setting, model, every) if every else None
         lane = lane_of(setting, estimator, Extras(self._truth(), backward, self.shares))
-        lane.restore(part(self._checkpoint, str(number)))
+        try:
+            lane.restore(part(self._checkpoint, str(number)))
+        except (ValueError, KeyError) as error:
+            raise self._folder.unusable(error) from error
         return lane
 
     def _cost_table(self, setting: Setting, model: DEQFlow | None) -> CostTable:
