@@ -207,6 +207,16 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     assert metrics["complete"] is False and "was interrupted" in (tmp_path / "report.html").read_text()
 
 
+def test_what_timing_depends_on_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies of threads that spin while they wait do not compare with those of threads that sleep."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    metrics = evaluated(tmp_path, RunInfo("offline", {"description": "x"}))
+    assert metrics["run"]["environment"] == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": None}
+    page = re.sub(r"<[^>]*>", " ", (tmp_path / "report.html").read_text())
+    assert re.search(r"OMP_WAIT_POLICY\s+passive", page) and re.search(r"OMP_NUM_THREADS\s+not set", page)
+
+
 def test_without_any_flow_there_is_a_report_nevertheless(tmp_path: Path) -> None:
     """It says why: every frame was dropped."""
     with FrameTable(tmp_path / "frames.csv") as table:
@@ -226,6 +236,7 @@ FREE = (
     "resets",
     "means",
     "versions",
+    "environment",
     "time_shares",
 )
 

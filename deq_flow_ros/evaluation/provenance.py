@@ -13,6 +13,8 @@ from pathlib import Path
 import cv2
 
 PACKAGES = ("deq_flow_ros", "torch", "numpy", "opencv-python-headless", "rosbags")
+ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+"""Variables that the time of an operation depends on, as they set how many threads work on it and how they wait."""
 
 
 def versions() -> dict[str, str]:
@@ -32,6 +34,11 @@ def machine() -> str:
     """The processor, and how many cores of it this process may use."""
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+
+
+def environment() -> dict[str, str | None]:
+    """The variables of `ENVIRONMENT` as this process has them; None for one that is not set."""
+    return {name: os.environ.get(name) for name in ENVIRONMENT}
 
 
 def peak_memory_mb() -> float:

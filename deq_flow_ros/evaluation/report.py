@@ -213,6 +213,7 @@ def _made_with(metrics: Metrics) -> str:
     run = metrics["run"]
     rows = [(name, _plain(value)) for name, value in metrics["input"].items()]
     rows += [("mode", mode(metrics)), ("machine", run["machine"])]
+    rows += [(name, "not set" if value is None else value) for name, value in run["environment"].items()]
     rows += [(name, version) for name, version in run["versions"].items()]
     rows.append(("run", f"{run['seconds']:.1f} s, peak memory {run['peak_memory_mb']:.0f} MB"))
     rows += [(f"time spent on {name}", f"{100 * share:.1f} %") for name, share in run["time_shares"].items()]

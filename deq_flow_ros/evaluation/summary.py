@@ -110,6 +110,7 @@ def summarise(results: Sequence[Results], run: RunInfo) -> dict[str, Any]:
             "time_shares": run.shares,
             "peak_memory_mb": provenance.peak_memory_mb(),
             "machine": provenance.machine(),
+            "environment": provenance.environment(),
             "versions": provenance.versions(),
             "costs": run.costs,
         },
