@@ -17,6 +17,7 @@ the nearest. *RMS* and *median* are distances from that run, px: over all pixels
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from benchmarks.report import write_json
 from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
 from benchmarks.sequences import read_frames
 from benchmarks.timeline import draw_timeline
-from benchmarks.turns import NEAR_PX, computing_in, nearest_stream, summarise, take_turns, tensor_mib
+from benchmarks.turns import NEAR_PX, nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.evaluation.provenance import machine, peak_memory_mb
 from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.media import MediaError
@@ -105,7 +106,7 @@ def print_stages(report: dict[str, Any], console: Console) -> None:
     """Where the time of each kind of method goes, and what its tensors take."""
     table = Table(title="median ms by stage; the most memory of tensors, besides weights", title_justify="left")
     table.add_column("method", no_wrap=True)
-    names = ("encode", "prepare", "correlate", "iteration", "upsample", "output", "rest", "ahead")
+    names = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
     for column in (*names, "MiB"):
         table.add_column(column, justify="right")
     for name in (report["ours"], f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}"):
@@ -124,9 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", default="nano", choices=sorted(SIZES), help="model size (default nano)")
     parser.add_argument("--model", help="weights, by path (default: those that ship with the size; untrained if none)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--dtype", default="float32", choices=DTYPES, help="of convolutions and products (default float32)"
-    )
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and features (default float32)")
     parser.add_argument("--height", type=int, default=480, help="frames are resized to it (default 480)")
     parser.add_argument("--width", type=int, default=640, help="default 640")
     parser.add_argument("--iterations", type=int, nargs="+", default=[1, 2, 3, 4], help="of streams (default 1 2 3 4)")
@@ -160,25 +159,24 @@ def run(
 ) -> dict[str, Any]:
     """All figures. The memory comes first, as long as nothing is there that a method might keep and use again."""
     device, dtype = model.device, DTYPES[options.dtype]
-    released = as_released(plain)
+    reference = as_released(plain)
+    released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
     streams: dict[str, Method] = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
     unrolled: dict[str, Method] = {f"unrolled, {n}": Unrolled(model, n) for n in UNROLLED}
     pairwise: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
     methods = {**streams, **unrolled, **opencv(), **pairwise}
     if dtype != torch.float32:
-        methods["float32, 60"] = methods[f"pairwise, {PAIRWISE[-1]}"]
+        methods[f"float32, {PAIRWISE[-1]}"] = Pairwise(reference, PAIRWISE[-1])
     with console.status("") as status:
         status.update("memory")
         short: tuple[Method, ...] = (Streamed(model, 1), Unrolled(model, 1), Pairwise(released, 1))
-        with computing_in(dtype, device):
-            memory = {kind: tensor_mib(method, frames, device) for kind, method in zip(KINDS, short, strict=True)}
+        memory = {kind: tensor_mib(method, frames, device) for kind, method in zip(KINDS, short, strict=True)}
         status.update("latency")
-        samples = take_turns(methods, frames, options.warm_up, options.every, device, dtype)
+        samples = take_turns(methods, frames, options.warm_up, options.every, device)
         status.update("roofline")
         ours = nearest_stream(samples, methods)
         rows, iterations = summarise(samples, methods, ours), methods[ours].iterations
-        with computing_in(dtype, device):
-            works, peaks = stage_work(model, frames[0], frames[1], iterations), measure_peaks(device, dtype)
+        works, peaks = stage_work(model, frames[0], frames[1], iterations), measure_peaks(device, dtype)
     return {
         "input": options.input or "rendered drive", "model": options.model or options.size,
         "trained": is_trained(options), "dtype": options.dtype, "height": options.height, "width": options.width,
@@ -205,7 +203,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print(f"no weights of {report['model']} ship, these are untrained: the distances mean nothing")
     for name, row in report["methods"].items():
         if row["resets"]:
-            console.print(f"{name}: the stream began anew {row['resets']} times; these pairs have no field")
+            console.print(f"{name}: the stream began anew at {row['resets']} pairs, which do not count")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,14 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from benchmarks.sequences import padded_pair
 from deq_flow_ros.evaluation.classical import FlowFunction, dense_inverse_search, farneback
-from deq_flow_ros.model import DEQFlow, Encoding, crop, pad_to_multiple
+from deq_flow_ros.model import DEQFlow, Encoding, crop
 from deq_flow_ros.model.encoders import SeparateEncoders
 from deq_flow_ros.model.gma import GmaUpdate
 from deq_flow_ros.model.update import RaftUpdate
 from deq_flow_ros.model.weight_norm import add_weight_norm
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.costs import StageClock
+from training.pairs import to_array
 
 
 class Method(Protocol):
@@ -40,7 +42,7 @@ class Method(Protocol):
     iterations: int
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
-        """The flow of a pair; None where a stream began anew."""
+        """The flow of a pair; None where a stream began anew, and has none or a cold one, which takes longer."""
 
     def prepare(self) -> None:
         """Work that can be done before the next image arrives."""
@@ -62,7 +64,7 @@ class Streamed:
             self._estimator.prepare()
         result = self._estimator.update(later, stamp_ns)
         self.stage_ms = {} if result is None else result.info.stage_ms
-        return None if result is None else result.flow
+        return result.flow if result is not None and result.info.warm else None
 
     def prepare(self) -> None:
         self._estimator.prepare()
@@ -102,7 +104,7 @@ class Unrolled:
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
         model, clock = self._model, StageClock(self._model.device)
         with clock.stage("encode"):
-            padding, first, second = _to_tensors(earlier, later, model.device)
+            padding, first, second = padded_pair(earlier, later, model.device)
             features1, features2, context = _encode_pair(model, first, second, torch.channels_last)
             # Of the second image a pair takes the features alone.
             encoding1, encoding2 = Encoding(features1, context), Encoding(features2, context)
@@ -117,7 +119,7 @@ class Unrolled:
         with clock.stage("upsample"):
             flow = model.upsample(state)
         with clock.stage("output"):
-            array = _to_array(flow, padding)
+            array = np.ascontiguousarray(to_array(crop(flow, padding)))
         self.stage_ms = clock.read()
         return array
 
@@ -159,10 +161,10 @@ class Pairwise:
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
         clock = StageClock(self._model.device)
         with clock.stage("encode"):
-            padding, first, second = _to_tensors(earlier, later, self._model.device)
+            padding, first, second = padded_pair(earlier, later, self._model.device)
         flow = self.flow(first, second, clock)
         with clock.stage("output"):
-            array = _to_array(flow, padding)
+            array = np.ascontiguousarray(to_array(crop(flow, padding)))
         self.stage_ms = clock.read()
         return array
 
@@ -192,7 +194,8 @@ def _encode_pair(
     model: DEQFlow, image1: Tensor, image2: Tensor, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features of both images, encoded as one batch, and the context of the first, as far as the encoder allows."""
-    both = (2 * (torch.cat((image1, image2)) / 255) - 1).contiguous(memory_format=layout)
+    both = (2 * (torch.cat((image1, image2)) / 255) - 1).to(next(model.parameters()).dtype)
+    both = both.contiguous(memory_format=layout)
     encoder = model.encoder
     if isinstance(encoder, SeparateEncoders):
         features, context = encoder.fnet(both), F.relu(encoder.cnet(both[: len(image1)]))
@@ -252,20 +255,6 @@ def _update(
         q = torch.tanh(convq(torch.cat((r * hidden, fixed), 1)))
         hidden = (1 - z) * hidden + z * q
     return hidden, flow + block.flow_head(hidden)
-
-
-def _to_tensors(
-    earlier: np.ndarray, later: np.ndarray, device: torch.device
-) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
-    """The padding, and both images (1, 3, h, w) float32, padded to a multiple of what a cell covers."""
-    (first, padding), (second, _) = (
-        pad_to_multiple(torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float()) for image in (earlier, later)
-    )
-    return padding, first, second
-
-
-def _to_array(flow: Tensor, padding: tuple[int, int, int, int]) -> np.ndarray:
-    return np.ascontiguousarray(crop(flow, padding)[0].permute(1, 2, 0).float().cpu().numpy())
 
 
 def opencv() -> dict[str, Method]:

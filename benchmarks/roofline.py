@@ -31,9 +31,10 @@ from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import DEQFlow, update_px
 from deq_flow_ros.streaming.costs import StageClock
 from deq_flow_ros.streaming.frames import encode_images
-from deq_flow_ros.streaming.warm_start import carry
+from deq_flow_ros.streaming.pairs import LOOKUPS
+from deq_flow_ros.streaming.warm_start import carry, likeness
 
-STAGES = ("encode", "prepare", "correlate", "iteration", "upsample")
+STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample")
 GATHERS = ("gather", "index", "index_select")
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty")
 REPEATS = 5
@@ -116,10 +117,13 @@ def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray, iteration
         return carry(start), model.prepare(first)
 
     (state, prepared), prepare = count(ahead)
-    problem, correlate = count(lambda: model.problem(first, second, prepared, iterations=iterations))
+    features = first.features, second.features
+    _, match = count(lambda: [likeness(flow, *features) for flow in (torch.zeros_like(state[1]), state[1])])
+    lookups = min(iterations, LOOKUPS)
+    problem, correlate = count(lambda: model.problem(first, second, prepared, iterations=lookups))
     solution, iteration = count(lambda: solve(problem, state, max_iterations=1, measure=update_px, check_start=False))
     _, upsample = count(lambda: (model.upsample(solution.state), model.upsample_residual(solution)))
-    return dict(zip(STAGES, (encode, prepare, correlate, iteration, upsample), strict=True))
+    return dict(zip(STAGES, (encode, prepare, match, correlate, iteration, upsample), strict=True))
 
 
 def _encode(model: DEQFlow, image: np.ndarray) -> Any:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from deq_flow_ros.media import open_source
 from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.model import pad_to_multiple
 from deq_flow_ros.streaming.frames import resize_field
 from training.datasets import Sample
 from training.generator import Clip, ProceduralGenerator
-from training.pairs import open_pairs
+from training.pairs import open_pairs, to_tensor
 from training.validation import HELD_OUT_SEED
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
@@ -24,6 +27,8 @@ MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
 CUTS = "cuts"
 PATTERNS = 24
 """Different textures in generated sequences."""
+PERIOD_NS = 33_333_333
+"""From frame to frame, of a camera at 30 Hz."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,14 @@ def clip_pairs(name: str, clip: Clip) -> list[Sample]:
         Sample(f"{name}/{t}", images[t], images[t + 1], flows[t], clip.valid[0, t].numpy(), clip.occluded[0, t].numpy())
         for t in range(len(flows))
     ]
+
+
+def padded_pair(
+    image1: np.ndarray, image2: np.ndarray, device: torch.device
+) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
+    """The padding, for ``crop``, and images (H, W, 3) uint8 as (1, 3, h, w) float32, h and w multiples of 8."""
+    (first, padding), (second, _) = (pad_to_multiple(to_tensor(image, device).float()) for image in (image1, image2))
+    return padding, first, second
 
 
 def without_truth(name: str, image1: np.ndarray, image2: np.ndarray) -> Sample:

@@ -11,11 +11,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.sequences import PERIOD_NS
+
 COLOURS = {
-    "encode": "#2b6cb0", "prepare": "#2f855a", "correlate": "#805ad5", "iteration": "#dd6b20", "upsample": "#b83280",
-    "output": "#a0aec0",
+    "encode": "#2b6cb0", "prepare": "#2f855a", "match": "#4a5568", "correlate": "#805ad5", "iteration": "#dd6b20",
+    "upsample": "#b83280", "output": "#a0aec0",
 }  # fmt: skip
-CAMERA_MS = 1000 / 30
 FRAMES = 2
 
 
@@ -24,12 +25,13 @@ def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int) ->
 
     :param stage_ms: medians of a stream's stages; "ahead" is what is done between a field and the next frame.
     """
-    after = [("encode", stage_ms["encode"]), ("correlate", stage_ms["correlate"])]
+    after = [(name, stage_ms[name]) for name in ("encode", "match", "correlate")]
     after += [("iteration", stage_ms["iteration"])] * iterations
     after += [("upsample", stage_ms["upsample"]), ("output", stage_ms["output"] + stage_ms["rest"])]
     ahead = ("prepare", stage_ms["ahead"])
     # The next frame is that one of a 30 Hz camera by which all is done.
-    period = CAMERA_MS * math.ceil((sum(ms for _, ms in after) + ahead[1]) / CAMERA_MS)
+    camera_ms = PERIOD_NS / 1e6
+    period = camera_ms * math.ceil((sum(ms for _, ms in after) + ahead[1]) / camera_ms)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(8, 2.4), layout="constrained")
         axes = figure.subplots()

@@ -15,9 +15,9 @@ import torch
 from benchmarks.memory import MIB, peak_bytes
 from benchmarks.peers import Method
 from benchmarks.roofline import synchronize
+from benchmarks.sequences import PERIOD_NS
 
 NEAR_PX = 0.1
-STEP_NS = 33_333_333
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Samples:
 
     :ivar squares: mean squared distance of each pair, px^2.
     :ivar medians: median distance of each pair, px.
-    :ivar resets: pairs without flow, because the stream began anew.
+    :ivar resets: pairs without warm flow, because the stream began anew.
     """
 
     latency_ms: dict[int, float] = field(default_factory=dict)
@@ -46,25 +46,18 @@ class Samples:
         return float(np.sqrt(np.mean(self.squares))) if self.squares else float("nan")
 
 
-def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Convolutions and matrix products compute in it."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 def take_turns(
     methods: Mapping[str, Method],
     frames: Sequence[np.ndarray],
     warm_up: int,
     every: int,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Samples]:
     """Let every method have each pair of frames, (H, W, 3) uint8 RGB; another one begins each time.
 
-    :param methods: by name; the last is the reference for distances, always in float32.
+    :param methods: by name; the last is the reference for distances.
     :param warm_up: pairs at the begin that do not count, at least 1.
     :param every: only streams get all pairs, the others each so-many-th.
-    :param dtype: in which convolutions and matrix products compute.
     """
     samples = {name: Samples() for name in methods}
     reference = list(methods)[-1]
@@ -76,8 +69,7 @@ def take_turns(
         first = pair % len(turns)
         flows: dict[str, np.ndarray] = {}
         for name in turns[first:] + turns[:first]:
-            with computing_in(torch.float32 if name == reference else dtype, device):
-                flow, latency_ms, ahead_ms = _one_turn(methods[name], earlier, later, pair * STEP_NS, device)
+            flow, latency_ms, ahead_ms = _one_turn(methods[name], earlier, later, pair * PERIOD_NS, device)
             if counted >= 0 and flow is None:
                 samples[name].resets += 1
             elif counted >= 0 and flow is not None:
@@ -110,7 +102,7 @@ def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.devic
 
     def fields() -> None:
         for number, (earlier, later) in enumerate(pairwise(frames[:3])):
-            method.field(earlier, later, number * STEP_NS)
+            method.field(earlier, later, number * PERIOD_NS)
             method.prepare()
 
     return peak_bytes(fields, device) / MIB
