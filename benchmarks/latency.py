@@ -38,7 +38,7 @@ from deq_flow_ros.evaluation.provenance import machine, peak_memory_mb
 from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.scene import Scene, SceneSettings
-from deq_flow_ros.model import SIZES, DEQFlow, available_models, load_model
+from deq_flow_ros.model import DTYPES, SIZES, DEQFlow, available_models, load_model
 from deq_flow_ros.model.weights import check_device
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
@@ -46,7 +46,6 @@ KINDS = ("stream", "unrolled", "pairwise")
 MIN_SIDE = 64
 FIRST_SCENE_FRAME = 20
 """Where the rendered drive is on its way."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
@@ -54,7 +53,7 @@ def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
     device, dtype = check_device(options.device), DTYPES[options.dtype]
     if is_trained(options):
         name = options.model or options.size
-        return load_model(name, device, dtype=dtype), load_model(name, device, fold=False)
+        return load_model(name, device, precision=options.dtype), load_model(name, device, fold=False)
     models = []
     for _ in range(2):
         torch.manual_seed(0)

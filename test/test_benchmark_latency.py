@@ -59,8 +59,8 @@ def test_every_way_in_half_precision_stays_near(way: str) -> None:
     """Why: --dtype is for speed alone. Flow must stay float32: bfloat16 knows 30 px to an eighth of a pixel only."""
     pictures = frames(3, height=64, width=80, step=3)
     flows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = load_model("nano", dtype=dtype)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        model = load_model("nano", precision=precision)
         method: Method
         if way == "pairwise":
             method = Pairwise(as_released(load_model("nano", fold=False)).to(dtype), 2)

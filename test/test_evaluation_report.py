@@ -332,7 +332,7 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     reports = read_reports(recording.bag, "/statistics")
     done = list(read_run(recording, reports, open_source(source), exact))
     about = RunInfo("live", {"description": "x"}, played_s=0.6)
-    settings = {"model": "nano", "device": "cpu", "budget_ms": 90.0, "direction": direction}
+    settings = {"model": "nano", "device": "cpu", "precision": "float32", "budget_ms": 90.0, "direction": direction}
     metrics = evaluate_run(tmp_path, done, settings, "", 2, about)
     assert metrics is not None and metrics["comparison"]["pairs"] == 2, "every second of the three warm ones"
     streamed, cold = metrics["settings"]

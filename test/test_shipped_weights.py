@@ -92,8 +92,9 @@ def test_the_accuracy_benchmark_beats_zero_flow_on_real_images(tmp_path: Path) -
         entry.update({key: str(PAIRS.parent / entry[key]) for key in ("image1", "image2", "flow")})
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
     arguments = ["--pairs", str(tmp_path / "pairs.json"), "--json", str(tmp_path / "out.json")]
-    assert accuracy.main([*arguments, "--iterations", "6", "--scale", "1"]) == 0
+    assert accuracy.main([*arguments, "--iterations", "6", "--scale", "1", "--dtype", "bfloat16"]) == 0
     methods = json.loads((tmp_path / "out.json").read_text())["methods"]
+    assert 0 < methods["nano, 6 coarse to fine"]["distance_px"] < 0.02 and not methods["zero flow"]["distance_px"]
     assert set(methods) >= {"nano, 6 from zero", "nano, 6 coarse to fine", "zero flow", "Farneback", "DIS medium"}
     assert methods["nano, 6 coarse to fine"]["epe_px"]["mean"] < 0.5 * methods["zero flow"]["epe_px"]["mean"]
 
@@ -106,7 +107,7 @@ def test_the_benchmark_names_what_is_missing(tmp_path: Path, capsys: pytest.Capt
 
 def test_bfloat16_weights_give_the_same_flow_and_keep_it_in_float32(nano: DEQFlow) -> None:
     """Why: half the memory traffic must not cost accuracy: bfloat16 alone would know 30 px to an eighth of one."""
-    half = load_model("nano", dtype=torch.bfloat16)
+    half = load_model("nano", precision="bfloat16")
     images = [torch.from_numpy(picture(96, 128, *moved)).permute(2, 0, 1)[None] for moved in ((0.0, 0.0), (6.3, -2.7))]
     expected, got = (model(*images, max_iterations=12) for model in (nano, half))
     assert got.flow.dtype == got.state[1].dtype == torch.float32 and got.state[0].dtype == torch.bfloat16

@@ -32,6 +32,7 @@ from deq_flow_ros.evaluation.settings import Setting, all_settings
 from deq_flow_ros.evaluation.summary import BY_THE_CLOCK
 from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.model import PRECISIONS
 
 REALTIME_BUDGET_MS = 90.0
 """Of the node, unless its parameter says otherwise (config/flow.yaml)."""
@@ -60,6 +61,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--truth", metavar="WHERE", help="true flow: folder of flow files, or 32FC2 topic of the bag")
     parser.add_argument("--model", default="nano", help="name or weights file (default: nano)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of weights, features (default: auto)")
     parser.add_argument("--threads", type=int, default=0, help="of the processor (default 0: as PyTorch chooses)")
     parser.add_argument("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
     parser.add_argument(
@@ -131,6 +133,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         Path(options.model).stem,
         model=options.model,
         device=device_of(options.device),
+        precision=options.precision,
         budget_ms=budget_ms or None,
         max_iterations=options.max_iterations,
         tolerance_px=options.tolerance_px or None,

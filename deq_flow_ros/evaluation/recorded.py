@@ -118,12 +118,12 @@ def evaluate_run(
     and, if the stream had a warm start there, once more from a cold one. None, and nothing is written, where no frame
     has flow.
 
-    :param settings: those of the node, for people; `model`, `device` and `direction` among them.
+    :param settings: those of the node, for people; `model`, `device`, `precision` and `direction` among them.
     :param note: they in a few words.
     """
     shares, previews, found = Shares(), out / PREVIEWS, 0
     shutil.rmtree(previews, ignore_errors=True)
-    model = load_model(settings["model"], settings["device"])
+    model = load_model(settings["model"], settings["device"], precision=settings["precision"])
     estimator = FlowEstimator(model, tolerance_px=None, direction=settings["direction"], max_gap_ms=3.6e6)
     backward = Backward(Setting("other", direction=settings["direction"]), model, every=1)
     try:

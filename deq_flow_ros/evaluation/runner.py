@@ -223,10 +223,10 @@ def part(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
 
 
-def load_models(settings: Iterable[Setting]) -> dict[tuple[str, str], DEQFlow]:
-    """Every model that the settings name, once, by (name, device). Raises what `load_model` does."""
-    wanted = {(setting.model, setting.device) for setting in settings if setting.solves}
-    return {key: load_model(*key).eval().requires_grad_(False) for key in sorted(wanted)}
+def load_models(settings: Iterable[Setting]) -> dict[tuple[str, str, str], DEQFlow]:
+    """Every model that the settings name, once, by (name, device, precision). Raises what `load_model` does."""
+    wanted = {setting.network for setting in settings if setting.solves}
+    return {network: load_model(*network[:2], precision=network[2]) for network in sorted(wanted)}
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from deq_flow_ros.streaming.clock import Clock
 CHECKPOINT_S = 300.0
 """A run that is killed loses no more than this."""
 
-Models = Mapping[tuple[str, str], DEQFlow]
+Models = Mapping[tuple[str, str, str], DEQFlow]
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Session:
         return [self._lane(i, setting, models) for i, setting in enumerate(self.plan.settings)]
 
     def _lane(self, number: int, setting: Setting, models: Models) -> Lane:
-        model = models.get((setting.model, setting.device)) if setting.solves else None
+        model = models.get(setting.network) if setting.solves else None
         every = self.plan.consistency_every
         lane_of: Callable[..., Lane] = Lane
         clock = Clock()

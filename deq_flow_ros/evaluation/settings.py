@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from deq_flow_ros.model import choose_precision
+
 METHODS = ("deq", "dis", "farneback")
 """This package's network; and OpenCV's dense inverse search and Farneback's method, to compare with."""
 
@@ -22,16 +24,18 @@ class Setting:
     :ivar method: out of `METHODS`; of OpenCV's, only `direction` means anything.
     :ivar model: as `load_model` takes it: a name or a weights file.
     :ivar device: "cpu", "cuda" or "cuda:N".
+    :ivar precision: of weights and features, as `load_model` has it; of "auto", what it stands for on the device.
     :ivar warm: start each pair from the fixed point of the one before.
     :ivar budget_ms: from a frame's arrival to its flow; None for no limit.
     :ivar max_iterations: per pair; `tolerance_px`, `direction`, `min_scale`, `max_scale`: see `EstimatorSettings`.
-    :raises ValueError: for a method or device that does not exist, or a name that cannot stand in a table.
+    :raises ValueError: for a method, device or precision that does not exist, or a name that cannot stand in a table.
     """
 
     name: str
     method: str = "deq"
     model: str = "nano"
     device: str = "cpu"
+    precision: str = "auto"
     warm: bool = True
     budget_ms: float | None = None
     max_iterations: int = 12
@@ -45,6 +49,7 @@ class Setting:
             raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"expected the device cpu, cuda or cuda:N, got {self.device!r}")
+        object.__setattr__(self, "precision", choose_precision(self.precision, self.device))
         if not self.name or not self.name.isprintable() or set(self.name) & set(":,="):
             raise ValueError(f"expected a name without : , = in it, got {self.name!r}")
 
@@ -52,6 +57,11 @@ class Setting:
     def solves(self) -> bool:
         """Whether there is a solver, with iterations and residuals."""
         return self.method == "deq"
+
+    @property
+    def network(self) -> tuple[str, str, str]:
+        """What is loaded for it: model, device, precision."""
+        return self.model, self.device, self.precision
 
     @property
     def note(self) -> str:
@@ -62,7 +72,7 @@ class Setting:
         limit = "no time limit" if self.budget_ms is None else f"budget {self.budget_ms:g} ms"
         tolerance = "" if self.tolerance_px is None else f" or {self.tolerance_px:g} px"
         most = f"up to {self.max_iterations} iterations{tolerance}"
-        return f"{Path(self.model).name} on {self.device}, {start}, {most}, {limit}"
+        return f"{Path(self.model).name} on {self.device} in {self.precision}, {start}, {most}, {limit}"
 
 
 def parse_setting(text: str, base: Setting) -> Setting:

@@ -6,11 +6,14 @@ from deq_flow_ros.model.deq_flow import DEQFlow, FlowProblem, Prediction, update
 from deq_flow_ros.model.encoders import Encoding
 from deq_flow_ros.model.layout import WeightsError
 from deq_flow_ros.model.operators import UPDATE_OPERATORS, Prepared, UpdateOperator, register_update_operator
+from deq_flow_ros.model.precision import DTYPES, PRECISIONS, choose_precision
 from deq_flow_ros.model.upsampling import FACTOR, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.weights import available_models, load_model, save_model
 
 __all__ = [
+    "DTYPES",
     "FACTOR",
+    "PRECISIONS",
     "SIZES",
     "UPDATE_OPERATORS",
     "Architecture",
@@ -22,6 +25,7 @@ __all__ = [
     "UpdateOperator",
     "WeightsError",
     "available_models",
+    "choose_precision",
     "crop",
     "load_model",
     "pad_to_multiple",

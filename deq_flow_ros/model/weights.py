@@ -19,6 +19,7 @@ from torch import Tensor
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.layout import WeightsError, check_layout
+from deq_flow_ros.model.precision import DTYPES, choose_precision
 from deq_flow_ros.model.released import from_released
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -35,7 +36,7 @@ def load_model(
     device: str | torch.device = "cpu",
     *,
     fold: bool = True,
-    dtype: torch.dtype = torch.float32,
+    precision: str = "float32",
 ) -> DEQFlow:
     """A model ready for inference.
 
@@ -44,13 +45,15 @@ def load_model(
     :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
     :param fold: multiply out weight normalisation, which makes each iteration cheaper; False keeps it, to train on
         (after ``model.train().requires_grad_(True)``) or to export.
-    :param dtype: of weights and features; the flow is float32 whatever it is. ``torch.bfloat16`` is for processors that
-        compute with it (a GPU, a CPU with AVX512-BF16 or AMX); on others it is slower than float32.
+    :param precision: type of weights and features: float32, bfloat16, float16, or auto; see ``choose_precision``. On a
+        processor without instructions for it, a half precision is slower than float32.
     :raises FileNotFoundError: if there is no such name or file.
     :raises WeightsError: for a file that is truncated, foreign, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
+    :raises ValueError: for a precision that is none.
     """
     device = check_device(device)
+    dtype = DTYPES[choose_precision(precision, device)]
     path = Path(name_or_path)
     if str(name_or_path) in available_models():
         path = WEIGHTS_DIR / f"{name_or_path}.safetensors"

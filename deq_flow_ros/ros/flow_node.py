@@ -29,7 +29,7 @@ from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.model import load_model
+from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import convert, process
 from deq_flow_ros.ros.camera_input import STEADY_CLOCK
 from deq_flow_ros.ros.camera_stream import CameraStream
@@ -95,7 +95,8 @@ class FlowNode(LifecycleNode):
         self._settings = settings
         torch.set_num_threads(settings.compute_threads())
         cv2.setNumThreads(settings.compute_threads())
-        model = load_model(settings.model, settings.device)
+        precision = choose_precision(settings.precision, settings.device)
+        model = load_model(settings.model, settings.device, precision=precision)
         self._device = model.device
         for name in settings.cameras:
             self._cameras.append(CameraStream(self, name, model, settings))
@@ -107,12 +108,14 @@ class FlowNode(LifecycleNode):
             flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
         self._enabled = True
         threads = torch.get_num_threads()
-        self._health.configured(self._device, model=settings.model, threads=threads, images=convert.BACKEND)
+        self._health.configured(
+            self._device, settings.model, precision=precision, threads=threads, images=convert.BACKEND
+        )
         self._health.cameras = {camera.name: camera.health for camera in self._cameras}
         self._publish_diagnostics_every(settings.diagnostics_period_s)
         self.get_logger().info(
-            f"model {settings.model} on {self._device}, {threads} thread(s), {len(self._cameras)} camera(s), "
-            f"budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
+            f"model {settings.model} on {self._device} in {precision}, {threads} thread(s), "
+            f"{len(self._cameras)} camera(s), budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
         )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -38,6 +38,7 @@ from deq_flow_ros.media.bags import read_stamps
 from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
 from deq_flow_ros.media.scene import SceneSettings
 from deq_flow_ros.media.scene_bag import render_scene_bag
+from deq_flow_ros.model import PRECISIONS, choose_precision
 from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError
 
@@ -49,6 +50,7 @@ COMPARED_PAIRS = 15
 OWN_OPTIONS = {
     "model": "--model",
     "device": "--device",
+    "precision": "--precision",
     "latency_budget_ms": "--budget-ms",
     "direction": "--direction",
 }
@@ -85,6 +87,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-frames", type=int, default=0, help="and at most so many frames, 0 = all (default)")
     parser.add_argument("--model", default="nano", help="name or weights file (default: nano)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of weights, features (default: auto)")
     parser.add_argument("--budget-ms", type=float, default=90.0, help="latency budget, 0 = none (default: 90)")
     parser.add_argument("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
     parser.add_argument(
@@ -251,6 +254,7 @@ def _node_parameters(options: argparse.Namespace, first: Frame | None) -> dict[s
     parameters = {
         "model": options.model,
         "device": options.device,
+        "precision": options.precision,
         "latency_budget_ms": str(float(options.budget_ms)),
         "direction": options.direction,
         "qos_reliability": "reliable",
@@ -302,6 +306,7 @@ def _analyse(
     """Hold what was recorded against the input, and write the results; returns the metrics."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     settings = {"model": options.model, "device": options.device, "budget_ms": options.budget_ms or None}
+    settings |= {"precision": choose_precision(options.precision, options.device)}
     settings |= {"direction": options.direction, **dict(text.split(":=", 1) for text in options.param)}
     recording = Recording(run.bag, live_run.FLOW_TOPIC, live_run.RESIDUAL_TOPIC)
     done = read_run(recording, reports, source, exact_flow(Path(run.input)))
@@ -318,7 +323,8 @@ def _analyse(
 
 def _note(options: argparse.Namespace) -> str:
     budget = f"budget {options.budget_ms:g} ms" if options.budget_ms else "no latency budget"
-    return f"{Path(options.model).name} on {options.device}, {options.direction} flow, {budget}"
+    precision = choose_precision(options.precision, options.device)
+    return f"{Path(options.model).name} on {options.device} in {precision}, {options.direction} flow, {budget}"
 
 
 def _print_summary(out: Path, metrics: dict[str, Any], console: Console) -> None:

@@ -16,6 +16,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSPolicyKind
 
+from deq_flow_ros.model import PRECISIONS
+
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What ROS's own `qos_overrides` parameters may set of the node's topics."""
 
@@ -54,6 +56,12 @@ class Settings:
     )
     model: str = _parameter("nano", "name of a model that ships with the package, or path of a weights file")
     device: str = _parameter("cpu", "where to compute: cpu, cuda or cuda:N; a device that is missing is an error")
+    precision: str = _parameter(
+        "auto",
+        "type of weights and features: float32, bfloat16 or float16; auto is bfloat16 on a CPU with instructions for "
+        "it (AVX512-BF16, AMX), which is half as fast again, and float32 elsewhere. The flow is float32 whatever it is",
+        choices=PRECISIONS,
+    )
     threads: int = _parameter(
         0, "threads to compute with on the CPU; 0 = all cores but one, left to the middleware", "", 0, 256
     )
