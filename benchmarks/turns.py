@@ -76,7 +76,8 @@ def take_turns(
                 flows[name] = flow
                 samples[name].latency_ms[pair], samples[name].ahead_ms[pair] = latency_ms, ahead_ms
                 samples[name].stage_ms.append(methods[name].stage_ms)
-        for name, flow in flows.items() if reference in flows else ():
+        # Distances of all are of the same pairs: not of one behind a cut, where a stream has no warm flow.
+        for name, flow in flows.items() if len(flows) == len(methods) else ():
             squared = np.square(flow - flows[reference]).sum(2)
             samples[name].squares.append(float(squared.mean()))
             samples[name].medians.append(float(np.sqrt(np.median(squared))))
