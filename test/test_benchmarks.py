@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bag, memory, solvers
+from benchmarks import backends, bag, memory, solvers
 from deq_flow_ros.media.flow_files import write_flow
 
 
@@ -91,3 +91,22 @@ def test_the_memory_of_an_evaluation_is_watched(
     assert (bag.held_at(growing, 0.25), bag.held_at(growing, 0.99)) == (120, 190)
     assert bag.main(["--generate-gb", "0.0005", "--model", str(tmp_path / "none.safetensors")]) == 3
     assert "none.safetensors" in capsys.readouterr().out
+
+
+def test_runtimes_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why: docs/speed.md says by it why there is no runtime but PyTorch. Compiling takes too long for a test."""
+    monkeypatch.setattr(torch, "compile", lambda **_: lambda function: function)
+    monkeypatch.setattr(backends, "ROUNDS", 1)
+    out = tmp_path / "out.json"
+    command = ["--height", "64", "--width", "64", "--iterations", "3", "--threads", "1"]
+    assert backends.main([*command, "--json", str(out)]) == 0
+    runtimes = json.loads(out.read_text())["runtimes"]
+    row = runtimes["ONNX Runtime, float32"]
+    assert set(runtimes) >= {"PyTorch, bfloat16", "torch.compile, float32"}
+    assert row["field"] == pytest.approx(row["encode"] + row["pair"] + 3 * row["step"] + row["upsample"])
+    assert "1.00x" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        backends.main(["--height", "100"])
+    assert "--height: expected a multiple of 8, at least 64, got 100" in capsys.readouterr().err

@@ -183,7 +183,8 @@ class OnnxFlow:
                 raise FileNotFoundError(f"{path} is missing; expected {', '.join(GRAPHS)} beside each other")
             self._sessions[name] = onnxruntime.InferenceSession(path, options, providers=list(providers))
 
-    def _run(self, name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """One graph: its outputs, by name."""
         session = self._sessions[name]
         outputs = [output.name for output in session.get_outputs()]
         return dict(zip(outputs, session.run(outputs, inputs), strict=True))
@@ -193,8 +194,8 @@ class OnnxFlow:
 
         :param image1: (B, 3, H, W) float32 RGB 0..255; H and W multiples of 8, at least 64.
         """
-        first, second = self._run("encode", image=image1), self._run("encode", image=image2)
-        pair = self._run("pair", features1=first["features"], features2=second["features"], context1=first["context"])
+        first, second = self.run("encode", image=image1), self.run("encode", image=image2)
+        pair = self.run("pair", features1=first["features"], features2=second["features"], context1=first["context"])
         channels = self._sessions["step"].get_inputs()[0].shape[1]
         batch, _, height, width = first["context"].shape
         hidden, flow = (
@@ -202,9 +203,9 @@ class OnnxFlow:
             np.zeros((batch, 2, height, width), np.float32),
         )
         for _ in range(iterations):
-            result = self._run("step", hidden=hidden, flow=flow, **pair)
+            result = self.run("step", hidden=hidden, flow=flow, **pair)
             hidden, flow = result["next_hidden"], result["next_flow"]
-        return self._run("upsample", hidden=hidden, flow=flow)["full_flow"]
+        return self.run("upsample", hidden=hidden, flow=flow)["full_flow"]
 
 
 def largest_difference(model: DEQFlow, folder: str | Path) -> float:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Would another runtime be faster? The stages of one field by PyTorch as it is used here, ``torch.compile``, ONNX
+Runtime and OpenVINO, on a CPU, in one run.
+
+``python -m benchmarks.backends --threads 1 [--height H --width W] [--iterations N] [--json OUT]``
+
+ONNX Runtime and OpenVINO run the exported graphs (training/export_onnx.py), which hold the correlation of all pairs; a
+runtime that is not installed is left out, by name. Runtimes take turns, stage by stage. *field* is encode, pair, N
+times step, upsample. What a stage takes does not depend on the pictures, so they are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import write_json
+from deq_flow_ros.model import FACTOR, DEQFlow, load_model
+from training.export_onnx import GRAPHS, OnnxFlow, export
+
+Stages = Mapping[str, Callable[[], Any]]
+"""By the names of ``GRAPHS``."""
+Run = Callable[..., dict[str, np.ndarray]]
+"""Of a graph's name, and its inputs by keyword: its outputs by name."""
+ROUNDS = 9
+
+
+def pytorch(model: DEQFlow, image: np.ndarray, iterations: int, compiled: bool = False) -> Stages:
+    """The model's own calls, or compiled ones; the correlation is that of so many lookups."""
+    first, second = torch.from_numpy(image), torch.from_numpy(image).roll(2, 3)
+    wrap: Callable[..., Any] = torch.compile(dynamic=False) if compiled else lambda function: function
+    encode, update, upsample = wrap(model.encode), wrap(model.update_block), wrap(model.upsample)
+    encoding1, encoding2 = model.encode(first), model.encode(second)
+    prepared = model.prepare(encoding1)
+    problem = model.problem(encoding1, encoding2, prepared, iterations=iterations)
+    hidden, flow = problem(*model.initial_state(encoding1))
+
+    def step() -> Any:
+        return update(hidden, flow, problem.correlation.lookup(flow).to(hidden.dtype), prepared)
+
+    def pair() -> Any:
+        return model.problem(encoding1, encoding2, model.prepare(encoding1), iterations=iterations)
+
+    return {"encode": lambda: encode(first), "pair": pair, "step": step, "upsample": lambda: upsample((hidden, flow))}
+
+
+def graphs(run: Run, model: DEQFlow, image: np.ndarray) -> Stages:
+    """The exported graphs of the model by another runtime."""
+    first, second = run("encode", image=image), run("encode", image=np.roll(image, 2, 3))
+    features = {"features1": first["features"], "features2": second["features"], "context1": first["context"]}
+    pair = run("pair", **features)
+    size = image.shape[2] // FACTOR, image.shape[3] // FACTOR
+    hidden = np.zeros((1, model.architecture.hidden_dim, *size), np.float32)
+    flow = np.zeros((1, 2, *size), np.float32)
+    return {
+        "encode": lambda: run("encode", image=image),
+        "pair": lambda: run("pair", **features),
+        "step": lambda: run("step", hidden=hidden, flow=flow, **pair),
+        "upsample": lambda: run("upsample", hidden=hidden, flow=flow),
+    }
+
+
+def openvino(folder: str, precision: str) -> Run:
+    """A runner for ``graphs``."""
+    import openvino  # type: ignore[import-not-found]
+
+    hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
+    models = {name: openvino.Core().compile_model(f"{folder}/{name}.onnx", "CPU", hints) for name in GRAPHS}
+
+    def run(name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {output.any_name: value for output, value in models[name](inputs).items()}
+
+    return run
+
+
+def backends(model: str, image: np.ndarray, iterations: int, console: Console) -> dict[str, Stages]:
+    """Every runtime that is here, by name."""
+    float32, half = load_model(model), load_model(model, precision="bfloat16")
+    found = {}
+    for precision, network in (("float32", float32), ("bfloat16", half)):
+        found[f"PyTorch, {precision}"] = pytorch(network, image, iterations)
+        found[f"torch.compile, {precision}"] = pytorch(network, image, iterations, compiled=True)
+    with tempfile.TemporaryDirectory() as folder:
+        export(float32, folder)
+        makers: dict[str, Callable[[], Run]] = {
+            "ONNX Runtime, float32": lambda: OnnxFlow(folder).run,
+            "OpenVINO, float32": partial(openvino, folder, "f32"),
+            "OpenVINO, bfloat16": partial(openvino, folder, "bf16"),
+        }
+        for name, make in makers.items():
+            package = name.split(",")[0].replace(" ", "").lower()
+            if find_spec(package) is None:
+                console.print(f"{name} is left out: there is no package {package}", markup=False)
+            else:
+                found[name] = graphs(make(), float32, image)
+    return found
+
+
+def measure(stages: Mapping[str, Stages], iterations: int) -> dict[str, dict[str, float]]:
+    """Median ms of each stage by each runtime, and of a field; "start_s" is how long the first calls took, s."""
+    starts: dict[str, float] = {}
+    for name, functions in stages.items():
+        began = time.perf_counter()
+        for function in functions.values():
+            function()
+        starts[name] = time.perf_counter() - began
+    times: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in GRAPHS} for name in stages}
+    for _ in range(ROUNDS):
+        for stage in GRAPHS:
+            for name, functions in stages.items():
+                functions[stage]()  # the runtime before has used the caches
+                began = time.perf_counter()
+                functions[stage]()
+                times[name][stage].append(1e3 * (time.perf_counter() - began))
+    rows: dict[str, dict[str, float]] = {}
+    for name, by_stage in times.items():
+        row = {stage: statistics.median(values) for stage, values in by_stage.items()}
+        row["field"] = sum((iterations if stage == "step" else 1) * ms for stage, ms in row.items())
+        rows[name] = {**row, "start_s": starts[name]}
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.backends", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
+    parser.add_argument("--height", type=int, default=480, help="a multiple of 8 (default 480)")
+    parser.add_argument("--width", type=int, default=640, help="likewise (default 640)")
+    parser.add_argument("--iterations", type=int, default=2, help="of a field (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="of every runtime (default 1)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
+    options = parser.parse_args(arguments)
+    for name in ("height", "width"):
+        if getattr(options, name) < 64 or getattr(options, name) % FACTOR:
+            parser.error(f"--{name}: expected a multiple of {FACTOR}, at least 64, got {getattr(options, name)}")
+    if min(options.iterations, options.threads) < 1:
+        parser.error(f"expected --iterations and --threads of at least 1, got {options.iterations}, {options.threads}")
+    torch.set_num_threads(options.threads)
+    console = Console()
+    image = 255 * np.random.default_rng(0).random((1, 3, options.height, options.width), np.float32)
+    try:
+        with torch.inference_mode():
+            rows = measure(backends(options.model, image, options.iterations, console), options.iterations)
+    except (OSError, ValueError, RuntimeError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    table = Table("runtime", title=f"{options.width}x{options.height}, {options.threads} thread(s), median ms")
+    columns = (*GRAPHS, f"field of {options.iterations}", "of PyTorch's", "first calls, s")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        ratio = row["field"] / rows[f"PyTorch, {name.rsplit(', ')[-1]}"]["field"]
+        cells = [f"{row[stage]:.1f}" for stage in (*GRAPHS, "field")]
+        table.add_row(name, *cells, f"{ratio:.2f}x", f"{row['start_s']:.1f}")
+    console.print(table)
+    if options.json:
+        write_json(options.json, torch.device("cpu"), {"iterations": options.iterations, "runtimes": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
