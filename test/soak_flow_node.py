@@ -53,6 +53,7 @@ from deq_flow_ros.ros.children import ChildError, Children
 from deq_flow_ros.ros.snapshot import versions
 
 READY_S, QUIET_S = 120.0, 3.0
+RELIABLE_DEPTH = 100
 
 
 def cameras_of(options: argparse.Namespace) -> list[Camera]:
@@ -96,7 +97,8 @@ class Run:
             lambda message: camera.reports.append(report_of(message)),
             QoSProfile(depth=1000),
         )
-        self._node.create_subscription(Image, f"{topic}flow", camera.take_flow, qos_profile_sensor_data, raw=True)
+        flow_qos = QoSProfile(depth=RELIABLE_DEPTH) if self._options.reliable else qos_profile_sensor_data
+        self._node.create_subscription(Image, f"{topic}flow", camera.take_flow, flow_qos, raw=True)
 
     def __call__(self, logs: Path) -> None:
         """The whole run. Raises `ChildError` when a process fails or the node does not come up."""
@@ -105,6 +107,7 @@ class Run:
             "model": options.model,
             "latency_budget_ms": float(options.budget_ms),
             "max_iterations": options.max_iterations,
+            **(reliable_parameters(self._cameras) if options.reliable else {}),
             **dict(word.split(":=", 1) for word in options.parameter),
         }
         if self._cameras[0].name:
@@ -172,6 +175,16 @@ class Run:
             self._executor.spin_once(timeout_sec=0.05)
 
 
+def reliable_parameters(cameras: list[Camera]) -> dict[str, object]:
+    """Of a node that loses no image and no flow on the way, however long a process waits for the processor."""
+    flow = {"reliability": "reliable", "depth": RELIABLE_DEPTH}
+    return {"qos_reliability": "reliable", "qos_depth": RELIABLE_DEPTH} | {
+        f"qos_overrides./flow_node/{camera.prefix}flow.publisher.{policy}": value
+        for camera in cameras
+        for policy, value in flow.items()
+    }
+
+
 def read_log(path: Path) -> dict[int, int]:
     """What a camera published on one topic: when it went out (`time.monotonic_ns`), by stamp in ns."""
     return dict(json.loads(line) for line in path.read_text().splitlines())
@@ -229,6 +242,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cameras", type=int, default=1)
     parser.add_argument("--misbehave", action="store_true", help="the last of several cameras does all that is wrong")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME:=VALUE", help="another parameter")
+    parser.add_argument("--reliable", action="store_true", help="images and flow by deep and reliable queues")
     parser.add_argument("--warm-up-s", type=float, default=30.0, help="not judged; at most a third of the run")
     parser.add_argument("--busy-neighbour", action="store_true", help="another process keeps one core busy")
     parser.add_argument("--overhead", action="store_true", help="1 minute at 5 Hz, one iteration, low scale, no budget")

@@ -43,9 +43,9 @@ def test_every_image_of_two_cameras_has_exactly_one_account(weights: Path, frame
     """The promise of the node, held against what the cameras themselves say that they sent."""
     out = tmp_path / "out.json"
     words = ["--input", str(frames), "--model", str(weights), "--size", "64x48", "--minutes", "0.05"]
-    words += ["--max-iterations", "2", "--cameras", "2", "--accounts-only", "--json", str(out)]
-    # Reliable and deep: on a busy machine, best effort may lose an image on its way to the node.
-    for parameter in ("warm_up_width:=0", "warm_up_height:=0", "qos_reliability:=reliable", "qos_depth:=100"):
+    # On a busy machine best effort may lose an image on its way to the node, or a flow field on its way back.
+    words += ["--max-iterations", "2", "--cameras", "2", "--reliable", "--accounts-only", "--json", str(out)]
+    for parameter in ("warm_up_width:=0", "warm_up_height:=0"):
         words += ["--parameter", parameter]
     assert main(words) == 0
     result = json.loads(out.read_text())
