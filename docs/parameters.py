@@ -30,7 +30,7 @@ a file or on the command line, is a warning when the node starts.
 
 ROS's own QoS overrides hold beside these, at start: `qos_overrides.TOPIC.subscription.POLICY` for the node's inputs and
 `qos_overrides.TOPIC.publisher.POLICY` for its outputs, with the full topic name after remapping and the policies
-`history`, `depth`, `reliability` and `durability`.
+`history`, `depth`, `reliability` and `durability`. One that no topic of the node takes is a warning.
 
 | parameter | type | default | range | when | what |
 | --- | --- | --- | --- | --- | --- |

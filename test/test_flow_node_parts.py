@@ -106,11 +106,19 @@ def test_threads_bind_torch_and_opencv(node: FlowNode) -> None:
 
 def test_qos_overrides_hold_for_the_image_and_a_wrong_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     """ROS's own way to set a quality of service; it comes before our parameters, as it names the topic."""
-    start = "qos_overrides./flow_node/image.subscription."
+    image = "qos_overrides./flow_node/image"
+    start = f"{image}.subscription."
     with configured_node(f"{start}depth:=7", f"{start}reliability:=reliable") as node:
         assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
         profile = next(s for s in node.subscriptions if s.topic_name == "/flow_node/image").qos_profile
         assert (profile.depth, profile.reliability) == (7, ReliabilityPolicy.RELIABLE)
+        assert "changes nothing" not in capfd.readouterr().err
+    useless = (f"{start}dept:=7", "qos_overrides./image.subscription.depth:=7", f"{image}.publisher.depth:=7")
+    with configured_node(*useless, f"{image}/compressed.subscription.depth:=7") as node:
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        words = capfd.readouterr().err
+        assert [f"'{name.partition(':=')[0]}' changes nothing" in words for name in useless] == [True] * 3
+        assert words.count("changes nothing") == 3  # that of the compressed images would, if they came
     with configured_node("qos_overrides./flow_node/points.publisher.depth:=deep", "cameras:=['']") as node:
         assert "configure failed" in capfd.readouterr().err
         assert {publisher.topic_name for publisher in node.publishers} - {"/rosout"} == NODE_TOPICS

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 from deq_flow_ros.media.flow_files import read_flow
 from deq_flow_ros.ros import snapshot
-from deq_flow_ros.ros.snapshot import write_snapshot
+from deq_flow_ros.ros.snapshot import Snapshot, write_snapshot
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -29,7 +29,7 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
     flow = FLOW.copy()
     flow[3, 4] = np.nan
     metadata = {"parameters": {"roi": (0, 0, 8, 8), "model": "nano"}, "residual_px": np.float32("nan"), "iterations": 3}
-    folder = write_snapshot(tmp_path / "new" / "folder", ARRAYS, flow, RESIDUAL, metadata)
+    folder = write_snapshot(tmp_path / "new" / "folder", Snapshot(ARRAYS, flow, RESIDUAL, metadata), {})
     assert sorted(path.name for path in folder.iterdir()) == [
         "flow.flo", "flow.png", "image1.png", "image2.png", "snapshot.json", "state.npz",
     ]  # fmt: skip
@@ -51,14 +51,15 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     """Two snapshots within one second are two."""
-    folders = [write_snapshot(tmp_path, ARRAYS, FLOW, RESIDUAL, {"number": number}) for number in range(3)]
+    snapshot = Snapshot(ARRAYS, FLOW, RESIDUAL, {})
+    folders = [write_snapshot(tmp_path, snapshot, {"number": number}) for number in range(3)]
     assert len(set(folders)) == 3
     assert [json.loads((folder / "snapshot.json").read_text())["number"] for folder in folders] == [0, 1, 2]
 
 
 def test_a_stream_without_flow_has_a_snapshot_too(tmp_path: Path) -> None:
     """Why there is no flow may be the very question."""
-    folder = write_snapshot(tmp_path, {}, None, None, {})
+    folder = write_snapshot(tmp_path, Snapshot({}, None, None, {}), {})
     assert sorted(path.name for path in folder.iterdir()) == ["snapshot.json", "state.npz"]
 
 
@@ -66,12 +67,12 @@ def test_what_cannot_be_written_leaves_nothing_and_is_named(tmp_path: Path, monk
     """Half a snapshot would be taken for a whole one."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        write_snapshot(tmp_path / "file" / "below", ARRAYS, FLOW, RESIDUAL, {})
+        write_snapshot(tmp_path / "file" / "below", Snapshot(ARRAYS, FLOW, RESIDUAL, {}), {})
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(snapshot, "write_flow", full)
     with pytest.raises(OSError, match="no space left"):
-        write_snapshot(tmp_path, ARRAYS, FLOW, RESIDUAL, {})
+        write_snapshot(tmp_path, Snapshot(ARRAYS, FLOW, RESIDUAL, {}), {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -82,6 +82,10 @@ class CameraInput:
             self.close()
             raise
 
+    def topics(self) -> set[str]:
+        """What may be subscribed to: all that may carry the images, and the calibration."""
+        return {source.topic for source in self._candidates} | ({self.info_topic} if self.info_topic else set())
+
     def close(self) -> None:
         """Unsubscribe from everything."""
         self._closed = True

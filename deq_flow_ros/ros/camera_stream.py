@@ -13,8 +13,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -31,7 +29,7 @@ from deq_flow_ros.ros.health import CameraHealth
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
 from deq_flow_ros.ros.parameters import OVERRIDABLE, Settings
 from deq_flow_ros.ros.rate_limit import RateLimit
-from deq_flow_ros.ros.snapshot import write_snapshot
+from deq_flow_ros.ros.snapshot import Snapshot
 from deq_flow_ros.ros.window import RATE_LIMITED
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo, FlowResult, UpdateRequest
 
@@ -75,7 +73,7 @@ class CameraStream:
     """Everything of one camera from configure to cleanup; `open` and `close` its input in between.
 
     :param name: of the camera, as in the parameter `cameras`.
-    :ivar last_arrival_ns: when the last image came, on the `time.monotonic_ns` clock.
+    :ivar last_arrival_ns: when the last image that was computed with came, on the `time.monotonic_ns` clock.
     :ivar last_shape: (height, width) of the last frame that was processed.
     """
 
@@ -118,11 +116,12 @@ class CameraStream:
 
     # Executor's thread
 
-    def open(self, on_frame: Callable[[ReceivedFrame], None]) -> None:
-        """Subscribe; `on_frame` is called with each frame that is to be processed."""
+    def open(self, on_frame: Callable[[ReceivedFrame], None]) -> set[str]:
+        """Subscribe; `on_frame` is called with each frame that is to be processed. Returns the topics it may be on."""
         self._on_frame = on_frame
         self.health.idle = None
         self._input = CameraInput(self._node, self.prefix, self._settings, self.health, self._logger, self._on_image)
+        return self._input.topics()
 
     def close(self, reason: str) -> None:
         """Unsubscribe; the stream starts anew with the next `open`, for this reason."""
@@ -144,7 +143,6 @@ class CameraStream:
 
     def _on_image(self, message: ImageMessage, arrival_ns: int, lost_before: int) -> None:
         self._accounts.received(lost_before)
-        self.last_arrival_ns = arrival_ns
         frame = ReceivedFrame(self, message, arrival_ns, self._age_ms(message.header.stamp, arrival_ns))
         if self._rate.passes(arrival_ns, self._settings.max_rate_hz):
             self._on_frame(frame)
@@ -179,7 +177,8 @@ class CameraStream:
         except Exception as error:
             self.fail(frame, error)
             return None
-        self.last_shape = rgb.shape[:2]
+        # Only images that take time take a share of it from other cameras.
+        self.last_arrival_ns, self.last_shape = frame.arrival_ns, rgb.shape[:2]
         return Attempt(frame, settings, whole.shape[:2], request, begun_ns, time.monotonic_ns(), latency_from)
 
     def finish(self, attempt: Attempt, result: FlowResult | None) -> None:
@@ -240,14 +239,14 @@ class CameraStream:
         except Exception as error:
             self.recover(error)
 
-    def write_snapshot(self, folder: Path, about: dict[str, Any]) -> Path | None:
-        """Write the last pair, its flow and the state; returns the new folder, or None where there is no stream yet."""
+    def snapshot(self) -> Snapshot | None:
+        """Copies of the last pair and the state, with its flow; None where there is no stream yet."""
         arrays = self.estimator.snapshot()
         if not arrays:
             return None
         flow, residual = (self._last.flow, self._last.residual) if self._last is not None else (None, None)
         info = vars(self._last.info) if self._last is not None else {}
-        return write_snapshot(folder, arrays, flow, residual, {**about, "camera": self.name, "info": info})
+        return Snapshot(arrays, flow, residual, {"camera": self.name, "info": info})
 
     def _apply_changes(self) -> Settings:
         """Take over what other threads have asked for since the last frame: settings, a reset."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +27,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.task import Future
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
@@ -35,7 +38,8 @@ from deq_flow_ros.ros.camera_input import STEADY_CLOCK
 from deq_flow_ros.ros.camera_stream import CameraStream
 from deq_flow_ros.ros.frame_worker import FrameWorker
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides, unused_qos_overrides
+from deq_flow_ros.ros.snapshot import write_snapshot
 
 SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.SUCCESS,
@@ -84,12 +88,12 @@ class FlowNode(LifecycleNode):
         """Load the model and measure its cost; on failure say what to do, and stay unconfigured."""
         try:
             self._configure(Settings.read(self))
+            return super().on_configure(state)
         except Exception as error:
             reason = f"configure failed: {_words(error)}"
             self.get_logger().error(reason)
-            self._free(failure=reason)
-            return FAILURE
-        return super().on_configure(state)
+        self._free(failure=reason)  # behind the error, whose traceback holds the model
+        return FAILURE
 
     def _configure(self, settings: Settings) -> None:
         self._settings = settings
@@ -173,8 +177,9 @@ class FlowNode(LifecycleNode):
     def _open(self) -> None:
         assert self._worker is not None
         if self._enabled:
-            for camera in self._cameras:
-                camera.open(self._worker.take)
+            inputs = set[str]().union(*[camera.open(self._worker.take) for camera in self._cameras])
+            for line in unused_qos_overrides(self, inputs):
+                self.get_logger().warning(line)
         else:  # and then deactivated and activated
             self._close(DISABLED)
             self.get_logger().warning("active, but disabled: call the service ~/enable")
@@ -257,25 +262,40 @@ class FlowNode(LifecycleNode):
             response.success, response.message = False, "the node is unconfigured: there is no stream"
         return response
 
-    def _on_snapshot(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Write what the streams hold, between two frames."""
-        if self._worker is None:
+    async def _on_snapshot(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Copy what the streams hold, between two frames, and write it, while images go on coming in."""
+        worker = self._worker
+        if worker is None:
             response.success, response.message = False, "the node is not active: there is no stream"
             return response
         log_folder = rclpy.logging.get_logging_directory()
         folder = Path(self._settings.snapshot_folder or log_folder / "flow_snapshots").expanduser()
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
 
-        def write() -> list[Path | None]:
-            return [camera.write_snapshot(folder, about) for camera in self._cameras]
+        def write() -> list[str]:
+            copies = worker.call(lambda: [camera.snapshot() for camera in self._cameras], SNAPSHOT_TIMEOUT_S)
+            return [str(write_snapshot(folder, copy, about)) for copy in copies if copy is not None]
 
         try:
-            paths = [str(path) for path in self._worker.call(write, SNAPSHOT_TIMEOUT_S) if path is not None]
+            paths = await self._in_a_thread(write)
             response.success = bool(paths)
             response.message = ", ".join(paths) or "no stream yet: no pair of images has been processed"
         except Exception as error:
             response.success, response.message = False, f"cannot write into {folder}: {_words(error)}"
         return response
+
+    def _in_a_thread(self, job: Callable[[], Any]) -> Future:
+        """What a callback may await while the executor takes up other work."""
+        future = Future(executor=self.executor)
+
+        def run() -> None:
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="snapshot", daemon=True).start()
+        return future
 
     # Diagnostics
 

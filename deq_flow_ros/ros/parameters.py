@@ -344,3 +344,18 @@ def misspelt_overrides(node: Node) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"no parameter {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
     return lines
+
+
+def unused_qos_overrides(node: Node, inputs: Iterable[str]) -> list[str]:
+    """A line for each `qos_overrides` parameter given at start that none of the node's topics takes.
+
+    :param inputs: full names of the topics that the node may subscribe to; those of its publishers it knows itself.
+    """
+    policies = [kind.name.lower() for kind in OVERRIDABLE]
+    taken = {f"qos_overrides.{topic}.subscription.{policy}" for topic in inputs for policy in policies}
+    return [
+        f"{name!r} changes nothing: expected qos_overrides.TOPIC.{{publisher,subscription}}.{{{','.join(policies)}}} "
+        "with the full name of a topic of this node"
+        for name in getattr(node, "_parameter_overrides", {})
+        if name.startswith("qos_overrides.") and not node.has_parameter(name) and name not in taken
+    ]

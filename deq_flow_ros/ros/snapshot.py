@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,34 +23,43 @@ from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.flow_files import write_flow
 
 
-def write_snapshot(
-    folder: Path,
-    arrays: Mapping[str, np.ndarray],
-    flow: np.ndarray | None,
-    residual: np.ndarray | None,
-    metadata: Mapping[str, Any],
-) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """What a stream holds, to be written.
+
+    :ivar arrays: those of `FlowEstimator.snapshot`.
+    :ivar flow: (H, W, 2) px, of the last pair.
+    :ivar residual: (H, W) px, of the last pair.
+    :ivar metadata: whose it is, and how the flow came about.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    flow: np.ndarray | None
+    residual: np.ndarray | None
+    metadata: Mapping[str, Any]
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, about: Mapping[str, Any]) -> Path:
     """Write a new folder `snapshot_TIME[_N]` into `folder`, which is made where it is missing; returns the new one.
 
-    It holds each (H, W, 3) uint8 RGB array of `arrays` as `NAME.png`, the others in `state.npz`; the flow (H, W, 2) px
-    as `flow.flo` (exact; NaN becomes "unknown") and as colours in `flow.png`; the residual (H, W) px as `residual`
-    in `state.npz`; `metadata` and the versions of what is installed in `snapshot.json`, where what JSON cannot hold
-    stands as text. Nothing that exists is overwritten. Raises OSError or `MediaError` where something cannot be
-    written, and leaves no folder then.
+    It holds each (H, W, 3) uint8 RGB array as `NAME.png`, the others in `state.npz`; the flow as `flow.flo` (exact; NaN
+    becomes "unknown") and as colours in `flow.png`; the residual as `residual` in `state.npz`; the metadata, `about`
+    and the versions of what is installed in `snapshot.json`, where what JSON cannot hold stands as text. Nothing that
+    exists is overwritten. Raises OSError or `MediaError` where something cannot be written, and leaves no folder then.
     """
     target = _new_folder(folder.expanduser())
     try:
-        state = dict(arrays)
-        for name, array in arrays.items():
+        state = dict(snapshot.arrays)
+        for name, array in snapshot.arrays.items():
             if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
                 _write_png(target / f"{name}.png", state.pop(name))
-        if residual is not None:
-            state["residual"] = residual
-        if flow is not None:
-            write_flow(target / "flow.flo", flow)
-            _write_png(target / "flow.png", flow_to_color(flow))
+        if snapshot.residual is not None:
+            state["residual"] = snapshot.residual
+        if snapshot.flow is not None:
+            write_flow(target / "flow.flo", snapshot.flow)
+            _write_png(target / "flow.png", flow_to_color(snapshot.flow))
         np.savez_compressed(target / "state.npz", **state)  # type: ignore[arg-type]  # its stub takes bool alone
-        text = json.dumps({**_plain(metadata), "versions": versions()}, indent=2, allow_nan=False)
+        text = json.dumps({**_plain({**about, **snapshot.metadata}), "versions": versions()}, indent=2, allow_nan=False)
         (target / "snapshot.json").write_text(text + "\n")
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # half a snapshot would be taken for a whole one
