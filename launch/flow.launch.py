@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic", None),
     "cameras": ("", "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera "
                 "without a name", None),
+    "remap": ("", "other topics and services of the node: FROM:=TO,..., such as ~/flow:=/front/flow", None),
     "params_file": ("flow", "parameters: a path, or one of those that come with the package: "
                     + ", ".join(TEMPLATES), None),
     "model": ("", "model name or weights file" + KEEP, None),
@@ -60,7 +61,15 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     remappings = list(zip(inputs, images, strict=True))
     if value["camera_info"]:
         infos = _one_for_each("camera_info", value["camera_info"], cameras)
-        remappings += [(_sibling(image, "camera_info"), info) for image, info in zip(images, infos, strict=True)]
+        siblings = [_sibling(image, "camera_info") for image in images]
+        if len(set(siblings)) < len(siblings):  # one rule would hold for all of them
+            raise RuntimeError(
+                "camera_info: expected image topics in namespaces of their own, such as left/image and right/image, "
+                f"got {', '.join(images)}: calibrations beside each other cannot be told apart; remap them where they "
+                "are published"
+            )
+        remappings += list(zip(siblings, infos, strict=True))
+    remappings += [_rule(text) for text in _list(value["remap"])]
     parameters: dict[str, str | bool | list[str]] = {"use_sim_time": value["use_sim_time"] == "true"}
     parameters |= {name: value[name] for name in ("model", "device", "image_transport") if value[name]}
     if value["autostart"]:
@@ -95,6 +104,13 @@ def _one_for_each(argument: str, text: str, cameras: list[str]) -> list[str]:
     if len(values) != len(cameras):
         raise RuntimeError(f"expected {len(cameras)} topic(s) in {argument}, one for each camera, got {text!r}")
     return values
+
+
+def _rule(text: str) -> tuple[str, str]:
+    name, assigned, other = text.partition(":=")
+    if not (name and assigned and other):
+        raise RuntimeError(f"expected remap:=FROM:=TO,..., got {text!r}")
+    return name, other
 
 
 def _sibling(topic: str, name: str) -> str:

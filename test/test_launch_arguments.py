@@ -65,6 +65,11 @@ def test_cameras_of_a_parameter_file_are_not_left_without_topics(launch_folder: 
         ({"cameras": "front,rear", "image": "/front"}, r"2 topic\(s\) in image.*got '/front'"),
         ({"image": "/a,/b"}, r"1 topic\(s\) in image"),
         ({"camera_info": "/a,/b"}, r"1 topic\(s\) in camera_info"),
+        (
+            {"cameras": "left,right", "image": "/rig/left,/rig/right", "camera_info": "/left,/right"},
+            "namespaces of their own.*/rig/left, /rig/right",
+        ),
+        ({"remap": "/flow"}, "FROM:=TO.*got '/flow'"),
         ({"log_level": "loud"}, "loud"),
         ({"image_transport": "theora"}, "theora"),
         ({"foxglove": "yes"}, "yes"),

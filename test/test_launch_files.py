@@ -36,10 +36,13 @@ FOLDER = Path(tempfile.mkdtemp(prefix="launch_test_"))
 """Not a fixture's: launch_testing has none."""
 CASES: dict[str, dict[str, Any]] = {
     "flow": {
-        "arguments": {"namespace": "robot", "name": "eye", "image": "/cam/image_raw", "camera_info": "/calibration"},
+        "arguments": {
+            "namespace": "robot", "name": "eye", "image": "/cam/image_raw", "camera_info": "/calibration",
+            "remap": "~/residual:=/certainty",
+        },
         "cameras": ["/cam/image_raw"],
         "infos": ["/calibration"],
-        "outputs": {"/robot/eye/flow": Image, "/robot/eye/camera_info": CameraInfo},
+        "outputs": {"/robot/eye/flow": Image, "/robot/eye/camera_info": CameraInfo, "/certainty": Image},
     },
     "multi_camera": {
         "arguments": {"cameras": "front, rear", "log_level": "warn"},
