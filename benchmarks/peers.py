@@ -209,7 +209,7 @@ def _encode_pair(
 def _pooled_volumes(features1: Tensor, features2: Tensor, levels: int) -> list[Tensor]:
     """Similarities of all positions, (B * H * W, 1, h, w) per level, each half the size of the one before."""
     batch, channels, height, width = features1.shape
-    volume = torch.matmul(features1.flatten(2).transpose(1, 2), features2.flatten(2)) / channels**0.5
+    volume = torch.matmul(features1.flatten(2).transpose(1, 2), features2.flatten(2)).float() / channels**0.5
     pyramid = [volume.view(batch * height * width, 1, height, width)]
     while len(pyramid) < levels and min(pyramid[-1].shape[-2:]) > 1:
         pyramid.append(F.avg_pool2d(pyramid[-1], 2))
@@ -230,9 +230,9 @@ def _grid_sampled(pyramid: list[Tensor], flow: Tensor, radius: int) -> Tensor:
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)  # [x offset, y offset]
     sampled = []
     for level, volume in enumerate(pyramid):
-        size = torch.tensor([volume.shape[-1], volume.shape[-2]], device=flow.device)
-        grid = 2 * (target / 2**level + offsets + 0.5) / size - 1
-        values = F.grid_sample(volume.float(), grid, align_corners=False)
+        x, y = (2 * (target / 2**level + offsets + 0.5)).unbind(-1)
+        grid = torch.stack((x / volume.shape[-1] - 1, y / volume.shape[-2] - 1), -1)
+        values = F.grid_sample(volume, grid, align_corners=False)
         sampled.append(values.view(batch, height, width, -1))
     return torch.cat(sampled, -1).permute(0, 3, 1, 2).contiguous()
 

@@ -46,7 +46,7 @@ from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, Encoding, crop, load_model, pad_to_multiple, update_px, usable_levels
 from deq_flow_ros.model.deq_flow import FACTOR, FlowProblem
-from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.pairs import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
@@ -119,18 +119,20 @@ class Bench:
 
     def sequence(self, sequence: ImageSequence) -> Iterator[dict[str, Any]]:
         """Every start on every measured pair of a sequence, one row each."""
-        flows = {mark: self.stream(sequence, mark) for mark in self.marks}
+        results = {mark: self.stream(sequence, mark) for mark in self.marks}
         last: State | None = None
         for place, sample in enumerate(sequence.pairs[: max(sequence.measured) + 1]):
             pair = encoded(self.model, sample)
             if last is not None and place in sequence.measured:
-                noticed = flows[self.marks[0]][place - 1] is None
-                for row in self.pair(pair, last, {mark: flow[place] for mark, flow in flows.items()}):
+                # It noticed the cut if it did not start warm across it, or behind it.
+                pairs = results[self.marks[0]][place - 1 : place + 1]
+                noticed = any(result is None or not result.info.warm for result in pairs)
+                for row in self.pair(pair, last, {mark: of_pair[place] for mark, of_pair in results.items()}):
                     yield {"group": sequence.group, "pair": sample.name, "noticed": noticed, **row}
             start = coarse_start(self.model, pair) if last is None else carry(last)
             last = solve(pair.problem, start, max_iterations=self.carried, check_start=False).state
 
-    def pair(self, pair: EncodedPair, last: State, stream: dict[int, np.ndarray | None]) -> Iterator[dict[str, Any]]:
+    def pair(self, pair: EncodedPair, last: State, stream: dict[int, FlowResult | None]) -> Iterator[dict[str, Any]]:
         """Every start on one pair.
 
         :param last: the state of the pair before.
@@ -150,14 +152,13 @@ class Bench:
         }  # fmt: skip
         for name, make in starts(self.model, pair, last).items():
             yield {"start": name, **of_pair, **self._curves(pair, make, states, truth)}
-        errors = {mark: pair_errors(truth, flow)[0] for mark, flow in stream.items() if flow is not None}
+        errors = {mark: pair_errors(truth, result.flow)[0] for mark, result in stream.items() if result is not None}
         yield {"start": STREAM, **of_pair, "error_px": errors}
 
-    def stream(self, sequence: ImageSequence, iterations: int) -> list[np.ndarray | None]:
-        """The flow of each pair by an estimator that makes so many iterations; None where it saw a new stream begin."""
+    def stream(self, sequence: ImageSequence, iterations: int) -> list[FlowResult | None]:
+        """Each pair by an estimator that makes so many iterations; None where it saw a new stream begin."""
         estimator = FlowEstimator(self.model, max_iterations=iterations, tolerance_px=None)
-        results = [estimator.update(frame, n * PERIOD_NS) for n, frame in enumerate(sequence.frames)]
-        return [None if result is None else result.flow for result in results[1:]]
+        return [estimator.update(frame, n * PERIOD_NS) for n, frame in enumerate(sequence.frames)][1:]
 
     def _curves(
         self, pair: EncodedPair, make: Callable[[], State], settled: list[State], truth: Sample
