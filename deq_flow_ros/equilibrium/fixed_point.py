@@ -249,7 +249,7 @@ def solve(
             now = now_ns()
             if n > timed_after:
                 # The mean of this solve tells more than the expectation: the load of the machine is that of now.
-                cost_ns = max(cost_ns, (now - started) / (n - 1))
+                cost_ns = max(cost_ns, (now - started) / max(1, n - 1 - all_done.in_flight))
             if n > min_iterations and now + (1 + all_done.in_flight) * cost_ns > deadline_ns:
                 exhausted = StopReason.DEADLINE
                 break

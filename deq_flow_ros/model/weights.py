@@ -85,13 +85,20 @@ def load_model(
 def check_device(device: str | torch.device) -> torch.device:
     """The device, if this machine has it.
 
-    :raises RuntimeError: if it is CUDA and PyTorch sees none, or is not a device at all.
+    :raises RuntimeError: if it is CUDA and PyTorch sees none or not so many, or is not a CPU or CUDA device at all.
     """
     device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise RuntimeError(f"expected the device cpu, cuda or cuda:N, got {str(device)!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a "
             "CUDA build of PyTorch and its driver, or ask for 'cpu'"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"device {str(device)!r} asked for, but PyTorch sees {torch.cuda.device_count()} CUDA device(s) here, the "
+            f"last of which is 'cuda:{torch.cuda.device_count() - 1}'"
         )
     return device
 
