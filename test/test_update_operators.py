@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from deq_flow_ros.equilibrium import phantom_gradient
 from deq_flow_ros.model import (
@@ -72,8 +73,8 @@ def test_parameters_are_those_of_the_paper_and_of_the_documentation() -> None:
 
 
 @pytest.mark.parametrize(("size", "update"), [("nano", "raft"), ("tiny", "gma")])
-def test_weight_norm_folds_away(size: str, update: str, tmp_path: Path) -> None:
-    """Why: what is trained with weight normalisation must be the same function without, in the file and in copies."""
+def test_normalisation_by_constants_folds_away(size: str, update: str, tmp_path: Path) -> None:
+    """Why: what is trained with weight norm and batch norm must be the same function without, in files and copies."""
     torch.manual_seed(0)
     model = DEQFlow(replace(SIZES[size], update=update, weight_norm=True))
     gradient_step(model)
@@ -81,7 +82,8 @@ def test_weight_norm_folds_away(size: str, update: str, tmp_path: Path) -> None:
     save_model(model, tmp_path / "model.safetensors")
     kept, folded = (load_model(tmp_path / "model.safetensors", fold=fold) for fold in (False, True))
     assert kept.architecture == model.architecture and not folded.architecture.weight_norm
-    assert folded.state_dict().keys() == DEQFlow(replace(SIZES[size], update=update)).state_dict().keys()
+    assert not any(isinstance(m, nn.BatchNorm2d) or is_parametrized(m) for m in folded.modules())
+    assert folded.folded() is folded
     assert not any(parameter.requires_grad for parameter in folded.parameters())
     expected = model.eval()(IMAGE, IMAGE.roll(2, -1), max_iterations=4).flow
     assert torch.equal(kept(IMAGE, IMAGE.roll(2, -1), max_iterations=4).flow, expected)
@@ -89,6 +91,9 @@ def test_weight_norm_folds_away(size: str, update: str, tmp_path: Path) -> None:
         flow = other(IMAGE, IMAGE.roll(2, -1), max_iterations=4).flow
         torch.testing.assert_close(flow, expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(average(IMAGE, IMAGE.roll(2, -1), max_iterations=4).flow, expected)
+    if size == "tiny":
+        with pytest.raises(ValueError, match="fold=False"):
+            save_model(folded, tmp_path / "folded.safetensors")
 
 
 def test_weight_norm_is_on_every_iterated_convolution() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deq_flow_ros.equilibrium import Solution, Solver, State, StopReason, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.correlation import CorrelationPyramid, correlate
-from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder
+from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm
 from deq_flow_ros.model.operators import Prepared, make_update_operator
 from deq_flow_ros.model.recompute import recomputed
 from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
@@ -122,14 +122,20 @@ class DEQFlow(nn.Module):
         return MAX_PIXELS_ALL_PAIRS if getattr(self.update_block, "all_pairs", False) else MAX_PIXELS
 
     def folded(self) -> DEQFlow:
-        """The same function without weight normalisation, for inference: a new model, or this one if it has none."""
-        if not self.architecture.weight_norm:
+        """The same function for inference, weight norm and batch norm multiplied out: a new model, or this one if bare.
+
+        Batch norm stays where the model is in training mode, as its statistics are of the batch then.
+        """
+        batch_norm = not self.training and any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
+        if not (self.architecture.weight_norm or batch_norm):
             return self
         # A new one, because undoing a parametrisation in place breaks every copy of the module (PyTorch lets them share
         # a class that it then changes), and averages of weights are such copies.
-        model = DEQFlow(replace(self.architecture, weight_norm=False))
+        model = DEQFlow(replace(self.architecture, weight_norm=False)).train(self.training)
         model.load_state_dict(fold_weight_norm(self.state_dict()))
-        return model.to(next(self.parameters())).train(self.training)
+        if batch_norm:
+            fold_batch_norm(model.encoder)
+        return model.to(next(self.parameters()))
 
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
         """Everything that one image contributes to any pair it is part of.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deq_flow_ros.model.recompute import recomputed
 
@@ -78,6 +79,19 @@ def run_parts(encoder: nn.Module, parts: Iterable[Callable[[Tensor], Tensor]], x
     for part in parts:
         x = recomputed(part, x, owner=encoder) if recompute else part(x)
     return x
+
+
+def fold_batch_norm(encoder: nn.Module) -> None:
+    """Multiply every batch norm into the convolution before it, in place, for inference: its statistics are fixed."""
+    for part in encoder.modules():
+        children = dict(part.named_children())
+        for name, norm in children.items():
+            if isinstance(norm, nn.BatchNorm2d):
+                before = "0" if isinstance(part, nn.Sequential) else name.replace("norm", "conv")
+                convolution = children[before]
+                assert isinstance(convolution, nn.Conv2d)
+                setattr(part, before, fuse_conv_bn_eval(convolution, norm))
+                setattr(part, name, nn.Identity())
 
 
 class SeparateEncoders(nn.Module):

@@ -43,8 +43,8 @@ def load_model(
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
         in the released key layout (``.pth``), whose architecture is read off its keys and shapes.
     :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
-    :param fold: multiply out weight normalisation, which makes each iteration cheaper; False keeps it, to train on
-        (after ``model.train().requires_grad_(True)``) or to export.
+    :param fold: multiply out weight norm and batch norm, which makes inference cheaper; False keeps them, to train on
+        (after ``model.train().requires_grad_(True)``), to save or to export.
     :param precision: type of weights and features: float32, bfloat16, float16, or auto; see ``choose_precision``. On a
         processor without instructions for it, a half precision is slower than float32.
     :raises FileNotFoundError: if there is no such name or file.
@@ -77,9 +77,10 @@ def load_model(
         raise WeightsError(f"{path} describes a model that cannot be made here: {error}") from error
     check_layout(model.state_dict(), tensors, path)
     model.load_state_dict(tensors)
+    model.eval()
     if fold:
         model = model.folded()
-    return model.to(device, dtype).eval().requires_grad_(False)
+    return model.to(device, dtype).requires_grad_(False)
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -107,8 +108,13 @@ def save_model(model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | N
     """Write a ``.safetensors`` file that ``load_model`` reads; the old file stays whole until the new one is.
 
     :param metadata: strings to keep in the file beside the architecture.
+    :raises ValueError: for a folded model, which lacks what the file must hold.
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        whole = DEQFlow(model.architecture).state_dict()
+    if tensors.keys() != whole.keys():
+        raise ValueError(f"cannot save {path}: this model is folded for inference; load it with fold=False to save it")
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
 
