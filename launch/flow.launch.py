@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.logging import get_logger
+from launch.logging import get_logger, launch_config
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -91,7 +91,7 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output="screen",
         emulate_tty=True,
     )
-    return [node, *_rviz(value, cameras[0], images[0]), *_foxglove(value)]
+    return [node, *_rviz(value, cameras[0], images[0]), *_foxglove(value, cameras, images)]
 
 
 def _list(text: str) -> list[str]:
@@ -136,12 +136,20 @@ def _check_one_camera(params_file: str) -> None:
             )
 
 
+def _absolute(value: dict[str, str], topic: str) -> str:
+    return topic if topic.startswith("/") else f"/{value['namespace'].strip('/')}/{topic}".replace("//", "/")
+
+
+def _outputs(value: dict[str, str], camera: str) -> str:
+    """Where the node publishes what belongs to a camera."""
+    return "/" + "/".join(filter(None, [value["namespace"].strip("/"), value["name"], camera]))
+
+
 def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescriptionEntity]:
     if value["rviz"] != "true" or not _installed("rviz2", "rviz"):
         return []
-    own = "/" + "/".join(filter(None, [value["namespace"].strip("/"), value["name"], camera]))
-    image = image if image.startswith("/") else f"/{value['namespace'].strip('/')}/{image}".replace("//", "/")
     # The topics of config/flow.rviz are those of the defaults; remapping makes the one file fit every name.
+    own = _outputs(value, camera)
     outputs = [(f"/flow_node/{name}", f"{own}/{name}") for name in ("flow_color", "residual", "points")]
     return [
         Node(
@@ -150,18 +158,19 @@ def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescript
             name="flow_rviz",
             arguments=["-d", str(CONFIG / "flow.rviz")],
             parameters=[{"use_sim_time": value["use_sim_time"] == "true"}],
-            remappings=[("/image", image), *outputs],
+            remappings=[("/image", _absolute(value, image)), *outputs],
             output="screen",
         )
     ]
 
 
-def _foxglove(value: dict[str, str]) -> list[LaunchDescriptionEntity]:
+def _foxglove(value: dict[str, str], cameras: list[str], images: list[str]) -> list[LaunchDescriptionEntity]:
     if value["foxglove"] != "true" or not _installed("foxglove_bridge", "foxglove"):
         return []
     port = int(value["foxglove_port"])
+    layouts = [_foxglove_layout(value, *one) for one in zip(cameras, images, strict=True)]
     get_logger("flow.launch").info(
-        f"Foxglove: connect to ws://localhost:{port} and import the layout {CONFIG / 'foxglove_layout.json'}"
+        f"Foxglove: connect to ws://localhost:{port} and import the layout {' or '.join(layouts)}"
     )
     return [
         Node(
@@ -172,6 +181,18 @@ def _foxglove(value: dict[str, str]) -> list[LaunchDescriptionEntity]:
             output="screen",
         )
     ]
+
+
+def _foxglove_layout(value: dict[str, str], camera: str, image: str) -> str:
+    """Path of the layout with the topics of this launch, since Foxglove cannot remap those of a file."""
+    layout = CONFIG / "foxglove_layout.json"
+    own, image = _outputs(value, camera), _absolute(value, image)
+    if (own, image) == ("/flow_node", "/image"):
+        return str(layout)
+    text = layout.read_text().replace('"/image"', f'"{image}"').replace('"/flow_node/', f'"{own}/')
+    path = Path(launch_config.log_dir) / f"foxglove_layout{own.replace('/', '_')}.json"
+    path.write_text(text)
+    return str(path)
 
 
 def _installed(package: str, argument: str) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What launch files make of their arguments, from an installation, without starting nodes; and a replay that ends."""
 
+import json
 import logging
 import os
 import sys
@@ -97,6 +98,27 @@ def test_the_node_starts_without_viewers_that_are_not_installed(
         ("ERROR", "rviz2"),
         ("ERROR", "bridge"),
     ]
+
+
+def test_foxglove_gets_a_layout_for_each_camera(
+    launch_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot remap the topics of a file: panels of another name's topics stay empty."""
+    bridge = tmp_path / "share" / "ament_index" / "resource_index" / "packages" / "foxglove_bridge"
+    bridge.parent.mkdir(parents=True)
+    bridge.touch()
+    monkeypatch.setenv("AMENT_PREFIX_PATH", os.pathsep.join([os.environ["AMENT_PREFIX_PATH"], str(tmp_path)]))
+    said: list[str] = []
+    monkeypatch.setattr(get_logger("flow.launch"), "info", said.append)
+    visit(launch_folder / "flow.launch.py", foxglove="true", image="/image")
+    visit(launch_folder / "flow.launch.py", foxglove="true", namespace="robot", cameras="left,right")
+    shipped, *made = [[Path(path) for path in line.partition("layout ")[2].split(" or ")] for line in said]
+    assert shipped == [launch_folder.parent / "config" / "foxglove_layout.json"]
+    for path, camera in zip(made[0], ("left", "right"), strict=True):
+        layout = path.read_text()
+        assert len(json.loads(layout)["configById"]) == len(json.loads(shipped[0].read_text())["configById"])
+        assert f'"/robot/{camera}/image_raw"' in layout and f'"/robot/flow_node/{camera}/points"' in layout
+        assert '"/flow_node' not in layout
 
 
 def test_a_replay_ends_with_its_recording(launch_folder: Path, tmp_path: Path) -> None:
