@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`flow_node` as a process of its own over DDS: every frame accounted for, and no input that brings it down."""
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from node_client import CAMERA_TOPIC, PERIOD_NS, NodeClient, node_arguments, running_node, untrained_weights
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
+from test_encodings import encode, padded, picture
 
+from deq_flow_ros.media.encodings import ENCODINGS
 from deq_flow_ros.ros.children import ChildError, Children
 from deq_flow_ros.ros.parameters import Settings
 
@@ -77,6 +80,31 @@ def test_outputs_follow_the_header_rule_and_each_frame_has_one_account(node: Nod
     assert [key for key in last if f"`{key}`" not in documented and not key.startswith("stage_")] == []
     counts = {name: int(last[f"frames_{name}"]) for name in COUNTERS}
     assert counts["received"] == counts["processed"] + counts["first"] + counts["dropped"] and counts["lost"] == 0
+
+
+def test_every_encoding_arrives_and_gives_the_flow_of_its_picture(node: NodeClient) -> None:
+    """From the camera's bytes to the flow: one that the middleware or the node's own checks refuse would show here."""
+    flows = {}
+    for encoding in ("bgr8", *(name for name in ENCODINGS if name != "bgr8")):
+        node.forget()
+        messages = []
+        for shift in (0, 2):
+            message = node.image()
+            samples = encode(np.roll(picture(), shift, axis=1), encoding)
+            big = samples.itemsize == 2
+            data, message.step = padded(samples.astype(">u2") if big else samples, encoding, padding=4)
+            message.height, message.width = picture().shape[:2]
+            message.encoding, message.is_bigendian = encoding, int(big)
+            message.data = array("B", data.tobytes())
+            messages.append(message)
+        assert [account["outcome"] for account in node.send(*messages)] == ["first", "processed"], encoding
+        node.until(lambda: node.flow, f"the flow of {encoding}")
+        flows[encoding] = np.frombuffer(node.flow[-1].data, np.float32)
+    assert np.ptp(flows["bgr8"]) > 0.0
+    for encoding, flow in flows.items():  # those that hold the very picture give its very flow
+        if encoding.startswith(("rgb", "bgr", "8UC3", "8UC4", "16UC3", "16UC4")):
+            np.testing.assert_array_equal(flow, flows["bgr8"], encoding)
+        assert np.isfinite(flow).all(), encoding
 
 
 def test_unreadable_images_are_dropped_by_name_and_the_stream_goes_on(node: NodeClient) -> None:
