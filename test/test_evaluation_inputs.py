@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder, write_model
 
-from deq_flow_ros.evaluation import output_bag, session
+from deq_flow_ros.evaluation import output_bag, provenance, session
 from deq_flow_ros.evaluation.command import main, parse_options
 from deq_flow_ros.evaluation.output_bag import FlowBag
 from deq_flow_ros.evaluation.recordings import device_of, find_recordings, share
@@ -135,6 +137,14 @@ def test_results_and_foreign_files_are_not_overwritten(
     for out in (folder, folder / "results", tmp_path):
         assert evaluate(*common, "--out", out, "--overwrite") == 2
         assert "lie in each other" in capsys.readouterr().out
+    (tmp_path / "truth").mkdir()
+    assert evaluate(*common, "--out", tmp_path / "truth" / "out", "--truth", tmp_path / "truth", "--overwrite") == 2
+    assert "lie in each other" in capsys.readouterr().out
+    (tmp_path / "theirs" / "flow").mkdir(parents=True)
+    (tmp_path / "theirs" / "flow" / "0.flo").write_text("measured with a laser")
+    assert evaluate(*common, "--out", tmp_path / "theirs", "--overwrite") == 2
+    assert "holds flow, which no evaluation is known to have written" in capsys.readouterr().out
+    assert (tmp_path / "theirs" / "flow" / "0.flo").read_text() == "measured with a laser"
     monkeypatch.setattr(output_bag, "RECORDED_BYTES", 10**12)
     bagged = [argument for argument in common if argument != "--no-bag"]
     assert evaluate(*bagged, "--out", tmp_path / "large") == 2
@@ -173,6 +183,7 @@ def test_recordings_below_a_folder_are_found_and_shared(tmp_path: Path) -> None:
     write_folder(data / "out", pictures(1))
     (data / "day" / "film.mp4").write_bytes(b"film")
     (data / "day" / ".trash" / "note.txt").write_bytes(b"empty it")
+    cv2.imwrite(str(data / "day" / "photo.png"), pictures(1)[0])
     found = [str(path.relative_to(data)) for path in find_recordings(data, data / "out")]
     assert found == ["day/bag2", "day/bag10", "day/film.mp4", "pictures"]
     shares = [share(found, {"RANK": str(rank), "WORLD_SIZE": "3"}) for rank in range(3)]
@@ -182,6 +193,9 @@ def test_recordings_below_a_folder_are_found_and_shared(tmp_path: Path) -> None:
         share(found, {"RANK": "3", "WORLD_SIZE": "3"})
     with pytest.raises(MediaError, match="holds no recording"):
         find_recordings(data / "day" / ".trash")
+    for single in (data / "pictures", data / "day" / "bag2"):
+        with pytest.raises(MediaError, match="a single one; leave out --bags"):
+            find_recordings(single)
 
 
 def test_a_recording_without_any_flow_is_no_success(model: Path, tmp_path: Path) -> None:
@@ -208,6 +222,34 @@ def test_a_message_that_cannot_be_decoded_does_not_end_a_batch(model: Path, tmp_
     assert [len(table(tmp_path / "out" / name, "any")) for name in "ab"] == [4, 3]
     (problem,) = problems(tmp_path / "out" / "a")
     assert f"the message ({IMAGE}) on {TOPIC}" in problem and problems(tmp_path / "out" / "b") == []
+
+
+def test_a_failing_disk_costs_one_recording_and_ctrl_c_is_heard_while_it_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading a large recording, to tell it from others, takes minutes, and is where a bad disk shows."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name in ("a", "b"):
+        write_bag(data / name, frames(pictures(3)))
+    read = provenance.input_hash
+
+    def failing(path: str, stopped: Callable[[], bool]) -> str:
+        if path.endswith("a"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return read(path, stopped)
+
+    def interrupted(path: str, stopped: Callable[[], bool]) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return read(path, stopped)
+
+    monkeypatch.setattr(provenance, "input_hash", failing)
+    assert evaluate("--bags", data, "--out", out, "--model", model, *FAST) == 1
+    said = capsys.readouterr().out
+    assert f"cannot read {data / 'a'}" in said and "Input/output error" in said and len(table(out / "b", "any")) == 3
+    monkeypatch.setattr(provenance, "input_hash", interrupted)
+    assert evaluate(data / "a", "--out", tmp_path / "new", "--model", model, *FAST) == 130
+    assert "interrupted" in capsys.readouterr().out and not (tmp_path / "new").exists()
 
 
 def test_several_recordings_over_processes_one_of_them_broken(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,8 +135,8 @@ def test_an_interrupted_simulation_goes_on_bit_by_bit(model: DEQFlow, tmp_path: 
 
     for stop_at in (5, 12):  # in the middle, and with the last frame still waiting
         seen = iter(range(1 if stop_at == 5 else 6, 13))
-        part = Session(str(bag), tmp_path / "parts", plan, resume=True)
-        outcome = part.run(models, lambda *_: None, lambda seen=seen, stop_at=stop_at: next(seen) == stop_at)
+        with closing(Session(str(bag), tmp_path / "parts", plan, resume=True)) as part:
+            outcome = part.run(models, lambda *_: None, lambda seen=seen, stop_at=stop_at: next(seen) == stop_at)
         assert not outcome.run.complete and outcome.run.input["frames"] == stop_at
     rest = Session(str(bag), tmp_path / "parts", plan, resume=True).run(models, lambda *_: None, lambda: False)
     for name in ("main", "slow", "dis"):
@@ -145,3 +146,26 @@ def test_an_interrupted_simulation_goes_on_bit_by_bit(model: DEQFlow, tmp_path: 
     slow = table(tmp_path / "whole", "slow")
     assert {row["outcome"] for row in slow} == {"first", "processed", "dropped"}
     assert len({row["latency_ms"] for row in table(tmp_path / "whole", "main")}) > 4
+
+
+def test_a_simulation_that_was_killed_at_once_goes_on_with_its_costs(
+    model: DEQFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Costs that are measured anew would give the rest of the frames another machine."""
+    weights = tmp_path / "any.safetensors"
+    save_model(model, weights)
+    bag = write_bag(tmp_path / "bag", frames(pictures(6)))
+    plan = Plan((Setting("main", model=str(weights), budget_ms=24.0),), mode="realtime", bag=False)
+    tables = [CostTable({PIXELS: {name: [ms] for name in ("encode", "iteration", "output")}}) for ms in (4.0, 9.0)]
+    fresh = iter(tables)
+
+    def killed() -> bool:
+        raise MemoryError("as by the kernel")
+
+    monkeypatch.setattr("deq_flow_ros.evaluation.session.measure_costs", lambda *_: next(fresh))
+    models = load_models(plan.settings)
+    with closing(Session(str(bag), tmp_path / "out", plan)) as first, pytest.raises(MemoryError):
+        first.run(models, lambda *_: None, killed)
+    with closing(Session(str(bag), tmp_path / "out", plan, resume=True)) as second:
+        outcome = second.run(models, lambda *_: None, lambda: False)
+    assert outcome.run.complete and outcome.run.costs == {"main": tables[0].plain()}

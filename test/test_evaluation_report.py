@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from deq_flow_ros.evaluation import gallery as gallery_module
 from deq_flow_ros.evaluation.gallery import Gallery
 from deq_flow_ros.evaluation.headline import comparison, terminal_rows
 from deq_flow_ros.evaluation.measures import MEASURES, measure
+from deq_flow_ros.evaluation.pictures import write_video
 from deq_flow_ros.evaluation.recorded import Recording, evaluate_run, read_run, solve_cold
 from deq_flow_ros.evaluation.report import write_outputs
 from deq_flow_ros.evaluation.results import DROPPED, FIRST, PROCESSED, FrameRecord, FrameTable, PairFields, Results
@@ -167,6 +169,37 @@ def test_settings_are_compared_on_the_pairs_that_all_have(tmp_path: Path) -> Non
     assert rows["latency, mean [ms]"] == (["3.0", "13.0"], {0})
     assert rows["photometric error [grey levels]"] == (["3.00", "3.00"], set()), "alike: none is best"
     assert rows["late"] == (["0.0 %", "–"], set())
+
+
+def test_a_pair_is_its_two_frames(tmp_path: Path) -> None:
+    """The same later frame after another earlier one has another motion: errors of the two are not to be compared."""
+    with FrameTable(tmp_path / "frames.csv") as table:
+        fast, slow = settings_of(tmp_path, table)
+        for number in (1, 2, 3):
+            fast.add(record(number, {"photometric": float(number)}))
+        slow.add(record(1, {"photometric": 5.0}))
+        slow.add(FrameRecord(2, 2 * STEP_NS, DROPPED, "superseded by a newer frame"))
+        slow.add(record(3, {"photometric": 9.0}, previous_stamp_ns=STEP_NS))
+        comparison = summarise([fast, slow], RunInfo("realtime", {"description": "x"}))["comparison"]
+    assert comparison["pairs"] == 1
+    assert [figures["photometric"] for figures in comparison["means"].values()] == [1.0, 5.0]
+
+
+def test_a_video_that_the_disk_cut_short_is_none(tmp_path: Path) -> None:
+    """OpenCV writes into a full disk without a word, and the file does not play."""
+    gallery = Gallery(tmp_path / "previews")
+    for number in range(1, 30):
+        gallery.add(record(number), pair(number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(MediaError, match="of 29 frames arrived there; is the disk full"):
+            write_video(tmp_path / "flow.mp4", gallery)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("*.mp4"))
+    write_video(tmp_path / "flow.mp4", gallery)
+    assert (tmp_path / "flow.mp4").stat().st_size > 4096
 
 
 def evaluated(tmp_path: Path, run: RunInfo, count: int = 6) -> dict[str, Any]:

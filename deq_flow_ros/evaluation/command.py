@@ -11,6 +11,7 @@ import argparse
 import json
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -117,11 +118,15 @@ def main(arguments: Sequence[str]) -> int:
             raise
         console.print(f"evaluate_bag: {error}", style="red")
         return 2
+    except KeyboardInterrupt:
+        console.print("evaluate_bag: interrupted; --resume goes on", style="red")
+        return 130
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether the error is one that `load_model` or a setting words for the user."""
-    return type(error) in (ValueError, FileNotFoundError, RuntimeError) or type(error).__name__ == "WeightsError"
+    """Whether the error is one that `load_model`, a setting or the system words for the user."""
+    known = type(error) in (ValueError, RuntimeError) or type(error).__name__ == "WeightsError"
+    return known or isinstance(error, OSError)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -183,7 +188,16 @@ def _evaluate(
     stopped: Callable[[], bool],
 ) -> int:  # fmt: skip
     """One recording; returns the exit status. Raises `MediaError`."""
-    session = Session(recording.path, recording.out, plan, options.resume, options.overwrite)
+    with console.status(f"reading {recording.path}"):
+        session = Session(recording.path, recording.out, plan, options.resume, options.overwrite, stopped)
+    with closing(session):
+        return _evaluate_session(session, recording, models, console, stopped)
+
+
+def _evaluate_session(
+    session: Session, recording: Assignment, models: Models, console: Console, stopped: Callable[[], bool]
+) -> int:
+    plan = session.plan
     if session.complete:
         console.print(f"{recording.path}: complete already, see {recording.out}")
         return 0 if not json.loads((recording.out / METRICS).read_text())["problems"] else 1
@@ -219,7 +233,7 @@ def _evaluate_all(
         try:
             got = _evaluate(recording, plan, models, options, console, stopped)
             recording.forget_failure()
-        except MediaError as error:
+        except (MediaError, OSError) as error:
             console.print(f"evaluate_bag: {error}", style="red")
             if isinstance(error, OccupiedError):  # what is there is as good as before
                 got = 2

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,7 +22,9 @@ STATE = ".run"
 """Folder beside the results with what an interrupted run goes on from."""
 CHECKPOINT = "checkpoint.npz"
 """In it: arrays, as `numpy.savez` writes them."""
+LOCK = "lock"
 BAG = "flow"
+RESULTS = (REPORT, METRICS, FRAMES, VIDEO, BAG)
 
 
 class OccupiedError(MediaError):
@@ -34,12 +37,12 @@ def has_begun(path: Path) -> bool:
 
 
 class ResultFolder:
-    """A folder for the results of one run, which it holds alone.
+    """A folder for the results of one run, which it holds alone until `close`.
 
     :param identity: what the results depend on, plain values; a run goes on only where it is the same.
     :param resume: go on with what an interrupted run left there; complete results are left as they are.
     :param overwrite: replace results that are there.
-    :raises OccupiedError: where something else is there.
+    :raises OccupiedError: where something else is there, or another process is at work.
     :raises MediaError: where nothing can be written.
 
     :ivar complete: whether the results are there already.
@@ -49,22 +52,46 @@ class ResultFolder:
         self.path, self.state = path, path / STATE
         self._identity = dict(identity)
         self.complete = False
+        self._lock: IO[str] | None = None
         try:
-            if path.is_dir() and any(path.iterdir()):
+            if self.state.is_dir():
+                self._hold()
+            if path.is_dir():
                 self._take_over(resume, overwrite)
             self.state.mkdir(parents=True, exist_ok=True)
+            self._hold()
         except (OSError, ValueError) as error:
+            self.close()
             raise MediaError(f"cannot write to {path}: {error}") from error
+        except MediaError:
+            self.close()
+            raise
         if not self.complete:
             self._write_state(complete=False)
+
+    def _hold(self) -> None:
+        """Lock the folder: two runs in one would mix their frames. The lock ends with the process at the latest."""
+        if self._lock is not None:
+            return
+        self._lock = (self.state / LOCK).open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OccupiedError(f"another run writes to {self.path}; wait for it, or choose another --out") from None
+
+    def close(self) -> None:
+        """Let others at it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _take_over(self, resume: bool, overwrite: bool) -> None:
         path, state = self.path, self.state / "run.json"
         before = json.loads(state.read_text()) if state.is_file() else None
-        if before is None and not overwrite:
-            there = ", ".join(sorted(child.name for child in path.iterdir())[:4])
-            raise OccupiedError(f"the folder {path} exists and holds {there}; choose another --out (or --overwrite)")
-        if before is not None and resume:
+        if before is None:
+            self._check_foreign(overwrite)
+            return
+        if resume:
             if other := [key for key, value in self._identity.items() if before.get(key) != value]:
                 raise OccupiedError(
                     f"the run in {path} had another {' and '.join(other)}; repeat its options, choose another --out, "
@@ -72,19 +99,34 @@ class ResultFolder:
                 )
             self.complete = bool(before["complete"])
             return
-        if before is not None and not overwrite:
+        if not overwrite:
             what, hint = "an interrupted run", "--resume goes on with it, --overwrite starts anew"
             if before["complete"]:
                 what, hint = "the results of a run", "--overwrite replaces them"
             raise OccupiedError(f"the folder {path} holds {what}; {hint}, or choose another --out")
         self._remove()
 
+    def _check_foreign(self, overwrite: bool) -> None:
+        """Results may stand beside what somebody else put there, where that is allowed, but never in its place."""
+        there = sorted(child.name for child in self.path.iterdir() if child.name != STATE)
+        if taken := [name for name in there if name in RESULTS]:
+            raise OccupiedError(
+                f"the folder {self.path} holds {', '.join(taken)}, which no evaluation is known to have written; "
+                "move it away, or choose another --out"
+            )
+        if there and not overwrite:
+            raise OccupiedError(
+                f"the folder {self.path} exists and holds {', '.join(there[:4])}; choose another --out, or --overwrite "
+                "to write beside them"
+            )
+
     def _remove(self) -> None:
         """Remove results, and nothing else that may be in the folder."""
-        for name in (REPORT, METRICS, FRAMES, VIDEO):
-            (self.path / name).unlink(missing_ok=True)
-        for name in (BAG, STATE):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for child in [self.path / name for name in RESULTS] + list(self.state.iterdir()):
+            if child.is_dir():
+                shutil.rmtree(child)
+            elif child.name != LOCK:
+                child.unlink(missing_ok=True)
 
     def _write_state(self, complete: bool) -> None:
         write_text(self.state / "run.json", json.dumps({**self._identity, "complete": complete}))

@@ -40,9 +40,13 @@ def check_space(out: Path, frames: int, height: int, width: int, remedy: str, im
     needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
     if needed > free:
         raise MediaError(
-            f"the flow of {frames} frames of {width}x{height} may need {needed / 1e9:.1f} GB, and {out} has "
-            f"{free / 1e9:.1f} GB left; make room, choose another --out, or {remedy}"
+            f"the flow of {frames} frames of {width}x{height} may need {_amount(needed)}, and {out} has "
+            f"{_amount(free)} left; make room, choose another --out, or {remedy}"
         )
+
+
+def _amount(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.0f} MB"
 
 
 class FlowBag:

@@ -97,8 +97,19 @@ def write_video(path: Path, gallery: Gallery) -> str:
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     finally:
         writer.release()
+    _check_video(partial, len(shown))
     partial.replace(path)
     return codec
+
+
+def _check_video(path: Path, frames: int) -> None:
+    """Raises `MediaError` where a file lacks frames: OpenCV does not say that a disk is full."""
+    video = cv2.VideoCapture(str(path))
+    found = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+    video.release()
+    if found != frames:
+        path.unlink(missing_ok=True)
+        raise MediaError(f"cannot write {path}: {found} of {frames} frames arrived there; is the disk full?")
 
 
 def _open_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[cv2.VideoWriter, str]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import resource
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -46,10 +47,10 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def input_hash(path: str | Path) -> str:
+def input_hash(path: str | Path, stopped: Callable[[], bool] = lambda: False) -> str:
     """SHA-256 of a file, or of the names and contents of all files of a folder, hexadecimal; "" for a camera.
 
-    Raises OSError where a file cannot be read.
+    Raises OSError where a file cannot be read, and KeyboardInterrupt where `stopped` says so meanwhile.
     """
     path = Path(path)
     if not path.exists() or path.is_block_device() or path.is_char_device():
@@ -61,6 +62,8 @@ def input_hash(path: str | Path) -> str:
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)
+                if stopped():
+                    raise KeyboardInterrupt
     return digest.hexdigest()
 
 

@@ -19,11 +19,14 @@ VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
     """Every recording below a folder, in natural order: bags, videos, folders of images.
 
-    What is hidden is left out, and so is the folder `without`, where the results go. A rosbag2 and a folder of images
-    are one recording each, whatever else they hold. Raises `MediaError` where there is none.
+    What is hidden is left out, and so is the folder `without`, where the results go. A rosbag2 is one recording,
+    whatever else it holds, and so is a folder of images without any bag or video. Raises `MediaError` where there is
+    none, or the folder itself is one.
     """
     if not folder.is_dir():
         raise MediaError(f"expected a folder of recordings, got {folder}, which is no folder")
+    if _is_recording(folder):
+        raise MediaError(f"expected a folder of recordings, got {folder}, which is a single one; leave out --bags")
     found = list(_below(folder, None if without is None else without.resolve()))
     if not found:
         raise MediaError(f"the folder {folder} holds no recording: no bag, no video, no folder of images")
@@ -37,15 +40,21 @@ def _below(folder: Path, without: Path | None) -> list[Path]:
             continue
         if child.is_dir():
             found += [child] if _is_recording(child) else _below(child, without)
-        elif child.name.lower().endswith(BAG_SUFFIXES) or child.suffix.lower() in VIDEO_SUFFIXES:
+        elif _is_file_of_frames(child.name):
             found.append(child)
     return found
 
 
+def _is_file_of_frames(name: str) -> bool:
+    return name.lower().endswith(BAG_SUFFIXES) or Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
 def _is_recording(folder: Path) -> bool:
     names = [entry.name for entry in folder.iterdir() if entry.is_file()]
-    if "metadata.yaml" in names or any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+    if "metadata.yaml" in names:
         return True
+    if not any(_is_file_of_frames(name) for name in names):
+        return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
     # Without metadata.yaml, the parts of one recording are numbered.
     stems = {stem_of_part(name) for name in names if name.endswith(DATA_SUFFIXES)}
     return len(stems) == 1

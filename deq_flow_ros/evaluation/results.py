@@ -224,20 +224,20 @@ class FrameTable:
 class Series:
     """The rows of one setting as columns; a few hundred bytes a frame.
 
-    :ivar stamp_ns: (N,) int64; `index` likewise.
+    :ivar stamp_ns: (N,) int64; `index` likewise, and `previous_stamp_ns`, of the pair's earlier frame, -1 without one.
     :ivar numbers: (N,) float64 by column, NaN where not known: `NUMBERS`, `stage_NAME_ms`, and the measures.
     :ivar words: N strings by column: `WORDS`.
     """
 
     def __init__(self) -> None:
-        self._whole = {name: array("q") for name in ("index", "stamp_ns")}
+        self._whole = {name: array("q") for name in ("index", "stamp_ns", "previous_stamp_ns")}
         self._numbers = {name: array("d") for name in COLUMNS[4 + len(WORDS) :]}
         self.words: dict[str, list[str]] = {name: [] for name in WORDS}
 
     def add(self, row: Mapping[str, str]) -> None:
         """Take in one row of the table."""
         for name, whole in self._whole.items():
-            whole.append(int(row[name]))
+            whole.append(int(row[name] or -1))
         for name, number in self._numbers.items():
             number.append(float(row[name]) if row[name] else NAN)
         for name, words in self.words.items():
@@ -255,6 +255,11 @@ class Series:
     def stamp_ns(self) -> np.ndarray:
         """(N,) int64."""
         return np.array(self._whole["stamp_ns"], np.int64)
+
+    @property
+    def previous_stamp_ns(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.array(self._whole["previous_stamp_ns"], np.int64)
 
     def number(self, name: str) -> np.ndarray:
         """(N,) float64, NaN where not known."""

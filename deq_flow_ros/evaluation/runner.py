@@ -91,19 +91,23 @@ class Done:
 
 
 class Backward:
-    """The flow in the other direction, of every so many pairs, from a cold start: the consistency of the two is
-    measured.
+    """The flow in the other direction, from a cold start, of the first pair and of one after every so many frames: the
+    consistency of the two is measured.
+
+    :ivar next_index: the next pair is the first whose later frame has this index or a higher one.
     """
 
     def __init__(self, setting: Setting, model: DEQFlow | None, every: int) -> None:
         other = replace(setting, direction=OPPOSITE[setting.direction], budget_ms=None, warm=False)
         self._estimator = make_estimator(other, model, Clock())
         self._every = every
+        self.next_index = 0
 
     def of(self, index: int, image1: np.ndarray, image2: np.ndarray) -> np.ndarray | None:
         """(H, W, 2) px of a pair whose later frame has this index; None where it is not its turn."""
-        if not self._every or index % self._every:
+        if not self._every or index < self.next_index:
             return None
+        self.next_index = index + self._every
         self._estimator.reset("another pair")
         self._estimator.update(image1, 0)
         result = self._estimator.update(image2, 1)
@@ -190,6 +194,8 @@ class Lane:
     def snapshot(self) -> dict[str, np.ndarray]:
         """What is needed to go on with the next frame as if nothing had happened."""
         learnt = {"learnt": np.frombuffer(self._estimator.learnt(), np.uint8)}
+        if self._extras.backward is not None:
+            learnt["next_backward"] = np.array(self._extras.backward.next_index)
         if self._previous is None:
             return learnt
         stream = {name: value for name, value in self._estimator.snapshot().items() if not name.startswith("start_")}
@@ -204,6 +210,8 @@ class Lane:
         if "previous/shot" in arrays:
             self._estimator.restore(arrays, str(arrays["reset_reason"]) or None)
             self._previous = Shot.of_arrays(part(arrays, "previous"))
+        if "next_backward" in arrays and self._extras.backward is not None:
+            self._extras.backward.next_index = int(arrays["next_backward"])
         if "learnt" in arrays:
             self._estimator.learn(arrays["learnt"].tobytes())
         if "last_flow" in arrays:

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import torch
 
 from deq_flow_ros.evaluation import provenance
 from deq_flow_ros.evaluation.estimators import make_estimator
@@ -88,23 +89,32 @@ class Session:
 
     :param resume: go on with an interrupted run of the same plan and input; one that is complete is left as it is.
     :param overwrite: replace results that are there.
+    :param stopped: asked now and then before the first frame; KeyboardInterrupt follows where it says so.
     :raises MediaError: for an unusable input or folder.
     """
 
-    def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.path, self.out, self.plan = path, out, plan
+        self._stopped = stopped
         self.source = open_source(path, plan.topic, plan.fps)
         self.source.close()
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
-        _check_apart(path, out)
+        for read in filter(None, (path, plan.truth_folder)):
+            _check_apart(read, out)
         self.shares = Shares()
         with self.shares.of("reading"):
-            self.sha256 = provenance.input_hash(path)
+            try:
+                self.sha256 = provenance.input_hash(path, stopped)
+            except OSError as error:
+                raise MediaError(f"cannot read {path}: {error}") from error
         identity = {
-            "input": path,
-            "sha256": self.sha256,
+            "input": self.sha256 or path,
             "plan": plan.fingerprint(),
+            "number of threads": torch.get_num_threads(),  # decides on how fast, and on the last bits of the flow
             # Of what was learnt of costs, only the version that kept it knows the form.
             "version of deq_flow_ros": provenance.versions().get("deq_flow_ros", ""),
         }
@@ -147,6 +157,8 @@ class Session:
                 if lanes is None:
                     lanes = self._lanes(models)
                     self._check_disk(shot)
+                    if self._costs and not self._checkpoint:
+                        self._save(done, lanes, bag)  # killed, it must not go on with costs that are measured anew
                     previous = lanes[0].last_taken
                 self._problems.check(previous, shot)
                 for i, lane in enumerate(lanes):
@@ -174,6 +186,10 @@ class Session:
     def finish(self) -> None:
         """Everything is written: nothing is left to go on with."""
         self._folder.finish()
+
+    def close(self) -> None:
+        """Let others at the folder."""
+        self._folder.close()
 
     def _shots(self, start: int) -> Iterator[Shot]:
         """The frames from `start` on as RGB. A recording that breaks off ends here, and is named."""
@@ -227,7 +243,7 @@ class Session:
             with self.shares.of("measuring costs"):
                 shots = self._first_shots()
                 images = [shot.image for shot in shots if shot.image is not None]
-                table = measure_costs(setting, model, images, [shot.convert_ms for shot in shots])
+                table = measure_costs(setting, model, images, [shot.convert_ms for shot in shots], self._stopped)
                 self._costs[setting.name] = table.plain()
         return CostTable.of(given[setting.name] if given is not None else self._costs[setting.name])
 
@@ -309,7 +325,8 @@ class Session:
     def _check_disk(self, first: Shot) -> None:
         if self.plan.bag and first.image is not None and self.frames:
             height, width = first.image.shape[:2]
-            check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", self.plan.images)
+            left = self.frames - first.index
+            check_space(self.out, left, height, width, "leave the bag out with --no-bag", self.plan.images)
 
     def _info(self, frames: int, complete: bool) -> RunInfo:
         return RunInfo(
@@ -333,7 +350,7 @@ def _check_apart(path: str, out: Path) -> None:
     """Raises `MediaError` where results could replace their input, or become part of it."""
     read, place = Path(path).resolve(), out.resolve()
     if read == place or read in place.parents or place in read.parents:
-        raise MediaError(f"the input {path} and the results in {out} lie in each other; choose another --out")
+        raise MediaError(f"what is read, {path}, and the results in {out} lie in each other; choose another --out")
 
 
 def _lost(source: Source) -> list[str]:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deq_flow_ros.evaluation import provenance
 from deq_flow_ros.evaluation.measures import MEASURES
@@ -110,6 +112,7 @@ def summarise(results: Sequence[Results], run: RunInfo) -> dict[str, Any]:
             "time_shares": run.shares,
             "peak_memory_mb": provenance.peak_memory_mb(),
             "machine": provenance.machine(),
+            "threads": torch.get_num_threads(),
             "environment": provenance.environment(),
             "versions": provenance.versions(),
             "costs": run.costs,
@@ -176,11 +179,13 @@ def _share(flags: np.ndarray) -> float | None:
 
 def _compare(names: Sequence[str], series: Sequence[Series]) -> dict[str, Any]:
     """Means over the pairs that all settings processed; of each value, over those where all of them know it."""
-    processed = [columns.outcome(PROCESSED) for columns in series]
-    common = reduce(np.intersect1d, (columns.index[done] for columns, done in zip(series, processed, strict=True)))
-    rows = [
-        np.flatnonzero(done & np.isin(columns.index, common)) for columns, done in zip(series, processed, strict=True)
+    # A pair is two frames: where frames are dropped, the same later one may have different ones before it.
+    rows_of = [
+        {(columns.index[i], columns.previous_stamp_ns[i]): i for i in np.flatnonzero(columns.outcome(PROCESSED))}
+        for columns in series
     ]
+    common = sorted(reduce(and_, (set(rows) for rows in rows_of)))
+    rows = [np.array([own[pair] for pair in common], int) for own in rows_of]
     means: dict[str, dict[str, float]] = {name: {} for name in names}
     for column in (*COMPARED, *MEASURES):
         values = np.array([columns.number(column)[chosen] for columns, chosen in zip(series, rows, strict=True)])
@@ -191,7 +196,7 @@ def _compare(names: Sequence[str], series: Sequence[Series]) -> dict[str, Any]:
             for name, own, there in zip(names, values, known, strict=True):
                 if there:
                     means[name][column] = float(own[shared].mean())
-    return {"pairs": int(common.size), "means": means}
+    return {"pairs": len(common), "means": means}
 
 
 def _finite(value: Any) -> Any:

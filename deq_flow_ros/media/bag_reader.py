@@ -238,6 +238,8 @@ def _unzipped(file: Path) -> Iterator[Path]:
         except (zstd.ZstdError, EOFError) as error:
             # What came out until then may still be read from the front.
             log.warning("%s cannot be unpacked to its end: %s", file, error)
+        except OSError as error:
+            raise MediaError(f"cannot unpack {file} into {folder}: {error}; TMPDIR names another place") from error
         yield plain
 
 
