@@ -32,7 +32,14 @@ from rosbags.highlevel import AnyReader
 from deq_flow_ros.evaluation import session
 from deq_flow_ros.evaluation.command import main
 from deq_flow_ros.evaluation.folder import OccupiedError
-from deq_flow_ros.evaluation.output_bag import COLOR_TOPIC, FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC
+from deq_flow_ros.evaluation.output_bag import (
+    COLOR_TOPIC,
+    FLOW_TOPIC,
+    IMAGE_TOPIC,
+    INFO_TOPIC,
+    RESIDUAL_TOPIC,
+    STATISTICS_TOPIC,
+)
 from deq_flow_ros.evaluation.runner import load_models, run
 from deq_flow_ros.evaluation.session import Plan, Session
 from deq_flow_ros.evaluation.settings import Setting
@@ -115,14 +122,28 @@ def test_one_pass_compares_settings_on_the_same_frames(model: Path, tmp_path: Pa
 
 def test_the_flow_bag_is_the_nodes_output_with_the_recordings_stamps(model: Path, tmp_path: Path) -> None:
     """It has to open wherever bags do, and say of each frame what the node would."""
-    bag = write_bag(tmp_path / "bag", frames(pictures()))
+    calibration = {
+        "height": 48, "width": 64, "distortion_model": "plumb_bob", "d": [0.1] * 5, "k": [float(i) for i in range(9)],
+        "r": [1.0, 0.0, 0.0] * 3, "p": [2.0] * 12, "binning_x": 0, "binning_y": 0,
+        "roi": {"x_offset": 0, "y_offset": 0, "height": 0, "width": 0, "do_rectify": True},
+    }  # fmt: skip
+    bag = tmp_path / "bag"
+    with BagWriter(bag) as writer:
+        writer.write_camera_info(f"{TOPIC.rpartition('/')[0]}/camera_info", calibration, FIRST_NS, FIRST_NS, "camera")
+        for frame in frames(pictures()):
+            writer.write_frame(TOPIC, frame)
     assert evaluate(bag, "--out", tmp_path / "out", "--model", model, *FAST, "--images") == 0
     with AnyReader([tmp_path / "out" / "flow"]) as reader:
         counts = {connection.topic: connection.msgcount for connection in reader.connections}
-        assert counts == {IMAGE_TOPIC: 8, STATISTICS_TOPIC: 8, FLOW_TOPIC: 7, COLOR_TOPIC: 7, RESIDUAL_TOPIC: 7}
+        outputs = dict.fromkeys((FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC), 7)
+        assert counts == {IMAGE_TOPIC: 8, STATISTICS_TOPIC: 8, **outputs}
         assert reader.start_time == FIRST_NS and reader.message_count == sum(counts.values())
         connections = [item for item in reader.connections if item.topic == STATISTICS_TOPIC]
         accounts = [reader.deserialize(raw, item.msgtype) for item, _, raw in reader.messages(connections)]
+        infos = [item for item in reader.connections if item.topic == INFO_TOPIC]
+        info = [reader.deserialize(raw, item.msgtype) for item, _, raw in reader.messages(infos)][-1]
+    assert info.k.tolist() == calibration["k"] and info.roi.do_rectify and info.distortion_model == "plumb_bob"
+    assert info.header.stamp.sec * 10**9 + info.header.stamp.nanosec == FIRST_NS + 6 * PERIOD_NS, "that of its flow"
     values = [{pair.key: pair.value for pair in message.status[0].values} for message in accounts]
     assert [account["outcome"] for account in values] == ["first", *["processed"] * 7]
     assert values[1]["image1_stamp_ns"] == str(FIRST_NS) and values[1]["iterations"] == "2"

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deq_flow_ros.evaluation.folder import OccupiedError
-from deq_flow_ros.evaluation.headline import terminal_rows
+from deq_flow_ros.evaluation.headline import comparison, terminal_rows
 from deq_flow_ros.evaluation.overview import INDEX, Assignment, check_place, is_done, terminal_table, write_overview
 from deq_flow_ros.evaluation.progress import Progress
 from deq_flow_ros.evaluation.recordings import device_of, find_recordings, processes, share
@@ -258,6 +258,14 @@ def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
     for name, value in terminal_rows(metrics):
         table.add_row(name, value)
     console.print(table)
+    if len(metrics["settings"]) > 1:
+        pairs = metrics["comparison"]["pairs"]
+        table = Table("", title=f"over the {pairs} pairs for which every setting gave flow", title_justify="left")
+        for figures in metrics["settings"]:
+            table.add_column(figures["name"], justify="right")
+        for what, values, _ in comparison(metrics):
+            table.add_row(what, *values)
+        console.print(table)
     shares = metrics["run"]["time_shares"]
     spent = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
     console.print(f"{metrics['run']['seconds']:.1f} s: {spent}; peak memory {metrics['run']['peak_memory_mb']:.0f} MB")

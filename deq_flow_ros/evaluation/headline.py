@@ -84,7 +84,7 @@ def _quality(measures: Metrics, error: str) -> list[Figure]:
     if "consistency_px" in mean:
         pairs = measures["consistency_px"]["pairs"]
         notes["consistency_px"] = (
-            f"{number(mean['inconsistent_percent'], 1)} % of the pixels inconsistent; {pairs} pairs"
+            f"{number(mean['inconsistent_percent'], 1)} % of the pixels inconsistent; {pairs} pair{'s' * (pairs > 1)}"
         )
     if "static_percent" in mean:
         notes["flicker_px"] = f"on the {number(mean['static_percent'], 1)} % of the pixels that stand still"

@@ -23,8 +23,8 @@ from deq_flow_ros.media.flow_recording import pair_values
 from deq_flow_ros.media.frame import Frame, MediaError
 
 IMAGE_TOPIC = "/camera/image_raw"
-FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC = (
-    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "statistics")
+FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
+    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "camera_info", "statistics")
 )
 STATUS_NAME = "deq_flow_ros: flow"
 RECORDED_BYTES = 15
@@ -54,15 +54,17 @@ class FlowBag:
 
     :param images: record the images as well (rgb8), as a viewer wants them beside the flow.
     :param information: that of the parts to go on after; any others are removed.
+    :param calibration: that of the source, as the node passes it on with its flow; None where there is none.
     :raises MediaError: where it cannot be written.
 
     :ivar information: of the closed parts, as `metadata.yaml` has it; None while there is none.
     """
 
     def __init__(
-        self, path: Path, storage: str = "mcap", images: bool = False, information: dict[str, Any] | None = None
-    ) -> None:
-        self.path, self._storage, self._images = path, storage, images
+        self, path: Path, storage: str = "mcap", images: bool = False, information: dict[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.path, self._storage, self._images, self._calibration = path, storage, images, calibration
         self.information = information
         self._nursery = path.parent / f".{path.name}.partial"
         self._writer: BagWriter | None = None
@@ -99,6 +101,8 @@ class FlowBag:
         header = (earlier_ns if forward else shot.stamp_ns, shot.record_ns, shot.frame_id)
         writer.write_frame(FLOW_TOPIC, _frame(fields.flow, "32FC2", *header))
         writer.write_frame(COLOR_TOPIC, _frame(flow_to_color(fields.flow, max_px or None), "rgb8", *header))
+        if self._calibration is not None:
+            writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
         if fields.residual is not None:
             writer.write_frame(RESIDUAL_TOPIC, _frame(fields.residual, "32FC1", *header))
 

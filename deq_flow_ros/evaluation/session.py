@@ -289,7 +289,7 @@ class Session:
         if not self.plan.bag:
             return None
         information = json.loads(str(self._checkpoint.get("bag", "null")))
-        return FlowBag(self.out / BAG, self.plan.storage, self.plan.images, information)
+        return FlowBag(self.out / BAG, self.plan.storage, self.plan.images, information, self.source.calibration)
 
     def _save(self, frames: int, lanes: Sequence[Lane], bag: FlowBag | None) -> None:
         """Write down where the run can go on."""

@@ -16,7 +16,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
 from deq_flow_ros.media.bag_reader import Bag
-from deq_flow_ros.media.bag_source import IMAGE
+from deq_flow_ros.media.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.media.frame import Frame, MediaError
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
@@ -78,6 +78,16 @@ class BagWriter:
             data=np.ascontiguousarray(frame.data),
         )
         self._write(topic, IMAGE, message, frame.record_ns)
+
+    def write_camera_info(
+        self, topic: str, calibration: Mapping[str, Any], stamp_ns: int, record_ns: int, frame_id: str
+    ) -> None:
+        """Append a `sensor_msgs/CameraInfo` with the values of `Source.calibration`."""
+        arrays = {name: np.array(calibration[name], np.float64) for name in "dkrp"}
+        roi = self._types.types["sensor_msgs/msg/RegionOfInterest"](**calibration["roi"])
+        header = self._header(stamp_ns, frame_id)
+        message = self._types.types[CAMERA_INFO](**{**calibration, **arrays, "header": header, "roi": roi})
+        self._write(topic, CAMERA_INFO, message, record_ns)
 
     def write_diagnostics(
         self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int
