@@ -27,7 +27,7 @@ MODES = {
     "realtime": "as on the robot, simulated from measured costs",
     "live": "through the node over DDS",
 }
-BY_THE_CLOCK = "its budget is kept by this machine's clock, so that another run gives other figures"
+BY_THE_CLOCK = "budgets are kept by this machine's clock, so that another run gives other figures"
 """Of a run over every frame with a budget; simulated, it can be repeated."""
 COMPARED = ("latency_ms", "iterations", "residual_px")
 """What settings are compared by, beside the measures."""
