@@ -58,7 +58,7 @@ def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
     for _ in range(2):
         torch.manual_seed(0)
         models.append(DEQFlow(options.size).to(device).eval().requires_grad_(False))
-    return models[0].to(dtype), models[1]
+    return models[0].folded().requires_grad_(False).to(dtype), models[1]
 
 
 def is_trained(options: argparse.Namespace) -> bool:

@@ -112,11 +112,11 @@ def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.devic
 def nearest_stream(samples: Mapping[str, Samples], methods: Mapping[str, Method]) -> str:
     """The stream that the others are compared with: the shortest within ``NEAR_PX`` RMS, or else the nearest.
 
-    :raises ValueError: if no stream has given a field.
+    :raises ValueError: if there is no pair of which all methods gave a field.
     """
-    streams = {name: some.rms_px for name, some in samples.items() if methods[name].is_stream and some.latency_ms}
+    streams = {name: some.rms_px for name, some in samples.items() if methods[name].is_stream and some.squares}
     if not streams:
-        raise ValueError("no stream has given flow that could be compared: it began anew at every pair")
+        raise ValueError("there is no pair to compare on: a stream began anew at each of those that all methods had")
     near = [name for name, rms_px in streams.items() if rms_px <= NEAR_PX]
     return min(near, key=lambda name: methods[name].iterations) if near else min(streams, key=lambda n: streams[n])
 

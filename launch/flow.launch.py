@@ -43,7 +43,7 @@ ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     "log_level": ("info", "of the node", ["debug", "info", "warn", "error", "fatal"]),
     "respawn": ("false", "start the node again when it ends", BOOLEAN),
     "rviz": ("false", "show image, flow and points in RViz (of the first camera)", BOOLEAN),
-    "foxglove": ("false", "start foxglove_bridge; the layout for Foxglove is config/foxglove_layout.json", BOOLEAN),
+    "foxglove": ("false", "start foxglove_bridge; where the layout to import is, it says", BOOLEAN),
     "foxglove_port": ("8765", "port of foxglove_bridge", None),
 }
 
@@ -184,7 +184,9 @@ def _foxglove(value: dict[str, str], cameras: list[str], images: list[str]) -> l
 
 
 def _foxglove_layout(value: dict[str, str], camera: str, image: str) -> str:
-    """Path of the layout with the topics of this launch, since Foxglove cannot remap those of a file."""
+    """Path of the layout with the names of this launch, but not what `remap` makes of them: Foxglove cannot remap those
+    of a file.
+    """
     layout = CONFIG / "foxglove_layout.json"
     own, image = _outputs(value, camera), _absolute(value, image)
     if (own, image) == ("/flow_node", "/image"):

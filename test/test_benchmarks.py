@@ -97,6 +97,8 @@ def test_runtimes_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Why: docs/speed.md says by it why there is no runtime but PyTorch. Compiling takes too long for a test."""
+    pytest.importorskip("onnxscript", reason="exporting needs onnxscript")
+    pytest.importorskip("onnxruntime", reason="compares with onnxruntime")
     monkeypatch.setattr(torch, "compile", lambda **_: lambda function: function)
     monkeypatch.setattr(backends, "ROUNDS", 1)
     out = tmp_path / "out.json"
@@ -106,7 +108,8 @@ def test_runtimes_are_compared(
     row = runtimes["ONNX Runtime, float32"]
     assert set(runtimes) >= {"PyTorch, bfloat16", "torch.compile, float32"}
     assert row["field"] == pytest.approx(row["encode"] + row["pair"] + 3 * row["step"] + row["upsample"])
-    assert "1.00x" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert all(name.split(",")[0] in said for name in runtimes)
     with pytest.raises(SystemExit):
         backends.main(["--height", "100"])
     assert "--height: expected a multiple of 8, at least 64, got 100" in capsys.readouterr().err

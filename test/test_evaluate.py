@@ -116,7 +116,7 @@ if __name__ == "__main__":  # the processes that render import this file as well
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "build" / "scene" / SIDECAR).is_file()
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["version"] == 1 and metrics["mode"] == "live" and metrics["problems"] == []
+    assert metrics["version"] == 2 and metrics["mode"] == "live" and metrics["problems"] == []
     transport, (streamed, cold) = metrics["transport"], metrics["settings"]
     frames, measures = streamed["frames"], streamed["measures"]
     assert transport["published"] == transport["received"] == frames["all"] == 12 and frames["first"] == 1

@@ -140,6 +140,10 @@ def test_results_and_foreign_files_are_not_overwritten(
     (tmp_path / "truth").mkdir()
     assert evaluate(*common, "--out", tmp_path / "truth" / "out", "--truth", tmp_path / "truth", "--overwrite") == 2
     assert "lie in each other" in capsys.readouterr().out
+    (tmp_path / "mine" / "flow").mkdir()
+    (tmp_path / "mine" / "flow" / "0.flo").write_text("measured with a laser")
+    assert evaluate(*common, "--out", tmp_path / "mine", "--overwrite") == 2, "the run in there has left no bag"
+    assert "is left alone" in capsys.readouterr().out and (tmp_path / "mine" / "flow" / "0.flo").exists()
     (tmp_path / "theirs" / "flow").mkdir(parents=True)
     (tmp_path / "theirs" / "flow" / "0.flo").write_text("measured with a laser")
     assert evaluate(*common, "--out", tmp_path / "theirs", "--overwrite") == 2
@@ -193,6 +197,10 @@ def test_recordings_below_a_folder_are_found_and_shared(tmp_path: Path) -> None:
         share(found, {"RANK": "3", "WORLD_SIZE": "3"})
     with pytest.raises(MediaError, match="holds no recording"):
         find_recordings(data / "day" / ".trash")
+    assert [path.name for path in find_recordings(data / "day")] == ["bag2", "bag10", "film.mp4"]
+    (data / "one").mkdir()
+    (data / "one" / "run.mcap").touch()
+    assert find_recordings(data / "one") == [data / "one" / "run.mcap"]
     for single in (data / "pictures", data / "day" / "bag2"):
         with pytest.raises(MediaError, match="a single one; leave out --bags"):
             find_recordings(single)

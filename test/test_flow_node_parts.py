@@ -4,9 +4,11 @@
 import queue
 import random
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -15,12 +17,14 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 
-from deq_flow_ros.ros import frame_worker
+from deq_flow_ros.ros import flow_node, frame_worker
 from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, arrival
 from deq_flow_ros.ros.camera_stream import CameraStream, ReceivedFrame
 from deq_flow_ros.ros.flow_node import DISABLED, FlowNode
@@ -279,14 +283,54 @@ def test_cameras_that_deliver_share_the_budget(two_cameras: FlowNode) -> None:
     assert worker is not None
     worker.latency_budget_ms = 90.0
     now_ns = time.monotonic_ns()
-    for ages_s, limit_ms in (((0.0, 0.1), 45.0), ((0.0, 1.1), None), ((5.0, 5.0), None)):
+    for ages_s, limit_ms in (((0.0, 0.1), 45.0), ((0.0, 1.1), None), ((5.0, 0.0), 45.0), ((5.0, 5.0), None)):
         for camera, age_s in zip(cameras, ages_s, strict=True):
             camera.last_arrival_ns = now_ns - round(age_s * 1e9)
-        assert worker.time_limit_ms() == limit_ms
+        assert worker.time_limit_ms(cameras[:1]) == limit_ms
     for camera in cameras:
         camera.last_arrival_ns = now_ns
     worker.latency_budget_ms = 0.0
-    assert worker.time_limit_ms() is None
+    assert worker.time_limit_ms(cameras[:1]) is None
+
+
+def test_images_that_cannot_be_used_take_no_share_of_the_budget(two_cameras: FlowNode) -> None:
+    """They take no time either."""
+    second = two_cameras._cameras[1]
+    assert second.begin(ReceivedFrame(second, Image(encoding="none"), NOW_NS, None), None) is None
+    assert second.last_arrival_ns == 0
+    assert second.begin(received(second, 1), None) is not None and second.last_arrival_ns == NOW_NS
+
+
+def test_everything_goes_on_while_a_snapshot_is_written(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may take seconds, in which images would be lost."""
+    written, ticks = threading.Event(), []
+
+    def slow(*_: object) -> Path:
+        assert written.wait(30.0)
+        return Path("there")
+
+    monkeypatch.setattr(flow_node, "write_snapshot", slow)
+    monkeypatch.setattr(node._cameras[0], "snapshot", lambda: "a copy")
+    node.create_timer(0.01, lambda: ticks.append(1))
+    user = Node("user")
+    executor = SingleThreadedExecutor()
+    for one in (node, user):
+        executor.add_node(one)
+    try:
+        client = user.create_client(Trigger, "/flow_node/snapshot")
+        assert client.wait_for_service(30.0)
+        answer = client.call_async(Trigger.Request())
+        give_up = time.monotonic() + 30.0
+        while len(ticks) < 50 and time.monotonic() < give_up:
+            executor.spin_once(timeout_sec=0.1)
+        assert len(ticks) == 50 and not answer.done()
+        written.set()
+        executor.spin_until_future_complete(answer, 30.0)
+        assert answer.result().success and answer.result().message == "there"
+    finally:
+        written.set()
+        user.destroy_node()
+        executor.shutdown()
 
 
 def test_an_error_in_a_transition_leaves_a_node_that_can_be_configured(

@@ -233,6 +233,9 @@ def _evaluate_all(
         try:
             got = _evaluate(recording, plan, models, options, console, stopped)
             recording.forget_failure()
+        except KeyboardInterrupt:
+            console.print("evaluate_bag: interrupted; --resume goes on", style="red")
+            got = 130
         except (MediaError, OSError) as error:
             console.print(f"evaluate_bag: {error}", style="red")
             if isinstance(error, OccupiedError):  # what is there is as good as before

@@ -14,8 +14,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from deq_flow_ros.evaluation.output_bag import TOPICS
 from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO
 from deq_flow_ros.evaluation.results import write_text
+from deq_flow_ros.media.bags import remove_recording
 from deq_flow_ros.media.frame import MediaError
 
 STATE = ".run"
@@ -23,6 +25,8 @@ STATE = ".run"
 CHECKPOINT = "checkpoint.npz"
 """In it: arrays, as `numpy.savez` writes them."""
 LOCK = "lock"
+THREADS = "number of threads"
+"""In an identity: it decides on the last bits of the flow, and on how long it took."""
 BAG = "flow"
 RESULTS = (REPORT, METRICS, FRAMES, VIDEO, BAG)
 
@@ -60,14 +64,14 @@ class ResultFolder:
                 self._take_over(resume, overwrite)
             self.state.mkdir(parents=True, exist_ok=True)
             self._hold()
+            if not self.complete:
+                self._write_state(complete=False)
         except (OSError, ValueError) as error:
             self.close()
             raise MediaError(f"cannot write to {path}: {error}") from error
         except MediaError:
             self.close()
             raise
-        if not self.complete:
-            self._write_state(complete=False)
 
     def _hold(self) -> None:
         """Lock the folder: two runs in one would mix their frames. The lock ends with the process at the latest."""
@@ -92,12 +96,16 @@ class ResultFolder:
             self._check_foreign(overwrite)
             return
         if resume:
-            if other := [key for key, value in self._identity.items() if before.get(key) != value]:
-                raise OccupiedError(
-                    f"the run in {path} had another {' and '.join(other)}; repeat its options, choose another --out, "
-                    "or start anew with --overwrite"
-                )
             self.complete = bool(before["complete"])
+            other = [name for name, value in self._identity.items() if before.get(name) != value]
+            if self.complete and other == [THREADS]:
+                return  # there is nothing to go on with
+            if other:
+                threads = f" ({before.get(THREADS)}; see --threads)" if THREADS in other else ""
+                raise OccupiedError(
+                    f"the run in {path} had another {' and '.join(other)}{threads}; repeat its options, choose another "
+                    "--out, or start anew with --overwrite"
+                )
             return
         if not overwrite:
             what, hint = "an interrupted run", "--resume goes on with it, --overwrite starts anew"
@@ -121,12 +129,18 @@ class ResultFolder:
             )
 
     def _remove(self) -> None:
-        """Remove results, and nothing else that may be in the folder."""
-        for child in [self.path / name for name in RESULTS] + list(self.state.iterdir()):
+        """Remove results, and nothing else that may be in the folder. Raises `MediaError` for somebody else's bag."""
+        bag = self.path / BAG
+        if bag.is_dir() and not any(bag.iterdir()):
+            bag.rmdir()
+        remove_recording(bag, TOPICS)
+        for name in (REPORT, METRICS, FRAMES, VIDEO):
+            (self.path / name).unlink(missing_ok=True)
+        for child in self.state.iterdir():
             if child.is_dir():
                 shutil.rmtree(child)
             elif child.name != LOCK:
-                child.unlink(missing_ok=True)
+                child.unlink()
 
     def _write_state(self, complete: bool) -> None:
         write_text(self.state / "run.json", json.dumps({**self._identity, "complete": complete}))

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from deq_flow_ros.evaluation.results import write_text
-from deq_flow_ros.evaluation.runner import Done
+from deq_flow_ros.evaluation.runner import Done, Shot
 from deq_flow_ros.media.bags import BagWriter
 from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.flow_recording import pair_values
@@ -26,7 +26,9 @@ IMAGE_TOPIC = "/camera/image_raw"
 FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
     f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "camera_info", "statistics")
 )
+TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
 STATUS_NAME = "deq_flow_ros: flow"
+METADATA = "metadata.yaml"
 RECORDED_BYTES = 15
 """Per pixel and frame of what the node publishes: flow 8, residual 4, colours 3."""
 
@@ -54,7 +56,7 @@ class FlowBag:
 
     :param images: record the images as well (rgb8), as a viewer wants them beside the flow.
     :param information: that of the parts to go on after; any others are removed.
-    :param calibration: that of the source, as the node passes it on with its flow; None where there is none.
+    :param calibration: that of the source, which goes with the flow as the node passes it on; None where there is none.
     :raises MediaError: where it cannot be written.
 
     :ivar information: of the closed parts, as `metadata.yaml` has it; None while there is none.
@@ -72,11 +74,13 @@ class FlowBag:
         try:
             shutil.rmtree(self._nursery, ignore_errors=True)
             path.mkdir(parents=True, exist_ok=True)
-            for file in path.iterdir():
+            for file in path.glob(f"{path.name}_*"):
                 if file.name not in parts:  # written after the state that the run goes on from
                     file.unlink()
             if information:
                 self._write_metadata()
+            else:
+                (path / METADATA).unlink(missing_ok=True)
         except OSError as error:
             raise MediaError(f"cannot write a bag to {path}: {error}") from error
 
@@ -101,10 +105,15 @@ class FlowBag:
         header = (earlier_ns if forward else shot.stamp_ns, shot.record_ns, shot.frame_id)
         writer.write_frame(FLOW_TOPIC, _frame(fields.flow, "32FC2", *header))
         writer.write_frame(COLOR_TOPIC, _frame(flow_to_color(fields.flow, max_px or None), "rgb8", *header))
-        if self._calibration is not None:
+        if self._calibration is not None and self.is_calibrated(shot):
             writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
         if fields.residual is not None:
             writer.write_frame(RESIDUAL_TOPIC, _frame(fields.residual, "32FC1", *header))
+
+    def is_calibrated(self, shot: Shot) -> bool:
+        """Whether the calibration, if there is one, is of images of this size."""
+        known = self._calibration
+        return known is None or shot.image is None or shot.image.shape[:2] == (known["height"], known["width"])
 
     def close_part(self) -> None:
         """Make what was added so far a part of the bag. Raises `MediaError` where that cannot be written."""
@@ -113,7 +122,7 @@ class FlowBag:
         writer, self._writer = self._writer, None
         try:
             writer.__exit__(None, None, None)
-            part = yaml.safe_load((writer.path / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+            part = yaml.safe_load((writer.path / METADATA).read_text())["rosbag2_bagfile_information"]
             for name in part["relative_file_paths"]:
                 (writer.path / name).replace(self.path / name)
             self.information = part if self.information is None else joined(self.information, part)
@@ -124,7 +133,7 @@ class FlowBag:
 
     def _write_metadata(self) -> None:
         text = yaml.safe_dump({"rosbag2_bagfile_information": self.information}, sort_keys=False)
-        write_text(self.path / "metadata.yaml", text)
+        write_text(self.path / METADATA, text)
 
     @property
     def size(self) -> int:

@@ -105,9 +105,9 @@ def write_video(path: Path, gallery: Gallery) -> str:
 def _check_video(path: Path, frames: int) -> None:
     """Raises `MediaError` where a file lacks frames: OpenCV does not say that a disk is full."""
     video = cv2.VideoCapture(str(path))
-    found = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else 0
+    opened, found = video.isOpened(), max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
     video.release()
-    if found != frames:
+    if not opened or 0 < found < frames:  # some readers do not know how many there are
         path.unlink(missing_ok=True)
         raise MediaError(f"cannot write {path}: {found} of {frames} frames arrived there; is the disk full?")
 

@@ -25,9 +25,9 @@ def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         raise MediaError(f"expected a folder of recordings, got {folder}, which is no folder")
-    if _is_recording(folder):
-        raise MediaError(f"expected a folder of recordings, got {folder}, which is a single one; leave out --bags")
     found = list(_below(folder, None if without is None else without.resolve()))
+    if (folder / "metadata.yaml").exists() or (not found and _is_recording(folder)):
+        raise MediaError(f"expected a folder of recordings, got {folder}, which is a single one; leave out --bags")
     if not found:
         raise MediaError(f"the folder {folder} holds no recording: no bag, no video, no folder of images")
     return found

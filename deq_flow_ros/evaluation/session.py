@@ -20,7 +20,7 @@ import torch
 
 from deq_flow_ros.evaluation import provenance
 from deq_flow_ros.evaluation.estimators import make_estimator
-from deq_flow_ros.evaluation.folder import BAG, ResultFolder
+from deq_flow_ros.evaluation.folder import BAG, THREADS, ResultFolder
 from deq_flow_ros.evaluation.gallery import Gallery
 from deq_flow_ros.evaluation.output_bag import FlowBag, check_space
 from deq_flow_ros.evaluation.problems import Problems
@@ -114,16 +114,20 @@ class Session:
         identity = {
             "input": self.sha256 or path,
             "plan": plan.fingerprint(),
-            "number of threads": torch.get_num_threads(),  # decides on how fast, and on the last bits of the flow
+            THREADS: torch.get_num_threads(),
             # Of what was learnt of costs, only the version that kept it knows the form.
             "version of deq_flow_ros": provenance.versions().get("deq_flow_ros", ""),
         }
         self._folder = ResultFolder(out, identity, resume, overwrite)
-        self._checkpoint = {} if self.complete else self._folder.load()
         try:
+            self._checkpoint = {} if self.complete else self._folder.load()
             self._problems = Problems(**json.loads(str(self._checkpoint.get("problems", "{}"))))
             self._costs: dict[str, Any] = json.loads(str(self._checkpoint.get("costs", "{}")))
+        except MediaError:
+            self.close()
+            raise
         except (ValueError, TypeError) as error:
+            self.close()
             raise self._folder.unusable(error) from error
 
     @property
@@ -161,6 +165,9 @@ class Session:
                         self._save(done, lanes, bag)  # killed, it must not go on with costs that are measured anew
                     previous = lanes[0].last_taken
                 self._problems.check(previous, shot)
+                if bag is not None and not bag.is_calibrated(shot):
+                    self._problems.note("are not of the size of the calibration, which goes without them into the bag",
+                                        f"frame {shot.index}")
                 for i, lane in enumerate(lanes):
                     self._keep(lane.take(shot), results[i], bag if i == 0 else None, show if i == 0 else None)
                 previous, done = shot, shot.index + 1
@@ -341,6 +348,7 @@ class Session:
             seconds=self.shares.seconds,
             shares=self.shares.shares(),
             costs=self._costs or self.plan.costs,
+            threads=torch.get_num_threads(),
             problems=[*_lost(self.source), *self._problems.sentences()],
             complete=complete,
         )

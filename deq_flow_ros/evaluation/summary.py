@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from deq_flow_ros.evaluation import provenance
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.results import DROPPED, FIRST, PROCESSED, STAGES, Results, Series, write_text
 
-VERSION = 1
+VERSION = 2
 """Of the layout of `metrics.json`; it grows when a key changes its meaning or goes."""
 MODES = {
     "offline": "every frame, one after the other",
@@ -74,6 +73,7 @@ class RunInfo:
     :ivar problems: what is wrong with the run or its input, a sentence each. A run without any is a good one.
     :ivar transport: of a live run, how many frames were `published` and `received`, and how many fields `recorded`.
     :ivar complete: False where it was interrupted.
+    :ivar threads: of PyTorch, where the flow was computed.
     """
 
     mode: str
@@ -85,6 +85,7 @@ class RunInfo:
     problems: list[str] = field(default_factory=list)
     transport: dict[str, int] | None = None
     complete: bool = True
+    threads: int | None = None
 
 
 def summarise(results: Sequence[Results], run: RunInfo) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def summarise(results: Sequence[Results], run: RunInfo) -> dict[str, Any]:
             "time_shares": run.shares,
             "peak_memory_mb": provenance.peak_memory_mb(),
             "machine": provenance.machine(),
-            "threads": torch.get_num_threads(),
+            "threads": run.threads,
             "environment": provenance.environment(),
             "versions": provenance.versions(),
             "costs": run.costs,
@@ -180,10 +181,10 @@ def _share(flags: np.ndarray) -> float | None:
 def _compare(names: Sequence[str], series: Sequence[Series]) -> dict[str, Any]:
     """Means over the pairs that all settings processed; of each value, over those where all of them know it."""
     # A pair is two frames: where frames are dropped, the same later one may have different ones before it.
-    rows_of = [
-        {(columns.index[i], columns.previous_stamp_ns[i]): i for i in np.flatnonzero(columns.outcome(PROCESSED))}
-        for columns in series
-    ]
+    rows_of = []
+    for columns in series:
+        pairs = list(zip(columns.index.tolist(), columns.previous_stamp_ns.tolist(), strict=True))
+        rows_of.append({pairs[row]: row for row in np.flatnonzero(columns.outcome(PROCESSED))})
     common = sorted(reduce(and_, (set(rows) for rows in rows_of)))
     rows = [np.array([own[pair] for pair in common], int) for own in rows_of]
     means: dict[str, dict[str, float]] = {name: {} for name in names}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import re
@@ -239,7 +240,8 @@ def _unzipped(file: Path) -> Iterator[Path]:
             # What came out until then may still be read from the front.
             log.warning("%s cannot be unpacked to its end: %s", file, error)
         except OSError as error:
-            raise MediaError(f"cannot unpack {file} into {folder}: {error}; TMPDIR names another place") from error
+            hint = "; set TMPDIR to a folder with more room" if error.errno == errno.ENOSPC else ""
+            raise MediaError(f"cannot unpack {file} into {folder}: {error}{hint}") from error
         yield plain
 
 

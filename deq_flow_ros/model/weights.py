@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -88,9 +89,9 @@ def check_device(device: str | torch.device) -> torch.device:
 
     :raises RuntimeError: if it is CUDA and PyTorch sees none or not so many, or is not a CPU or CUDA device at all.
     """
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):  # PyTorch would list all the kinds that it knows
         raise RuntimeError(f"expected the device cpu, cuda or cuda:N, got {str(device)!r}")
+    device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a "

@@ -23,6 +23,7 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -59,6 +60,7 @@ class FlowNode(LifecycleNode):
         self._worker: FrameWorker | None = None
         self._diagnostics_timer: Timer | None = None
         self._enabled = True
+        self._told: set[str] = set()
         self._health = Health(self.get_fully_qualified_name())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
@@ -69,7 +71,8 @@ class FlowNode(LifecycleNode):
         self._publish_diagnostics_every(self.get_parameter("diagnostics_period_s").value)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_service(Trigger, "~/snapshot", self._on_snapshot)
+        # Of a group of its own: while it waits for the disk, the callbacks of all others go on.
+        self.create_service(Trigger, "~/snapshot", self._on_snapshot, callback_group=ReentrantCallbackGroup())
         self._refuse_impossible_transitions()
         self.get_logger().info(f"images are converted by {convert.BACKEND}")
 
@@ -178,8 +181,9 @@ class FlowNode(LifecycleNode):
         assert self._worker is not None
         if self._enabled:
             inputs = set[str]().union(*[camera.open(self._worker.take) for camera in self._cameras])
-            for line in unused_qos_overrides(self, inputs):
+            for line in set(unused_qos_overrides(self, inputs)) - self._told:
                 self.get_logger().warning(line)
+                self._told.add(line)
         else:  # and then deactivated and activated
             self._close(DISABLED)
             self.get_logger().warning("active, but disabled: call the service ~/enable")
@@ -280,21 +284,26 @@ class FlowNode(LifecycleNode):
             paths = await self._in_a_thread(write)
             response.success = bool(paths)
             response.message = ", ".join(paths) or "no stream yet: no pair of images has been processed"
+        except TimeoutError as error:
+            response.success, response.message = False, f"no snapshot, the frame in hand takes too long: {error}"
         except Exception as error:
             response.success, response.message = False, f"cannot write into {folder}: {_words(error)}"
         return response
 
     def _in_a_thread(self, job: Callable[[], Any]) -> Future:
-        """What a callback may await while the executor takes up other work."""
-        future = Future(executor=self.executor)
+        """What a callback may await while the executor takes up other work. The process does not end before it."""
+        executor = self.executor
+        future = Future(executor=executor)
 
         def run() -> None:
             try:
                 future.set_result(job())
             except Exception as error:
                 future.set_exception(error)
+            if executor is not None:
+                executor.wake()
 
-        threading.Thread(target=run, name="snapshot", daemon=True).start()
+        threading.Thread(target=run, name="snapshot").start()
         return future
 
     # Diagnostics

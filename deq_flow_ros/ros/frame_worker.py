@@ -56,7 +56,7 @@ class FrameWorker(FairWorker[ReceivedFrame]):
                 frame.camera.give_up(frame, error)
 
     def _compute(self, frames: Sequence[ReceivedFrame]) -> None:
-        limit_ms = self.time_limit_ms()
+        limit_ms = self.time_limit_ms([frame.camera for frame in frames])
         begun = (frame.camera.begin(frame, limit_ms) for frame in frames)
         attempts = [attempt for attempt in begun if attempt is not None]
         for attempt, result in self._update(attempts):
@@ -66,10 +66,12 @@ class FrameWorker(FairWorker[ReceivedFrame]):
             if len(self._cameras) == 1 or self.idle:
                 attempt.frame.camera.prepare()
 
-    def time_limit_ms(self) -> float | None:
-        """Time that one turn may take: its share of the budget, while several cameras deliver images."""
+    def time_limit_ms(self, whose: Sequence[CameraStream]) -> float | None:
+        """Time that a turn of these cameras may take: its share of the budget, while others deliver images as well."""
         now_ns = time.monotonic_ns()
-        delivering = [camera for camera in self._cameras if now_ns - camera.last_arrival_ns < DELIVERING_NS]
+        delivering = [
+            camera for camera in self._cameras if camera in whose or now_ns - camera.last_arrival_ns < DELIVERING_NS
+        ]
         shares = len(delivering)
         if self._on_gpu:  # frames of one size share a turn
             shares = len({camera.last_shape for camera in delivering})

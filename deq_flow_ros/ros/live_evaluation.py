@@ -41,7 +41,9 @@ from deq_flow_ros.media.scene_bag import render_scene_bag
 from deq_flow_ros.model import PRECISIONS, choose_precision
 from deq_flow_ros.ros import live_run
 from deq_flow_ros.ros.children import ChildError
+from deq_flow_ros.ros.parameters import Settings
 
+LOGS = "logs"
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""
 COMPARED_PAIRS = 15
@@ -149,7 +151,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         raise MediaError(f"cannot write to {out}: {error}") from error
     _clear(out, options.input)
-    live_run.prepare_environment(profiles_file(), out / "logs")
+    live_run.prepare_environment(profiles_file(), out / LOGS)
     path = options.input or str(_render(out.parent / "scene", console))
     source = open_source(path, options.topic)
     source.close()
@@ -161,7 +163,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
     run = live_run.RunOptions(
         path, options.topic, rate, frames, source.live, _node_parameters(options, first), out / "recording",
-        out / "logs", options.storage,
+        out / LOGS, options.storage,
     )  # fmt: skip
     published = _play(run, frames or source.count, console)
     if not published.stamps_ns:
@@ -183,6 +185,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
             "rate": rate,
         },
         played_s=published.seconds,
+        threads=_node_threads(options),
         problems=account.problems,
         transport={"published": account.published, "received": account.received, "recorded": account.flow_messages},
     )
@@ -193,6 +196,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     return 1 if account.problems else 0
 
 
+def _node_threads(options: argparse.Namespace) -> int:
+    """As many as the node computes with."""
+    given = dict(text.split(":=", 1) for text in options.param).get("threads", "0")
+    return Settings(threads=int(given)).compute_threads()
+
+
 def _clear(out: Path, input: str | None) -> None:
     """Remove old results, never to be mistaken for new ones. Raises `MediaError` where the input is one of them."""
     results = [out / name for name in (REPORT, VIDEO, METRICS, FRAMES)]
@@ -200,6 +209,12 @@ def _clear(out: Path, input: str | None) -> None:
         place = path.resolve()
         if input and place in (read := Path(input).resolve(), *read.parents):
             raise MediaError(f"the input {input} would be overwritten by the new {path}; choose another --out")
+    taken = [path.name for path in results if path.exists()]
+    if taken and not (out / LOGS).is_dir():
+        raise MediaError(
+            f"the folder {out} holds {', '.join(taken)}, which no live run has written; move it away, or choose "
+            "another --out"
+        )
     try:
         for path in results:
             path.unlink(missing_ok=True)
