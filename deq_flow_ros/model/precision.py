@@ -16,7 +16,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 def choose_precision(precision: str, device: str | torch.device) -> str:
     """The name of a type, out of ``DTYPES``: the one that was asked for, or what "auto" stands for on this device.
 
-    "auto" is bfloat16 on a CPU that has instructions for it, about 1.5 times as fast there, and float32 elsewhere.
+    "auto" is bfloat16 on a CPU that has instructions for it, 1.3 to 1.5 times as fast there, and float32 elsewhere.
     The flow is float32 whatever it is, and the mean distance between the two is about 0.02 px (docs/speed.md).
 
     :raises ValueError: for a name that is none.

@@ -59,7 +59,7 @@ class Settings:
     precision: str = _parameter(
         "auto",
         "type of weights and features: float32, bfloat16 or float16; auto is bfloat16 on a CPU with instructions for "
-        "it (AVX512-BF16, AMX), about 1.5 times as fast, and float32 elsewhere. The flow is float32 whatever it is",
+        "it (AVX512-BF16, AMX), 1.3 to 1.5 times as fast, and float32 elsewhere. The flow is float32 whatever it is",
         choices=PRECISIONS,
     )
     threads: int = _parameter(
