@@ -246,6 +246,9 @@ def test_an_input_that_would_be_overwritten_is_refused(
         assert main(["evaluate_bag", "--live", given, "--out", "demo"]) == 2
         assert "would be overwritten by the new demo" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
+    assert main(["evaluate_bag", "--live", "elsewhere", "--out", "demo"]) == 2
+    assert "holds flow.mp4, which no run of this kind is known to have written" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:

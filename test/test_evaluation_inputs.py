@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +146,7 @@ def test_results_and_foreign_files_are_not_overwritten(
     (tmp_path / "theirs" / "flow").mkdir(parents=True)
     (tmp_path / "theirs" / "flow" / "0.flo").write_text("measured with a laser")
     assert evaluate(*common, "--out", tmp_path / "theirs", "--overwrite") == 2
-    assert "holds flow, which no evaluation is known to have written" in capsys.readouterr().out
+    assert "holds flow, which no run of this kind is known to have written" in capsys.readouterr().out
     assert (tmp_path / "theirs" / "flow" / "0.flo").read_text() == "measured with a laser"
     monkeypatch.setattr(output_bag, "RECORDED_BYTES", 10**12)
     bagged = [argument for argument in common if argument != "--no-bag"]
@@ -242,14 +241,14 @@ def test_a_failing_disk_costs_one_recording_and_ctrl_c_is_heard_while_it_is_read
         write_bag(data / name, frames(pictures(3)))
     read = provenance.input_hash
 
-    def failing(path: str, stopped: Callable[[], bool]) -> str:
+    def failing(path: str) -> str:
         if path.endswith("a"):
             raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-        return read(path, stopped)
+        return read(path)
 
-    def interrupted(path: str, stopped: Callable[[], bool]) -> str:
+    def interrupted(path: str) -> str:
         os.kill(os.getpid(), signal.SIGINT)
-        return read(path, stopped)
+        return read(path)
 
     monkeypatch.setattr(provenance, "input_hash", failing)
     assert evaluate("--bags", data, "--out", out, "--model", model, *FAST) == 1
@@ -258,6 +257,9 @@ def test_a_failing_disk_costs_one_recording_and_ctrl_c_is_heard_while_it_is_read
     monkeypatch.setattr(provenance, "input_hash", interrupted)
     assert evaluate(data / "a", "--out", tmp_path / "new", "--model", model, *FAST) == 130
     assert "interrupted" in capsys.readouterr().out and not (tmp_path / "new").exists()
+    (out / "recordings.json").write_text("[]")
+    assert evaluate("--bags", data, "--out", out, "--model", model, *FAST, "--resume") == 130
+    assert [row["state"] for row in json.loads((out / "recordings.json").read_text())] == ["failed", "complete"]
 
 
 def test_several_recordings_over_processes_one_of_them_broken(

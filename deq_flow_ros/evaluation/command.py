@@ -110,8 +110,8 @@ def main(arguments: Sequence[str]) -> int:
         with _StopRequest() as stop, deterministic():
             models = load_models(plan.settings)
             if options.bags is None:
-                return _evaluate(assignments[0], plan, models, options, console, stop.asked)
-            return _evaluate_all(assignments, plan, models, options, console, stop.asked)
+                return _evaluate(assignments[0], plan, models, options, console, stop)
+            return _evaluate_all(assignments, plan, models, options, console, stop)
     except (MediaError, ValueError, OSError, RuntimeError) as error:
         # Of `load_model`: no such weights, other weights, no such device; each says what to do.
         if not isinstance(error, MediaError) and not _is_users(error):
@@ -184,44 +184,42 @@ def _assignments(options: argparse.Namespace) -> list[Assignment]:
 
 
 def _evaluate(
-    recording: Assignment, plan: Plan, models: Models, options: argparse.Namespace, console: Console,
-    stopped: Callable[[], bool],
-) -> int:  # fmt: skip
-    """One recording; returns the exit status. Raises `MediaError`."""
-    with console.status(f"reading {recording.path}"):
-        session = Session(recording.path, recording.out, plan, options.resume, options.overwrite, stopped)
-    with closing(session):
-        return _evaluate_session(session, recording, models, console, stopped)
-
-
-def _evaluate_session(
-    session: Session, recording: Assignment, models: Models, console: Console, stopped: Callable[[], bool]
+    recording: Assignment, plan: Plan, models: Models, options: argparse.Namespace, console: Console, stop: _StopRequest
 ) -> int:
-    plan = session.plan
+    """One recording; returns the exit status. Raises `MediaError`, and KeyboardInterrupt before the first frame."""
+    stop.begin()
+    with console.status(f"reading {recording.path}"):
+        session = Session(recording.path, recording.out, plan, options.resume, options.overwrite)
+    with closing(session):
+        return _run(session, models, console, stop.asked)
+
+
+def _run(session: Session, models: Models, console: Console, stopped: Callable[[], bool]) -> int:
+    """Evaluate what is left of a recording, and write the report; returns the exit status. Raises `MediaError`."""
     if session.complete:
-        console.print(f"{recording.path}: complete already, see {recording.out}")
-        return 0 if not json.loads((recording.out / METRICS).read_text())["problems"] else 1
+        console.print(f"{session.path}: complete already, see {session.out}")
+        return 0 if not json.loads((session.out / METRICS).read_text())["problems"] else 1
     console.print(session.source.description)
-    if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
+    if session.plan.mode == "offline" and any(setting.budget_ms for setting in session.plan.settings):
         console.print(f"every frame is waited for, but {BY_THE_CLOCK}; --realtime simulates it, and can be repeated")
     with Progress(console) as progress:
         outcome = session.run(models, progress.show, stopped)
     with console.status("writing the report"):
-        metrics = write_outputs(recording.out, outcome.results, outcome.run)
+        metrics = write_outputs(session.out, outcome.results, outcome.run)
     if outcome.run.complete:
         session.finish()
-    _print(recording.out, metrics, console)
+    _print(session.out, metrics, console)
     for problem in outcome.run.problems:
         console.print(f"evaluate_bag: {problem}", style="red")
     if not outcome.run.complete:
-        console.print(f"evaluate_bag: interrupted; --resume goes on (the results so far are in {recording.out})")
+        console.print(f"evaluate_bag: interrupted; --resume goes on (the results so far are in {session.out})")
         return 130
     return 1 if outcome.run.problems else 0
 
 
 def _evaluate_all(
     assignments: Sequence[Assignment], plan: Plan, models: Models, options: argparse.Namespace, console: Console,
-    stopped: Callable[[], bool],
+    stop: _StopRequest,
 ) -> int:  # fmt: skip
     """This process's share of several recordings, in turn; one that cannot be used does not stop the rest."""
     mine = share(assignments)
@@ -231,11 +229,8 @@ def _evaluate_all(
     for number, recording in enumerate(mine, start=1):
         console.print(f"recording {number} of {len(mine)}: {recording.path}")
         try:
-            got = _evaluate(recording, plan, models, options, console, stopped)
+            got = _evaluate(recording, plan, models, options, console, stop)
             recording.forget_failure()
-        except KeyboardInterrupt:
-            console.print("evaluate_bag: interrupted; --resume goes on", style="red")
-            got = 130
         except (MediaError, OSError) as error:
             console.print(f"evaluate_bag: {error}", style="red")
             if isinstance(error, OccupiedError):  # what is there is as good as before
@@ -243,7 +238,8 @@ def _evaluate_all(
             else:
                 recording.note_failure(str(error))
                 got = 1
-        rows = write_overview(options.out, assignments)
+        finally:
+            rows = write_overview(options.out, assignments)
         status = max(status, got)
         if got == 130:
             break
@@ -276,10 +272,10 @@ def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
 
 
 class _StopRequest:
-    """Within it, Ctrl-C and SIGTERM end the run after the frame in hand; the second one at once."""
+    """Within it, Ctrl-C and SIGTERM end a run after the frame in hand; before its first frame, or twice, at once."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = self._heeded = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
@@ -293,10 +289,17 @@ class _StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._asked or not self._heeded:
             raise KeyboardInterrupt
         self._asked = True
 
+    def begin(self) -> None:
+        """Before a run, which has nothing to lose yet. Raises KeyboardInterrupt where it is not to be any more."""
+        if self._asked:
+            raise KeyboardInterrupt
+        self._heeded = False
+
     def asked(self) -> bool:
-        """Whether to stop."""
+        """Whether to stop; to be asked after each frame."""
+        self._heeded = True
         return self._asked

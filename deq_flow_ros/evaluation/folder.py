@@ -8,14 +8,14 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from deq_flow_ros.evaluation.output_bag import TOPICS
-from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO
+from deq_flow_ros.evaluation.report import RESULTS
 from deq_flow_ros.evaluation.results import write_text
 from deq_flow_ros.media.bags import remove_recording
 from deq_flow_ros.media.frame import MediaError
@@ -28,7 +28,6 @@ LOCK = "lock"
 THREADS = "number of threads"
 """In an identity: it decides on the last bits of the flow, and on how long it took."""
 BAG = "flow"
-RESULTS = (REPORT, METRICS, FRAMES, VIDEO, BAG)
 
 
 class OccupiedError(MediaError):
@@ -38,6 +37,15 @@ class OccupiedError(MediaError):
 def has_begun(path: Path) -> bool:
     """Whether a run has begun to write its results there."""
     return (path / STATE / "run.json").is_file()
+
+
+def refuse_foreign(path: Path, names: Iterable[str]) -> None:
+    """Raises `OccupiedError` where the folder holds any of these: the caller knows of no run that made them."""
+    if taken := [name for name in names if (path / name).exists()]:
+        raise OccupiedError(
+            f"the folder {path} holds {', '.join(taken)}, which no run of this kind is known to have written; move it "
+            "away, or choose another --out"
+        )
 
 
 class ResultFolder:
@@ -116,12 +124,8 @@ class ResultFolder:
 
     def _check_foreign(self, overwrite: bool) -> None:
         """Results may stand beside what somebody else put there, where that is allowed, but never in its place."""
+        refuse_foreign(self.path, (*RESULTS, BAG))
         there = sorted(child.name for child in self.path.iterdir() if child.name != STATE)
-        if taken := [name for name in there if name in RESULTS]:
-            raise OccupiedError(
-                f"the folder {self.path} holds {', '.join(taken)}, which no evaluation is known to have written; "
-                "move it away, or choose another --out"
-            )
         if there and not overwrite:
             raise OccupiedError(
                 f"the folder {self.path} exists and holds {', '.join(there[:4])}; choose another --out, or --overwrite "
@@ -134,7 +138,7 @@ class ResultFolder:
         if bag.is_dir() and not any(bag.iterdir()):
             bag.rmdir()
         remove_recording(bag, TOPICS)
-        for name in (REPORT, METRICS, FRAMES, VIDEO):
+        for name in RESULTS:
             (self.path / name).unlink(missing_ok=True)
         for child in self.state.iterdir():
             if child.is_dir():

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.filesize import decimal
 
 from deq_flow_ros.evaluation.results import write_text
-from deq_flow_ros.evaluation.runner import Done, Shot
+from deq_flow_ros.evaluation.runner import Done
 from deq_flow_ros.media.bags import BagWriter
 from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.flow_recording import pair_values
@@ -42,13 +43,9 @@ def check_space(out: Path, frames: int, height: int, width: int, remedy: str, im
     needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
     if needed > free:
         raise MediaError(
-            f"the flow of {frames} frames of {width}x{height} may need {_amount(needed)}, and {out} has "
-            f"{_amount(free)} left; make room, choose another --out, or {remedy}"
+            f"the flow of {frames} frames of {width}x{height} may need {decimal(needed)}, and {out} has "
+            f"{decimal(free)} left; make room, choose another --out, or {remedy}"
         )
-
-
-def _amount(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.0f} MB"
 
 
 class FlowBag:
@@ -56,7 +53,7 @@ class FlowBag:
 
     :param images: record the images as well (rgb8), as a viewer wants them beside the flow.
     :param information: that of the parts to go on after; any others are removed.
-    :param calibration: that of the source, which goes with the flow as the node passes it on; None where there is none.
+    :param calibration: that of the source, which goes with the flow as it is; None where there is none.
     :raises MediaError: where it cannot be written.
 
     :ivar information: of the closed parts, as `metadata.yaml` has it; None while there is none.
@@ -105,15 +102,10 @@ class FlowBag:
         header = (earlier_ns if forward else shot.stamp_ns, shot.record_ns, shot.frame_id)
         writer.write_frame(FLOW_TOPIC, _frame(fields.flow, "32FC2", *header))
         writer.write_frame(COLOR_TOPIC, _frame(flow_to_color(fields.flow, max_px or None), "rgb8", *header))
-        if self._calibration is not None and self.is_calibrated(shot):
+        if self._calibration is not None:
             writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
         if fields.residual is not None:
             writer.write_frame(RESIDUAL_TOPIC, _frame(fields.residual, "32FC1", *header))
-
-    def is_calibrated(self, shot: Shot) -> bool:
-        """Whether the calibration, if there is one, is of images of this size."""
-        known = self._calibration
-        return known is None or shot.image is None or shot.image.shape[:2] == (known["height"], known["width"])
 
     def close_part(self) -> None:
         """Make what was added so far a part of the bag. Raises `MediaError` where that cannot be written."""

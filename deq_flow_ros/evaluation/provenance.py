@@ -7,7 +7,6 @@ import hashlib
 import os
 import platform
 import resource
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -47,10 +46,10 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def input_hash(path: str | Path, stopped: Callable[[], bool] = lambda: False) -> str:
+def input_hash(path: str | Path) -> str:
     """SHA-256 of a file, or of the names and contents of all files of a folder, hexadecimal; "" for a camera.
 
-    Raises OSError where a file cannot be read, and KeyboardInterrupt where `stopped` says so meanwhile.
+    Raises OSError where a file cannot be read.
     """
     path = Path(path)
     if not path.exists() or path.is_block_device() or path.is_char_device():
@@ -62,8 +61,6 @@ def input_hash(path: str | Path, stopped: Callable[[], bool] = lambda: False) ->
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)
-                if stopped():
-                    raise KeyboardInterrupt
     return digest.hexdigest()
 
 

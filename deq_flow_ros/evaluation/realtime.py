@@ -252,14 +252,12 @@ class RealtimeLane(Lane):
 
 
 def measure_costs(
-    setting: Setting, model: DEQFlow | None, images: Sequence[np.ndarray], convert_ms: Sequence[float] = (),
-    stopped: Callable[[], bool] = lambda: False,
-) -> CostTable:  # fmt: skip
+    setting: Setting, model: DEQFlow | None, images: Sequence[np.ndarray], convert_ms: Sequence[float] = ()
+) -> CostTable:
     """What the stages of a setting take on this machine, at every scale that it may use.
 
     :param images: successive frames of the stream, (H, W, 3) uint8 RGB, of one size; at least two.
     :param convert_ms: measured times of getting such an image out of a message.
-    :param stopped: asked before each measurement; raises KeyboardInterrupt where it says so.
     """
     if len(images) < 2:
         raise MediaError(f"expected at least two frames that can be read to measure the costs on, got {len(images)}")
@@ -277,8 +275,6 @@ def measure_costs(
         pixels = number_of_pixels(scaled_size(height, width, scale))
         known = stages.setdefault(pixels, {})
         for measured in _measure_scale(setting, model, images, scale):
-            if stopped():
-                raise KeyboardInterrupt
             for name, value in measured.items():
                 known.setdefault(name, []).append(value)
     return CostTable(stages)

@@ -27,6 +27,7 @@ from deq_flow_ros.media.pictures import data_uri
 
 REPORT, METRICS, VIDEO, FRAMES = "report.html", "metrics.json", "flow.mp4", "frames.csv"
 """Names of the results in their folder."""
+RESULTS = (REPORT, METRICS, VIDEO, FRAMES)
 
 
 def write_outputs(out: Path, results: Sequence[Results], run: RunInfo) -> dict[str, Any]:

@@ -230,14 +230,16 @@ class Series:
     """
 
     def __init__(self) -> None:
-        self._whole = {name: array("q") for name in ("index", "stamp_ns", "previous_stamp_ns")}
+        self._whole = {name: array("q") for name in ("index", "stamp_ns")}
+        self._previous_stamp_ns = array("q")
         self._numbers = {name: array("d") for name in COLUMNS[4 + len(WORDS) :]}
         self.words: dict[str, list[str]] = {name: [] for name in WORDS}
 
     def add(self, row: Mapping[str, str]) -> None:
         """Take in one row of the table."""
         for name, whole in self._whole.items():
-            whole.append(int(row[name] or -1))
+            whole.append(int(row[name]))
+        self._previous_stamp_ns.append(int(row["previous_stamp_ns"] or -1))
         for name, number in self._numbers.items():
             number.append(float(row[name]) if row[name] else NAN)
         for name, words in self.words.items():
@@ -259,7 +261,7 @@ class Series:
     @property
     def previous_stamp_ns(self) -> np.ndarray:
         """(N,) int64."""
-        return np.array(self._whole["previous_stamp_ns"], np.int64)
+        return np.array(self._previous_stamp_ns, np.int64)
 
     def number(self, name: str) -> np.ndarray:
         """(N,) float64, NaN where not known."""

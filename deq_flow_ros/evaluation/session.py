@@ -89,16 +89,11 @@ class Session:
 
     :param resume: go on with an interrupted run of the same plan and input; one that is complete is left as it is.
     :param overwrite: replace results that are there.
-    :param stopped: asked now and then before the first frame; KeyboardInterrupt follows where it says so.
     :raises MediaError: for an unusable input or folder.
     """
 
-    def __init__(
-        self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+    def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.out, self.plan = path, out, plan
-        self._stopped = stopped
         self.source = open_source(path, plan.topic, plan.fps)
         self.source.close()
         if self.source.live:
@@ -108,7 +103,7 @@ class Session:
         self.shares = Shares()
         with self.shares.of("reading"):
             try:
-                self.sha256 = provenance.input_hash(path, stopped)
+                self.sha256 = provenance.input_hash(path)
             except OSError as error:
                 raise MediaError(f"cannot read {path}: {error}") from error
         identity = {
@@ -165,9 +160,6 @@ class Session:
                         self._save(done, lanes, bag)  # killed, it must not go on with costs that are measured anew
                     previous = lanes[0].last_taken
                 self._problems.check(previous, shot)
-                if bag is not None and not bag.is_calibrated(shot):
-                    self._problems.note("are not of the size of the calibration, which goes without them into the bag",
-                                        f"frame {shot.index}")
                 for i, lane in enumerate(lanes):
                     self._keep(lane.take(shot), results[i], bag if i == 0 else None, show if i == 0 else None)
                 previous, done = shot, shot.index + 1
@@ -250,7 +242,7 @@ class Session:
             with self.shares.of("measuring costs"):
                 shots = self._first_shots()
                 images = [shot.image for shot in shots if shot.image is not None]
-                table = measure_costs(setting, model, images, [shot.convert_ms for shot in shots], self._stopped)
+                table = measure_costs(setting, model, images, [shot.convert_ms for shot in shots])
                 self._costs[setting.name] = table.plain()
         return CostTable.of(given[setting.name] if given is not None else self._costs[setting.name])
 

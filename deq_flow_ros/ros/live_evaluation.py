@@ -26,11 +26,12 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from deq_flow_ros.evaluation.folder import refuse_foreign
 from deq_flow_ros.evaluation.headline import terminal_rows
 from deq_flow_ros.evaluation.output_bag import check_space
 from deq_flow_ros.evaluation.provenance import input_hash
 from deq_flow_ros.evaluation.recorded import Recording, evaluate_run, read_run
-from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO
+from deq_flow_ros.evaluation.report import RESULTS
 from deq_flow_ros.evaluation.summary import RunInfo
 from deq_flow_ros.evaluation.truth import exact_flow
 from deq_flow_ros.media import Frame, MediaError, Source, open_source
@@ -185,7 +186,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
             "rate": rate,
         },
         played_s=published.seconds,
-        threads=_node_threads(options),
+        threads=Settings(threads=int(run.node_parameters.get("threads", 0))).compute_threads(),
         problems=account.problems,
         transport={"published": account.published, "received": account.received, "recorded": account.flow_messages},
     )
@@ -196,25 +197,15 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     return 1 if account.problems else 0
 
 
-def _node_threads(options: argparse.Namespace) -> int:
-    """As many as the node computes with."""
-    given = dict(text.split(":=", 1) for text in options.param).get("threads", "0")
-    return Settings(threads=int(given)).compute_threads()
-
-
 def _clear(out: Path, input: str | None) -> None:
     """Remove old results, never to be mistaken for new ones. Raises `MediaError` where the input is one of them."""
-    results = [out / name for name in (REPORT, VIDEO, METRICS, FRAMES)]
+    results = [out / name for name in RESULTS]
     for path in (*results, out / "recording"):
         place = path.resolve()
         if input and place in (read := Path(input).resolve(), *read.parents):
             raise MediaError(f"the input {input} would be overwritten by the new {path}; choose another --out")
-    taken = [path.name for path in results if path.exists()]
-    if taken and not (out / LOGS).is_dir():
-        raise MediaError(
-            f"the folder {out} holds {', '.join(taken)}, which no live run has written; move it away, or choose "
-            "another --out"
-        )
+    if not (out / LOGS).is_dir():  # which every live run has
+        refuse_foreign(out, RESULTS)
     try:
         for path in results:
             path.unlink(missing_ok=True)
@@ -348,5 +339,5 @@ def _print_summary(out: Path, metrics: dict[str, Any], console: Console) -> None
         table.add_row(name, value)
     console.print(table)
     size = sum(file.stat().st_size for file in (out / "recording").iterdir()) / 1e6
-    results = ", ".join(str(out / name) for name in (REPORT, VIDEO, METRICS, FRAMES))
+    results = ", ".join(str(out / name) for name in RESULTS)
     console.print(f"{results}; {out / 'recording'} ({size:.0f} MB)")

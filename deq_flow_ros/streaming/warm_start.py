@@ -11,8 +11,9 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
 
-# Within a stream, a carried flow leads to cells at least nine tenths as alike as those that no motion leads to, mostly
-# more; behind a cut that was not noticed, to some that are half as alike or less.
+# Within a stream, a carried flow leads to cells at least nine tenths as alike as those that no motion leads to; now and
+# then, where there is hardly any texture, to some three quarters as alike. Behind a cut that was not noticed it leads
+# to some half as alike or less, unless there was next to no motion before it.
 MIN_OF_STILL = 0.75
 # From one pair to the next the likeness changes by a tenth or less; across a cut little of it is left.
 MIN_OF_LAST = 0.5
