@@ -42,7 +42,8 @@ def test_everything_is_where_ros_looks_for_it(prefix: Path) -> None:
     for name in ("flow_node", "player", "evaluate_bag"):
         assert os.access(prefix / "lib/deq_flow_ros" / name, os.X_OK), name
     weights = prefix / "modules/deq_flow_ros/model/weights"
-    assert (weights / "nano.safetensors").stat().st_size > 100_000 and (weights / "nano.md").is_file()
+    for name in ("nano", "base"):
+        assert (weights / f"{name}.safetensors").stat().st_size > 100_000 and (weights / f"{name}.md").is_file()
 
 
 def test_an_installed_node_starts_from_its_wrapper(prefix: Path) -> None:

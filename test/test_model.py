@@ -16,6 +16,7 @@ from deq_flow_ros.model import (
     Architecture,
     DEQFlow,
     WeightsError,
+    available_models,
     correlation,
     crop,
     load_model,
@@ -24,6 +25,7 @@ from deq_flow_ros.model import (
     usable_levels,
 )
 from deq_flow_ros.model.correlation import CorrelationPyramid, OnDemandCorrelation, correlate
+from deq_flow_ros.model.weights import WEIGHTS_DIR
 
 
 class _Code:
@@ -200,6 +202,34 @@ def test_weights_survive_a_round_trip(nano: DEQFlow, tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "nano.safetensors")
     for name, tensor in nano.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", None])
+def test_weights_stored_in_half_precision_are_read(precision: str | None, tmp_path: Path) -> None:
+    """Why: a file of half the size is written from a model in float32, or is what a model in half precision leaves."""
+    model, path = DEQFlow("nano"), tmp_path / "half.safetensors"
+    save_model(model, tmp_path / "whole.safetensors")
+    with torch.no_grad():
+        model.update_block.flow_head.conv1.weight[0, 0, 0, 0] = 1e5  # beyond float16
+    save_model(model if precision else model.bfloat16(), path, precision=precision)
+    assert path.stat().st_size < 0.6 * (tmp_path / "whole.safetensors").stat().st_size
+    loaded = load_model(path, fold=False).state_dict()
+    for name, tensor in model.float().state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        torch.testing.assert_close(loaded[name], tensor, rtol=0.004, atol=1e-6, msg=name)
+    assert next(load_model(path, precision="bfloat16").parameters()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="float32, bfloat16, float16, got 'half'"):
+        save_model(model, path, precision="half")
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_weights_that_ship_are_small_and_find_a_motion(name: str) -> None:
+    """Why: a wrong or damaged file beside the code would be noticed by users only."""
+    assert (WEIGHTS_DIR / f"{name}.safetensors").stat().st_size < 12e6
+    assert f"# {name}\n" in (WEIGHTS_DIR / f"{name}.md").read_text(), "each has its card"
+    image = F.interpolate(torch.rand(1, 3, 16, 20, generator=torch.Generator().manual_seed(0)) * 255, size=(96, 128))
+    flow = load_model(name)(image, image.roll((2, -3), (2, 3)), max_iterations=8).flow[..., 16:-16, 16:-16]
+    assert (flow - torch.tensor([-3.0, 2.0]).view(1, 2, 1, 1)).norm(dim=1).mean() < 0.5
 
 
 def test_unusable_weights_are_named(nano: DEQFlow, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def load_model(
 ) -> DEQFlow:
     """A model ready for inference.
 
+    The file may hold float32, bfloat16 or float16, whatever precision is asked for: it is converted, folded in float32.
+
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
         in the released key layout (``.pth``), whose architecture is read off its keys and shapes.
     :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
@@ -105,19 +107,39 @@ def check_device(device: str | torch.device) -> torch.device:
     return device
 
 
-def save_model(model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_model(
+    model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | None = None, *, precision: str | None = None
+) -> None:
     """Write a ``.safetensors`` file that ``load_model`` reads; the old file stays whole until the new one is.
 
     :param metadata: strings to keep in the file beside the architecture.
-    :raises ValueError: for a folded model, which lacks what the file must hold.
+    :param precision: type of the stored weights: float32, bfloat16 or float16, the latter two for a file of half the
+        size; None keeps that of the model. Biases and what normalisation holds, which are few and whose smallest values
+        matter, are never stored in less than the model's type, nor are weights that have a value beyond the type's
+        range.
+    :raises ValueError: for a folded model, which lacks what the file must hold, or a precision that is none.
     """
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    if precision is not None and precision not in DTYPES:
+        raise ValueError(f"expected a precision out of {', '.join(DTYPES)}, got {precision!r}")
+    dtype = None if precision is None else DTYPES[precision]
+    tensors = {name: _stored(tensor.detach(), dtype) for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
         whole = DEQFlow(model.architecture).state_dict()
     if tensors.keys() != whole.keys():
         raise ValueError(f"cannot save {path}: this model is folded for inference; load it with fold=False to save it")
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
     replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy on the CPU, in ``dtype`` if that is for it, see ``save_model``."""
+    tensor = tensor.cpu().contiguous().clone()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    narrower = torch.finfo(dtype).bits < torch.finfo(tensor.dtype).bits
+    if narrower and (tensor.dim() < 2 or tensor.abs().max() > torch.finfo(dtype).max):
+        return tensor
+    return tensor.to(dtype)
 
 
 def replace_file(path: Path, write: Callable[[str], None]) -> None:
