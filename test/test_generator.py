@@ -15,7 +15,7 @@ from training.appearance import EVERYTHING, Texture, polygon
 from training.generator import Clip, ProceduralGenerator, main
 from training.motion import WAVES, elastic
 from training.rendering import render
-from training.scenes import Layer, draw_scene
+from training.scenes import Layer, draw_kind, draw_scene
 from training.textures import halve, load_photographs, procedural_textures
 
 HEIGHT, WIDTH = 72, 104
@@ -31,7 +31,14 @@ def one_thread():
 
 
 def make(**settings: object) -> ProceduralGenerator:
-    return ProceduralGenerator(HEIGHT, WIDTH, **{"batch_size": 6, "patterns": 6, **settings})
+    usual = {"batch_size": 6, "patterns": 6, "particle_share": 0, "fine_share": 0}
+    return ProceduralGenerator(HEIGHT, WIDTH, **{**usual, **settings})
+
+
+def draw(generator: ProceduralGenerator, seed: int) -> list[Layer]:
+    rng = np.random.default_rng(seed)
+    kind = draw_kind(rng, generator.settings)
+    return draw_scene(rng, generator.settings, kind)
 
 
 def sample(field: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
@@ -124,14 +131,14 @@ def test_elastic_motion_is_inverted_to_a_fiftieth_of_a_pixel() -> None:
 
 def test_clips_are_a_function_of_seed_and_index() -> None:
     """Training resumes to the step without stored state: the same index must give the same clip, noise included."""
-    generator = make()
+    generator = make(particle_share=0.3, fine_share=0.3)
     once = generator.batch(3)
     generator.batch(9)
-    again, fresh = generator.batch(3), make().batch(3)
+    again, fresh = generator.batch(3), make(particle_share=0.3, fine_share=0.3).batch(3)
     for field in fields(Clip):
         assert torch.equal(getattr(once, field.name), getattr(again, field.name))
         assert torch.equal(getattr(once, field.name), getattr(fresh, field.name))
-    for other in (generator.batch(4), make(seed=1).batch(3)):
+    for other in (generator.batch(4), make(seed=1, particle_share=0.3, fine_share=0.3).batch(3)):
         assert not torch.equal(once.flow, other.flow)
         assert not torch.equal(once.images, other.images)
     assert not torch.equal(once.flow[0], once.flow[1])
@@ -139,8 +146,9 @@ def test_clips_are_a_function_of_seed_and_index() -> None:
 
 def test_a_clip_is_the_same_in_any_company() -> None:
     """Why: processes of a distributed run share a batch; together they must see the clips that one process would."""
-    generator = make()
-    whole, part = generator.batch(1), make(batch_size=2).clips([8, 11])
+    generator = make(particle_share=0.5)
+    whole, part = generator.batch(1), make(batch_size=2, particle_share=0.5).clips([8, 11])
+    assert {generator.kind(number) == "particles" for number in (8, 11)} == {True, False}
     for field in fields(Clip):
         assert torch.equal(getattr(whole, field.name)[[2, 5]], getattr(part, field.name))
 
@@ -148,7 +156,7 @@ def test_a_clip_is_the_same_in_any_company() -> None:
 def test_scenes_drawn_together_equal_scenes_drawn_singly() -> None:
     """A GPU draws the whole batch at once, a CPU clip by clip; both must show the same scenes."""
     generator = make()
-    scenes = [draw_scene(np.random.default_rng(seed), generator.settings) for seed in range(12)]
+    scenes = [draw(generator, seed) for seed in range(12)]
     assert len({len(scene) for scene in scenes}) > 2
     together = render(scenes, generator._banks, HEIGHT, WIDTH, limit_px=WIDTH)
     for i, scene in enumerate(scenes):
@@ -181,7 +189,7 @@ def test_static_clips_have_no_flow_but_frames_that_differ() -> None:
     assert clip.valid.all()
     assert (clip.images[:, 0] - clip.images[:, 1]).abs().flatten(1).mean(1).gt(0.1).float().mean() > 0.5
     generator = make(static_share=0.3)
-    scenes = [draw_scene(np.random.default_rng(seed), generator.settings) for seed in range(300)]
+    scenes = [draw(generator, seed) for seed in range(300)]
     still = [all(np.allclose(part.homographies, np.eye(3)) and not part.elastic for part in scene) for scene in scenes]
     assert 0.2 < np.mean(still) < 0.42
 
@@ -199,6 +207,18 @@ def test_displacements_fill_the_given_range() -> None:
     assert torch.cat([clip.flow.norm(dim=2).flatten() for clip in slow]).quantile(0.98) < 6
 
 
+def test_kinds_come_in_their_shares_and_fine_clips_move_less_than_a_pixel() -> None:
+    """Why: a share that is not kept changes what is trained without a word."""
+    generator = make(static_share=0.1, particle_share=0.2, fine_share=0.3, batch_size=1, photometric=False)
+    kinds = [generator.kind(number) for number in range(1000)]
+    for kind, share in {"static": 0.1, "particles": 0.2, "fine": 0.3, "planar": 0.22, "ego-motion": 0.18}.items():
+        assert kinds.count(kind) / 1000 == pytest.approx(share, abs=0.05), kind
+    fine = generator.clips([number for number, kind in enumerate(kinds) if kind == "fine"][:12])
+    lengths = fine.flow.norm(dim=2).flatten(2).median(2).values
+    assert lengths.max() < 1.5
+    assert 0.02 < lengths.median() < 0.6
+
+
 def test_photographs_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Landscape, portrait, small and large pictures become textures of one size; broken ones are skipped, and named."""
     sizes = {"a.png": (321, 481), "b.jpg": (481, 321), "c.png": (40, 60), "d.jpg": (700, 1000)}
@@ -213,7 +233,7 @@ def test_photographs_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert len(load_photographs(tmp_path, limit=2)) == 2
     generator = make(textures=tmp_path, pattern_share=0.0)
     assert generator.settings.photographs == 4
-    scenes = [draw_scene(np.random.default_rng(seed), generator.settings) for seed in range(30)]
+    scenes = [draw(generator, seed) for seed in range(30)]
     assert {part.texture.index for scene in scenes for part in scene} == {0, 1, 2, 3}
     assert generator.batch(0).images.isfinite().all()
 
@@ -239,6 +259,8 @@ def test_bad_texture_folders_are_refused_by_name(tmp_path: Path) -> None:
         ({"max_displacement_px": float("nan")}, "max_displacement_px: .* got nan"),
         ({"max_layers": 9}, "max_layers: expected 0 to 8, got 9"),
         ({"static_share": 1.5}, "static_share: expected 0 to 1, got 1.5"),
+        ({"particle_share": -0.1}, "particle_share: expected 0 to 1, got -0.1"),
+        ({"static_share": 0.5, "fine_share": 0.6}, r"static_share \+ particle_share \+ fine_share: .* at most 1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:

@@ -101,7 +101,8 @@ def make_generator(recipe: Recipe, device: torch.device | str, seed: int) -> Pro
     return ProceduralGenerator(
         *data.crop, batch_size=data.batch, frames=data.frames, textures=data.textures, device=device, seed=seed,
         max_displacement_px=data.max_displacement_px, patterns=data.patterns,
-        max_layers=data.max_layers, photometric=data.photometric,
+        max_layers=data.max_layers, particle_share=data.particle_share, fine_share=data.fine_share,
+        photometric=data.photometric,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Exposure:
     shadow: np.ndarray | None = None  # (T, 6, 9): what is above 0 of a smooth field lies in the shadow
     shadow_depth: float = 0.0
     bands: np.ndarray | None = None  # (T, 3): amplitude, rad/px down the rows, phase of light that flickers in them
+    grey: bool = False  # the noise is the same in all channels, as that of a camera without colours
 
 
 def draw_exposure(rng: np.random.Generator, frames: int) -> Exposure:
@@ -115,5 +116,9 @@ def expose(images: torch.Tensor, exposures: Sequence[Exposure], generator: torch
     images = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], images.view(n * frames, 3, height * width))
     images = images.view(n, frames, 3, height, width)
     sigma = tensor([exposure.noise for exposure in exposures])[..., None, None, None]
-    images += sigma * torch.randn(images.shape, generator=generator, device=device)
+    noise = torch.randn(images.shape, generator=generator, device=device)
+    for i, exposure in enumerate(exposures):
+        if exposure.grey:
+            noise[i] = noise[i, :, :1].clone()
+    images += sigma * noise
     return images.clamp_(0, 255)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedural training clips with exact dense flow and occlusion: `ProceduralGenerator`.
 
-Look at what training sees: python -m training.generator --out DIR [--clips N] [--textures DIR]
+Look at what training sees: python -m training.generator --out DIR [--clips N] [--textures DIR] [--kind KIND]
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -18,15 +19,18 @@ import torch
 from deq_flow_ros.media.colour import flow_to_color
 
 from .exposure import draw_exposure, expose
+from .particles import draw_particle_exposure, draw_particles, render_particles
 from .rendering import Clip, render
-from .scenes import SceneSettings, draw_scene
+from .scenes import KINDS, Kind, SceneSettings, draw_kind, draw_scene
 from .textures import TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
 __all__ = ["Clip", "ProceduralGenerator"]
 
+PARTICLE_SHARE, FINE_SHARE = 0.08, 0.06
+
 
 class ProceduralGenerator:
-    """Endless, seeded training clips: layered moving shapes over a moving background, or a camera moving past planes.
+    """Endless, seeded training clips: layered moving shapes, a camera that moves past planes, particles in a flow.
 
     A clip is a pure function of the settings, the seed and its number, so that training resumes at any step without
     stored state and processes share the numbers among them. The scene is drawn on the CPU and is the same on every
@@ -44,6 +48,8 @@ class ProceduralGenerator:
             farther.
         max_layers: most layers over the background, 0 to 8.
         static_share: share of clips in which nothing moves (they still differ by noise and light).
+        particle_share: share of clips that are particle images, see `particles`.
+        fine_share: share of clips in which the typical displacements lie below a pixel (0.05 to 1 px).
         patterns: number of different procedural textures.
         pattern_share: how often one of them is used when there are photographs too.
         limit_px: longer flow is marked invalid, and 0; the longer side of the frame unless given.
@@ -55,7 +61,8 @@ class ProceduralGenerator:
     def __init__(
         self, height: int, width: int, *, batch_size: int, frames: int = 3, textures: str | Path | None = None,
         device: str | torch.device = "cpu", seed: int = 0, min_displacement_px: float = 0.5,
-        max_displacement_px: float | None = None, max_layers: int = 8, static_share: float = 0.06, patterns: int = 120,
+        max_displacement_px: float | None = None, max_layers: int = 8, static_share: float = 0.06,
+        particle_share: float = PARTICLE_SHARE, fine_share: float = FINE_SHARE, patterns: int = 120,
         pattern_share: float = 0.25, limit_px: float | None = None, photometric: bool = True,
     ) -> None:  # fmt: skip
         max_displacement_px = width / 4 if max_displacement_px is None else max_displacement_px
@@ -73,6 +80,12 @@ class ProceduralGenerator:
             ),
             ("max_layers", max_layers, 0 <= max_layers <= 8, "0 to 8"),
             ("static_share", static_share, 0 <= static_share <= 1, "0 to 1"),
+            ("particle_share", particle_share, 0 <= particle_share <= 1, "0 to 1"),
+            ("fine_share", fine_share, 0 <= fine_share <= 1, "0 to 1"),
+            (
+                "static_share + particle_share + fine_share", static_share + particle_share + fine_share,
+                static_share + particle_share + fine_share <= 1, "at most 1",
+            ),
             ("patterns", patterns, patterns >= 1, "at least 1"),
             ("pattern_share", pattern_share, 0 <= pattern_share <= 1, "0 to 1"),
             ("limit_px", limit_px, limit_px > 0, "above 0"),
@@ -86,7 +99,7 @@ class ProceduralGenerator:
         self._banks = [full, halve(full)]
         self.settings = SceneSettings(
             height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,
-            len(photographs), patterns, pattern_share,
+            particle_share, fine_share, len(photographs), patterns, pattern_share,
         )  # fmt: skip
 
     def batch(self, index: int) -> Clip:
@@ -97,31 +110,47 @@ class ProceduralGenerator:
         """The clips with these numbers (each >= 0); a clip is the same whatever it is drawn together with."""
         if not numbers or min(numbers) < 0:
             raise ValueError(f"numbers of clips: expected one or more, each at least 0, got {list(numbers)}")
+        scenes = [i for i, number in enumerate(numbers) if self.kind(number) != "particles"]
         # A CPU is fastest when a clip's arrays stay in its cache, a GPU when one launch serves the whole batch.
         at_once = 1 if self.device.type == "cpu" else len(numbers)
-        parts = []
-        for start in range(0, len(numbers), at_once):
-            some = numbers[start : start + at_once]
-            draws = [np.random.default_rng([self.seed, number]) for number in some]
-            scenes = [draw_scene(rng, self.settings) for rng in draws]
-            exposures = [draw_exposure(rng, self.settings.frames) for rng in draws] if self.photometric else []
-            part = render(
-                scenes, self._banks, self.settings.height, self.settings.width, self.limit_px,
-                [exposure.shutter for exposure in exposures] or None,
-            )  # fmt: skip
-            if exposures:
-                exposed = []
-                for i, number in enumerate(some):
-                    noise_seed = int(np.random.default_rng([self.seed, number]).integers(2**62))
-                    noise = torch.Generator(self.device).manual_seed(noise_seed)
-                    exposed.append(expose(part.images[i : i + 1], exposures[i : i + 1], noise))
-                part.images = torch.cat(exposed)
-            parts.append(part)
+        groups = [scenes[start : start + at_once] for start in range(0, len(scenes), at_once)]
+        groups += [[i] for i in range(len(numbers)) if i not in set(scenes)]
+        parts = [self._together([numbers[i] for i in group]) for group in groups]
+        order = np.argsort([i for group in groups for i in group]).tolist()
         return Clip(
-            images=torch.cat([part.images for part in parts]), flow=torch.cat([part.flow for part in parts]),
-            occluded=torch.cat([part.occluded for part in parts]), valid=torch.cat([part.valid for part in parts]),
+            images=torch.cat([part.images for part in parts])[order],
+            flow=torch.cat([part.flow for part in parts])[order],
+            occluded=torch.cat([part.occluded for part in parts])[order],
+            valid=torch.cat([part.valid for part in parts])[order],
             numbers=torch.tensor(list(numbers)),
-        )  # fmt: skip
+        )
+
+    def kind(self, number: int) -> Kind:
+        """What kind of clip the one with this number is."""
+        return draw_kind(np.random.default_rng([self.seed, number]), self.settings)
+
+    def _together(self, numbers: Sequence[int]) -> Clip:
+        """Draw clips of scenes, any number, or one clip of particles."""
+        height, width, frames = self.settings.height, self.settings.width, self.settings.frames
+        draws = [np.random.default_rng([self.seed, number]) for number in numbers]
+        kinds = [draw_kind(rng, self.settings) for rng in draws]
+        if kinds == ["particles"]:
+            particles = draw_particles(draws[0], height, width, frames, self.settings.max_displacement_px)
+            exposures = [draw_particle_exposure(draws[0], frames)] if self.photometric else []
+            clip = render_particles(particles, height, width, self.limit_px).to(self.device)
+        else:
+            scenes = [draw_scene(rng, self.settings, kind) for rng, kind in zip(draws, kinds, strict=True)]
+            exposures = [draw_exposure(rng, frames) for rng in draws] if self.photometric else []
+            shutters = [exposure.shutter for exposure in exposures] or None
+            clip = render(scenes, self._banks, height, width, self.limit_px, shutters)
+        exposed = []
+        for i, exposure in enumerate(exposures):
+            noise_seed = int(np.random.default_rng([self.seed, numbers[i]]).integers(2**62))
+            noise = torch.Generator(self.device).manual_seed(noise_seed)
+            exposed.append(expose(clip.images[i : i + 1], [exposure], noise))
+        if exposed:
+            clip.images = torch.cat(exposed)
+        return clip
 
 
 def contact_sheet(clip: Clip) -> np.ndarray:
@@ -147,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--height", type=int, default=128, help="frame height in px (default 128)")
     parser.add_argument("--width", type=int, default=192, help="frame width in px (default 192)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--kind", choices=KINDS, help="clips of this kind only; default: as they come in training")
     options = parser.parse_args(arguments)
     if options.clips < 1:
         parser.error(f"--clips: expected at least 1, got {options.clips}")
@@ -158,9 +188,11 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
+    numbers = itertools.count()
+    wanted = numbers if options.kind is None else (n for n in numbers if generator.kind(n) == options.kind)
     for index in range(math.ceil(options.clips / generator.batch_size)):
-        path = options.out / f"clips_{index:03d}.png"
-        sheet = contact_sheet(generator.batch(index))
+        path = options.out / f"{options.kind or 'clips'}_{index:03d}.png"
+        sheet = contact_sheet(generator.clips(list(itertools.islice(wanted, generator.batch_size))))
         if not cv2.imwrite(str(path), sheet[:, :, ::-1]):
             parser.error(f"could not write {path}")
         print(f"{path}: frames, flow and occlusion of the first pair; one clip a row")

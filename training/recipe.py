@@ -83,6 +83,7 @@ class Data:
     :ivar textures: folder of photographs for the generator; None leaves procedural textures.
     :ivar patterns: different procedural textures.
     :ivar max_layers: of the generator, over the background.
+    :ivar particle_share, fine_share: of the generator: shares of particle images, and of motion below a pixel.
     :ivar photometric: whether the generator changes light and colours and adds blur and noise.
     """
 
@@ -96,6 +97,8 @@ class Data:
     textures: str | None = None
     patterns: int = 120
     max_layers: int = 8
+    particle_share: float = 0.08
+    fine_share: float = 0.06
     photometric: bool = True
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ iteration finds it.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from .motion import (
     sign,
 )
 
+Kind = Literal["static", "particles", "fine", "planar", "ego-motion"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FINE_RANGE_PX = (0.05, 1.0)  # of the typical displacement in clips with motion below a pixel
 PLAIN_SHARE = 0.3  # of objects with little contrast: furniture, walls, car bodies
 
 
@@ -56,19 +60,40 @@ class SceneSettings:
     min_displacement_px: float
     max_displacement_px: float
     static_share: float
+    particle_share: float
+    fine_share: float
     photographs: int  # textures with indices below this are photographs
     patterns: int  # and the ones after them procedural
     pattern_share: float
 
 
-def draw_scene(rng: np.random.Generator, settings: SceneSettings) -> list[Layer]:
-    """Draw one scene; layers are ordered from the far to the near, the background first."""
-    kind = rng.random()
-    if kind < settings.static_share:
-        return _planar_scene(rng, settings, static=True)
-    if kind < settings.static_share + 0.55 * (1 - settings.static_share):
-        return _planar_scene(rng, settings)
-    return _ego_motion_scene(rng, settings)
+def draw_kind(rng: np.random.Generator, settings: SceneSettings) -> Kind:
+    """Draw what kind of clip one is; all but "particles" are scenes."""
+    shares: dict[Kind, float] = {
+        "static": settings.static_share, "particles": settings.particle_share, "fine": settings.fine_share
+    }  # fmt: skip
+    rest = 1 - sum(shares.values())
+    kind: Kind = pick(rng, {**shares, "planar": 0.55 * rest, "ego-motion": 0.45 * rest})
+    return kind
+
+
+def draw_scene(rng: np.random.Generator, settings: SceneSettings, kind: Kind) -> list[Layer]:
+    """Draw a scene of a kind; layers are ordered from the far to the near, the background first.
+
+    :raises ValueError: for "particles", which has no layers; see `particles`.
+    """
+    if kind == "particles":
+        raise ValueError("clips of particles have no layers; draw_particles draws them")
+    if kind == "fine":
+        low, high = FINE_RANGE_PX
+        settings = replace(
+            settings, min_displacement_px=min(low, settings.min_displacement_px),
+            max_displacement_px=min(high, settings.max_displacement_px),
+        )  # fmt: skip
+        kind = pick(rng, {"planar": 0.55, "ego-motion": 0.45})
+    if kind == "ego-motion":
+        return _ego_motion_scene(rng, settings)
+    return _planar_scene(rng, settings, static=kind == "static")
 
 
 def _layer_count(rng: np.random.Generator, settings: SceneSettings) -> int:

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips of particle images, as particle image velocimetry (PIV) takes them: small bright particles in a dense flow.
+
+A laser sheet lights particles that drift with a fluid. The picture has nothing but them; the flow is smooth and has a
+value at every pixel. After the synthetic images by which PIV methods are judged (Raffel et al., Particle Image
+Velocimetry, 3rd edition, chapters 2 and 5; Cai et al., Experiments in Fluids 60:73, 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .exposure import Exposure
+from .motion import log_uniform, pick, schedule, sign
+from .rendering import Clip
+
+PARTICLE_RANGE_PX = (0.2, 12.0)  # of the mean displacement between two frames
+MAX_GRADIENT = 0.3  # px of displacement per px: nothing folds, and neighbours stay neighbours
+MAX_FILL = 0.5  # of the picture that particles would cover if none overlapped
+PATCH_SIGMAS = 3.2  # beyond, a particle adds less than one grey level
+
+
+@dataclass(frozen=True)
+class FlowField:
+    """A smooth displacement field, in px per frame. T is the number of frames.
+
+    :ivar uniform: (2,) the same everywhere.
+    :ivar linear: (2, 2) strain, shear and rotation about ``centre``.
+    :ivar centre: (2,) px.
+    :ivar vortices: (V, 4) Lamb-Oseen vortices: x, y, core radius (px), displacement (px, signed).
+    :ivar waves: (W, 5) divergence-free plane waves: amplitude x, y (px), wave vector x, y (rad/px), phase.
+    :ivar stream: (8,) a jet, a mixing layer or the flow behind a step: x, y, direction (rad), half width (px), relative
+        widening per px, then the px of the jet, of the mixing layer and of the reverse flow beside the jet.
+    :ivar gains: (T - 1,) by which the whole is multiplied from frame to frame.
+    :ivar drift: (2,) px per frame by which its pattern moves on.
+    """
+
+    uniform: np.ndarray
+    linear: np.ndarray
+    centre: np.ndarray
+    vortices: np.ndarray
+    waves: np.ndarray
+    stream: np.ndarray
+    gains: np.ndarray
+    drift: np.ndarray
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Displacement (px) from frame ``frame`` to the next of what is at x, y (px, any one shape) in it."""
+        x, y = x - float(frame * self.drift[0]), y - float(frame * self.drift[1])
+        (a, b), (c, d) = self.linear.tolist()
+        across, down = x - float(self.centre[0]), y - float(self.centre[1])
+        u, v = a * across + b * down + float(self.uniform[0]), c * across + d * down + float(self.uniform[1])
+        for vortex_x, vortex_y, radius, strength in self.vortices.tolist():
+            across, down = x - vortex_x, y - vortex_y
+            q = ((across * across + down * down) / radius**2).clamp_min_(1e-6)
+            turn = -torch.expm1(-q) / q * (strength / radius)
+            u, v = u - turn * down, v + turn * across
+        for amplitude_x, amplitude_y, k_x, k_y, phase in self.waves.tolist():
+            sine = torch.sin(k_x * x + k_y * y + phase)
+            u, v = u + amplitude_x * sine, v + amplitude_y * sine
+        stream_x, stream_y, direction, width, widening, *parts = self.stream.tolist()
+        if any(parts):
+            cos, sin = math.cos(direction), math.sin(direction)
+            across, down = x - stream_x, y - stream_y
+            growth = (1 + widening * (cos * across + sin * down)).clamp_(0.5, 3)
+            s = (cos * down - sin * across) / (width * growth)
+            speed = parts[0] * torch.exp(-s * s) + parts[1] * torch.tanh(s) + parts[2] * torch.exp(-((s - 2) ** 2))
+            u, v = u + cos * speed, v + sin * speed
+        gain = float(self.gains[frame])
+        return u * gain, v * gain
+
+    def scaled(self, factor: float) -> FlowField:
+        """The same pattern with all displacements multiplied; it drifts as before."""
+        vortices, waves, stream = self.vortices.copy(), self.waves.copy(), self.stream.copy()
+        vortices[:, 3] *= factor
+        waves[:, :2] *= factor
+        stream[5:] *= factor
+        return replace(
+            self, uniform=factor * self.uniform, linear=factor * self.linear, vortices=vortices, waves=waves,
+            stream=stream,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ParticleScene:
+    """Particles and the flow that moves them. T is the number of frames, N of particles.
+
+    :ivar positions: (T, N, 2) px.
+    :ivar brightness: (T, N) grey levels at the middle of each; it follows the depth in the laser sheet.
+    :ivar sigmas: (N,) px: standard deviation of the Gaussian that a particle looks like.
+    :ivar background: (6,) grey levels under the particles: a polynomial of second order in x and y from -1 to 1.
+    :ivar sheet: (3,) direction (rad) and position (-1..1) of the sheet's bright line, and how much darker it gets from
+        there.
+    """
+
+    field: FlowField
+    positions: np.ndarray
+    brightness: np.ndarray
+    sigmas: np.ndarray
+    background: np.ndarray
+    sheet: np.ndarray
+
+
+def draw_field(rng: np.random.Generator, height: int, width: int, frames: int, magnitude: float) -> FlowField:
+    """A flow of a few kinds at once whose mean displacement over the frame is ``magnitude`` px.
+
+    It is less where a flow as steep as this would have to exceed `MAX_GRADIENT`.
+    """
+    size = np.array([width, height], dtype=float)
+    extent = float(np.sqrt(size.prod()))
+    finest = min(max(10.0, 5 * magnitude), extent)  # of a vortex; steeper flow would be scaled down again
+    heading = rng.uniform(0, 2 * np.pi)
+    uniform = rng.uniform(0.2, 1) * np.array([np.cos(heading), np.sin(heading)]) * (rng.random() < 0.7)
+    linear = rng.normal(0, 1, (2, 2)) / extent * (rng.random() < 0.4)
+    count = int(rng.integers(1, 7)) if rng.random() < 0.5 else 0
+    vortices = np.stack(
+        [
+            rng.uniform(-0.1, 1.1, count) * width, rng.uniform(-0.1, 1.1, count) * height,
+            np.exp(rng.uniform(np.log(finest), np.log(max(extent / 3, finest * 1.1)), count)),
+            rng.uniform(0.4, 1.6, count) * rng.choice([-1.0, 1.0], count),
+        ],
+        axis=1,
+    )  # fmt: skip
+    count = int(rng.integers(2, 9)) if rng.random() < 0.45 else 0
+    lengths = np.exp(rng.uniform(np.log(3 * finest), np.log(max(1.5 * extent, 3.5 * finest)), count))
+    angles = rng.uniform(0, 2 * np.pi, count)
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    sizes = rng.uniform(0.3, 1, count) * (lengths / extent) ** rng.uniform(0.3, 1)  # small eddies are slow
+    amplitudes = sizes[:, None] * np.stack([-directions[:, 1], directions[:, 0]], axis=1)
+    vectors = 2 * np.pi / np.maximum(lengths[:, None], 1e-6) * directions
+    waves = np.concatenate([amplitudes, vectors, rng.uniform(0, 2 * np.pi, (count, 1))], axis=1)
+    stream = np.zeros(8)
+    still = not (uniform.any() or linear.any() or len(vortices) or len(waves))
+    if still or rng.random() < 0.35:
+        kind = pick(rng, {"jet": 0.35, "step": 0.4, "layer": 0.25})
+        strength = rng.uniform(0.8, 2)
+        parts = {"jet": (1, 0, 0), "step": (1, 0, -rng.uniform(0.05, 0.3) * sign(rng)), "layer": (0, 1, 0)}[kind]
+        direction = pick(rng, {0.0: 0.4, np.pi: 0.2, rng.uniform(0, 2 * np.pi): 0.4}) + rng.normal(0, 0.05)
+        half_width = log_uniform(rng, max(0.07 * extent, finest), max(0.35 * extent, 1.1 * finest))
+        stream[:] = [
+            *rng.uniform(0.1, 0.9, 2) * size, direction, half_width, rng.uniform(0, 0.6) / extent,
+            *np.array(parts) * strength,
+        ]  # fmt: skip
+    gains = np.diff(schedule(rng, frames))
+    field = FlowField(uniform, linear, rng.uniform(0, 1, 2) * size, vortices, waves, stream, gains, np.zeros(2))
+    ys, xs = (torch.from_numpy(a) for a in np.mgrid[0 : height : max(1, height // 32), 0 : width : max(1, width // 32)])
+    u, v = torch.stack(field(torch.stack([xs, xs + 1, xs]).float(), torch.stack([ys, ys, ys + 1]).float(), 0))
+    lengths_px = torch.hypot(u[0], v[0])
+    steepest = max(float((part[1:] - part[:1]).abs().max()) for part in (u, v))
+    field = field.scaled(min(magnitude / max(float(lengths_px.mean()), 1e-6), MAX_GRADIENT / max(steepest, 1e-9)))
+    return replace(field, drift=rng.uniform(0, 1) * field.uniform)
+
+
+def draw_particles(
+    rng: np.random.Generator, height: int, width: int, frames: int, max_displacement_px: float
+) -> ParticleScene:
+    """Draw a flow, and the particles that it carries through all frames.
+
+    The mean displacement is log-uniform in `PARTICLE_RANGE_PX`, cut off at ``max_displacement_px``. Some particles
+    leave the laser sheet between two frames, and others enter it.
+    """
+    low, high = PARTICLE_RANGE_PX
+    high = min(high, max_displacement_px)
+    field = draw_field(rng, height, width, frames, log_uniform(rng, min(low, high / 2), high))
+    diameter = log_uniform(rng, 1.9, 5.0)  # px, four standard deviations
+    density = min(log_uniform(rng, 0.012, 0.12), MAX_FILL / (math.pi / 4 * diameter**2))  # particles per px
+    # Around the frame lies what will flow into it.
+    margin = 2 * diameter + 1.3 * float(np.abs(field.gains).sum()) * _largest(field, height, width)
+    low_corner, high_corner = np.array([-margin, -margin]), np.array([width + margin, height + margin])
+    count = max(1, round(density * float((high_corner - low_corner).prod())))
+    sigmas = np.clip(diameter / 4 * np.exp(rng.normal(0, rng.uniform(0, 0.2), count)), 0.4, 1.6)
+    peak = rng.uniform(70, 260) * np.exp(rng.normal(0, rng.uniform(0, 0.4), count))
+    depth, rise = rng.uniform(-1, 1, count), rng.choice([0.0, 0.05, 0.2]) * rng.normal(0, 1, 2)
+    profile = rng.uniform(0.4, 1.2)  # how deep the sheet's light reaches, in its own thickness
+    places = rng.uniform(low_corner, high_corner, (count, 2))
+    positions, brightness = np.empty((frames, count, 2)), np.empty((frames, count))
+    for frame in range(frames):
+        positions[frame], brightness[frame] = places, peak * np.exp(-((depth / profile) ** 2))
+        if frame == frames - 1:
+            break
+        x, y = torch.from_numpy(places).unbind(1)
+        u, v = field(x, y, frame)
+        places = places + torch.stack([u, v], dim=1).numpy()
+        depth = depth + rise[0] + np.abs(rise[1]) * rng.normal(0, 0.5, count)
+        lost = np.abs(depth) > 1
+        depth = (depth + 1) % 2 - 1  # as many come in on the other side
+        places[lost] = rng.uniform(low_corner, high_corner, (int(lost.sum()), 2))
+    level = rng.choice([0.0, 3.0, 25.0])
+    background = level * np.array([rng.uniform(0, 1), *rng.normal(0, 0.3, 5)])
+    sheet = np.array([rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8) * (rng.random() < 0.6)])
+    return ParticleScene(field, positions, brightness, sigmas, background, sheet)
+
+
+def _largest(field: FlowField, height: int, width: int) -> float:
+    """The largest displacement on a coarse grid over the frame, with gain 1, in px."""
+    ys, xs = np.meshgrid(np.linspace(0, height, 12), np.linspace(0, width, 12), indexing="ij")
+    u, v = field(torch.from_numpy(xs), torch.from_numpy(ys), 0)
+    return float(torch.hypot(u, v).max()) / max(abs(float(field.gains[0])), 1e-6)
+
+
+def render_particles(scene: ParticleScene, height: int, width: int, limit_px: float) -> Clip:
+    """Draw a clip of one such scene, on the CPU.
+
+    Particles hide nothing: occluded is what flows out of the frame. Flow of ``limit_px`` and more is invalid (and 0).
+    """
+    frames = len(scene.positions)
+    rows, columns = torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    flow = torch.stack([torch.stack(scene.field(x, y, frame)) for frame in range(frames - 1)])
+    down, across = (2 * rows / height - 1)[:, None], 2 * columns / width - 1
+    a = scene.background.tolist()
+    under = a[0] + a[1] * across + a[2] * down + a[3] * across * across + a[4] * across * down + a[5] * down * down
+    light = []
+    for places, brightness in zip(scene.positions, scene.brightness, strict=True):
+        lit = brightness * _sheet(scene.sheet, places[:, 0] * 2 / width - 1, places[:, 1] * 2 / height - 1)
+        light.append(_splat(places, lit, scene.sigmas, height, width))
+    images = (torch.stack(light) + under.clamp_min(0)).clamp_(0, 255)
+    valid = flow.square().sum(1) < limit_px**2
+    there_x, there_y = x + flow[:, 0], y + flow[:, 1]
+    occluded = ~((there_x >= 0) & (there_x <= width - 1) & (there_y >= 0) & (there_y <= height - 1))
+    return Clip(
+        images=images[None, :, None].repeat(1, 1, 3, 1, 1), flow=torch.where(valid.unsqueeze(1), flow, 0.0)[None],
+        occluded=occluded[None], valid=valid[None],
+    )  # fmt: skip
+
+
+def _sheet(sheet: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Share of the light that places get, by their coordinates from -1 to 1."""
+    off = np.cos(sheet[0]) * across + np.sin(sheet[0]) * down - sheet[1]
+    return 1 - sheet[2] * (1 - np.exp(-(off**2)))
+
+
+def _splat(places: np.ndarray, brightness: np.ndarray, sigmas: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """The sum of Gaussian spots, (H, W), each integrated over every pixel as a sensor does."""
+    half = math.ceil(PATCH_SIGMAS * float(sigmas.max()))
+    near = ((places > -half) & (places < (width - 1 + half, height - 1 + half))).all(1) & (brightness > 0.1)
+    middle = torch.from_numpy(places[near])
+    sigma, peak = torch.from_numpy(sigmas[near]), torch.from_numpy(brightness[near])
+    corner = middle.round() - half
+    steps = torch.arange(2 * half + 2) - 0.5  # the borders between the pixels of a patch
+    offsets = corner.unsqueeze(2) + steps - middle.unsqueeze(2)  # (N, 2, K + 1)
+    share = torch.erf((offsets / (math.sqrt(2) * sigma[:, None, None])).float()).diff(dim=2) / 2  # (N, 2, K)
+    spots = (peak * 2 * math.pi * sigma**2).float()[:, None, None] * share[:, 1, :, None] * share[:, 0, None, :]
+    # On a canvas with a border, so that spots need not be cut.
+    border, wide = 2 * half + 1, width + 2 * (2 * half + 1)
+    cells = (corner.long() + border).unsqueeze(2) + torch.arange(2 * half + 1)
+    index = cells[:, 1, :, None] * wide + cells[:, 0, None, :]
+    canvas = np.bincount(index.flatten().numpy(), spots.flatten().numpy(), (height + 2 * border) * wide)
+    whole = torch.from_numpy(canvas).float().view(-1, wide)
+    return whole[border : border + height, border : border + width]
+
+
+def draw_particle_exposure(rng: np.random.Generator, frames: int) -> Exposure:
+    """Laser pulses that differ in energy and the noise of a grey camera, on the T frames of a clip."""
+    gains = np.exp(rng.normal(0, rng.choice([0.0, 0.03, 0.12]), frames))
+    tint = 1 + rng.normal(0, 0.02, 3) * (rng.random() < 0.2)
+    colour = np.zeros((frames, 3, 4))
+    colour[:, :, :3] = gains[:, None, None] * tint[:, None] * np.eye(3)
+    gamma = np.full(frames, np.exp(rng.normal(0, 0.25))) if rng.random() < 0.25 else None
+    noise = log_uniform(rng, 0.5, 9) * (rng.random() < 0.65)
+    return Exposure(0.0, colour, gamma, None, None, np.full(frames, noise), grey=True)
