@@ -17,9 +17,10 @@ import torch
 
 from deq_flow_ros.media.flow_files import write_flow
 from training import train
-from training.batches import Mix, load_ahead, to_clip, training_samples
+from training.batches import Mix, to_clip, training_samples
 from training.datasets import Sample
 from training.distributed import Processes
+from training.workers import Loader
 
 SOURCES = "data.sources=[{dataset: chairs, repeat: 2}, {dataset: kitti-2015, augmentation: {eraser_probability: 0}}]"
 STILL = ("brightness", "contrast", "saturation", "hue", "eraser_probability")
@@ -39,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mix(root: Path, *changes: str) -> Mix:
     roots = f"data.roots={{chairs: {root / 'chairs'}, kitti: {root / 'kitti'}}}"
-    samples = training_samples(tiny.recipe(roots, *(changes or [SOURCES])), torch.device("cpu"))
+    samples = training_samples(tiny.recipe(roots, *(changes or [SOURCES])))
     assert isinstance(samples, Mix)
     return samples
 
@@ -59,7 +60,8 @@ def test_a_sample_is_a_function_of_its_number(root: Path) -> None:
     samples = mix(root)
     batches = [range(0, 4), range(4, 8)]
     whole = [samples[numbers] for numbers in batches]
-    elsewhere = list(load_ahead(pickle.loads(pickle.dumps(samples)), batches, workers=2))
+    with Loader(pickle.loads(pickle.dumps(samples)), batches, workers=2) as loader:
+        elsewhere = list(loader)
     parts = [[samples[Processes(rank, 2).share(numbers)] for rank in range(2)] for numbers in batches]
     for clip, made_ahead, shares in zip(whole, elsewhere, parts, strict=True):
         for name in ("images", "flow", "valid", "occluded"):

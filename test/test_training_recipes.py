@@ -12,7 +12,8 @@ from deq_flow_ros.model import SIZES
 from training import train
 from training.augmentation import Augmentation
 from training.datasets import DATASETS
-from training.recipe import RECIPES, SYNTHETIC, Recipe, parse_change, read_recipe, recipe_names
+from training.recipe import SYNTHETIC, Recipe
+from training.recipe_files import RECIPES, parse_change, read_recipe, recipe_names
 
 
 def resolve(out: Path, *arguments: str) -> Recipe:
@@ -86,7 +87,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
         ("data.batch=two", "data.batch: expected int, got 'two'"),
         ("data.batch=1.5", "data.batch: expected int, got 1.5"),
         ("optimization.ema=true", "optimization.ema: expected float, got True"),
-        ("schedule.kind=cosine", "schedule.kind: expected .*'constant', 'one-cycle'.*, got 'cosine'"),
+        ("schedule.kind=cosine", "schedule.kind: expected .*'constant', 'trapezoid', 'one-cycle'.*, got 'cosine'"),
         ("schedule=5", "expected keys below schedule, got 5"),
         ("data.crop=[50,64]", r"data.crop: expected multiples of 8, from 16 on, got \(50, 64\)"),
         ("data.batch=0", "data.batch: expected at least 1, got 0"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samples of a run, by number: generated clips, or pairs of a mix of data sets, made ahead by worker processes.
+"""The samples of a run, by number: generated clips, or pairs of a mix of data sets, images in bytes.
 
 Which sample a number stands for, and how it is augmented, is a function of the seed and the number alone: a run resumes
 at any sample without stored state, and any number of processes see together what one would.
@@ -7,15 +7,12 @@ at any sample without stored state, and any number of processes see together wha
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from training.augmentation import Augmentation
 from training.datasets import FlowDataset, Sample, open_dataset
@@ -33,7 +30,9 @@ class Clips(Dataset[Clip]):
         self._generator = generator
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
-        return self._generator.clips(numbers)
+        clip = self._generator.clips(numbers)
+        clip.images = clip.images.round().clamp(0, 255).byte()  # as cameras give them, a quarter of the memory
+        return clip
 
 
 class Mix(Dataset[Clip]):
@@ -122,13 +121,14 @@ def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
         raise RecipeError(f"options of {source.dataset}: {error}") from error
 
 
-def training_samples(recipe: Recipe, device: torch.device) -> Clips | Mix:
-    """What the recipe trains on."""
-    from training.augmentation import Augmentation
+def training_samples(recipe: Recipe) -> Clips | Mix:
+    """What the recipe trains on.
 
+    Clips are made on the CPU beside a GPU, too: the many small kernels of the generator would take the trainer's time.
+    """
     data = recipe.data
     if data.synthetic:
-        return Clips(make_generator(recipe, device, recipe.seed))
+        return Clips(make_generator(recipe, "cpu", recipe.seed))
     parts = []
     for source in data.sources:
         for dataset in open_source(recipe, source):
@@ -138,34 +138,3 @@ def training_samples(recipe: Recipe, device: torch.device) -> Clips | Mix:
                 raise RecipeError(f"augmentation of {source.dataset}: {error}") from error
             parts.append((dataset, augmentation, source.repeat))
     return Mix(parts, recipe.seed, data.max_flow_px)
-
-
-def load_ahead(samples: Clips | Mix, batches: Sequence[Sequence[int]], workers: int) -> Iterator[Clip]:
-    """The batches of these sample numbers, in order."""
-    # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever. The
-    # workers are the parallelism.
-    cv2.setNumThreads(0)
-    loader = DataLoader(
-        samples,
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_begin_worker,
-    )
-    return iter(loader)
-
-
-def default_workers(recipe: Recipe, device: torch.device) -> int:
-    """Processes that make samples ahead. The generator draws on the GPU if there is one, else beside the training."""
-    if recipe.data.synthetic:
-        return int(device.type == "cpu")
-    return min(8, max(1, (os.cpu_count() or 2) - 1))
-
-
-def _begin_worker(_: int) -> None:
-    # A signal to the process group must not take the clip away that the last step waits for; one from the trainer, when
-    # it ends, must be heard.
-    os.setpgrp()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)

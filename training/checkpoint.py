@@ -12,8 +12,8 @@ import torch
 from deq_flow_ros.model.weights import replace_file
 
 _REQUIRED = {"step", "seconds", "steps", "cooldown", "model", "ema", "optimizer", "architecture"}
-_LATER = {"samples": None, "best": None}
-"""What checkpoints of before did not have: the number of `samples` seen, and the `best` validation error."""
+_LATER = {"samples": None, "best": None, "clips": None, "use": 0, "stage": 0, "tail": 0.0}
+"""What checkpoints of before did not have, see `Run`: all their samples were clips used once, in one stage."""
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:

@@ -56,13 +56,13 @@ class Processes:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.detach().copy_(mean.view_as(tensor))
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is set in any process."""
+    def largest(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Of each value the largest over the processes, in one exchange."""
         if self.count == 1:
-            return flag
-        raised = torch.tensor(float(flag), device=device)
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return bool(raised)
+            return list(values)
+        together = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(together, dist.ReduceOp.MAX)
+        return together.tolist()
 
     def gather(self, item: T) -> list[T]:
         """The items of all processes, by rank."""

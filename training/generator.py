@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -94,9 +95,8 @@ class ProceduralGenerator:
                 raise ValueError(f"{name}: expected {expected}, got {value}")
         self.batch_size, self.seed, self.limit_px, self.photometric = batch_size, seed, limit_px, photometric
         self.device = torch.device(device)
-        photographs = load_photographs(textures) if textures is not None else torch.empty(0, 3, *TEXTURE_SIZE).byte()
-        full = torch.cat([photographs, procedural_textures(patterns, seed)]).to(self.device)
-        self._banks = [full, halve(full)]
+        photographs = _photographs(textures)
+        self._banks = _banks(textures, patterns, seed, self.device)
         self.settings = SceneSettings(
             height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,
             particle_share, fine_share, len(photographs), patterns, pattern_share,
@@ -151,6 +151,18 @@ class ProceduralGenerator:
         if exposed:
             clip.images = torch.cat(exposed)
         return clip
+
+
+@lru_cache(maxsize=1)
+def _photographs(textures: str | Path | None) -> torch.Tensor:
+    return load_photographs(textures) if textures is not None else torch.empty(0, 3, *TEXTURE_SIZE).byte()
+
+
+@lru_cache(maxsize=2)
+def _banks(textures: str | Path | None, patterns: int, seed: int, device: torch.device) -> list[torch.Tensor]:
+    """All textures, and halved; the generators of a run's stages and of its validation share them."""
+    full = torch.cat([_photographs(textures), procedural_textures(patterns, seed)]).to(device)
+    return [full, halve(full)]
 
 
 def contact_sheet(clip: Clip) -> np.ndarray:

@@ -21,11 +21,13 @@ class Log:
     same goes to TensorBoard, with a picture per validation. The bar shows running means. A run that was killed logs the
     steps since its last checkpoint twice, with the same figures.
 
-    :param step, total: where the run stands, and where it ends.
+    :param step, total: where the run stands, and where it ends; None if it is the time that ends it.
     :param tensorboard: whether to write for TensorBoard (in the folder ``tensorboard``).
     """
 
-    def __init__(self, out: Path, step: int, total: int, every: int, tensorboard: bool, active: bool = True) -> None:
+    def __init__(
+        self, out: Path, step: int, total: int | None, every: int, tensorboard: bool, active: bool = True
+    ) -> None:
         self._active, self._every = active, every
         self._since_last: list[dict[str, float]] = []
         self._running: dict[str, float] = {}
@@ -42,19 +44,26 @@ class Log:
             total=total, initial=step, unit="step", mininterval=2, dynamic_ncols=True, disable=None, file=sys.stderr
         )
 
-    def step(self, step: int, figures: dict[str, float]) -> None:
-        """The figures of one step; `step` counts it in."""
+    def step(self, step: int, figures: dict[str, float], counts: dict[str, float], left: str = "") -> None:
+        """What one step tells.
+
+        :param step: counts it in.
+        :param figures: of which means are written.
+        :param counts: written as they are: how far the run has come.
+        :param left: the time left, in words.
+        """
         if not self._active:
             return
         self._since_last.append(figures)
         self._running = {k: v + 0.98 * (self._running.get(k, v) - v) for k, v in figures.items()}
         self._bar.update()
-        self._bar.set_postfix({k: f"{self._running[k]:.3g}" for k in SHOWN if k in self._running}, refresh=False)
+        shown = {k: f"{self._running[k]:.3g}" for k in SHOWN if k in self._running}
+        self._bar.set_postfix(shown | ({"left": left} if left else {}), refresh=False)
         if step % self._every == 0:
             means = {k: float(np.mean([entry[k] for entry in self._since_last])) for k in figures}
             self._since_last = []
-            self._write({"step": step, **{k: float(f"{v:.7g}") for k, v in means.items()}})
-            self._scalars("training", step, means)
+            self._write({"step": step, **counts, **{k: float(f"{v:.7g}") for k, v in means.items()}})
+            self._scalars("training", step, means | counts)
 
     def validation(self, step: int, errors: dict[str, float], best: bool, picture: np.ndarray | None) -> None:
         """Endpoint errors in px per set, whether they are the best so far, and a picture (H, W, 3) uint8 RGB."""

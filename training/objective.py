@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Objective:
     :ivar cold_iterations: range (least, most) of iterations from the cold start; drawn per step, so that the fixed
         point and not one particular count is learnt.
     :ivar warm_iterations: the same for the pairs that start from the state of the pair before.
+    :ivar draw: how they are drawn: "uniform", or "log-uniform": mostly few, now and then many, so that the fixed point
+        holds far out and a step still takes little time.
     :ivar corrections: states on the way that the loss is taken at, evenly spaced up to the end; one less when warm.
     :ivar gradient: "phantom-K" (K steps, damping 1; "phantom-1" is the one-step gradient), "phantom-K-TAU" with damping
         TAU, or "implicit"; one for all corrections, or one for each, separated by commas. Where there is room for fewer
@@ -53,12 +56,15 @@ class Objective:
     :ivar gamma: weight of an earlier correction relative to the next.
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
     :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
+    :ivar consistency: weight of the distance of the corrected states on the way from the end state, which gets no
+        gradient from it: few iterations should be near what many give (after arXiv 2602.03024).
     :ivar scale_px: see ``robust``.
     :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``: the fixed point must not depend on it.
     """
 
     cold_iterations: tuple[int, int] = (6, 10)
     warm_iterations: tuple[int, int] = (2, 6)
+    draw: Literal["uniform", "log-uniform"] = "uniform"
     corrections: int = 3
     gradient: str = "phantom-1"
     chained: bool = True
@@ -69,6 +75,7 @@ class Objective:
     gamma: float = 0.8
     matching: float = 0.5
     occluded: float = 0.3
+    consistency: float = 0.0
     scale_px: float = 1.0
     perturbation_px: float = 0.0
 
@@ -99,18 +106,22 @@ class Objective:
         measured: dict[str, Tensor] = {}
         start = model.initial_state(encodings[0])
         for t in range(frames - 1):
-            least, most = self.warm_iterations if t else self.cold_iterations
+            iterations = self._draw(self.warm_iterations if t else self.cold_iterations, rng)
             # An adjoint solve goes through its evaluation again and again, and would look up again each time.
             again = self.recompute and (self.recurrent or "implicit" not in self.gradient)
             problem = model.problem(encodings[t], encodings[t + 1], recompute=again)
             corrections = max(1, self.corrections - bool(t))
-            states = self._states(problem, start, int(rng.integers(least, most + 1)), corrections, measured)
+            states = self._states(problem, start, iterations, corrections, measured)
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
             weights = clip.valid[:, t] * torch.where(visible, 1.0, self.occluded)
             for state, gamma in zip(states, correction_weights(len(states), self.gamma), strict=True):
                 error = endpoint_error(model.upsample(state), clip.flow[:, t])
                 losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
             measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
+            if self.consistency and len(states) > 1:
+                measured["consistency"] = consistency_loss(states, clip.valid[:, t], self.scale_px)
+                losses.append(self.consistency * measured["consistency"])
+                measured["consistency"] = measured["consistency"].detach()
             if self.matching:
                 assert isinstance(problem.correlation, CorrelationPyramid)  # as ever where no iterations are named
                 measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
@@ -127,6 +138,13 @@ class Objective:
                     keys = [[number, t] for number in clip.numbers.tolist()]
                     start = perturb(start, keys, self.perturbation_px)
         return torch.stack(losses).sum(), measured
+
+    def _draw(self, limits: tuple[int, int], rng: np.random.Generator) -> int:
+        least, most = limits
+        if self.draw == "uniform":
+            return int(rng.integers(least, most + 1))
+        # Each count n gets the share of [n, n + 1) on a logarithmic axis.
+        return min(most, int(np.exp(rng.uniform(np.log(least), np.log(most + 1)))))
 
     def _states(
         self, problem: FlowProblem, start: State, iterations: int, count: int, measured: dict[str, Tensor]
@@ -193,6 +211,18 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     over the whole batch.
     """
     return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
+
+
+def consistency_loss(states: Sequence[State], valid: Tensor, scale_px: float) -> Tensor:
+    """Mean robust distance in px of the flow of all states but the last from that of the last, as it is.
+
+    :param states: (hidden, flow (B, 2, h, w) in cells) each, two or more.
+    :param valid: (B, H, W) bool, the pixels that count.
+    """
+    weights = F.avg_pool2d(valid.float().unsqueeze(1), FACTOR)[:, 0]
+    end = states[-1][1].detach()
+    distances = [robust(endpoint_error(FACTOR * state[1], FACTOR * end), scale_px) for state in states[:-1]]
+    return torch.stack([weighted_mean(distance, weights) for distance in distances]).mean()
 
 
 def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor) -> Tensor:

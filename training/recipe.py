@@ -1,31 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: everything that decides what is trained, on what and how, as one dataclass, from YAML and overrides.
-
-A recipe file (`training/recipes/*.yaml`) holds the sections of `Recipe`, with what differs from the defaults here.
-Beside them it may have `sizes` and `variants`: sections that apply to one model size, or when a variant is asked for.
-Later wins: defaults, file, size, variant, command line.
-"""
+"""Recipes: everything that decides what is trained, on what and how, as one dataclass."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from itertools import pairwise
+from typing import Any, Literal
 
-import dacite
 import yaml
 
 from deq_flow_ros.model import SIZES, Architecture
 from training.datasets import DATASETS
 from training.objective import Objective
 from training.schedule import Schedule
+from training.symmetries import USES
 
-RECIPES = Path(__file__).parent / "recipes"
 SYNTHETIC, PAIRS = "synthetic", "pairs"
-_BESIDE = ("sizes", "variants")
 
 
 class RecipeError(ValueError):
@@ -60,7 +53,7 @@ class Source:
     def __post_init__(self) -> None:
         names = [SYNTHETIC, PAIRS, *DATASETS]
         if self.dataset not in names:
-            raise RecipeError(f"unknown data set {self.dataset!r}{_hint(self.dataset, names)}")
+            raise RecipeError(f"unknown data set {self.dataset!r}{hint(self.dataset, names)}")
         _check(
             f"source {self.dataset}",
             repeat=(self.repeat, self.repeat >= 1, "at least 1"),
@@ -78,6 +71,9 @@ class Data:
     :ivar batch: pairs, or clips of the generator, in a step, over all processes together.
     :ivar crop: height, width in px, multiples of 8.
     :ivar max_flow_px: longer flow is not trained on.
+    :ivar uses: how often each sample is trained on, 1 to 4: as it is, then mirrored horizontally, vertically and both,
+        the flow as well, with its colour channels exchanged (training/symmetries.py). For where making a sample takes
+        longer than a step.
     :ivar frames: of a generated clip; from the third on, pairs start warm.
     :ivar max_displacement_px: of the generator; None is a quarter of the width.
     :ivar textures: folder of photographs for the generator; None leaves procedural textures.
@@ -92,6 +88,7 @@ class Data:
     batch: int = 4
     crop: tuple[int, int] = (128, 192)
     max_flow_px: float = 400.0
+    uses: int = 1
     frames: int = 3
     max_displacement_px: float | None = None
     textures: str | None = None
@@ -109,6 +106,7 @@ class Data:
             batch=(self.batch, self.batch >= 1, "at least 1"),
             crop=(self.crop, all(side >= 16 and side % 8 == 0 for side in self.crop), "multiples of 8, from 16 on"),
             max_flow_px=(self.max_flow_px, self.max_flow_px > 0, "above 0"),
+            uses=(self.uses, 1 <= self.uses <= USES, f"1 to {USES}"),
         )
 
     @property
@@ -186,11 +184,27 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a run with data and objective of its own.
+
+    In a recipe file, a stage's `data` and `objective` hold what differs from the recipe's.
+
+    :ivar until: share of the run at which it ends, of the steps or of the time, whichever the schedule counts.
+    """
+
+    until: float
+    data: Data
+    objective: Objective
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A training run, but for where it is written and on what machine.
 
     :ivar about: a line for people.
     :ivar init: weights to start from, with a fresh optimizer: a name or path as in `load_model`.
+    :ivar stages: in order, the last until 1; none if the whole run has the recipe's own data and objective. Validation
+        is on the recipe's own data in all of them.
     """
 
     about: str = ""
@@ -202,144 +216,52 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     optimization: Optimization = Optimization()
     validation: Validation = Validation()
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
-        _check("recipe", seed=(self.seed, self.seed >= 0, "at least 0"))
+        ends = [stage.until for stage in self.stages]
+        ordered = not ends or (ends[0] > 0 and ends[-1] == 1 and all(a < b for a, b in pairwise(ends)))
+        _check(
+            "recipe",
+            seed=(self.seed, self.seed >= 0, "at least 0"),
+            stages=(ends, ordered, "rising shares from above 0 to 1 in until"),
+        )
+
+    def stage_at(self, progress: float) -> int:
+        """The stage at a share of the run, 0 to 1, as an index; 0 if there are none."""
+        return sum(progress >= stage.until for stage in self.stages[:-1])
+
+    def in_stage(self, index: int) -> Recipe:
+        """The recipe with the data and objective of a stage."""
+        if not self.stages:
+            return self
+        stage = self.stages[index]
+        return dataclasses.replace(self, data=stage.data, objective=stage.objective, stages=())
 
     def root(self, dataset: str) -> str | None:
         """Where a data set lies: under its own name, or that of its family (up to the first dash)."""
         return self.data.roots.get(dataset, self.data.roots.get(dataset.split("-", 1)[0]))
 
     def to_yaml(self) -> str:
-        """The whole recipe; `read_recipe` reads it back."""
-        return yaml.safe_dump(_plain(dataclasses.asdict(self)), sort_keys=False, width=120)
+        """The whole recipe, of its stages what differs; `read_recipe` reads it back."""
+        values = dataclasses.asdict(self)
+        for stage in values["stages"]:
+            for section in ("data", "objective"):
+                own = values[section]
+                stage[section] = {key: value for key, value in stage[section].items() if value != own[key]}
+        return yaml.safe_dump(_plain(values), sort_keys=False, width=120)
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with the project."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def hint(name: str, known: Sequence[str]) -> str:
+    """The known name that was probably meant, for a message of an error; all of them if none is near.
 
-
-def read_recipe(
-    name: str, *, size: str | None = None, variant: str | None = None, changes: Sequence[Mapping[str, Any]] = ()
-) -> Recipe:
-    """A recipe by name or path, for a size, in a variant, with changes.
-
-    :param size: of the model; None is the recipe's own.
-    :param variant: one of the recipe's `variants`.
-    :param changes: nested as the sections are, later ones win; `parse_change` makes one from a line.
-    :raises FileNotFoundError: if there is no such recipe.
-    :raises RecipeError: for unknown keys, wrong types and impossible values, naming where.
+    Near as a whole, or in its last part ("rate" for "schedule.rate").
     """
-    path = RECIPES / f"{name}.yaml" if name in recipe_names() else Path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe {name!r}: expected a YAML file or one of {', '.join(recipe_names())}")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, Mapping):
-        raise RecipeError(f"{path}: expected sections, got {type(content).__name__}")
-    sizes, variants = (content.get(key) or {} for key in _BESIDE)
-    if variant is not None and variant not in variants:
-        raise RecipeError(f"{path} has no variant {variant!r}; it has: {', '.join(variants) or 'none'}")
-    values: dict[str, Any] = {}
-    layers: list[tuple[Mapping[str, Any], str]] = [({k: v for k, v in content.items() if k not in _BESIDE}, str(path))]
-    layers += [({"model": {"size": size}}, "--size")] if size else []
-    chosen = size or _lookup(content, "model", "size") or Model().size
-    layers += [(sizes[chosen], f"{path}, size {chosen}")] if chosen in sizes else []
-    layers += [(variants[variant], f"{path}, variant {variant}")] if variant else []
-    layers += [(change, "command line") for change in changes]
-    for layer, where in layers:
-        _merge(Recipe, values, layer, where)
-    try:
-        return dacite.from_dict(Recipe, values, _DACITE)
-    except dacite.UnexpectedDataError as error:  # within a list of sources: the sections are checked above
-        key = min(error.keys)
-        known = [f.name for f in dataclasses.fields(Source)]
-        raise RecipeError(f"{path}: unknown key {key!r} of a source{_hint(key, known)}") from error
-    except dacite.WrongTypeError as error:
-        kind = error.field_type.__name__ if isinstance(error.field_type, type) else error.field_type
-        raise RecipeError(f"{path}: {error.field_path}: expected {kind}, got {error.value!r}") from error
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-def parse_change(text: str) -> dict[str, Any]:
-    """`section.key=value` with a value in YAML, as a nested mapping.
-
-    :raises RecipeError: if it is not such.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"expected KEY=VALUE, as schedule.steps=1000, got {text!r}")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r}: the value is not YAML: {error}") from error
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed
-
-
-def _merge(section: type, values: dict[str, Any], changes: Any, where: str, path: str = "") -> None:
-    """Put changes over values, refusing keys that the section's dataclass does not have."""
-    if not isinstance(changes, Mapping):
-        raise RecipeError(f"{where}: expected keys below {path.rstrip('.') or 'the recipe'}, got {changes!r}")
-    types = get_type_hints(section)
-    for key, change in changes.items():
-        if key not in types:
-            raise RecipeError(
-                f"{where}: unknown key {path + str(key)!r}{_hint(path + str(key), list(_leaves(Recipe)))}"
-            )
-        if dataclasses.is_dataclass(types[key]):
-            _merge(types[key], values.setdefault(key, {}), change, where, f"{path}{key}.")
-        elif isinstance(values.get(key), dict) and isinstance(change, Mapping):
-            values[key] = {**values[key], **change}
-        else:
-            values[key] = change
-
-
-def _leaves(section: Any, path: str = "") -> Iterator[str]:
-    """The dotted names of all values of a section."""
-    for name, type_ in get_type_hints(section).items():
-        if dataclasses.is_dataclass(type_):
-            yield from _leaves(type_, f"{path}{name}.")
-        else:
-            yield path + name
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    """The known name that was probably meant: near as a whole, or in its last part ("rate" for "schedule.rate")."""
     last = {leaf.rsplit(".", 1)[-1]: leaf for leaf in known}
-    near = difflib.get_close_matches(name, known, 1, 0.7)
-    near += [last[part] for part in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1)]
+    part = name.rsplit(".", 1)[-1]
+    near = [last[part]] if part in last else difflib.get_close_matches(name, known, 1, 0.7)
+    near += [last[match] for match in difflib.get_close_matches(part, last, 1)]
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
-
-
-def _lookup(content: Mapping[str, Any], *keys: str) -> Any:
-    for key in keys:
-        content = content.get(key) or {}
-    return content or None
-
-
-def _number(kind: type) -> Any:
-    """YAML 1.1 reads 5e-4 as text and true is an integer to Python: mend the one, refuse the other."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, bool):
-            raise dacite.WrongTypeError(kind, value)
-        if kind is float and isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                return value
-        return float(value) if kind is float and isinstance(value, int) else value
-
-    return convert
-
-
-_DACITE = dacite.Config(cast=[tuple], strict=True, type_hooks={float: _number(float), int: _number(int)})
 
 
 def _plain(value: Any) -> Any:

@@ -22,14 +22,20 @@ MODEL, BEST = "model.safetensors", "best.safetensors"
 class Run:
     """Model, averaged weights, optimizer and step of one training run, with their files.
 
-    :ivar samples: number of the next sample to train on.
+    :ivar recipe: what is trained now: the recipe of the run, in its present stage.
+    :ivar clips: number of the first clip, or pair of a data set, of the batch to train on next.
+    :ivar use: how often that batch was used before.
+    :ivar samples: clips trained on so far, each counted as often as it was used.
+    :ivar stage: of the recipe, as an index.
+    :ivar seconds: time of the run up to the last checkpoint, see ``Clock``.
+    :ivar tail: seconds that the last validation and the last checkpoint took.
     :ivar best: lowest validation error so far, px; None before the first.
     """
 
     def __init__(
         self, recipe: Recipe, out: Path, device: torch.device | str = "cpu", processes: Processes | None = None
     ) -> None:
-        self.recipe, self.out = recipe, out
+        self._whole, self.recipe, self.out = recipe, recipe.in_stage(0), out
         self.device, self.processes = torch.device(device), processes or Processes()
         torch.manual_seed(recipe.seed)
         initial = initial_model(recipe)
@@ -44,8 +50,8 @@ class Run:
         bf16 |= recipe.optimization.precision == "auto" and self.device.type == "cuda"
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self._set_modes()
-        self.step = self.samples = 0
-        self.seconds = 0.0
+        self.step = self.samples = self.clips = self.use = self.stage = 0
+        self.seconds = self.tail = 0.0
         self.best: float | None = None
 
     def _set_modes(self) -> None:
@@ -70,15 +76,20 @@ class Run:
         if Architecture.from_dict(state["architecture"]) != self.model.architecture:
             raise ValueError(f"{path} holds a model of another architecture than the recipe's, {self.recipe.model}")
         schedule = self.recipe.schedule
-        if state["step"] > (schedule.steps if path.name == "constant.pt" else schedule.total):
+        most = schedule.steps if path.name == "constant.pt" else schedule.total
+        if schedule.seconds is None and state["step"] > most:
             raise ValueError(f"{path} is at step {state['step']}, beyond schedule.steps={schedule.steps}: raise it")
+        self.stage = min(state["stage"], max(len(self._whole.stages) - 1, 0))
+        self.recipe = self._whole.in_stage(self.stage)
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.tail = state["step"], state["seconds"], state["tail"]
         self.samples, self.best = state["samples"], state["best"]
         if self.samples is None:
             self.samples = self.step * self.recipe.data.batch
+        self.clips = self.samples if state["clips"] is None else state["clips"]
+        self.use = state["use"] if state["use"] < self.recipe.data.uses else 0
         return f"resumed from {path} at step {self.step}"
 
     def _find(self) -> tuple[Path, dict[str, Any]] | None:
@@ -98,12 +109,28 @@ class Run:
         schedule = self.recipe.schedule
         state: dict[str, Any] = {
             "step": self.step, "samples": self.samples, "seconds": self.seconds, "best": self.best,
+            "clips": self.clips, "use": self.use, "stage": self.stage, "tail": self.tail,
             "steps": schedule.steps, "cooldown": schedule.cooldown,
             "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
             "architecture": self.model.architecture.to_dict(),
         }  # fmt: skip
         write_checkpoint(state, self.out / schedule.checkpoint_name(self.step))
         save_model(self.ema, self.out / MODEL, {"step": str(self.step)})
+
+    @property
+    def seen(self) -> int:
+        """Different clips trained on so far."""
+        return self.clips + (self.recipe.data.batch if self.use else 0)
+
+    def enter(self, stage: int) -> None:
+        """Go on in this stage of the recipe; the batch in use is left behind."""
+        if stage != self.stage:
+            if self.use:
+                self._next_batch()
+            self.stage, self.recipe = stage, self._whole.in_stage(stage)
+
+    def _next_batch(self) -> None:
+        self.clips, self.use = self.clips + self.recipe.data.batch, 0
 
     def keep_best(self, error: float) -> bool:
         """Keep the averaged weights as the best if the validation error, px, is the lowest so far."""
@@ -115,14 +142,15 @@ class Run:
             save_model(self.ema, self.out / BEST, metadata)
         return True
 
-    def train_step(self, clip: Clip) -> dict[str, float]:
+    def train_step(self, clip: Clip, progress: float | None = None) -> dict[str, float]:
         """One step on this process's share of the batch; everything random is a function of the seed and the step.
 
+        :param progress: share of the time that has passed, for a timed schedule.
         :returns: the figures to log, means over all processes.
         :raises FloatingPointError: if loss or gradient are not finite; nothing is changed then, and the clip is saved.
         """
-        recipe = self.recipe
-        rate = recipe.schedule.rate_at(self.step)
+        recipe, clip = self.recipe, clip.to(self.device)
+        rate = recipe.schedule.rate_at(self.step, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(int(np.random.default_rng([recipe.seed, self.step, self.processes.rank]).integers(2**62)))
@@ -145,6 +173,9 @@ class Run:
         self.optimizer.step()
         self.step += 1
         self.samples += recipe.data.batch
+        self.use += 1
+        if self.use >= recipe.data.uses:
+            self._next_batch()
         self._update_average()
         return {"rate": rate, "gradient": float(norm), **{name: float(value) for name, value in figures.items()}}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a flow model by a recipe: ``python -m training.train --recipe synthetic --size nano --out runs/nano``.
+"""Train a flow model by a recipe: ``python -m training.train --recipe synthetic --for 28m --out runs/nano``.
 
 A recipe (training/recipes/, or a YAML file of yours) says what is trained, on what and how; ``--set`` changes any value
 of it. OUT gets ``recipe.yaml`` (the recipe as it was resolved), ``log.jsonl`` and ``tensorboard``, the checkpoints
@@ -10,8 +10,12 @@ lowest validation error). Started with ``torchrun``, all processes train one mod
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import signal
+import statistics
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,21 @@ import torch
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
-from training.batches import default_workers, load_ahead, training_samples
+from training.batches import training_samples
+from training.clock import Clock, kept_seconds, process_age
 from training.distributed import Processes, join, leave
 from training.logs import Log
-from training.recipe import Recipe, RecipeError, parse_change, read_recipe, recipe_names
+from training.recipe import Recipe, RecipeError
+from training.recipe_files import parse_change, read_recipe, recipe_names
 from training.run import MODEL, Run
+from training.schedule import parse_duration
+from training.symmetries import transform
 from training.validation import Validator
+from training.workers import Loader, choose_workers, spare_cores
 
+MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
+EXIT_SECONDS = 1.0  # for the end of the workers and of the interpreter
+CHECKPOINTS = 20  # of a timed run, at least: a kill costs no more than this part of it
 ERRORS = (OSError, ValueError, RuntimeError, MediaError, FloatingPointError)
 
 
@@ -48,9 +60,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="changes",
         help="change any value of the recipe, as schedule.steps=1000 data.batch=2")  # fmt: skip
+    add("--for", metavar="TIME", dest="duration", help="train for this time, as 90s, 28m or 1.5h, over all starts, "
+        "instead of the recipe's number of steps")  # fmt: skip
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--threads", type=int, default=1, help="threads of PyTorch on the CPU (default 1)")
-    add("--workers", type=int, help="processes that make samples ahead (default: by data and machine)")
+    add("--workers", type=int, help="processes that make samples ahead (default: as many as "
+        "measurement finds useful and the machine has cores to spare)")  # fmt: skip
     add("--checkpoint-every", type=float, default=120, metavar="SECONDS")
     add("--log-every", type=int, default=50, metavar="STEPS")
     add("--no-tensorboard", action="store_true", help="write log.jsonl only")
@@ -75,6 +90,8 @@ def resolve(options: argparse.Namespace) -> Recipe:
     flags: dict[str, Any] = {"data": {"roots": roots}} if roots else {}
     if options.textures:
         flags.setdefault("data", {})["textures"] = options.textures
+    if options.duration:
+        flags["schedule"] = {"seconds": parse_duration(options.duration)}
     if options.init:
         flags["init"] = options.init
     changes = [flags, *(parse_change(text) for text in options.changes)]
@@ -82,17 +99,29 @@ def resolve(options: argparse.Namespace) -> Recipe:
 
 
 class Training:
-    """One start of a run: the run, its samples and validation, and when to stop."""
+    """One start of a run: the run, its samples and validation, and when to stop.
 
-    def __init__(self, options: argparse.Namespace, recipe: Recipe, processes: Processes, device: torch.device) -> None:
+    :param began: when this start began, by ``time.monotonic``.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, recipe: Recipe, processes: Processes, device: torch.device, began: float
+    ) -> None:
         self.options, self.recipe, self.processes, self.device = options, recipe, processes, device
-        processes.share(range(recipe.data.batch))
-        self.samples = training_samples(recipe, device)
-        self.validator = Validator(recipe, processes)
+        for stage in range(max(1, len(recipe.stages))):
+            processes.share(range(recipe.in_stage(stage).data.batch))
         self.run = Run(recipe, options.out, device, processes)
         self.say(self.run.resume())
+        self.samples = training_samples(self.run.recipe)
+        self.validator = Validator(recipe, processes)
         if self.validator.left_out:
             self.say(f"no validation on {', '.join(self.validator.left_out)}: no --data for it")
+        # Of a run that is resumed the folder knows what its last checkpoint does not: a kill comes later than that.
+        before = max(self.run.seconds, kept_seconds(options.out)) if self.run.seconds else 0.0
+        self.clock = Clock(processes.from_first(before), began)
+        self.workers: int | None = options.workers
+        self.validated = self.run.step
+        self.step_seconds, self.validating, self.saving = 0.0, self.run.tail, 0.0
         self.stop: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: self.stop.append(received))
@@ -103,50 +132,128 @@ class Training:
             print(text, flush=True)
 
     def train(self) -> int:
-        """To the last step, or until a signal; returns the exit status."""
+        """To the end, or until a signal; returns the exit status.
+
+        :raises ValueError: if the time is too short for a step.
+        """
         run, recipe, options = self.run, self.recipe, self.options
-        total, batch = recipe.schedule.total, recipe.data.batch
+        timed = recipe.schedule.seconds is not None
         if self.processes.writes:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "recipe.yaml").write_text(recipe.to_yaml())
+            self.clock.keep(options.out)
+        total = None if timed else recipe.schedule.total
         log = Log(
             options.out, run.step, total, options.log_every, not options.no_tensorboard, active=self.processes.writes
         )
-        workers = default_workers(recipe, self.device) if options.workers is None else options.workers
-        firsts = range(run.samples, run.samples + (total - run.step) * batch, batch)
-        clips = load_ahead(self.samples, [self.processes.share(range(n, n + batch)) for n in firsts], workers)
-        saved = time.monotonic()
         try:
             if run.step == 0:
                 self.validate(log)
-            while run.step < total and not self.processes.any(bool(self.stop), self.device):
-                began = time.perf_counter()
-                clip = next(clips)
-                waited = time.perf_counter() - began
-                figures = run.train_step(clip.to(self.device))
-                seconds = time.perf_counter() - began
-                run.seconds += seconds
-                log.step(run.step, figures | {"seconds": seconds, "waiting": waited / seconds})
-                if run.step % recipe.validation.every == 0 or run.step == total:
-                    self.validate(log)
-                if run.step == recipe.schedule.steps or time.monotonic() - saved > options.checkpoint_every:
-                    run.save()
-                    saved = time.monotonic()
-            run.save()
+                if timed:
+                    self.save()  # from now on, time that is spent counts
+            while self.position() < 1:
+                self.train_stage(log)
+            if timed and run.step == 0 and not self.stop:
+                raise ValueError(f"{recipe.schedule.seconds:.0f} s are too short: start and validation take them all")
+            if not self.stop and self.validated != run.step:
+                self.validate(log)
+            self.save()
         finally:
             log.close()
-        self.say(f"step {run.step} of {total}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}")
+            self.clock.close()
+        of = f" of {total}" if total else ""
+        self.say(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}")
         return 128 + self.stop[0] if self.stop else 0
+
+    def train_stage(self, log: Log) -> None:
+        """Train to the end of the present stage, of the run, or of the measurement that the workers are chosen by."""
+        run, stage = self.run, self.recipe.stage_at(self.position())
+        if stage != run.stage:
+            run.enter(stage)
+            self.samples = training_samples(run.recipe)
+            self.workers = self.options.workers
+        batch = run.recipe.data.batch
+        measured: list[tuple[float, float]] = []
+        numbers = (self.processes.share(range(n, n + batch)) for n in itertools.count(run.clips, batch))
+        with Loader(self.samples, numbers, self.workers or 0) as clips:
+            clip = None
+            while (progress := self.position()) < 1 and self.recipe.stage_at(progress) == stage:
+                began = time.perf_counter()
+                if clip is None:
+                    clip = next(clips).to(self.device)
+                    drawn = self.processes.share(range(run.clips, run.clips + batch))
+                waited = time.perf_counter() - began
+                timed = progress if self.recipe.schedule.seconds is not None else None
+                figures = run.train_step(transform(clip, run.use, drawn), timed)
+                seconds = time.perf_counter() - began
+                self.step_seconds = 0.9 * (self.step_seconds or seconds) + 0.1 * seconds
+                self.after_step(log, figures | {"seconds": seconds, "waiting": waited / seconds})
+                if run.use:
+                    continue
+                clip = None
+                measured.append((waited, seconds - waited))
+                if self.workers is None and len(measured) == MEASURED_BATCHES:
+                    self.choose_workers(measured)
+                    return
+
+    def choose_workers(self, measured: list[tuple[float, float]]) -> None:
+        """Set the number of workers by the seconds that the last batches took to make, and their last use to train."""
+        making, training = (statistics.median(column) for column in zip(*measured, strict=True))
+        training *= self.run.recipe.data.uses
+        self.workers = choose_workers(making, training, spare_cores(self.options.threads))
+        self.say(
+            f"{self.workers} workers: a batch takes {making:.2f} s to make and {training:.2f} s to train on, and "
+            f"{spare_cores(self.options.threads)} cores are to spare"
+        )
+
+    def position(self) -> float:
+        """Share of the run that is done, the same in all processes; 1 at its end, and after a signal."""
+        schedule = self.recipe.schedule
+        if schedule.seconds is None:
+            done = self.run.step / schedule.total
+        else:
+            # The last step may end half a step early or late; then come the validation and the files.
+            end = schedule.seconds - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
+            done = min(1.0, self.clock.seconds() / end) if end > 0 else 1.0
+        return self.processes.largest([1.0 if self.stop else done], self.device)[0]
+
+    def after_step(self, log: Log, figures: dict[str, float]) -> None:
+        """Log, validate and save as it is time."""
+        run, schedule = self.run, self.recipe.schedule
+        spent = self.clock.seconds()
+        left = "" if schedule.seconds is None else str(timedelta(seconds=round(max(0.0, schedule.seconds - spent))))
+        counts = {"clips": run.seen, "samples": run.samples, "stage": run.stage, "elapsed": round(spent, 1)}
+        log.step(run.step, figures, counts, left)
+        if run.step % self.recipe.validation.every == 0:
+            self.validate(log)
+        every = min(self.options.checkpoint_every, (schedule.seconds or math.inf) / CHECKPOINTS)
+        if (schedule.kind == "constant" and run.step == schedule.steps) or spent - run.seconds > every:
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.run.seconds = self.clock.seconds()
+        self.run.save()
+        self.saving = self.clock.seconds() - self.run.seconds
+        self.run.tail = self.validating + self.saving
 
     def validate(self, log: Log) -> None:
         """Measure the averaged weights, and keep them if they are the best."""
+        began = self.clock.seconds()
+        self.validated = self.run.step
         if self.validator:
             errors, picture = self.validator(self.run.ema)
             log.validation(self.run.step, errors, self.run.keep_best(errors["mean"]), picture)
+        self.validating = self.clock.seconds() - began
+        self.run.tail = self.validating + self.saving
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train; returns the exit status. SIGINT and SIGTERM end the run after the step, with a checkpoint."""
+def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
+    """Train; returns the exit status. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+
+    :param age: seconds that have been taken before this call and count as time of the run.
+    """
+    began = time.monotonic() - age
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     try:
@@ -160,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}")
         return 2
     try:
-        training = Training(options, recipe, processes, device)
+        training = Training(options, recipe, processes, device, began)
         return training.train()
     except ERRORS as error:
         print(f"error: {error}", flush=True)
@@ -170,4 +277,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(age=process_age()))
