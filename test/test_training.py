@@ -18,8 +18,9 @@ from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from training import train
 from training.batches import Clips, make_generator
-from training.objective import Objective, matching_loss
+from training.objective import Objective, consistency_loss, matching_loss
 from training.pairs import read_pairs
+from training.perturbation import random_start
 from training.rendering import Clip
 from training.run import Run
 from training.schedule import Schedule
@@ -50,7 +51,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path, clips
 
 def test_gradients_reach_everything(tmp_path: Path, clips: Clips) -> None:
     """Why: a part that gets none stays random: on one clip, seen again and again, the loss has to fall, all moving."""
-    run = Run(tiny.recipe(), tmp_path)
+    run = Run(tiny.recipe("objective.consistency=0.1", "objective.random_start=0.5"), tmp_path)
     clip = clips[[1]]
     before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
     losses = [run.train_step(clip)["loss"] for _ in range(25)]
@@ -172,6 +173,38 @@ def test_warm_starts_are_disturbed_alike_in_any_company(clips: Clips) -> None:
     together, alone = warm(clips[[4, 5]]), [warm(clips[[number]]) for number in (4, 5)]
     assert together == pytest.approx(np.mean(alone), rel=1e-5)
     assert abs(warm(clips[[4, 5]], replace(objective, perturbation_px=0.0)) - together) > 1e-3
+
+
+def test_iterations_are_mostly_few_when_drawn_log_uniformly() -> None:
+    """Why: a fixed point must hold far out, but a step should take little time: each doubling is as likely."""
+    objective, rng = Objective(draw="log-uniform"), np.random.default_rng(0)
+    drawn = np.array([objective._draw((4, 31), rng) for _ in range(3000)])
+    assert set(drawn) == set(range(4, 32))
+    for least in (4, 8, 16):
+        assert np.mean((drawn >= least) & (drawn < 2 * least)) == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_states_on_the_way_are_pulled_to_the_end_state() -> None:
+    """Why: the end state itself must not be pulled back to the earlier, worse ones."""
+    flows = [torch.full((1, 2, 4, 4), value, requires_grad=True) for value in (0.0, 1.0, 3.0)]
+    states = [(torch.zeros(1, 1, 4, 4), flow) for flow in flows]
+    loss = consistency_loss(states, torch.ones(1, 32, 32, dtype=torch.bool), float("inf"))
+    assert loss.item() == pytest.approx(8 * 2**0.5 * (3 + 2) / 2, rel=1e-4)
+    loss.backward()
+    assert all(bool((flow.grad < 0).all()) for flow in flows[:2]) and flows[2].grad is None
+
+
+def test_random_starts_are_a_share_and_the_same_in_any_company() -> None:
+    """Why: a start that depended on the batch would make a distributed run another run."""
+    state = (torch.ones(200, 3, 4, 5), torch.zeros(200, 2, 4, 5))
+    keys = [[number, 3] for number in range(200)]
+    hidden, flow = random_start(state, keys, 0.25)
+    changed = flow.flatten(1).any(1)
+    assert 0.15 < float(changed.float().mean()) < 0.35
+    assert torch.equal(changed, (hidden != 1).flatten(1).any(1))
+    chosen = int(changed.nonzero()[0])
+    alone = random_start((state[0][:1], state[1][:1]), [keys[chosen]], 0.25)
+    assert torch.equal(alone[0][0], hidden[chosen]) and torch.equal(alone[1][0], flow[chosen])
 
 
 def test_the_command_trains_validates_and_writes_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,46 @@ def test_later_settings_win(tmp_path: Path) -> None:
     assert read_recipe(str(again)) == changed
 
 
+def test_stages_hold_what_differs_and_later_settings_win_over_them(tmp_path: Path) -> None:
+    """Why: a change on the command line that a stage of the file undoes in silence costs the whole run."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "data: {batch: 2, crop: [32, 48]}\nobjective: {gamma: 0.7}\nstages:\n"
+        "  - {until: 0.25, data: {batch: 4, crop: [16, 16]}}\n  - {until: 1, objective: {gamma: 0.9}}\n"
+    )
+    recipe = resolve(tmp_path, "--recipe", str(path), "--set", "data.batch=3", "data.uses=2")
+    first, second = (recipe.in_stage(recipe.stage_at(progress)) for progress in (0.24, 0.25))
+    assert (first.data.batch, first.data.crop, first.data.uses, first.objective.gamma) == (3, (16, 16), 2, 0.7)
+    assert (second.data.batch, second.data.crop, second.objective.gamma) == (3, (32, 48), 0.9)
+    assert recipe.stage_at(1.0) == 1 and Recipe().stage_at(0.5) == 0 and Recipe().in_stage(0) == Recipe()
+    again = tmp_path / "again.yaml"
+    again.write_text(recipe.to_yaml())
+    assert read_recipe(str(again)) == recipe
+    assert yaml.safe_load(again.read_text())["stages"][0]["data"] == {"crop": [16, 16]}
+    given = resolve(tmp_path, "--recipe", str(path), "--set", "stages=[{until: 1, data: {batch: 7}}]", "data.uses=3")
+    assert (given.in_stage(0).data.batch, given.in_stage(0).data.uses) == (7, 3)
+
+
+def test_the_recipe_of_the_weights_that_ship() -> None:
+    """Why: their cards and pages name it; a changed value would make other weights under the same name."""
+    nano, base = (read_recipe("synthetic", size=size) for size in ("nano", "base"))
+    for recipe in (nano, base):
+        first, second = (recipe.in_stage(recipe.stage_at(progress)) for progress in (0.27, 0.29))
+        assert [(s.data.batch, s.data.crop, s.data.max_displacement_px) for s in (first, second)] == [
+            (16, (224, 320), 48), (8, (304, 432), 96)
+        ]  # fmt: skip
+        assert [s.objective.cold_iterations for s in (first, second)] == [(4, 24), (4, 32)]
+        objective, schedule = recipe.objective, recipe.schedule
+        assert (objective.draw, objective.warm_iterations, objective.perturbation_px) == ("log-uniform", (1, 8), 2)
+        assert (schedule.kind, schedule.warmup, schedule.stable, recipe.optimization.ema) == (
+            "trapezoid",
+            300,
+            0.6,
+            0.999,
+        )
+    assert (nano.schedule.rate, nano.data.uses, base.schedule.rate, base.data.uses) == (6e-4, 2, 3.5e-4, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -98,6 +138,12 @@ def test_later_settings_win(tmp_path: Path) -> None:
         ("data.sources=[]", r"data.sources: expected data sets, or synthetic alone, got \[\]"),
         ("objective.gradient=exact", "unknown gradient 'exact'"),
         ("schedule.steps", "expected KEY=VALUE"),
+        ("stages=[{until: 0.5}]", r"stages: expected rising shares from above 0 to 1 in until, got \[0.5\]"),
+        ("stages=[{until: 1, data: {bach: 2}}]", r"stage 1: unknown key 'data.bach'; did you mean 'data.batch'\?"),
+        ("stages=[{until: 1, data: {batch: 0}}]", "data.batch: expected at least 1, got 0"),
+        ("stages=[{data: {batch: 2}}]", "until is missing"),
+        ("stages=3", "stages: expected a list, got 3"),
+        ("data.uses=5", "data.uses: expected 1 to 4, got 5"),
     ],
 )
 def test_a_slip_is_refused(change: str, message: str) -> None:

@@ -28,7 +28,7 @@ from deq_flow_ros.equilibrium import (
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
-from training.perturbation import perturb
+from training.perturbation import perturb, random_start
 from training.rendering import Clip
 
 IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far
@@ -60,6 +60,8 @@ class Objective:
         gradient from it: few iterations should be near what many give (after arXiv 2602.03024).
     :ivar scale_px: see ``robust``.
     :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``: the fixed point must not depend on it.
+    :ivar random_start: share of the cold starts that are random states, see the function of that name. This and
+        `perturbation_px` are for generated clips; pairs of data sets are left as they are.
     """
 
     cold_iterations: tuple[int, int] = (6, 10)
@@ -78,6 +80,7 @@ class Objective:
     consistency: float = 0.0
     scale_px: float = 1.0
     perturbation_px: float = 0.0
+    random_start: float = 0.0
 
     def __post_init__(self) -> None:
         for least, most in (self.cold_iterations, self.warm_iterations):
@@ -105,6 +108,9 @@ class Objective:
         losses: list[Tensor] = []
         measured: dict[str, Tensor] = {}
         start = model.initial_state(encodings[0])
+        if self.random_start and clip.numbers is not None:
+            keys = [[number, frames] for number in clip.numbers.tolist()]
+            start = random_start((start[0], start[1]), keys, self.random_start)
         for t in range(frames - 1):
             iterations = self._draw(self.warm_iterations if t else self.cold_iterations, rng)
             # An adjoint solve goes through its evaluation again and again, and would look up again each time.

@@ -178,14 +178,14 @@ class Training:
         with Loader(self.samples, numbers, self.workers or 0) as clips:
             clip = None
             while (progress := self.position()) < 1 and self.recipe.stage_at(progress) == stage:
-                began = time.perf_counter()
+                began = self.clock.seconds()
                 if clip is None:
                     clip = next(clips).to(self.device)
                     drawn = self.processes.share(range(run.clips, run.clips + batch))
-                waited = time.perf_counter() - began
+                waited = self.clock.seconds() - began
                 timed = progress if self.recipe.schedule.seconds is not None else None
                 figures = run.train_step(transform(clip, run.use, drawn), timed)
-                seconds = time.perf_counter() - began
+                seconds = self.clock.seconds() - began
                 self.step_seconds = 0.9 * (self.step_seconds or seconds) + 0.1 * seconds
                 self.after_step(log, figures | {"seconds": seconds, "waiting": waited / seconds})
                 if run.use:

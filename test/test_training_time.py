@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timed runs, stages, clips that are used again, and the workers that make them ahead."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import dataset_layouts as layouts
+import numpy as np
+import pytest
+import tiny_training as tiny
+import torch
+
+from training import clock, train
+from training.batches import Clips, make_generator
+from training.rendering import Clip
+from training.run import Run
+from training.schedule import Schedule, parse_duration
+from training.symmetries import USES, transform
+from training.validation import Validator
+from training.workers import Loader, choose_workers
+
+STAGES = (
+    "stages=[{until: 0.5, data: {batch: 2, uses: 2}}, "
+    "{until: 1.0, data: {batch: 1, crop: [40, 48]}, objective: {draw: log-uniform}}]"
+)
+
+
+class Time:
+    """A clock that only work moves on: half a second a step, a second each validation."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.rates: list[float] = []
+        self.killed_at = float("inf")
+        step, validate = Run.train_step, Validator.__call__
+
+        def train_step(run: Run, clip: Clip, progress: float | None = None) -> dict[str, float]:
+            if self.now > self.killed_at:
+                raise RuntimeError("killed")
+            figures = step(run, clip, progress)
+            self.now += 0.5
+            self.rates.append(figures["rate"])
+            return figures
+
+        def validation(*arguments: object) -> object:
+            self.now += 1.0
+            return validate(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Run, "train_step", train_step)
+        monkeypatch.setattr(Validator, "__call__", validation)
+        monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(train, "Clock", partial(clock.Clock, now=lambda: self.now))
+
+
+def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: machines are rented by the hour. Start, validation, files, and what a kill destroyed are in the time; at the
+    end the rate has come down, so that the weights are finished whatever the machine did.
+    """
+    passing = Time(monkeypatch)
+    arguments = tiny.arguments(
+        tmp_path, "schedule.kind=trapezoid", "validation.sets=[{dataset: synthetic, limit: 1}]", "validation.every=4"
+    )
+    arguments += ["--for", "16s"]
+    passing.killed_at = 1004.0
+    assert train.main(arguments, age=2.0) == 2
+    first, before = len(passing.rates), passing.now - 1000 + 2
+    assert set(passing.rates) == {6e-4}
+    passing.now, passing.killed_at = 5000.0, float("inf")  # the time in between is not the run's
+    assert train.main(arguments, age=2.0) == 0
+    spent = before + passing.now - 5000 + 2
+    assert 16 - 0.75 - train.EXIT_SECONDS <= spent <= 16 - train.EXIT_SECONDS + 0.25
+    assert len(passing.rates) > first and passing.rates[-1] < 0.15 * passing.rates[0]
+    assert np.all(np.diff(passing.rates[first:]) <= 0)
+    entries = [entry for entry in tiny.log(tmp_path) if "loss" in entry]
+    assert entries[-1]["elapsed"] == pytest.approx(spent - 1, abs=0.1)
+    assert tiny.log(tmp_path)[-1]["step"] == entries[-1]["step"]  # the end is validated
+    assert clock.kept_seconds(tmp_path) == pytest.approx(spent, abs=0.1)
+
+
+def test_a_time_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: weights of step 0 that look like a result."""
+    arguments = tiny.arguments(tmp_path, "schedule.kind=trapezoid")
+    assert train.main([*arguments, "--for", "5s"], age=4.5) == 2
+    assert "5 s are too short" in capsys.readouterr().out
+
+
+def test_the_clock_is_kept_on_disk(tmp_path: Path) -> None:
+    """Why: SIGKILL gives no time to write, and checkpoints are minutes apart."""
+    now = [10.0]
+    kept = clock.Clock(before=5.0, began=8.0, now=lambda: now[0])
+    kept.keep(tmp_path)
+    assert clock.kept_seconds(tmp_path) == 7.0
+    now[0] = 20.0
+    kept.close()
+    assert clock.kept_seconds(tmp_path) == 17.0
+    (tmp_path / clock.FILE).write_text("")
+    assert clock.kept_seconds(tmp_path) == 0.0
+    assert 0 < clock.process_age() < 3600
+
+
+def test_rates_of_a_time() -> None:
+    """Why: warm-up in steps, everything else in shares of the time: a slow machine must reach the end, too."""
+    timed = Schedule("trapezoid", seconds=60, rate=1e-3, warmup=10, stable=0.6)
+    assert [timed.rate_at(step, p) for step, p in ((0, 0.0), (99, 0.6), (99, 0.8), (99, 1.0))] == pytest.approx(
+        [1e-4, 1e-3, 5e-4, 0.0]
+    )
+    stepped = Schedule("trapezoid", steps=100, rate=1e-3, warmup=10, stable=0.6)
+    assert [stepped.rate_at(step) for step in (0, 60, 80, 100)] == pytest.approx([1e-4, 1e-3, 5e-4, 0.0])
+    cycle = Schedule("one-cycle", seconds=60, rate=1e-3, rise=0.1)
+    assert cycle.rate_at(7, 0.1) == 1e-3 and cycle.rate_at(7, 1.0) < 1e-8
+    with pytest.raises(ValueError, match="a constant rate has no end in time"):
+        Schedule("constant", seconds=60)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("28m", 1680), ("1.5h", 5400), ("5", None), ("0m", None)])
+def test_times_have_a_unit(text: str, seconds: float | None) -> None:
+    """Why: 28 could be seconds or hours."""
+    if seconds is not None:
+        assert parse_duration(text) == seconds
+    else:
+        with pytest.raises(ValueError, match=r"expected a time above 0 as 90s, 28m or 1\.5h"):
+            parse_duration(text)
+
+
+def test_stages_and_uses_resume_to_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why: a run that is killed between two uses of a clip, or where a stage begins, must go on as if nothing had been:
+    five steps of two clips used twice, the last use left out at the end of the stage, then five of one.
+    """
+    changes = ("schedule.kind=trapezoid", "schedule.steps=10", STAGES)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train.main(tiny.arguments(whole, *changes)) == 0
+    step = Run.train_step
+
+    def killed(run: Run, clip: Clip, progress: float | None = None) -> dict[str, float]:
+        if run.step - started == 2:
+            raise RuntimeError("killed")
+        return step(run, clip, progress)
+
+    monkeypatch.setattr(Run, "train_step", killed)
+    for started in range(0, 10, 2):
+        status = train.main([*tiny.arguments(parts, *changes), "--checkpoint-every", "0"])
+        assert status == (0 if started == 8 else 2)
+    assert tiny.losses(parts) == tiny.losses(whole) and len(tiny.losses(whole)) == 10
+    counts = [(entry["stage"], entry["clips"], entry["samples"]) for entry in tiny.log(whole)]
+    assert counts == [
+        (0, 2, 2),
+        (0, 2, 4),
+        (0, 4, 6),
+        (0, 4, 8),
+        (0, 6, 10),
+        *((1, 6 + n, 10 + n) for n in range(1, 6)),
+    ]
+
+
+def _difference(clip: Clip, i: int) -> float:
+    """How far the flow of a clip's first pair misses, in grey levels where it is seen."""
+    image1, image2 = (image.permute(1, 2, 0).contiguous().numpy() for image in clip.images[i, :2])
+    flow, visible = clip.flow[i, 0].permute(1, 2, 0).contiguous().numpy(), clip.valid[i, 0] & ~clip.occluded[i, 0]
+    return layouts.mean_difference(image1, image2, flow, visible.numpy())
+
+
+def test_a_use_of_a_clip_is_true() -> None:
+    """Why: a sign or an axis mixed up would train on wrong flow in half of all steps."""
+    recipe = tiny.recipe("data.photometric=false", "data.particle_share=0", "data.crop=[64, 96]")
+    clips = Clips(make_generator(recipe, "cpu", 0))
+    numbers = range(6)
+    clip = clips[numbers]
+    seen = {clip.images[0].numpy().tobytes()}
+    for use in range(1, USES):
+        again = transform(clip, use, numbers)
+        seen.add(again.images[0].numpy().tobytes())
+        for i in numbers:
+            assert _difference(again, i) == pytest.approx(_difference(clip, i), abs=0.3), (use, i)
+            images = again.images[i]
+            assert torch.equal(images.sum(1).flatten().sort()[0], clip.images[i].sum(1).flatten().sort()[0])
+            assert not torch.equal(images.flatten(2).sum((0, 2)), clip.images[i].flatten(2).sum((0, 2)))
+        alone = transform(clips[[3]], use, [3])
+        assert torch.equal(alone.images[0], again.images[3]) and torch.equal(alone.flow[0], again.flow[3])
+    assert len(seen) == USES and transform(clip, 0, numbers) is clip
+
+
+class Slow:
+    """Samples that take their time."""
+
+    def __getitem__(self, numbers: Sequence[int]) -> Clip:
+        time.sleep(0.1 * len(numbers))
+        return Clip(*(torch.tensor(numbers) for _ in range(4)))
+
+
+def test_workers_end_soon_and_keep_the_order() -> None:
+    """Why: a worker in the middle of a large batch would hold up the end of a timed run, and each change of stage."""
+    batches = itertools.chain(([n, n + 1] for n in (0, 2, 4)), (list(range(n, n + 90)) for n in itertools.count()))
+    with Loader(Slow(), batches, workers=2) as loader:  # type: ignore[arg-type]
+        got = [next(loader).images.tolist() for _ in range(3)]
+        began = time.monotonic()
+    assert got == [[0, 1], [2, 3], [4, 5]]
+    assert time.monotonic() - began < 2
+
+
+def test_workers_are_as_many_as_it_takes() -> None:
+    """Why: too few let the training wait, too many take memory and, on a CPU, its cores."""
+    assert choose_workers(making=1.0, training=0.2, spare=14) == 7
+    assert choose_workers(making=1.0, training=0.01, spare=14) == 14
+    assert choose_workers(making=0.1, training=3.0, spare=1) == 1
+    assert choose_workers(making=1.0, training=0.2, spare=0) == 0
+
+
+def test_the_number_of_workers_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: without --workers, the start of each stage measures; the samples must be the same whatever it finds."""
+    changes = ("schedule.steps=6", "schedule.kind=trapezoid")
+    measured, given = tmp_path / "measured", tmp_path / "given"
+    arguments = tiny.arguments(measured, *changes)
+    arguments = [a for a in arguments if a not in ("--workers", "0")]
+    assert train.main(arguments) == 0
+    assert "workers: a batch takes" in capsys.readouterr().out
+    assert train.main(tiny.arguments(given, *changes)) == 0
+    assert tiny.losses(measured) == tiny.losses(given)
