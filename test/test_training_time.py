@@ -22,7 +22,7 @@ from training.run import Run
 from training.schedule import Schedule, parse_duration
 from training.symmetries import USES, transform
 from training.validation import Validator
-from training.workers import Loader, choose_workers
+from training.workers import Loader, choose_workers, spare_cores
 
 STAGES = (
     "stages=[{until: 0.5, data: {batch: 2, uses: 2}}, "
@@ -210,13 +210,20 @@ def test_workers_are_as_many_as_it_takes() -> None:
     assert choose_workers(making=1.0, training=0.2, spare=0) == 0
 
 
-def test_the_number_of_workers_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_workers_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: without --workers, the start of each stage measures; the samples must be the same whatever it finds."""
-    changes = ("schedule.steps=6", "schedule.kind=trapezoid")
-    measured, given = tmp_path / "measured", tmp_path / "given"
-    arguments = tiny.arguments(measured, *changes)
-    arguments = [a for a in arguments if a not in ("--workers", "0")]
-    assert train.main(arguments) == 0
-    assert "workers: a batch takes" in capsys.readouterr().out
-    assert train.main(tiny.arguments(given, *changes)) == 0
-    assert tiny.losses(measured) == tiny.losses(given)
+    measured: list[tuple[float, float, int]] = []
+
+    def choose(making: float, training: float, spare: int) -> int:
+        measured.append((making, training, spare))
+        return 1
+
+    monkeypatch.setattr(train, "choose_workers", choose)
+    changes = ("schedule.steps=10", "schedule.kind=trapezoid", "data.uses=2")
+    arguments = tiny.arguments(tmp_path / "measured", *changes)
+    assert train.main([a for a in arguments if a not in ("--workers", "0")]) == 0
+    ((making, training, spare),) = measured
+    assert making > 1e-4 and training > 1e-3 and spare == spare_cores(1)
+    assert train.main(tiny.arguments(tmp_path / "given", *changes)) == 0
+    assert len(measured) == 1
+    assert tiny.losses(tmp_path / "measured") == tiny.losses(tmp_path / "given")

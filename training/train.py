@@ -120,7 +120,7 @@ class Training:
         before = max(self.run.seconds, kept_seconds(options.out)) if self.run.seconds else 0.0
         self.clock = Clock(processes.from_first(before), began)
         self.workers: int | None = options.workers
-        self.validated = self.run.step
+        self.validated, self.reached = self.run.step, 0.0
         self.step_seconds, self.validating, self.saving = 0.0, self.run.tail, 0.0
         self.stop: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -182,6 +182,7 @@ class Training:
                 if clip is None:
                     clip = next(clips).to(self.device)
                     drawn = self.processes.share(range(run.clips, run.clips + batch))
+                    making = self.clock.seconds() - began
                 waited = self.clock.seconds() - began
                 timed = progress if self.recipe.schedule.seconds is not None else None
                 figures = run.train_step(transform(clip, run.use, drawn), timed)
@@ -191,13 +192,13 @@ class Training:
                 if run.use:
                     continue
                 clip = None
-                measured.append((waited, seconds - waited))
+                measured.append((making, seconds - waited))
                 if self.workers is None and len(measured) == MEASURED_BATCHES:
                     self.choose_workers(measured)
                     return
 
     def choose_workers(self, measured: list[tuple[float, float]]) -> None:
-        """Set the number of workers by the seconds that the last batches took to make, and their last use to train."""
+        """Set the number of workers by the seconds that each batch took to make and, once, to train on."""
         making, training = (statistics.median(column) for column in zip(*measured, strict=True))
         training *= self.run.recipe.data.uses
         self.workers = choose_workers(making, training, spare_cores(self.options.threads))
@@ -215,7 +216,9 @@ class Training:
             # The last step may end half a step early or late; then come the validation and the files.
             end = schedule.seconds - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
             done = min(1.0, self.clock.seconds() / end) if end > 0 else 1.0
-        return self.processes.largest([1.0 if self.stop else done], self.device)[0]
+        # What is reserved for the end changes; a stage that has begun does not go back.
+        self.reached = max(self.reached, self.processes.largest([1.0 if self.stop else done], self.device)[0])
+        return self.reached
 
     def after_step(self, log: Log, figures: dict[str, float]) -> None:
         """Log, validate and save as it is time."""
@@ -256,6 +259,7 @@ def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
     began = time.monotonic() - age
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU for what is not in bf16 anyway; a CPU knows no TF32
     try:
         recipe = resolve(options)
         if options.show:
