@@ -44,6 +44,50 @@ def polygon(planes: np.ndarray, box: np.ndarray = _UNBOUNDED) -> Outline:
     return Outline(Shape.POLYGON, parameters, box)
 
 
+def bounded_polygon(planes: np.ndarray, low: np.ndarray, high: np.ndarray) -> Outline:
+    """The intersection of at most 8 half-planes (N, 3), with a box that leaves out what lies outside low..high (x, y).
+
+    Layers with a small box are drawn faster.
+    """
+    corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
+    for plane in planes:  # each cuts off a part (Sutherland and Hodgman, CACM 17:32, 1974)
+        outside = corners @ plane[:2] + plane[2]
+        kept = []
+        for i in range(len(corners)):
+            if outside[i - 1] * outside[i] < 0:
+                share = outside[i - 1] / (outside[i - 1] - outside[i])
+                kept.append(corners[i - 1] + share * (corners[i] - corners[i - 1]))
+            if outside[i] <= 0:
+                kept.append(corners[i])
+        corners = np.array(kept).reshape(-1, 2)
+    box = np.stack([corners.min(0), corners.max(0)]) if len(corners) else np.stack([low, low]) - 2 * (high - low)
+    return polygon(planes, box)
+
+
+def rectangle(centre: np.ndarray, half_size: np.ndarray, angle: float) -> Outline:
+    """A box of this half width and height about `centre` (x, y in px), turned by `angle` in rad."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    axes = np.array([[cos, sin], [-sin, cos]])
+    normals = np.concatenate([axes, -axes])
+    offsets = -normals @ centre - np.tile(half_size, 2)
+    reach = np.abs(axes.T) @ half_size
+    return polygon(np.concatenate([normals, offsets[:, None]], axis=1), np.stack([centre - reach, centre + reach]))
+
+
+def bars(
+    centre: np.ndarray, angle: float, half_size: np.ndarray, period: float, thickness: float, crossing: bool = False,
+    offset: float = 0.0,
+) -> Outline:  # fmt: skip
+    """Bars of this thickness along the height of a box, every `period`, the first `offset` periods from its middle.
+
+    With `crossing`, others cross them. `half_size`, the box's half width and height, and the rest are in px.
+    """
+    parameters = np.zeros(24)
+    parameters[:9] = [*centre, angle, *half_size, period, thickness / 2, crossing, offset]
+    reach = np.hypot(*half_size)
+    return Outline(Shape.BARS, parameters, np.stack([centre - reach, centre + reach]))
+
+
 def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarray, radius: float) -> Outline:
     """A random outline of about `radius` px around `centre` (x, y in px).
 
@@ -61,8 +105,8 @@ def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarra
         normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
         planes = np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1)
         return polygon(planes, np.stack([points.min(0), points.max(0)]))
-    parameters = np.zeros(24)
     if kind == "blob":
+        parameters = np.zeros(24)
         decay = np.array([1, 1, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
         harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)
         hole = rng.uniform(0.25, 0.6) * (rng.random() < 0.15)
@@ -74,10 +118,23 @@ def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarra
     thickness = log_uniform(rng, 1, 4) * max(1.0, frame_width / 400)
     single, crossing = pick(rng, {(True, False): 0.5, (False, False): 0.3, (False, True): 0.2})
     period = 1e5 if single else log_uniform(rng, 3, 8) * thickness
-    length, breadth = 2 * radius, radius
-    parameters[:8] = [*centre, angle, breadth, length, period, thickness / 2, crossing]
-    reach = np.hypot(length, breadth)
-    return Outline(Shape.BARS, parameters, np.stack([centre - reach, centre + reach]))
+    return bars(centre, angle, np.array([radius, 2 * radius]), period, thickness, crossing)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How often a kind of surface is plain, and what it then looks like."""
+
+    plain_share: float = 0.12
+    contrast: tuple[float, float] = (0.05, 0.4)  # of plain ones, beside that of photographs
+    level: tuple[float, float] = (30, 225)  # their mean grey level
+
+
+USUAL = Look()
+OBJECT = Look(0.3)  # furniture, walls, car bodies
+SKY = Look(1.0, (0.01, 0.15), (130, 252))
+ROAD = Look(0.6, (0.12, 0.5), (60, 170))
+THIN = Look(0.7, (0.05, 0.3), (10, 240))  # poles, wires
 
 
 @dataclass(frozen=True)
@@ -92,11 +149,11 @@ class Texture:
 
 def draw_texture(
     rng: np.random.Generator, photographs: int, patterns: int, pattern_share: float, centre: np.ndarray,
-    plain_share: float,
+    look: Look = USUAL,
 ) -> Texture:  # fmt: skip
     """Choose one of `photographs` textures, or with probability `pattern_share` one of the `patterns` after them.
 
-    Its middle comes to lie near `centre` (x, y in px). `plain_share` have little contrast.
+    Its middle comes to lie near `centre` (x, y in px).
     """
     pattern = photographs == 0 or rng.random() < pattern_share
     index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)
@@ -112,9 +169,10 @@ def draw_texture(
 
     saturation = rng.uniform(0.2, 1.3)
     gains = np.exp(rng.normal(0, 0.12, 3))
-    contrast = log_uniform(rng, 0.05, 0.4) if rng.random() < plain_share else rng.uniform(0.6, 1.3)
+    plain = rng.random() < look.plain_share
+    contrast = log_uniform(rng, *look.contrast) if plain else rng.uniform(0.6, 1.3)
     linear = contrast * gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
-    middle = rng.uniform(85, 165) if contrast > 0.5 else rng.uniform(30, 225)
+    middle = rng.uniform(*look.level) if plain else rng.uniform(85, 165)
     offset = middle - contrast * MEAN_LEVEL * gains
     colour = np.concatenate([linear, offset[:, None]], axis=1)
     return Texture(int(index), halvings, placement, colour)

@@ -20,9 +20,10 @@ import torch
 from deq_flow_ros.media.colour import flow_to_color
 
 from .exposure import draw_exposure, expose
+from .layers import SceneSettings
 from .particles import draw_particle_exposure, draw_particles, render_particles
 from .rendering import Clip, render
-from .scenes import KINDS, Kind, SceneSettings, draw_kind, draw_scene
+from .scenes import KINDS, Kind, draw_kind, draw_scene
 from .textures import TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
 __all__ = ["Clip", "ProceduralGenerator"]

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worlds as cars and drones see them: a street that one drives along, and land that one flies over. See `planes`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .appearance import (
+    EVERYTHING,
+    OBJECT,
+    ROAD,
+    SKY,
+    THIN,
+    USUAL,
+    Look,
+    Outline,
+    bars,
+    bounded_polygon,
+    object_outline,
+    rectangle,
+)
+from .layers import SceneSettings, layer_count
+from .motion import grid, log_uniform, pick, sign
+from .planes import Plane, World
+
+AHEAD = np.array([0.0, 0.0, 1.0])
+SKY_DISTANCE = 1e4  # so that it moves by the camera's rotation alone
+
+
+def _within(inside: list[np.ndarray], size: np.ndarray) -> Outline:
+    """Where all of these (3,) are positive at a homogeneous pixel; it may begin outside the frame, and come in."""
+    return bounded_polygon(-np.array(inside), -0.6 * size, 1.6 * size)
+
+
+def _thickness(rng: np.random.Generator, settings: SceneSettings) -> float:
+    """Of poles and wires: 1 to 4 px, in proportion in frames wider than 400 px."""
+    return log_uniform(rng, 1, 4) * max(1.0, settings.width / 400)
+
+
+def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+    """A street: plain sky, a skyline, the ground, walls along it, poles and vehicles; the camera drives forward."""
+    size = np.array([settings.width, settings.height], dtype=float)
+    room = settings.max_layers + 1
+    horizon = size[1] * rng.uniform(0.25, 0.6)
+    ground = np.array([rng.normal(0, 0.03), 1, -rays[1, 1] * horizon - rays[1, 2]])
+    on_ground = ground @ rays  # of a pixel: 1 / depth of the ground there
+    nearest = 1 / max(float((on_ground @ [[0, size[0]], [size[1], size[1]], [1, 1]]).max()), 1e-3)
+    far = log_uniform(rng, 25, 120)
+    sky = SKY if rng.random() < 0.8 else USUAL
+    planes = [Plane(AHEAD, SKY_DISTANCE, grid(size / 2, size / 2), size / 2, size[0] / 3, EVERYTHING, sky)]
+    top = horizon - size[1] * log_uniform(rng, 0.03, 0.3)
+    skyline = _within([np.array([rng.normal(0, 0.1), 1, -top])], size)
+    middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
+    points = grid(middle, (size[0] / 2, (size[1] - horizon) / 3))
+    road = Plane(
+        ground, 1.0, points, middle, size[0] / 3, _within([on_ground - np.array([0, 0, 1 / far])], size), ROAD
+    )
+    planes = [*planes, Plane(AHEAD, far, points, size / 2, size[0] / 3, skyline), road]
+    for side in (-1.0, 1.0):
+        planes += _street_side(rng, size, rays, on_ground, side, far)
+    planes = planes[: max(1, min(len(planes), room - 2))]
+
+    boards: list[tuple[float, list[Plane]]] = []
+    for _ in range(max(2, layer_count(rng, settings))):
+        depth = log_uniform(rng, 1.2 * nearest, max(20, 3 * nearest))
+        kind = pick(rng, {"pole": 0.5, "vehicle": 0.3, "thing": 0.2})
+        column = rng.uniform(0.02, 0.98) * size[0]
+        foot = np.array([column, -(on_ground[0] * column + on_ground[2] - 1 / depth) / on_ground[1]])
+        unit = 1 / rays[0, 0] / depth  # px
+        if kind == "pole":
+            boards.append((depth, _pole(rng, settings, foot, unit, depth)))
+            continue
+        pace, radius = 1.0, unit * log_uniform(rng, 0.2, 0.8)
+        if kind == "vehicle":
+            pace, radius = rng.choice([0.0, 0.3, 1.0, 1.7]), unit * rng.uniform(0.4, 0.9)
+        radius = min(radius, 0.35 * size[0])
+        centre = foot - np.array([0, rng.uniform(0.6, 0.9) * radius])
+        share = 0.5 * (kind == "thing")
+        points = grid(centre, radius / 2)
+        boards.append((depth, [Plane(AHEAD, depth, points, centre, radius, None, OBJECT, pace, share)]))
+    boards.sort(key=lambda board: -board[0])
+    planes += [plane for _, group in boards for plane in group]
+
+    drift = rng.normal(0, 0.04)
+    translation = np.array([drift, (ground[2] - ground[0] * drift) / ground[1], -1.0])  # along the ground
+    spin = rng.normal(0, 1, 3) * (0.3, 1, 0.2) * pick(rng, {0.0: 0.15, 0.03: 0.45, 0.15: 0.4})
+    return World(planes[:room], nearest, [road], translation, spin)
+
+
+def _street_side(
+    rng: np.random.Generator, size: np.ndarray, rays: np.ndarray, on_ground: np.ndarray, side: float, far: float
+) -> list[Plane]:
+    """Walls, buildings, hedges and parked cars along one side of a street; from the far to the near.
+
+    Each stretches over a range of depths at a distance from the camera's path; some show their front as well.
+    """
+    planes = []
+    count = pick(rng, {0: 0.2, 1: 0.5, 2: 0.3})
+    ends = [far * rng.uniform(0.5, 1), log_uniform(rng, 3, 10), 0.0]
+    for i in range(count):
+        behind = ends[i]
+        begin = behind * rng.uniform(0.2, 0.8) if i < count - 1 or rng.random() < 0.4 else 0.0
+        away = log_uniform(rng, 1.2, 6)
+        height = pick(rng, {"building": 0.6, "hedge": 0.2, "car": 0.2})
+        low, high = {"building": (-9, -1), "hedge": (-0.5, 0.7), "car": (-0.1, 0.3)}[height]
+        top = rng.uniform(low, high)
+        normal = np.array([side, 0, rng.normal(0, 0.02)])
+        inverse = normal @ rays / away  # of a pixel: 1 / depth of the wall there
+        inside = [inverse - np.array([0, 0, 1 / behind]), inverse - on_ground, rays[1] - top * inverse]
+        if begin > 0.5:
+            inside.append(np.array([0, 0, 1 / begin]) - inverse)
+        middle = np.array([size[0] * (0.5 + 0.4 * side), size[1] / 2])
+        look = OBJECT if rng.random() < 0.5 else USUAL
+        outline = _within(inside, size)
+        planes.append(Plane(normal, away, grid(middle, size / 10), middle, size[0] / 4, outline, look))
+        if begin > 2 and rng.random() < 0.5:
+            depth = np.array([0, 0, 1 / begin])
+            front = [normal @ rays - away * depth, depth - on_ground, rays[1] - top * depth]
+            planes.append(Plane(AHEAD, begin, grid(middle, size / 10), middle, size[0] / 4, _within(front, size), look))
+    return planes
+
+
+def _pole(
+    rng: np.random.Generator, settings: SceneSettings, foot: np.ndarray, unit: float, depth: float
+) -> list[Plane]:
+    """A pole, or several at one depth, that stands at `foot` (px); some carry a sign or an arm. `unit` is in px."""
+    half_height = min(0.5 * unit * log_uniform(rng, 1, 5), 2 * settings.height)
+    lean, thickness = rng.normal(0, 0.03), _thickness(rng, settings)
+    up = np.array([np.sin(lean), -np.cos(lean)])
+    centre = foot + half_height * up
+    if rng.random() < 0.8:
+        outline = rectangle(centre, np.array([thickness / 2, half_height]), lean)
+    else:  # a fence, a railing
+        half = np.array([unit * rng.uniform(0.5, 3), min(half_height, unit * rng.uniform(0.3, 0.7))])
+        centre = foot + half[1] * up
+        outline = bars(centre, lean, half, thickness * log_uniform(rng, 4, 16), thickness, rng.random() < 0.2)
+    points = grid(centre, (2, half_height / 2))
+    planes = [Plane(AHEAD, depth, points, centre, half_height, outline, THIN)]
+    if rng.random() < 0.35:
+        radius = unit * rng.uniform(0.12, 0.3)
+        place = foot + 2 * half_height * up
+        if rng.random() < 0.6:
+            sign_outline = object_outline(rng, settings.width, place, radius)
+        else:
+            length = unit * rng.uniform(0.4, 1.5)
+            place = place + sign(rng) * np.array([length, 0])
+            sign_outline = rectangle(place, np.array([length, thickness / 2]), lean)
+        planes.append(Plane(AHEAD, depth, points, place, radius, sign_outline, THIN))
+    return planes
+
+
+def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+    """Land seen from above, straight down or ahead to the horizon: roofs, trees, vehicles, wires over it.
+
+    The unit is the camera's height. It flies any way, and yaws and pitches.
+    """
+    size = np.array([settings.width, settings.height], dtype=float)
+    room = settings.max_layers + 1
+    planes: list[Plane] = []
+    if rng.random() < 0.4:  # straight down
+        normal = np.array([*rng.normal(0, 0.15, 2), 1])
+    else:
+        horizon = size[1] * pick(rng, {rng.uniform(-2, -0.1): 0.65, rng.uniform(0, 0.25): 0.35})
+        normal = np.array([rng.normal(0, 0.1), 1, -rays[1, 1] * horizon - rays[1, 2]])
+    normal /= np.linalg.norm(normal)
+    on_ground = normal @ rays
+    corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1], [*size, 1]]).T
+    nearest = 1 / float((on_ground @ corners).max())
+    outline = EVERYTHING
+    if (on_ground @ corners).min() < 0.02:
+        planes.append(Plane(AHEAD, SKY_DISTANCE, grid(size / 2, size / 2), size / 2, size[0] / 3, EVERYTHING, SKY))
+        outline = _within([on_ground - np.array([0, 0, 0.02])], size)
+    middle = size * (0.5, 0.65)
+    land = Plane(normal, 1.0, grid(middle, size * (0.45, 0.3)), middle, size[0] / 3, outline)
+    planes.append(land)
+
+    things: list[tuple[float, Plane]] = []
+    for _ in range(max(1, layer_count(rng, settings))):
+        kind = pick(rng, {"roof": 0.35, "tree": 0.25, "vehicle": 0.2, "wire": 0.2})
+        height = {"roof": log_uniform(rng, 0.02, 0.4), "tree": log_uniform(rng, 0.02, 0.25), "vehicle": 0.005,
+                  "wire": rng.uniform(0.1, 0.5)}[kind]  # fmt: skip
+        centre = rng.uniform(0, 1, 2) * size
+        scale = float(on_ground @ [*centre, 1]) / rays[0, 0]  # px that one unit measures there
+        if scale * rays[0, 0] < 0.03:  # beyond the horizon
+            continue
+        radius = float(np.clip(scale * log_uniform(rng, 0.04, 0.3), 4, 0.3 * size[0]))
+        look: Look = USUAL
+        shape: Outline | None = None
+        if kind == "roof":
+            look = OBJECT
+            half = radius * np.array([1, log_uniform(rng, 0.3, 1)])
+            shape = rectangle(centre, half, rng.uniform(0, np.pi))
+        elif kind == "wire":
+            look, thickness = THIN, _thickness(rng, settings) / 1.5
+            half = np.array([thickness * log_uniform(rng, 0.6, 12), 2 * size[0]])
+            shape = bars(centre, rng.uniform(0, np.pi), half, thickness * log_uniform(rng, 3, 10), thickness)
+        plane = Plane(
+            normal, 1 - height, grid(centre, radius / 2), centre, radius, shape, look, 1.0, 0.7 * (kind == "vehicle")
+        )
+        things.append((height, plane))
+    things.sort(key=lambda thing: thing[0])
+    planes += [plane for _, plane in things]
+    nearest *= 1 - max([height for height, _ in things], default=0)
+
+    along = rng.normal(0, 1, 3)
+    climb = rng.normal(0, 0.3)  # mostly at one height
+    translation = along - (along @ normal) * normal + climb * normal
+    spin = rng.normal(0, 1, 3) * pick(rng, {0.0: 0.2, 0.1: 0.4, 0.4: 0.4})
+    return World(planes[:room], nearest, [land], translation, spin)
