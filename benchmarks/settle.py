@@ -17,9 +17,10 @@ stream does, z <- f(z), from five starts:
   looks like this; it is the hardest start that we know.
 
 All distances are RMS over the pixels of the difference of two flows at full resolution, px. *Moved*: between the flow
-after ``--early`` and after ``--iterations`` iterations. *Update*: the RMS update at the last iteration. *To coarse*:
-between the end from this start and that from *coarse*. *Apart*: the largest distance between any two of the ends, that
-from *noise* left out. *Error*: mean endpoint error against the truth, mean over the groups of the list.
+after ``--early`` and after ``--iterations`` iterations. *Still*: the share of pixels whose flow moved by 0.05 px at
+most between the two. *Update*: the RMS update at the last iteration. *To coarse*: between the end from this start and
+that from *coarse*. *Apart*: the largest distance between any two of the ends, that from *noise* left out. *Error*: mean
+endpoint error against the truth, mean over the groups of the list.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ STARTS = ("zero", "coarse", "warm", "random", "noise")
 ERROR_MARKS = (6, 12, 24, 48, 96)
 MARKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Iterations that the distance to the end is taken after, for the plot."""
+STILL_PX = 0.05
+"""Between ``--early`` and the end, of a pixel that has settled."""
 PREDECESSOR_ITERATIONS = 24
 """Of the reversed pair, where there is none before."""
 SMOOTH = 4
@@ -134,6 +137,7 @@ class Bench:
                 "pair": sample.name,
                 "start": name,
                 "moved_px": rms(ends[name] - flows[name][self.early]),
+                "still": float(((ends[name] - flows[name][self.early]).norm(dim=1) <= STILL_PX).float().mean()),
                 "update_px": traces[name],
                 "distance_px": {n: rms(flows[name][n] - ends["coarse"]) for n in self.marks},
                 "apart_px": apart,

@@ -29,6 +29,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "start": start,
                 "pairs": len(some),
                 "moved_px": float(np.median([row["moved_px"] for row in some])),
+                "still": float(np.median([row["still"] for row in some])),
                 "end_update_px": float(np.median([row["update_px"][-1] for row in some])),
                 "to_coarse_px": float(np.median([_last(row["distance_px"]) for row in some])),
                 "apart_px": float(np.median([row["apart_px"] for row in some])),
@@ -58,20 +59,30 @@ def print_tables(
     for column in ("model, pairs", "start"):
         table.add_column(column, no_wrap=True)
     moved = f"moved after {early}"
-    for column in (moved, "last update", "end to coarse's", "ends apart", *(f"error {mark}" for mark in marks)):
+    for column in (
+        moved,
+        "still",
+        "last update",
+        "end to coarse's",
+        "ends apart",
+        *(f"error {mark}" for mark in marks),
+    ):
         table.add_column(column, justify="right")
     for entry in summary:
         figures = [f"{entry[key]:.4f}" for key in ("moved_px", "end_update_px", "to_coarse_px", "apart_px")]
+        figures.insert(1, f"{entry['still']:.1%}")
         figures += [f"{error:.3f}" for error in entry["epe_px"].values()]
         table.add_row(f"{entry['model']}, {entry['pairs']}", entry["start"], *figures)
     console.print(table)
-    table = Table(title="of each pair, px: the largest over its starts")
-    for column in ("model", "pair", moved, "last update", "ends apart"):
+    table = Table(title="of each pair, px: the largest over its starts but noise; the least of what is still")
+    for column in ("model", "pair", moved, "still", "last update", "ends apart"):
         table.add_column(column, justify="left" if column in ("model", "pair") else "right", no_wrap=True)
     for model, pair in dict.fromkeys((row["model"], row["pair"]) for row in rows):
-        some = [row for row in rows if (row["model"], row["pair"]) == (model, pair)]
-        figures = [max(row["moved_px"] for row in some), max(row["update_px"][-1] for row in some), some[0]["apart_px"]]
-        table.add_row(model, pair, *(f"{figure:.4f}" for figure in figures))
+        some = [row for row in rows if (row["model"], row["pair"]) == (model, pair) and row["start"] != "noise"]
+        largest = [max(row["moved_px"] for row in some), max(row["update_px"][-1] for row in some), some[0]["apart_px"]]
+        figures = [f"{figure:.4f}" for figure in largest]
+        figures.insert(1, f"{min(row['still'] for row in some):.1%}")
+        table.add_row(model, pair, *figures)
     console.print(table)
 
 
@@ -94,8 +105,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 errors = {int(n): _group_mean(with_truth, n) for n in (with_truth[0]["epe_px"] if with_truth else ())}
                 line[2].semilogx(list(errors), list(errors.values()), color=colour, marker=".")
             count = len({row["pair"] for row in rows if row["model"] == model})
-            line[0].set(ylabel=f"{model}, {count} pairs\npx", title="update of an iteration, RMS, median")
-            line[1].set(title="distance to the end from coarse, RMS, median")
+            line[0].set(ylabel=f"{model}, {count} pairs\npx", title="update, RMS, median")
+            line[1].set(title="distance to coarse's end, RMS, median")
             line[2].set(title="endpoint error, mean of the groups", ylim=(0, None))
             for axes in line:
                 axes.set(xlabel="iterations", xticks=[1, 3, 6, 12, 24, 48, 96])
