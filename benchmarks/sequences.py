@@ -64,6 +64,11 @@ def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
     return frames
 
 
+def first_pairs(path: Path, count: int | None) -> list[Sample]:
+    """So many pairs of each group of a list, see ``training/pairs.py``; None: all."""
+    return [group[index] for group in open_pairs(path) for index in range(len(group))[:count]]
+
+
 def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> ImageSequence:
     """As ``read_frames``, of a video, bag or folder of images, made smaller to fit into ``size`` (H, W).
 

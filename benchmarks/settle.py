@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, groupby
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.report import write_json
-from benchmarks.sequences import recorded
+from benchmarks.sequences import first_pairs, recorded
 from benchmarks.settle_report import plot, print_tables, summarise
 from benchmarks.warm_start import EncodedPair, coarse_start, encoded
 from deq_flow_ros.equilibrium import State, solve
@@ -48,7 +48,7 @@ from deq_flow_ros.model import DEQFlow, crop, load_model, update_px
 from deq_flow_ros.model.deq_flow import FACTOR
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
-from training.pairs import pair_errors, read_pairs, to_array
+from training.pairs import pair_errors, to_array
 
 STARTS = ("zero", "coarse", "warm", "random", "noise")
 ERROR_MARKS = (6, 12, 24, 48, 96)
@@ -158,10 +158,7 @@ class Bench:
 
 def read_samples(options: argparse.Namespace) -> list[Sample]:
     """The pairs of the list, ``--first`` of each group, then those of the sequences."""
-    samples: list[Sample] = []
-    if options.pairs:
-        for _, group in groupby(read_pairs(options.pairs), lambda sample: sample.name.split("/", 1)[0]):
-            samples += list(group)[: options.first]
+    samples = first_pairs(options.pairs, options.first) if options.pairs else []
     for path in options.sequence:
         samples += recorded(path, options.frames, (options.height, options.width)).pairs
     return samples

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import clock_s, write_json
-from benchmarks.sequences import first_below, read_frames
+from benchmarks.sequences import first_below, first_pairs, recorded
 from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, Solver, State, solve
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, FlowProblem, crop, load_model, pad_to_multiple, update_px
 from deq_flow_ros.model.deq_flow import FACTOR
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
-from training.pairs import pair_errors, read_pairs, to_array, to_tensor
+from training.pairs import pair_errors, to_array, to_tensor
 
 SOLVERS: dict[str, Solver] = {
     "picard": Picard(),
@@ -101,11 +100,11 @@ def on_pairs(model: DEQFlow, pairs: list[Sample], options: argparse.Namespace) -
             }  # fmt: skip
 
 
-def on_sequence(model: DEQFlow, frames: list[np.ndarray], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def on_sequence(model: DEQFlow, pairs: list[Sample], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every solver on consecutive pairs, cold and from the state of the pair before."""
     warm: State | None = None
-    for number, (image1, image2) in enumerate(pairwise(frames)):
-        problem, cold, _ = pair_problem(model, image1, image2)
+    for number, pair in enumerate(pairs):
+        problem, cold, _ = pair_problem(model, pair.image1, pair.image2)
         starts = {"sequence, cold": cold} | ({} if warm is None else {"sequence, warm": warm})
         for label, start in starts.items():
             case = Case(problem, start, options.iterations, options.reference)
@@ -116,7 +115,7 @@ def on_sequence(model: DEQFlow, frames: list[np.ndarray], options: argparse.Name
             for name, solver in SOLVERS.items():
                 row, _ = case.curves(solver)
                 yield {
-                    "case": label, "pair": f"frames {number}, {number + 1}", "solver": name,
+                    "case": label, "pair": pair.name, "solver": name,
                     "reference_residual_px": case.residual_px, **row,
                 }  # fmt: skip
 
@@ -195,7 +194,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--pairs", type=Path, required=True, help="list of pairs, see training/pairs.py")
     parser.add_argument("--sequence", help="video, bag or folder of images, for warm starts")
+    parser.add_argument("--first", type=int, help="so many pairs of each group of the list (default: all)")
     parser.add_argument("--frames", type=int, default=6, help="frames of the sequence (default 6)")
+    parser.add_argument("--height", type=int, default=270, help="these frames are made smaller to fit (default 270)")
+    parser.add_argument("--width", type=int, default=480, help="likewise (default 480)")
     parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
     parser.add_argument("--iterations", type=int, default=36, help="evaluations per solve (default 36)")
     parser.add_argument("--reference", type=int, default=3, help="so many times more for the reference (default 3)")
@@ -213,15 +215,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.iterations < 1 or options.reference < 1 or not min(options.bound) > 0:
         parser.error("--iterations and --reference must be at least 1, --bound above 0")
     try:
-        pairs = read_pairs(options.pairs)
-        frames = read_frames(options.sequence, options.frames) if options.sequence else []
+        pairs = first_pairs(options.pairs, options.first)
+        size = options.height, options.width
+        sequence = recorded(options.sequence, options.frames, size).pairs if options.sequence else []
         model = load_model(options.model, options.device)
     except (OSError, ValueError, RuntimeError, MediaError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), console.status("") as status:
-        for source in (on_pairs(model, pairs, options), on_sequence(model, frames, options)):
+        for source in (on_pairs(model, pairs, options), on_sequence(model, sequence, options)):
             for row in source:
                 rows.append(row)
                 status.update(f"{row['case']}: {row['pair']}, {row['solver']}")
