@@ -69,7 +69,7 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     passing.killed_at = 1004.0
     assert train.main(arguments, age=2.0) == 2
     first, before = len(passing.rates), passing.now - 1000 + 2
-    assert set(passing.rates) == {6e-4}
+    assert set(passing.rates) == {3.5e-4}
     passing.now, passing.killed_at = 5000.0, float("inf")  # the time in between is not the run's
     assert train.main(arguments, age=2.0) == 0
     spent = before + passing.now - 5000 + 2

@@ -259,7 +259,8 @@ def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
     began = time.monotonic() - age
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU for what is not in bf16 anyway; a CPU knows no TF32
+    if options.device == "cuda":  # TF32 for what is not in bf16 anyway; newer CPUs would round as well
+        torch.set_float32_matmul_precision("high")
     try:
         recipe = resolve(options)
         if options.show:
