@@ -16,7 +16,7 @@ from training.generator import Clip, ProceduralGenerator, main
 from training.layers import Layer
 from training.motion import WAVES, elastic
 from training.rendering import render
-from training.scenes import draw_kind, draw_scene
+from training.scenes import KINDS, draw_kind, draw_scene
 from training.textures import halve, load_photographs, procedural_textures
 
 HEIGHT, WIDTH = 72, 104
@@ -345,11 +345,14 @@ def test_layers_that_never_show_change_nothing() -> None:
 
 
 def test_contact_sheets_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command with which users look at what training sees."""
-    main(["--out", str(tmp_path / "new" / "sheets"), "--clips", "2", "--height", "48", "--width", "64"])
-    sheet = cv2.imread(str(tmp_path / "new" / "sheets" / "clips_000.png"))
-    assert sheet.shape == (2 * 48, 5 * 64, 3)
-    assert "clips_000.png" in capsys.readouterr().out
+    """The command with which users look at what training sees, here one clip of each kind."""
+    folder = tmp_path / "new" / "sheets"
+    main(["--out", str(folder), "--clips", "7", "--kind", "each", "--height", "48", "--width", "64"])
+    sheet = cv2.imread(str(folder / "each_000.png"))
+    assert sheet.shape == (len(KINDS) * 48, 5 * 64, 3)
+    assert "each_000.png" in capsys.readouterr().out
+    row = sheet[KINDS.index("particles") * 48 :][:48, : 3 * 64].astype(int)
+    assert np.ptp(row, axis=2).mean() < 8 and np.median(row) < 80  # grey and dark
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path), "--textures", str(tmp_path / "nowhere")])
     assert "does not exist" in capsys.readouterr().err

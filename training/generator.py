@@ -9,7 +9,7 @@ import argparse
 import itertools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -180,32 +180,41 @@ def contact_sheet(clip: Clip) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def _of_kinds(generator: ProceduralGenerator, kinds: Sequence[Kind]) -> Iterator[int]:
+    """Numbers of clips whose kinds are these in turn, endlessly."""
+    number = itertools.count()
+    for kind in itertools.cycle(kinds):
+        yield next(n for n in number if generator.kind(n) == kind)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write contact sheets of the generator's clips."""
     parser = argparse.ArgumentParser(prog="python -m training.generator", description=main.__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the sheets, made if missing")
-    parser.add_argument("--clips", type=int, default=8, help="number of clips (default 8), in full sheets of eight")
+    parser.add_argument("--clips", type=int, default=8, help="number of clips (default 8), in full sheets")
     parser.add_argument("--textures", type=Path, help="folder of photographs; default: procedural textures only")
     parser.add_argument("--height", type=int, default=128, help="frame height in px (default 128)")
     parser.add_argument("--width", type=int, default=192, help="frame width in px (default 192)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--kind", choices=KINDS, help="clips of this kind only; default: as they come in training")
+    choices, kind_help = [*KINDS, "each"], "clips of this kind only, or each in turn; default: as they come in training"
+    parser.add_argument("--kind", choices=choices, help=kind_help)
     options = parser.parse_args(arguments)
     if options.clips < 1:
         parser.error(f"--clips: expected at least 1, got {options.clips}")
     try:
         generator = ProceduralGenerator(
-            options.height, options.width, batch_size=min(8, options.clips), textures=options.textures,
+            options.height, options.width, batch_size=8, textures=options.textures,
             seed=options.seed,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
-    numbers = itertools.count()
-    wanted = numbers if options.kind is None else (n for n in numbers if generator.kind(n) == options.kind)
-    for index in range(math.ceil(options.clips / generator.batch_size)):
+    kinds = {None: None, "each": KINDS}.get(options.kind, (options.kind,))
+    wanted = itertools.count() if kinds is None else _of_kinds(generator, kinds)
+    rows = len(KINDS) if options.kind == "each" else min(8, options.clips)
+    for index in range(math.ceil(options.clips / rows)):
         path = options.out / f"{options.kind or 'clips'}_{index:03d}.png"
-        sheet = contact_sheet(generator.clips(list(itertools.islice(wanted, generator.batch_size))))
+        sheet = contact_sheet(generator.clips(list(itertools.islice(wanted, rows))))
         if not cv2.imwrite(str(path), sheet[:, :, ::-1]):
             parser.error(f"could not write {path}")
         print(f"{path}: frames, flow and occlusion of the first pair; one clip a row")
