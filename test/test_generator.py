@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from generated_scenes import HEIGHT, WIDTH, banks, draw, layer, make, sample, shifts
 
-from training.appearance import EVERYTHING, Texture, polygon, rectangle
-from training.generator import Clip, ProceduralGenerator, main
-from training.layers import Layer
-from training.motion import WAVES, elastic
+from training.appearance import polygon
+from training.generator import Clip
+from training.motion import elastic
 from training.rendering import render
-from training.scenes import KINDS, draw_kind, draw_scene
-from training.textures import halve, load_photographs, procedural_textures
-
-HEIGHT, WIDTH = 72, 104
+from training.textures import load_photographs
 
 
 @pytest.fixture(autouse=True)
@@ -29,43 +26,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make(**settings: object) -> ProceduralGenerator:
-    usual = {"batch_size": 6, "patterns": 6, "particle_share": 0, "fine_share": 0}
-    return ProceduralGenerator(HEIGHT, WIDTH, **{**usual, **settings})
-
-
-def draw(generator: ProceduralGenerator, seed: int) -> list[Layer]:
-    rng = np.random.default_rng(seed)
-    kind = draw_kind(rng, generator.settings)
-    return draw_scene(rng, generator.settings, kind)
-
-
-def sample(field: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
-    """Backward-warp (B, C, H, W) by flow (B, 2, H, W)."""
-    height, width = field.shape[2:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    grid = torch.stack([(x + flow[:, 0]) * 2 / (width - 1) - 1, (y + flow[:, 1]) * 2 / (height - 1) - 1], dim=-1)
-    return F.grid_sample(field, grid, align_corners=True)
-
-
-def layer(homographies: np.ndarray, outline=EVERYTHING, waves=None, gains=None) -> Layer:
-    texture = Texture(0, 0, np.array([[1.0, 0, 40], [0, 1.0, 40]]), np.eye(3, 4))
-    frames = len(homographies)
-    waves = np.zeros((WAVES, 5)) if waves is None else waves
-    return Layer(homographies, waves, np.zeros(frames) if gains is None else gains, outline, texture)
-
-
-def shifts(*steps: tuple[float, float]) -> np.ndarray:
-    homographies = np.tile(np.eye(3), (len(steps), 1, 1))
-    homographies[:, :2, 2] = steps
-    return homographies
-
-
-def banks() -> list[torch.Tensor]:
-    full = procedural_textures(1)
-    return [full, halve(full)]
 
 
 def test_warping_by_the_flow_reproduces_the_previous_frame() -> None:
@@ -105,45 +65,6 @@ def test_occlusion_and_flow_of_a_known_scene() -> None:
     assert clip.valid.all()
     # With a limit below its 10 px the square's flow is invalid, and nothing else.
     assert torch.equal(render([scene], banks(), HEIGHT, WIDTH, limit_px=8).valid[0, 0], flow[0] == 0)
-
-
-def test_a_thin_pole_is_seen_in_the_next_frame_and_hides_what_it_comes_to_stand_before() -> None:
-    """Why: a pole has background on both sides; counted as hidden for that, it would be learnt from least."""
-    pole = rectangle(np.array([40.0, 36]), np.array([1.0, 20]), 0.0)
-    scene = [layer(shifts((0, 0), (0, 0))), layer(shifts((0, 0), (5.4, 0)), pole)]
-    clip = render([scene], banks(), HEIGHT, WIDTH, limit_px=50)
-    on_pole = clip.flow[0, 0, 0] > 5
-    assert on_pole[20:52].sum(1).unique().tolist() == [1] and on_pole[20:52, 40].all()
-    assert not clip.occluded[0, 0][on_pole].any()
-    # At 44.4 to 46.4 px it covers the centres of two pixels.
-    columns = clip.occluded[0, 0, 20:52].any(0).nonzero().flatten().tolist()
-    assert columns == [45, 46]
-
-
-@pytest.mark.parametrize("kind", ["road", "flight"])
-def test_flow_is_true_where_cameras_drive_and_fly(kind: str) -> None:
-    """Why: their worlds have planes of all slopes, up to the horizon and past the camera, and vehicles of their own."""
-    generator = make(photometric=False, max_displacement_px=30)
-    numbers = [number for number in range(400) if generator.kind(number) == kind][:24]
-    clip = generator.clips(numbers)
-    errors: dict[float, list[float]] = {0.0: [], 1.0: []}
-    for pair in range(2):
-        occluded = clip.occluded[:, pair].float().unsqueeze(1)
-        changes = clip.flow[:, pair].diff(dim=3, append=clip.flow[:, pair, :, :, -1:]).abs().amax(1, keepdim=True)
-        edge = F.max_pool2d(torch.maximum(occluded, (changes > 1).float()), 5, 1, 2).squeeze(1) > 0
-        inside = clip.valid[:, pair] & ~edge
-        for offset, means in errors.items():
-            warped = sample(clip.images[:, pair + 1], clip.flow[:, pair] + offset)
-            difference = (warped - clip.images[:, pair]).abs().mean(1)
-            means += [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
-    right, wrong = np.array(errors[0.0]), np.array(errors[1.0])
-    assert len(right) > 30
-    assert np.median(right) < 0.5
-    assert (right < wrong).mean() > 0.95
-    if kind == "road":  # the camera drives forward: the ground at the bottom moves down, and farther than the middle
-        bottom, horizon = clip.flow[:, 0, :, -6:].norm(dim=1).mean((1, 2)), clip.flow[:, 0, :, 15:40].norm(dim=1)
-        assert (clip.flow[:, 0, 1, -6:].mean((1, 2)) > 0.5).float().mean() > 0.85
-        assert (bottom > 2 * horizon.flatten(1).median(1).values).float().mean() > 0.6
 
 
 def test_what_leaves_the_frame_is_occluded_and_keeps_its_flow() -> None:
@@ -247,19 +168,6 @@ def test_displacements_fill_the_given_range() -> None:
     assert torch.cat([clip.flow.norm(dim=2).flatten() for clip in slow]).quantile(0.98) < 6
 
 
-def test_kinds_come_in_their_shares_and_fine_clips_move_less_than_a_pixel() -> None:
-    """Why: a share that is not kept changes what is trained without a word."""
-    generator = make(static_share=0.1, particle_share=0.2, fine_share=0.3, batch_size=1, photometric=False)
-    kinds = [generator.kind(number) for number in range(1000)]
-    shares = {"static": 0.1, "particles": 0.2, "fine": 0.3, "planar": 0.2, "ego-motion": 0.088, "road": 0.08}
-    for kind, share in shares.items():
-        assert kinds.count(kind) / 1000 == pytest.approx(share, abs=0.05), kind
-    fine = generator.clips([number for number, kind in enumerate(kinds) if kind == "fine"][:12])
-    lengths = fine.flow.norm(dim=2).flatten(2).median(2).values
-    assert lengths.max() < 1.5
-    assert 0.02 < lengths.median() < 0.6
-
-
 def test_photographs_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Landscape, portrait, small and large pictures become textures of one size; broken ones are skipped, and named."""
     sizes = {"a.png": (321, 481), "b.jpg": (481, 321), "c.png": (40, 60), "d.jpg": (700, 1000)}
@@ -344,15 +252,3 @@ def test_layers_that_never_show_change_nothing() -> None:
     assert torch.equal(alone.occluded, with_them.occluded)
 
 
-def test_contact_sheets_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command with which users look at what training sees, here one clip of each kind."""
-    folder = tmp_path / "new" / "sheets"
-    main(["--out", str(folder), "--clips", "7", "--kind", "each", "--height", "48", "--width", "64"])
-    sheet = cv2.imread(str(folder / "each_000.png"))
-    assert sheet.shape == (len(KINDS) * 48, 5 * 64, 3)
-    assert "each_000.png" in capsys.readouterr().out
-    row = sheet[KINDS.index("particles") * 48 :][:48, : 3 * 64].astype(int)
-    assert np.ptp(row, axis=2).mean() < 8 and np.median(row) < 80  # grey and dark
-    with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path), "--textures", str(tmp_path / "nowhere")])
-    assert "does not exist" in capsys.readouterr().err

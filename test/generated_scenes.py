@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generators and scenes for the tests of the procedural generator: small, and known in every pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from training.appearance import EVERYTHING, Outline, Texture
+from training.generator import ProceduralGenerator
+from training.layers import Layer
+from training.motion import WAVES
+from training.scenes import draw_kind, draw_scene
+from training.textures import halve, procedural_textures
+
+HEIGHT, WIDTH = 72, 104
+
+
+def make(**settings: object) -> ProceduralGenerator:
+    usual = {"batch_size": 6, "patterns": 6, "particle_share": 0, "fine_share": 0}
+    return ProceduralGenerator(HEIGHT, WIDTH, **{**usual, **settings})
+
+
+def draw(generator: ProceduralGenerator, seed: int) -> list[Layer]:
+    rng = np.random.default_rng(seed)
+    kind = draw_kind(rng, generator.settings)
+    return draw_scene(rng, generator.settings, kind)
+
+
+def sample(field: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
+    """Backward-warp (B, C, H, W) by flow (B, 2, H, W)."""
+    height, width = field.shape[2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    grid = torch.stack([(x + flow[:, 0]) * 2 / (width - 1) - 1, (y + flow[:, 1]) * 2 / (height - 1) - 1], dim=-1)
+    return F.grid_sample(field, grid, align_corners=True)
+
+
+def layer(homographies: np.ndarray, outline: Outline = EVERYTHING, waves=None, gains=None) -> Layer:
+    texture = Texture(0, 0, np.array([[1.0, 0, 40], [0, 1.0, 40]]), np.eye(3, 4))
+    frames = len(homographies)
+    waves = np.zeros((WAVES, 5)) if waves is None else waves
+    return Layer(homographies, waves, np.zeros(frames) if gains is None else gains, outline, texture)
+
+
+def shifts(*steps: tuple[float, float]) -> np.ndarray:
+    homographies = np.tile(np.eye(3), (len(steps), 1, 1))
+    homographies[:, :2, 2] = steps
+    return homographies
+
+
+def banks() -> list[torch.Tensor]:
+    full = procedural_textures(1)
+    return [full, halve(full)]
