@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import signal
 import statistics
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +39,7 @@ from training.validation import Validator
 from training.workers import Loader, choose_workers, spare_cores
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
-EXIT_SECONDS = 1.0  # for the end of the workers and of the interpreter
+EXIT_SECONDS = 1.0  # for the end of the workers and of the process
 CHECKPOINTS = 20  # of a timed run, at least: a kill costs no more than this part of it
 ERRORS = (OSError, ValueError, RuntimeError, MediaError, FloatingPointError)
 
@@ -282,4 +284,7 @@ def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(age=process_age()))
+    status = main(age=process_age())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is written; to take PyTorch apart would take seconds on a busy machine
