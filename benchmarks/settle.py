@@ -21,6 +21,9 @@ after ``--early`` and after ``--iterations`` iterations. *Still*: the share of p
 most between the two. *Update*: the RMS update at the last iteration. *To coarse*: between the end from this start and
 that from *coarse*. *Apart*: the largest distance between any two of the ends, that from *noise* left out. *Error*: mean
 endpoint error against the truth, mean over the groups of the list.
+
+With ``--jacobian``, at the end from *coarse*: the spectral radius of the Jacobian of f, below 1 where the fixed point
+is stable, and the relative residual of the adjoint equation, that of the implicit gradient, after 30 iterations.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from benchmarks.report import write_json
 from benchmarks.sequences import first_pairs, recorded
 from benchmarks.settle_report import plot, print_tables, summarise
 from benchmarks.warm_start import EncodedPair, coarse_start, encoded
-from deq_flow_ros.equilibrium import State, solve
+from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, crop, load_model, update_px
 from deq_flow_ros.model.deq_flow import FACTOR
@@ -58,6 +61,7 @@ STILL_PX = 0.05
 """Between ``--early`` and the end, of a pixel that has settled."""
 PREDECESSOR_ITERATIONS = 24
 """Of the reversed pair, where there is none before."""
+ADJOINT_ITERATIONS = 30
 SMOOTH = 4
 """Knots, in each direction, of the random motion."""
 
@@ -84,6 +88,28 @@ def reversed_state(model: DEQFlow, sample: Sample) -> State:
     return hidden, -flow
 
 
+def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
+    """Of the Jacobian of the update at a state: its spectral radius, and how well the adjoint equation is solved.
+
+    The latter is the relative residual after ``ADJOINT_ITERATIONS`` of Anderson's method, for the gradient of the mean
+    squared flow.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        pair = encoded(model, sample)
+        state = (state[0].clone(), state[1].clone())
+        radius = spectral_radius(pair.problem, state, generator=torch.Generator(model.device).manual_seed(0))
+        residuals: list[float] = []
+        with torch.enable_grad():
+            attached = implicit_gradient(
+                pair.problem,
+                state,
+                max_iterations=ADJOINT_ITERATIONS,
+                report=lambda s: residuals.append(float(s.residual)),
+            )
+            model.upsample(attached).square().mean().backward()
+    return {"spectral_radius": float(radius), "adjoint_residual": residuals[0]}
+
+
 def rms(difference: Tensor) -> float:
     """Of the length of vectors, (1, 2, H, W)."""
     return float(difference.square().sum(1).mean().sqrt())
@@ -92,8 +118,9 @@ def rms(difference: Tensor) -> float:
 class Bench:
     """A model with what is measured of it."""
 
-    def __init__(self, model: DEQFlow, iterations: int, early: int, noise_px: float) -> None:
+    def __init__(self, model: DEQFlow, iterations: int, early: int, noise_px: float, jacobian: bool = False) -> None:
         self.model, self.iterations, self.early, self.noise_px = model, iterations, early, noise_px
+        self.jacobian = jacobian
         self.marks = sorted({n for n in (*MARKS, *ERROR_MARKS, early) if n < iterations} | {iterations})
 
     def run(self, samples: list[Sample]) -> Iterator[dict[str, Any]]:
@@ -132,6 +159,7 @@ class Bench:
                 settled = solution.state
         ends = {name: of_start[self.iterations] for name, of_start in flows.items()}
         apart = max(rms(ends[one] - ends[other]) for one, other in combinations(STARTS[:-1], 2))
+        at_end = stability(self.model, sample, settled) if self.jacobian else {}
         rows = [
             {
                 "pair": sample.name,
@@ -142,6 +170,7 @@ class Bench:
                 "distance_px": {n: rms(flows[name][n] - ends["coarse"]) for n in self.marks},
                 "apart_px": apart,
                 "epe_px": self.errors(sample, flows[name]),
+                **(at_end if name == "coarse" else {}),
             }
             for name in STARTS
         ]
@@ -179,6 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=96, help="from each start (default 96)")
     parser.add_argument("--early", type=int, default=24, help="to compare the end with (default 24)")
     parser.add_argument("--noise", type=float, default=8.0, help="px, of the random start's flow (default 8)")
+    parser.add_argument(
+        "--jacobian", action="store_true", help="also its spectral radius and the adjoint equation, at coarse's end"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="write the curves to this picture (.png, .svg)")
@@ -197,7 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
         models = {Path(name).stem: load_model(name, options.device) for name in options.models}
         with torch.inference_mode(), console.status("") as status:
             for label, model in models.items():
-                for row in Bench(model, options.iterations, options.early, options.noise).run(samples):
+                bench = Bench(model, options.iterations, options.early, options.noise, options.jacobian)
+                for row in bench.run(samples):
                     rows.append({"model": label, **row})
                     status.update(f"{label}, {row['pair']}, {row['start']}")
     except (OSError, ValueError, RuntimeError, MediaError) as error:

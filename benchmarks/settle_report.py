@@ -75,13 +75,17 @@ def print_tables(
         table.add_row(f"{entry['model']}, {entry['pairs']}", entry["start"], *figures)
     console.print(table)
     table = Table(title="of each pair, px: the largest over its starts but noise; the least of what is still")
-    for column in ("model", "pair", moved, "still", "last update", "ends apart"):
+    jacobian = any("spectral_radius" in row for row in rows)
+    extra = ("spectral radius", "adjoint residual") if jacobian else ()
+    for column in ("model", "pair", moved, "still", "last update", "ends apart", *extra):
         table.add_column(column, justify="left" if column in ("model", "pair") else "right", no_wrap=True)
     for model, pair in dict.fromkeys((row["model"], row["pair"]) for row in rows):
         some = [row for row in rows if (row["model"], row["pair"]) == (model, pair) and row["start"] != "noise"]
         largest = [max(row["moved_px"] for row in some), max(row["update_px"][-1] for row in some), some[0]["apart_px"]]
         figures = [f"{figure:.4f}" for figure in largest]
         figures.insert(1, f"{min(row['still'] for row in some):.1%}")
+        figures += [f"{row['spectral_radius']:.3f}" for row in some if "spectral_radius" in row]
+        figures += [f"{row['adjoint_residual']:.1e}" for row in some if "adjoint_residual" in row]
         table.add_row(model, pair, *figures)
     console.print(table)
 

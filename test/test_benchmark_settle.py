@@ -85,11 +85,14 @@ def test_settle_is_written_and_wrong_input_is_named(
     (tmp_path / "pairs.json").write_text(json.dumps([entry, {**entry, "name": "made/1"}]))
     out, picture = tmp_path / "out.json", tmp_path / "plot.png"
     command = ["--pairs", str(tmp_path / "pairs.json"), "--models", "nano", "--iterations", "7", "--early", "3"]
+    command += ["--jacobian"]
     assert settle.main([*command, "--first", "1", "--threads", "1", "--json", str(out), "--plot", str(picture)]) == 0
     report = json.loads(out.read_text())
     assert [entry["start"] for entry in report["summary"]] == list(STARTS)
     assert {row["pair"] for row in report["curves"]} == {"made/0"} and cv2.imread(str(picture)) is not None
     assert report["curves"][0]["epe_px"].keys() == {"6", "7"} and len(report["curves"][0]["update_px"]) == 7
+    of_coarse = next(row for row in report["curves"] if row["start"] == "coarse")
+    assert 0.3 < of_coarse["spectral_radius"] < 1.2 and 0 < of_coarse["adjoint_residual"] < 0.5
     assert report["summary"] == json.loads(json.dumps(summarise(report["curves"]))), "the table is that of the curves"
     capsys.readouterr()
     assert settle.main(["--pairs", str(tmp_path / "none.json")]) == 2
