@@ -162,6 +162,7 @@ class Bench:
         at_end = stability(self.model, sample, settled) if self.jacobian else {}
         rows = [
             {
+                "case": "sequence" if sample.flow is None else "pairs",
                 "pair": sample.name,
                 "start": name,
                 "moved_px": rms(ends[name] - flows[name][self.early]),

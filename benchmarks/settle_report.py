@@ -18,14 +18,15 @@ COLOURS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": 
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each model and start: medians over the pairs, and the endpoint error as the mean over the groups."""
+    """Of each model, case and start: medians over the pairs, and the endpoint error as the mean over the groups."""
     summary = []
-    for model, start in dict.fromkeys((row["model"], row["start"]) for row in rows):
-        some = [row for row in rows if (row["model"], row["start"]) == (model, start)]
+    for model, case, start in dict.fromkeys((row["model"], row["case"], row["start"]) for row in rows):
+        some = [row for row in rows if (row["model"], row["case"], row["start"]) == (model, case, start)]
         with_truth = [row for row in some if row["epe_px"]]
         summary.append(
             {
                 "model": model,
+                "case": case,
                 "start": start,
                 "pairs": len(some),
                 "moved_px": float(np.median([row["moved_px"] for row in some])),
@@ -53,10 +54,10 @@ def _group_mean(rows: Sequence[dict[str, Any]], mark: Any) -> float:
 def print_tables(
     summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], early: int, console: Console
 ) -> None:
-    """Each model and start, then each pair."""
+    """Each model, case and start, then each pair."""
     marks = next((list(row["epe_px"]) for row in summary if row["epe_px"]), [])
     table = Table(title="from each start, px: medians over the pairs, and endpoint error after so many iterations")
-    for column in ("model, pairs", "start"):
+    for column in ("model, case (pairs)", "start"):
         table.add_column(column, no_wrap=True)
     moved = f"moved after {early}"
     for column in (
@@ -72,7 +73,7 @@ def print_tables(
         figures = [f"{entry[key]:.4f}" for key in ("moved_px", "end_update_px", "to_coarse_px", "apart_px")]
         figures.insert(1, f"{entry['still']:.1%}")
         figures += [f"{error:.3f}" for error in entry["epe_px"].values()]
-        table.add_row(f"{entry['model']}, {entry['pairs']}", entry["start"], *figures)
+        table.add_row(f"{entry['model']}, {entry['case']} ({entry['pairs']})", entry["start"], *figures)
     console.print(table)
     table = Table(title="of each pair, px: the largest over its starts but noise; the least of what is still")
     jacobian = any("spectral_radius" in row for row in rows)
@@ -91,7 +92,11 @@ def print_tables(
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A line of panels per model: update, distance to the end and error against iterations, a curve per start."""
+    """A line of panels per model: update, distance to the end and error against iterations, a curve per start.
+
+    Of the pairs of the list; if there are none, of the sequences.
+    """
+    rows = [row for row in rows if row["case"] == "pairs"] or rows
     models = list(dict.fromkeys(row["model"] for row in rows))
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 2.9 * len(models)), layout="constrained")
