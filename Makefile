@@ -32,7 +32,7 @@ DEPENDENCIES := $(VENV)/.dependencies
 
 demo: $(INSTALLED)
 	@mkdir -p $(ROS_LOG_DIR)
-	$(RUN) -m deq_flow_ros.ros.evaluate_bag --live $(if $(INPUT),"$(INPUT)") --out build/demo $(DEMO_ARGS)
+	$(RUN) -m deq_flow_ros.live.evaluate_bag --live $(if $(INPUT),"$(INPUT)") --out build/demo $(DEMO_ARGS)
 
 test: lint
 	@mkdir -p $(ROS_LOG_DIR)

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import write_json
-from deq_flow_ros.evaluation.classical import FlowFunction, dense_inverse_search, farneback
+from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DTYPES, DEQFlow, load_model
 from training.datasets import Sample
 from training.pairs import group_means, model_flow, pair_errors, read_pairs

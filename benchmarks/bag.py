@@ -37,11 +37,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import write_json
-from deq_flow_ros.evaluation.output_bag import FLOW_TOPIC
 from deq_flow_ros.evaluation.report import FRAMES, METRICS
 from deq_flow_ros.media import MediaError, open_source
 from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
 from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.media.flow_bag import FLOW_TOPIC
 from deq_flow_ros.media.frame import frame_from_array
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from benchmarks.sequences import padded_pair
-from deq_flow_ros.evaluation.classical import FlowFunction, dense_inverse_search, farneback
+from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DEQFlow, Encoding, crop
 from deq_flow_ros.model.encoders import SeparateEncoders
 from deq_flow_ros.model.gma import GmaUpdate

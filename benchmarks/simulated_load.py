@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
-from deq_flow_ros.evaluation.realtime import ITERATION, CostTable, VirtualClock
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.upsampling import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
 from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, number_of_pixels, scaled_size
+from deq_flow_ros.streaming.virtual_clock import ITERATION, CostTable, VirtualClock
 
 # Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
 HEIGHT, WIDTH = 256, 320

@@ -1,20 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process that computes flow asks of the C library below it; for commands to call, not on import."""
+"""The machine and the process that flow is computed on: memory, signals, and what a result was made with."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import cv2
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+PACKAGES = ("deq_flow_ros", "torch", "numpy", "opencv-python-headless", "rosbags")
+ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+"""Variables that timing depends on: they set how many threads work on an operation, and how they wait."""
 
 
 def keep_freed_memory() -> None:
-    """Let malloc reuse image-sized blocks.
+    """Let malloc reuse image-sized blocks; for commands to call, not on import.
 
     By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. Does
-    nothing where the C library has no `mallopt`.
+    nothing where the C library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+class StopRequest:
+    """Within it, Ctrl-C and SIGTERM only set ``requested``, so that a process can finish the frame in hand.
+
+    A plain attribute, because a lock that is taken in a signal handler can wait for itself.
+
+    :param insist: whether a second signal interrupts at once. Under ``ros2 launch`` Ctrl-C arrives twice, so there the
+        second one must change nothing.
+    """
+
+    def __init__(self, insist: bool = False) -> None:
+        self.requested = False
+        self._insist = insist
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and self._insist:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class TimeShares:
+    """Where the time of a run goes: ``with shares.of("reading"): ...``; what is not named is "other"."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._spent: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Count what happens inside under this name."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[name] += time.perf_counter() - began  # type: ignore[assignment]
+
+    @property
+    def seconds(self) -> float:
+        """Time since the beginning, s."""
+        return time.perf_counter() - self._began
+
+    def shares(self) -> dict[str, float]:
+        """Shares of the time so far, 0..1, by name."""
+        named = {name: spent / max(self.seconds, 1e-9) for name, spent in self._spent.items()}
+        return named | {"other": max(0.0, 1.0 - sum(named.values()))}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that its figures depend on."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # apt has OpenCV under another name
+        return cv2.__version__ if package.startswith("opencv") else ""
+
+
+def machine() -> str:
+    """The processor, and how many of its cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+
+
+def environment() -> dict[str, str | None]:
+    """The variables of ``ENVIRONMENT``; None for one that is not set."""
+    return {name: os.environ.get(name) for name in ENVIRONMENT}
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has held so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

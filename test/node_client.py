@@ -26,8 +26,8 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from deq_flow_ros.live.children import Children
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
-from deq_flow_ros.ros.children import Children
 
 TIMEOUT_S = 60.0
 PERIOD_NS = 33_333_333

@@ -46,10 +46,10 @@ from soak_parts import RELAY_INPUT, RELAY_OUTPUT, half, image_size
 from soak_report import Camera, Relay, accounts, beside_the_misbehaving, bounds, memory_of, show, timing
 
 from deq_flow_ros.host import keep_freed_memory
+from deq_flow_ros.live import run as live_run
+from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.flow_recording import report_of
-from deq_flow_ros.ros import live_run
-from deq_flow_ros.ros.children import ChildError, Children
 from deq_flow_ros.ros.snapshot import versions
 
 READY_S, QUIET_S = 120.0, 3.0

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from deq_flow_ros.live.evaluate_bag import main
+from deq_flow_ros.live.options import parse_options
+from deq_flow_ros.live.recorder import Backlog
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.bags import BagWriter, remove_recording
 from deq_flow_ros.media.frame import frame_from_array
 from deq_flow_ros.media.scene import SceneSettings
 from deq_flow_ros.media.scene_bag import SIDECAR, render_scene_bag
 from deq_flow_ros.model import DEQFlow, save_model
-from deq_flow_ros.ros.evaluate_bag import main
-from deq_flow_ros.ros.live_evaluation import parse_options
-from deq_flow_ros.ros.recorder import Backlog
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +67,7 @@ def environment(tmp_path: Path, domain: int) -> dict[str, str]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "deq_flow_ros.ros.evaluate_bag", "--live", *(str(argument) for argument in arguments)]
+    return [sys.executable, "-m", "deq_flow_ros.live.evaluate_bag", "--live", *map(str, arguments)]
 
 
 def processes_about(path: Path) -> list[str]:
@@ -93,10 +93,10 @@ def test_the_demo_runs_without_input_and_accounts_for_every_frame(
     out = tmp_path / "build" / "demo"
     script = f"""
 import functools, sys
-from deq_flow_ros.ros import live_evaluation
+from deq_flow_ros.live import command
 if __name__ == "__main__":  # the processes that render import this file as well
-    live_evaluation.SceneSettings = functools.partial(live_evaluation.SceneSettings, width=96, height=72, frames=12)
-    sys.exit(live_evaluation.main(["evaluate_bag", "--out", {str(out)!r}, "--model", {str(own_model)!r},
+    command.SceneSettings = functools.partial(command.SceneSettings, width=96, height=72, frames=12)
+    sys.exit(command.main(["evaluate_bag", "--out", {str(out)!r}, "--model", {str(own_model)!r},
                                 "--budget-ms", "2000", "--param", "max_iterations:=3"]))
 """
     (tmp_path / "demo.py").write_text(script)
@@ -158,7 +158,7 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
             time.sleep(0.1)
         found = "".join(processes_about(tmp_path))
         assert [
-            name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f"ros.{name}" not in found
+            name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f".{name}" not in found
         ] == []
         process.send_signal(number)
         assert process.wait(timeout=90) == (130 if number == signal.SIGINT else -signal.SIGKILL)
@@ -176,13 +176,13 @@ def test_a_live_input_is_recorded_with_its_images(model: Path, pictures: Path, t
 import json
 from pathlib import Path
 from deq_flow_ros.media import open_source
-from deq_flow_ros.ros import live_run
+from deq_flow_ros.live import run as live_run
 parameters = {{"model": {str(model)!r}, "latency_budget_ms": "2000.0", "warm_up_width": "96", "warm_up_height": "64"}}
 parameters |= {{"qos_reliability": "reliable", "qos_depth": "10"}}
 options = live_run.RunOptions(
     {str(pictures)!r}, None, 0.2, 8, True, parameters, Path("bag"), Path("logs"), "sqlite3"
 )
-published = live_run.run(options, lambda progress: None)
+published = live_run.run_live(options, lambda progress: None)
 frames = list(open_source("bag", live_run.IMAGE_TOPIC).frames())
 print(json.dumps([published.stamps_ns, [frame.stamp_ns for frame in frames], published.seconds]))
 """

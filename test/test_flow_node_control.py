@@ -20,7 +20,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
-from deq_flow_ros.ros.children import Children
+from deq_flow_ros.live.children import Children
 from deq_flow_ros.ros.parameters import LIVE, Settings
 from deq_flow_ros.ros.window import RATE_LIMITED
 

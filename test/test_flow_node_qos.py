@@ -13,7 +13,7 @@ rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from node_client import NodeClient, running_node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-from deq_flow_ros.ros.children import Children
+from deq_flow_ros.live.children import Children
 from deq_flow_ros.ros.watch import qos_words
 
 BEST_EFFORT, RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE

@@ -41,6 +41,9 @@ def test_everything_is_where_ros_looks_for_it(prefix: Path) -> None:
     assert {"flow.yaml", "fastdds.xml"} <= {path.name for path in (prefix / SHARE / "config").iterdir()}
     for name in ("flow_node", "player", "evaluate_bag"):
         assert os.access(prefix / "lib/deq_flow_ros" / name, os.X_OK), name
+    for folder in ("deq_flow_ros/evaluation", "deq_flow_ros/evaluation/templates"):
+        expected = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
+        assert expected <= {path.name for path in (prefix / "modules" / folder).iterdir()}, folder
     weights = prefix / "modules/deq_flow_ros/model/weights"
     for name in ("nano", "base"):
         assert (weights / f"{name}.safetensors").stat().st_size > 100_000 and (weights / f"{name}.md").is_file()

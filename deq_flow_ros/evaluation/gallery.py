@@ -1,44 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small pictures of a run, on disk while it lasts: a run of any length needs no more memory, and may go on later."""
+"""Small pictures of a run: kept on disk while it lasts, and shown as panels of the report and as a video.
+
+A run of any length needs no more memory, and no more than some 200 pictures on disk.
+"""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from deq_flow_ros.evaluation.measures import PairFields
+from deq_flow_ros.evaluation.records import FrameRecord
+from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.frame import MediaError
 from deq_flow_ros.media.metrics import photometric_map
-
-if TYPE_CHECKING:
-    from deq_flow_ros.evaluation.results import FrameRecord, PairFields
+from deq_flow_ros.media.pictures import GAP, heat, top, write_video
 
 PREVIEW_WIDTH = 320
 """Pictures are kept no wider than this, in px."""
 MAX_PREVIEWS = 200
 """Of a longer run every second frame is pictured only, then every fourth, ..., so that no more are kept."""
 BEST, MEDIAN, WORST = 1, 2, 3
-"""So many of each are shown in the report."""
-KEYS = ("epe_visible_px", "epe_px", "photometric")
+"""So many pairs of each kind are shown in the report."""
+RANKED_BY = ("epe_visible_px", "epe_px", "photometric")
 """Pairs are ranked by the first of these measures that is known."""
-MAPS = ("residual", "truth")
+MAX_VIDEO_FRAMES, SLOWEST_FPS = 100, 4.0
+"""VP9 takes up to 0.1 s a frame. A video that would show fewer pictures a second is sped up to this rate."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preview:
-    """Small pictures of one pair, (h, w): image uint8 RGB; flow and truth in px of the full image, residual px and
-    photometric error in grey levels, all float16. None where there is none.
+    """Small pictures of one pair, (h, w).
 
     :ivar rank: the error that pairs are ranked by; NaN where it is not known.
+    :ivar image: uint8 RGB.
+    :ivar flow: float16, px of the full image, as ``truth``; ``residual`` in px, ``photometric`` in grey levels.
     """
 
     index: int
-    stamp_ns: int
     rank: float
+    stamp_ns: np.ndarray
     image: np.ndarray
     flow: np.ndarray
     photometric: np.ndarray
@@ -47,115 +52,138 @@ class Preview:
 
 
 class Gallery:
-    """The previews of one setting's run in a folder, evenly spread over it, and those of its best and worst pairs.
+    """The previews of one setting: evenly spread over the run, the same in all settings; and its best and worst pairs.
 
-    A folder that is there is gone on with. Which frames are spread depends on how long the run is by now and on nothing
-    else, so all settings of a run keep the same ones.
-
-    :raises MediaError: where the folder cannot be made or read.
+    :param folder: where they are kept; it is made.
+    :raises MediaError: where the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
         self._ranks: dict[int, float] = {}
         self._last = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for file in folder.glob("*.npz"):
-                with np.load(file) as arrays:
-                    self._ranks[int(file.stem)] = float(arrays["rank"])
-        except (OSError, ValueError, KeyError) as error:
-            raise MediaError(f"the previews in {folder} cannot be used: {error}; remove that folder") from error
-        self._last = max(self._ranks, default=0)
-
-    def add(self, record: FrameRecord, fields: PairFields) -> None:
-        """Keep the pictures of a pair, if it is one of those to be kept as far as is known by now."""
-        index = record.index
-        self._last = max(self._last, index)
-        self._ranks[index] = next((record.measures[key] for key in KEYS if key in record.measures), float("nan"))
-        kept = self._kept()
-        if index in kept:
-            self._write(record, fields)
-        for other in set(self._ranks) - kept:
-            del self._ranks[other]
-            (self.folder / f"{other}.npz").unlink(missing_ok=True)
+        except OSError as error:
+            raise MediaError(f"cannot write to {folder}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._ranks)
 
+    def __contains__(self, index: int) -> bool:
+        return index in self._ranks
+
     @property
     def step(self) -> int:
-        """Every so manieth frame is pictured."""
+        """One frame in so many is pictured."""
         step = 1
         while self._last // step >= MAX_PREVIEWS:
             step *= 2
         return step
 
-    def indices(self) -> list[int]:
-        """Of the evenly spread previews, in the order of the stream."""
+    def add(self, record: FrameRecord, fields: PairFields) -> None:
+        """Keep the pictures of a pair, if it is one of those to be kept as far as is known by now."""
+        index = self._last = record.index
+        rank = next((record.measures[key] for key in RANKED_BY if key in record.measures), float("nan"))
+        self._ranks[index] = rank
+        best, worst = self._extremes()
+        kept = {*self.spread(), *best, *worst}
+        if index in kept:
+            self._write(record, fields)
+        for other in set(self._ranks) - kept:
+            del self._ranks[other]
+            self._file(other).unlink(missing_ok=True)
+
+    def spread(self) -> list[int]:
+        """Indices of the evenly spread previews, in the order of the stream."""
         return [index for index in sorted(self._ranks) if index % self.step == 0]
-
-    def preview(self, index: int) -> Preview:
-        """One preview. Raises KeyError where it was not kept, `MediaError` where it cannot be read."""
-        rank = self._ranks[index]
-        file = self.folder / f"{index}.npz"
-        try:
-            with np.load(file) as arrays:
-                kept = {name: arrays[name] for name in arrays.files if name not in ("rank", "stamp_ns")}
-                return Preview(index, int(arrays["stamp_ns"]), rank, **kept)
-        except (OSError, ValueError) as error:
-            raise MediaError(f"the preview {file} cannot be read: {error}") from error
-
-    def __contains__(self, index: int) -> bool:
-        return index in self._ranks
 
     def ranked(self) -> list[tuple[str, int]]:
         """("best", "median" or "worst", index) of the pairs to show; fewer where there are fewer."""
-        known = self._by_rank()
-        best, worst = known[:BEST], known[len(known) - WORST :][::-1] if len(known) > BEST + WORST else []
-        spread = [index for index in known if index % self.step == 0 and index not in (*best, *worst)]
-        middle = max(0, (len(spread) - MEDIAN) // 2)
-        shown = [("best", best), ("median", spread[middle : middle + MEDIAN]), ("worst", worst)]
+        known, spread = self._by_rank(), self.spread()
+        best, worst = self._extremes() if len(known) > BEST + WORST else ([], [])
+        others = [index for index in known if index in spread and index not in (*best, *worst)]
+        middle = max(0, (len(others) - MEDIAN) // 2)
+        shown = (("best", best), ("median", others[middle : middle + MEDIAN]), ("worst", worst))
         return [(name, index) for name, indices in shown for index in indices]
 
-    def remove(self) -> None:
-        """Delete the folder: the report holds what it needs of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._ranks.clear()
+    def preview(self, index: int) -> Preview:
+        """One preview. Raises KeyError where it was not kept, ``MediaError`` where it cannot be read."""
+        rank, file = self._ranks[index], self._file(index)
+        try:
+            with np.load(file) as arrays:
+                return Preview(index, rank=rank, **arrays)
+        except (OSError, ValueError) as error:
+            raise MediaError(f"the preview {file} cannot be read: {error}") from error
 
     def _by_rank(self) -> list[int]:
         return sorted((index for index, rank in self._ranks.items() if np.isfinite(rank)), key=self._ranks.__getitem__)
 
-    def _kept(self) -> set[int]:
-        known, step = self._by_rank(), self.step
-        return {index for index in self._ranks if index % step == 0} | set(known[:BEST]) | set(known[-WORST:])
+    def _extremes(self) -> tuple[list[int], list[int]]:
+        """The best and the worst, most extreme first."""
+        known = self._by_rank()
+        return known[:BEST], known[::-1][:WORST]
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{index}.npz"
 
     def _write(self, record: FrameRecord, fields: PairFields) -> None:
         height, width = fields.flow.shape[:2]
-        size = _size(height, width)
+        scale = min(1.0, PREVIEW_WIDTH / width)
+        # Even, as video codecs halve the colour resolution.
+        size = max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
         here, there = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (fields.here, fields.there))
-        flow = _small(fields.flow, size)
-        # In the small images, and a quarter of the time: it is for the eye, what is measured is measured in full.
-        photometric, _ = photometric_map(here, there, flow * np.array([size[0] / width, size[1] / height], np.float32))
-        maps = {"flow": flow, "photometric": photometric}
-        maps |= {name: _small(values, size) for name in MAPS if (values := getattr(fields, name)) is not None}
-        arrays = {"rank": np.float64(self._ranks[record.index]), "stamp_ns": np.int64(record.stamp_ns), "image": here}
-        arrays |= {name: values.astype(np.float16) for name, values in maps.items()}
-        file = self.folder / f"{record.index}.npz"
+        maps = {"flow": fields.flow, "residual": fields.residual, "truth": fields.truth}
+        known = {name: values for name, values in maps.items() if values is not None}
+        # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
+        small = {name: cv2.resize(values, size, interpolation=cv2.INTER_NEAREST) for name, values in known.items()}
+        # In the small images, in a quarter of the time: this one is only looked at.
+        small_flow = small["flow"] * np.array([size[0] / width, size[1] / height], np.float32)
+        small["photometric"], _ = photometric_map(here, there, small_flow)
+        arrays = {name: values.astype(np.float16) for name, values in small.items()}
+        file = self._file(record.index)
         try:
-            with (self.folder / "partial").open("wb") as partial:
-                np.savez(partial, **arrays)
-            (self.folder / "partial").replace(file)
+            np.savez(file, image=here, stamp_ns=np.int64(record.stamp_ns), **arrays)
         except OSError as error:
             raise MediaError(f"cannot write {file}: {error}; what is there so far is kept") from error
 
 
-def _size(height: int, width: int) -> tuple[int, int]:
-    """Width and height of the small picture; even, as video codecs halve the colour resolution."""
-    scale = min(1.0, PREVIEW_WIDTH / width)
-    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+def color_range(previews: Sequence[Preview]) -> float:
+    """Speed in px that gets the full colour in these pictures: the 95th percentile of flow and truth, at least 1."""
+    fields = [field for preview in previews for field in (preview.flow, preview.truth) if field is not None]
+    speeds = [np.hypot(*np.moveaxis(field[::4, ::4].astype(np.float32), 2, 0)).ravel() for field in fields]
+    return top(np.concatenate(speeds), 1.0, 95)
 
 
-def _small(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
-    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
+def panels(preview: Preview) -> tuple[float, list[tuple[str, np.ndarray]]]:
+    """Speed in px that has the full colour, and (caption, picture (h, w, 3) uint8 RGB) of what there is to show."""
+    max_px, grey_levels = color_range([preview]), top(preview.photometric, 10.0)
+    shown = [("image", preview.image), (f"flow, full colour {max_px:.1f} px", flow_picture(preview.flow, max_px))]
+    if preview.truth is not None:
+        shown.append(("true flow", flow_picture(preview.truth, max_px)))
+    if preview.residual is not None:
+        residual_px = top(preview.residual, 0.1)
+        shown.append((f"residual ≤ {residual_px:.2g} px", heat(preview.residual, residual_px)))
+    shown.append((f"photometric error ≤ {grey_levels:.0f}", heat(preview.photometric, grey_levels)))
+    return max_px, shown
+
+
+def flow_picture(flow: np.ndarray, max_px: float) -> np.ndarray:
+    """(h, w, 3) uint8 RGB."""
+    return flow_to_color(flow.astype(np.float32), max_px)
+
+
+def write_flow_video(path: Path, gallery: Gallery) -> None:
+    """Image and flow of the evenly spread previews side by side, as fast as the stream; see ``write_video``."""
+    spread = gallery.spread()
+    shown = spread[:: -(-len(spread) // MAX_VIDEO_FRAMES) or 1]
+    sampled = [gallery.preview(index) for index in shown[:: -(-len(shown) // 20) or 1]]
+    max_px, first = color_range(sampled), [int(gallery.preview(index).stamp_ns) for index in shown[:20]]
+    period_ns = float(np.median(np.diff(first))) if len(first) > 1 else 0.0
+    fps = min(max(SLOWEST_FPS, 1e9 / period_ns if period_ns > 0 else 0.0), 60.0)
+
+    def picture(preview: Preview) -> np.ndarray:
+        line = np.full((preview.image.shape[0], GAP, 3), 255, np.uint8)
+        return np.hstack([preview.image, line, flow_picture(preview.flow, max_px)])
+
+    write_video(path, (picture(gallery.preview(index)) for index in shown), fps)

@@ -1,249 +1,149 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of a run over time, as SVG to stand inside of an HTML page, by matplotlib. Their colours are the page's."""
+"""Plots of a run over time, as SVG images that stand in an HTML page.
+
+They are drawn for a light page, without a background of their own; a dark page inverts them.
+"""
 
 from __future__ import annotations
 
-import html
 import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deq_flow_ros.evaluation.results import DROPPED, PROCESSED, Series
+from deq_flow_ros.evaluation.measures import MEASURES
+from deq_flow_ros.evaluation.records import DROPPED, PROCESSED
 
 SIZE = (4.9, 2.6)
-"""Inches; small, so that the writing is as large as the page's on a phone, and two stand side by side elsewhere."""
-MOST_DOTS = 400
-"""A longer series is drawn as a band and a line of so many parts."""
-PARTS = 160
-
-# Stand-ins that are replaced by the page's variables: matplotlib knows no others than real colours.
-INK, GRID, MUTED, BAD = "#010101", "#020202", "#030303", "#040404"
-COLOURS = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
-_VARIABLES = {
-    INK: "--ink", GRID: "--line", MUTED: "--muted", BAD: "--bad", **{c: f"--c{n}" for n, c in enumerate(COLOURS, 1)}
-}  # fmt: skip
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "grid.color": GRID,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "legend.handlelength": 1.2,
-    "legend.columnspacing": 1.2,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-}
+"""Inches; small, so that the writing is as large as the page's on a phone, and elsewhere two plots stand in a row."""
+MOST_DOTS, PARTS = 400, 160
+"""A series of more dots is drawn as a line and a band of so many parts."""
+COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#6b7280")
+BAD, MUTED = "#c53030", "#5a6676"
 
 
-class RunPlots:
-    """The plots of one run; each method returns an SVG element, or "" where there is nothing to show.
+def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error: str) -> list[tuple[str, str, str]]:
+    """The plots of a run, as far as there is something to show: title, column, and address of the image.
 
-    :param series: by the name of the setting, the main one first.
+    :param frames: rows of ``frames.csv`` by setting, the main one first.
+    :param error: the measure that says most about how good the flow is.
     """
+    frames = dict(list(frames.items())[: len(COLOURS)])
+    main, coloured = next(iter(frames.values())), list(zip(frames.items(), COLOURS, strict=False))
+    # Without a time that only goes on there is no axis of time.
+    timed = all(own.stamp_ns.is_monotonic_increasing and own.stamp_ns.is_unique for own in frames.values())
+    start_ns = min((own.stamp_ns.iloc[0] for own in frames.values() if len(own)), default=0)
+    time = "stream time [s]" if timed else "frame"
 
-    def __init__(self, series: Mapping[str, Series]) -> None:
-        self._series = dict(list(series.items())[: len(COLOURS)])
-        self._main = next(iter(series.values()))
-        self._drawn = 0
-        stamps = [columns.stamp_ns for columns in series.values() if len(columns)]
-        # Without a time that only goes on there is no axis of time.
-        self._timed = bool(stamps) and all((np.diff(stamp) > 0).all() for stamp in stamps)
-        self._start_ns = min((int(stamp[0]) for stamp in stamps), default=0)
+    def x_of(own: pd.DataFrame) -> np.ndarray:
+        return ((own.stamp_ns - start_ns) * 1e-9 if timed else own["index"]).to_numpy(float)
 
-    def latency(self, budget_ms: float | None) -> str:
-        """Latency of each processed frame of the main setting, and when frames were dropped."""
+    def points(axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None, **more: Any) -> None:
+        known = own[(own.outcome == PROCESSED) & own[column].notna()]
+        _draw(axes, x_of(known), known[column].to_numpy(), colour, label, **more)
+        axes.set_xlim(0, 1.02 * max(x_of(main), default=0) or 1)
 
-        def draw(axes: Axes) -> None:
-            late = self._main.number("over_budget") == 1
-            self._points(axes, self._main, "latency_ms", COLOURS[0], "in time" if budget_ms else None, ~late)
-            self._points(axes, self._main, "latency_ms", BAD, "late", late, thinned=True)
-            if budget_ms:
-                axes.axhline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
-            dropped = self._main.outcome(DROPPED)
-            if dropped.any():
-                times = _thinned(self._x(self._main)[dropped])
-                axes.plot(times, np.zeros(len(times)), "|", color=MUTED, markersize=6, label="dropped")
-            _from_zero(axes)
+    def latency(axes: Axes) -> None:
+        late = main.over_budget == 1
+        points(axes, main[~late], "latency_ms", COLOURS[0], "in time" if budget_ms else None)
+        points(axes, main[late], "latency_ms", BAD, "late", thinned=True)
+        if budget_ms:
+            axes.axhline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
+        times = _thinned(x_of(main[main.outcome == DROPPED]))
+        if times.size:
+            axes.plot(times, np.zeros(times.size), "|", color=MUTED, markersize=6, label="dropped")
 
-        return self._plot("ms", draw, self._has("latency_ms"))
+    def latencies(axes: Axes) -> None:
+        shares = np.linspace(0, 100, 101)
+        for (name, own), colour in coloured:
+            if own.latency_ms.notna().any():
+                axes.plot(np.nanpercentile(own.latency_ms, shares), shares, color=colour, label=name)
+        if budget_ms:
+            axes.axvline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
 
-    def latencies(self, budget_ms: float | None) -> str:
-        """Of every setting, the share of frames within a latency."""
+    def iterations(axes: Axes) -> None:
+        warm = main.warm == 1
+        points(axes, main[warm], "iterations", COLOURS[0], "warm start")
+        points(axes, main[~warm], "iterations", COLOURS[1], "cold start")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
-        def draw(axes: Axes) -> None:
-            for (name, series), colour in zip(self._series.items(), COLOURS, strict=False):
-                values = np.sort(series.number("latency_ms")[np.isfinite(series.number("latency_ms"))])
-                if values.size:
-                    shares = np.linspace(0, 100, min(values.size, 200) + 1)[1:]
-                    # Outwards, so that the last point is the largest value.
-                    points = np.percentile(values, shares, method="higher")
-                    axes.step(points, shares, where="post", color=colour, label=name)
-            if budget_ms:
-                axes.axvline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
-            axes.set_xscale("log")
-            _plain(axes.xaxis)
-            axes.set_ylim(0, 102)
-            axes.set_xlabel("latency [ms]")
-
-        return self._plot("% of the frames", draw, self._has("latency_ms"), timed=False)
-
-    def iterations(self) -> str:
-        """Iterations of each processed frame of the main setting."""
-
-        def draw(axes: Axes) -> None:
-            warm = self._main.number("warm") == 1
-            self._points(axes, self._main, "iterations", COLOURS[0], "warm start", warm)
-            self._points(axes, self._main, "iterations", COLOURS[1], "cold start", ~warm)
-            _from_zero(axes)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-        return self._plot("iterations", draw, bool((self._main.number("iterations") > 0).any()))
-
-    def scale(self) -> str:
-        """Processing scale of the main setting."""
-
-        def draw(axes: Axes) -> None:
-            self._points(axes, self._main, "scale", COLOURS[0], None)
-            _from_zero(axes)
-
-        return self._plot("scale", draw, len(set(self._finite("scale"))) > 1)
-
-    def of_all(self, column: str, label: str, baseline: str = "", baseline_label: str = "", log: bool = False) -> str:
-        """A column of every setting; with a baseline of the main one."""
-
+    def of_all(column: str, baseline: str = "", baseline_label: str = "") -> Callable[[Axes], None]:
         def draw(axes: Axes) -> None:
             if baseline:
-                self._points(axes, self._main, baseline, MUTED, baseline_label)
-            names = list(self._series)
-            for number, (name, series) in enumerate(self._series.items()):
-                shown = name if len(names) > 1 else ("flow" if baseline else None)
-                self._points(axes, series, column, COLOURS[number], shown, band=len(names) == 1)
-            positive = [values[values > 0] for series in self._series.values() for values in [series.number(column)]]
-            known = np.concatenate(positive)
-            if log and known.size and known.max() > 20 * known.min():
-                axes.set_yscale("log")
-                _plain(axes.yaxis)
-            else:
-                _from_zero(axes)
+                points(axes, main, baseline, MUTED, baseline_label)
+            for (name, own), colour in coloured:
+                label = name if len(frames) > 1 else ("flow" if baseline else None)
+                points(axes, own, column, colour, label, band=len(frames) == 1)
 
-        return self._plot(label, draw, self._has(column))
+        return draw
 
-    def _has(self, column: str) -> bool:
-        return any(np.isfinite(series.number(column)).any() for series in self._series.values())
+    def residual(axes: Axes) -> None:
+        of_all("residual_px")(axes)
+        positive = known.residual_px[known.residual_px > 0]
+        if positive.max() > 20 * positive.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
-    def _finite(self, column: str) -> np.ndarray:
-        values = self._main.number(column)
-        return values[np.isfinite(values)]
+    still = ("photometric_still", "without warping") if error == "photometric" else ("epe_still_px", "zero flow")
+    known = pd.concat(frames.values()).select_dtypes("number")
+    plots = (
+        ("Latency", "ms", "latency_ms", latency, time),
+        ("Latency of all frames", "% of the frames", "latency_ms", latencies, "latency [ms]"),
+        (MEASURES[error].title.capitalize(), MEASURES[error].unit, error, of_all(error, *still), time),
+        ("Forward-backward error", "px", "consistency_px", of_all("consistency_px"), time),
+        ("Flicker", "px", "flicker_px", of_all("flicker_px"), time),
+        ("Iterations", "iterations", "iterations", iterations, time),
+        ("Residual", "px", "residual_px", residual, time),
+        ("Processing scale", "scale", "scale", lambda axes: points(axes, main, "scale", COLOURS[0], None), time),
+    )
+    return [
+        (title, column, _svg(draw, x, y))
+        for title, y, column, draw, x in plots
+        if (known[column] > 0).any() and (column != "scale" or main["scale"].nunique() > 1)
+    ]
 
-    def _x(self, series: Series) -> np.ndarray:
-        return (series.stamp_ns - self._start_ns) * 1e-9 if self._timed else series.index.astype(float)
 
-    def _points(
-        self, axes: Axes, series: Series, column: str, colour: str, label: str | None,
-        chosen: np.ndarray | None = None, band: bool = True, thinned: bool = False,
-    ) -> None:  # fmt: skip
-        """Every value as a dot; of a long series the median and, if `band`, the middle 90 % of each part; or, where
-        `thinned`, which is for what happens now and then, some of the dots.
-        """
-        values = series.number(column)
-        known = np.isfinite(values) & series.outcome(PROCESSED) & (True if chosen is None else chosen)
-        x, y = self._x(series)[known], values[known]
-        if not x.size:
-            return
-        if x.size <= MOST_DOTS or thinned:
-            style = "" if band else "-"
-            axes.plot(_thinned(x), _thinned(y), f".{style}", color=colour, markersize=3.5, linewidth=0.7, label=label)
-            return
-        parts = [part for part in np.array_split(np.arange(x.size), PARTS) if part.size]
+def _draw(
+    axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None, band: bool = True, thinned: bool = False
+) -> None:
+    """Every value as a dot; of a long series the median and, if ``band``, the middle 90 % of each part.
+
+    :param thinned: show some of the dots instead, which is for what happens now and then.
+    """
+    if 0 < x.size <= MOST_DOTS or (x.size and thinned):
+        style = "." if band else ".-"
+        axes.plot(_thinned(x), _thinned(y), style, color=colour, markersize=3.5, linewidth=0.7, label=label)
+    elif x.size:
+        parts = np.array_split(np.arange(x.size), PARTS)
         centres = [x[part].mean() for part in parts]
         low, middle, high = np.array([np.percentile(y[part], (5, 50, 95)) for part in parts]).T
         if band:
             axes.fill_between(centres, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.plot(centres, middle, color=colour, linewidth=1.2, label=label)
 
-    def _plot(self, label: str, draw: Callable[[Axes], None], shown: bool, timed: bool = True) -> str:
-        if not shown:
-            return ""
-        # Its own salt: identifiers of two plots in one page must not be the same.
-        self._drawn += 1
-        with matplotlib.rc_context(STYLE | {"svg.hashsalt": str(self._drawn)}):
-            figure = Figure(figsize=SIZE, layout="constrained")
-            axes = figure.subplots()
-            draw(axes)
-            axes.set_ylabel(label)
-            if timed:
-                axes.set_xlabel("stream time [s]" if self._timed else "frame")
-            if axes.get_legend_handles_labels()[0]:
-                figure.legend(loc="outside upper center", ncols=4, fontsize=10.5)
-            return _inline(figure, label)
-
-
-class _PlainNumbers(LogFormatter):
-    """Numbers as people write them on a logarithmic axis; matplotlib knows which ones there is room for."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def _plain(axis: Axis) -> None:
-    low, high = axis.get_view_interval()
-    axis.set_major_formatter(_PlainNumbers())
-    if high < 10 * low:
-        axis.set_minor_formatter(_PlainNumbers(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-        return
-    # Three numbers a decade, about equally far apart; matplotlib's own choice of more than that overlaps.
-    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-    axis.set_minor_formatter("{x:g}" if high < 1000 * low else NullFormatter())
-
-
-def _from_zero(axes: Axes) -> None:
-    # From the data, not from the limits: autoscaling leaves room beneath, which zero is not to have.
-    top = axes.dataLim.ymax
-    axes.set_ylim(0, 1.06 * top if np.isfinite(top) and top > 0 else 1)
-
 
 def _thinned(values: np.ndarray) -> np.ndarray:
     return values[:: -(-values.size // MOST_DOTS) or 1]
 
 
-def _inline(figure: Figure, label: str) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # As wide as there is room; named for those who cannot see it; groups without their names, which are in every plot.
-    svg = re.sub(
-        r'<svg[^>]*(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{html.escape(label)}">', svg, count=1
-    )
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg
-
-
-def stage_bars(stage_ms: Mapping[str, Mapping[str, Any]]) -> Sequence[tuple[str, float, float]]:
-    """(stage, mean ms, share of the longest) of the stages that took any time, in the order of the work."""
-    means = {name: values["mean"] or 0.0 for name, values in stage_ms.items()}
-    longest = max(means.values(), default=0.0)
-    return [(name, mean, mean / longest) for name, mean in means.items() if mean > 0]
+def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
+    with matplotlib.style.context(Path(__file__).with_name("plots.mplstyle")):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if axes.get_yscale() == "linear":
+            axes.set_ylim(0, 1.06 * axes.dataLim.ymax)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=10.5)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + b64encode(buffer.getvalue()).decode()

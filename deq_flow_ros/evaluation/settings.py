@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is run on a recording: a method with its settings, and how those are written on a command line."""
+"""What is run on a recording: a method with its settings, and how settings are written on a command line."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.model import choose_precision
 
-METHODS = ("deq", "dis", "farneback")
-"""This package's network; and OpenCV's dense inverse search and Farneback's method, to compare with."""
+METHODS = {"deq": "", "dis": "OpenCV DIS, medium preset", "farneback": "OpenCV Farneback"}
+"""This package's network, and two classical methods of OpenCV to compare it with."""
 
 
 @dataclass(frozen=True)
 class Setting:
     """One way of computing flow.
 
-    :ivar name: unique within a run; stands in tables and plots.
-    :ivar method: out of `METHODS`; of OpenCV's, only `direction` means anything.
-    :ivar model: as `load_model` takes it: a name or a weights file.
-    :ivar device: "cpu", "cuda" or "cuda:N".
-    :ivar precision: of weights and features, as `load_model` has it; of "auto", what it stands for on the device.
-    :ivar warm: start each pair from the fixed point of the one before.
-    :ivar budget_ms: from a frame's arrival to its flow; None for no limit.
-    :ivar max_iterations: per pair; `tolerance_px`, `direction`, `min_scale`, `max_scale`: see `EstimatorSettings`.
-    :raises ValueError: for a method, device or precision that does not exist, or a name that cannot stand in a table.
+    :ivar name: unique within a run; it appears in tables and plots.
+    :ivar method: one of ``METHODS``; OpenCV's methods use ``direction`` only.
+    :ivar model: as ``load_model`` takes it, as are ``device`` ("cpu", "cuda" or "cuda:N") and ``precision`` ("auto" is
+        replaced by what it stands for on the device).
+    :ivar budget_ms: time from a frame's arrival to its flow, in ms; None for no limit. It and all that follow are those
+        of ``EstimatorSettings``, and so is ``warm``.
+    :raises ValueError: for an unknown method, device or precision, or a name that cannot appear in a table.
     """
 
     name: str
@@ -55,19 +53,19 @@ class Setting:
 
     @property
     def solves(self) -> bool:
-        """Whether there is a solver, with iterations and residuals."""
+        """Whether the method has a solver, with iterations and residuals."""
         return self.method == "deq"
 
     @property
     def network(self) -> tuple[str, str, str]:
-        """What is loaded for it: model, device, precision."""
+        """Arguments of ``load_model``: model, device, precision."""
         return self.model, self.device, self.precision
 
     @property
     def note(self) -> str:
-        """What it is, in a few words."""
+        """A short description for people."""
         if not self.solves:
-            return {"dis": "OpenCV DIS, medium preset", "farneback": "OpenCV Farneback"}[self.method]
+            return METHODS[self.method]
         start = "warm starts" if self.warm else "every pair from a cold start"
         limit = "no time limit" if self.budget_ms is None else f"budget {self.budget_ms:g} ms"
         tolerance = "" if self.tolerance_px is None else f" or {self.tolerance_px:g} px"
@@ -76,51 +74,50 @@ class Setting:
 
 
 def parse_setting(text: str, base: Setting) -> Setting:
-    """`NAME[:KEY=VALUE,...]` as a setting that differs from `base` in these values; `dis` or `farneback` alone is the
-    method.
+    """Read ``NAME[:KEY=VALUE,...]`` as a setting that differs from ``base`` in these values.
 
-    Raises ValueError naming what is wrong.
+    A name that is a method, ``dis`` or ``farneback``, chooses that method.
+
+    :raises ValueError: naming what is wrong.
     """
     name, colon, rest = text.partition(":")
     values: dict[str, Any] = {"name": name}
     if name in METHODS:
         values["method"] = name
-    known = {field.name: field.type for field in fields(Setting)}
+    known = {field.name: str(field.type) for field in fields(Setting) if field.name != "name"}
     for item in rest.split(",") if colon else ():
         key, equals, value = item.partition("=")
-        if not equals or key not in known or key == "name":
-            expected = ", ".join(key for key in known if key != "name")
-            raise ValueError(f"expected NAME:KEY=VALUE,... with keys out of {expected}, got {text!r}")
-        values[key] = _value(key, value, str(known[key]))
+        if not equals or key not in known:
+            raise ValueError(f"expected NAME:KEY=VALUE,... with keys out of {', '.join(known)}, got {text!r}")
+        values[key] = _value(key, value, known[key])
     return replace(base, **values)
 
 
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "bool": {"true": True, "false": False}.__getitem__, "int": int, "float": float, "str": str,
+}  # fmt: skip
+
+
 def _value(key: str, text: str, type_name: str) -> Any:
-    """The text as the type of a field, as it is written there."""
-    kinds = type_name.split(" | ")
-    if "None" in kinds and text.lower() == "none":
+    """The text as the type of a field, which is given as it stands in the class."""
+    kind, _, optional = type_name.partition(" | ")
+    if optional and text.lower() == "none":
         return None
     try:
-        if "bool" in kinds:
-            return {"true": True, "false": False}[text.lower()]
-        if "int" in kinds:
-            return int(text)
-        if "float" in kinds:
-            number = float(text)
-            if not math.isfinite(number):
-                raise ValueError(text)
-            return number
+        value = _TYPES[kind](text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
     except (KeyError, ValueError):
         raise ValueError(f"expected {key} to be {type_name.replace('bool', 'true or false')}, got {text!r}") from None
-    return text
+    return value
 
 
-def all_settings(main: Setting, compared: Sequence[str]) -> list[Setting]:
-    """The main setting and those of `--compare`, each of which differs from the main one in what it names.
+def all_settings(main: Setting, compared: Sequence[str]) -> tuple[Setting, ...]:
+    """The main setting and those of ``--compare``.
 
-    Raises ValueError where a text is no setting, or a name is there twice.
+    :raises ValueError: where a text is no setting, or a name is there twice.
     """
-    settings = [main, *(parse_setting(text, main) for text in compared)]
+    settings = (main, *(parse_setting(text, main) for text in compared))
     names = [setting.name for setting in settings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"expected different names for the settings, got {', '.join(twice)} more than once")

@@ -1,63 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run: what `metrics.json` holds, and what the report shows of it."""
+"""The figures of a run: the content of ``metrics.json``, which docs/evaluate_bag.md describes."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from operator import and_
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from deq_flow_ros.evaluation import provenance
 from deq_flow_ros.evaluation.measures import MEASURES
-from deq_flow_ros.evaluation.results import DROPPED, FIRST, PROCESSED, STAGES, Results, Series, write_text
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, OUTCOMES, PROCESSED, STAGES
+from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 
 VERSION = 2
-"""Of the layout of `metrics.json`; it grows when a key changes its meaning or goes."""
-MODES = {
-    "offline": "every frame, one after the other",
-    "realtime": "as on the robot, simulated from measured costs",
-    "live": "through the node over DDS",
-}
-BY_THE_CLOCK = "budgets are kept by this machine's clock, so that another run gives other figures"
-"""Of a run over every frame with a budget; simulated, it can be repeated."""
+"""Of the layout of ``metrics.json``; it grows when a key changes its meaning or goes."""
 COMPARED = ("latency_ms", "iterations", "residual_px")
-"""What settings are compared by, beside the measures."""
+"""Columns that settings are compared by, besides the measures."""
+SPREAD = ("mean", "median", "p95", "p99", "max")
 
 
-class Shares:
-    """Where the time of a run goes: `with shares.of("reading"): ...`, and the rest is "other"."""
+@dataclass(frozen=True)
+class SettingEntry:
+    """A setting as results name it: its name, its values for ``metrics.json``, and a sentence for people."""
 
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self._spent: dict[str, float] = {}
-
-    @contextmanager
-    def of(self, name: str) -> Iterator[None]:
-        """Count what happens inside under this name."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - began
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.perf_counter() - self._began
-
-    def shares(self) -> dict[str, float]:
-        """Of the time so far, 0..1 each."""
-        whole = max(self.seconds, 1e-9)
-        named = {name: spent / whole for name, spent in self._spent.items()}
-        return named | {"other": max(0.0, 1.0 - sum(named.values()))}
+    name: str
+    values: Mapping[str, Any]
+    note: str = ""
 
 
 @dataclass
@@ -65,15 +37,13 @@ class RunInfo:
     """A run as a whole.
 
     :ivar mode: "offline", "realtime" or "live".
-    :ivar input: what was read, plain values: `description`, `path`, `sha256`, and whatever else there is to say.
-    :ivar seconds: how long it took.
+    :ivar input: what was read: ``description``, ``path``, ``sha256``, and whatever else there is to say.
     :ivar played_s: how long the stream lasted as it was played, where frames came at their own pace; else None.
-    :ivar shares: of the time, by what it was spent on (`Shares.shares`).
-    :ivar costs: the cost table of a simulation.
-    :ivar problems: what is wrong with the run or its input, a sentence each. A run without any is a good one.
-    :ivar transport: of a live run, how many frames were `published` and `received`, and how many fields `recorded`.
-    :ivar complete: False where it was interrupted.
-    :ivar threads: of PyTorch, where the flow was computed.
+    :ivar shares: shares of the time, as ``TimeShares.shares`` gives them.
+    :ivar costs: cost tables of a simulation, by setting.
+    :ivar problems: what is wrong with the run or its input, a sentence each.
+    :ivar transport: of a live run, how many frames were ``published`` and ``received``, how many fields ``recorded``.
+    :ivar threads: number of PyTorch's threads where the flow was computed.
     """
 
     mode: str
@@ -88,122 +58,101 @@ class RunInfo:
     threads: int | None = None
 
 
-def summarise(results: Sequence[Results], run: RunInfo) -> dict[str, Any]:
-    """The content of `metrics.json`, as docs/evaluate_bag.md describes it; the first setting is the main one."""
-    series = [result.series() for result in results]
+def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunInfo) -> dict[str, Any]:
+    """The content of ``metrics.json``; what is not known is None.
+
+    :param settings: the main one first.
+    :param frames: as ``read_frames`` gives them.
+    """
+    by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
+    limited = {setting.name: bool(setting.values.get("budget_ms")) for setting in settings}
+    figures = {name: _figures(own, run.played_s, limited[name]) for name, own in by_setting.items()}
+    entries = [{"name": one.name, "setting": dict(one.values), **figures[one.name]} for one in settings]
     return {
         "version": VERSION,
         "mode": run.mode,
         "complete": run.complete,
         "input": run.input,
-        "settings": [
-            {
-                "name": result.name,
-                "setting": result.values(),
-                **_figures(columns, run, bool(result.values().get("budget_ms"))),
-            }
-            for result, columns in zip(results, series, strict=True)
-        ],
-        "comparison": _compare([result.name for result in results], series),
+        "settings": entries,
+        "comparison": _compare(by_setting),
         "problems": run.problems,
         "transport": run.transport,
         "run": {
             "seconds": run.seconds,
             "played_seconds": run.played_s,
             "time_shares": run.shares,
-            "peak_memory_mb": provenance.peak_memory_mb(),
-            "machine": provenance.machine(),
+            "peak_memory_mb": peak_memory_mb(),
+            "machine": machine(),
             "threads": run.threads,
-            "environment": provenance.environment(),
-            "versions": provenance.versions(),
+            "environment": environment(),
+            "versions": versions(),
             "costs": run.costs,
         },
     }
 
 
-def write_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`. Raises `MediaError` where that is not possible."""
-    write_text(path, json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n")
+def spread(values: pd.Series) -> dict[str, float | None]:
+    """Mean, median, 95th and 99th percentile and maximum of the values that are known; None where none is."""
+    known = values.dropna()
+    if known.empty:
+        return dict.fromkeys(SPREAD)
+    figures = (known.mean(), *known.quantile([0.5, 0.95, 0.99]), known.max())
+    return dict(zip(SPREAD, map(float, figures), strict=True))
 
 
-def spread(values: np.ndarray) -> dict[str, float | None]:
-    """Mean, median, 95th and 99th percentile and maximum of the finite values; None where there is none."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return dict.fromkeys(("mean", "median", "p95", "p99", "max"))
-    median, p95, p99 = np.percentile(finite, (50, 95, 99))
-    figures = {"mean": finite.mean(), "median": median, "p95": p95, "p99": p99, "max": finite.max()}
-    return {name: float(value) for name, value in figures.items()}
+def count_words(frames: pd.DataFrame, column: str, outcome: str) -> dict[str, int]:
+    """How often each word of a column occurs in rows of an outcome, the most frequent first.
+
+    Numbers in them are replaced by "…": thousands of gaps that differ in their length are one kind.
+    """
+    words = frames.loc[(frames.outcome == outcome) & (frames[column] != ""), column]
+    return dict(Counter(re.sub(r"-?\d+(\.\d+)?", "…", word) for word in words).most_common())
 
 
-def _figures(series: Series, run: RunInfo, limited: bool) -> dict[str, Any]:
-    processed = series.outcome(PROCESSED)
-
-    def column(name: str) -> np.ndarray:
-        return series.number(name)[processed]
-
-    latency = column("latency_ms")
-    if run.played_s is not None:
-        per_second = float(processed.sum()) / run.played_s if run.played_s > 0 else None
-    else:
-        per_second = 1e3 / mean if (mean := spread(latency)["mean"]) else None
-    stages = {stage: spread(column(f"stage_{stage}_ms")) for stage in STAGES}
-    measures = {name: (column(name), spread(column(name))) for name in MEASURES}
+def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dict[str, Any]:
+    """Figures of one setting; ``limited`` says whether it has a budget."""
+    done = frames[frames.outcome == PROCESSED]
+    latency = spread(done.latency_ms)
+    per_second = 1e3 / latency["mean"] if latency["mean"] else None
+    if played_s is not None:
+        per_second = len(done) / played_s if played_s > 0 else None
+    known = {name: done[name].dropna() for name in MEASURES}
+    stages = {stage: done[f"stage_{stage}_ms"] for stage in STAGES}
     return {
         "frames": {
-            "all": len(series),
-            **{outcome: int(series.outcome(outcome).sum()) for outcome in (PROCESSED, FIRST, DROPPED)},
-            "first_reasons": series.count("reason", FIRST),
-            "drop_reasons": series.count("reason", DROPPED),
+            "all": len(frames),
+            **{outcome: int((frames.outcome == outcome).sum()) for outcome in OUTCOMES},
+            "first_reasons": count_words(frames, "reason", FIRST),
+            "drop_reasons": count_words(frames, "reason", DROPPED),
         },
         "fields_per_second": per_second,
-        "latency_ms": spread(latency),
-        "deadline_miss_share": _share(column("over_budget")) if limited else None,
-        "warm_share": _share(column("warm")),
-        "resets": series.count("reset_reason", PROCESSED),
-        "iterations": spread(column("iterations")),
-        "stop_reasons": series.count("stop_reason", PROCESSED),
-        "residual_px": spread(column("residual_px")),
-        "scale": spread(column("scale")),
-        "stage_ms": {name: figures for name, figures in stages.items() if figures["mean"] is not None},
-        "measures": {
-            name: {"pairs": int(np.isfinite(values).sum()), **figures}
-            for name, (values, figures) in measures.items()
-            if figures["mean"] is not None
-        },
+        "latency_ms": latency,
+        "deadline_miss_share": spread(done.over_budget)["mean"] if limited else None,
+        "warm_share": spread(done.warm)["mean"],
+        "resets": count_words(frames, "reset_reason", PROCESSED),
+        "iterations": spread(done.iterations),
+        "stop_reasons": count_words(frames, "stop_reason", PROCESSED),
+        "residual_px": spread(done.residual_px),
+        "scale": spread(done["scale"]),
+        "stage_ms": {stage: spread(values) for stage, values in stages.items() if values.notna().any()},
+        "measures": {name: {"pairs": len(values), **spread(values)} for name, values in known.items() if len(values)},
     }
 
 
-def _share(flags: np.ndarray) -> float | None:
-    return float(np.nanmean(flags)) if np.isfinite(flags).any() else None
-
-
-def _compare(names: Sequence[str], series: Sequence[Series]) -> dict[str, Any]:
-    """Means over the pairs that all settings processed; of each value, over those where all of them know it."""
-    # A pair is two frames: where frames are dropped, the same later one may have different ones before it.
-    rows_of = []
-    for columns in series:
-        pairs = list(zip(columns.index.tolist(), columns.previous_stamp_ns.tolist(), strict=True))
-        rows_of.append({pairs[row]: row for row in np.flatnonzero(columns.outcome(PROCESSED))})
-    common = sorted(reduce(and_, (set(rows) for rows in rows_of)))
-    rows = [np.array([own[pair] for pair in common], int) for own in rows_of]
-    means: dict[str, dict[str, float]] = {name: {} for name in names}
+def _compare(by_setting: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Means over the pairs that all settings processed; of each column, over those for which all of them know it."""
+    # A pair is two frames: where frames are dropped, the same later one may follow different earlier ones.
+    pairs = {
+        name: frames[frames.outcome == PROCESSED].set_index(["index", "previous_stamp_ns"])
+        for name, frames in by_setting.items()
+    }
+    common = reduce(pd.Index.intersection, (frames.index for frames in pairs.values())).sort_values()
+    means: dict[str, dict[str, float]] = {name: {} for name in pairs}
     for column in (*COMPARED, *MEASURES):
-        values = np.array([columns.number(column)[chosen] for columns, chosen in zip(series, rows, strict=True)])
+        values = pd.DataFrame({name: frames.loc[common, column] for name, frames in pairs.items()})
         # A classical method has no iterations at all, which must not take them from the others.
-        known = np.isfinite(values).any(axis=1)
-        shared = np.isfinite(values[known]).all(axis=0)
-        if known.any() and shared.any():
-            for name, own, there in zip(names, values, known, strict=True):
-                if there:
-                    means[name][column] = float(own[shared].mean())
+        shared = values.dropna(axis="columns", how="all").dropna()
+        if len(shared):
+            for name, mean in shared.mean().items():
+                means[str(name)][column] = float(mean)
     return {"pairs": len(common), "means": means}
-
-
-def _finite(value: Any) -> Any:
-    """Plain values; what is infinite or NaN becomes null, which JSON can say."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

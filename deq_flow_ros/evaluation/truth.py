@@ -1,59 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""True flow to hold the computed one against: from a folder of flow files, a topic of the bag, or a rendered scene."""
+"""True flow to compare with: from a folder of flow files, from a topic of the bag, or of a rendered scene."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from deq_flow_ros.evaluation.records import InputFrame
 from deq_flow_ros.media.bag_reader import Bag, MessageError, Recorded, natural_order
 from deq_flow_ros.media.bag_source import stamp_of
 from deq_flow_ros.media.bags import read_image
 from deq_flow_ros.media.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.media.frame import MediaError
-from deq_flow_ros.media.scene import Scene
-from deq_flow_ros.media.scene_bag import load_scene
+from deq_flow_ros.media.scene_bag import exact_flow
 
-if TYPE_CHECKING:
-    from deq_flow_ros.evaluation.runner import Shot
-
-Known = tuple[np.ndarray, "np.ndarray | None"]
-"""Flow (H, W, 2) px, NaN where it is not known; and where it leads to something visible, (H, W) bool, if that is known.
-"""
-Truth = Callable[["Shot", "Shot", str], "Known | None"]
+KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
+"""Flow (H, W, 2) px, NaN where it is not known; and where it leads to something visible, (H, W) bool, if known."""
+Truth = Callable[[InputFrame, InputFrame, str], "KnownFlow | None"]
 """(earlier frame, later frame, direction) -> the true flow between them; None where it is not known."""
 
 
-def exact_flow(bag: Path) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None:
-    """(stamp on whose pixels the flow lives, stamp it leads to) -> (flow, visible) of a rendered bag, else None."""
-    settings = load_scene(bag) if bag.is_dir() else None
-    if settings is None:
-        return None
-    scene = Scene(settings)
-    numbers = {settings.stamp_ns(number): number for number in range(settings.frames)}
-    return lambda here_ns, there_ns: scene.flow(numbers[here_ns], numbers[there_ns])
-
-
 def scene_truth(bag: Path) -> Truth | None:
-    """Of a rendered bag; None for any other input."""
+    """The exact flow of a rendered bag; None for any other input."""
     exact = exact_flow(bag)
     if exact is None:
         return None
 
-    def truth(previous: Shot, shot: Shot, direction: str) -> Known:
-        stamps = (previous.header_ns, shot.header_ns)
+    def truth(earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow:
+        stamps = (earlier.header_ns, later.header_ns)
         return exact(*(stamps if direction == "forward" else stamps[::-1]))
 
     return truth
 
 
 def folder_truth(folder: Path) -> Truth:
-    """Flow files in natural order: the first one leads from the first frame to the second, and so on.
+    """Flow files in natural order: the first leads from the first frame of the recording to the second, and so on.
 
-    It is known of successive frames and forward flow only. Raises `MediaError` where there is no flow file.
+    Only forward flow between successive frames is known.
+
+    :raises MediaError: where the folder holds no flow file.
     """
     if not folder.is_dir():
         raise MediaError(f"expected a folder of flow files, got {folder}")
@@ -61,22 +49,24 @@ def folder_truth(folder: Path) -> Truth:
     if not files:
         raise MediaError(f"the folder {folder} holds no flow file ({', '.join(FLOW_SUFFIXES)})")
 
-    def truth(previous: Shot, shot: Shot, direction: str) -> Known | None:
-        if direction != "forward" or shot.place != previous.place + 1 or previous.place >= len(files):
+    def truth(earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
+        if direction != "forward" or later.place != earlier.place + 1 or earlier.place >= len(files):
             return None
-        flow, valid = read_flow(files[previous.place])
-        return _of_size(np.where(valid[:, :, None], flow, np.float32(np.nan)), shot, str(files[previous.place])), None
+        file = files[earlier.place]
+        flow, valid = read_flow(file)
+        return _of_size(np.where(valid[:, :, None], flow, np.float32(np.nan)), later, str(file)), None
 
     return truth
 
 
 class TopicTruth:
-    """Flow on a topic of the recording, 32FC2, whose header has the stamp of the image on whose pixels it lives.
+    """A topic of 32FC2 images whose headers have the stamp of the image on whose pixels the flow lives.
 
-    It is taken for the flow to the next image of the recording (or, with the direction "backward", from the one
-    before). Read once, along with the images. Where the stamps of two images do not tell them apart, it is not known.
+    The flow is taken to lead to the next image of the recording (with the direction "backward": to the one before). It
+    is read once, along with the images. Where two images have the same stamp, it is not known.
 
-    :param note: hears of messages that cannot be decoded, a sentence each.
+    :param note: called with a sentence for each message that cannot be decoded.
+    :raises MediaError: where the topic holds no readable flow.
     """
 
     def __init__(self, bag: Path, topic: str, note: Callable[[str], None]) -> None:
@@ -88,21 +78,21 @@ class TopicTruth:
             raise MediaError(f"the recording {bag} holds no readable message on {topic}, expected true flow there")
         self._add(first)
 
-    def __call__(self, previous: Shot, shot: Shot, direction: str) -> Known | None:
-        """See `Truth`."""
-        if shot.place != previous.place + 1 or shot.header_ns <= previous.header_ns:
+    def __call__(self, earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
+        """See ``Truth``."""
+        if later.place != earlier.place + 1 or later.header_ns <= earlier.header_ns:
             return None
-        stamp_ns = previous.header_ns if direction == "forward" else shot.header_ns
-        # Recorded after its image, but hardly later than some images on.
-        while stamp_ns not in self._waiting and max(self._waiting, default=0) <= shot.header_ns:
+        stamp_ns = earlier.header_ns if direction == "forward" else later.header_ns
+        # Flow is recorded after its image, but hardly more than a few images later.
+        while stamp_ns not in self._waiting and max(self._waiting, default=0) <= later.header_ns:
             message = next(self._messages, None)
             if message is None:
                 break
             self._add(message)
-        for old in [old for old in self._waiting if old < previous.header_ns]:
+        for old in [old for old in self._waiting if old < earlier.header_ns]:
             del self._waiting[old]
         flow = self._waiting.get(stamp_ns)
-        return None if flow is None else (_of_size(flow, shot, f"{self._topic} at {stamp_ns} ns"), None)
+        return None if flow is None else (_of_size(flow, later, f"{self._topic} at {stamp_ns} ns"), None)
 
     def _decoded(self, recorded: Recorded) -> Any:
         try:
@@ -118,8 +108,9 @@ class TopicTruth:
         self._waiting[stamp_of(message.header)] = read_image(message)
 
 
-def _of_size(flow: np.ndarray, shot: Shot, what: str) -> np.ndarray:
-    assert shot.image is not None
-    if flow.shape[:2] != shot.image.shape[:2]:
-        raise MediaError(f"expected true flow of the image's size {shot.image.shape[:2]}, got {flow.shape[:2]}: {what}")
+def _of_size(flow: np.ndarray, frame: InputFrame, what: str) -> np.ndarray:
+    assert frame.image is not None
+    if flow.shape[:2] != frame.image.shape[:2]:
+        expected = frame.image.shape[:2]
+        raise MediaError(f"expected true flow of the image's size {expected}, got {flow.shape[:2]}: {what}")
     return flow

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from deq_flow_ros.streaming import FlowInfo
 
 
+SUPERSEDED = "superseded by a newer frame"
+"""The reason of a frame that was dropped because a newer one came while the frame before was processed."""
+
+
 @dataclass(frozen=True)
 class FrameReport:
     """One `~/statistics` message: what became of the frame stamped `stamp_ns`. Values are strings, as they are sent."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,8 @@ from deq_flow_ros.media.frame import MediaError
 
 GAP = 4
 """Width in px of the white line between two pictures."""
+CODECS = ("vp09", "mp4v")
+"""In the order of preference: browsers play the first, every build of OpenCV with FFmpeg has the second."""
 
 
 def heat(values: np.ndarray, top: float) -> np.ndarray:
@@ -21,6 +24,12 @@ def heat(values: np.ndarray, top: float) -> np.ndarray:
     scaled = np.clip(np.nan_to_num(values.astype(np.float32)) / max(top, 1e-6), 0, 1)
     colored = cv2.applyColorMap((255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
+
+
+def top(values: np.ndarray, least: float, percentile: float = 99) -> float:
+    """What gets the full colour in a picture of these values: a percentile of those that are known, or ``least``."""
+    known = values[np.isfinite(values)].astype(np.float32)
+    return max(least, float(np.percentile(known, percentile))) if known.size else least
 
 
 def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: np.ndarray) -> np.ndarray:
@@ -55,3 +64,45 @@ def data_uri(picture: np.ndarray, quality: int = 85) -> str:
     if not done:
         raise MediaError(f"cannot encode a picture of shape {picture.shape} as JPEG")
     return "data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode()
+
+
+def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
+    """Write RGB pictures (H, W, 3) uint8 as an MP4 file that appears complete or not at all.
+
+    Pictures of another size than the first are resized to it.
+
+    :raises MediaError: where there is no picture, OpenCV has no encoder, or the disk is full.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    writer, size, count = None, (0, 0), 0
+    try:
+        for picture in pictures:
+            if writer is None:
+                size = picture.shape[1], picture.shape[0]
+                writer = _video_writer(partial, fps, size)
+            if picture.shape[1::-1] != size:
+                picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            count += 1
+    finally:
+        if writer is not None:
+            writer.release()
+    if not count:
+        raise MediaError("there is nothing to make a video of")
+    # OpenCV does not say that a disk is full.
+    video = cv2.VideoCapture(str(partial))
+    opened, found = video.isOpened(), max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+    video.release()
+    if not opened or 0 < found < count:  # some readers do not know how many there are
+        partial.unlink(missing_ok=True)
+        raise MediaError(f"cannot write {path}: {found} of {count} frames arrived there; is the disk full?")
+    partial.replace(path)
+
+
+def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
+    for codec in CODECS:
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
+        if writer.isOpened():
+            return writer
+        writer.release()
+    raise MediaError(f"cannot write {path}: is the place writable, and has OpenCV an encoder of {' or '.join(CODECS)}?")

@@ -24,6 +24,9 @@ SIDECAR = "scene.json"
 had.
 """
 TOPIC = "/camera/image_raw"
+ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+"""(stamp of the image on whose pixels the flow lives, stamp of the other image) -> (flow (H, W, 2) px, visible (H, W)).
+"""
 
 
 def render_scene_bag(
@@ -109,3 +112,13 @@ def _scene(settings: SceneSettings) -> Scene:
 def _render(task: tuple[SceneSettings, int]) -> np.ndarray:
     settings, number = task
     return _scene(settings).render(number)
+
+
+def exact_flow(bag: Path) -> ExactFlow | None:
+    """The exact flow of a rendered bag; None for any other input."""
+    settings = load_scene(bag) if bag.is_dir() else None
+    if settings is None:
+        return None
+    scene = Scene(settings)
+    numbers = {settings.stamp_ns(number): number for number in range(settings.frames)}
+    return lambda here_ns, there_ns: scene.flow(numbers[here_ns], numbers[there_ns])

@@ -1,36 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the flow node that was recorded, held against its input: the records and fields of its frames."""
+"""The outcomes of a run of the flow node that was recorded, held against what was played into it."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.evaluation.gallery import Gallery
-from deq_flow_ros.evaluation.measures import consistency, measure
-from deq_flow_ros.evaluation.report import FRAMES, write_outputs
-from deq_flow_ros.evaluation.results import PROCESSED, STAGES, FrameRecord, FrameTable, PairFields, Results
-from deq_flow_ros.evaluation.runner import Backward
+from deq_flow_ros.evaluation.measures import PairFields, consistency, measure
+from deq_flow_ros.evaluation.methods import ReverseFlow
+from deq_flow_ros.evaluation.records import PROCESSED, STAGES, FrameOutcome, FrameRecord
 from deq_flow_ros.evaluation.settings import Setting
-from deq_flow_ros.evaluation.summary import RunInfo, Shares
 from deq_flow_ros.media.encodings import EncodingError, to_rgb
 from deq_flow_ros.media.flow_recording import FrameReport, read_fields
 from deq_flow_ros.media.frame import Frame, MediaError, Source
-from deq_flow_ros.model import load_model
+from deq_flow_ros.media.scene_bag import ExactFlow
+from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowEstimator
 
-ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-"""(stamp on whose pixels the flow lives, stamp it leads to) -> (flow (H, W, 2) px, visible (H, W) bool)."""
-Done = tuple[FrameRecord, "PairFields | None"]
-
-COLD = "some of the same pairs from a cold start: same iterations, no deadline, plus a coarse-to-fine start"
-PREVIEWS = ".previews"
-"""Folder beside the results with the pictures of the report while it is made."""
+STREAMED, COLD = "streamed", "cold"
+"""Names of the settings: what the node did, and some of its pairs from a cold start."""
+COLD_NOTE = "some of the same pairs from a cold start: same iterations, no deadline, plus a coarse-to-fine start"
 OUT_OF_ORDER = 8
 """Fields that are recorded so many places later than their frame's turn are still found."""
 
@@ -46,11 +38,13 @@ class Recording:
 
 def read_run(
     recording: Recording, reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None
-) -> Iterator[Done]:
+) -> Iterator[FrameOutcome]:
     """Every reported frame in the order of its stamp; with its fields where it was processed and they were recorded.
 
-    `source` is what was played. Only what may still be asked for is kept. Raises `MediaError` where recording, source
-    and reports do not match.
+    Only what may still be asked for is kept in memory.
+
+    :param source: what was played.
+    :raises MediaError: where recording, source and reports do not match.
     """
     finder, fields = _FrameFinder(source), _FieldFinder(recording)
     last: tuple[int, PairFields] | None = None
@@ -58,12 +52,12 @@ def read_run(
         record = record_of(index, report)
         found = fields.take(report) if record.outcome == PROCESSED else None
         if found is None:
-            yield record, None  # where it was processed, the account names it
+            yield FrameOutcome(record)  # where it was processed, the account of the run names it
             continue
         pair = _pair(report, *found, finder, exact)
         before = last[1] if last is not None and last[0] == record.previous_stamp_ns else None
         last = record.stamp_ns, pair
-        yield replace(record, measures=measure(pair, before)), pair
+        yield FrameOutcome(replace(record, measures=measure(pair, before)), pair)
 
 
 def record_of(index: int, report: FrameReport) -> FrameRecord:
@@ -88,11 +82,41 @@ def record_of(index: int, report: FrameReport) -> FrameRecord:
     )
 
 
-def solve_cold(estimator: FlowEstimator, record: FrameRecord, pair: PairFields) -> Done | None:
+def look_closer(
+    outcomes: Iterable[FrameOutcome], model: DEQFlow, direction: str, every: int
+) -> Iterator[tuple[str, FrameOutcome]]:
+    """The outcomes of ``read_run`` with the name of their setting, and more of one pair in ``every``.
+
+    Such a pair is solved in the other direction, for the consistency of both, and once more from a cold start if the
+    stream had a warm start there.
+    """
+    estimator = FlowEstimator(model, tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
+    reverse = ReverseFlow(Setting("other", direction=direction), model, every=1)
+    found = 0
+    for outcome in outcomes:
+        pair = outcome.fields
+        if pair is None:
+            yield STREAMED, outcome
+            continue
+        found += 1
+        if (found - 1) % every != every // 2:  # not the first pair, which is never warm
+            yield STREAMED, outcome
+            continue
+        backward = reverse.of(outcome.record.index, pair.image1, pair.image2)
+        if backward is not None:
+            pair = replace(pair, backward=backward)
+            measures = {**outcome.record.measures, **consistency(pair.flow, backward)}
+            outcome = FrameOutcome(replace(outcome.record, measures=measures), pair)
+        yield STREAMED, outcome
+        if outcome.record.warm and (again := solve_cold(estimator, outcome.record, pair)) is not None:
+            yield COLD, again
+
+
+def solve_cold(estimator: FlowEstimator, record: FrameRecord, pair: PairFields) -> FrameOutcome | None:
     """A pair solved again from nothing, at the scale that the stream had for it, with as many iterations there.
 
-    Without a deadline, so always from a coarse-to-fine start, whose iterations at lower resolutions come on top. None
-    where the stream made no iteration.
+    There is no deadline, so it always begins with a coarse-to-fine start, whose iterations at lower resolutions come in
+    addition. None where the stream made no iteration.
     """
     if record.iterations < 1:
         return None
@@ -103,57 +127,10 @@ def solve_cold(estimator: FlowEstimator, record: FrameRecord, pair: PairFields) 
     if result is None:
         return None
     again = replace(pair, flow=result.flow, residual=result.residual)
-    # Its latency is that of another load and of no deadline: not to be compared.
+    # Its latency is that of another load and of no deadline, and not to be compared.
     info = replace(result.info, stamp_ns=record.stamp_ns, latency_ms=float("nan"), stage_ms={})
     cold = FrameRecord.of_flow(record.index, info, measure(again))
-    return replace(cold, previous_stamp_ns=record.previous_stamp_ns), again
-
-
-def evaluate_run(
-    out: Path, done: Iterable[Done], settings: Mapping[str, Any], note: str, every: int, about: RunInfo
-) -> dict[str, Any] | None:
-    """Write the results of a run from its frames, as `read_run` yields them; returns the metrics.
-
-    One of `every` pairs is looked at more closely: it is solved in the other direction, for the consistency of both,
-    and, if the stream had a warm start there, once more from a cold one. None, and nothing is written, where no frame
-    has flow.
-
-    :param settings: those of the node, for people; `model`, `device`, `precision` and `direction` among them.
-    :param note: they in a few words.
-    """
-    shares, previews, found = Shares(), out / PREVIEWS, 0
-    shutil.rmtree(previews, ignore_errors=True)
-    model = load_model(settings["model"], settings["device"], precision=settings["precision"])
-    estimator = FlowEstimator(model, tolerance_px=None, direction=settings["direction"], max_gap_ms=3.6e6)
-    backward = Backward(Setting("other", direction=settings["direction"]), model, every=1)
-    try:
-        with FrameTable(out / FRAMES) as table:
-            main = Results("streamed", settings, table, Gallery(previews / "0"), note)
-            cold = Results("cold", {**settings, "warm": False, "budget_ms": None}, table, Gallery(previews / "1"), COLD)
-            for record, pair in done:
-                closely = pair is not None and found % every == every // 2  # not the first, which is never warm
-                if pair is not None and closely:
-                    record, pair = _with_consistency(record, pair, backward)
-                main.add(record, pair)
-                if pair is None:
-                    continue
-                found += 1
-                if record.warm and closely and (again := solve_cold(estimator, record, pair)) is not None:
-                    cold.add(*again)
-            if not found:
-                return None
-            about.seconds = shares.seconds
-            return write_outputs(out, [main, cold] if len(cold.series()) else [main], about)
-    finally:
-        shutil.rmtree(previews, ignore_errors=True)
-
-
-def _with_consistency(record: FrameRecord, pair: PairFields, backward: Backward) -> tuple[FrameRecord, PairFields]:
-    other = backward.of(record.index, pair.image1, pair.image2)
-    if other is None:
-        return record, pair
-    measures = {**record.measures, **consistency(pair.flow, other)}
-    return replace(record, measures=measures), replace(pair, backward=other)
+    return FrameOutcome(replace(cold, previous_stamp_ns=record.previous_stamp_ns), again)
 
 
 def _pair(
@@ -182,7 +159,7 @@ class _FieldFinder:
         self._waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def take(self, report: FrameReport) -> tuple[np.ndarray, np.ndarray] | None:
-        """(flow, residual) of a processed frame; None where they were not recorded. In the order of the stream."""
+        """(flow, residual) of a processed frame; None where they were not recorded. To be asked for in their order."""
         wanted = report.flow_stamp_ns
         if wanted is None:
             return None

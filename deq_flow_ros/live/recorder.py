@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m deq_flow_ros.ros.recorder BAG TOPIC...`: record topics as they come, without decoding them, into a
+"""`python -m deq_flow_ros.live.recorder BAG TOPIC...`: record topics as they come, without decoding them, into a
 rosbag2.
 
 A topic is subscribed to once it has a publisher; SIGINT or SIGTERM ends the recording and closes the bag. The last
@@ -24,6 +24,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
 
+from deq_flow_ros.host import StopRequest
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.media.bags import STORAGES, BagWriter
 from deq_flow_ros.ros import process
@@ -131,7 +132,7 @@ def _write(bag: str, storage: str, messages: Backlog, failure: list[Exception]) 
         failure.append(error)
 
 
-def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: process.StopRequest) -> dict[str, int]:
+def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: StopRequest) -> dict[str, int]:
     """Record until stopped; returns the number of messages per topic.
 
     Raises `MediaError` where the bag cannot be written, or not fast enough, and OSError.

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.evaluation.measures import MEASURES, measure, visible_weight
-from deq_flow_ros.evaluation.results import PairFields
+from deq_flow_ros.evaluation.measures import MEASURES, PairFields, measure
+from deq_flow_ros.media.metrics import visible_weight
 
 HEIGHT, WIDTH = 96, 128
 

@@ -18,12 +18,12 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv if args is None else args
     if LIVE in args:
         # Imported here: only this needs ROS, and only the others need not wait for it.
-        from deq_flow_ros.ros import live_evaluation
+        from deq_flow_ros.live.command import main as live
 
-        return live_evaluation.main([arg for arg in args if arg != LIVE])
-    from deq_flow_ros.evaluation import command
+        return live([arg for arg in args if arg != LIVE])
+    from deq_flow_ros.evaluation.command import main as offline
 
-    return command.main(args[1:])
+    return offline(args[1:])
 
 
 if __name__ == "__main__":

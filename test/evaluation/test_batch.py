@@ -11,29 +11,29 @@ from urllib.parse import unquote
 
 import pytest
 
-from deq_flow_ros.evaluation import overview
-from deq_flow_ros.evaluation.overview import Assignment, check_place, write_overview
-from deq_flow_ros.evaluation.results import FrameRecord, FrameTable, Results
-from deq_flow_ros.evaluation.summary import RunInfo, summarise, write_metrics
+from deq_flow_ros.evaluation import batch
+from deq_flow_ros.evaluation.batch import Assignment, check_place, write_overview
+from deq_flow_ros.evaluation.records import FrameRecord, FrameTable, read_frames
+from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
+from deq_flow_ros.media.files import write_json
 from deq_flow_ros.media.frame import MediaError
 
 
 def finish(assignment: Assignment, latency_ms: float, names: tuple[str, ...] = ("nano", "cold"), **run: object) -> None:
     """The results of three frames under each setting; the one named cold takes 5 ms more."""
     assignment.out.mkdir(parents=True)
-    with FrameTable(assignment.out / "frames.csv") as table:
-        results = [Results(name, {"budget_ms": 20.0}, table) for name in names]
-        for result in results:
-            result.add(FrameRecord(0, 0, "first", "start"))
-            for index in (1, 2):
-                took = latency_ms + (5.0 if result.name == "cold" else 0.0)
-                result.add(
-                    FrameRecord(
-                        index, index, "processed", previous_stamp_ns=index - 1, iterations=3, latency_ms=took,
-                        over_budget=took > 20, measures={"photometric": 2.5},
-                    )
-                )  # fmt: skip
-    write_metrics(assignment.out / "metrics.json", summarise(results, RunInfo("offline", {"path": "a"}, **run)))  # type: ignore[arg-type]
+    table = FrameTable(assignment.out / "frames.csv")
+    for name in names:
+        table.append(name, FrameRecord(0, 0, "first", "start"))
+        took = latency_ms + (5.0 if name == "cold" else 0.0)
+        values = {"iterations": 3, "latency_ms": took, "over_budget": took > 20, "measures": {"photometric": 2.5}}
+        for index in (1, 2):
+            table.append(name, FrameRecord(index, index, "processed", previous_stamp_ns=index - 1, **values))  # type: ignore[arg-type]
+    table.close()
+    settings = [SettingEntry(name, {"budget_ms": 20.0}) for name in names]
+    info = RunInfo("offline", {"path": "a"}, **run)  # type: ignore[arg-type]
+    frames = read_frames(assignment.out / "frames.csv")
+    write_json(assignment.out / "metrics.json", summarise(settings, frames, info))
 
 
 class Page(HTMLParser):
@@ -51,8 +51,6 @@ class Page(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         if tag == "tr":
             self.rows.append([])
-        if self._cell and tag in ("td", "th"):
-            self._cell = False
         if tag in ("td", "th"):
             self.rows[-1].append("")
             self._cell = True
@@ -67,7 +65,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._cell:
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.strip()
 
 
 def test_each_recording_has_its_row_with_figures_a_link_or_the_reason(tmp_path: Path) -> None:
@@ -96,7 +94,7 @@ def test_each_recording_has_its_row_with_figures_a_link_or_the_reason(tmp_path: 
     assert ["day/a", "10.0", "15.0"] in page.rows, "the settings compared"
     assert page.loads == []
     text = (tmp_path / "index.html").read_text()
-    assert "no bag: &lt;nothing&gt;" in text and "x.mcap is damaged" in text and "--resume goes on" in text
+    assert "no bag: &lt;nothing&gt;" in text and "x.mcap is damaged" in text and "--resume starts it again" in text
 
     broken.forget_failure()
     finish(broken, 30.0)
@@ -123,17 +121,17 @@ def test_the_last_process_to_end_leaves_the_whole_picture(tmp_path: Path, monkey
     """Processes share nothing: one that read the folders before another ended must not have the last word with that."""
     mine, other = (Assignment(name, tmp_path / name) for name in "ab")
     finish(mine, 10.0)
-    write_text, ended = overview.write_text, []
+    write, ended = batch.write_json, []
 
-    def interrupted(path: Path, text: str) -> None:
-        if path.name == "index.html" and not ended:
+    def interrupted(path: Path, content: object) -> None:
+        if not ended:
             ended.append(path)
             finish(other, 10.0)
-        write_text(path, text)
+        write(path, content)
 
-    monkeypatch.setattr(overview, "write_text", interrupted)
+    monkeypatch.setattr(batch, "write_json", interrupted)
     assert [row["state"] for row in write_overview(tmp_path, [mine, other])] == ["complete", "complete"]
-    assert "unfinished" not in (tmp_path / "index.html").read_text() and ended
+    assert "to do" not in (tmp_path / "index.html").read_text() and ended
 
 
 def test_somebody_elses_page_is_not_replaced(tmp_path: Path) -> None:

@@ -19,16 +19,14 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
+from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.media.bags import remove_recording
+from deq_flow_ros.media.flow_bag import COLOR_TOPIC, FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC
 from deq_flow_ros.media.flow_recording import FrameReport, report_of
-from deq_flow_ros.ros.children import ChildError, Children
 
-IMAGE_TOPIC = "/camera/image_raw"
-FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC = (
-    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "statistics")
-)
-"""Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor
-another run in the same ROS domain gets mixed up with it.
+RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)
+"""Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor another
+run in the same ROS domain gets mixed up with it.
 """
 READY_TIMEOUT_S = 120.0
 """For loading the model, warming it up and discovery; a first run on a busy machine takes its time."""
@@ -93,13 +91,13 @@ def prepare_environment(profiles: Path, logs: Path) -> None:
     os.environ.setdefault("ROS_LOG_DIR", str(logs / "ros"))
 
 
-def run(options: RunOptions, show: Callable[[Progress], None]) -> Published:
+def run_live(options: RunOptions, show: Callable[[Progress], None]) -> Published:
     """Play the input through the node and record its outputs, in place of an earlier recording.
 
     Raises `ChildError` when a process fails, and `MediaError` where something else is at the recording's place.
     On return all processes have ended and the bag is closed. On a live input, Ctrl-C ends the stream, not the run.
     """
-    remove_recording(options.bag, (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC))
+    remove_recording(options.bag, RECORDED_TOPICS)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = Node("evaluate_bag")
     executor = SingleThreadedExecutor()
@@ -147,11 +145,11 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
     space = _namespace()
     image, statistics = space + IMAGE_TOPIC, space + STATISTICS_TOPIC
     remap = ["-r", f"__ns:={space}", "-r", f"~/image:={image}"]
-    topics = [space + FLOW_TOPIC, space + COLOR_TOPIC, space + RESIDUAL_TOPIC, statistics]
+    topics = [space + topic for topic in RECORDED_TOPICS]
     # A recorded input can be read again, a camera's images are gone unless they are recorded as well.
     recorded = [*topics, image] if options.live else topics
     where = ["--storage", options.storage, "--strip", space]
-    children.start("recorder", "deq_flow_ros.ros.recorder", [str(options.bag), *recorded, *where])
+    children.start("recorder", "deq_flow_ros.live.recorder", [str(options.bag), *recorded, *where])
     parameters = [word for name, value in options.node_parameters.items() for word in ("-p", f"{name}:={value}")]
     children.start("flow_node", "deq_flow_ros.ros.flow_node", ["--ros-args", *remap, *parameters])
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several recordings on one page: what became of each, its headline figures, and where its report lies.
+
+``index.html`` is for people, ``recordings.json`` for programs. Both are made from what lies in the folders of the
+recordings and nothing else, so it does not matter which process evaluated which of them, or when.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from deq_flow_ros.evaluation import wording
+from deq_flow_ros.evaluation.measures import MEASURES
+from deq_flow_ros.evaluation.report import METRICS, REPORT, write_page
+from deq_flow_ros.evaluation.results import has_begun
+from deq_flow_ros.evaluation.wording import Figure, number, percent
+from deq_flow_ros.media.files import write_json, write_text
+from deq_flow_ros.media.frame import MediaError
+
+INDEX, ROWS = "index.html", "recordings.json"
+COMPLETE, INTERRUPTED, UNFINISHED, FAILED, TO_DO = "complete", "interrupted", "unfinished", "failed", "to do"
+"""States of a recording; an unfinished one is being evaluated, or its process was killed."""
+SHOWN = (
+    "epe_visible_px", "epe_px", "epe_still_px", "fl_percent", "photometric", "photometric_still", "consistency_px",
+    "flicker_px",
+)  # fmt: skip
+"""Measures in the table, as far as any recording has them."""
+Row = Mapping[str, Any]
+"""Of one recording, as ``recordings.json`` has it."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A recording, and the folder for its results."""
+
+    path: str
+    out: Path
+
+    @property
+    def _failure(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.failed.txt")
+
+    def note_failure(self, why: str) -> None:
+        """Say beside the results why there are none."""
+        write_text(self._failure, why + "\n")
+
+    def forget_failure(self) -> None:
+        """It went well this time."""
+        self._failure.unlink(missing_ok=True)
+
+    def row(self, out: Path) -> Row:
+        """What became of it; ``out`` is the folder of all results."""
+        row: dict[str, Any] = {"input": self.path, "results": self.out.relative_to(out).as_posix()}
+        if self._failure.is_file():
+            return row | {"state": FAILED, "problems": [self._failure.read_text().strip()]}
+        if not (self.out / METRICS).is_file():
+            return row | {"state": UNFINISHED if has_begun(self.out) else TO_DO}
+        metrics = json.loads((self.out / METRICS).read_text())
+        row["state"] = COMPLETE if metrics["complete"] else INTERRUPTED
+        return row | {key: metrics[key] for key in ("problems", "settings", "comparison")}
+
+
+def check_place(out: Path) -> None:
+    """Raises ``MediaError`` for a folder whose page is somebody else's."""
+    if (out / INDEX).exists() and not (out / ROWS).exists():
+        raise MediaError(f"{out / INDEX} is there already, and no overview of recordings; choose another --out")
+
+
+def write_overview(out: Path, assignments: Sequence[Assignment]) -> list[Row]:
+    """Write both files from what lies in the folders by now; returns the rows. Raises ``MediaError``."""
+    while True:
+        rows = [assignment.row(out) for assignment in assignments]
+        write_json(out / ROWS, rows)
+        _write_index(out / INDEX, rows)
+        # Another process may have ended in between, and been overwritten here with what was before.
+        if rows == [assignment.row(out) for assignment in assignments]:
+            return rows
+
+
+def terminal_table(rows: Sequence[Row]) -> Table:
+    """The most important figures of the main setting."""
+    table = Table("recording", "state", "frames", "latency ms", "error", title="main setting", title_justify="left")
+    for row in rows:
+        cells = []
+        for main in row.get("settings", ())[:1]:
+            error = wording.error_measure(main)
+            shown = f"{number(_mean(main, error))} {MEASURES[error].unit}"
+            cells = [str(main["frames"]["all"]), number(main["latency_ms"]["median"], 1), shown]
+        table.add_row(row["results"], row["state"], *cells)
+    return table
+
+
+def _write_index(path: Path, rows: Sequence[Row]) -> None:
+    problems = [(row, problem) for row in rows for problem in row.get("problems", ())]
+    problems += [(row, "interrupted; --resume starts it again") for row in rows if row["state"] == INTERRUPTED]
+    cells = {row["results"]: _cells(row["settings"][0]) for row in rows if "settings" in row}
+    every = next(iter(cells.values()), {})
+    headings = [title for title in every if any(own[title] != number(None) for own in cells.values())]
+    states, totals, comparisons = Counter(row["state"] for row in rows), _totals(rows), _comparisons(rows)
+    write_page(
+        path, "overview.html", rows=rows, states=states, problems=problems, totals=totals, headings=headings,
+        cells=cells, comparisons=comparisons, report=REPORT,
+    )  # fmt: skip
+
+
+def _mean(figures: Row, measure: str) -> float | None:
+    return figures["measures"].get(measure, {}).get("mean")
+
+
+def _totals(rows: Sequence[Row]) -> list[Figure]:
+    mains = [row["settings"][0] for row in rows if "settings" in row]
+    frames = {name: sum(main["frames"][name] for main in mains) for name in ("all", "processed", "first", "dropped")}
+    reported = Figure(str(len(mains)), "recordings with results", f"of {len(rows)}")
+    shown = [reported, Figure(str(frames["all"]), "frames", wording.counts(frames))]
+    medians = [main["latency_ms"]["median"] for main in mains if main["latency_ms"]["median"] is not None]
+    if medians:
+        shown.append(Figure(f"{min(medians):.1f} – {max(medians):.1f}", "latency, medians", "least and most", "ms"))
+    return shown
+
+
+def _cells(main: Row) -> dict[str, str]:
+    """The figures of a recording by the heading of their column; a dash where it does not have one."""
+    cells = {
+        "frames": str(main["frames"]["all"]),
+        "with flow": str(main["frames"]["processed"]),
+        "dropped": str(main["frames"]["dropped"]),
+        "fields/s": number(main["fields_per_second"], 1),
+        "latency, median [ms]": number(main["latency_ms"]["median"], 1),
+        "95 % [ms]": number(main["latency_ms"]["p95"], 1),
+        "late": percent(main["deadline_miss_share"]),
+        "iterations, median": number(main["iterations"]["median"] or None, 0),
+    }
+    for name in SHOWN:
+        unit = MEASURES[name].unit
+        cells[f"{MEASURES[name].title} [{unit}]"] = number(_mean(main, name), 3 if unit == "px" else 2)
+    return cells
+
+
+def _comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A table for each figure in which one setting is better than another; recordings with other settings apart."""
+    tables: dict[tuple[tuple[str, ...], str], list[tuple[Row, wording.ComparedRow]]] = {}
+    for row in rows:
+        names = tuple(figures["name"] for figures in row.get("settings", ()))
+        for compared in wording.comparison(row) if len(names) > 1 else ():
+            tables.setdefault((names, compared.title), []).append((row, compared))
+    return [
+        {"names": names, "title": title, "rows": compared}
+        for (names, title), compared in tables.items()
+        if any(row.best for _, row in compared)
+    ]

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One recording under all settings, in one pass over its frames."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deq_flow_ros.evaluation.methods import Models, ReverseFlow, make_estimator
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameOutcome, InputFrame, read_frames
+from deq_flow_ros.evaluation.report import FRAMES
+from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
+from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
+from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
+from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
+from deq_flow_ros.host import StopRequest, TimeShares, versions
+from deq_flow_ros.media.files import files_below, sha256
+from deq_flow_ros.media.flow_bag import FlowBag, check_space
+from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.media.sources import open_source
+from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
+
+Show = Callable[[int, "int | None", FrameOutcome], None]
+"""Called for every frame of the main setting: how many are done, of how many if that is known, and the outcome."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How recordings are evaluated.
+
+    :ivar settings: the first one is the main one, whose flow is recorded.
+    :ivar mode: "offline" (every frame) or "realtime" (as on a robot, simulated).
+    :ivar stamps: as ``InputFrame.of`` takes them.
+    :ivar max_frames: only so many frames; 0: all.
+    :ivar consistency_every: one pair in so many is solved in the other direction as well; 0: none.
+    :ivar truth: a folder of flow files, or a topic of the bag.
+    :ivar storage: of the bag of the flow; ``bag``: whether there is one; ``images``: whether it holds the images too.
+    :ivar costs: cost tables of an earlier run, by setting; None: they are measured.
+    """
+
+    settings: tuple[Setting, ...]
+    mode: str = "offline"
+    topic: str | None = None
+    fps: float | None = None
+    stamps: str = "header"
+    max_frames: int = 0
+    consistency_every: int = 10
+    truth: str | None = None
+    storage: str = "mcap"
+    bag: bool = True
+    images: bool = False
+    costs: dict[str, Any] | None = None
+
+    @property
+    def truth_topic(self) -> str | None:
+        """The topic of the true flow, if that is where it comes from."""
+        return self.truth if self.truth and self.truth.startswith("/") and not Path(self.truth).is_dir() else None
+
+
+def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[tuple[str, str]]:
+    """What is wrong with a frame: (what such frames are or do, what this one is)."""
+    if frame.image is None:
+        yield "cannot be read", f"frame {frame.index}: {frame.problem}"
+    if previous is None:
+        return
+    if frame.stamp_ns <= previous.stamp_ns:
+        kind = "have a stamp that is not after the one before (see --stamps record)"
+        yield kind, f"frame {frame.index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns"
+    if frame.image is not None and previous.image is not None and frame.image.shape != previous.image.shape:
+        (h0, w0), (h1, w1) = previous.image.shape[:2], frame.image.shape[:2]
+        yield "have another size than the one before", f"frame {frame.index}: {w1}x{h1} after {w0}x{h0}"
+
+
+class RecordingEvaluation:
+    """Evaluates one recording into a folder of its own.
+
+    :param resume: leave complete results of the same plan and input as they are; others are started again.
+    :param overwrite: replace results that are there.
+    :ivar folder: held alone until it is closed.
+    :raises MediaError: for an unusable input or folder.
+    """
+
+    def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
+        self.path, self.out, self.plan = path, out, plan
+        self.source = open_source(path, plan.topic, plan.fps)
+        self.source.close()
+        if self.source.live:
+            raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
+        for read in filter(None, (path, None if plan.truth_topic else plan.truth)):
+            _check_apart(Path(read).resolve(), out.resolve())
+        self._shares = TimeShares()
+        self._problems: dict[str, tuple[int, str]] = {}
+        self._costs: dict[str, Any] = {}
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(path))]
+        identity = {"input": stats, "plan": asdict(plan), "version": versions().get("deq_flow_ros", "")}
+        self.folder = ResultFolder(out, json.loads(json.dumps(identity)), resume, overwrite)
+
+    @property
+    def frames(self) -> int | None:
+        """How many frames there are to do, where that is known."""
+        count, limit = self.source.count, self.plan.max_frames
+        return min(count, limit) if count and limit else limit or count
+
+    def run(self, models: Models, show: Show, stop: StopRequest) -> dict[str, Any]:
+        """Evaluate the recording until it ends, or a stop is requested; returns the metrics.
+
+        :raises MediaError: where not a single frame can be read, or results cannot be written; what is there stays.
+        """
+        plan, frames, done, runs = self.plan, self._input_frames(), 0, []
+        frame = next(frames, None)
+        if frame is not None:
+            runs = [self._setting_run(setting, models) for setting in plan.settings]
+            self._check_disk(frame)
+        settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in plan.settings]
+        state, bag = self.folder.state, None
+        if plan.bag:
+            bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration)
+        with stop:
+            with ResultWriter(self.out, settings, state / "previews", bag, plan.images) as writer:
+
+                def keep(run: SettingRun, outcomes: Iterator[FrameOutcome]) -> None:
+                    for outcome in outcomes:
+                        with self._shares.of("writing"):
+                            writer.add(run.setting.name, outcome)
+                        if run is runs[0]:
+                            show(outcome.record.index + 1, self.frames, outcome)
+
+                while frame is not None:
+                    for run in runs:
+                        keep(run, run.take(frame))
+                    done = frame.index + 1
+                    frame = None if stop.requested else next(frames, None)
+                complete = not stop.requested
+                for run in runs if complete else ():
+                    keep(run, run.finish())
+            metrics = writer.finish(self._info(done, complete, runs[0].played_s if runs else None))
+            self.folder.finish(complete)
+        return metrics
+
+    def _input_frames(self) -> Iterator[InputFrame]:
+        """The frames as RGB. A recording that breaks off ends here, and is named."""
+        frames, previous = iter(self.source.frames()), None
+        for index in range(self.plan.max_frames) if self.plan.max_frames else count():
+            with self._shares.of("reading"):
+                try:
+                    frame = InputFrame.of(index, next(frames), self.plan.stamps, self.source.left_out)
+                except StopIteration:
+                    return
+                except MediaError as error:
+                    if previous is None:
+                        raise
+                    self._note("are followed by what cannot be read", f"frame {index - 1}: {error}")
+                    return
+            for problem in frame_problems(previous, frame):
+                self._note(*problem)
+            yield frame
+            previous = frame
+
+    def _note(self, kind: str, what: str) -> None:
+        number, first = self._problems.get(kind, (0, what))
+        self._problems[kind] = number + 1, first
+
+    def _setting_run(self, setting: Setting, models: Models) -> SettingRun:
+        model = models.get(setting.network) if setting.solves else None
+        clock = VirtualClock(self._cost_table(setting, model)) if self.plan.mode == "realtime" else None
+        try:
+            estimator = make_estimator(setting, model, clock)
+        except ValueError as error:
+            raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
+        every = self.plan.consistency_every
+        reverse = ReverseFlow(setting, model, every) if every else None
+        common = (setting, estimator, self._truth(), reverse, self._shares)
+        if clock is None:
+            return SettingRun(*common)
+        return SimulatedRun(clock, self.source.nominal_period_ns, *common)
+
+    def _cost_table(self, setting: Setting, model: DEQFlow | None) -> CostTable:
+        costs = self._costs if self.plan.costs is None else self.plan.costs
+        if self.plan.costs is None:
+            with self._shares.of("measuring costs"):
+                images, convert_ms = self._first_images()
+                costs[setting.name] = measure_setting(setting, model, images, convert_ms).plain()
+        if setting.name not in costs:
+            raise MediaError(f"the given costs are of {', '.join(costs) or 'nothing'}, not of {setting.name}")
+        try:
+            return CostTable.of(costs[setting.name])
+        except ValueError as error:
+            raise MediaError(str(error)) from error
+
+    def _first_images(self) -> tuple[list[np.ndarray], list[float]]:
+        """Images at the beginning that have the size of the first of them, and the times that it took to get them."""
+        source = open_source(self.path, self.plan.topic, self.plan.fps)
+        frames = [InputFrame.of(index, frame) for index, frame in zip(range(20), source.frames(), strict=False)]
+        found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
+        alike = [(image, ms) for image, ms in found if image.shape == found[0][0].shape][:8]
+        return [image for image, _ in alike], [ms for _, ms in alike]
+
+    def _truth(self) -> Truth | None:
+        if self.plan.truth_topic is not None:
+            return TopicTruth(Path(self.path), self.plan.truth_topic, self._note_unreadable)
+        return folder_truth(Path(self.plan.truth)) if self.plan.truth is not None else scene_truth(Path(self.path))
+
+    def _note_unreadable(self, what: str) -> None:
+        if what not in self.source.skipped:  # every setting reads the true flow for itself
+            self.source.skipped.append(what)
+
+    def _check_disk(self, first: InputFrame) -> None:
+        if self.plan.bag and first.image is not None and self.frames:
+            height, width = first.image.shape[:2]
+            check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", self.plan.images)
+
+    def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
+        skipped, problems = self.source.skipped, self._problems.items()
+        sentences = skipped[:5] + ([f"and {len(skipped) - 5} more like these"] if len(skipped) > 5 else [])
+        sentences += [f"frames that {kind}: {number}; the first is {first}" for kind, (number, first) in problems]
+        sentences += self._missing() if complete else []
+        digest = ""
+        # Only of what was read to its end: to read the rest for it could take longer than the evaluation.
+        if complete and self.frames == self.source.count:
+            with self._shares.of("reading"):
+                try:
+                    digest = sha256(Path(self.path))
+                except OSError as error:
+                    sentences.append(f"cannot read {self.path} again to take its SHA-256: {error}")
+        description, topic = self.source.description, getattr(self.source, "topic", None)
+        read = {"description": description, "path": self.path, "sha256": digest, "frames": frames, "topic": topic}
+        costs, threads = self._costs or self.plan.costs, torch.get_num_threads()
+        seconds, shares = self._shares.seconds, self._shares.shares()
+        return RunInfo(
+            self.plan.mode, read, seconds, played_s, shares, costs, sentences, complete=complete, threads=threads
+        )
+
+    def _missing(self) -> list[str]:
+        """What a whole recording should have given, and did not."""
+        frames = read_frames(self.out / FRAMES)
+        frames = frames[frames.setting == self.plan.settings[0].name]
+        pairs = int((frames.outcome == PROCESSED).sum())
+        if not pairs:
+            reasons = count_words(frames, "reason", FIRST) | count_words(frames, "reason", DROPPED)
+            why = "".join(f"; {count} x {reason}" for reason, count in reasons.items())
+            return [f"none of the {len(frames)} frames gave flow, which takes two that follow each other{why}"]
+        if self.plan.truth is None or frames.epe_px.notna().any():
+            return []
+        expected = "its files are forward flow between successive frames, the first one from the first frame on"
+        if self.plan.truth_topic:
+            expected = "its messages have to carry the stamp of the image on whose pixels the flow lives"
+        return [f"the true flow {self.plan.truth} is known for none of the {pairs} pairs: {expected}"]
+
+
+def _check_apart(read: Path, out: Path) -> None:
+    """Results must neither replace their input nor become part of it."""
+    if read == out or read in out.parents or out in read.parents:
+        raise MediaError(f"what is read, {read}, and the results in {out} lie in each other; choose another --out")

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One setting on one stream of frames: an account of every frame, in order, and the fields of every pair.
+
+A ``SettingRun`` processes every frame, whatever time it takes. A ``SimulatedRun`` does as a robot would: frames arrive
+at their stamps, on a clock that only measured costs move on. So budget, deadline, processing scale and dropped frames
+come out as on the machine that the costs were measured on, and the same costs give the same result again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from deq_flow_ros.evaluation.measures import PairFields, measure
+from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, make_estimator
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, FrameOutcome, FrameRecord, InputFrame
+from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.evaluation.truth import Truth
+from deq_flow_ros.host import TimeShares
+from deq_flow_ros.media.flow_recording import SUPERSEDED
+from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming import FlowResult
+from deq_flow_ros.streaming.costs import ScaleController
+from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
+
+MEASURED_ITERATIONS = 4
+
+
+class SettingRun:
+    """One setting at work. Every frame is processed, whatever time it takes.
+
+    :param truth: gives the true flow of a pair, where it is known.
+    :param reverse: gives the flow in the other direction; None: consistency is not measured.
+    :param shares: counts where the time goes.
+    """
+
+    played_s: float | None = None
+    """How long the stream has lasted so far, where frames come at their own pace."""
+
+    def __init__(
+        self, setting: Setting, estimator: Estimator, truth: Truth | None = None, reverse: ReverseFlow | None = None,
+        shares: TimeShares | None = None,
+    ) -> None:  # fmt: skip
+        self.setting, self.estimator = setting, estimator
+        self.shares = TimeShares() if shares is None else shares
+        self._truth, self._reverse = truth, reverse
+        self._previous: InputFrame | None = None
+        self._last: dict[int, PairFields] = {}
+        """The last pair by the stamp of its later frame."""
+
+    def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
+        """Take the next frame; yields what is known by now of it, or of frames before it."""
+        yield self.process(frame)
+
+    def finish(self) -> Iterator[FrameOutcome]:
+        """After the last frame: what is still owed."""
+        yield from ()
+
+    def process(self, frame: InputFrame, arrival_ns: int | None = None) -> FrameOutcome:
+        """Compute the flow of a frame, and measure it.
+
+        :param arrival_ns: when the frame arrived, on the estimator's clock; None is now.
+        """
+        if frame.image is None:
+            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, frame.problem), frame=frame)
+        try:
+            with self.shares.of("computing"):
+                result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)
+        except ValueError as error:  # smaller than the least size; the stream stays as it was
+            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, str(error)), frame=frame)
+        previous, self._previous = self._previous, frame
+        if result is None:
+            reason = self.estimator.reset_reason or ""
+            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, FIRST, reason), frame=frame)
+        assert previous is not None
+        with self.shares.of("measuring"):
+            fields = self._fields(previous, frame, result)
+            before = self._last.get(result.info.previous_stamp_ns)  # None at the beginning of a stream
+            measures = measure(fields, before)
+        self._last = {result.info.stamp_ns: fields}
+        info = replace(result.info, stage_ms={"convert": frame.convert_ms, **result.info.stage_ms})
+        return FrameOutcome(FrameRecord.of_flow(frame.index, info, measures), fields, info, frame)
+
+    def _fields(self, previous: InputFrame, frame: InputFrame, result: FlowResult) -> PairFields:
+        assert previous.image is not None and frame.image is not None
+        direction = self.setting.direction
+        known = self._truth(previous, frame, direction) if self._truth is not None else None
+        truth, visible = (None, None) if known is None else known
+        images = (previous.image, frame.image)
+        backward = self._reverse.of(frame.index, *images) if self._reverse is not None else None
+        residual = result.residual if self.setting.solves else None
+        return PairFields(*images, result.flow, residual, truth, visible, backward, direction)
+
+
+class SimulatedRun(SettingRun):
+    """One setting as on a robot: while it works on a frame, only the newest of those that arrive is kept.
+
+    :param clock: the clock of the estimator.
+    :param period_ns: time between frames whose stamps do not say it.
+    """
+
+    def __init__(self, clock: VirtualClock, period_ns: int, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._clock, self._period_ns = clock, period_ns
+        self._warm = False
+        self._waiting: tuple[InputFrame, int] | None = None
+        self._first_ns = 0
+        self._latest: tuple[int, int] | None = None
+        """Stamp and arrival of the frame that arrived last."""
+
+    def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
+        """See ``SettingRun.take``: what became of the frame before is known only now."""
+        if not self._warm and frame.image is not None:
+            self.estimator.warm_up(*frame.image.shape[:2])  # as the node does when it is configured
+            self._warm = True
+        arrival_ns = self._arrival_ns(frame.stamp_ns)
+        if self._waiting is not None:
+            waiting, its_arrival_ns = self._waiting
+            if arrival_ns <= self._clock.now_ns():
+                record = FrameRecord(waiting.index, waiting.stamp_ns, DROPPED, SUPERSEDED)
+                yield FrameOutcome(record, frame=waiting)
+            else:
+                yield self._work(waiting, its_arrival_ns)
+        self._waiting = frame, arrival_ns
+
+    def finish(self) -> Iterator[FrameOutcome]:
+        """See ``SettingRun.finish``."""
+        if self._waiting is not None:
+            yield self._work(*self._waiting)
+            self._waiting = None
+
+    def _arrival_ns(self, stamp_ns: int) -> int:
+        """On the virtual clock: as long after the frame before as the stamps say."""
+        if self._latest is None:
+            arrival_ns = self._first_ns = self._clock.now_ns()
+        else:
+            step_ns = stamp_ns - self._latest[0]
+            arrival_ns = self._latest[1] + (step_ns if step_ns > 0 else self._period_ns)
+        self._latest = stamp_ns, arrival_ns
+        self.played_s = (arrival_ns - self._first_ns + self._period_ns) * 1e-9
+        return arrival_ns
+
+    def _work(self, frame: InputFrame, arrival_ns: int) -> FrameOutcome:
+        clock = self._clock
+        clock.wait_until(arrival_ns)
+        waited_ms = (clock.now_ns() - arrival_ns) / 1e6
+        if frame.image is not None:
+            pixels, start_ns = frame.image.shape[0] * frame.image.shape[1], clock.now_ns()
+            clock.charge("convert", pixels)
+            clock.charge(OVERHEAD, pixels)
+            frame = replace(frame, convert_ms=(clock.now_ns() - start_ns) / 1e6)
+        outcome = self.process(frame, arrival_ns)
+        with self.shares.of("computing"):
+            self.estimator.prepare()
+        if outcome.fields is None:
+            return outcome
+        stage_ms = {"wait": waited_ms, **outcome.record.stage_ms}
+        return replace(outcome, record=replace(outcome.record, stage_ms=stage_ms))
+
+
+def measure_setting(
+    setting: Setting, model: DEQFlow | None, images: Sequence[np.ndarray], convert_ms: Sequence[float] = ()
+) -> CostTable:
+    """Measure what the stages of a setting take on this machine, at every scale that it may use.
+
+    :param images: as ``measure_costs`` takes them, and ``convert_ms`` likewise.
+    :raises MediaError: where there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise MediaError(f"expected at least two frames that can be read to measure the costs on, got {len(images)}")
+    scales = [1.0]
+    if model is not None and setting.solves:
+        controller = ScaleController(setting.min_scale, setting.max_scale, max_pixels=model.max_pixels)
+        scales = controller.ladder(*images[0].shape[:2])[: None if setting.budget_ms else 1]
+    iterations = min(MEASURED_ITERATIONS, setting.max_iterations)
+    fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=iterations)
+
+    def estimator(scale: float) -> Estimator:
+        return make_estimator(replace(fixed, min_scale=scale, max_scale=scale), model)
+
+    return measure_costs(estimator, scales, images, convert_ms)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rosbag2 with what the flow node would publish: the counterpart of ``flow_recording``, which reads such bags."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from rich.filesize import decimal
+
+from deq_flow_ros.media.bags import BagWriter
+from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.media.frame import Frame, MediaError
+
+IMAGE_TOPIC = "/camera/image_raw"
+FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
+    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "camera_info", "statistics")
+)
+TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
+STATUS_NAME = "deq_flow_ros: flow"
+"""Name of the status in a message of ``STATISTICS_TOPIC``."""
+RECORDED_BYTES = 15
+"""Per pixel and frame of what the node publishes: flow 8, residual 4, colours 3."""
+
+
+def check_space(out: Path, frames: int, height: int, width: int, remedy: str, images: bool = False) -> None:
+    """Refuse a recording of the flow that might not fit: a disk that gets full in mid-run costs the run.
+
+    :param remedy: what to do instead of making room.
+    :param images: whether the images are recorded as well.
+    :raises MediaError: where there may be too little room.
+    """
+    needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
+    if needed > free:
+        raise MediaError(
+            f"the flow of {frames} frames of {width}x{height} may need {decimal(needed)}, and {out} has "
+            f"{decimal(free)} left; make room, choose another --out, or {remedy}"
+        )
+
+
+class FlowBag:
+    """Writes the bag; it appears at its place when it is closed, so that what is there always opens.
+
+    :param path: folder of the bag.
+    :param nursery: folder where it is written until then.
+    :param calibration: that of the source, recorded with the flow as it is; None where there is none.
+    :raises MediaError: where it cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, nursery: Path, storage: str = "mcap", calibration: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self._calibration = path, calibration
+        self._writer = BagWriter(nursery / f"{path.name}_0", storage)  # its file is called like its folder
+
+    def __enter__(self) -> FlowBag:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.__exit__(None, None, None)
+            self._writer.path.replace(self.path)
+        except (OSError, sqlite3.Error) as failure:
+            if error is None:
+                raise MediaError(f"cannot write {self.path}: {failure}") from failure
+
+    def add(
+        self, stamp_ns: int, record_ns: int, frame_id: str, account: Mapping[str, str],
+        image: np.ndarray | None = None, flow: np.ndarray | None = None, residual: np.ndarray | None = None,
+        flow_stamp_ns: int | None = None,
+    ) -> None:  # fmt: skip
+        """Append what is published of one frame.
+
+        :param account: what became of it, for ``STATISTICS_TOPIC``.
+        :param image: (H, W, 3) uint8 RGB; None: not recorded.
+        :param flow: (H, W, 2) px; None where there is none, so that there are no colours and no residual either.
+        :param residual: (H, W) px; None: not recorded.
+        :param flow_stamp_ns: stamp of the image on whose pixels the flow lives.
+        :raises MediaError: where the disk is full.
+        """
+        writer = self._writer
+        try:
+            if image is not None:
+                writer.write_frame(IMAGE_TOPIC, _message(image, "rgb8", stamp_ns, record_ns, frame_id))
+            writer.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account, stamp_ns, record_ns)
+            if flow is None or flow_stamp_ns is None:
+                return
+            header = (flow_stamp_ns, record_ns, frame_id)
+            writer.write_frame(FLOW_TOPIC, _message(flow, "32FC2", *header))
+            writer.write_frame(COLOR_TOPIC, _message(flow_to_color(flow), "rgb8", *header))
+            if self._calibration is not None:
+                writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
+            if residual is not None:
+                writer.write_frame(RESIDUAL_TOPIC, _message(residual, "32FC1", *header))
+        except (OSError, sqlite3.Error) as error:
+            raise MediaError(f"cannot write {self.path}: {error}; what is there so far is kept") from error
+
+
+def _message(array: np.ndarray, encoding: str, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
+    height, width = array.shape[:2]
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return Frame(data, height, width, data.size // height, encoding, False, stamp_ns, record_ns, frame_id)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A clock that only the costs of a table move on, for simulations that can be repeated.
+
+The estimator computes the real flow, but the time that its stages take is drawn from measured times.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from deq_flow_ros.streaming.clock import Clock
+from deq_flow_ros.streaming.costs import StageClock, number_of_pixels, scaled_size
+from deq_flow_ros.streaming.result import FlowResult
+
+ITERATION, OVERHEAD = "iteration", "overhead"
+"""Costs that are no stages: one iteration of the solver, and what no stage measures."""
+ROUNDS = 8
+"""Measurements of every stage at every processing scale."""
+LONGEST_S = 4.0
+"""The measurements at one scale end after so long, if there are at least three."""
+
+
+class Estimator(Protocol):
+    """What costs are measured of; see ``FlowEstimator``."""
+
+    def update(self, frame: np.ndarray, stamp_ns: int) -> FlowResult | None:
+        """Take the next frame of the stream."""
+
+    def reset(self, reason: str) -> None:
+        """Forget the stream."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Measured times of the stages, several of each, in ms: by the number of pixels processed, then by stage."""
+
+    stages: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> CostTable:
+        """From what ``plain`` gave.
+
+        :raises ValueError: for anything else.
+        """
+        try:
+            stages = {
+                int(pixels): {str(name): [float(value) for value in values] for name, values in known.items()}
+                for pixels, known in plain["stage_ms_by_pixels"].items()
+            }
+            every = [values for known in stages.values() for values in known.values()]
+            if not every or not all(values and min(values) >= 0 for values in every):
+                raise ValueError("a stage without times, or times below 0")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"expected a table of costs as metrics.json holds it, got another: {error!r}") from error
+        return cls(stages)
+
+    def plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "stage_ms_by_pixels": {
+                str(pixels): {name: [round(value, 4) for value in values] for name, values in known.items()}
+                for pixels, known in sorted(self.stages.items())
+            }
+        }
+
+    def times(self, name: str, pixels: int) -> list[float]:
+        """Times of a stage for so many pixels; empty for a stage that was not measured at all.
+
+        Where it was measured for other numbers of pixels only, they are those of the nearest, in proportion (of the
+        correlation of all pairs, in proportion to the square).
+        """
+        known = [measured for measured, stages in self.stages.items() if name in stages]
+        if not known:
+            return []
+        nearest = min(known, key=lambda measured: abs(measured - pixels))
+        ratio = (pixels / nearest) ** (2 if name == "correlate" else 1)
+        return [ratio * value for value in self.stages[nearest][name]]
+
+
+class VirtualClock(Clock):
+    """Time that passes only by the costs of a table, which are drawn from it in a fixed random sequence."""
+
+    def __init__(self, costs: CostTable) -> None:
+        self._costs = costs
+        self._random = np.random.default_rng(0)
+        self._now_ns = 0
+
+    def now_ns(self) -> int:
+        """See ``Clock.now_ns``."""
+        return self._now_ns
+
+    def stages(self, device: torch.device, pixels: int) -> StageClock:
+        """See ``Clock.stages``."""
+        return _ChargedStages(self, pixels)
+
+    def wait_until(self, time_ns: int) -> None:
+        """Let time pass until then; none passes if that is over."""
+        self._now_ns = max(self._now_ns, time_ns)
+
+    def charge(self, name: str, pixels: int) -> None:
+        """Let the time of a stage pass."""
+        times = self._costs.times(name, pixels)
+        if times:
+            self._now_ns += round(1e6 * times[self._random.integers(len(times))])
+
+
+class _ChargedStages(StageClock):
+    """Stages whose times are those that the clock charges."""
+
+    def __init__(self, clock: VirtualClock, pixels: int) -> None:
+        self._clock, self._pixels = clock, pixels
+        self._times: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """See ``StageClock.stage``. The stage "solve" takes what its iterations take."""
+        start_ns = self._clock.now_ns()
+        yield
+        if name != "solve":
+            self._clock.charge(name, self._pixels)
+        self._times[name] = self._times.get(name, 0.0) + (self._clock.now_ns() - start_ns) / 1e6
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See ``StageClock.counted``."""
+
+        def charged(*arguments: Any) -> Any:
+            result = function(*arguments)
+            self._clock.charge(ITERATION, self._pixels)
+            return result
+
+        return charged
+
+    def read(self, wait: bool = True) -> dict[str, float]:
+        """See ``StageClock.read``."""
+        return self._times
+
+
+def measure_costs(
+    make_estimator: Callable[[float], Estimator], scales: Sequence[float], images: Sequence[np.ndarray],
+    convert_ms: Sequence[float] = (),
+) -> CostTable:  # fmt: skip
+    """Measure what the stages of an update take on this machine.
+
+    :param make_estimator: an estimator that processes frames at the given scale alone, without a budget.
+    :param images: successive frames of a stream, (H, W, 3) uint8 RGB, of one size; at least two.
+    :param convert_ms: measured times of getting such an image out of a message.
+    """
+    height, width = images[0].shape[:2]
+    stages: dict[int, dict[str, list[float]]] = {height * width: {"convert": list(convert_ms)}} if convert_ms else {}
+    for scale in scales:
+        known = stages.setdefault(number_of_pixels(scaled_size(height, width, scale)), {})
+        for measured in _measure(make_estimator(scale), images):
+            for name, value in measured.items():
+                known.setdefault(name, []).append(value)
+    return CostTable(stages)
+
+
+def _measure(estimator: Estimator, images: Sequence[np.ndarray]) -> Iterator[dict[str, float]]:
+    began = time.perf_counter()
+    for number in range(ROUNDS + 1):
+        if number > 3 and time.perf_counter() - began > LONGEST_S:
+            return
+        first = number % (len(images) - 1)
+        estimator.reset("measuring")
+        estimator.update(images[first], 0)
+        result = estimator.update(images[first + 1], 1)
+        if number == 0 or result is None:
+            continue  # the first one paid for allocations and kernel choices
+        measured = dict(result.info.stage_ms)
+        measured[OVERHEAD] = max(0.0, result.info.latency_ms - sum(measured.values()))
+        measured[ITERATION] = measured.pop("solve") / max(1, result.info.iterations)
+        yield measured

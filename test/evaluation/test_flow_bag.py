@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bag of the flow is one for every program that reads bags, not only for the library that wrote it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from deq_flow_ros.media.bags import read_messages
+from deq_flow_ros.media.flow_bag import (
+    COLOR_TOPIC,
+    FLOW_TOPIC,
+    IMAGE_TOPIC,
+    RESIDUAL_TOPIC,
+    STATISTICS_TOPIC,
+    FlowBag,
+)
+
+make_reader = pytest.importorskip("mcap.reader").make_reader
+StreamReader = pytest.importorskip("mcap.stream_reader").StreamReader
+DecoderFactory = pytest.importorskip("mcap_ros2.decoder").DecoderFactory
+
+COUNT, STEP_NS, FIRST_NS = 5, 40_000_000, 10**18
+FIELD_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC)
+COUNTS = {IMAGE_TOPIC: COUNT, STATISTICS_TOPIC: COUNT} | dict.fromkeys(FIELD_TOPICS, COUNT - 1)
+IMAGE, ARRAY = "sensor_msgs/msg/Image", "diagnostic_msgs/msg/DiagnosticArray"
+
+
+def flow(number: int) -> np.ndarray:
+    return np.random.default_rng(number).normal(size=(6, 8, 2)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["mcap", "sqlite3"])
+def bag(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first frame without flow, the others with forward flow, on the pixels of the frame before."""
+    root = tmp_path_factory.mktemp("bag")
+    (root / "nursery").mkdir()
+    with FlowBag(root / "flow", root / "nursery", request.param) as written:
+        for number in range(COUNT):
+            stamp, image = FIRST_NS + number * STEP_NS, np.full((6, 8, 3), number, np.uint8)
+            fields = (flow(number), np.ones((6, 8), np.float32), stamp - STEP_NS) if number else ()
+            written.add(stamp, stamp + 7, "eye", {"outcome": "first", "number": str(number)}, image, *fields)
+        assert not (root / "flow").exists(), "not before it can be opened"
+    assert not any((root / "nursery").iterdir())
+    return root / "flow"
+
+
+def raw_messages(bag: Path) -> Iterator[tuple[str, str, int, bytes]]:
+    """(topic, type, time of recording, CDR) by the readers of the formats themselves."""
+    for file in bag.glob("*.mcap"):
+        with file.open("rb") as opened:
+            for schema, channel, message in make_reader(opened, validate_crcs=True).iter_messages():
+                assert schema is not None
+                yield channel.topic, schema.name, message.log_time, message.data
+    for file in bag.glob("*.db3"):
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+            yield from connection.execute(
+                "SELECT name, type, timestamp, data FROM messages "
+                "JOIN topics ON topics.id = topic_id ORDER BY timestamp"
+            )
+
+
+def test_it_says_of_itself_what_the_recorder_of_ros_does(bag: Path) -> None:
+    """`ros2 bag` trusts metadata.yaml: files, times and counts (rosbag2_storage, yaml.hpp, version 9)."""
+    about = yaml.safe_load((bag / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    assert about["version"] == 9 and about["relative_file_paths"] == [
+        file.name for file in bag.iterdir() if file.name != "metadata.yaml"
+    ]
+    messages = list(raw_messages(bag))
+    assert about["starting_time"]["nanoseconds_since_epoch"] == messages[0][2] == FIRST_NS + 7
+    assert about["duration"]["nanoseconds"] == messages[-1][2] - messages[0][2] == (COUNT - 1) * STEP_NS
+    assert about["message_count"] == len(messages) == sum(COUNTS.values())
+    topics = {topic["topic_metadata"]["name"]: topic for topic in about["topics_with_message_count"]}
+    assert {name: topic["message_count"] for name, topic in topics.items()} == COUNTS
+    for name, topic in topics.items():
+        kind = topic["topic_metadata"]
+        assert kind["type"] == (ARRAY if name == STATISTICS_TOPIC else IMAGE) and kind["serialization_format"] == "cdr"
+        assert kind["type_description_hash"].startswith("RIHS01_")
+
+
+def test_every_message_is_what_ros_reads(bag: Path) -> None:
+    """By the middleware's own deserialization, into the real message types."""
+    pytest.importorskip("rclpy", reason="needs ROS 2")
+    from diagnostic_msgs.msg import DiagnosticArray
+    from rclpy.serialization import deserialize_message
+    from sensor_msgs.msg import Image
+
+    counts: Counter[str] = Counter()
+    for topic, kind, time_ns, data in raw_messages(bag):
+        number = counts[topic] + (topic in FIELD_TOPICS)
+        counts[topic] += 1
+        message: Any = deserialize_message(data, {IMAGE: Image, ARRAY: DiagnosticArray}[kind])
+        assert time_ns == FIRST_NS + 7 + number * STEP_NS
+        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        assert stamp == FIRST_NS + (number - (topic in FIELD_TOPICS)) * STEP_NS
+        if topic == FLOW_TOPIC:
+            assert (message.encoding, message.height, message.width, message.step) == ("32FC2", 6, 8, 64)
+            assert bytes(message.data) == flow(number).tobytes() and message.header.frame_id == "eye"
+        if topic == STATISTICS_TOPIC:
+            assert {pair.key: pair.value for pair in message.status[0].values}["number"] == str(number)
+    assert counts == COUNTS
+
+
+def test_its_mcap_files_are_whole_and_explain_themselves(bag: Path) -> None:
+    """Foxglove has no ROS: it reads by the profile and the definitions in the file. Every checksum has to fit."""
+    for file in bag.glob("*.mcap"):
+        with file.open("rb") as opened:
+            kinds = Counter(type(record).__name__ for record in StreamReader(opened, validate_crcs=True).records)
+        with file.open("rb") as opened:
+            reader = make_reader(opened, validate_crcs=True, decoder_factories=[DecoderFactory()])
+            summary = reader.get_summary()
+            assert reader.get_header().profile == "ros2" and summary is not None and summary.statistics is not None
+            assert all(b"MSG: std_msgs/Header" in schema.data for schema in summary.schemas.values())
+            decoded = [
+                (message.log_time, content)
+                for _, channel, message, content in reader.iter_decoded_messages()
+                if channel.topic == FLOW_TOPIC
+            ]
+            assert summary.statistics.message_count == kinds["Message"]
+        for time_ns, content in decoded:
+            assert bytes(content.data) == flow((time_ns - FIRST_NS) // STEP_NS).tobytes()
+
+
+def test_the_bag_is_closed_whatever_happens(tmp_path: Path) -> None:
+    """An error in mid-run must leave a bag that opens, and be heard itself."""
+    (tmp_path / "nursery").mkdir()
+    with pytest.raises(MemoryError), FlowBag(tmp_path / "flow", tmp_path / "nursery") as bag:
+        bag.add(1, 1, "eye", {"outcome": "first"})
+        raise MemoryError
+    assert len(list(read_messages(tmp_path / "flow"))) == 1

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be wrong with recordings and folders is named, nothing is lost, and the exit status tells."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder
+
+from deq_flow_ros.evaluation.command import parse_options
+from deq_flow_ros.media import MediaError, flow_bag
+from deq_flow_ros.media.bag_source import IMAGE
+from deq_flow_ros.media.bags import BagWriter, read_messages
+from deq_flow_ros.media.files import find_recordings
+from deq_flow_ros.media.flow_bag import FLOW_TOPIC
+
+ROOT = Path(__file__).parents[2]
+Evaluate = Callable[..., int]
+MetricsOf = Callable[[Path], dict[str, Any]]
+
+
+def test_mixed_sizes_broken_stamps_and_unreadable_images_are_named_and_the_rest_evaluated(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path
+) -> None:
+    """One recording with all of it: each frame has its account, and each kind of problem one sentence."""
+    stream = frames(pictures(10))
+    small = frames([cv2.resize(image, (32, 32)) for image in pictures(10)])
+    stream[3] = replace(stream[3], encoding="rgb17")
+    stream[5] = replace(stream[5], stamp_ns=stream[4].stamp_ns)
+    stream[7:] = small[7:]
+    bag = write_bag(tmp_path / "bag", stream)
+    assert evaluate(bag, "--out", tmp_path / "out", "--compare", "dis") == 1
+    for setting in ("any", "dis"):
+        rows = table(tmp_path / "out", setting)
+        assert [row["outcome"][0] for row in rows] == list("fppdpfpfpp")
+        assert "unknown encoding" in rows[3]["reason"] and "time stood still" in rows[5]["reason"]
+        assert "size changed from 64x48 to 32x32" in rows[7]["reason"]
+    said = "\n".join(metrics_of(tmp_path / "out")["problems"])
+    assert "frames that cannot be read: 1; the first is frame 3: unknown encoding" in said
+    assert "frames that have a stamp that is not after the one before" in said and "frame 5" in said
+    assert "frames that have another size than the one before: 1; the first is frame 7: 32x32 after 64x48" in said
+    again = tmp_path / "again"
+    assert evaluate(bag, "--out", again, "--stamps", "record", "--no-bag", "--max-frames", 6) == 1
+    assert "have a stamp" not in "\n".join(metrics_of(again)["problems"])
+    assert table(again, "any")[5]["outcome"] == "processed" and len(table(again)) == 6
+
+
+def test_a_truncated_bag_is_evaluated_as_far_as_it_goes(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path
+) -> None:
+    """And the status says that it was not all of it."""
+    bag = write_bag(tmp_path / "bag", frames(pictures(10)))
+    file = bag / "bag.mcap"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 6 // 10])
+    assert evaluate(bag, "--out", tmp_path / "out", "--no-bag") == 1
+    assert 4 <= len(table(tmp_path / "out", "any")) < 10
+    assert "bag.mcap is damaged" in metrics_of(tmp_path / "out")["problems"][0]
+
+
+def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is one sentence that says what to do."""
+    with BagWriter(tmp_path / "two") as writer:
+        for topic in ("/left", "/right"):
+            writer.write_frame(topic, frames(pictures(1))[0])
+    with BagWriter(tmp_path / "none") as writer:
+        writer.write_diagnostics("/status", "engine", {}, 0, 0)
+    folder, out = write_folder(tmp_path / "pictures", pictures(2)), tmp_path / "out"
+    for arguments, message in (
+        ((tmp_path / "nowhere",), "nowhere does not exist"),
+        ((tmp_path / "two",), "choose one with --topic: /left"),
+        ((tmp_path / "none",), "holds no images"),
+        ((folder, "--topic", "/left"), "only bags have topics"),
+        ((folder, "--compare", "slow:speed=3"), "keys out of method, model"),
+        ((folder, "--compare", "dis", "dis"), "got dis more than once"),
+        ((folder, "--model", "missing.safetensors"), "missing.safetensors"),
+        ((folder, "--truth", tmp_path / "two"), "holds no flow file"),
+        ((folder, "--realtime", "--costs", folder / "0.png"), "expected a metrics.json of a run with --realtime"),
+        ((folder, "--max-iterations", "0"), "max_iterations must be a whole number >= 1"),
+    ):
+        assert evaluate(*arguments, "--out", out) == 2
+        assert message in capsys.readouterr().out and not (out / "metrics.json").exists()
+        if out.exists():
+            assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 2, "another plan"
+            assert evaluate(folder, "--out", out, "--no-bag", "--overwrite") == 0
+            shutil.rmtree(out)
+    for wrong in ((), ("a", "--bags", "b"), ("a", "--max-frames", "-1"), ("a", "--costs", "c")):
+        with pytest.raises(SystemExit, match="2"):
+            parse_options(wrong)
+
+
+def test_results_and_foreign_files_are_not_overwritten(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that exists may hold the only copy of something."""
+    folder, mine, theirs = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "mine", tmp_path / "theirs"
+    (mine).mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    (theirs / "flow").mkdir(parents=True)
+    (theirs / "flow" / "0.flo").write_text("measured with a laser")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "truth").mkdir()
+
+    def refused(message: str, *arguments: object) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        assert evaluate(folder, *arguments) == 2
+        assert message in capsys.readouterr().out and sorted(tmp_path.rglob("*")) == before
+
+    refused("exists and holds thesis.txt", "--out", mine)
+    assert evaluate(folder, "--out", mine, "--no-bag", "--overwrite") == 0
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    refused("the results of a run; --overwrite replaces them", "--out", mine)
+    refused("had another plan", "--out", mine, "--no-bag", "--resume", "--max-frames", 2)
+    refused("cannot write", "--out", tmp_path / "file")
+    for out in (folder, folder / "results", tmp_path):
+        refused("lie in each other", "--out", out, "--overwrite")
+    refused("lie in each other", "--out", tmp_path / "truth" / "out", "--truth", tmp_path / "truth", "--overwrite")
+    refused("holds flow, which no run of this kind is known to have written", "--out", theirs, "--overwrite")
+    (mine / "flow").mkdir()
+    (mine / "flow" / "0.flo").write_text("measured with a laser")
+    refused("is left alone", "--out", mine, "--overwrite")  # the run in there has left no bag
+    with (mine / ".run" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused("another run writes to", "--out", mine, "--overwrite")
+    monkeypatch.setattr(flow_bag, "RECORDED_BYTES", 10**12)
+    assert evaluate(folder, "--out", tmp_path / "large") == 2
+    assert "make room" in capsys.readouterr().out
+
+
+def test_a_disk_that_gets_full_keeps_what_there_is(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of hours of work must survive, and the bag open; it starts again when there is room."""
+    folder, out = write_folder(tmp_path / "pictures", pictures(6)), tmp_path / "out"
+    write_frame = BagWriter.write_frame
+
+    def full(writer: BagWriter, topic: str, frame: Any) -> None:
+        if topic == FLOW_TOPIC and frame.stamp_ns == frames(pictures(6))[3].stamp_ns:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_frame(writer, topic, frame)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BagWriter, "write_frame", full)
+        assert evaluate(folder, "--out", out) == 2
+    assert "No space left" in capsys.readouterr().out and len(table(out, "any")) == 5
+    assert len(list(read_messages(out / "flow", FLOW_TOPIC))) == 3
+    assert evaluate(folder, "--out", out) == 2
+    assert "an interrupted run; --resume starts it again" in capsys.readouterr().out
+    assert evaluate(folder, "--out", out, "--resume") == 0
+    assert [int(row["index"]) for row in table(out, "any")] == list(range(6))
+    assert len(list(read_messages(out / "flow", FLOW_TOPIC))) == 5
+    assert sorted(file.name for file in out.rglob(".run/*")) == ["lock", "run.json"], "nothing else is left of it"
+
+
+def test_ctrl_c_keeps_what_there_is(model: Path, tmp_path: Path) -> None:
+    """Whoever stops a run of hours wants its results, and a status that says so."""
+    folder, out = write_folder(tmp_path / "pictures", pictures(60, step=1)), tmp_path / "out"
+    arguments = [folder, "--out", out, "--model", model, "--max-iterations", "30", "--tolerance-px", "0"]
+    command = [sys.executable, "-m", "deq_flow_ros.evaluation", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / "frames.csv").exists() or len(table(out)) < 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "--resume starts again" in said
+    metrics, rows = json.loads((out / "metrics.json").read_text()), table(out)
+    assert not metrics["complete"] and metrics["input"]["sha256"] == "" and 3 <= len(rows) < 60
+    assert (out / "report.html").exists() and len(list(read_messages(out / "flow", FLOW_TOPIC))) == len(rows) - 1
+
+
+def test_ctrl_c_before_the_first_frame_ends_at_once(
+    evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Costs take minutes to measure; and what the batch has done by then is on its page."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name in ("a", "b"):
+        write_bag(data / name, frames(pictures(3)))
+    assert evaluate(data / "a", "--out", out / "a", "--realtime") == 0
+
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr("deq_flow_ros.evaluation.recording.measure_setting", interrupted)
+    assert evaluate("--bags", data, "--out", out, "--realtime", "--resume") == 130
+    assert "interrupted" in capsys.readouterr().out and not (out / "b" / "metrics.json").exists()
+    states = [row["state"] for row in json.loads((out / "recordings.json").read_text())]
+    assert states == ["complete", "unfinished"]
+
+
+def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
+    """Every recording once; what is hidden and the results are none."""
+    data = tmp_path / "data"
+    (data / "day" / ".trash").mkdir(parents=True)
+    write_bag(data / "day" / "bag2", frames(pictures(1)))
+    write_bag(data / "day" / "bag10", frames(pictures(1)))
+    write_folder(data / "pictures", pictures(1))
+    write_folder(data / "out", pictures(1))
+    (data / "day" / "film.mp4").write_bytes(b"film")
+    (data / "day" / ".trash" / "note.txt").write_bytes(b"empty it")
+    cv2.imwrite(str(data / "day" / "photo.png"), pictures(1)[0])
+    found = [str(path.relative_to(data)) for path in find_recordings(data, data / "out")]
+    assert found == ["day/bag2", "day/bag10", "day/film.mp4", "pictures"]
+    with pytest.raises(MediaError, match="holds no recording"):
+        find_recordings(data / "day" / ".trash")
+    (data / "one").mkdir()
+    (data / "one" / "run.mcap").touch()
+    assert find_recordings(data / "one") == [data / "one" / "run.mcap"]
+    for single in (data / "pictures", data / "day" / "bag2"):
+        with pytest.raises(MediaError, match="a single one; leave out --bags"):
+            find_recordings(single)
+
+
+def test_a_recording_without_any_flow_is_no_success(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path
+) -> None:
+    """Whoever looks at the status only, or at the overview, must not take empty results for good ones."""
+    stream = [replace(frame, stamp_ns=frame.stamp_ns * number) for number, frame in enumerate(frames(pictures(3)), 1)]
+    for name, frames_of_it, why in (("one", stream[:1], "gave flow"), ("apart", stream, "2 x gap of … ms")):
+        bag, out = write_bag(tmp_path / name, frames_of_it), tmp_path / f"{name}_out"
+        assert evaluate(bag, "--out", out) == 1
+        (problem,) = metrics_of(out)["problems"]
+        assert problem.startswith(f"none of the {len(frames_of_it)} frames gave flow") and why in problem
+
+
+def test_a_batch_gets_past_what_is_broken_and_resumes_with_what_is_not_complete(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bag that cannot be read and a message that cannot be decoded are named, and do not cost the others."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    with BagWriter(data / "a") as writer:
+        for number, frame in enumerate(frames(pictures(5))):
+            if number == 2:
+                writer.write_raw(TOPIC, IMAGE, bytes([0, 1, 0, 0]), frame.record_ns)
+            else:
+                writer.write_frame(TOPIC, frame)
+    for name in ("b", "c"):
+        write_bag(data / name, frames(pictures(3)))
+    (data / "broken.bag").write_bytes(b"no bag")
+    arguments = ("--bags", data, "--out", out, "--no-bag")
+
+    def states() -> dict[str, str]:
+        return {row["results"]: row["state"] for row in json.loads((out / "recordings.json").read_text())}
+
+    assert evaluate(*arguments) == 1
+    assert states() == {"a": "complete", "b": "complete", "broken.bag": "failed", "c": "complete"}
+    assert [len(table(out / name, "any")) for name in "abc"] == [4, 3, 3]
+    (problem,) = metrics_of(out / "a")["problems"]
+    assert f"the message ({IMAGE}) on {TOPIC}" in problem and metrics_of(out / "b")["problems"] == []
+
+    shutil.rmtree(out / "c")  # as if the run had not come so far
+    write_bag(data / "d", frames(pictures(4)))
+    before = (out / "a" / "frames.csv").stat().st_mtime_ns
+    (out / "d" / ".run").mkdir(parents=True)
+    with (out / "d" / ".run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process is at work on it
+        assert evaluate(*arguments, "--resume") == 1, "of the problems of a, and of broken.bag"
+    assert "another run writes to" in capsys.readouterr().out
+    assert states()["c"] == "complete" and states()["d"] == "to do"
+    assert (out / "a" / "frames.csv").stat().st_mtime_ns == before
+    assert evaluate(*arguments) == 2, "neither --resume nor --overwrite: what is there is refused, and as it was"
+    assert states()["a"] == "complete"
+
+
+def test_a_recording_that_changed_is_not_taken_for_complete(evaluate: Evaluate, tmp_path: Path) -> None:
+    """The results would be of other frames than those that are there."""
+    folder, out = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "out"
+    assert evaluate(folder, "--out", out, "--no-bag") == 0
+    assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 0, "complete: nothing to do"
+    cv2.imwrite(str(folder / "3.png"), np.zeros((48, 64, 3), np.uint8))
+    assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 2
+    assert len(table(out)) == 3

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recorded run of the node is held against the pictures that were played, and some of its pairs are solved again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
+from deq_flow_ros.evaluation.results import ResultWriter
+from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
+from deq_flow_ros.live.played import COLD, STREAMED, Recording, look_closer, read_run, solve_cold
+from deq_flow_ros.media import Frame, MediaError, open_source
+from deq_flow_ros.media.bags import BagWriter
+from deq_flow_ros.media.flow_recording import read_reports
+from deq_flow_ros.media.frame import frame_from_array
+from deq_flow_ros.model import load_model
+from deq_flow_ros.streaming import FlowEstimator
+
+STEP_NS = 100_000_000
+SHIFT = 3
+"""The pictures move so many pixels to the right from one to the next."""
+
+
+def picture(number: int) -> np.ndarray:
+    texture = np.random.default_rng(0).integers(0, 256, (40, 160, 3), np.uint8)
+    return texture[:, 90 - SHIFT * number : 154 - SHIFT * number]
+
+
+def as_message(values: np.ndarray, encoding: str, stamp_ns: int) -> Frame:
+    data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    height, width = values.shape[:2]
+    return Frame(data, height, width, data.size // height, encoding, False, stamp_ns, stamp_ns, "camera")
+
+
+@pytest.fixture(scope="module", params=["forward", "backward"])
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Recording]:
+    """Six pictures that move by `SHIFT`, and a recording of their flow, 0.5 px wrong; frame 3 was dropped."""
+    direction, root = request.param, tmp_path_factory.mktemp("run")
+    with BagWriter(root / "input") as writer:
+        for number in range(6):
+            stamp = number * STEP_NS
+            writer.write_frame("/image", frame_from_array(picture(number)[:, :, ::-1], stamp, stamp, "camera"))
+    with BagWriter(root / "output") as writer:
+        previous = 0
+        for number in (0, 1, 3, 2, 4, 5):  # a drop is reported before the frame in hand
+            values = {"outcome": "processed", "direction": direction, "image2_stamp_ns": str(number * STEP_NS)}
+            values |= {"iterations": "4", "warm": "true" if number > 1 else "false", "latency_ms": "30", "scale": "1"}
+            values |= {"residual_px": "0.2", "over_budget": "false", "stage_solve_ms": "20", "stop_reason": "converged"}
+            if number in (0, 3):
+                values = {"outcome": "first" if number == 0 else "dropped", "reason": "because", "direction": direction}
+                writer.write_diagnostics("/statistics", "flow", values, number * STEP_NS, number)
+                continue
+            values["image1_stamp_ns"] = str(previous * STEP_NS)
+            writer.write_diagnostics("/statistics", "flow", values, number * STEP_NS, number)
+            sign = 1 if direction == "forward" else -1
+            flow = np.zeros((40, 64, 2), np.float32)
+            flow[..., 0] = sign * SHIFT * (number - previous) + 0.5
+            here = (previous if direction == "forward" else number) * STEP_NS
+            writer.write_frame("/residual", as_message(np.full((40, 64), 0.2, np.float32), "32FC1", here))
+            writer.write_frame("/flow", as_message(flow, "32FC2", here))
+            previous = number
+    return direction, root / "input", Recording(root / "output", "/flow", "/residual")
+
+
+def exact(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
+    flow = np.zeros((40, 64, 2), np.float32)
+    flow[..., 0] = SHIFT * (there - here) / STEP_NS
+    return flow, np.ones((40, 64), bool)
+
+
+def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Path, Recording]) -> None:
+    """Pairs, gaps and directions must be matched with their images: any mix-up changes these figures."""
+    direction, source, recording = played
+    reports = read_reports(recording.bag, "/statistics")
+    outcomes = list(read_run(recording, reports, open_source(source), exact))
+    assert [outcome.record.outcome for outcome in outcomes] == [
+        FIRST, PROCESSED, PROCESSED, DROPPED, PROCESSED, PROCESSED
+    ]  # fmt: skip
+    found = [(outcome.record, outcome.fields) for outcome in outcomes if outcome.fields is not None]
+    assert [record.index for record, _ in found] == [1, 2, 4, 5]
+    for item, fields in found:
+        assert np.array_equal(fields.image2, picture(item.index)) and fields.direction == direction
+        assert item.measures["epe_px"] == pytest.approx(0.5, abs=1e-5) and item.stage_ms == {"solve": 20}
+        assert item.measures["photometric"] < 0.75 * item.measures["photometric_still"]
+    still = [item.measures["epe_still_px"] for item, _ in found]
+    assert still == pytest.approx([SHIFT, SHIFT, 2 * SHIFT, SHIFT])
+    assert [item.warm for item, _ in found] == [False, True, True, True]
+
+
+def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction(
+    played: tuple[str, Path, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison is of the very pairs, at the stream's own scale and iterations; the node gives one direction."""
+    monkeypatch.setattr("deq_flow_ros.evaluation.report.run_plots", lambda *_: [])
+    direction, source, recording = played
+    reports = read_reports(recording.bag, "/statistics")
+    outcomes = list(read_run(recording, reports, open_source(source), exact))
+    model = load_model("nano")
+    settings = [SettingEntry(STREAMED, {"budget_ms": 90.0}), SettingEntry(COLD, {"budget_ms": None})]
+    with ResultWriter(tmp_path, settings, tmp_path / "previews") as writer:
+        for setting, outcome in look_closer(outcomes, model, direction, 2):
+            writer.add(setting, outcome)
+    metrics = writer.finish(RunInfo("live", {"description": "x"}, played_s=0.6))
+    assert metrics["comparison"]["pairs"] == 2, "every second of the three warm ones"
+    streamed, cold = metrics["settings"]
+    assert streamed["fields_per_second"] == pytest.approx(4 / 0.6) and streamed["frames"]["dropped"] == 1
+    assert cold["iterations"]["max"] == 4 and cold["warm_share"] == 0 and cold["deadline_miss_share"] is None
+    assert [figures["measures"]["consistency_px"]["pairs"] for figures in (streamed, cold)] == [2, 2]
+    assert streamed["measures"]["consistency_px"] != cold["measures"]["consistency_px"]
+    estimator = FlowEstimator(model, tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
+    item, fields = outcomes[2].record, outcomes[2].fields
+    assert fields is not None
+    again = solve_cold(estimator, item, fields)
+    assert again is not None and again.fields is not None
+    assert again.record.index == item.index and again.record.iterations == 4
+    assert again.fields.truth is fields.truth and not np.array_equal(again.fields.flow, fields.flow)
+
+
+def test_an_input_that_is_not_the_one_played_is_noticed(played: tuple[str, Path, Recording], tmp_path: Path) -> None:
+    """Errors against the wrong pictures would look like a bad model."""
+    _, source, recording = played
+    reports = read_reports(recording.bag, "/statistics")
+    with BagWriter(tmp_path / "other") as writer:
+        writer.write_frame("/image", frame_from_array(picture(0), 5, 5, "camera"))
+    with pytest.raises(MediaError, match="holds no frames stamped 0 and 100000000 ns"):
+        list(read_run(recording, reports, open_source(tmp_path / "other"), None))
+    elsewhere = Recording(recording.bag, "/none", "/residual")
+    assert all(outcome.fields is None for outcome in read_run(elsewhere, reports, open_source(source), None))
