@@ -42,7 +42,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.report import write_json
-from benchmarks.sequences import first_pairs, recorded
+from benchmarks.sequences import first_pairs, fitted, recorded
 from benchmarks.settle_report import plot, print_tables, summarise
 from benchmarks.warm_start import EncodedPair, coarse_start, encoded
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
@@ -187,10 +187,11 @@ class Bench:
 
 
 def read_samples(options: argparse.Namespace) -> list[Sample]:
-    """The pairs of the list, ``--first`` of each group, then those of the sequences."""
-    samples = first_pairs(options.pairs, options.first) if options.pairs else []
+    """The pairs of the list, ``--first`` of each group, then those of the sequences, made smaller to fit."""
+    size = options.height, options.width
+    samples = [fitted(pair, size) for pair in first_pairs(options.pairs, options.first)] if options.pairs else []
     for path in options.sequence:
-        samples += recorded(path, options.frames, (options.height, options.width)).pairs
+        samples += recorded(path, options.frames, size).pairs
     return samples
 
 
@@ -203,8 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, help="so many pairs of each group of the list (default: all)")
     parser.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
     parser.add_argument("--frames", type=int, default=4, help="frames of each --sequence (default 4)")
-    parser.add_argument("--height", type=int, default=270, help="these frames are made smaller to fit (default 270)")
-    parser.add_argument("--width", type=int, default=480, help="likewise (default 480)")
+    parser.add_argument("--height", type=int, default=240, help="images are made smaller to fit (default 240)")
+    parser.add_argument("--width", type=int, default=320, help="likewise (default 320)")
     parser.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths (default nano base)")
     parser.add_argument("--iterations", type=int, default=96, help="from each start (default 96)")
     parser.add_argument("--early", type=int, default=24, help="to compare the end with (default 24)")

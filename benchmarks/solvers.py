@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.report import clock_s, write_json
-from benchmarks.sequences import first_below, first_pairs, recorded
+from benchmarks.sequences import first_below, first_pairs, fitted, recorded
 from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, Solver, State, solve
 from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, FlowProblem, crop, load_model, pad_to_multiple, update_px
@@ -196,8 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sequence", help="video, bag or folder of images, for warm starts")
     parser.add_argument("--first", type=int, help="so many pairs of each group of the list (default: all)")
     parser.add_argument("--frames", type=int, default=6, help="frames of the sequence (default 6)")
-    parser.add_argument("--height", type=int, default=270, help="these frames are made smaller to fit (default 270)")
-    parser.add_argument("--width", type=int, default=480, help="likewise (default 480)")
+    parser.add_argument("--height", type=int, default=240, help="images are made smaller to fit (default 240)")
+    parser.add_argument("--width", type=int, default=320, help="likewise (default 320)")
     parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
     parser.add_argument("--iterations", type=int, default=36, help="evaluations per solve (default 36)")
     parser.add_argument("--reference", type=int, default=3, help="so many times more for the reference (default 3)")
@@ -215,8 +215,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.iterations < 1 or options.reference < 1 or not min(options.bound) > 0:
         parser.error("--iterations and --reference must be at least 1, --bound above 0")
     try:
-        pairs = first_pairs(options.pairs, options.first)
         size = options.height, options.width
+        pairs = [fitted(pair, size) for pair in first_pairs(options.pairs, options.first)]
         sequence = recorded(options.sequence, options.frames, size).pairs if options.sequence else []
         model = load_model(options.model, options.device)
     except (OSError, ValueError, RuntimeError, MediaError) as error:
