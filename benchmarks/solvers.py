@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="OUT", help="write the curves to this picture (.png, .svg)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console() if Console().is_terminal else Console(width=120)  # a file has room for the names
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.iterations < 1 or options.reference < 1 or not min(options.bound) > 0:
