@@ -42,13 +42,13 @@ class StopRequest:
 
     A plain attribute, because a lock that is taken in a signal handler can wait for itself.
 
-    :param insist: whether a second signal interrupts at once. Under ``ros2 launch`` Ctrl-C arrives twice, so there the
-        second one must change nothing.
+    :param insist: signals interrupt at once, with KeyboardInterrupt, except for the first one within ``heeded``. Under
+        ``ros2 launch`` Ctrl-C arrives twice, so there the second one must change nothing.
     """
 
     def __init__(self, insist: bool = False) -> None:
         self.requested = False
-        self._insist = insist
+        self._insist, self._heeded = insist, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -61,8 +61,17 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Within it, somebody asks now and then whether a stop is requested."""
+        self._heeded = True
+        try:
+            yield
+        finally:
+            self._heeded = False
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and self._insist:
+        if self._insist and (self.requested or not self._heeded):
             raise KeyboardInterrupt
         self.requested = True
 

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.threads:
             torch.set_num_threads(options.threads)
             cv2.setNumThreads(options.threads)
-        with deterministic():
-            command = _Command(plan, load_models(plan.settings), options, console)
+        with StopRequest(insist=True) as stop, deterministic():
+            command = _Command(plan, load_models(plan.settings), options, console, stop)
             return command.one(Assignment(options.input, options.out)) if options.bags is None else command.all()
     except (MediaError, WeightsError, OSError, ValueError, RuntimeError) as error:
         # `load_model`, settings and the system word these for the user; subclasses of the last two are faults of ours.
@@ -148,16 +149,19 @@ def read_costs(path: Path) -> dict[str, Any]:
     return costs
 
 
+@dataclass(frozen=True)
 class _Command:
     """Evaluates recordings and tells the terminal of it."""
 
-    def __init__(self, plan: Plan, models: Models, options: argparse.Namespace, console: Console) -> None:
-        self._plan, self._models, self._options, self._console = plan, models, options, console
-        self._stop = StopRequest(insist=True)
+    plan: Plan
+    models: Models
+    options: argparse.Namespace
+    console: Console
+    stop: StopRequest
 
     def one(self, recording: Assignment) -> int:
         """Evaluate a recording; returns the exit status. Raises ``MediaError``."""
-        options, console, plan = self._options, self._console, self._plan
+        options, console, plan = self.options, self.console, self.plan
         evaluation = RecordingEvaluation(recording.path, recording.out, plan, options.resume, options.overwrite)
         with closing(evaluation.folder):
             if evaluation.folder.complete:
@@ -167,7 +171,7 @@ class _Command:
             if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
                 console.print(f"{wording.BY_THE_CLOCK}; --realtime simulates it, and can be repeated")
             with _ShownProgress(console) as progress:
-                metrics = evaluation.run(self._models, progress.show, self._stop)
+                metrics = evaluation.run(self.models, progress.show, self.stop)
         _print(recording.out, metrics, console)
         for problem in metrics["problems"]:
             console.print(f"evaluate_bag: {problem}", style="red")
@@ -178,31 +182,31 @@ class _Command:
 
     def all(self) -> int:
         """Evaluate several recordings in turn; one that cannot be used does not stop the rest."""
-        out, status = self._options.out, 0
-        found = find_recordings(self._options.bags, out)
-        assignments = [Assignment(str(path), out / path.relative_to(self._options.bags)) for path in found]
+        out, status = self.options.out, 0
+        found = find_recordings(self.options.bags, out)
+        assignments = [Assignment(str(path), out / path.relative_to(self.options.bags)) for path in found]
         check_place(out)
         rows = write_overview(out, assignments)
         for number, recording in enumerate(assignments, start=1):
-            self._console.print(f"recording {number} of {len(found)}: {recording.path}")
+            self.console.print(f"recording {number} of {len(found)}: {recording.path}")
             try:
                 got = self.one(recording)
                 recording.forget_failure()
             except BusyError as error:
-                self._console.print(f"evaluate_bag: {error}")
-                got = 0 if self._options.resume else 2
+                self.console.print(f"evaluate_bag: {error}")
+                got = 0 if self.options.resume else 2
             except (MediaError, OSError) as error:
-                self._console.print(f"evaluate_bag: {error}", style="red")
+                self.console.print(f"evaluate_bag: {error}", style="red")
                 got = 2 if isinstance(error, OccupiedError) else 1
                 if got == 1:  # else what is there is as good as before
                     recording.note_failure(str(error))
             finally:
                 rows = write_overview(out, assignments)
-            status = max(status, 130 if self._stop.requested else got)
-            if self._stop.requested:
+            status = max(status, 130 if self.stop.requested else got)
+            if self.stop.requested:
                 break
-        self._console.print(terminal_table(rows))
-        self._console.print(f"{out / INDEX} leads to all of them")
+        self.console.print(terminal_table(rows))
+        self.console.print(f"{out / INDEX} leads to all of them")
         return status
 
 

@@ -124,7 +124,7 @@ class RecordingEvaluation:
         state, bag = self.folder.state, None
         if plan.bag:
             bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration)
-        with stop:
+        with stop.heeded():
             with ResultWriter(self.out, settings, state / "previews", bag, plan.images) as writer:
 
                 def keep(run: SettingRun, outcomes: Iterator[FrameOutcome]) -> None:
@@ -235,9 +235,7 @@ class RecordingEvaluation:
         read = {"description": description, "path": self.path, "sha256": digest, "frames": frames, "topic": topic}
         costs, threads = self._costs or self.plan.costs, torch.get_num_threads()
         seconds, shares = self._shares.seconds, self._shares.shares()
-        return RunInfo(
-            self.plan.mode, read, seconds, played_s, shares, costs, sentences, complete=complete, threads=threads
-        )
+        return RunInfo(self.plan.mode, read, seconds, played_s, shares, costs, sentences, None, complete, threads)
 
     def _missing(self) -> list[str]:
         """What a whole recording should have given, and did not."""

@@ -27,8 +27,6 @@ from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.costs import ScaleController
 from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 
-MEASURED_ITERATIONS = 4
-
 
 class SettingRun:
     """One setting at work. Every frame is processed, whatever time it takes.
@@ -176,7 +174,7 @@ def measure_setting(
     if model is not None and setting.solves:
         controller = ScaleController(setting.min_scale, setting.max_scale, max_pixels=model.max_pixels)
         scales = controller.ladder(*images[0].shape[:2])[: None if setting.budget_ms else 1]
-    iterations = min(MEASURED_ITERATIONS, setting.max_iterations)
+    iterations = min(4, setting.max_iterations)
     fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=iterations)
 
     def estimator(scale: float) -> Estimator:

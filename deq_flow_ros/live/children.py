@@ -21,7 +21,10 @@ class ChildError(Exception):
 
 
 class Children:
-    """Runs modules of this package as processes; leaving the `with` block ends those still running."""
+    """Runs modules of this package as processes; leaving the ``with`` block ends those that still run.
+
+    :param log_directory: for what they print.
+    """
 
     def __init__(self, log_directory: Path) -> None:
         self._log_directory = log_directory
@@ -45,7 +48,7 @@ class Children:
             process.wait()
 
     def start(self, name: str, module: str, arguments: Sequence[str]) -> None:
-        """Run `python -m module arguments...` as the child `name`, its output in `<name>.log`."""
+        """Run ``python -m module arguments...`` as the child ``name``, with its output in ``<name>.log``."""
         library = ctypes.CDLL(None)
 
         def die_with_parent() -> None:
@@ -76,20 +79,29 @@ class Children:
         return self._processes[name].pid
 
     def check(self) -> None:
-        """Raises `ChildError` for a child that has ended with an error."""
+        """Look after the children.
+
+        :raises ChildError: for one that has ended with an error.
+        """
         for name, process in self._processes.items():
             if process.poll() not in (None, 0):
                 raise self.failure(name, f"ended with status {process.returncode}")
 
     def stop(self, name: str, timeout_s: float) -> None:
-        """SIGINT, then wait. Raises `ChildError` when the child does not end in time, or ends with an error."""
+        """Send SIGINT, then wait.
+
+        :raises ChildError: when the child does not end in time, or ends with an error.
+        """
         process = self._processes[name]
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         self.wait(name, timeout_s)
 
     def wait(self, name: str, timeout_s: float) -> None:
-        """Wait for the end of a child. Raises `ChildError` as `stop` does."""
+        """Wait for the end of a child.
+
+        :raises ChildError: as ``stop`` does.
+        """
         process = self._processes[name]
         try:
             status = process.wait(timeout=timeout_s)
@@ -100,7 +112,7 @@ class Children:
             raise self.failure(name, f"ended with status {status}")
 
     def failure(self, name: str, what: str, lines: int = 12) -> ChildError:
-        """The error that a child `what`, with the end of its log."""
+        """The error to raise for a child; ``what`` says what it did. It quotes the end of the child's log."""
         time.sleep(0.05)  # the last lines may still be on their way
         try:
             tail = self.log(name).read_text(errors="replace").splitlines()[-lines:]

@@ -128,7 +128,10 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _clear(out: Path, input: str | None) -> None:
-    """Remove old results, never to be mistaken for new ones. Raises `MediaError` where the input is one of them."""
+    """Remove old results, so that they are not mistaken for new ones.
+
+    :raises MediaError: where the input is one of them, or they are not of such a run.
+    """
     results = [out / name for name in RESULTS]
     for path in (*results, out / "recording"):
         place = path.resolve()

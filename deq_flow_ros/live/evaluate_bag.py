@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`evaluate_bag RECORDING`: how good, how fast and how steady the flow is on it; docs/evaluate_bag.md.
+"""``evaluate_bag RECORDING``: how good, how fast and how steady the flow is on it; see docs/evaluate_bag.md.
 
-Every frame of it, or as on the robot, simulated (`--realtime`): neither needs ROS. With `--live` it is played through
-the real node over DDS.
+Every frame is processed, or a robot is simulated (``--realtime``); neither needs ROS. With ``--live`` the recording is
+played through the real node over DDS.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m deq_flow_ros.live.recorder BAG TOPIC...`: record topics as they come, without decoding them, into a
-rosbag2.
+"""``python -m deq_flow_ros.live.recorder BAG TOPIC...``: record topics as they come, undecoded, into a rosbag2.
 
 A topic is subscribed to once it has a publisher; SIGINT or SIGTERM ends the recording and closes the bag. The last
 line on stdout is a JSON object of the number of messages per topic. Exit status: 0 recorded, 2 the bag cannot be
@@ -42,7 +41,10 @@ Message = tuple[str, str, bytes, int]
 
 
 class Backlog:
-    """Messages on their way from one thread to another, at most `max_bytes` of them."""
+    """Messages on their way from one thread to another.
+
+    :param max_bytes: of messages that may wait at a time.
+    """
 
     def __init__(self, max_bytes: int = MAX_BACKLOG_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -51,7 +53,10 @@ class Backlog:
         self._put_bytes = self._taken_bytes = 0
 
     def put(self, message: Message) -> None:
-        """Append a message. Raises `MediaError` where there is no room for it: none may get lost unnoticed."""
+        """Append a message.
+
+        :raises MediaError: where there is no room for it: none may get lost unnoticed.
+        """
         size, waiting = len(message[2]), self._put_bytes - self._taken_bytes
         if waiting + size > self._max_bytes:
             raise MediaError(
@@ -66,16 +71,17 @@ class Backlog:
         self._messages.put(None)
 
     def __iter__(self) -> Iterator[Message]:
-        """The messages in turn, waiting for each, until `close`; one counts until the next is asked for."""
+        """The messages in turn, waiting for each, until ``close``; one counts until the next is asked for."""
         while (message := self._messages.get()) is not None:
             yield message
             self._taken_bytes += len(message[2])
 
 
 class Recorder(Node):
-    """Subscribes to `topics` as their publishers appear; serialized messages go into `messages`.
+    """Subscribes to topics as their publishers appear.
 
-    The callbacks raise `MediaError` where that is full.
+    :param strip: a namespace that is left out of the topics' names in the bag.
+    :param messages: where serialized messages go; the callbacks raise ``MediaError`` where it is full.
     """
 
     def __init__(self, topics: Sequence[str], strip: str, messages: Backlog) -> None:
@@ -91,8 +97,9 @@ class Recorder(Node):
         return topic.removeprefix(self._strip)
 
     def subscribe_to_new(self) -> None:
-        """Subscribe to every wanted topic that has a publisher by now. Raises `MediaError` for a message type not
-        installed.
+        """Subscribe to every wanted topic that has a publisher by now.
+
+        :raises MediaError: for a message type that is not installed.
         """
         types = dict(self.get_topic_names_and_types()) if self._wanted else {}
         for topic in sorted(self._wanted):
@@ -123,7 +130,7 @@ class Recorder(Node):
 
 
 def _write(bag: str, storage: str, messages: Backlog, failure: list[Exception]) -> None:
-    """Body of the writing thread, so that a slow disk delays no subscription; ends when `messages` is closed."""
+    """Body of the writing thread, so that a slow disk delays no subscription; ends when ``messages`` is closed."""
     try:
         with BagWriter(bag, storage) as writer:  # here, because SQLite binds a connection to its thread
             for message in messages:
@@ -135,7 +142,7 @@ def _write(bag: str, storage: str, messages: Backlog, failure: list[Exception]) 
 def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: StopRequest) -> dict[str, int]:
     """Record until stopped; returns the number of messages per topic.
 
-    Raises `MediaError` where the bag cannot be written, or not fast enough, and OSError.
+    :raises MediaError: where the bag cannot be written, or not fast enough.
     """
     messages = Backlog()
     failure: list[Exception] = []

@@ -94,8 +94,11 @@ def prepare_environment(profiles: Path, logs: Path) -> None:
 def run_live(options: RunOptions, show: Callable[[Progress], None]) -> Published:
     """Play the input through the node and record its outputs, in place of an earlier recording.
 
-    Raises `ChildError` when a process fails, and `MediaError` where something else is at the recording's place.
     On return all processes have ended and the bag is closed. On a live input, Ctrl-C ends the stream, not the run.
+
+    :param show: called now and then with the progress.
+    :raises ChildError: when a process fails.
+    :raises MediaError: where something else is at the recording's place.
     """
     remove_recording(options.bag, RECORDED_TOPICS)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
@@ -129,7 +132,7 @@ class _Spinner:
     show: Callable[[Progress], None]
 
     def until(self, done: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether `done` came true in time."""
+        """Whether ``done`` came true in time."""
         give_up = time.monotonic() + timeout_s
         while not done():
             if time.monotonic() > give_up:
@@ -203,7 +206,7 @@ def _wait_until_active(spinner: _Spinner) -> None:
 
 
 def _drain(spinner: _Spinner, expected: int) -> None:
-    """Wait until every frame is reported, or nothing has been heard for `QUIET_S`."""
+    """Wait until every frame is reported, or nothing has been heard for ``QUIET_S``."""
     progress = spinner.progress
     while progress.received < expected:
         before = progress.received
@@ -214,7 +217,10 @@ def _drain(spinner: _Spinner, expected: int) -> None:
 
 
 def read_published(log: Path) -> Published:
-    """Read the player's log. Raises `ChildError` where there is none."""
+    """Read the player's log.
+
+    :raises ChildError: where there is none.
+    """
     try:
         lines: Sequence[dict[str, int]] = [json.loads(line) for line in log.read_text().splitlines()]
     except (OSError, ValueError) as error:

@@ -94,6 +94,7 @@ def test_the_table_holds_what_was_put_in(tmp_path: Path) -> None:
     assert main.stamp_ns.tolist() == [FIRST_NS + n * STEP_NS for n in range(5)]
     assert main.previous_stamp_ns.tolist() == [-1, -1, *(FIRST_NS + n * STEP_NS for n in range(1, 4))]
     assert main.latency_ms.tolist()[2:] == [2, 3, 4] and main.latency_ms[:2].isna().all()
+    assert main.iterations[:2].isna().all() and main.warm[:2].isna().all(), "of frames without flow"
     assert main.photometric.tolist()[4] == 4 and main.epe_px.isna().all() and main.warm.tolist()[2:] == [1, 1, 1]
     assert other.residual_px.isna().all() and other.reset_reason.tolist() == ["nan"]
     assert count_words(main, "reason", DROPPED) == {"superseded": 1}

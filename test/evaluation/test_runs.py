@@ -30,7 +30,7 @@ from deq_flow_ros.evaluation.command import read_costs
 from deq_flow_ros.evaluation.methods import make_estimator
 from deq_flow_ros.evaluation.records import FrameRecord, InputFrame
 from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
-from deq_flow_ros.evaluation.settings import Setting, all_settings, parse_setting
+from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.media import flow_bag
 from deq_flow_ros.media.bag_source import IMAGE
 from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
@@ -192,25 +192,6 @@ def test_true_flow_is_found_by_header_stamps_and_its_absence_told(
     assert problem.startswith("the true flow /elsewhere is known for none of the 4 pairs: its messages have to carry")
 
 
-def test_settings_are_read_from_the_command_line() -> None:
-    """What a setting does not name is that of the main one."""
-    main = Setting("main", model="tiny", budget_ms=40.0, direction="backward")
-    first, second = all_settings(main, ["cold:warm=false,budget_ms=none", "dis"])[1:]
-    assert (first.warm, first.budget_ms, first.model, first.direction) == (False, None, "tiny", "backward")
-    assert (second.method, second.solves, second.direction) == ("dis", False, "backward")
-    for text, message in (
-        ("x:warm=maybe", "expected warm to be true or false, got 'maybe'"),
-        ("x:max_iterations=2.5", "expected max_iterations to be int, got '2.5'"),
-        ("x:budget_ms=nan", "expected budget_ms"),
-        ("x:name=y", "expected NAME:KEY=VALUE"),
-        ("x:device=gpu", "expected the device cpu, cuda or cuda:N, got 'gpu'"),
-        ("x:method=best", "expected a method out of deq, dis, farneback"),
-        (":warm=true", "expected a name"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            parse_setting(text, main)
-
-
 def costs(encode: float, iteration: float, spread: float = 0.0) -> CostTable:
     """ms per stage at 64x48."""
     varied = [iteration - spread, iteration, iteration + spread]
@@ -221,6 +202,16 @@ def outcomes(run: SettingRun, count: int = 12) -> Iterator[FrameRecord]:
     for index, frame in enumerate(frames(pictures(count))):
         yield from (outcome.record for outcome in run.take(InputFrame.of(index, frame)))
     yield from (outcome.record for outcome in run.finish())
+
+
+def test_flicker_is_measured_between_pairs_that_follow_each_other() -> None:
+    """Across a gap the scene may be another one; and the first pair of a stream has nothing to be held against."""
+    stream = [InputFrame.of(index, frame) for index, frame in enumerate(frames(pictures(6, step=0)))]
+    stream[3:] = [replace(frame, stamp_ns=frame.stamp_ns + 10**10) for frame in stream[3:]]
+    setting = Setting("dis", method="dis")
+    run = SettingRun(setting, make_estimator(setting, None))
+    records = [outcome.record for frame in stream for outcome in run.take(frame)]
+    assert ["static_percent" in record.measures for record in records] == [False, False, True, False, False, True]
 
 
 def simulate(model: DEQFlow, setting: Setting, table: CostTable) -> list[FrameRecord]:
