@@ -112,7 +112,7 @@ class Objective:
             keys = [[number, frames] for number in clip.numbers.tolist()]
             start = random_start((start[0], start[1]), keys, self.random_start)
         for t in range(frames - 1):
-            iterations = self._draw(self.warm_iterations if t else self.cold_iterations, rng)
+            iterations = self.draw_iterations(self.warm_iterations if t else self.cold_iterations, rng)
             # An adjoint solve goes through its evaluation again and again, and would look up again each time.
             again = self.recompute and (self.recurrent or "implicit" not in self.gradient)
             problem = model.problem(encodings[t], encodings[t + 1], recompute=again)
@@ -145,7 +145,8 @@ class Objective:
                     start = perturb(start, keys, self.perturbation_px)
         return torch.stack(losses).sum(), measured
 
-    def _draw(self, limits: tuple[int, int], rng: np.random.Generator) -> int:
+    def draw_iterations(self, limits: tuple[int, int], rng: np.random.Generator) -> int:
+        """A number of iterations within limits, least and most, drawn as ``draw`` says."""
         least, most = limits
         if self.draw == "uniform":
             return int(rng.integers(least, most + 1))

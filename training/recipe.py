@@ -120,20 +120,26 @@ class Model:
     """What is trained: a size, and where it differs from it.
 
     :ivar update: the update operator, "raft", "gma" or one of your own (docs/models.md).
+    :ivar uncertainty: channels of the head that predicts how wrong the flow is. Above 0, that head alone is trained, on
+        the flow of the weights in `init`, which stay as they are (training/uncertainty.py).
     """
 
     size: str = "nano"
     update: str = "raft"
     weight_norm: bool = False
+    uncertainty: int = 0
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise RecipeError(f"model.size: expected one of {', '.join(SIZES)}, got {self.size!r}")
+        _check("model", uncertainty=(self.uncertainty, self.uncertainty >= 0, "at least 0"))
 
     @property
     def architecture(self) -> Architecture:
         """The size with these differences."""
-        return dataclasses.replace(SIZES[self.size], update=self.update, weight_norm=self.weight_norm)
+        return dataclasses.replace(
+            SIZES[self.size], update=self.update, weight_norm=self.weight_norm, uncertainty_dim=self.uncertainty
+        )
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,8 @@ class Recipe:
             seed=(self.seed, self.seed >= 0, "at least 0"),
             stages=(ends, ordered, "rising shares from above 0 to 1 in until"),
         )
+        if self.model.uncertainty and self.init is None:
+            raise RecipeError("model.uncertainty: expected --init WEIGHTS, whose flow the head is to judge, got none")
 
     def stage_at(self, progress: float) -> int:
         """The stage at a share of the run, 0 to 1, as an index; 0 if there are none."""

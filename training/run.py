@@ -13,8 +13,10 @@ import torch
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from training.checkpoint import read_checkpoint, write_checkpoint
 from training.distributed import Processes
+from training.objective import Objective
 from training.recipe import Recipe
 from training.rendering import Clip
+from training.uncertainty import uncertainty_loss
 
 MODEL, BEST = "model.safetensors", "best.safetensors"
 
@@ -40,7 +42,9 @@ class Run:
         torch.manual_seed(recipe.seed)
         initial = initial_model(recipe)
         architecture = initial.architecture
-        self.model = initial.to(self.device).requires_grad_(True)
+        self.model = initial.to(self.device).requires_grad_(not recipe.model.uncertainty)
+        if self.model.uncertainty is not None:
+            self.model.uncertainty.requires_grad_(True)
         self.ema = DEQFlow(architecture).to(self.device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(
@@ -56,7 +60,7 @@ class Run:
 
     def _set_modes(self) -> None:
         self.model.train()
-        if self.recipe.optimization.freeze_batch_norm:
+        if self.recipe.optimization.freeze_batch_norm or self.recipe.model.uncertainty:
             for module in self.model.modules():
                 if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -155,7 +159,8 @@ class Run:
             group["lr"] = rate
         torch.manual_seed(int(np.random.default_rng([recipe.seed, self.step, self.processes.rank]).integers(2**62)))
         with self._autocast:
-            loss, measured = recipe.objective.loss(self.model, clip, np.random.default_rng([recipe.seed, self.step]))
+            loss_of = uncertainty_loss if recipe.model.uncertainty else Objective.loss
+            loss, measured = loss_of(recipe.objective, self.model, clip, np.random.default_rng([recipe.seed, self.step]))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         figures = {name: value.detach().float() for name, value in {"loss": loss, **measured}.items()}
@@ -200,6 +205,8 @@ class Run:
 def initial_model(recipe: Recipe) -> DEQFlow:
     """A model with random weights, or with those of `recipe.init`.
 
+    A head for the uncertainty starts anew, or is left out where the flow is trained: it knows the errors of one flow.
+
     :raises ValueError: if the weights are of another architecture than the recipe's.
     """
     expected = recipe.model.architecture
@@ -207,10 +214,14 @@ def initial_model(recipe: Recipe) -> DEQFlow:
         return DEQFlow(expected)
     model = load_model(recipe.init, fold=False)
     # Released checkpoints of one size differ in the width of the flow head: there, the weights decide.
-    if dataclasses.replace(model.architecture, flow_head_dim=expected.flow_head_dim) != expected:
+    found = dataclasses.replace(model.architecture, uncertainty_dim=expected.uncertainty_dim)
+    if dataclasses.replace(found, flow_head_dim=expected.flow_head_dim) != expected:
         raise ValueError(
             f"{recipe.init} does not fit the recipe's model. Choose --size, model.update and model.weight_norm after "
             "it.\n"
             f"expected {expected}\ngot      {model.architecture}"
         )
-    return model
+    initial = DEQFlow(found)
+    flow = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("uncertainty.")}
+    initial.load_state_dict(initial.state_dict() | flow)
+    return initial

@@ -15,6 +15,7 @@ class Architecture:
     :ivar motion_widths: correlation 1x1, correlation 3x3, flow 7x7, flow 3x3.
     :ivar update: name of the update operator, see ``deq_flow_ros.model.operators``.
     :ivar weight_norm: whether the convolutions of the update operator are weight-normalised.
+    :ivar uncertainty_dim: channels within the head that predicts how wrong the flow is; 0: there is none.
     """
 
     encoder: str
@@ -27,6 +28,7 @@ class Architecture:
     correlation_radius: int = 4
     update: str = "raft"
     weight_norm: bool = False
+    uncertainty_dim: int = 0
 
     @property
     def context_dim(self) -> int:

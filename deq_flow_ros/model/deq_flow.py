@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_flow_ros.equilibrium import Solution, Solver, State, StopReason, solve
+from deq_flow_ros.equilibrium import Solution, Solver, State, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.correlation import CorrelationPyramid, correlate
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm
 from deq_flow_ros.model.operators import Prepared, make_update_operator
+from deq_flow_ros.model.prediction import Prediction
 from deq_flow_ros.model.recompute import recomputed
+from deq_flow_ros.model.uncertainty import UncertaintyHead, expected_error
 from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.weight_norm import fold_weight_norm
 
@@ -30,26 +32,6 @@ def update_px(z: State, fz: State) -> Tensor:
     The hidden state and the size of the flow itself do not enter, so the figure means the same for every image.
     """
     return FACTOR * (fz[1] - z[1]).float().square().sum(1).mean((1, 2)).sqrt()
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What ``DEQFlow.forward`` returns.
-
-    :ivar flow: (B, 2, H, W) px, x before y: from ``image1`` to ``image2`` on the pixels of ``image1``.
-    :ivar residual: (B, 1, H, W) px, length of the last update per pixel: small where the iteration has settled.
-    :ivar state: (hidden, flow at 1/8), where a next solve can start.
-    :ivar iterations: (B,) evaluations of the update operator.
-    :ivar residual_px: (B,) RMS of the last update, px.
-    :ivar stop_reasons: per sample.
-    """
-
-    flow: Tensor
-    residual: Tensor
-    state: State
-    iterations: Tensor
-    residual_px: Tensor
-    stop_reasons: tuple[StopReason, ...]
 
 
 class FlowProblem:
@@ -89,6 +71,7 @@ class DEQFlow(nn.Module):
 
     :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``. Another update operator, or weight
         normalisation, on a size: ``dataclasses.replace(SIZES["base"], update="gma", weight_norm=True)``.
+    :ivar uncertainty: how wrong the flow probably is, from the hidden state; None if ``architecture.uncertainty_dim`` is 0.
     :raises ValueError: for an unknown size, encoder or update operator.
     """
 
@@ -109,6 +92,7 @@ class DEQFlow(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(a.mask_dim, 9 * FACTOR * FACTOR, 1),
         )
+        self.uncertainty = UncertaintyHead(a.hidden_dim, a.uncertainty_dim) if a.uncertainty_dim else None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
@@ -225,6 +209,10 @@ class DEQFlow(nn.Module):
         update = update.masked_fill((solution.iterations == 0).view(-1, 1, 1, 1), torch.nan)
         return F.interpolate(update, scale_factor=FACTOR, mode="bilinear", align_corners=False)
 
+    def upsample_uncertainty(self, state: State) -> Tensor | None:
+        """Expected endpoint error of a state's flow at full resolution, (B, 1, H, W) px; None without the head for it."""
+        return None if self.uncertainty is None else expected_error(self.uncertainty(state[0]))
+
     @torch.inference_mode()
     def forward(
         self,
@@ -279,9 +267,11 @@ class DEQFlow(nn.Module):
             tolerance=tolerance_px,
             measure=update_px,
         )
+        uncertainty = self.upsample_uncertainty(solution.state)
         return Prediction(
             flow=crop(self.upsample(solution.state), padding),
             residual=crop(self.upsample_residual(solution), padding),
+            uncertainty=None if uncertainty is None else crop(uncertainty, padding),
             state=solution.state,
             iterations=solution.iterations,
             residual_px=solution.residual,

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How wrong the flow probably is: a distribution of its error per pixel, read off the hidden state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deq_flow_ros.model.upsampling import FACTOR
+
+LOG_SCALES = (-5.0, 6.0)
+"""Of the Laplacians: 0.007 px, finer than flow is measured, to 400 px, farther than it goes."""
+MEAN_LENGTH = 1 + math.asinh(1) / math.sqrt(2)
+"""Mean length of a vector whose two components are independent and Laplacian with scale 1."""
+
+
+class UncertaintyHead(nn.Module):
+    """Hidden state to a mixture of two Laplacians for the error of the flow (SEA-RAFT, arXiv 2405.14793, section 3.2).
+
+    In each of the two, both components of the error vector, x and y, are independent with the same scale. SEA-RAFT
+    fixes one scale at 1 px, as its mixture is also the loss of the flow; here the flow is given, most of its errors are
+    far below 1 px, and both scales are predicted.
+
+    :param hidden_dim: channels of the hidden state.
+    :param width: channels within.
+    """
+
+    def __init__(self, hidden_dim: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(hidden_dim, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 3, 1)
+        with torch.no_grad():  # training starts with half of the pixels at 1 px and half at 0.14 px, more or less
+            self.conv2.bias.copy_(torch.tensor([0.0, 0.0, -2.0]))  # type: ignore[union-attr]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Parameters of the mixture at full resolution, see ``mixture``.
+
+        :param hidden: (B, C, H, W).
+        :returns: (B, 3, 8 H, 8 W) float32.
+        """
+        parameters = self.conv2(F.relu(self.conv1(hidden))).float()
+        return F.interpolate(parameters, scale_factor=FACTOR, mode="bilinear", align_corners=False)
+
+
+def mixture(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the shares of both Laplacians, and of their scales in px, each (B, 2, H, W).
+
+    :param parameters: (B, 3, H, W): logit of the first share, logarithms of the scales.
+    """
+    logit, scales = parameters[:, :1], parameters[:, 1:]
+    return F.logsigmoid(torch.cat((logit, -logit), 1)), scales.clamp(*LOG_SCALES)
+
+
+def expected_error(parameters: Tensor) -> Tensor:
+    """Mean endpoint error of the mixture, (B, 1, H, W) px: ``MEAN_LENGTH`` times the mean of the scales."""
+    shares, scales = mixture(parameters)
+    return MEAN_LENGTH * (shares + scales).exp().sum(1, keepdim=True)

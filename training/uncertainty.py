@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of the head that predicts how wrong the flow is; the flow itself stays as it is.
+
+``python -m training.train --recipe uncertainty --init WEIGHTS``
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deq_flow_ros.equilibrium import State, solve
+from deq_flow_ros.model import DEQFlow, Encoding, update_px, usable_levels
+from deq_flow_ros.model.uncertainty import expected_error, mixture
+from deq_flow_ros.streaming.warm_start import carry
+from training.objective import Objective, weighted_mean
+from training.rendering import Clip
+
+BLANK_SHARE = 0.2
+COARSE_SHARE = 0.5
+COARSE_LEVELS, COARSE_ITERATIONS = 2, 4
+
+
+def uncertainty_loss(
+    objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean negative log likelihood of the flow's error, and what to log, of the cold and the warm pairs.
+
+    Logged are the endpoint error and the expected one, px. The flow is that of any number of iterations, drawn as for
+    the flow's own training, from a cold start or coarse to fine, so that a flow that has not settled is known as such.
+    In a part of the clips large areas lose their texture, see ``blank``.
+
+    :param objective: its numbers of iterations are those that are drawn from.
+    :param model: with a head; only that gets a gradient.
+    """
+    assert model.uncertainty is not None
+    losses: list[Tensor] = []
+    measured: dict[str, Tensor] = {}
+    images = clip.images.float()
+    if rng.random() < BLANK_SHARE:
+        images = blank(images, rng)
+    with torch.no_grad():
+        encodings = [model.encode(images[:, t]) for t in range(images.shape[1])]
+    state: State | None = None
+    for t in range(images.shape[1] - 1):
+        with torch.no_grad():
+            state = _solved(objective, model, images[:, t : t + 2], encodings[t : t + 2], state, rng)
+            error = model.upsample(state) - clip.flow[:, t]
+        parameters = model.uncertainty(state[0])
+        losses.append(weighted_mean(negative_log_likelihood(parameters, error), clip.valid[:, t]))
+        kind = "warm" if t else "cold"
+        measured[f"epe_{kind}"] = weighted_mean(error.norm(dim=1), clip.valid[:, t])
+        expected = expected_error(parameters.detach())[:, 0]
+        measured[f"expected_{kind}"] = weighted_mean(expected, clip.valid[:, t])
+    return torch.stack(losses).mean(), measured
+
+
+def negative_log_likelihood(parameters: Tensor, error: Tensor) -> Tensor:
+    """Of an error vector per pixel, (B, 2, H, W) px, under the mixture, (B, H, W); up to a constant, log 4."""
+    shares, scales = mixture(parameters)
+    absolute = error.abs().sum(1, keepdim=True)  # both components have one scale: the product of their densities
+    return -torch.logsumexp(shares - 2 * scales - absolute * torch.exp(-scales), 1)
+
+
+def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images whose texture is gone, all of it or nearly, in large areas with soft borders or everywhere.
+
+    The areas stay where they are, as haze, glare or a plain wall do, while the true flow is what it was: nothing of it
+    can be seen there, so that the head learns that it is unknown.
+
+    :param images: (B, T, 3, H, W) float32 RGB 0..255.
+    """
+    batch, _, _, height, width = images.shape
+    areas = torch.from_numpy(rng.normal(0, 1, (batch, 1, 3, 4)).astype(np.float32)).to(images.device)
+    areas = F.interpolate(areas, (height, width), mode="bicubic", align_corners=False).unsqueeze(1)
+    everywhere = rng.random() < 0.3
+    strength = torch.ones_like(areas) if everywhere else torch.sigmoid(8 * areas)
+    left = float(np.exp(rng.uniform(np.log(1e-3), np.log(0.1))))  # of the contrast
+    mean = images.mean((1, 3, 4), keepdim=True)
+    noise = torch.from_numpy(rng.normal(0, 1, images.shape).astype(np.float32)).to(images.device)
+    plain = mean + left * (images - mean) + float(rng.uniform(0, 2)) * noise
+    return torch.lerp(images, plain, strength.expand_as(plain)).round().clamp(0, 255)
+
+
+def _solved(
+    objective: Objective,
+    model: DEQFlow,
+    images: Tensor,
+    encodings: list[Encoding],
+    before: State | None,
+    rng: np.random.Generator,
+) -> State:
+    """The state of a pair, (B, 2, 3, H, W), after a random number of iterations, from that of the pair before, if any."""
+    limits = objective.warm_iterations if before is not None else objective.cold_iterations
+    iterations = objective.draw_iterations(limits, rng)
+    if before is not None:
+        start = carry((before[0], before[1]))
+    else:
+        levels = min(COARSE_LEVELS, usable_levels(*images.shape[-2:])) if rng.random() < COARSE_SHARE else 0
+        coarse = model.coarse_start(images[:, 0], images[:, 1], levels, COARSE_ITERATIONS)
+        start = coarse or model.initial_state(encodings[0])
+    problem = model.problem(encodings[0], encodings[1], iterations=iterations)
+    solution = solve(problem, start, max_iterations=iterations, measure=update_px, check_start=False)
+    return solution.state
