@@ -134,7 +134,7 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> dict[str, Any]:
 
 
 def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
-    """Per bin of the expected error: its share of the pixels, and the shares times mean expected and mean true error."""
+    """Per bin of the expected error: its share of the pixels, and that times the mean expected and mean true error."""
     place = np.digitize(expected, BINS[1:-1])
     count = len(BINS) - 1
     sums = {"share": None, "expected_px": expected, "error_px": error}

@@ -133,10 +133,11 @@ def plot(
         if curve:
             axes = panels[-1]
             for kind, colour in zip(curve, ("#2b6cb0", "#c05621"), strict=False):
-                axes.loglog(
-                    curve[kind]["expected_px"], curve[kind]["error_px"], color=colour, marker=".", label=kind
-                )
-            ends = [min(min(c["expected_px"]) for c in curve.values()), max(max(c["expected_px"]) for c in curve.values())]
+                axes.loglog(curve[kind]["expected_px"], curve[kind]["error_px"], color=colour, marker=".", label=kind)
+            ends = [
+                min(min(c["expected_px"]) for c in curve.values()),
+                max(max(c["expected_px"]) for c in curve.values()),
+            ]
             axes.loglog(ends, ends, color="#1a202c", linestyle="--", linewidth=0.8)
             axes.set(title="calibration", xlabel="expected error, px", ylabel="true error, px")
             axes.legend(frameon=False)

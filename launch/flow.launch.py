@@ -150,7 +150,7 @@ def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescript
         return []
     # The topics of config/flow.rviz are those of the defaults; remapping makes the one file fit every name.
     own = _outputs(value, camera)
-    outputs = [(f"/flow_node/{name}", f"{own}/{name}") for name in ("flow_color", "residual", "points")]
+    outputs = [(f"/flow_node/{name}", f"{own}/{name}") for name in ("flow_color", "residual", "uncertainty", "points")]
     return [
         Node(
             package="rviz2",

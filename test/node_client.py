@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def untrained_weights(folder: Path) -> Path:
     """Weights for tests that do not depend on how good the flow is."""
     torch.manual_seed(0)
     path = folder / "untrained.safetensors"
-    save_model(DEQFlow(SIZES["nano"]), path)
+    save_model(DEQFlow(replace(SIZES["nano"], uncertainty_dim=8)), path)
     return path
 
 

@@ -13,8 +13,9 @@ pytest.importorskip("onnxscript", reason="the exporter needs onnxscript, which i
 onnxruntime = pytest.importorskip("onnxruntime", reason="no ONNX runtime to compare with")
 
 SMALL = Architecture(
-    "shared", 16, 16, (16, 16, 16, 16), 16, mask_dim=16, correlation_levels=2, correlation_radius=2, update="gma"
-)
+    "shared", 16, 16, (16, 16, 16, 16), 16, mask_dim=16, correlation_levels=2, correlation_radius=2, update="gma",
+    uncertainty_dim=8,
+)  # fmt: skip
 
 
 def small_model() -> DEQFlow:
@@ -36,6 +37,9 @@ def test_the_graphs_give_the_flow_of_the_model(tmp_path: Path) -> None:
     pair = onnxruntime.InferenceSession(tmp_path / "pair.onnx")
     assert [o.name for o in pair.get_outputs()] == [i.name for i in step.get_inputs()][2:]
     assert [o.name for o in step.get_outputs()] == ["next_hidden", "next_flow", "update_px"]
+    state = torch.rand(1, 16, 9, 11), torch.rand(1, 2, 9, 11)
+    last = export_onnx.OnnxFlow(tmp_path).run("upsample", hidden=state[0].numpy(), flow=state[1].numpy())
+    torch.testing.assert_close(torch.from_numpy(last["uncertainty"]), model.upsample_uncertainty(state))
     # The comparison must see a difference where there is one: a flow head that is off by 0.01 cells.
     model.update_block.flow_head.conv2.bias += 0.01
     assert export_onnx.largest_difference(model, tmp_path) > 0.1

@@ -82,6 +82,26 @@ def test_outputs_follow_the_header_rule_and_each_frame_has_one_account(node: Nod
     assert counts["received"] == counts["processed"] + counts["first"] + counts["dropped"] and counts["lost"] == 0
 
 
+def test_the_uncertainty_comes_while_somebody_subscribes(node: NodeClient) -> None:
+    """It is computed for subscribers only: with the first image after they are known, and with the header of the flow."""
+    received: list[Image] = []
+    node.send(*(node.image(shift=number) for number in range(2)))
+    subscription = node.create_subscription(
+        Image, "/flow_node/uncertainty", received.append, rclpy.qos.qos_profile_sensor_data
+    )
+    sent = []
+    for number in range(2, 40):
+        sent.append(node.image(shift=number))
+        node.send(sent[-1])
+        if received:
+            break
+    node.destroy_subscription(subscription)
+    message = received[0]
+    assert message.header in [image.header for image in sent]
+    assert (message.encoding, message.height, message.width, message.step) == ("32FC1", 48, 64, 4 * 64)
+    assert (np.frombuffer(message.data, np.float32) > 0).all()
+
+
 def test_every_encoding_arrives_and_gives_the_flow_of_its_picture(node: NodeClient) -> None:
     """From the camera's bytes to the flow: one that the middleware or the node's own checks refuse would show here."""
     flows = {}

@@ -27,12 +27,16 @@ TOPICS = {
     "flow_color": Image,
     "flow_color/compressed": CompressedImage,
     "residual": Image,
+    "uncertainty": Image,
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
 HEADER = Header(frame_id="camera")
 HEIGHT, WIDTH = 20, 30
 OVERRIDDEN = "qos_overrides./flow_node/rear/flow.publisher.{}"
+
+
+UNCERTAINTY = np.random.default_rng(1).random((HEIGHT, WIDTH)).astype(np.float32)
 
 
 def field() -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +94,7 @@ class Rig:
 
     def publish(self, camera_info: CameraInfo | None = None, elapsed_s: float = 0.1, **options: Any) -> dict[str, Any]:
         """Publish the field and return the messages that come, one of each output subscribed to."""
-        self.outputs.publish(*field(), HEADER, camera_info, elapsed_s, OutputOptions(**options))
+        self.outputs.publish(*field(), HEADER, camera_info, elapsed_s, OutputOptions(**options), UNCERTAINTY)
         self.until(lambda: all(self.received.values()))
         messages = {name: received.pop() for name, received in self.received.items()}
         assert not any(self.received.values())
@@ -127,6 +131,7 @@ def test_everything_is_published_as_computed(rig: Rig) -> None:
     assert all(message.header == HEADER for message in messages.values())
     assert np.array_equal(values(messages["flow"], 2), flow, equal_nan=True)
     assert np.array_equal(values(messages["residual"], 1)[..., 0], residual)
+    assert np.array_equal(values(messages["uncertainty"], 1)[..., 0], UNCERTAINTY)
     color = flow_to_color(flow, 5.0)
     assert np.array_equal(image_to_rgb(messages["flow_color"]), color)
     assert np.array_equal(image_to_rgb(messages["flow_color/compressed"]), color)
@@ -160,11 +165,12 @@ def test_nobody_pays_for_what_nobody_wants(rig: Rig, monkeypatch: pytest.MonkeyP
 
 def test_smaller_fields_keep_their_meaning(rig: Rig) -> None:
     """Values in pixels of the published field, colours and camera_info to match, no value mixed of two."""
-    rig.subscribe("flow", "residual", "flow_color", "points", "camera_info")
+    rig.subscribe("flow", "residual", "uncertainty", "flow_color", "points", "camera_info")
     flow, residual = field()
     messages = rig.publish(calibration(), output_scale=0.5, color_max_px=5.0, points_stride=2)
     assert np.array_equal(values(messages["flow"], 2), flow[::2, ::2] / 2, equal_nan=True)
     assert np.array_equal(values(messages["residual"], 1)[..., 0], residual[::2, ::2] / 2)
+    assert np.array_equal(values(messages["uncertainty"], 1)[..., 0], UNCERTAINTY[::2, ::2] / 2)
     assert np.array_equal(image_to_rgb(messages["flow_color"]), flow_to_color(flow, 5.0)[::2, ::2])
     assert messages["camera_info"].k.tolist() == [25.0, 0, 7.5, 0, 25, 5, 0, 0, 1]
     assert (messages["points"].height, messages["points"].width) == (5, 8)

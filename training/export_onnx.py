@@ -7,7 +7,7 @@ A solve is a loop over one of them, so that the runtime decides how many iterati
 - ``pair``: features1, features2, context1 -> pyramid_0, ..., prepared_0, ... Once per pair: the correlation volumes,
   and what the update operator makes of the context.
 - ``step``: hidden, flow, pyramid_*, prepared_* -> next_hidden, next_flow, update_px. Once per iteration.
-- ``upsample``: hidden, flow -> full_flow. Once per pair.
+- ``upsample``: hidden, flow -> full_flow, and uncertainty if the weights have a head for it. Once per pair.
 
 Batch, height and width are free; shapes and units: docs/export.md. Before anything is kept, the graphs are run with
 onnxruntime and compared with PyTorch. Needs the packages onnx, onnxscript and onnxruntime.
@@ -113,8 +113,9 @@ class _Upsample(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, hidden: Tensor, flow: Tensor) -> Tensor:
-        return self.model.upsample((hidden, flow))
+    def forward(self, hidden: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
+        uncertainty = self.model.upsample_uncertainty((hidden, flow))
+        return (self.model.upsample((hidden, flow)), *(() if uncertainty is None else (uncertainty,)))
 
 
 def export(model: DEQFlow, folder: str | Path) -> None:
@@ -143,7 +144,8 @@ def export(model: DEQFlow, folder: str | Path) -> None:
         folder / "step.onnx", _Step(model, prepared), (hidden, flow, pyramid, rest),
         ["hidden", "flow", *passed], ["next_hidden", "next_flow", "update_px"],
     )  # fmt: skip
-    _write(folder / "upsample.onnx", _Upsample(model), (hidden, flow), ["hidden", "flow"], ["full_flow"])
+    full = ["full_flow", *(["uncertainty"] if a.uncertainty_dim else [])]
+    _write(folder / "upsample.onnx", _Upsample(model), (hidden, flow), ["hidden", "flow"], full)
 
 
 def _write(path: Path, module: nn.Module, example: tuple[Any, ...], inputs: list[str], outputs: list[str]) -> None:

@@ -160,7 +160,8 @@ class Run:
         torch.manual_seed(int(np.random.default_rng([recipe.seed, self.step, self.processes.rank]).integers(2**62)))
         with self._autocast:
             loss_of = uncertainty_loss if recipe.model.uncertainty else Objective.loss
-            loss, measured = loss_of(recipe.objective, self.model, clip, np.random.default_rng([recipe.seed, self.step]))
+            rng = np.random.default_rng([recipe.seed, self.step])
+            loss, measured = loss_of(recipe.objective, self.model, clip, rng)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         figures = {name: value.detach().float() for name, value in {"loss": loss, **measured}.items()}

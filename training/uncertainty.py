@@ -92,7 +92,7 @@ def _solved(
     before: State | None,
     rng: np.random.Generator,
 ) -> State:
-    """The state of a pair, (B, 2, 3, H, W), after a random number of iterations, from that of the pair before, if any."""
+    """The state of a pair, (B, 2, 3, H, W), after some iterations, from that of the pair before, if there is one."""
     limits = objective.warm_iterations if before is not None else objective.cold_iterations
     iterations = objective.draw_iterations(limits, rng)
     if before is not None:

@@ -71,7 +71,7 @@ class DEQFlow(nn.Module):
 
     :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``. Another update operator, or weight
         normalisation, on a size: ``dataclasses.replace(SIZES["base"], update="gma", weight_norm=True)``.
-    :ivar uncertainty: how wrong the flow probably is, from the hidden state; None if ``architecture.uncertainty_dim`` is 0.
+    :ivar uncertainty: the head that tells how wrong the flow probably is; None if ``architecture.uncertainty_dim`` is 0.
     :raises ValueError: for an unknown size, encoder or update operator.
     """
 
@@ -210,7 +210,7 @@ class DEQFlow(nn.Module):
         return F.interpolate(update, scale_factor=FACTOR, mode="bilinear", align_corners=False)
 
     def upsample_uncertainty(self, state: State) -> Tensor | None:
-        """Expected endpoint error of a state's flow at full resolution, (B, 1, H, W) px; None without the head for it."""
+        """Expected endpoint error of a state's flow at full resolution, (B, 1, H, W) px; None without a head for it."""
         return None if self.uncertainty is None else expected_error(self.uncertainty(state[0]))
 
     @torch.inference_mode()

@@ -44,6 +44,8 @@ def from_released(
 def to_released(model: DEQFlow) -> dict[str, Tensor]:
     """The model's tensors in the released key layout; ``from_released`` is the inverse.
 
+    A head for the uncertainty, which that layout does not know, is left out.
+
     :raises ValueError: for an architecture that this layout cannot express, saying why.
     """
     a = model.architecture
@@ -62,6 +64,7 @@ def to_released(model: DEQFlow) -> dict[str, Tensor]:
     return {
         PREFIX + released: tensor.detach().cpu().contiguous().clone()
         for own, tensor in model.state_dict().items()
+        if not own.startswith("uncertainty.")
         for released in _released_names(own)
     }
 

@@ -255,11 +255,25 @@ class CameraStream:
             self.estimator.change(**settings.of_estimator())
             self._accounts.direction = settings.direction
             self._applied = settings
+        self._ask_for_uncertainty()
         if settings.roi != before.roi:  # another part of the image, perhaps of the same size
             self._reset_now(f"roi changed from {list(before.roi)} to {list(settings.roi)}")
         if self._resets:
             self._reset_now(self._resets.popleft())
         return settings
+
+    def _ask_for_uncertainty(self) -> None:
+        """Nobody pays for it while nobody subscribes to it."""
+        wanted = "uncertainty" in self._outputs.wanted()
+        if wanted and self.estimator.model.uncertainty is None:
+            self._logger.warning(
+                f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head for "
+                "it; those that ship have one, and python -m training.train --recipe uncertainty --init WEIGHTS adds "
+                "one to others",
+                once=True,
+            )
+        elif wanted != self.estimator.settings.uncertainty:
+            self.estimator.change(uncertainty=wanted)
 
     def _budget_start(self, frame: ReceivedFrame, latency_from: str) -> tuple[int, str]:
         """When the budget of a frame starts to count, and from what: "stamp" or "arrival"."""
@@ -309,7 +323,9 @@ class CameraStream:
             rectified=source is not None and source.rectified,
         )
         camera_info = source.camera_info if source is not None else None
-        self._outputs.publish(result.flow, result.residual, header, camera_info, elapsed_s, options)
+        self._outputs.publish(
+            result.flow, result.residual, header, camera_info, elapsed_s, options, result.uncertainty
+        )
 
     def _report(self, info: FlowInfo) -> None:
         """Say what the budget costs: a smaller scale, or flow that comes late."""

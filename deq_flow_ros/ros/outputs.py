@@ -27,6 +27,7 @@ _TOPICS = {
     "flow_color": Image,
     "flow_color/compressed": CompressedImage,
     "residual": Image,
+    "uncertainty": Image,
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
@@ -106,9 +107,11 @@ class FlowOutputs:
         camera_info: CameraInfo | None,
         elapsed_s: float | None,
         options: OutputOptions,
+        uncertainty: np.ndarray | None = None,
     ) -> None:
-        """Publish flow (H, W, 2) and residual (H, W), float32 in px of the image, with `header`.
+        """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with `header`.
 
+        Without an uncertainty none is published: the estimator is asked for it while somebody subscribes.
         `elapsed_s` is the time from the image of the field to the one that its flow points to: below 0 for backward
         flow. Raises ValueError, before anything is published, where flow in other units than px has no usable
         camera_info.
@@ -116,7 +119,7 @@ class FlowOutputs:
         wanted = self.wanted()
         if not wanted:
             return
-        sampled, flow, residual = _resized(flow, residual, options.output_scale)
+        sampled, flow, residual, uncertainty = _resized(flow, residual, uncertainty, options.output_scale)
         info = camera = None
         if wanted & {"flow", "points", "camera_info"}:
             info, camera, problem = _calibration(camera_info, header, residual.shape, options)
@@ -128,6 +131,8 @@ class FlowOutputs:
             self._publishers["flow"].publish(convert.array_to_image(in_units, "32FC2", header))
         if "residual" in wanted:
             self._publishers["residual"].publish(convert.array_to_image(residual, "32FC1", header))
+        if "uncertainty" in wanted and uncertainty is not None:
+            self._publishers["uncertainty"].publish(convert.array_to_image(uncertainty, "32FC1", header))
         if info is not None and "camera_info" in wanted:
             self._publishers["camera_info"].publish(info)
         if "points" in wanted:
@@ -165,18 +170,24 @@ class FlowOutputs:
                 self._logger.warning(f"no camera_info goes out, and points have no bearings: {problem}")
 
 
-def _resized(flow: np.ndarray, residual: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Flow in px of the image, flow in px of the published field, and residual in px of that, all of the field's size.
+def _resized(
+    flow: np.ndarray, residual: np.ndarray, uncertainty: np.ndarray | None, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Flow in px of the image; flow, residual and uncertainty in px of the published field; all of the field's size.
 
     Pixels are left out, none are mixed: between two motions there is none, and NaN does not spread.
     """
     if scale == 1.0:
-        return flow, flow, residual
+        return flow, flow, residual, uncertainty
     height, width = residual.shape
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    sampled = cv2.resize(flow, size, interpolation=cv2.INTER_NEAREST)
+    sampled, residual, uncertainty = (
+        None if field is None else cv2.resize(field, size, interpolation=cv2.INTER_NEAREST)
+        for field in (flow, residual, uncertainty)
+    )
     ratio = np.array([size[0] / width, size[1] / height], np.float32)
-    return sampled, sampled * ratio, cv2.resize(residual, size, interpolation=cv2.INTER_NEAREST) * ratio.mean()
+    length = ratio.mean()
+    return sampled, sampled * ratio, residual * length, None if uncertainty is None else uncertainty * length
 
 
 def _calibration(

@@ -83,7 +83,7 @@ class FlowEstimator:
         self.model = model
         self.clock = MACHINE if clock is None else clock
         self.reset_reason: str | None = "start"
-        self._settings = EstimatorSettings().changed(**settings)
+        self._settings = self._checked(EstimatorSettings().changed(**settings))
         self._costs = CostModel()
         self._scales = self._controller(self._settings.min_scale, self._settings.max_scale)
         self._previous: _Previous | None = None
@@ -106,11 +106,19 @@ class FlowEstimator:
 
         :raises ValueError: for settings that are none, or outside of their range.
         """
-        before, self._settings = self._settings, self._settings.changed(**settings)
+        before, self._settings = self._settings, self._checked(self._settings.changed(**settings))
         now = self._settings
         self._scales.limit(now.min_scale, now.max_scale)
         if now.direction != before.direction and self._previous is not None:
             self.reset(f"direction changed from {before.direction} to {now.direction}")
+
+    def _checked(self, settings: EstimatorSettings) -> EstimatorSettings:
+        if settings.uncertainty and self.model.uncertainty is None:
+            raise ValueError(
+                "uncertainty must be False with these weights, which have no head for it; python -m training.train "
+                "--recipe uncertainty --init WEIGHTS adds one"
+            )
+        return settings
 
     def reset(self, reason: str) -> None:
         """Forget the stream (not the learnt costs); the next frame is a first one, for this reason."""
@@ -356,4 +364,5 @@ class FlowEstimator:
             self._state, self.reset_reason = None, "the frame before was too unlike the one before it"
         if stop_reason == "diverged":
             self._state, self.reset_reason = None, "the state was not finite"
-        return FlowResult(solved.flows[place], solved.residuals[place], info)
+        uncertainty = solved.uncertainties[place] if settings.uncertainty and solved.uncertainties else None
+        return FlowResult(solved.flows[place], solved.residuals[place], info, uncertainty)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import DEQFlow, Encoding, Prepared, crop, update_px, usable_levels
@@ -66,16 +67,23 @@ class SolvedPairs:
     :ivar starts: the state at which each pair's solve started.
     :ivar flows: (H, W, 2) float32 px per pair, at the resolution of its images as they came.
     :ivar residuals: (H, W) float32 px, likewise.
+    :ivar uncertainties: the same, expected endpoint error; None if it was not asked for.
     """
 
     solution: Solution
     starts: list[State]
     flows: list[np.ndarray]
     residuals: list[np.ndarray]
+    uncertainties: list[np.ndarray] | None
 
 
-def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: StageClock) -> SolvedPairs:
-    """Solve pairs of one processed size as one batch; each sample stops for itself, the deadline is that of all."""
+def solve_pairs(
+    model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: StageClock, uncertainty: bool = False
+) -> SolvedPairs:
+    """Solve pairs of one processed size as one batch; each sample stops for itself, the deadline is that of all.
+
+    :param uncertainty: also find the expected error of each pixel; the model has a head for it.
+    """
     first, second = (
         Encoding(*map(joined, zip(*encodings, strict=True)))
         for encodings in ([pair.first.encoding for pair in pairs], [pair.second.encoding for pair in pairs])
@@ -104,14 +112,23 @@ def solve_pairs(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: S
     with stages.stage("upsample"):
         flow = model.upsample(solution.state)
         residual = model.upsample_residual(solution)
+        expected = model.upsample_uncertainty(solution.state) if uncertainty else None
     with stages.stage("output"):
-        flow, residual = flow.cpu(), residual.cpu()
-        flows, residuals = [], []
-        for i, pair in enumerate(pairs):
-            size = pair.first.image.shape[:2]
-            flows.append(resize_field(crop(flow[i], pair.first.padding).permute(1, 2, 0).numpy(), size))
-            residuals.append(resize_field(crop(residual[i, 0], pair.first.padding).numpy(), size))
-    return SolvedPairs(solution, starts, flows, residuals)
+        flows = _fields(flow, pairs)
+        residuals = _fields(residual[:, 0], pairs)
+        uncertainties = None if expected is None else _fields(expected[:, 0], pairs)
+    return SolvedPairs(solution, starts, flows, residuals, uncertainties)
+
+
+def _fields(values: Tensor, pairs: Sequence[Pair]) -> list[np.ndarray]:
+    """Per pair, (H, W, 2) or (H, W) px of its images as they came, of (B, 2, h, w) or (B, h, w) px as processed."""
+    values = values.cpu()
+    fields = []
+    for value, pair in zip(values, pairs, strict=True):
+        value = crop(value, pair.first.padding)
+        field = (value.permute(1, 2, 0) if value.dim() == 3 else value).numpy()
+        fields.append(resize_field(field, pair.first.image.shape[:2]))
+    return fields
 
 
 def _starts(model: DEQFlow, pairs: Sequence[Pair], limits: Limits, stages: StageClock) -> list[State]:

@@ -55,8 +55,17 @@ class FlowInfo:
 
 @dataclass(frozen=True)
 class FlowResult:
-    """Flow (H, W, 2) float32 px, x before y; residual (H, W) float32 px: length of the last update; and ``info``."""
+    """Flow of a pair of frames, float32, in px of the input.
+
+    :ivar flow: (H, W, 2), x before y.
+    :ivar residual: (H, W), length of the last update: how far the iteration still moved. It says nothing about whether
+        it moved towards the true flow; where there is no texture it is small.
+    :ivar info: how the flow came about.
+    :ivar uncertainty: (H, W), expected endpoint error: how wrong the flow probably is. None unless
+        ``EstimatorSettings.uncertainty`` asks for it.
+    """
 
     flow: np.ndarray
     residual: np.ndarray
     info: FlowInfo
+    uncertainty: np.ndarray | None = None

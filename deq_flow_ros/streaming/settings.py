@@ -24,6 +24,7 @@ class EstimatorSettings:
     :ivar max_scale: the largest, at most 4: above 1 frames are enlarged before they are processed, for finer flow.
     :ivar max_gap_ms: a longer time between two frames starts the stream anew.
     :ivar warm: start each pair from the fixed point of the last one; False starts every pair cold, to compare with.
+    :ivar uncertainty: also give the expected error of each pixel's flow; needs weights with a head for it.
     :raises ValueError: for values outside of these, naming the setting, what it may be, and what it was.
     """
 
@@ -35,6 +36,7 @@ class EstimatorSettings:
     max_scale: float = 1.0
     max_gap_ms: float = 1000.0
     warm: bool = True
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         scales = f"in (0, {LARGEST_SCALE:g}]"
@@ -47,6 +49,7 @@ class EstimatorSettings:
             ("min_scale", _positive(self.min_scale) and self.min_scale <= LARGEST_SCALE, scales),
             ("max_gap_ms", _positive(self.max_gap_ms), "> 0"),
             ("warm", isinstance(self.warm, bool), "True or False"),
+            ("uncertainty", isinstance(self.uncertainty, bool), "True or False"),
         ):
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")

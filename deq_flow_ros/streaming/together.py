@@ -164,7 +164,8 @@ def _process(batch: Sequence[StreamFrame], scale: float) -> Sequence[FlowResult 
             frame.estimator._remember(frame, image)
         return [None] * len(batch)
     pairs = [frame.estimator._pair(image, len(batch), stages) for frame, image in zip(batch, encoded, strict=True)]
-    solved = solve_pairs(model, pairs, _limits(batch, encoded, stages), stages)
+    uncertainty = any(frame.estimator.settings.uncertainty for frame in batch)
+    solved = solve_pairs(model, pairs, _limits(batch, encoded, stages), stages, uncertainty)
     stage_ms = stages.read()
     return [
         frame.estimator._conclude(frame, image, solved, i, stage_ms)
