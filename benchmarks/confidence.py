@@ -45,17 +45,19 @@ from training.validation import HELD_OUT_SEED
 RESIDUAL, FORWARD_BACKWARD, GRADIENT, UNCERTAINTY = "residual", "forward-backward", "weak gradient", "uncertainty"
 GENERATED, PLAIN = "generated", "plain area"
 COARSE_LEVELS = 2
+PATTERNS = 120
+"""Different procedural textures of the generated clips."""
 BINS = np.geomspace(0.02, 64, 25)
 """Edges of the bins of the expected error, px; what lies beyond is in the first and the last."""
 
 
-def generated(clips: int, size: tuple[int, int], textures: str | None, patterns: int = 120) -> Iterator[Sample]:
+def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterator[Sample]:
     """Pairs that no training has seen, each as it is and then with a part of it without texture.
 
     :param textures: folder of photographs; None: procedural textures only.
     """
     generator = ProceduralGenerator(
-        *size, batch_size=1, frames=2, textures=textures, seed=HELD_OUT_SEED, patterns=patterns,
+        *size, batch_size=1, frames=2, textures=textures, seed=HELD_OUT_SEED, patterns=PATTERNS,
         max_displacement_px=size[1] / 5,
     )  # fmt: skip
     for number in range(clips):

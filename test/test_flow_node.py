@@ -83,7 +83,7 @@ def test_outputs_follow_the_header_rule_and_each_frame_has_one_account(node: Nod
 
 
 def test_the_uncertainty_comes_while_somebody_subscribes(node: NodeClient) -> None:
-    """It is computed for subscribers only: with the first image after they are known, and with the header of the flow."""
+    """It is computed for subscribers only, from the first image on after they are known, with the flow's header."""
     received: list[Image] = []
     node.send(*(node.image(shift=number) for number in range(2)))
     subscription = node.create_subscription(

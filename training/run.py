@@ -16,7 +16,7 @@ from training.distributed import Processes
 from training.objective import Objective
 from training.recipe import Recipe
 from training.rendering import Clip
-from training.uncertainty import uncertainty_loss
+from training.uncertainty import UncertaintyLoss
 
 MODEL, BEST = "model.safetensors", "best.safetensors"
 
@@ -50,6 +50,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.schedule.rate, weight_decay=recipe.optimization.weight_decay
         )
+        self._loss = UncertaintyLoss() if recipe.model.uncertainty else Objective.loss
         bf16 = recipe.optimization.precision == "bf16"
         bf16 |= recipe.optimization.precision == "auto" and self.device.type == "cuda"
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
@@ -159,9 +160,8 @@ class Run:
             group["lr"] = rate
         torch.manual_seed(int(np.random.default_rng([recipe.seed, self.step, self.processes.rank]).integers(2**62)))
         with self._autocast:
-            loss_of = uncertainty_loss if recipe.model.uncertainty else Objective.loss
             rng = np.random.default_rng([recipe.seed, self.step])
-            loss, measured = loss_of(recipe.objective, self.model, clip, rng)
+            loss, measured = self._loss(recipe.objective, self.model, clip, rng)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         figures = {name: value.detach().float() for name, value in {"loss": loss, **measured}.items()}

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,40 +24,75 @@ from training.rendering import Clip
 BLANK_SHARE = 0.2
 COARSE_SHARE = 0.5
 COARSE_LEVELS, COARSE_ITERATIONS = 2, 4
+USES, REMEMBERED = 4, 200
 
 
-def uncertainty_loss(
-    objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The mean negative log likelihood of the flow's error, and what to log, of the cold and the warm pairs.
+class ErrorState(NamedTuple):
+    """What the head is trained on, of a batch of solved pairs.
 
-    Logged are the endpoint error and the expected one, px. The flow is that of any number of iterations, drawn as for
-    the flow's own training, from a cold start or coarse to fine, so that a flow that has not settled is known as such.
-    In a part of the clips large areas lose their texture, see ``blank``.
-
-    :param objective: its numbers of iterations are those that are drawn from.
-    :param model: with a head; only that gets a gradient.
+    :ivar hidden: (B, C, H, W) float16.
+    :ivar error: (B, 2, 8 H, 8 W) float16, flow minus true flow, px.
+    :ivar valid: (B, 8 H, 8 W) bool.
     """
-    assert model.uncertainty is not None
-    losses: list[Tensor] = []
-    measured: dict[str, Tensor] = {}
+
+    hidden: Tensor
+    error: Tensor
+    valid: Tensor
+
+
+class UncertaintyLoss:
+    """The loss of the head in a run: the mean negative log likelihood of the flow's error.
+
+    The flow does not change, and solving for it takes ten times as long as a step of the head. So each solved state is
+    used some ``USES`` times: in the steps between, two of the last ``REMEMBERED`` states are drawn. A run that is
+    resumed has to solve for new ones first, so it is not the same to the last digit as one that was not interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._states: deque[ErrorState] = deque(maxlen=REMEMBERED)
+
+    def __call__(
+        self, objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what to log: the mean endpoint error and the expected one, px.
+
+        :param objective: its numbers of iterations are those that are drawn from.
+        :param model: with a head; only that gets a gradient.
+        """
+        assert model.uncertainty is not None
+        if not self._states or rng.random() < 1 / USES:
+            states = solved_states(objective, model, clip, rng)
+            self._states.extend(states)
+        else:
+            states = [self._states[int(place)] for place in rng.integers(len(self._states), size=2)]
+        losses, errors, expected = [], [], []
+        for hidden, error, valid in states:
+            parameters = model.uncertainty(hidden.to(model.uncertainty.conv1.weight.dtype))
+            losses.append(weighted_mean(negative_log_likelihood(parameters, error.float()), valid))
+            errors.append(weighted_mean(error.float().norm(dim=1), valid))
+            expected.append(weighted_mean(expected_error(parameters.detach())[:, 0], valid))
+        measured = {"epe": torch.stack(errors).mean(), "expected": torch.stack(expected).mean()}
+        return torch.stack(losses).mean(), measured
+
+
+@torch.no_grad()
+def solved_states(objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> list[ErrorState]:
+    """The pairs of a clip after any number of iterations, the first from a cold start or coarse to fine, others warm.
+
+    So a flow that has not settled is known as such. In a part of the clips large areas lose their texture, see
+    ``blank``.
+    """
     images = clip.images.float()
     if rng.random() < BLANK_SHARE:
         images = blank(images, rng)
-    with torch.no_grad():
-        encodings = [model.encode(images[:, t]) for t in range(images.shape[1])]
+    encodings = [model.encode(images[:, t]) for t in range(images.shape[1])]
+    states = []
     state: State | None = None
     for t in range(images.shape[1] - 1):
-        with torch.no_grad():
-            state = _solved(objective, model, images[:, t : t + 2], encodings[t : t + 2], state, rng)
-            error = model.upsample(state) - clip.flow[:, t]
-        parameters = model.uncertainty(state[0])
-        losses.append(weighted_mean(negative_log_likelihood(parameters, error), clip.valid[:, t]))
-        kind = "warm" if t else "cold"
-        measured[f"epe_{kind}"] = weighted_mean(error.norm(dim=1), clip.valid[:, t])
-        expected = expected_error(parameters.detach())[:, 0]
-        measured[f"expected_{kind}"] = weighted_mean(expected, clip.valid[:, t])
-    return torch.stack(losses).mean(), measured
+        state = _solved(objective, model, images[:, t : t + 2], encodings[t : t + 2], state, rng)
+        error = model.upsample(state) - clip.flow[:, t]
+        states.append(ErrorState(state[0].half(), error.half(), clip.valid[:, t]))
+    return states
 
 
 def negative_log_likelihood(parameters: Tensor, error: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class DEQFlow(nn.Module):
 
     :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``. Another update operator, or weight
         normalisation, on a size: ``dataclasses.replace(SIZES["base"], update="gma", weight_norm=True)``.
-    :ivar uncertainty: the head that tells how wrong the flow probably is; None if ``architecture.uncertainty_dim`` is 0.
+    :ivar uncertainty: the head that tells how wrong the flow probably is; None if ``uncertainty_dim`` is 0.
     :raises ValueError: for an unknown size, encoder or update operator.
     """
 

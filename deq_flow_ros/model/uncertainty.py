@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from deq_flow_ros.model.upsampling import FACTOR
 
 LOG_SCALES = (-5.0, 4.0)
-"""Of the Laplacians: from 0.007 px, finer than flow is measured, to 55 px, an expected error of 89 px: in training there
-is hardly any of more, and what the head would say of it is made up."""
+"""Of the Laplacians: from 0.007 px, finer than flow is measured, to 55 px, an expected error of 89 px: training has
+hardly any errors beyond, so what the head would say of them is made up."""
 MEAN_LENGTH = 1 + math.asinh(1) / math.sqrt(2)
 """Mean length of a vector whose two components are independent and Laplacian with scale 1."""
 

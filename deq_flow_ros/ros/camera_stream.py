@@ -267,9 +267,9 @@ class CameraStream:
         wanted = "uncertainty" in self._outputs.wanted()
         if wanted and self.estimator.model.uncertainty is None:
             self._logger.warning(
-                f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head for "
-                "it; those that ship have one, and python -m training.train --recipe uncertainty --init WEIGHTS adds "
-                "one to others",
+                f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head "
+                "for it; those that ship have one, and python -m training.train --recipe uncertainty --init WEIGHTS "
+                "adds one to others",
                 once=True,
             )
         elif wanted != self.estimator.settings.uncertainty:
