@@ -181,13 +181,15 @@ def _resized(
         return flow, flow, residual, uncertainty
     height, width = residual.shape
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    sampled, residual, uncertainty = (
-        None if field is None else cv2.resize(field, size, interpolation=cv2.INTER_NEAREST)
-        for field in (flow, residual, uncertainty)
-    )
     ratio = np.array([size[0] / width, size[1] / height], np.float32)
+
+    def sampled(field: np.ndarray) -> np.ndarray:
+        return cv2.resize(field, size, interpolation=cv2.INTER_NEAREST)
+
     length = ratio.mean()
-    return sampled, sampled * ratio, residual * length, None if uncertainty is None else uncertainty * length
+    here = sampled(flow)
+    uncertainty = None if uncertainty is None else sampled(uncertainty) * length
+    return here, here * ratio, sampled(residual) * length, uncertainty
 
 
 def _calibration(
