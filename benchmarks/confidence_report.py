@@ -30,9 +30,12 @@ def means(rows: Sequence[dict[str, Any]], made: Collection[str]) -> dict[str, di
         entry: dict[str, Any] = {"pairs": len(some), "epe_px": float(np.mean([row["epe_px"] for row in some]))}
         if "expected_px" in some[0]:
             entry["expected_px"] = float(np.mean([row["expected_px"] for row in some]))
-        for what in ("ause", "curves", "areas"):
-            if what in some[0]:
-                entry[what] = {name: np.mean([row[what][name] for row in some], 0).tolist() for name in some[0][what]}
+        for what in ("ause", "curves"):
+            entry[what] = {name: np.mean([row[what][name] for row in some], 0).tolist() for name in some[0][what]}
+        if "areas" in some[0]:  # medians: one pair whose motion was not found at all would be all that is seen
+            entry["areas"] = {
+                name: np.median([row["areas"][name] for row in some], 0).tolist() for name in some[0]["areas"]
+            }
         summary[group] = entry
     listed = [entry for group, entry in summary.items() if group not in made]
     if listed:
@@ -90,7 +93,7 @@ def print_tables(
     console.print(table)
     for name, entry in summary.items():
         if "areas" in entry:
-            table = _table(f"{name}: means inside of the area without texture, and outside", "")
+            table = _table(f"{name}: mean inside of the area without texture, and outside, median over the pairs", "")
             for column in entry["areas"]:
                 table.add_column(column, justify="right")
             for place, where in enumerate(("inside", "outside")):

@@ -85,11 +85,11 @@ def test_outputs_follow_the_header_rule_and_each_frame_has_one_account(node: Nod
 def test_the_uncertainty_comes_while_somebody_subscribes(node: NodeClient) -> None:
     """It is computed for subscribers only, from the first image on after they are known, with the flow's header."""
     received: list[Image] = []
-    node.send(*(node.image(shift=number) for number in range(2)))
+    sent = [node.image(shift=number) for number in range(2)]
+    node.send(*sent)
     subscription = node.create_subscription(
         Image, "/flow_node/uncertainty", received.append, rclpy.qos.qos_profile_sensor_data
     )
-    sent = []
     for number in range(2, 40):
         sent.append(node.image(shift=number))
         node.send(sent[-1])
