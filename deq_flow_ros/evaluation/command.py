@@ -114,11 +114,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
-    """What to do, from the options.
-
-    :raises ValueError: for impossible settings.
-    :raises MediaError: where the costs cannot be read.
-    """
+    """What to do, from the options; raises ValueError for impossible settings, ``MediaError`` for unreadable costs."""
     usual_ms = REALTIME_BUDGET_MS if options.realtime else None
     budget_ms = usual_ms if options.budget_ms is None else options.budget_ms
     given = vars(options)
@@ -136,10 +132,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
 
 def read_costs(path: Path) -> dict[str, Any]:
-    """The cost tables in a ``metrics.json``.
-
-    :raises MediaError: where there are none.
-    """
+    """The cost tables in a ``metrics.json``; raises ``MediaError`` where there are none."""
     try:
         costs = json.loads(path.read_text())["run"]["costs"]
     except (OSError, ValueError, KeyError, TypeError) as error:

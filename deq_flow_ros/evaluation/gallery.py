@@ -49,6 +49,7 @@ class Preview:
     photometric: np.ndarray
     residual: np.ndarray | None = None
     truth: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
 
 
 class Gallery:
@@ -133,7 +134,7 @@ class Gallery:
         # Even, as video codecs halve the colour resolution.
         size = max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
         here, there = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (fields.here, fields.there))
-        maps = {"flow": fields.flow, "residual": fields.residual, "truth": fields.truth}
+        maps = {name: getattr(fields, name) for name in ("flow", "residual", "truth", "uncertainty")}
         known = {name: values for name, values in maps.items() if values is not None}
         # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
         small = {name: cv2.resize(values, size, interpolation=cv2.INTER_NEAREST) for name, values in known.items()}
@@ -161,9 +162,10 @@ def panels(preview: Preview) -> tuple[float, list[tuple[str, np.ndarray]]]:
     shown = [("image", preview.image), (f"flow, full colour {max_px:.1f} px", flow_picture(preview.flow, max_px))]
     if preview.truth is not None:
         shown.append(("true flow", flow_picture(preview.truth, max_px)))
-    if preview.residual is not None:
-        residual_px = top(preview.residual, 0.1)
-        shown.append((f"residual ≤ {residual_px:.2g} px", heat(preview.residual, residual_px)))
+    for name, values, least in (("residual", preview.residual, 0.1), ("expected error", preview.uncertainty, 1.0)):
+        if values is not None:
+            most = top(values, least)
+            shown.append((f"{name} ≤ {most:.2g} px", heat(values, most)))
     shown.append((f"photometric error ≤ {grey_levels:.0f}", heat(preview.photometric, grey_levels)))
     return max_px, shown
 

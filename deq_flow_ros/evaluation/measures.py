@@ -42,6 +42,7 @@ class PairFields:
     :ivar truth: true flow, as ``flow``; None without any.
     :ivar visible: (H, W) bool, where the true flow leads to something visible; None where that is not known.
     :ivar backward: flow in the other direction, on the pixels of the other image; None where it was not computed.
+    :ivar uncertainty: (H, W) px, expected endpoint error; None where the weights have no head for it.
     """
 
     image1: np.ndarray
@@ -52,6 +53,7 @@ class PairFields:
     visible: np.ndarray | None = None
     backward: np.ndarray | None = None
     direction: str = "forward"
+    uncertainty: np.ndarray | None = None
 
     @property
     def here(self) -> np.ndarray:

@@ -19,8 +19,7 @@ from deq_flow_ros.streaming.continuity import Seen
 
 FlowFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(image 1, image 2), (H, W, 3) uint8 RGB -> flow (H, W, 2) float32 px on the pixels of image 1."""
-Models = Mapping[tuple[str, str, str], DEQFlow]
-"""By ``Setting.network``."""
+Models = Mapping[tuple[str, str, str], DEQFlow]  # by ``Setting.network``
 
 
 def farneback(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:

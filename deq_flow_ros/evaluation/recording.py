@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,13 @@ class RecordingEvaluation:
         """
         plan, frames, done, runs = self.plan, self._input_frames(), 0, []
         frame = next(frames, None)
+        # Recorded with the flow where the weights have a head for it; by all settings, so that their times compare.
+        headed = {network for network, model in models.items() if plan.bag and model.uncertainty is not None}
+        chosen = [replace(one, uncertainty=one.uncertainty or one.network in headed) for one in plan.settings]
         if frame is not None:
-            runs = [self._setting_run(setting, models) for setting in plan.settings]
+            runs = [self._setting_run(setting, models) for setting in chosen]
             self._check_disk(frame)
-        settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in plan.settings]
+        settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in chosen]
         state, bag = self.folder.state, None
         if plan.bag:
             bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration)

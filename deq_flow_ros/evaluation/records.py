@@ -190,6 +190,5 @@ def read_frames(path: Path) -> pd.DataFrame:
     # Not by way of float64, which has no room for nanoseconds since 1970.
     for name, missing in (("stamp_ns", "0"), ("previous_stamp_ns", "-1")):
         frames[name] = frames[name].replace("", missing).astype("int64")
-    numbers = list(VALUES)
-    frames[numbers] = frames[numbers].replace([np.inf, -np.inf], np.nan)
+    frames[list(VALUES)] = frames[list(VALUES)].replace([np.inf, -np.inf], np.nan)
     return frames

@@ -174,12 +174,13 @@ class ResultWriter(ExitStack):
         if self._bag is None or frame is None or setting != self._settings[0].name:
             return
         image = frame.image if self._images else None
-        flow, residual, here_ns = None, None, None
-        if fields is not None:
-            flow, residual = fields.flow, fields.residual
-            here_ns = outcome.record.previous_stamp_ns if fields.direction == "forward" else frame.stamp_ns
-        stamps = (frame.stamp_ns, frame.record_ns)
-        self._bag.add(*stamps, frame.frame_id, account(outcome), image, flow, residual, here_ns)
+        header = (frame.stamp_ns, frame.record_ns, frame.frame_id)
+        if fields is None:
+            self._bag.add(*header, account(outcome), image)
+            return
+        here_ns = outcome.record.previous_stamp_ns if fields.direction == "forward" else frame.stamp_ns
+        flow = (fields.flow, fields.residual, fields.uncertainty)
+        self._bag.add(*header, account(outcome), image, *flow, flow_stamp_ns=here_ns)
 
     def finish(self, run: RunInfo) -> dict[str, Any]:
         """Write ``metrics.json``, ``report.html`` and, where there is flow, ``flow.mp4``; returns the metrics."""

@@ -91,7 +91,7 @@ class SettingRun:
         images = (previous.image, frame.image)
         backward = self._reverse.of(frame.index, *images) if self._reverse is not None else None
         residual = result.residual if self.setting.solves else None
-        return PairFields(*images, result.flow, residual, truth, visible, backward, direction)
+        return PairFields(*images, result.flow, residual, truth, visible, backward, direction, result.uncertainty)
 
 
 class SimulatedRun(SettingRun):

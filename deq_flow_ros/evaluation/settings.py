@@ -41,6 +41,7 @@ class Setting:
     direction: str = "forward"
     min_scale: float = 0.25
     max_scale: float = 1.0
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

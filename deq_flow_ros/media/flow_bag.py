@@ -18,14 +18,14 @@ from deq_flow_ros.media.colour import flow_to_color
 from deq_flow_ros.media.frame import Frame, MediaError
 
 IMAGE_TOPIC = "/camera/image_raw"
-FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
-    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "camera_info", "statistics")
+FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
+    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
 )
-TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
+TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
 STATUS_NAME = "deq_flow_ros: flow"
 """Name of the status in a message of ``STATISTICS_TOPIC``."""
-RECORDED_BYTES = 15
-"""Per pixel and frame of what the node publishes: flow 8, residual 4, colours 3."""
+RECORDED_BYTES = 19
+"""Per pixel and frame of what the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
 
 
 def check_space(out: Path, frames: int, height: int, width: int, remedy: str, images: bool = False) -> None:
@@ -75,14 +75,14 @@ class FlowBag:
     def add(
         self, stamp_ns: int, record_ns: int, frame_id: str, account: Mapping[str, str],
         image: np.ndarray | None = None, flow: np.ndarray | None = None, residual: np.ndarray | None = None,
-        flow_stamp_ns: int | None = None,
+        uncertainty: np.ndarray | None = None, flow_stamp_ns: int | None = None,
     ) -> None:  # fmt: skip
         """Append what is published of one frame.
 
         :param account: what became of it, for ``STATISTICS_TOPIC``.
         :param image: (H, W, 3) uint8 RGB; None: not recorded.
-        :param flow: (H, W, 2) px; None where there is none, so that there are no colours and no residual either.
-        :param residual: (H, W) px; None: not recorded.
+        :param flow: (H, W, 2) px; None where there is none, so that there are no colours, residual and uncertainty.
+        :param residual: (H, W) px; None: not recorded. ``uncertainty`` likewise.
         :param flow_stamp_ns: stamp of the image on whose pixels the flow lives.
         :raises MediaError: where the disk is full.
         """
@@ -98,8 +98,9 @@ class FlowBag:
             writer.write_frame(COLOR_TOPIC, _message(flow_to_color(flow), "rgb8", *header))
             if self._calibration is not None:
                 writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
-            if residual is not None:
-                writer.write_frame(RESIDUAL_TOPIC, _message(residual, "32FC1", *header))
+            for topic, values in ((RESIDUAL_TOPIC, residual), (UNCERTAINTY_TOPIC, uncertainty)):
+                if values is not None:
+                    writer.write_frame(topic, _message(values, "32FC1", *header))
         except (OSError, sqlite3.Error) as error:
             raise MediaError(f"cannot write {self.path}: {error}; what is there so far is kept") from error
 

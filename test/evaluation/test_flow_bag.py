@@ -20,6 +20,7 @@ from deq_flow_ros.media.flow_bag import (
     IMAGE_TOPIC,
     RESIDUAL_TOPIC,
     STATISTICS_TOPIC,
+    UNCERTAINTY_TOPIC,
     FlowBag,
 )
 
@@ -28,7 +29,7 @@ StreamReader = pytest.importorskip("mcap.stream_reader").StreamReader
 DecoderFactory = pytest.importorskip("mcap_ros2.decoder").DecoderFactory
 
 COUNT, STEP_NS, FIRST_NS = 5, 40_000_000, 10**18
-FIELD_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC)
+FIELD_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC)
 COUNTS = {IMAGE_TOPIC: COUNT, STATISTICS_TOPIC: COUNT} | dict.fromkeys(FIELD_TOPICS, COUNT - 1)
 IMAGE, ARRAY = "sensor_msgs/msg/Image", "diagnostic_msgs/msg/DiagnosticArray"
 
@@ -45,7 +46,8 @@ def bag(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     with FlowBag(root / "flow", root / "nursery", request.param) as written:
         for number in range(COUNT):
             stamp, image = FIRST_NS + number * STEP_NS, np.full((6, 8, 3), number, np.uint8)
-            fields = (flow(number), np.ones((6, 8), np.float32), stamp - STEP_NS) if number else ()
+            map_px = np.ones((6, 8), np.float32)
+            fields = (flow(number), map_px, map_px, stamp - STEP_NS) if number else ()
             written.add(stamp, stamp + 7, "eye", {"outcome": "first", "number": str(number)}, image, *fields)
         assert not (root / "flow").exists(), "not before it can be opened"
     assert not any((root / "nursery").iterdir())

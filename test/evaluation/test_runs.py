@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every frame of a recording, under every setting, once; and the simulated robot that takes what fits."""
+"""Every frame of a recording, under every setting, once, with the true flow and the bag that belong to it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
 from evaluation_inputs import (
     FIRST_NS,
     PERIOD_NS,
@@ -26,26 +23,17 @@ from evaluation_inputs import (
 )  # fmt: skip
 from rosbags.highlevel import AnyReader
 
-from deq_flow_ros.evaluation.command import read_costs
 from deq_flow_ros.evaluation.methods import make_estimator
-from deq_flow_ros.evaluation.records import FrameRecord, InputFrame
-from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
+from deq_flow_ros.evaluation.records import InputFrame
+from deq_flow_ros.evaluation.runs import SettingRun
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.media import flow_bag
 from deq_flow_ros.media.bag_source import IMAGE
 from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
 from deq_flow_ros.media.flow_files import write_flow
 from deq_flow_ros.media.frame import Frame
-from deq_flow_ros.model import DEQFlow, deq_flow
-from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
-
-PIXELS = 48 * 64
-
-
-@pytest.fixture(scope="module")
-def network() -> DEQFlow:
-    torch.manual_seed(0)
-    return DEQFlow("nano").eval().requires_grad_(False)
+from deq_flow_ros.model import load_model
+from deq_flow_ros.streaming import FlowEstimator
 
 
 def flows(out: Path) -> dict[int, np.ndarray]:
@@ -114,7 +102,8 @@ def test_the_flow_bag_is_the_nodes_output_with_the_recordings_stamps(
     with AnyReader([tmp_path / "out" / "flow"]) as reader:
         counts = {connection.topic: connection.msgcount for connection in reader.connections}
         every_frame = (flow_bag.IMAGE_TOPIC, flow_bag.STATISTICS_TOPIC)
-        assert counts == {topic: 4 if topic in every_frame else 3 for topic in flow_bag.TOPICS}
+        recorded = [topic for topic in flow_bag.TOPICS if topic != flow_bag.UNCERTAINTY_TOPIC]  # no head for it
+        assert counts == {topic: 4 if topic in every_frame else 3 for topic in recorded}
         assert reader.start_time == FIRST_NS
         messages = [(item.topic, reader.deserialize(raw, item.msgtype)) for item, _, raw in reader.messages()]
     info = [message for topic, message in messages if topic == flow_bag.INFO_TOPIC][-1]
@@ -125,6 +114,21 @@ def test_the_flow_bag_is_the_nodes_output_with_the_recordings_stamps(
     assert [account["outcome"] for account in values] == ["first", *["processed"] * 3]
     assert values[1]["image1_stamp_ns"] == str(FIRST_NS) and values[1]["iterations"] == "2"
     assert float(values[1]["photometric"]) > 0
+
+
+def test_the_uncertainty_is_recorded_where_the_weights_have_a_head_for_it(
+    evaluate: Callable[..., int], tmp_path: Path
+) -> None:
+    """It is part of what the node says of its flow, and must be that of the same pair."""
+    images, out = pictures(3), tmp_path / "out"
+    folder = write_folder(tmp_path / "pictures", images)
+    assert evaluate(folder, "--out", out, "--model", "nano", "--precision", "float32", "--compare", "dis") == 0
+    found = [read_image(message) for _, _, message in read_messages(out / "flow", flow_bag.UNCERTAINTY_TOPIC)]
+    estimator = FlowEstimator(load_model("nano"), uncertainty=True, max_iterations=2, tolerance_px=None)
+    results = [estimator.update(np.ascontiguousarray(bgr[..., ::-1]), stamp) for stamp, bgr in enumerate(images)]
+    expected = [result.uncertainty for result in results if result is not None]
+    assert len(found) == 2 and all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    assert "expected error" in (out / "report.html").read_text()
 
 
 def test_a_topic_is_taken_by_name(evaluate: Callable[..., int], tmp_path: Path) -> None:
@@ -192,18 +196,6 @@ def test_true_flow_is_found_by_header_stamps_and_its_absence_told(
     assert problem.startswith("the true flow /elsewhere is known for none of the 4 pairs: its messages have to carry")
 
 
-def costs(encode: float, iteration: float, spread: float = 0.0) -> CostTable:
-    """ms per stage at 64x48."""
-    varied = [iteration - spread, iteration, iteration + spread]
-    return CostTable({PIXELS: {"encode": [encode], "coarse": [2 * encode], "iteration": varied, "output": [1.0]}})
-
-
-def outcomes(run: SettingRun, count: int = 12) -> Iterator[FrameRecord]:
-    for index, frame in enumerate(frames(pictures(count))):
-        yield from (outcome.record for outcome in run.take(InputFrame.of(index, frame)))
-    yield from (outcome.record for outcome in run.finish())
-
-
 def test_flicker_is_measured_between_pairs_that_follow_each_other() -> None:
     """Across a gap the scene may be another one; and the first pair of a stream has nothing to be held against."""
     stream = [InputFrame.of(index, frame) for index, frame in enumerate(frames(pictures(6, step=0)))]
@@ -212,76 +204,3 @@ def test_flicker_is_measured_between_pairs_that_follow_each_other() -> None:
     run = SettingRun(setting, make_estimator(setting, None))
     records = [outcome.record for frame in stream for outcome in run.take(frame)]
     assert ["static_percent" in record.measures for record in records] == [False, False, True, False, False, True]
-
-
-def simulate(model: DEQFlow, setting: Setting, table: CostTable) -> list[FrameRecord]:
-    clock = VirtualClock(table)
-    return list(outcomes(SimulatedRun(clock, PERIOD_NS, setting, make_estimator(setting, model, clock))))
-
-
-def test_the_budget_decides_on_iterations_by_the_costs_of_the_table(network: DEQFlow) -> None:
-    """10 ms of encoding, 1 ms of output, 4 ms an iteration: 3 of them fit into 25 ms and its reserve, not one more."""
-    records = simulate(network, Setting("main", budget_ms=25.0, max_iterations=50, tolerance_px=None), costs(10.0, 4.0))
-    assert [record.index for record in records] == list(range(12))
-    assert [record.outcome for record in records] == ["first", *["processed"] * 11]
-    warm = [record for record in records if record.warm]
-    assert {record.iterations for record in warm} == {3} and {record.stop_reason for record in warm} == {"deadline"}
-    assert {round(record.latency_ms, 6) for record in warm} == {23.0} and not any(record.over_budget for record in warm)
-    assert all(record.stage_ms["encode"] == 10.0 and record.stage_ms["solve"] == 12.0 for record in warm)
-
-
-def test_a_slow_machine_drops_all_but_the_newest(network: DEQFlow) -> None:
-    """80 ms a frame at 30 Hz: two of three frames are superseded, and what waits is taken up when there is time."""
-    records = simulate(network, Setting("main", budget_ms=None, max_iterations=1, tolerance_px=None), costs(75.0, 4.0))
-    assert [record.index for record in records] == list(range(12)), "in the order of the stream, each once"
-    dropped = [record for record in records if record.outcome == "dropped"]
-    assert {record.reason for record in dropped} == {"superseded by a newer frame"} and 6 <= len(dropped) <= 8
-    late = records[-1]
-    assert late.outcome == "processed" and late.latency_ms == pytest.approx(80 + late.stage_ms["wait"], abs=0.01)
-    assert 0 <= late.stage_ms["wait"] < 34
-
-
-def test_the_same_costs_give_the_same_records(network: DEQFlow) -> None:
-    """Costs vary as they were measured to, but in a fixed sequence: without that nothing could be compared."""
-    setting = Setting("main", budget_ms=30.0, tolerance_px=None)
-    first, second = (simulate(network, setting, costs(8.0, 4.0, spread=2.0)) for _ in range(2))
-    assert first == second and len({record.latency_ms for record in first if record.warm}) >= 3
-    assert simulate(network, setting, costs(8.0, 5.0, spread=2.0)) != first
-
-
-def test_costs_are_measured_at_every_scale_and_survive_json(network: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table is what makes a result repeatable elsewhere; its scales are those that the estimator chooses from."""
-    monkeypatch.setattr("deq_flow_ros.streaming.virtual_clock.ROUNDS", 2)
-    images = [np.kron(image, np.ones((3, 3, 1), np.uint8)) for image in pictures(3)]  # above the least processed size
-    setting = Setting("main", budget_ms=30.0, max_iterations=1)
-    measured = measure_setting(setting, network, images, [0.5])
-    assert set(measured.stages) == {144 * 192, 126 * 168, 108 * 144}
-    for known in measured.stages.values():
-        assert {"encode", "prepare", "correlate", "iteration", "upsample", "output", "overhead"} <= set(known)
-    again = CostTable.of(json.loads(json.dumps(measured.plain())))
-    assert again.times("convert", 144 * 192) == [0.5]
-    np.testing.assert_allclose(again.times("encode", 144 * 192), measured.times("encode", 144 * 192), atol=1e-4)
-    quadratic = [4 * value for value in again.times("correlate", 144 * 192)]
-    assert again.times("correlate", 2 * 144 * 192) == pytest.approx(quadratic)
-    monkeypatch.setattr(deq_flow, "MAX_PIXELS", 126 * 168)  # of a model that takes more memory
-    assert set(measure_setting(setting, network, images).stages) == {126 * 168, 108 * 144}
-    with pytest.raises(ValueError, match="expected a table of costs"):
-        CostTable.of({"stage_ms_by_pixels": {"many": {}}})
-
-
-def test_a_simulation_is_repeated_from_its_own_metrics(
-    evaluate: Callable[..., int], metrics_of: Callable[[Path], dict[str, Any]], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """By the command line: measured once, then given back, all records and figures of the streams are the same."""
-    monkeypatch.setattr("deq_flow_ros.streaming.virtual_clock.ROUNDS", 2)
-    folder = write_folder(tmp_path / "pictures", pictures(6))
-    common = (folder, "--realtime", "--budget-ms", 40, "--compare", "dis", "--no-bag")
-    assert evaluate(*common, "--out", tmp_path / "one") == 0
-    metrics = tmp_path / "one" / "metrics.json"
-    assert set(read_costs(metrics)) == {"any", "dis"}
-    assert evaluate(*common, "--out", tmp_path / "two", "--costs", metrics) == 0
-    assert table(tmp_path / "one") == table(tmp_path / "two") and len(table(tmp_path / "one")) == 12
-    one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))
-    assert one["settings"] == two["settings"] and one["mode"] == "realtime"
-    assert one["run"]["played_seconds"] == pytest.approx(6 * PERIOD_NS * 1e-9)
