@@ -25,7 +25,7 @@ from deq_flow_ros.model.gma import GmaUpdate
 from deq_flow_ros.model.update import RaftUpdate
 from deq_flow_ros.model.weight_norm import add_weight_norm
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.costs import StageClock
+from deq_flow_ros.streaming.clock import StageClock
 from training.pairs import to_array
 
 

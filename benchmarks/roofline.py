@@ -29,9 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import DEQFlow, update_px
-from deq_flow_ros.streaming.costs import StageClock
-from deq_flow_ros.streaming.frames import encode_images
-from deq_flow_ros.streaming.pairs import LOOKUPS
+from deq_flow_ros.streaming.eager import LOOKUPS, encode_images
 from deq_flow_ros.streaming.warm_start import carry, likeness
 
 STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample")
@@ -127,7 +125,7 @@ def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray, iteration
 
 
 def _encode(model: DEQFlow, image: np.ndarray) -> Any:
-    (encoded,) = encode_images(model, [image], 1.0, StageClock(model.device))
+    (encoded,) = encode_images(model, [image], [image])
     return encoded
 
 

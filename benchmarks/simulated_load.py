@@ -21,7 +21,8 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.upsampling import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
-from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, number_of_pixels, scaled_size
+from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE
+from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.virtual_clock import ITERATION, CostTable, VirtualClock
 
 # Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
@@ -87,7 +88,7 @@ class LoadedClock(VirtualClock):
 
     def frame(self, number: int) -> None:
         """Go over to the costs of this frame."""
-        names = (*BEFORE_SOLVE, "coarse", *AFTER_SOLVE, *(f"{ITERATION} {n}" for n in range(64)))
+        names = (*BEFORE_SOLVE, PREPARE, "coarse", *AFTER_SOLVE, *(f"{ITERATION} {n}" for n in range(64)))
         normal = np.random.default_rng([self._seed, number]).standard_normal(len(names))
         # Of mean 1 whatever the spread.
         spread = self._scenario.spread
@@ -116,7 +117,7 @@ def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: f
     pixels = number_of_pixels(scaled_size(HEIGHT, WIDTH, scale))
     now_ns = start_ns
     for name in BEFORE_SOLVE:
-        if name != "prepare" and (name != "resize" or scale != 1):  # the next frame is prepared ahead
+        if name != "resize" or scale != 1:
             now_ns = clock.after(now_ns, name, pixels)
     for done in range(most + 1):
         ready_ns = now_ns

@@ -47,7 +47,7 @@ from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, Encoding, crop, load_model, pad_to_multiple, update_px, usable_levels
 from deq_flow_ros.model.deq_flow import FACTOR, FlowProblem
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
-from deq_flow_ros.streaming.pairs import COARSE_ITERATIONS, COARSE_LEVELS
+from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
 from training.pairs import pair_errors, to_array, to_tensor

@@ -20,7 +20,7 @@ from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released
 from benchmarks.roofline import Peaks, Work, compare, count, stage_work
 from benchmarks.turns import nearest_stream, summarise, take_turns
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming.costs import StageClock
+from deq_flow_ros.streaming.clock import StageClock
 
 CPU = torch.device("cpu")
 

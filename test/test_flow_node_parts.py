@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of `flow_node` that another middleware, or a middleware that fails, reaches: within this process."""
 
+import ctypes
 import queue
 import random
 import re
@@ -104,8 +105,15 @@ def test_an_account_that_cannot_be_published_ends_no_thread(node: FlowNode, monk
 
 
 def test_threads_bind_torch_and_opencv(node: FlowNode) -> None:
-    """OpenCV would take all cores beside torch, the one left to the middleware included."""
+    """OpenCV would take all cores beside torch, the one left to the middleware included; and so would oneDNN, whose
+    number of threads is that of OpenMP in the thread that computes, whatever was set in another.
+    """
     assert (torch.get_num_threads(), cv2.getNumThreads()) == (3, 3)
+    assert node._worker is not None
+    loaded = re.search(r"(/\S*lib[gi]omp\S*\.so\S*)", Path("/proc/self/maps").read_text())
+    assert loaded is not None
+    openmp = ctypes.CDLL(loaded[1])  # not torch's own figure: to ask for it sets it
+    assert node._worker.call(openmp.omp_get_max_threads, 10.0) == 3
 
 
 def test_qos_overrides_hold_for_the_image_and_a_wrong_one_is_named(capfd: pytest.CaptureFixture[str]) -> None:
@@ -256,9 +264,9 @@ def test_one_warm_up_serves_all_cameras() -> None:
     """With a warm-up each, four cameras would take half a minute to configure."""
     with configured_node("warm_up_width:=128", "warm_up_height:=96", "cameras:=[front,rear]") as node:
         front, rear = (camera.estimator for camera in node._cameras)
-        known = rear._costs.stages[128 * 96]
-        assert known.keys() >= {"encode", "iteration"} and known == front._costs.stages[128 * 96]
-        assert rear._costs is not front._costs  # what each learns from its own images is its own
+        known = rear.stream.costs.stages[128 * 96]
+        assert known.keys() >= {"encode", "iteration"} and known == front.stream.costs.stages[128 * 96]
+        assert rear.stream.costs is not front.stream.costs  # what each learns from its own images is its own
 
 
 def test_the_worker_begins_with_the_newest_of_frames_that_have_waited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
 from deq_flow_ros.ros.parameters import Settings, check_change, misspelt_overrides
-from deq_flow_ros.streaming.costs import MIN_SCALED_SIDE
-from deq_flow_ros.streaming.pairs import COARSE_ITERATIONS, COARSE_LEVELS
+from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
+from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 
 CONFIG = Path(__file__).parent.parent / "config" / "flow.yaml"
 

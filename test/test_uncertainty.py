@@ -16,8 +16,7 @@ from torch.distributions import Laplace
 from deq_flow_ros.model import SIZES, DEQFlow, load_model, save_model
 from deq_flow_ros.model.released import from_released, to_released
 from deq_flow_ros.model.uncertainty import UncertaintyHead, expected_error
-from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.together import UpdateRequest, update_together
+from deq_flow_ros.streaming import FlowEstimator, UpdateRequest, update_together
 from training.batches import Clips, make_generator
 from training.run import Run
 from training.uncertainty import blank, negative_log_likelihood

@@ -62,16 +62,25 @@ class Solution:
     _diverged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     _exhausted: StopReason = StopReason.ITERATIONS
 
+    def samples(self) -> list[tuple[int, float, StopReason]]:
+        """Iterations, residual and stop reason of each sample: all that a host asks for, in one transfer."""
+        figures = (self.iterations, self.residual, self._converged, self._diverged)
+        columns = torch.stack([figure.double() for figure in figures]).tolist()
+        return [
+            (int(made), left, self._reason(bool(converged), bool(diverged)))
+            for made, left, converged, diverged in zip(*columns, strict=True)
+        ]
+
+    def _reason(self, converged: bool, diverged: bool) -> StopReason:
+        if diverged:
+            return StopReason.DIVERGED
+        return StopReason.CONVERGED if converged else self._exhausted
+
     @property
     def stop_reasons(self) -> tuple[StopReason, ...]:
         """Why each sample stopped (reading this waits for the device)."""
-        reasons = []
-        for converged, diverged in zip(self._converged.tolist(), self._diverged.tolist(), strict=True):
-            if diverged:
-                reasons.append(StopReason.DIVERGED)
-            else:
-                reasons.append(StopReason.CONVERGED if converged else self._exhausted)
-        return tuple(reasons)
+        flags = zip(self._converged.tolist(), self._diverged.tolist(), strict=True)
+        return tuple(self._reason(converged, diverged) for converged, diverged in flags)
 
 
 class _Lagged:

@@ -24,7 +24,7 @@ from deq_flow_ros.media.flow_recording import SUPERSEDED
 from deq_flow_ros.media.frame import MediaError
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowResult
-from deq_flow_ros.streaming.costs import ScaleController
+from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 
 
@@ -172,8 +172,9 @@ def measure_setting(
         raise MediaError(f"expected at least two frames that can be read to measure the costs on, got {len(images)}")
     scales = [1.0]
     if model is not None and setting.solves:
-        controller = ScaleController(setting.min_scale, setting.max_scale, max_pixels=model.max_pixels)
-        scales = controller.ladder(*images[0].shape[:2])[: None if setting.budget_ms else 1]
+        height, width = images[0].shape[:2]
+        ladder = scale_ladder((height, width), setting.min_scale, setting.max_scale, model.max_pixels)
+        scales = ladder if setting.budget_ms else ladder[:1]
     iterations = min(4, setting.max_iterations)
     fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=iterations)
 

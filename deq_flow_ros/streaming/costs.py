@@ -1,31 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of a frame cost, learnt from the frames before, and the processing scale that follows from it."""
+"""What the stages of a frame cost, learnt from the frames before."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
-import torch
-
-from deq_flow_ros.model.deq_flow import MIN_SIDE
-
-T = TypeVar("T")
-
-# Processing scales, each with about 0.7 of the pixels of the one before.
-SCALES = (
-    4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.21875,
-    0.1875, 0.15625, 0.125, 0.109375, 0.09375, 0.078125, 0.0625,
-)  # fmt: skip
-# Below this short side there is little left to see.
-MIN_SCALED_SIDE = 96
-# Of a processed frame, unless the model allows more: all pairs of their cells, 4 bytes each, take some 1 GB.
-MAX_PIXELS = 1 << 20
 # So many mean deviations above the mean is what a cost rarely exceeds; docs/budget.md has what follows from it.
 DEVIATIONS = 2.5
 # A single value counts as no more than so many deviations, or what preempts a stage once would be feared for long.
@@ -34,11 +16,13 @@ OUTLIER = 4.0
 GUESS_COUNT = 10
 # How fast the load follows the frames, and by how much at most a single one of them may differ.
 LOAD_WEIGHT, LOAD_STEP = 0.4, 2.0
-# The scale goes down when one iteration does not fit any more, and up when so many do, in this share of the time.
-ITERATIONS_UP, ROOM = 2, 0.9
-# So many of the last frames may have had less time than the scale needs: a frame that came at a bad moment.
-EXCEPTIONS = 2
-BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "prepare", "match", "correlate"), ("upsample", "output")
+BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "match", "correlate"), ("upsample", "output")
+# What is done ahead of a frame where there is time: charged to it only where it was not.
+PREPARE = "prepare"
+# The last frame encoded once more, at another scale: the work of these stages, and learnt from them.
+REENCODE, REENCODE_PARTS = "reencode", ("resize", "encode")
+# What a stage is called in the costs where it is divided among its repetitions.
+SOLVE, ITERATION, COARSE = "solve", "iteration", "coarse"
 
 
 @dataclass(frozen=True)
@@ -71,6 +55,16 @@ class RunningCost:
     deviation: float = 0.0
     count: int = 0
 
+    @classmethod
+    def of(cls, mean: float, deviation: float, count: int) -> RunningCost:
+        """From its values, checked.
+
+        :raises ValueError: if they are not finite, or below 0.
+        """
+        if not all(0 <= value < math.inf for value in (mean, deviation, count)):
+            raise ValueError(f"expected mean, deviation and count of at least 0, got {mean}, {deviation}, {count}")
+        return cls(float(mean), float(deviation), int(count))
+
     def add(self, value_ms: float) -> None:
         """Take in one measurement."""
         self.count += 1
@@ -82,6 +76,20 @@ class RunningCost:
         # The first value says nothing of the spread; a tenth of it is a guess to start from.
         spread = 0.1 * value_ms if self.count == 1 else abs(error)
         self.deviation += max(1 / self.count, 0.05) * (spread - self.deviation)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is still expected of a frame after what was done so far, ms.
+
+    :ivar after: all that follows the solve.
+    :ivar iteration: one iteration.
+    :ivar coarse: the coarse solves of a cold start.
+    """
+
+    after: float
+    iteration: float
+    coarse: float
 
 
 @dataclass
@@ -124,16 +132,19 @@ class CostModel:
         """The costs of so many frames processed as one batch; of 1, this model itself."""
         return self if size == 1 else self._batches.setdefault(size, CostModel(single=self, batch_size=size))
 
-    def add(self, pixels: int, stage_ms: dict[str, float], iterations: int) -> None:
+    def add(self, pixels: int, stage_ms: Mapping[str, float], iterations: int) -> None:
         """Take in the stage times of one frame; "solve" is divided among its iterations.
 
-        The first batch of a size is left out: it pays for allocations and kernel choices, as no warm-up does it before.
+        That the last frame was encoded once more is left out: what it costs is known from the frame's own encoding. The
+        first batch of a size is left out: it pays for allocations and kernel choices, as no warm-up does it before.
         """
         if self.single is not None and pixels not in self.stages:
             self.stages[pixels] = {}
             return
-        counts = {name: 1 for name in stage_ms if name != "solve"} | ({"iteration": iterations} if iterations else {})
-        values = {name: stage_ms["solve" if name == "iteration" else name] / n for name, n in counts.items()}
+        counts = {name: 1 for name in stage_ms if name not in (SOLVE, REENCODE)}
+        if iterations:
+            counts[ITERATION] = iterations
+        values = {name: stage_ms[SOLVE if name == ITERATION else name] / n for name, n in counts.items()}
         known = self._known(pixels, values)
         expected = sum(n * self.load * known[name].mean for name, n in counts.items() if known[name].count)
         measured = sum(n * values[name] for name, n in counts.items() if known[name].count)
@@ -157,18 +168,56 @@ class CostModel:
         """What the named stages together will rarely exceed, ms."""
         return self.expected(pixels, *names).high
 
-    def frame(self, pixels: int, iterations: int) -> float:
-        """What a frame with so many iterations will rarely exceed, ms."""
-        fixed = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE)
-        return fixed.plus(self.expected(pixels, "iteration"), iterations).high
+    def frame(self, pixels: int, iterations: int, *besides: str) -> float:
+        """What a frame with so many iterations will rarely exceed, ms.
 
-    def slowdown(self, pixels: int, stage_ms: dict[str, float]) -> float:
+        :param besides: stages that not every frame has, ``PREPARE`` and ``REENCODE``, where this one has them.
+        """
+        fixed = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides)
+        return fixed.plus(self.expected(pixels, ITERATION), iterations).high
+
+    def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> Rest:
+        """What is still expected of a frame whose stages took so long so far."""
+        slowdown = self.slowdown(pixels, so_far_ms)
+        return Rest(
+            slowdown * self.high(pixels, *AFTER_SOLVE),
+            slowdown * self.high(pixels, ITERATION),
+            slowdown * self.high(pixels, COARSE),
+        )
+
+    def slowdown(self, pixels: int, stage_ms: Mapping[str, float]) -> float:
         """How many times longer the stages of a frame took so far than they rarely exceed; at least 1.
 
         The first sign that the machine has become slower, or is shared, before the frame is done and the load follows.
         """
         rarely_ms = self.high(pixels, *stage_ms)
         return max(1.0, sum(stage_ms.values()) / rarely_ms) if rarely_ms > 0 else 1.0
+
+    def plain(self) -> dict[str, Any]:
+        """All that is known, for a JSON file."""
+        known = {
+            str(pixels): {name: [cost.mean, cost.deviation, cost.count] for name, cost in stages.items()}
+            for pixels, stages in self.stages.items()
+        }
+        batches = {str(size): costs.plain() for size, costs in self._batches.items()}
+        return {"stages": known, "load": self.load, "batches": batches}
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any], single: CostModel | None = None, batch_size: int = 1) -> CostModel:
+        """From what ``plain`` returned.
+
+        :raises ValueError: for what is no such thing (or KeyError, TypeError, AttributeError).
+        """
+        costs = cls(single=single, batch_size=batch_size)
+        for pixels, stages in plain["stages"].items():
+            costs.stages[int(pixels)] = {str(name): RunningCost.of(*values) for name, values in stages.items()}
+        if single is None:
+            costs.load = float(plain["load"])
+            if not 0 < costs.load < math.inf:
+                raise ValueError(f"expected a load above 0, got {costs.load}")
+        for size, batch in plain["batches"].items():
+            costs._batches[int(size)] = cls.of_plain(batch, costs, int(size))
+        return costs
 
     def _known(self, pixels: int, names: Iterable[str]) -> dict[str, RunningCost]:
         """The costs of these stages, which the next values are added to.
@@ -187,6 +236,9 @@ class CostModel:
 
     def _idle(self, pixels: int, name: str) -> Estimate:
         """Of a stage, at a load of 1."""
+        if name == REENCODE:
+            parts = [self._idle(pixels, part) for part in REENCODE_PARTS]
+            return parts[0].plus(parts[1])
         measured = {known: stages[name] for known, stages in self.stages.items() if name in stages}
         if not measured:
             return Estimate() if self.single is None else self.single._idle(pixels, name).times(self.batch_size)
@@ -201,117 +253,3 @@ class CostModel:
         return Estimate(
             low.mean + share * (high.mean - low.mean), low.deviation + share * (high.deviation - low.deviation)
         )
-
-
-class ScaleController:
-    """The largest processing scale at which two iterations fit; it is left when not even one fits any more.
-
-    In a stream that starts warm the second iteration still improves the flow, those after it hardly, and less than the
-    next larger scale does: docs/budget.md has the figures.
-
-    Frames that arrive while the one before is processed have waited, so the time that is left differs from frame to
-    frame. What counts is the time that all but ``EXCEPTIONS`` of the last frames had. Only when a frame would be late
-    without any iteration the scale goes down for its sake.
-
-    :param min_scale: lowest scale, above 0; frames are not made smaller than ``MIN_SCALED_SIDE``.
-    :param max_scale: highest scale, at least ``min_scale``; frames are never processed larger than ``max_pixels``.
-    :param patience: frames at one scale before it goes up, against flapping: a change encodes one frame twice.
-    :param max_pixels: of a processed frame, ``DEQFlow.max_pixels``.
-    """
-
-    def __init__(
-        self, min_scale: float, max_scale: float = 1.0, patience: int = 15, max_pixels: int = MAX_PIXELS
-    ) -> None:
-        self.patience, self.max_pixels = patience, max_pixels
-        self.scale = max_scale
-        self._available_ms: deque[float] = deque(maxlen=patience)
-        self.limit(min_scale, max_scale)
-
-    def limit(self, min_scale: float, max_scale: float) -> None:
-        """Set other limits; the scale goes on from where it is, as far as they allow."""
-        between = [s for s in SCALES if min_scale < s < max_scale]
-        self._scales = [max_scale, *between, min_scale] if min_scale < max_scale else [max_scale]
-
-    def ladder(self, height: int, width: int) -> list[float]:
-        """The scales for frames of this size, largest first; at least one."""
-        allowed = [s for s in self._scales if height * width * s**2 <= self.max_pixels]
-        if not allowed:
-            return [math.sqrt(self.max_pixels / (height * width))]
-        # Frames that are small already are not made smaller.
-        visible = min(1.0, MIN_SCALED_SIDE / min(height, width))
-        return [s for s in allowed if s >= visible] or allowed[:1]
-
-    def choose(self, costs: CostModel, available_ms: float, height: int, width: int) -> float:
-        """The scale for the coming frame, given its size and the time that is left for the work on it."""
-        scales = self.ladder(height, width)
-        last = len(scales) - 1
-        before = index = next((i for i, scale in enumerate(scales) if scale <= self.scale), last)
-
-        def needed(place: int, iterations: int) -> float:
-            return costs.frame(number_of_pixels(scaled_size(height, width, scales[place])), iterations)
-
-        self._available_ms.append(available_ms)
-        usual_ms = sorted(self._available_ms)[: EXCEPTIONS + 1][-1]
-        if needed(index, 0) > available_ms:
-            while index < last and needed(index, 1) > available_ms:
-                index += 1
-        elif needed(index, 1) > usual_ms:
-            while index < last and needed(index, ITERATIONS_UP) > usual_ms:
-                index += 1
-        elif len(self._available_ms) == self.patience:
-            while index > 0 and needed(index - 1, ITERATIONS_UP) <= ROOM * usual_ms:
-                index -= 1
-        if index != before:
-            self._available_ms.clear()
-        self.scale = scales[index]
-        return self.scale
-
-
-def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(H, W) at which a frame is processed."""
-    return max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale))
-
-
-def number_of_pixels(size: tuple[int, int]) -> int:
-    """Of a frame of this (H, W)."""
-    return size[0] * size[1]
-
-
-class StageClock:
-    """Times of named stages, in ms, on the device that does the work, without making it wait."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: list[tuple[str, object, object]] = []
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; one that occurs twice counts both."""
-        start = self._mark()
-        yield
-        self._marks.append((name, start, self._mark()))
-
-    def counted(self, function: Callable[..., T]) -> Callable[..., T]:
-        """The function as it is; a clock that simulates time lets some pass with each call."""
-        return function
-
-    def _mark(self) -> object:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def read(self, wait: bool = True) -> dict[str, float]:
-        """The times. On CUDA this waits for the last stage; or leaves out the stages that are not done."""
-        times: dict[str, float] = {}
-        for name, start, end in self._marks:
-            if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
-                if not wait and not end.query():
-                    continue
-                end.synchronize()
-                value = start.elapsed_time(end)
-            else:
-                value = 1e3 * (float(end) - float(start))  # type: ignore[arg-type]
-            times[name] = times.get(name, 0.0) + value
-        return times

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from deq_flow_ros.streaming.clock import Clock
-from deq_flow_ros.streaming.costs import StageClock, number_of_pixels, scaled_size
+from deq_flow_ros.streaming.clock import Clock, StageClock
+from deq_flow_ros.streaming.costs import REENCODE, REENCODE_PARTS, SOLVE
+from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.result import FlowResult
 
 ITERATION, OVERHEAD = "iteration", "overhead"
@@ -117,15 +117,19 @@ class _ChargedStages(StageClock):
     def __init__(self, clock: VirtualClock, pixels: int) -> None:
         self._clock, self._pixels = clock, pixels
         self._times: dict[str, float] = {}
+        self.restart()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """See ``StageClock.stage``. The stage "solve" takes what its iterations take."""
-        start_ns = self._clock.now_ns()
-        yield
-        if name != "solve":
-            self._clock.charge(name, self._pixels)
-        self._times[name] = self._times.get(name, 0.0) + (self._clock.now_ns() - start_ns) / 1e6
+    def restart(self) -> None:
+        """See ``StageClock.restart``."""
+        self._start_ns = self._clock.now_ns()
+
+    def lap(self, name: str) -> None:
+        """See ``StageClock.lap``. The stage "solve" takes what its iterations take."""
+        if name != SOLVE:
+            for part in REENCODE_PARTS if name == REENCODE else (name,):
+                self._clock.charge(part, self._pixels)
+        self._times[name] = self._times.get(name, 0.0) + (self._clock.now_ns() - self._start_ns) / 1e6
+        self.restart()
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """See ``StageClock.counted``."""

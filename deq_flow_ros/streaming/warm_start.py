@@ -11,15 +11,6 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
 
-# Within a stream, a carried flow leads to cells at least nine tenths as alike as those that no motion leads to; now and
-# then, where there is hardly any texture, to some three quarters as alike. Behind a cut that was not noticed it leads
-# to some half as alike or less, unless there was next to no motion before it.
-MIN_OF_STILL = 0.75
-# From one pair to the next the likeness changes by a tenth or less; across a cut little of it is left.
-MIN_OF_LAST = 0.5
-# Of images without texture, where noise alone is compared, it is 0.15 to 0.25, and says nothing; of others 0.8 and
-# more.
-MIN_LIKENESS = 0.4
 LIKENESS_CELLS = 1000
 
 
@@ -72,11 +63,11 @@ def carry(state: State, direction: str = "forward") -> State:
     return hidden_moved, moved[:, -2:].contiguous()
 
 
-def likeness(flow: Tensor, features1: Tensor, features2: Tensor) -> float:
+def likeness(flow: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
     """How alike cells of two images are that a flow says are the same: mean cosine of their features, -1..1.
 
     Of about ``LIKENESS_CELLS`` cells, evenly spread; those that the flow leads outside do not count, and if it leads
-    all outside, there is no likeness (0). Reading the answer waits for the device.
+    all outside, there is no likeness (0). Reading the answer, a tensor of one number, waits for the device.
 
     :param flow: (1, 2, H, W) in cells, x before y.
     :param features1: (1, C, H, W), of the image on whose pixels the flow lives.
@@ -95,4 +86,4 @@ def likeness(flow: Tensor, features1: Tensor, features2: Tensor) -> float:
     rows1, rows2 = (features[0].permute(1, 2, 0) for features in (features1, features2))
     led_to = rows2[to_y.clamp(0, height - 1), to_x.clamp(0, width - 1)]
     alike = F.cosine_similarity(rows1[::step, ::step].float(), led_to.float(), dim=-1)
-    return float((alike * inside).sum() / inside.sum().clamp_min(1))
+    return (alike * inside).sum() / inside.sum().clamp_min(1)

@@ -107,11 +107,9 @@ def test_a_state_that_is_not_finite_stays_in_its_stream(model: DEQFlow) -> None:
     streams = [frames(4, seed=0), frames(4, seed=1)]
     for i in range(4):
         if i == 2:
-            estimators[0].prepare()
-            start = estimators[0]._start
-            assert start is not None and start.state is not None
-            with torch.inference_mode():
-                start.state[0].fill_(torch.nan)
+            broken_state = estimators[0].snapshot()
+            broken_state["hidden"][:] = np.nan
+            estimators[0].restore(broken_state)
         broken, sound = update_together(requests(estimators, [stream[i] for stream in streams], i))
         assert_same(sound, alone.update(streams[1][i], i * PERIOD_NS))
         if i == 2:

@@ -10,7 +10,7 @@ from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
-from deq_flow_ros.streaming.costs import MAX_PIXELS, ScaleController
+from deq_flow_ros.streaming.plan import MAX_PIXELS, scale_ladder
 
 
 @pytest.fixture()
@@ -133,14 +133,26 @@ def test_enlarging_gives_way_to_the_budget(model: DEQFlow, monkeypatch: pytest.M
 
 def test_scales_have_their_bounds_at_every_size() -> None:
     """Why: above 2^20 px memory runs out, below 96 px nothing is seen; whatever the limits allow."""
-    scales = ScaleController(0.25, 4.0)
-    assert scales.ladder(96, 128) == [4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0]
-    assert scales.ladder(480, 640) == [1.75, 1.5, 1.25, 1.0, 0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25]
-    assert scales.ladder(40, 40) == [4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0]
-    assert ScaleController(0.25, 0.5).ladder(40, 40) == [0.5]
-    assert ScaleController(0.2, 0.2).ladder(480, 640) == [0.2]
+    assert scale_ladder((96, 128), 0.25, 4.0) == [4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0]
+    assert scale_ladder((480, 640), 0.25, 4.0) == [
+        1.75,
+        1.5,
+        1.25,
+        1.0,
+        0.875,
+        0.75,
+        0.625,
+        0.5,
+        0.4375,
+        0.375,
+        0.3125,
+        0.25,
+    ]
+    assert scale_ladder((40, 40), 0.25, 4.0) == [4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0]
+    assert scale_ladder((40, 40), 0.25, 0.5) == [0.5]
+    assert scale_ladder((480, 640), 0.2, 0.2) == [0.2]
     for fixed in (1.0, 4.0):
-        (scale,) = ScaleController(fixed, fixed).ladder(1100, 2000)
+        (scale,) = scale_ladder((1100, 2000), fixed, fixed)
         assert 1100 * 2000 * scale**2 == pytest.approx(MAX_PIXELS)
 
 

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way of frames through their streams and an engine, together where they can share a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from deq_flow_ros.model.deq_flow import MIN_SIDE
+from deq_flow_ros.streaming.engine import Engine, Slot
+from deq_flow_ros.streaming.plan import Limits, padded_size, scaled_size
+from deq_flow_ros.streaming.result import FlowResult
+from deq_flow_ros.streaming.stream import Stream, Turn
+
+
+class Estimator(Protocol):
+    """What decides for one camera, what computes, and what is kept there; a ``FlowEstimator``."""
+
+    @property
+    def stream(self) -> Stream:
+        """What decides."""
+
+    @property
+    def engine(self) -> Engine[Any]:
+        """What computes."""
+
+    @property
+    def slot(self) -> Slot:
+        """What the engine keeps of the stream."""
+
+
+@dataclass(frozen=True, eq=False)
+class UpdateRequest:
+    """The next frame of one estimator's stream; the values are those of ``FlowEstimator.update``.
+
+    :raises ValueError: if frame or limit are not as described there.
+    """
+
+    estimator: Estimator
+    frame: np.ndarray
+    stamp_ns: int
+    arrival_ns: int | None = None
+    time_limit_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        frame = self.frame
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise ValueError(f"a frame must be a uint8 array of shape (H, W, 3), got {got}")
+        if min(frame.shape[:2]) < MIN_SIDE:
+            raise ValueError(
+                f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}"
+            )
+        if self.time_limit_ms is not None and not math.isfinite(self.time_limit_ms):
+            raise ValueError(f"time_limit_ms must be a finite number or None, got {self.time_limit_ms!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A frame of a batch.
+
+    :ivar place: in the list of requests.
+    """
+
+    place: int
+    stream: Stream
+    slot: Slot
+    turn: Turn
+
+
+def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None]:
+    """Take the next frame of several streams; the results are those of each one's ``update``, in the same order.
+
+    Frames of one padded size and processing scale, whose estimators agree on direction, iterations and tolerance, are
+    encoded and solved as one batch: for a GPU this is hardly more work than one of them. On a CPU it is as much work as
+    one after the other, and all are done at the end of it. The rest is done one by one, as the requests stand.
+
+    A batch ends at the soonest deadline in it, so a frame that has more than twice the time of the most pressed one is
+    not put with it, but done afterwards. A ``time_limit_ms`` counts from when the work on the frame begins.
+
+    :raises ValueError: if an estimator occurs twice, or their models or clocks are not the same object; all streams
+        stay as they were. After any other error the streams are in an unknown state: ``reset`` them all.
+    """
+    if not requests:
+        return []
+    engine = _common_engine(requests)
+    members = []
+    for place, request in enumerate(requests):
+        arrival_ns = engine.clock.now_ns() if request.arrival_ns is None else request.arrival_ns
+        stream = request.estimator.stream
+        turn = stream.take(request.frame, request.stamp_ns, arrival_ns, request.time_limit_ms)
+        members.append(Member(place, stream, request.estimator.slot, turn))
+    results: list[FlowResult | None] = [None] * len(members)
+    for group in _groups(engine, members):
+        for batch in _batches(engine, group):
+            for member, result in zip(batch, process(engine, batch), strict=True):
+                results[member.place] = result
+    return results
+
+
+def _common_engine(requests: Sequence[UpdateRequest]) -> Engine[Any]:
+    estimators = [request.estimator for request in requests]
+    engine = estimators[0].engine
+    if len(set(map(id, estimators))) != len(estimators):
+        raise ValueError("an estimator takes one frame at a time, got several requests for one estimator")
+    if any(estimator.engine.clock is not engine.clock for estimator in estimators):
+        raise ValueError("only estimators of one clock can be updated together, got several clocks")
+    if any(estimator.engine is not engine for estimator in estimators):
+        raise ValueError("only estimators of one model can be updated together, got several models")
+    return engine
+
+
+def _groups(engine: Engine[Any], members: Sequence[Member]) -> Iterator[Sequence[Member]]:
+    """Frames that may share a batch: alike, and with times left that do not differ too much, the shortest first."""
+    if len(members) == 1:
+        yield members
+        return
+    alike: dict[tuple[object, ...], list[tuple[float, int, Member]]] = {}
+    for member in members:
+        now_ns = engine.clock.now_ns()
+        deadline, settings = member.stream.deadline(member.turn, now_ns), member.stream.settings
+        left_ms = math.inf if deadline is None else (deadline.at_ns - now_ns) / 1e6
+        key = (member.turn.starts, padded_size(*member.turn.size), *settings.solver)
+        alike.setdefault(key, []).append((left_ms, member.place, member))
+    for candidates in alike.values():
+        candidates.sort(key=lambda candidate: candidate[:2])
+        shortest_ms = candidates[0][0]
+        group: list[Member] = []
+        for left_ms, _, member in candidates:
+            if left_ms > 2 * max(shortest_ms, 0.0):
+                yield group
+                shortest_ms, group = left_ms, []
+            group.append(member)
+        yield group
+
+
+def _batches(engine: Engine[Any], group: Sequence[Member]) -> Iterator[Sequence[Member]]:
+    """The frames of a group, whose turn has come; those that are processed at one scale are a batch."""
+    batches: dict[tuple[float, tuple[int, int]], list[Member]] = {}
+    for member in group:
+        plan = member.stream.plan(member.turn, engine.clock.now_ns(), len(group))
+        batches.setdefault((plan.scale, padded_size(*plan.size)), []).append(member)
+    for batch in batches.values():
+        for member in batch:
+            # Now: a limit counts from when the work begins, which for this batch is behind the ones before.
+            member.turn.deadline = member.stream.deadline(member.turn, engine.clock.now_ns())
+        yield batch
+
+
+def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult | None]:
+    """Encode the frames of a batch and, unless they are the first of their streams, solve their pairs."""
+    plans = [member.turn.plan for member in batch if member.turn.plan is not None]
+    plan, direction = plans[0], batch[0].stream.settings.direction
+    sizes = [each.size for each in plans]
+    slots = [member.slot for member in batch]
+    images = [member.turn.image for member in batch]
+    engine.begin(plan.size)
+    if batch[0].turn.starts:
+        for member in batch:
+            member.slot.clear()
+        engine.encode(slots, images, sizes)
+        for member in batch:
+            engine.advance(member.slot, keep_state=False)
+            member.stream.begin(member.turn)
+        return [None] * len(batch)
+    for slot, each in zip(slots, plans, strict=True):
+        if each.reencode:
+            engine.reencode(slot, each.size, each.ratio)
+    engine.encode(slots, images, sizes)
+    for slot, each in zip(slots, plans, strict=True):
+        if each.prepare:
+            engine.prepare(slot, direction, alone=len(batch) == 1)
+    compared = [member for member in batch if member.stream.settings.warm]
+    if compared:
+        alike = engine.match([member.slot for member in compared], direction)
+        for member, likeness in zip(compared, alike, strict=True):
+            if not member.stream.judge(member.turn, likeness):
+                engine.start_cold(member.slot)
+    so_far_ms = engine.stages.read(wait=False)
+    limits = [member.stream.limits(member.turn, so_far_ms, len(batch)) for member in batch]
+    engine.solve(slots, direction, Limits.common(limits), plan.scale)
+    wanted = [member.stream.settings.uncertainty for member in batch]
+    solved = engine.finish(slots, direction, any(wanted))
+    stage_ms = engine.stages.read()
+    results = []
+    for member, one, uncertain in zip(batch, solved, wanted, strict=True):
+        info = member.stream.conclude(member.turn, one, stage_ms, engine.clock.now_ns(), len(batch))
+        engine.advance(member.slot, keep_state=member.stream.warm)
+        results.append(FlowResult(one.flow, one.residual, info, one.uncertainty if uncertain else None))
+    return results
+
+
+def prepare(estimator: Estimator) -> None:
+    """Do ahead what the next pair of a stream needs and its frame does not."""
+    stream, engine = estimator.stream, estimator.engine
+    if stream.last is not None and not stream.ahead:
+        height, width = stream.last.image.shape[:2]
+        engine.begin(scaled_size(height, width, stream.last.scale))
+        engine.prepare(estimator.slot, stream.settings.direction)
+        stream.ahead = True

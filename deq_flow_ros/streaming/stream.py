@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream decides: where it begins anew, at which scale and until when a frame is worked on, where its solve starts.
+
+It knows times, costs and figures, no tensors; what it decides is done by an ``Engine``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from deq_flow_ros.streaming.continuity import Seen
+from deq_flow_ros.streaming.costs import COARSE, CostModel
+from deq_flow_ros.streaming.engine import Likeness, Solved
+from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
+from deq_flow_ros.streaming.result import FlowInfo
+from deq_flow_ros.streaming.settings import EstimatorSettings
+
+# Within a stream, a carried flow leads to cells at least nine tenths as alike as those that no motion leads to; now and
+# then, where there is hardly any texture, to some three quarters as alike. Behind a cut that was not noticed it leads
+# to some half as alike or less, unless there was next to no motion before it.
+MIN_OF_STILL = 0.75
+# From one pair to the next the likeness changes by a tenth or less; across a cut little of it is left.
+MIN_OF_LAST = 0.5
+# Of images without texture, where noise alone is compared, it is 0.15 to 0.25, and says nothing; of others 0.8 and
+# more.
+MIN_LIKENESS = 0.4
+
+
+@dataclass(eq=False)
+class Turn:
+    """A frame on its way through a stream.
+
+    :ivar image: (H, W, 3) uint8 RGB.
+    :ivar time_limit_ms: from when the work on it begins.
+    :ivar starts: whether it is the first of its stream.
+    :ivar plan: once its turn has come.
+    :ivar deadline: likewise; None without a budget or limit.
+    :ivar unlike: whether its pair says nothing about the next.
+    """
+
+    image: np.ndarray
+    stamp_ns: int
+    arrival_ns: int
+    time_limit_ms: float | None
+    seen: Seen
+    starts: bool
+    plan: Plan | None = None
+    deadline: Deadline | None = None
+    unlike: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last frame of a stream, as it knows it.
+
+    :ivar before: image and stamp of the frame before it, where a pair was solved.
+    """
+
+    image: np.ndarray
+    seen: Seen
+    scale: float
+    before: tuple[np.ndarray, int] | None = None
+
+
+class Stream:
+    """The frames of one camera.
+
+    :param settings: as they are now.
+    :param max_pixels: of a frame that is processed.
+    :ivar reset_reason: why the next pair begins anew, or the stream did with its last frame; None within a stream.
+    :ivar costs: learnt so far.
+    :ivar last: the frame that the next pair begins with; None: the next frame is a first one.
+    :ivar warm: whether there is a state to begin the next solve with.
+    :ivar ahead: whether that was carried along already.
+    :ivar likeness: of the last pair's images.
+    """
+
+    def __init__(self, settings: EstimatorSettings, max_pixels: int) -> None:
+        self.settings, self.max_pixels = settings, max_pixels
+        self.costs = CostModel()
+        self.scale = settings.max_scale
+        self._recent_ms: deque[float] = deque(maxlen=PATIENCE)
+        self.reset("start")
+
+    def reset(self, reason: str) -> None:
+        """Forget all but what was learnt of costs and scale."""
+        self.reset_reason: str | None = reason
+        self.last: Last | None = None
+        self.warm = self.ahead = False
+        self.likeness: float | None = None
+
+    def change(self, settings: EstimatorSettings) -> None:
+        """Go on with other settings, at another scale if their limits demand it.
+
+        In another direction the last fixed point means something else, so the stream starts anew.
+        """
+        before, self.settings = self.settings, settings
+        if settings.direction != before.direction and self.last is not None:
+            self.reset(f"direction changed from {before.direction} to {settings.direction}")
+
+    def ladder(self, size: tuple[int, int]) -> list[float]:
+        """The scales for frames of this (H, W), largest first."""
+        return scale_ladder(size, self.settings.min_scale, self.settings.max_scale, self.max_pixels)
+
+    def take(self, image: np.ndarray, stamp_ns: int, arrival_ns: int, time_limit_ms: float | None) -> Turn:
+        """Look at the next frame; where it does not continue the stream, that starts anew."""
+        seen = Seen.of(image, stamp_ns)
+        if self.last is not None:
+            reason = seen.break_after(self.last.seen, self.settings.max_gap_ms)
+            if reason is not None:
+                self.reset(reason)
+        return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None)
+
+    def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
+        """That of a frame, if the work on it begins now."""
+        return Deadline.soonest(turn.arrival_ns, self.settings.latency_budget_ms, turn.time_limit_ms, now_ns)
+
+    def plan(self, turn: Turn, now_ns: int, batch_size: int) -> Plan:
+        """What is to be done for a frame, now that its turn has come."""
+        deadline = self.deadline(turn, now_ns)
+        left_ms = None if deadline is None else (deadline.at_ns - now_ns) / 1e6
+        if left_ms is not None:
+            self._recent_ms.append(left_ms)
+        moment = Moment(
+            size=turn.size,
+            ladder=self.ladder(turn.size),
+            scale=self.scale,
+            encoded_scale=None if self.last is None else self.last.scale,
+            ahead=self.last is None or self.ahead,
+            left_ms=left_ms,
+            recent_ms=self._recent_ms,
+        )
+        plan = turn.plan = make_plan(moment, self.costs.of_batch(batch_size))
+        if left_ms is not None:
+            if plan.scale != moment.standing:
+                self._recent_ms.clear()
+            self.scale = plan.scale
+        if plan.reencode:
+            assert self.last is not None
+            self.last, self.likeness = replace(self.last, scale=plan.scale), None  # nothing compares across scales
+        return plan
+
+    def judge(self, turn: Turn, alike: Likeness) -> bool:
+        """Whether a pair starts warm.
+
+        It starts cold where the last motion is no start for it; nor is its own for the next, if its images are unlike.
+        Behind a cut that its colours do not give away a warm start would be far worse than a cold one.
+        """
+        last, self.likeness = self.likeness, max(alike.still, alike.carried)
+        turn.unlike = last is not None and last > MIN_LIKENESS and self.likeness < MIN_OF_LAST * last
+        misled = alike.still > MIN_LIKENESS and alike.carried < MIN_OF_STILL * alike.still
+        if self.warm and (turn.unlike or misled):
+            self.warm = False
+            self.reset_reason = "the motion so far does not explain this frame"
+        return self.warm
+
+    def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int) -> Limits:
+        """When the solve of a frame ends, given what its stages took so far."""
+        assert turn.plan is not None
+        settings, rest = self.settings, self.costs.of_batch(batch_size).rest(turn.plan.pixels, so_far_ms)
+        return Limits.of(turn.plan, rest, turn.deadline, not self.warm, settings.max_iterations, settings.tolerance_px)
+
+    def begin(self, turn: Turn) -> None:
+        """The frame is encoded, and the first of the stream."""
+        assert turn.plan is not None
+        self.last = Last(turn.image, turn.seen, turn.plan.scale)
+
+    def conclude(
+        self, turn: Turn, solved: Solved, stage_ms: dict[str, float], now_ns: int, batch_size: int
+    ) -> FlowInfo:
+        """Learn what a pair cost, and tell how its field came about; the frame is the last one now."""
+        plan, last, settings = turn.plan, self.last, self.settings
+        assert plan is not None and last is not None
+        self.costs.of_batch(batch_size).add(plan.pixels, stage_ms, solved.evaluations)
+        latency_ms = (now_ns - turn.arrival_ns) / 1e6
+        late = settings.latency_budget_ms is not None and latency_ms > settings.latency_budget_ms
+        info = FlowInfo(
+            stamp_ns=turn.stamp_ns,
+            previous_stamp_ns=last.seen.stamp_ns,
+            direction=settings.direction,
+            iterations=solved.iterations,
+            stop_reason=solved.stop_reason,
+            warm=self.warm,
+            residual_px=solved.residual_px / plan.scale if solved.iterations else float("nan"),
+            reset_reason=self.reset_reason,
+            scale=plan.scale,
+            stage_ms=stage_ms,
+            latency_ms=latency_ms,
+            budget_ms=settings.latency_budget_ms,
+            time_limit_ms=turn.time_limit_ms,
+            batch_size=batch_size,
+            starved=late and plan.lowest and solved.evaluations <= 1 and COARSE not in stage_ms,
+        )
+        self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
+        self.reset_reason, self.ahead, self.warm = None, False, settings.warm
+        if turn.unlike:
+            self.warm, self.reset_reason = False, "the frame before was too unlike the one before it"
+        if solved.stop_reason == "diverged":
+            self.warm, self.reset_reason = False, "the state was not finite"
+        return info
+
+    def learnt(self) -> dict[str, Any]:
+        """What was learnt of costs, and where the scale stands, as plain values."""
+        return {"costs": self.costs.plain(), "scale": self.scale, "recent_ms": list(self._recent_ms)}
+
+    def learn(self, plain: dict[str, Any]) -> None:
+        """Go on with what another stream had ``learnt``.
+
+        :raises ValueError: if it is anything else (or KeyError, TypeError, AttributeError); nothing is changed then.
+        """
+        costs, scale = CostModel.of_plain(plain["costs"]), float(plain["scale"])
+        recent_ms = [float(value) for value in plain["recent_ms"]]
+        if not scale > 0:
+            raise ValueError(f"expected a scale above 0, got {scale}")
+        self.costs, self.scale = costs, scale
+        self._recent_ms = deque(recent_ms, maxlen=PATIENCE)
