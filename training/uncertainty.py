@@ -21,10 +21,10 @@ from deq_flow_ros.streaming.warm_start import carry
 from training.objective import Objective, weighted_mean
 from training.rendering import Clip
 
-BLANK_SHARE = 0.2
+BLANK_SHARE = 0.25
 COARSE_SHARE = 0.5
 COARSE_LEVELS, COARSE_ITERATIONS = 2, 4
-USES, REMEMBERED = 4, 200
+AGAIN, REMEMBERED = 2, 200
 
 
 class ErrorState(NamedTuple):
@@ -43,9 +43,10 @@ class ErrorState(NamedTuple):
 class UncertaintyLoss:
     """The loss of the head in a run: the mean negative log likelihood of the flow's error.
 
-    The flow does not change, and solving for it takes ten times as long as a step of the head. So each solved state is
-    used some ``USES`` times: in the steps between, two of the last ``REMEMBERED`` states are drawn. A run that is
-    resumed has to solve for new ones first, so it is not the same to the last digit as one that was not interrupted.
+    The flow does not change, and solving for it takes several times as long as a step of the head. So each step also
+    sees ``AGAIN`` of the last ``REMEMBERED`` solved states again. More would be no gain: with fewer new states, the
+    head gets worse on pictures unlike the clips. A run that is resumed has none to see again, so it is not the same to
+    the last digit as one that was not interrupted.
     """
 
     def __init__(self) -> None:
@@ -60,11 +61,11 @@ class UncertaintyLoss:
         :param model: with a head; only that gets a gradient.
         """
         assert model.uncertainty is not None
-        if not self._states or rng.random() < 1 / USES:
-            states = solved_states(objective, model, clip, rng)
-            self._states.extend(states)
-        else:
-            states = [self._states[int(place)] for place in rng.integers(len(self._states), size=2)]
+        states = solved_states(objective, model, clip, rng)
+        before = list(self._states)
+        self._states.extend(states)
+        if before:
+            states = states + [before[int(place)] for place in rng.integers(len(before), size=AGAIN)]
         losses, errors, expected = [], [], []
         for hidden, error, valid in states:
             parameters = model.uncertainty(hidden.to(model.uncertainty.conv1.weight.dtype))
@@ -113,12 +114,13 @@ def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
     batch, _, _, height, width = images.shape
     areas = torch.from_numpy(rng.normal(0, 1, (batch, 1, 3, 4)).astype(np.float32)).to(images.device)
     areas = F.interpolate(areas, (height, width), mode="bicubic", align_corners=False).unsqueeze(1)
-    everywhere = rng.random() < 0.3
+    everywhere = rng.random() < 0.4
     strength = torch.ones_like(areas) if everywhere else torch.sigmoid(8 * areas)
-    left = float(np.exp(rng.uniform(np.log(1e-3), np.log(0.1))))  # of the contrast
+    left = float(np.exp(rng.uniform(np.log(1e-3), np.log(0.1)))) * (rng.random() < 0.5)  # of the contrast
+    sigma = float(rng.uniform(0, 2)) * (rng.random() < 0.5)
     mean = images.mean((1, 3, 4), keepdim=True)
     noise = torch.from_numpy(rng.normal(0, 1, images.shape).astype(np.float32)).to(images.device)
-    plain = mean + left * (images - mean) + float(rng.uniform(0, 2)) * noise
+    plain = mean + left * (images - mean) + sigma * noise
     return torch.lerp(images, plain, strength.expand_as(plain)).round().clamp(0, 255)
 
 
