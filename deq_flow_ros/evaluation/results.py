@@ -22,8 +22,8 @@ from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.media.bags import remove_recording
 from deq_flow_ros.media.files import write_json, write_text
 from deq_flow_ros.media.flow_bag import TOPICS, FlowBag
-from deq_flow_ros.media.flow_recording import pair_values
 from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, FRAMES)
 BAG = "flow"

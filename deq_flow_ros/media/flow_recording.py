@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from deq_flow_ros.media.bag_source import stamp_of
 from deq_flow_ros.media.bags import read_image, read_messages
-
-if TYPE_CHECKING:
-    from deq_flow_ros.streaming import FlowInfo
-
 
 SUPERSEDED = "superseded by a newer frame"
 """The reason of a frame that was dropped because a newer one came while the frame before was processed."""
@@ -57,29 +53,6 @@ class FrameReport:
     def flow_stamp_ns(self) -> int | None:
         """Stamp that the flow of this frame must carry: that of the image on whose pixels it lives."""
         return self.stamp("image1_stamp_ns" if self.forward else "image2_stamp_ns")
-
-
-def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]:
-    """What the account of a frame says of its pair (docs/node.md), as it is sent."""
-    return {
-        "image1_stamp_ns": str(info.previous_stamp_ns),
-        "direction": info.direction,
-        "iterations": str(info.iterations),
-        "stop_reason": info.stop_reason,
-        "warm": _flag(info.warm),
-        "residual_px": f"{info.residual_px:.6g}",
-        "reset_reason": info.reset_reason or "",
-        "scale": f"{info.scale:.6g}",
-        "latency_ms": f"{info.latency_ms:.3f}",
-        "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
-        "over_budget": _flag(info.over_budget),
-        "starved": _flag(info.starved),
-        **{f"stage_{name}_ms": f"{value:.3f}" for name, value in stage_ms.items()},
-    }
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
 
 
 def report_of(message: Any) -> FrameReport:

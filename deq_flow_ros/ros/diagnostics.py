@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.flow_recording import pair_values
 from deq_flow_ros.ros.convert import stamp_to_ns
 from deq_flow_ros.ros.health import CameraHealth
+from deq_flow_ros.streaming.result import pair_values
 
 if TYPE_CHECKING:
     from deq_flow_ros.streaming import FlowInfo

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,3 +70,26 @@ class FlowResult:
     residual: np.ndarray
     info: FlowInfo
     uncertainty: np.ndarray | None = None
+
+
+def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]:
+    """What the account of a frame says of its pair (docs/node.md), as it is sent."""
+    return {
+        "image1_stamp_ns": str(info.previous_stamp_ns),
+        "direction": info.direction,
+        "iterations": str(info.iterations),
+        "stop_reason": info.stop_reason,
+        "warm": _flag(info.warm),
+        "residual_px": f"{info.residual_px:.6g}",
+        "reset_reason": info.reset_reason or "",
+        "scale": f"{info.scale:.6g}",
+        "latency_ms": f"{info.latency_ms:.3f}",
+        "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
+        "over_budget": _flag(info.over_budget),
+        "starved": _flag(info.starved),
+        **{f"stage_{name}_ms": f"{value:.3f}" for name, value in stage_ms.items()},
+    }
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"

@@ -93,3 +93,32 @@ def test_what_decides_knows_no_tensors() -> None:
         tree = ast.parse((folder / f"{name}.py").read_text())
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         assert "torch" not in imported, name
+
+
+def test_the_modules_of_streams_know_each_other_in_one_direction_and_by_public_names() -> None:
+    """Why: a reader can then begin anywhere and go down; what is private can be changed without a look elsewhere."""
+    folder = Path(streaming.__file__).parent
+    knows: dict[str, set[str]] = {}
+    for path in folder.glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module is not None]
+        assert not [alias.name for node in imports for alias in node.names if alias.name.startswith("_")], path.name
+        foreign = [
+            node.attr
+            for node in nodes
+            if isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "costs"))
+        ]
+        assert set(foreign) <= {"_idle"}, path.name  # of the costs of single frames, by those of batches: one class
+        here = [node.module.removeprefix("deq_flow_ros.streaming") for node in imports if node.module is not None]
+        knows[path.stem] = {name.lstrip(".") for name in here if name.startswith(".")}
+        if any(node.module == "deq_flow_ros.streaming" for node in imports):
+            knows[path.stem] |= {alias.name for node in imports for alias in node.names}
+    knows.pop("__init__")
+    while knows:
+        ready = [name for name, others in knows.items() if not others & knows.keys()]
+        assert ready, f"a circle among {sorted(knows)}"
+        for name in ready:
+            del knows[name]
