@@ -73,7 +73,7 @@ def test_every_model_is_small_has_its_card_and_settles(name: str) -> None:
     assert mean_error(early, 4, 2) < 0.4 and float(np.linalg.norm(late - early, axis=2).mean()) < 0.05
 
 
-@pytest.mark.parametrize("name", ["nano"])
+@pytest.mark.parametrize("name", available_models())
 def test_what_has_no_texture_is_uncertain(name: str) -> None:
     """Why: a flow of zero on a plain wall is no measured standstill, and one behind a cut is no motion."""
     model, still = load_model(name), torch.from_numpy(picture(128, 192)).permute(2, 0, 1)[None]
