@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share."""
+"""What all tests share: one thread, a ROS domain of their own, and which of them may run side by side."""
 
+import fcntl
+import functools
 import os
+import re
 import sys
+import tempfile
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -12,6 +17,29 @@ ROOT = Path(__file__).parent.parent
 # Before any test module imports torch: one thread here and in each child process. The tests share the machine, and a
 # second thread that waits for a busy core is slower than none.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+DOMAINS = range(10, 100)
+"""ROS domains for tests. Linux has ports for those up to 101; those below 10 are what people use by hand."""
+
+
+@functools.cache
+def uses_ros(path: Path) -> bool:
+    """Whether a test file takes anything from ROS, or starts a program that does."""
+    return re.search(r"\brclpy\b|\bdeq_flow_ros\.ros\b", path.read_text(encoding="utf-8")) is not None
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes the groups into the names of the tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that use ROS, and tell pytest-xdist which tests share a process.
+
+    All tests with ROS do, so that no node ever runs beside one of another test: discovery and arrival times are what
+    many of them look at. Every other file is a group of its own, so that its fixtures are made once.
+    """
+    for item in items:
+        if uses_ros(item.path):
+            item.add_marker("ros")
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("ros" if uses_ros(item.path) else item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,10 +50,29 @@ def ros_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def set_ros_environment(log_folder: Path) -> None:
     """ROS of this run alone: a domain of its own, on this machine, with its own logs and our transport profile."""
-    os.environ["ROS_DOMAIN_ID"] = str(10 + os.getpid() % 80)
+    os.environ["ROS_DOMAIN_ID"] = str(take_domain())
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ["ROS_LOG_DIR"] = str(log_folder)
     os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")
     os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
     # Child processes find the package whether or not it is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+_taken: list[TextIO] = []  # open, and so locked, until this process ends
+
+
+def take_domain() -> int:
+    """A ROS domain that no other test process on this machine has, be it of this run or of another one.
+
+    :raises RuntimeError: where all are taken.
+    """
+    for domain in DOMAINS:
+        try:
+            lock = open(Path(tempfile.gettempdir()) / f"deq_flow_ros_test_domain_{domain}", "w")  # noqa: SIM115
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # taken, or another user's
+            continue
+        _taken.append(lock)
+        return domain
+    raise RuntimeError(f"all ROS domains from {DOMAINS[0]} to {DOMAINS[-1]} are in use by tests; end some of them")

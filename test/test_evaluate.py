@@ -54,12 +54,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment(tmp_path: Path, domain: int) -> dict[str, str]:
+def environment(tmp_path: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "ROS_LOG_DIR": str(tmp_path / "ros"),
-        "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml"),
         "OMP_NUM_THREADS": "1",
@@ -102,12 +101,12 @@ if __name__ == "__main__":  # the processes that render import this file as well
     (tmp_path / "demo.py").write_text(script)
     other = [sys.executable, "-m", "deq_flow_ros.ros.player", str(pictures), "--loop", "--ros-args"]
     camera = subprocess.Popen(
-        [*other, "-r", "~/image:=/camera/image_raw"], env=environment(tmp_path, 71), stdout=subprocess.DEVNULL
+        [*other, "-r", "~/image:=/camera/image_raw"], env=environment(tmp_path), stdout=subprocess.DEVNULL
     )
     try:
         result = subprocess.run(
             [sys.executable, tmp_path / "demo.py"],
-            cwd=tmp_path, env=environment(tmp_path, 71), capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert camera.poll() is None
     finally:
@@ -136,7 +135,7 @@ def test_a_node_that_cannot_start_is_quoted(pictures: Path, tmp_path: Path) -> N
     out, missing = tmp_path / "out", tmp_path / "missing.safetensors"
     result = subprocess.run(
         command(pictures, "--out", out, "--model", missing),
-        cwd=tmp_path, env=environment(tmp_path, 72), capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 3, result.stdout + result.stderr
     assert "flow_node could not start" in result.stdout and "missing.safetensors" in result.stdout
@@ -149,7 +148,7 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
     out = tmp_path / "out"
     process = subprocess.Popen(
         command(pictures, "--out", out, "--model", own_model, "--rate", "0.01"),
-        cwd=tmp_path, env=environment(tmp_path, 73), stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
@@ -189,7 +188,7 @@ print(json.dumps([published.stamps_ns, [frame.stamp_ns for frame in frames], pub
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment(tmp_path, 74),
+        env=environment(tmp_path),
         capture_output=True,
         text=True,
         timeout=120,
@@ -220,7 +219,7 @@ def test_wrong_inputs_and_options_end_at_once(tmp_path: Path, capsys: pytest.Cap
         assert message in capsys.readouterr().err
     result = subprocess.run(
         command(tmp_path / "nowhere", "--out", tmp_path / "out"),
-        cwd=tmp_path, env=environment(tmp_path, 75), capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert result.returncode == 2 and "nowhere does not exist" in result.stdout
 
