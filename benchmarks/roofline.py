@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import DEQFlow, update_px
 from deq_flow_ros.streaming.eager import LOOKUPS, encode_images
-from deq_flow_ros.streaming.warm_start import carry, likeness
+from deq_flow_ros.streaming.matching import likeness
+from deq_flow_ros.streaming.warm_start import carry
 
 STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample")
 GATHERS = ("gather", "index", "index_select")
@@ -116,7 +117,7 @@ def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray, iteration
 
     (state, prepared), prepare = count(ahead)
     features = first.features, second.features
-    _, match = count(lambda: [likeness(flow, *features) for flow in (torch.zeros_like(state[1]), state[1])])
+    _, match = count(lambda: likeness(torch.cat((torch.zeros_like(state[1]), state[1])), *features))
     lookups = min(iterations, LOOKUPS)
     problem, correlate = count(lambda: model.problem(first, second, prepared, iterations=lookups))
     solution, iteration = count(lambda: solve(problem, state, max_iterations=1, measure=update_px, check_start=False))

@@ -136,8 +136,8 @@ class IdleNetwork(DEQFlow):
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
         """See `DEQFlow.encode`."""
         height, width = image.shape[-2:]
-        cells = torch.zeros(1, 1, height // FACTOR, width // FACTOR)
-        return Encoding(cells, cells)
+        cells = torch.ones(1, 1, height // FACTOR, width // FACTOR)
+        return Encoding(cells, 0 * cells)
 
     def prepare(self, encoding1: Encoding) -> Any:
         """See `DEQFlow.prepare`."""
@@ -186,7 +186,7 @@ def simulate(
     estimator = FlowEstimator(IdleNetwork().eval(), clock, **settings)
     estimator.warm_up(HEIGHT, WIDTH)
     began_ns, period_ns = clock.now_ns(), round(1e6 * period_ms)
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image = np.tile(np.arange(WIDTH, dtype=np.uint8)[None, :, None], (HEIGHT, 1, 3))  # not flat
     number = -1
     done: list[Frame] = []
     while True:

@@ -40,7 +40,7 @@ def test_a_stream_keeps_to_the_pixels_that_its_model_allows(nano: DEQFlow, monke
     monkeypatch.setattr(deq_flow, "MAX_PIXELS", 64 * 96)
     estimator = FlowEstimator(nano, latency_budget_ms=None, max_iterations=1)
     for stamp_ns in (0, 1):
-        result = estimator.update(np.zeros((128, 192, 3), np.uint8), stamp_ns)
+        result = estimator.update(np.tile(np.arange(192, dtype=np.uint8)[None, :, None], (128, 1, 3)), stamp_ns)
     assert result is not None and result.info.scale == pytest.approx(0.5) and result.flow.shape == (128, 192, 2)
 
 

@@ -178,7 +178,7 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
     if compared:
         alike = engine.match([member.slot for member in compared], direction)
         for member, likeness in zip(compared, alike, strict=True):
-            if not member.stream.judge(member.turn, likeness):
+            if not member.stream.judge(likeness):
                 engine.start_cold(member.slot)
     so_far_ms = engine.stages.read(wait=False)
     limits = [member.stream.limits(member.turn, so_far_ms, len(batch)) for member in batch]

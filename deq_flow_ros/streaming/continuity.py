@@ -38,6 +38,10 @@ class Seen:
             return "time stood still: two frames with one stamp"
         if elapsed_ms > max_gap_ms:
             return f"gap of {elapsed_ms:.0f} ms, longer than {max_gap_ms:.0f} ms"
+        if self.thumbnail.flat:
+            return "flat image: nothing to match"
+        if previous.thumbnail.flat:
+            return "flat image before: nothing to match"
         if self.thumbnail.is_cut_from(previous.thumbnail):
             return "scene cut"
         return None

@@ -16,8 +16,9 @@ from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved
+from deq_flow_ros.streaming.matching import likeness
 from deq_flow_ros.streaming.plan import Limits
-from deq_flow_ros.streaming.warm_start import carry, likeness
+from deq_flow_ros.streaming.warm_start import carry
 
 # A cold pair is first solved at a half and a quarter of the resolution: of its own, however much it is enlarged.
 COARSE_LEVELS = 2
@@ -117,13 +118,12 @@ class EagerEngine(Engine[EagerSlot]):
         values: list[Tensor] = []
         for slot in slots:
             first, second = (image.encoding for image in slot.pair(direction))
-            features = first.features, second.features
-            still = likeness(first.context.new_zeros((1, 2, *first.context.shape[-2:]), dtype=torch.float32), *features)
-            carried = still if slot.start is None else likeness(slot.start[1], *features)
-            values += (still, carried)
+            still = first.features.new_zeros((1, 2, *first.features.shape[-2:]), dtype=torch.float32)
+            flows = torch.cat((still, still if slot.start is None else slot.start[1]))
+            values.append(likeness(flows, first.features, second.features))
         numbers = torch.stack(values).tolist()
         self.stages.lap("match")
-        return [Likeness(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+        return [Likeness(*pair) for pair in numbers]
 
     def start_cold(self, slot: EagerSlot) -> None:
         slot.start = None
@@ -191,11 +191,17 @@ class EagerEngine(Engine[EagerSlot]):
         residual = self.model.upsample_residual(solution)
         expected = self.model.upsample_uncertainty(solution.state) if uncertainty else None
         self.stages.lap("upsample")
-        images = [slot.pair(direction)[0] for slot in slots]
+        pairs = [slot.pair(direction) for slot in slots]
+        images = [first for first, _ in pairs]
+        alike = [
+            likeness(solution.state[1][i : i + 1], first.encoding.features, second.encoding.features)
+            for i, (first, second) in enumerate(pairs)
+        ]
         flows, residuals = as_they_came(flow.permute(0, 2, 3, 1), images), as_they_came(residual[:, 0], images)
         uncertainties = [None] * len(slots) if expected is None else as_they_came(expected[:, 0], images)
+        evaluations, found = solution.evaluations, torch.cat(alike).tolist()
         solved = [
-            Solved(flows[i], residuals[i], uncertainties[i], made, solution.evaluations, residual_px, reason.value)
+            Solved(flows[i], residuals[i], uncertainties[i], made, evaluations, residual_px, reason.value, found[i])
             for i, (made, residual_px, reason) in enumerate(solution.samples())
         ]
         for i, slot in enumerate(slots):

@@ -35,10 +35,10 @@ AnySlot = TypeVar("AnySlot", bound=Slot)
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike two frames are, each the mean cosine of features of cells, -1..1.
+    """How alike two frames are, see ``matching.likeness``.
 
-    :ivar still: of cells at the same place.
-    :ivar carried: of those that the carried motion leads to; that of ``still`` where there is none.
+    :ivar still: at a flow of zero.
+    :ivar carried: at the carried flow; that of ``still`` where there is none.
     """
 
     still: float
@@ -56,6 +56,7 @@ class Solved:
     :ivar evaluations: made for its batch.
     :ivar residual_px: RMS of the last update, px of what was processed.
     :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
+    :ivar likeness: of the frames at the flow that was found, see ``matching.likeness``.
     """
 
     flow: np.ndarray
@@ -65,6 +66,7 @@ class Solved:
     evaluations: int
     residual_px: float
     stop_reason: str
+    likeness: float
 
 
 class Engine(ABC, Generic[AnySlot]):

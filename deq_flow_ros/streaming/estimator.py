@@ -160,7 +160,7 @@ class FlowEstimator:
         After the first frame ``image2`` (H, W, 3) uint8 RGB, ``stamp2_ns`` and ``scale``. After a pair also ``image1``,
         ``stamp1_ns``, where its solve started, ``start_hidden`` (C, h, w) and ``start_flow`` (2, h, w), and where it
         ended, ``hidden`` and ``flow`` (unless it diverged); the flow in cells of 8 px of the processed image, float32;
-        and ``likeness`` of its images, -1..1, that of the next is compared with.
+        and ``likeness`` of its images at the flow that was found, -1..1, which that of the next pair is compared with.
 
         :returns: by name; empty without a stream.
         """

@@ -15,19 +15,10 @@ import numpy as np
 from deq_flow_ros.streaming.continuity import Seen
 from deq_flow_ros.streaming.costs import COARSE, CostModel
 from deq_flow_ros.streaming.engine import Likeness, Solved
+from deq_flow_ros.streaming.matching import why_no_start, why_not_carried
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
 from deq_flow_ros.streaming.result import FlowInfo
 from deq_flow_ros.streaming.settings import EstimatorSettings
-
-# Within a stream, a carried flow leads to cells at least nine tenths as alike as those that no motion leads to; now and
-# then, where there is hardly any texture, to some three quarters as alike. Behind a cut that was not noticed it leads
-# to some half as alike or less, unless there was next to no motion before it.
-MIN_OF_STILL = 0.75
-# From one pair to the next the likeness changes by a tenth or less; across a cut little of it is left.
-MIN_OF_LAST = 0.5
-# Of images without texture, where noise alone is compared, it is 0.15 to 0.25, and says nothing; of others 0.8 and
-# more.
-MIN_LIKENESS = 0.4
 
 
 @dataclass(eq=False)
@@ -39,7 +30,6 @@ class Turn:
     :ivar starts: whether it is the first of its stream.
     :ivar plan: once its turn has come.
     :ivar deadline: likewise; None without a budget or limit.
-    :ivar unlike: whether its pair says nothing about the next.
     """
 
     image: np.ndarray
@@ -50,7 +40,6 @@ class Turn:
     starts: bool
     plan: Plan | None = None
     deadline: Deadline | None = None
-    unlike: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -81,7 +70,7 @@ class Stream:
     :ivar last: the frame that the next pair begins with; None: the next frame is a first one.
     :ivar warm: whether there is a state to begin the next solve with.
     :ivar ahead: whether that was carried along already.
-    :ivar likeness: of the last pair's images.
+    :ivar likeness: of the last pair's images at the flow that was found; None where that is not known.
     """
 
     def __init__(self, settings: EstimatorSettings, max_pixels: int) -> None:
@@ -149,18 +138,11 @@ class Stream:
             self.last, self.likeness = replace(self.last, scale=plan.scale), None  # nothing compares across scales
         return plan
 
-    def judge(self, turn: Turn, alike: Likeness) -> bool:
-        """Whether a pair starts warm.
-
-        It starts cold where the last motion is no start for it; nor is its own for the next, if its images are unlike.
-        Behind a cut that its colours do not give away a warm start would be far worse than a cold one.
-        """
-        last, self.likeness = self.likeness, max(alike.still, alike.carried)
-        turn.unlike = last is not None and last > MIN_LIKENESS and self.likeness < MIN_OF_LAST * last
-        misled = alike.still > MIN_LIKENESS and alike.carried < MIN_OF_STILL * alike.still
-        if self.warm and (turn.unlike or misled):
-            self.warm = False
-            self.reset_reason = "the motion so far does not explain this frame"
+    def judge(self, alike: Likeness) -> bool:
+        """Whether a pair starts warm: a cold start is better where the last motion does not fit."""
+        reason = why_no_start(alike.still, alike.carried, self.likeness)
+        if self.warm and reason is not None:
+            self.warm, self.reset_reason = False, reason
         return self.warm
 
     def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int) -> Limits:
@@ -202,8 +184,10 @@ class Stream:
         )
         self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
         self.reset_reason, self.ahead, self.warm = None, False, settings.warm
-        if turn.unlike:
-            self.warm, self.reset_reason = False, "the frame before was too unlike the one before it"
+        self.likeness = solved.likeness
+        unmatched = why_not_carried(solved.likeness)
+        if settings.warm and unmatched is not None:
+            self.warm, self.reset_reason = False, unmatched
         if solved.stop_reason == "diverged":
             self.warm, self.reset_reason = False, "the state was not finite"
         return info

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the fixed point of the last pair puts the start of the next, and whether that is a start at all."""
+"""Where the fixed point of the last pair puts the start of the next; ``matching`` says whether that is a start."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
-
-LIKENESS_CELLS = 1000
 
 
 def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,29 +56,3 @@ def carry(state: State, direction: str = "forward") -> State:
     moved = torch.where(weight > 0.1, moved, torch.cat((hidden.float(), flow), 1))
     hidden_moved = moved[:, :-2].to(hidden.dtype).contiguous(memory_format=torch.channels_last)
     return hidden_moved, moved[:, -2:].contiguous()
-
-
-def likeness(flow: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
-    """How alike cells of two images are that a flow says are the same: mean cosine of their features, -1..1.
-
-    Of about ``LIKENESS_CELLS`` cells, evenly spread; those that the flow leads outside do not count, and if it leads
-    all outside, there is no likeness (0). Reading the answer, a tensor of one number, waits for the device.
-
-    :param flow: (1, 2, H, W) in cells, x before y.
-    :param features1: (1, C, H, W), of the image on whose pixels the flow lives.
-    :param features2: of the other.
-    """
-    height, width = flow.shape[-2:]
-    step = max(1, math.isqrt(height * width // LIKENESS_CELLS))
-    y, x = torch.meshgrid(
-        torch.arange(0, height, step, device=flow.device),
-        torch.arange(0, width, step, device=flow.device),
-        indexing="ij",
-    )
-    # Rounded, not interpolated: a mean of cells is less like each of them, and only a flow of zero would have none.
-    to_x, to_y = ((at + flow[0, i, ::step, ::step]).round().clamp(-1, 1e6).long() for i, at in enumerate((x, y)))
-    inside = (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
-    rows1, rows2 = (features[0].permute(1, 2, 0) for features in (features1, features2))
-    led_to = rows2[to_y.clamp(0, height - 1), to_x.clamp(0, width - 1)]
-    alike = F.cosine_similarity(rows1[::step, ::step].float(), led_to.float(), dim=-1)
-    return (alike * inside).sum() / inside.sum().clamp_min(1)

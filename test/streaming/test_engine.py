@@ -13,6 +13,7 @@ from streams import PERIOD_NS, Clock, frames
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine, EstimatorSettings, FlowEstimator, Stream, UpdateRequest, update_together
 from deq_flow_ros.streaming.engine import Likeness, Solved
+from deq_flow_ros.streaming.matching import UNEXPLAINED, UNMATCHED
 from deq_flow_ros.streaming.plan import MAX_PIXELS
 
 
@@ -60,7 +61,7 @@ def test_the_host_waits_for_the_device_twice_a_frame_at_most(model: DEQFlow, mon
         reads.clear()
         update_together([UpdateRequest(estimator, frame, i * PERIOD_NS) for estimator in estimators])
     # What the solver itself reads on the CPU alone aside: the likenesses; then flow, residual and figures.
-    assert [name for name in reads if name != "__bool__"] == ["tolist", "cpu", "cpu", "tolist"]
+    assert [name for name in reads if name != "__bool__"] == ["tolist", "cpu", "cpu", "tolist", "tolist"]
 
 
 def test_an_engine_of_ones_own_computes_for_any_number_of_streams(model: DEQFlow) -> None:
@@ -76,9 +77,9 @@ def test_an_engine_of_ones_own_computes_for_any_number_of_streams(model: DEQFlow
     assert FlowEstimator(model).engine is FlowEstimator(model).engine
 
 
-def solved(image: np.ndarray) -> Solved:
+def solved(image: np.ndarray, likeness: float) -> Solved:
     field = np.zeros((*image.shape[:2], 2), np.float32)
-    return Solved(field, field[..., 0], None, 1, 1, 0.5, "iterations")
+    return Solved(field, field[..., 0], None, 1, 1, 0.5, "iterations", likeness)
 
 
 def test_a_judgement_does_not_outlive_its_stream() -> None:
@@ -94,13 +95,10 @@ def test_a_judgement_does_not_outlive_its_stream() -> None:
         if turn.starts:
             stream.begin(turn)
             continue
+        found = 0.9 if i < 3 else 0.1
         if stream.settings.warm:
-            alike = Likeness(0.9, 0.9) if i < 3 else Likeness(0.1, 0.1)
-            stream.judge(turn, alike)
-        info = stream.conclude(turn, solved(image), {"solve": 1.0}, 0, 1)
+            stream.judge(Likeness(found, found))
+        info = stream.conclude(turn, solved(image, found), {"solve": 1.0}, 0, 1)
         reasons.append((info.warm, info.reset_reason, stream.reset_reason))
-    unlike, misled = (
-        "the frame before was too unlike the one before it",
-        "the motion so far does not explain this frame",
-    )
+    unlike, misled = UNMATCHED, UNEXPLAINED
     assert reasons == [(False, "start", None), (True, None, None), (False, misled, unlike), (False, "asked for", None)]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from streams import PERIOD_NS, Clock, frames
 
-from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.warm_start import carry, forward_warp, likeness
+from deq_flow_ros.streaming.warm_start import carry, forward_warp
 
 
 @pytest.fixture()
@@ -70,7 +70,7 @@ def test_preparing_ahead_changes_the_time_and_not_the_result(model: DEQFlow) -> 
         (frames(3)[2], PERIOD_NS // 2, "time went back by 16.5 ms"),
         (frames(3)[2], PERIOD_NS, "time stood still"),
         (frames(3)[2], PERIOD_NS + 2_000_000_000, "gap of 2000 ms, longer than 1000 ms"),
-        (np.full((48, 64, 3), (255, 0, 0), np.uint8), 2 * PERIOD_NS, "scene cut"),
+        (frames(1, seed=7)[0] // 4, 2 * PERIOD_NS, "scene cut"),
     ],
 )
 def test_a_discontinuity_starts_the_stream_anew(model: DEQFlow, frame: np.ndarray, stamp_ns: int, reason: str) -> None:
@@ -178,6 +178,7 @@ def test_frames_without_time_for_one_iteration_are_processed_smaller(model: DEQF
 
 def test_a_warm_start_without_time_is_returned_as_it_is(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: one late frame must not be made later; its residual says that nothing was iterated."""
+    model.update_block.flow_head.conv2.weight.mul_(0.1)  # untrained: else it wanders, which is no start
     clock = Clock(model, monkeypatch)
     estimator = FlowEstimator(model, latency_budget_ms=100, tolerance_px=None)
     stream = frames(4, 200, 240)
@@ -217,38 +218,3 @@ def test_forward_warp_conserves_what_it_moves() -> None:
     weight = forward_warp(torch.rand(1, 1, 9, 9), torch.full((1, 2, 9, 9), 0.3))[1]
     assert float(weight[..., 1:-1, 1:-1].min()) == pytest.approx(1.0)
     assert float(forward_warp(torch.rand(1, 1, 9, 9), torch.full((1, 2, 9, 9), 1e9))[1].max()) == 0.0
-
-
-def test_a_cut_that_colours_do_not_give_away_starts_cold() -> None:
-    """Why: two scenes of the same colours; the motion found between them would lead the pairs behind it astray."""
-    nano = load_model("nano")
-    before, after = frames(3, 128, 160, seed=0), frames(3, 128, 160, seed=5)
-    flows = []
-    for warm in (True, False):
-        estimator = FlowEstimator(nano, max_iterations=2, tolerance_px=None, warm=warm)
-        results = [estimator.update(frame, i * PERIOD_NS) for i, frame in enumerate([*before, *after])]
-        flows.append(results[-2])
-        if warm:
-            infos = [result.info for result in results[1:]]
-    assert [info.warm for info in infos] == [False, True, False, False, True]
-    assert infos[2].reset_reason == "the motion so far does not explain this frame"
-    assert infos[3].reset_reason == "the frame before was too unlike the one before it"
-    np.testing.assert_array_equal(flows[0].flow, flows[1].flow)
-
-
-def test_a_wall_without_texture_does_not_start_the_stream_anew() -> None:
-    """Why: there the features are of noise alone, whose likeness changes by any factor; a reset costs coarse solves."""
-    estimator, rng = FlowEstimator(load_model("nano"), max_iterations=2, tolerance_px=None), np.random.default_rng(0)
-    walls = [np.clip(90 + rng.normal(0, 3, (192, 256, 3)), 0, 255).astype(np.uint8) for _ in range(15)]
-    results = [estimator.update(wall, i * PERIOD_NS) for i, wall in enumerate(walls)]
-    assert all(result is not None and result.info.warm for result in results[2:])
-
-
-def test_likeness_is_that_of_the_cells_that_are_led_to() -> None:
-    """Why: a stream starts anew by it; what leaves the image must not count, and an x taken for a y would."""
-    features = torch.randn(1, 16, 40, 56, generator=torch.Generator().manual_seed(0))
-    moved = torch.roll(features, (3, -2), (-1, -2))
-    flow = torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 40, 56)
-    assert float(likeness(flow, features, moved)) == pytest.approx(1)
-    assert abs(float(likeness(0 * flow, features, moved))) < 0.1
-    assert float(likeness(1e9 * flow, features, moved)) == 0
