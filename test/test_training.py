@@ -178,7 +178,7 @@ def test_warm_starts_are_disturbed_alike_in_any_company(clips: Clips) -> None:
 def test_iterations_are_mostly_few_when_drawn_log_uniformly() -> None:
     """Why: a fixed point must hold far out, but a step should take little time: each doubling is as likely."""
     objective, rng = Objective(draw="log-uniform"), np.random.default_rng(0)
-    drawn = np.array([objective._draw((4, 31), rng) for _ in range(3000)])
+    drawn = np.array([objective.draw_iterations((4, 31), rng) for _ in range(3000)])
     assert set(drawn) == set(range(4, 32))
     for least in (4, 8, 16):
         assert np.mean((drawn >= least) & (drawn < 2 * least)) == pytest.approx(1 / 3, abs=0.03)
