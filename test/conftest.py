@@ -25,7 +25,7 @@ DOMAINS = range(10, 100)
 @functools.cache
 def uses_ros(path: Path) -> bool:
     """Whether a test file takes anything from ROS, or starts a program that does."""
-    return re.search(r"\brclpy\b|\bdeq_flow_ros\.ros\b", path.read_text(encoding="utf-8")) is not None
+    return re.search(r"\brclpy\b|\bdeq_flow_ros\.(ros|live)\b", path.read_text(encoding="utf-8")) is not None
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist writes the groups into the names of the tests
