@@ -196,10 +196,10 @@ def leaves_image(flow: np.ndarray) -> np.ndarray:
 
 def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted. Raises `MediaError`."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise MediaError(f"{path} cannot be read as an image; it is missing, cut short or damaged")
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # OpenCV before 4.11, as Ubuntu's, has no IMREAD_COLOR_RGB
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
