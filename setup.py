@@ -2,6 +2,7 @@
 """Package description for pip and for colcon (ament_python)."""
 
 from glob import glob
+from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
 
@@ -9,13 +10,14 @@ package_name = "deq_flow_ros"
 
 setup(
     name=package_name,
-    version="0.1.0",
+    version=ElementTree.parse("package.xml").findtext("version"),  # the one place: bloom reads and raises it there
     description="Dense optical flow for camera streams by deep equilibrium models, as a ROS 2 node",
     license="Apache-2.0",
     maintainer="deq_flow_ros maintainers",
     maintainer_email="maintainers@example.org",
     packages=find_packages(include=[package_name, f"{package_name}.*"]),
     package_data={
+        package_name: ["py.typed"],
         f"{package_name}.model": ["weights/*.safetensors", "weights/*.md"],
         f"{package_name}.evaluation": ["*.yaml", "*.mplstyle", "templates/*"],
     },
