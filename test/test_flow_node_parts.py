@@ -142,8 +142,8 @@ def test_qos_overrides_hold_for_the_image_and_a_wrong_one_is_named(capfd: pytest
 
 
 def received(camera: CameraStream, value: int) -> ReceivedFrame:
-    """An image whose pixels all have one value."""
-    image = Image(height=32, width=32, step=96, encoding="rgb8", data=bytes([value]) * (32 * 96))
+    """An image whose left half has one value, and whose right half another."""
+    image = Image(height=32, width=32, step=96, encoding="rgb8", data=(bytes([value]) * 48 + bytes([99]) * 48) * 32)
     return ReceivedFrame(camera, image, NOW_NS, None)
 
 

@@ -73,8 +73,9 @@ def generate_test_description(name: str) -> LaunchDescription:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of the wrappers
     parameters = FOLDER / "small.yaml"
     parameters.write_text("/**: {ros__parameters: {warm_up_width: 0, warm_up_height: 0, threads: 1}}\n")
+    picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     for number in range(6):
-        cv2.imwrite(str(FOLDER / f"{number}.png"), np.full((48, 64, 3), 20 * number, np.uint8))
+        cv2.imwrite(str(FOLDER / f"{number}.png"), np.roll(picture, number, axis=1))
     arguments = {"model": str(untrained_weights(FOLDER)), "params_file": str(parameters), **CASES[name]["arguments"]}
     source = PythonLaunchDescriptionSource(str(prefix / SHARE / "launch" / f"{name}.launch.py"))
     return LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments.items()), ReadyToTest()])

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a stream takes for a cut: those that it misses, and those that it sees where there is none.
+
+``python -m benchmarks.cuts --sequence FRAMES ... [--frames 40] [--cuts 120] [--json OUT]``
+
+- *Continuing*: the sequences as they are, the demo scene and generated clips. Every pair but the first of a
+  sequence has to start warm; the others are false alarms.
+- *Light*: the same, with half of the light, or 1.7 times as much, from the third frame on.
+- *Cuts*: two sequences of different kinds, or two generated clips, one after the other, drawn by a seed. One is
+  noticed if there is no flow across it, or the pair across it or right behind it does not start warm.
+- *Flat*: a frame of black, white or grey within a sequence. It has to give no flow, nor has the frame behind it, and
+  the pair after that has to start cold.
+
+A cut that is missed is compared: how much worse the pair right behind it is after ``--iterations`` than one that begins
+cold, in px, against a cold solve of 24 iterations. The exit status is 1 if that is above 0.05 px for any, if a flat
+frame gives flow, or if there is a false alarm in *continuing* or *light*.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import write_json
+from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, clip_pairs, read_frames
+from deq_flow_ros.media import MediaError
+from deq_flow_ros.media.scene import Scene
+from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.streaming import FlowEstimator, FlowResult
+from training.generator import ProceduralGenerator
+from training.validation import HELD_OUT_SEED
+
+SIZE = 240, 320
+SLACK_PX = 0.05
+LIGHTS = (0.5, 1.7)
+LEVELS = (0, 255, 128)
+Kind = str
+Frames = list[np.ndarray]
+
+
+def covering(image: np.ndarray) -> np.ndarray:
+    """The middle of an image (H, W, 3), scaled to cover ``SIZE``."""
+    height, width = SIZE
+    scale = max(height / image.shape[0], width / image.shape[1])
+    size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
+    scaled = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    top, left = (scaled.shape[0] - height) // 2, (scaled.shape[1] - width) // 2
+    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+
+
+def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Kind, Frames]]:
+    """Frames that follow each other, and what they are of; each generated clip is a kind of its own."""
+    for path in paths:
+        read = read_frames(path, count)
+        moving = [read[0], *(after for before, after in pairwise(read) if not np.array_equal(before, after))]
+        yield Path(path).stem, [covering(frame) for frame in moving]
+    scene = Scene()
+    yield "demo scene", [scene.render(number) for number in range(min(count, 24))]
+    for name, (low, high) in MOTIONS.items():
+        generator = ProceduralGenerator(
+            *SIZE, batch_size=1, frames=5, seed=HELD_OUT_SEED + len(name), static_share=0.0, patterns=PATTERNS,
+            min_displacement_px=low, max_displacement_px=high,
+        )  # fmt: skip
+        for number in range(clips):
+            pairs = clip_pairs(name, generator.clips([number]))
+            yield f"{name} {number}", [pairs[0].image1, *(pair.image2 for pair in pairs)]
+
+
+def stream(model: DEQFlow, frames: Frames, iterations: int, warm: bool = True) -> list[FlowResult | None]:
+    """What an estimator gives for each frame."""
+    estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None, warm=warm)
+    return [estimator.update(frame, number * PERIOD_NS) for number, frame in enumerate(frames)]
+
+
+def alarms(model: DEQFlow, frames: Frames, iterations: int) -> list[str]:
+    """Why pairs but the first did not start warm."""
+    results = stream(model, frames, iterations)[2:]
+    return [
+        "no flow" if result is None else str(result.info.reset_reason)
+        for result in results
+        if result is None or not result.info.warm
+    ]
+
+
+def worse_behind_cut(model: DEQFlow, before: Frames, after: Frames, iterations: int) -> float | None:
+    """How much worse than cold the pair right behind a cut is, px; None if the cut was noticed."""
+    across, behind = stream(model, [*before, *after], iterations)[-2:]
+    if across is None or behind is None or not across.info.warm or not behind.info.warm:
+        return None
+    cold, settled = (stream(model, after, made, warm=False)[-1] for made in (iterations, 24))
+    assert cold is not None and settled is not None
+    errors = [np.linalg.norm(result.flow - settled.flow, axis=2).mean() for result in (behind, cold)]
+    return float(errors[0] - errors[1])
+
+
+def flat_gives_flow(model: DEQFlow, frames: Frames, level: int, iterations: int) -> bool:
+    """Whether a frame of one colour in front of the last two does anything but end the stream."""
+    flat = np.full_like(frames[0], level)
+    at, behind, last = stream(model, [*frames[:-2], flat, *frames[-2:]], iterations)[-3:]
+    return at is not None or behind is not None or last is None or last.info.warm
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sequence", nargs="*", default=[], help="videos, bags or folders of images")
+    parser.add_argument("--frames", type=int, default=40, help="of each --sequence, at least 5 (default 40)")
+    parser.add_argument("--clips", type=int, default=8, help="generated ones, slow and fast each (default 8)")
+    parser.add_argument("--cuts", type=int, default=120, help="how many (default 120)")
+    parser.add_argument("--iterations", type=int, default=2, help="at every pair (default 2)")
+    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
+    options = parser.parse_args(arguments)
+    if options.frames < 5 or options.clips < 2 or options.cuts < 1 or options.iterations < 1:
+        parser.error("expected --frames of at least 5, --clips of at least 2, --cuts and --iterations of at least 1")
+    console = Console()
+    try:
+        model = load_model(options.model, options.device)
+        known = list(sequences(options.sequence, options.frames, options.clips))
+    except (OSError, ValueError, MediaError) as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        return 2
+    table = Table("what", "tried", "wrong", "which", title=f"{options.model}, {options.iterations} iterations a pair")
+    figures: dict[str, dict[str, object]] = {}
+
+    def row(name: str, tried: int, wrong: Sequence[str]) -> bool:
+        figures[name] = {"tried": tried, "wrong": list(wrong)}
+        table.add_row(name, str(tried), str(len(wrong)), "; ".join(wrong[:6]))
+        return bool(wrong)
+
+    def lit(frames: Frames, factor: float) -> Frames:
+        return [*frames[:2], *(cv2.convertScaleAbs(frame, alpha=factor) for frame in frames[2:4])]
+
+    found = [f"{kind}: {why}" for kind, frames in known for why in alarms(model, frames, options.iterations)]
+    failed = row("continuing", sum(len(frames) - 2 for _, frames in known), found)
+    changed = [(kind, factor, lit(frames, factor)) for kind, frames in known for factor in LIGHTS]
+    found = [f"{kind} x{factor:g}: {why}" for kind, factor, frames in changed for why in alarms(model, frames, 2)]
+    failed |= row("light", 2 * len(changed), found)
+    rng = np.random.default_rng(0)
+    missed, harmful = [], []
+    for _ in range(options.cuts):
+        first, second = rng.choice(len(known), 2, replace=False)
+        (kind1, before), (kind2, after) = known[first], known[second]
+        starts = [int(rng.integers(len(frames) - 3)) for frames in (before, after)]
+        cut = before[starts[0] : starts[0] + 3], after[starts[1] : starts[1] + 2]
+        worse = worse_behind_cut(model, *cut, options.iterations)
+        if worse is not None:
+            missed.append(f"{kind1} to {kind2}: {worse:+.2f} px")
+            harmful += missed[-1:] if worse > SLACK_PX else []
+    row("cuts missed", options.cuts, missed)
+    failed |= row(f"of these worse than cold by {SLACK_PX:g} px", options.cuts, harmful)
+    flat = [f"{k} {v}" for k, frames in known for v in LEVELS if flat_gives_flow(model, frames[:5], v, 2)]
+    failed |= row("flat", len(LEVELS) * len(known), flat)
+    console.print(table)
+    if options.json:
+        write_json(options.json, model.device, {"model": options.model, "figures": figures})
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
