@@ -16,7 +16,7 @@ from deq_flow_ros.model import DEQFlow, available_models, load_model
 from deq_flow_ros.model.weights import WEIGHTS_DIR
 from deq_flow_ros.streaming import FlowEstimator
 
-PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs.json"
+PAIRS = Path(__file__).parents[3] / "shared" / "data" / "pairs.json"
 
 
 @pytest.fixture(scope="module")

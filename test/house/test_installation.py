@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHARE = Path("share/deq_flow_ros")
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 

@@ -323,7 +323,7 @@ def test_impossible_corrections_are_refused(arguments: dict, message: str) -> No
 
 def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Why: it is the first thing a reader types; its gradient must be that of an unrolling."""
-    page = (Path(__file__).parents[1] / "docs" / "equilibrium.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "equilibrium.md").read_text()
     names: dict = {}
     exec(page.split("```python")[1].split("```")[0], names)
     assert "converged" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from deq_flow_ros.ros.parameters import Settings, check_change, misspelt_overrid
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 
-CONFIG = Path(__file__).parent.parent / "config" / "flow.yaml"
+CONFIG = Path(__file__).parents[2] / "config" / "flow.yaml"
 
 
 @pytest.fixture(autouse=True)

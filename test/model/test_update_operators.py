@@ -28,7 +28,7 @@ from deq_flow_ros.model import (
 from deq_flow_ros.model.gma import Attention
 from deq_flow_ros.streaming import FlowEstimator
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 IMAGE = 255 * torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
 
 

@@ -18,7 +18,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.ros.convert import array_to_image
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "flow_with_image.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flow_with_image.py"
 
 
 def test_flow_is_paired_with_the_image_that_it_lives_on() -> None:

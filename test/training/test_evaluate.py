@@ -25,7 +25,7 @@ from deq_flow_ros.media.scene import SceneSettings
 from deq_flow_ros.media.scene_bag import SIDECAR, render_scene_bag
 from deq_flow_ros.model import DEQFlow, save_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
