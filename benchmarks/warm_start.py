@@ -44,8 +44,17 @@ from benchmarks.sequences import ImageSequence, generated, listed, recorded
 from benchmarks.warm_start_report import cut_problems, plot, print_tables, summarise
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.media import MediaError
-from deq_flow_ros.model import DEQFlow, Encoding, crop, load_model, pad_to_multiple, update_px, usable_levels
-from deq_flow_ros.model.deq_flow import FACTOR, FlowProblem
+from deq_flow_ros.model import (
+    FACTOR,
+    DEQFlow,
+    Encoding,
+    FlowProblem,
+    crop,
+    load_model,
+    pad_to_multiple,
+    update_px,
+    usable_levels,
+)
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.warm_start import carry

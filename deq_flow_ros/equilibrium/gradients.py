@@ -62,7 +62,7 @@ def implicit_gradient(
     """
     solver = make_solver(solver)
     leaves = differentiable(state)
-    z: State = tuple(_Cut.apply(leaf) for leaf in leaves)
+    z: State = tuple(_Cut.apply(leaf) for leaf in leaves)  # type: ignore[no-untyped-call]
     with torch.enable_grad():
         fz = evaluate(f, z)
 
@@ -93,7 +93,7 @@ def implicit_gradient(
             )
         return solution.state
 
-    return tuple(_Adjoint.apply(adjoint, *fz))
+    return tuple(_Adjoint.apply(adjoint, *fz))  # type: ignore[no-untyped-call]
 
 
 def differentiable(state: Sequence[Tensor]) -> State:

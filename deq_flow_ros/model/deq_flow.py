@@ -129,7 +129,8 @@ class DEQFlow(nn.Module):
         """
         dtype = next(self.parameters()).dtype
         image = (2 * (image / 255) - 1).to(dtype).contiguous(memory_format=torch.channels_last)
-        return self.encoder(image, recompute)
+        encoding: Encoding = self.encoder(image, recompute)
+        return encoding
 
     def prepare(self, encoding1: Encoding) -> Prepared:
         """The part of ``problem`` that needs only the image whose pixels the flow lives on."""

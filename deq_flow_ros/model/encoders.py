@@ -71,7 +71,9 @@ class ResidualEncoder(nn.Module):
         return F.relu(self.norm1(self.conv1(image)), inplace=True)
 
     def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
-        return self.conv2(run_parts(self, (self.stem, *self.layer1, *self.layer2, *self.layer3), image, recompute))
+        parts = (self.stem, *self.layer1, *self.layer2, *self.layer3)
+        features: Tensor = self.conv2(run_parts(self, parts, image, recompute))
+        return features
 
 
 def run_parts(encoder: nn.Module, parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:

@@ -22,7 +22,8 @@ def recomputed(function: Callable[..., Result], *inputs: Tensor, owner: nn.Modul
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), nullcontext() if owner is None else _frozen_statistics(owner)
 
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return result
 
 
 @contextmanager

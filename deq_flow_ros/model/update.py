@@ -97,7 +97,8 @@ class FlowHead(nn.Module):
         self.conv2 = nn.Conv2d(width, 2, 3, padding=1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.conv2(F.relu(self.conv1(hidden)))
+        increment: Tensor = self.conv2(F.relu(self.conv1(hidden)))
+        return increment
 
 
 class RaftUpdate(nn.Module):

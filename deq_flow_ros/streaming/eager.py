@@ -251,7 +251,8 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     interpolation = cv2.INTER_CUBIC if size[0] > image.shape[0] else cv2.INTER_AREA
-    return cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
+    resized: np.ndarray = cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
+    return resized
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -281,6 +282,6 @@ def resize_field(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return np.ascontiguousarray(field)
     smaller = size[0] * size[1] < height * width
     interpolation = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    resized = cv2.resize(field, (size[1], size[0]), interpolation=interpolation)
+    resized: np.ndarray = cv2.resize(field, (size[1], size[0]), interpolation=interpolation)
     ratio = np.array([size[1] / width, size[0] / height], np.float32)
     return resized * (ratio if field.ndim == 3 else ratio.mean())
