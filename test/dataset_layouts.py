@@ -4,6 +4,7 @@
 Each `write_...(root)` makes what `open_dataset(NAME, root)` expects, all splits of it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -203,3 +204,19 @@ def write_middlebury(root: Path, scenes: tuple[str, ...] = ("Grove2", "Venus"), 
             write_image(root / folder / name / f"frame{10 + time}.png", scene.image(time))
         if name in scenes:
             _write_flow(root / "other-gt-flow" / name / "flow10.flo", scene.flow(0, 1))
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "chairs": write_chairs,
+    "things-clean": write_things,
+    "things-final": write_things,
+    "sintel-clean": write_sintel,
+    "sintel-final": write_sintel,
+    "kitti-2012": lambda root: write_kitti(root, 2012),
+    "kitti-2015": write_kitti,
+    "hd1k": write_hd1k,
+    "spring": write_spring,
+    "tartanair": write_tartanair,
+    "middlebury": write_middlebury,
+}
+"""What writes each data set of ``training.datasets``, by its name."""
