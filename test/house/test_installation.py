@@ -8,9 +8,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from installed_package import ROOT, SHARE, install
 
-ROOT = Path(__file__).parents[2]
-SHARE = Path("share/deq_flow_ros")
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 
 
@@ -18,13 +17,6 @@ LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An installation of the tree."""
     return install(tmp_path_factory.mktemp("prefix"))
-
-
-def install(prefix: Path) -> Path:
-    """What `setup.py` installs: data files under the prefix, modules in its `modules`."""
-    commands = ["build_py", "--build-lib", str(prefix / "modules"), "install_data", "--install-dir", str(prefix)]
-    subprocess.run([sys.executable, "-W", "ignore", "setup.py", "--quiet", *commands], cwd=ROOT, check=True, timeout=60)
-    return prefix
 
 
 def test_everything_is_where_ros_looks_for_it(prefix: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+from encoded_pictures import encode, padded, picture
 from node_client import CAMERA_TOPIC, PERIOD_NS, NodeClient, node_arguments, running_node, untrained_weights
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
-from test_encodings import encode, padded, picture
 
 from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.media.encodings import ENCODINGS

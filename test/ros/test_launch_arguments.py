@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("launch_ros", reason="launch_ros is part of a ROS installation, not of the wheels")
-from launch.actions import IncludeLaunchDescription
+from installed_package import SHARE, install
+from launch.actions import IncludeLaunchDescription, RegisterEventHandler
+from launch.event_handlers import OnProcessStart
 from launch.launch_description_sources import (
     PythonLaunchDescriptionSource,
     get_launch_description_from_python_launch_file,
 )
 from launch.logging import get_logger
 from node_client import untrained_weights
-from test_installation import SHARE, install
 
 from launch import LaunchContext, LaunchDescription, LaunchService
 
@@ -121,16 +122,31 @@ def test_foxglove_gets_a_layout_for_each_camera(
         assert '"/flow_node' not in layout
 
 
-def test_a_replay_ends_with_its_recording(launch_folder: Path, tmp_path: Path) -> None:
-    """Scripts wait for it; and with a player that cannot play, nobody would come to end it."""
+def replay(launch_folder: Path, folder: Path, **arguments: str) -> tuple[int, list[str]]:
+    """The exit status of a replay of a few pictures by a small model, and the programs that were started for it."""
     for number in range(4):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((48, 64, 3), 40 * number, np.uint8))
-    parameters = tmp_path / "small.yaml"
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((48, 64, 3), 40 * number, np.uint8))
+    parameters = folder / "small.yaml"
     parameters.write_text("/**: {ros__parameters: {warm_up_width: 0, warm_up_height: 0, threads: 1}}\n")
-    arguments = {"model": str(untrained_weights(tmp_path)), "params_file": str(parameters)}
-    for folder in (tmp_path, tmp_path / "nothing"):
-        service = LaunchService(noninteractive=True)
-        source = PythonLaunchDescriptionSource(str(launch_folder / "replay.launch.py"))
-        action = IncludeLaunchDescription(source, launch_arguments={**arguments, "input": str(folder)}.items())
-        service.include_launch_description(LaunchDescription([action]))
-        assert service.run() == 0
+    usual = {"model": str(untrained_weights(folder)), "params_file": str(parameters), "input": str(folder)}
+    started: list[str] = []
+    watch = RegisterEventHandler(OnProcessStart(on_start=lambda event, _: started.append(event.process_name)))
+    service = LaunchService(noninteractive=True)
+    source = PythonLaunchDescriptionSource(str(launch_folder / "replay.launch.py"))
+    action = IncludeLaunchDescription(source, launch_arguments={**usual, **arguments}.items())
+    service.include_launch_description(LaunchDescription([watch, action]))
+    return service.run(), started
+
+
+def test_a_replay_ends_with_its_recording(launch_folder: Path, tmp_path: Path) -> None:
+    """Scripts wait for it."""
+    status, started = replay(launch_folder, tmp_path)
+    assert (status, len(started)) == (0, 2)
+
+
+@pytest.mark.parametrize("wrong", [{"rate": "fast"}, {"rate": "0"}, {"input": "/nothing/here"}, {"topic": "/a"}])
+def test_a_replay_that_cannot_be_starts_nothing(launch_folder: Path, tmp_path: Path, wrong: dict[str, str]) -> None:
+    """A node left behind would take the images of the next replay."""
+    status, started = replay(launch_folder, tmp_path, **wrong)
+    assert status != 0
+    assert started == []

@@ -19,6 +19,7 @@ launch_testing = pytest.importorskip(
 import rclpy
 from builtin_interfaces.msg import Time
 from conftest import set_ros_environment
+from installed_package import SHARE, install
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_testing.actions import ReadyToTest
@@ -27,7 +28,6 @@ from node_client import untrained_weights
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
-from test_installation import SHARE, install
 
 from deq_flow_ros.ros.convert import array_to_image
 from launch import LaunchDescription
