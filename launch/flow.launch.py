@@ -167,6 +167,8 @@ def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescript
 def _foxglove(value: dict[str, str], cameras: list[str], images: list[str]) -> list[LaunchDescriptionEntity]:
     if value["foxglove"] != "true" or not _installed("foxglove_bridge", "foxglove"):
         return []
+    if not value["foxglove_port"].isdecimal():
+        raise RuntimeError(f"foxglove_port: expected a port number such as 8765, got {value['foxglove_port']!r}")
     port = int(value["foxglove_port"])
     layouts = [_foxglove_layout(value, *one) for one in zip(cameras, images, strict=True)]
     get_logger("flow.launch").info(

@@ -12,16 +12,19 @@ from launch.actions import (
     EmitEvent,
     ExecuteProcess,
     IncludeLaunchDescription,
+    OpaqueFunction,
     RegisterEventHandler,
 )
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from launch import LaunchDescription
+from deq_flow_ros.media import MediaError, open_source
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SHARE = Path(get_package_share_directory("deq_flow_ros"))
 PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
@@ -34,6 +37,28 @@ ARGUMENTS: dict[str, tuple[str | None, str, list[str] | None]] = {
     "image": ("image", "topic between player and node", None),
     "namespace": ("", "namespace of both nodes", None),
 }
+
+
+def _check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Refuse what the player would refuse, before any process has started and has to be ended again."""
+    recording, topic, rate = (LaunchConfiguration(name).perform(context) for name in ("input", "topic", "rate"))
+    try:
+        if not 0.0 < float(rate) < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise RuntimeError(f"rate: expected a number above 0, such as 0.5, got {rate!r}") from None
+    try:
+        open_source(recording, topic=topic or None)
+    except (MediaError, OSError) as error:
+        raise RuntimeError(f"input: {error}") from None
+    return []
+
+
+def _end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Player and node need each other, so the end of one is that of the launch; its failure is the launch's as well."""
+    if event.returncode != 0 and not context.is_shutdown:
+        raise RuntimeError(f"{event.process_name} ended with status {event.returncode}; it says why above")
+    return [EmitEvent(event=Shutdown(reason=f"{event.process_name} has ended"))]
 
 
 def _is_ours(action: ExecuteProcess) -> bool:
@@ -58,17 +83,17 @@ def generate_launch_description() -> LaunchDescription:
         output="screen",
         emulate_tty=True,
     )
-    # The flow of the last frames is under way when the player ends; SIGINT lets the node finish it. A node that ends by
-    # itself has failed, and the player would wait for it in vain. Viewers may be closed.
-    end = EmitEvent(event=Shutdown(reason="the player or the flow node has ended"))
     return LaunchDescription(
         [
             *(
                 DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
                 for name, (default, text, choices) in ARGUMENTS.items()
             ),
+            OpaqueFunction(function=_check),
+            # The flow of the last frames is under way when the player ends; SIGINT lets the node finish it. Viewers may
+            # be closed.
+            RegisterEventHandler(OnProcessExit(target_action=_is_ours, on_exit=_end)),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(str(flow_launch))),
             player,
-            RegisterEventHandler(OnProcessExit(target_action=_is_ours, on_exit=[end])),
         ]
     )
