@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines: what the values of options may be, options that several commands share, and how a command ends.
+
+Needs the standard library alone, as the player does on a robot; PyTorch and OpenCV only where threads are set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+UNUSABLE, INTERRUPTED = 2, 130
+"""Exit status for options or input that cannot be used, as argparse has it, and after Ctrl-C (128 + SIGINT)."""
+USER_ERRORS: dict[type[Exception], int] = {OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE}
+"""What a user can mend, such as a file that is missing, by the exit status that it leads to."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The options of a command; the help says the default of each.
+
+    :param command: as it is typed, such as ``python -m training.train``.
+    :param about: what the command does, printed as it is written.
+    """
+
+    def __init__(self, command: str, about: str | None) -> None:
+        super().__init__(prog=command, description=about, formatter_class=_Help)
+
+    def add_number(
+        self,
+        name: str,
+        default: Any,
+        help: str,
+        *,
+        least: float | None = None,
+        above: float | None = None,
+        kind: type[int] | type[float] | None = None,
+        **more: Any,
+    ) -> None:
+        """An option whose value is a number, or with ``nargs`` numbers.
+
+        :param kind: int or float; None takes that of the default.
+        :param least, above: see ``number``.
+        :param more: for ``add_argument``.
+        """
+        some = default[0] if isinstance(default, Sequence) else default
+        self.add_argument(
+            name, type=number(kind or type(some), least=least, above=above), default=default, help=help, **more
+        )
+
+    def add_path(self, name: str, help: str, **more: Any) -> None:
+        """An option whose value is a file or folder."""
+        self.add_argument(name, type=Path, help=help, **more)
+
+    def add_model(self, help: str = "name or path of weights") -> None:
+        """``--model``."""
+        self.add_argument("--model", default="nano", help=help)
+
+    def add_device(self) -> None:
+        """``--device``."""
+        self.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+
+    def add_precision(self, choices: Sequence[str], name: str = "--precision") -> None:
+        """Of weights and features; the first choice is the default."""
+        self.add_argument(name, choices=list(choices), default=next(iter(choices)), help="of weights and features")
+
+    def add_threads(self, default: int | None = None, help: str = "threads of PyTorch and OpenCV") -> None:
+        """``--threads``, for ``set_threads``."""
+        help = f"{help} (default: theirs)" if default is None else help
+        self.add_number("--threads", default, help, least=1, kind=int)
+
+    def add_pairs(self, help: str = "list of pairs with true flow, see training/pairs.py", **more: Any) -> None:
+        """``--pairs``."""
+        self.add_path("--pairs", help, **more)
+
+    def add_size(self, height: int, width: int, help: str, least: int = 64, multiple: int | None = None) -> None:
+        """``--height`` and ``--width`` of images, px."""
+        for name, default in (("--height", height), ("--width", width)):
+            kind = number(int, least=least, multiple=multiple)
+            self.add_argument(name, type=kind, default=default, help=f"{name[2:]} in px, {help}")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and with each option its default, unless the text has it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if default in (None, False, "", [], argparse.SUPPRESS) or "default" in text:
+            return text
+        values = default if isinstance(default, (list, tuple)) else [default]
+        return f"{text} (default {' '.join(map(str, values))})"
+
+
+def number(
+    kind: type[int] | type[float],
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    multiple: int | None = None,
+) -> Callable[[str], Any]:
+    """The ``type`` of an option whose value is a finite number.
+
+    :param least: the smallest value that is allowed.
+    :param above: the value has to be larger.
+    :param multiple: the value has to be a multiple of it.
+    """
+    bounds = [] if multiple is None else [f"a multiple of {multiple}"]
+    bounds += [] if least is None else [f"at least {least:g}"]
+    bounds += [] if above is None else [f"above {above:g}"]
+
+    def convert(text: str) -> Any:
+        try:
+            value: float = kind(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {', '.join([noun, *bounds])}, got {text!r}")
+        too_small = (least is not None and value < least) or (above is not None and value <= above)
+        if too_small or (multiple is not None and value % multiple):
+            raise argparse.ArgumentTypeError(f"expected {', '.join(bounds)}, got {text}")
+        return value
+
+    return convert
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    """The ``type`` of an option whose value is ``NAME=PATH``."""
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, Path(path)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let PyTorch and OpenCV use so many threads; None or 0 leaves both as they are."""
+    if threads:
+        import cv2
+        import torch
+
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+
+
+def exit_status(
+    work: Callable[[], int],
+    errors: Mapping[type[Exception], int] = USER_ERRORS,
+    *,
+    prefix: str = "error",
+    interrupted: str = "interrupted",
+) -> int:
+    """Do the work of a command; returns its exit status.
+
+    An error that the user can mend is told in one line of standard output, in red on a terminal, and so is Ctrl-C. Any
+    other is a fault of the program and shows where it comes from.
+
+    :param work: returns the exit status if all goes well.
+    :param errors: those that the user can mend, by their exit status; the first that fits counts.
+    :param prefix: what the line begins with.
+    :param interrupted: what Ctrl-C leads to, in words.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        say(f"{prefix}: {interrupted}")
+        return INTERRUPTED
+    except tuple(errors) as error:
+        say(f"{prefix}: {error}")
+        return next(status for kind, status in errors.items() if isinstance(error, kind))
+
+
+def say(text: str) -> None:
+    """Print a line that something is wrong, in red on a terminal."""
+    print(f"\033[31m{text}\033[0m" if sys.stdout.isatty() else text, flush=True)

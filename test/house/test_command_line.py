@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands have in common: values are checked where they are read, and an end without a traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from deq_flow_ros.command_line import CommandLine, exit_status
+
+
+def line() -> CommandLine:
+    made = CommandLine("python -m some.command", "What it does.")
+    made.add_number("--frames", 40, "pairs to measure", least=1)
+    made.add_number("--bound", [0.05, 0.2], "px", above=0, nargs="+")
+    made.add_size(64, 96, "as the camera has it", multiple=8)
+    made.add_threads()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "0"], "--frames: expected at least 1, got 0"),
+        (["--frames", "many"], "--frames: expected a whole number, at least 1, got 'many'"),
+        (["--bound", "1", "0"], "--bound: expected above 0, got 0"),
+        (["--bound", "nan"], "--bound: expected a number, above 0, got 'nan'"),
+        (["--height", "100"], "--height: expected a multiple of 8, at least 64, got 100"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_may_be(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        line().parse_args(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_values_are_numbers_and_the_help_says_their_defaults() -> None:
+    """A default that the help repeats by hand is wrong as soon as one of both is changed."""
+    options = line().parse_args(["--frames", "3", "--bound", "1", "2"])
+    assert (options.frames, options.bound, options.height, options.threads) == (3, [1.0, 2.0], 64, None)
+    said = " ".join(line().format_help().split())
+    assert "pairs to measure (default 40)" in said and "px (default 0.05 0.2)" in said and "(default: theirs)" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (FileNotFoundError("no such bag"), 2, "error: no such bag\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> int:
+        raise error
+
+    assert exit_status(work) == status and capsys.readouterr().out == said
+
+
+def test_an_error_of_ours_is_not_hidden() -> None:
+    """Only a traceback says where the fault of a program is."""
+
+    def work() -> int:
+        raise KeyError("iterations")
+
+    with pytest.raises(KeyError):
+        exit_status(work)
+    assert exit_status(work, {KeyError: 3}) == 3 and exit_status(lambda: 1) == 1
