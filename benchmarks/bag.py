@@ -38,12 +38,12 @@ from rich.table import Table
 
 from benchmarks.report import write_json
 from deq_flow_ros.evaluation.report import FRAMES, METRICS
-from deq_flow_ros.media import MediaError, open_source
-from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
-from deq_flow_ros.media.encodings import to_rgb
-from deq_flow_ros.media.flow_bag import FLOW_TOPIC
-from deq_flow_ros.media.frame import frame_from_array
+from deq_flow_ros.imaging.encodings import to_rgb
+from deq_flow_ros.imaging.frame import frame_from_array
 from deq_flow_ros.model.deq_flow import MIN_SIDE
+from deq_flow_ros.recordings import MediaError, open_source
+from deq_flow_ros.recordings.bags import BagWriter, read_image, read_messages
+from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC
 
 RECORDINGS = {
     "bag": ("bag/tiny_svo.bag", "bag/tiny_svo_ros2_converted"),

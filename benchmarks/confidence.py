@@ -35,8 +35,8 @@ from benchmarks.confidence_report import calibration, means, plot, print_tables
 from benchmarks.report import write_json
 from benchmarks.sequences import clip_pairs
 from benchmarks.sparsification import sparsify
-from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.recordings import MediaError
 from training.datasets import Sample
 from training.generator import ProceduralGenerator
 from training.pairs import read_pairs, to_array, to_tensor

@@ -37,8 +37,8 @@ from rich.table import Table
 from benchmarks.report import write_json
 from benchmarks.sequences import CUTS, ImageSequence, generated, listed, read_frames
 from benchmarks.simulated_load import Account, Frame, Scenario, scenarios, simulate
-from deq_flow_ros.media import MediaError, open_source
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.streaming import FlowEstimator
 from training.pairs import pair_errors
 

@@ -30,9 +30,9 @@ from rich.table import Table
 
 from benchmarks.report import write_json
 from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, clip_pairs, read_frames
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.scene import Scene
+from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from training.generator import ProceduralGenerator
 from training.validation import HELD_OUT_SEED

@@ -34,11 +34,11 @@ from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_wo
 from benchmarks.sequences import read_frames
 from benchmarks.timeline import draw_timeline
 from benchmarks.turns import NEAR_PX, nearest_stream, summarise, take_turns, tensor_mib
+from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import keep_freed_memory, machine, peak_memory_mb
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.scene import Scene, SceneSettings
 from deq_flow_ros.model import DTYPES, SIZES, DEQFlow, available_models, load_model
 from deq_flow_ros.model.weights import check_device
+from deq_flow_ros.recordings import MediaError
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
 KINDS = ("stream", "unrolled", "pairwise")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deq_flow_ros.media import open_source
-from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.model import pad_to_multiple
+from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming.eager import resize_field
 from training.datasets import Sample
 from training.generator import Clip, ProceduralGenerator

@@ -46,8 +46,8 @@ from benchmarks.sequences import first_pairs, fitted, recorded
 from benchmarks.settle_report import plot, print_tables, summarise
 from benchmarks.warm_start import EncodedPair, coarse_start, encoded
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
-from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import FACTOR, DEQFlow, crop, load_model, update_px
+from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
 from training.pairs import pair_errors, to_array

@@ -30,8 +30,8 @@ from rich.table import Table
 from benchmarks.report import clock_s, write_json
 from benchmarks.sequences import first_below, first_pairs, fitted, recorded
 from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, Solver, State, solve
-from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import FACTOR, DEQFlow, FlowProblem, crop, load_model, pad_to_multiple, update_px
+from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
 from training.pairs import pair_errors, to_array, to_tensor

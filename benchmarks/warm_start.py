@@ -43,7 +43,6 @@ from benchmarks.report import clock_s, write_json
 from benchmarks.sequences import ImageSequence, generated, listed, recorded
 from benchmarks.warm_start_report import cut_problems, plot, print_tables, summarise
 from deq_flow_ros.equilibrium import State, solve
-from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import (
     FACTOR,
     DEQFlow,
@@ -55,6 +54,7 @@ from deq_flow_ros.model import (
     update_px,
     usable_levels,
 )
+from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.warm_start import carry

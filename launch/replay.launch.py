@@ -23,7 +23,7 @@ from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from deq_flow_ros.media import MediaError, open_source
+from deq_flow_ros.recordings import MediaError, open_source
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SHARE = Path(get_package_share_directory("deq_flow_ros"))

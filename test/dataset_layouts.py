@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deq_flow_ros.media.flow_files import write_flow
+from deq_flow_ros.recordings.flow_files import write_flow
 
 SIZE = (48, 64)
 """Height and width of all images."""

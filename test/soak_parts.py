@@ -31,8 +31,8 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from deq_flow_ros.media import open_source
-from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.imaging.encodings import to_rgb
+from deq_flow_ros.recordings import open_source
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import array_to_image
 

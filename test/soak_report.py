@@ -16,7 +16,7 @@ from rich.table import Table
 from sensor_msgs.msg import Image
 from soak_parts import PHASE_S, PHASES, half, read_stamp
 
-from deq_flow_ros.media.flow_recording import FrameReport, take_account
+from deq_flow_ros.recordings.flow_recording import FrameReport, take_account
 from deq_flow_ros.ros.window import BY_DESIGN, kind_of
 
 LOOK_EVERY = 25

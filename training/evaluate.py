@@ -25,10 +25,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from deq_flow_ros.equilibrium import make_solver
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.pictures import error_strip, write_picture
+from deq_flow_ros.imaging.pictures import error_strip, write_picture
 from deq_flow_ros.model import load_model
 from deq_flow_ros.model.weights import check_device
+from deq_flow_ros.recordings import MediaError
 from training.datasets import FlowDataset, open_dataset
 from training.distributed import Processes, join, leave
 from training.evaluation import (

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.imaging.colour import flow_to_color
 
 from .exposure import draw_exposure, expose
 from .layers import SceneSettings

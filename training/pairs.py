@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import torch
 
-from deq_flow_ros.media.flow_files import read_flow
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.recordings.flow_files import read_flow
 from training.datasets import FlowDataset, Sample
 from training.datasets.base import PairFiles, Truth, read_mask
 from training.metrics import measure, summarise

@@ -22,9 +22,9 @@ from rich.console import Console
 from tqdm import tqdm
 
 from deq_flow_ros.equilibrium import make_solver
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.flow_files import read_flow, write_flow
 from deq_flow_ros.model import load_model
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.flow_files import read_flow, write_flow
 from training.datasets import FlowDataset, open_dataset
 from training.evaluate import named_folder
 from training.evaluation import Evaluator, Setting, runs

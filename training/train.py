@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
+from deq_flow_ros.recordings import MediaError
 from training.batches import training_samples
 from training.clock import Clock, kept_seconds, process_age
 from training.distributed import Processes, join, leave

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deq_flow_ros.media.pictures import error_strip
+from deq_flow_ros.imaging.pictures import error_strip
 from deq_flow_ros.model import DEQFlow
 from training.batches import make_generator, open_source
 from training.datasets import FlowDataset, Sample

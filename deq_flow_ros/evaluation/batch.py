@@ -21,8 +21,8 @@ from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.report import METRICS, REPORT, write_page
 from deq_flow_ros.evaluation.results import has_begun
 from deq_flow_ros.evaluation.wording import Figure, number, percent
-from deq_flow_ros.media.files import write_json, write_text
-from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.recordings.files import write_json, write_text
 
 INDEX, ROWS = "index.html", "recordings.json"
 COMPLETE, INTERRUPTED, UNFINISHED, FAILED, TO_DO = "complete", "interrupted", "unfinished", "failed", "to do"

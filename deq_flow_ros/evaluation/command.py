@@ -31,9 +31,9 @@ from deq_flow_ros.evaluation.report import METRICS, REPORT
 from deq_flow_ros.evaluation.results import BusyError, OccupiedError
 from deq_flow_ros.evaluation.settings import Setting, all_settings
 from deq_flow_ros.host import StopRequest, keep_freed_memory
-from deq_flow_ros.media.files import find_recordings
-from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
+from deq_flow_ros.recordings.files import find_recordings
 
 REALTIME_BUDGET_MS = 90.0
 """Budget of the node, unless its parameter says otherwise (config/flow.yaml)."""

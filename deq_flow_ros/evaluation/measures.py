@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import yaml
 
-from deq_flow_ros.media.metrics import (
+from deq_flow_ros.imaging.metrics import (
     endpoint_error,
     forward_backward,
     outlier_share,

@@ -22,11 +22,11 @@ from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
 from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
 from deq_flow_ros.host import StopRequest, TimeShares, versions
-from deq_flow_ros.media.files import files_below, sha256
-from deq_flow_ros.media.flow_bag import FlowBag, check_space
-from deq_flow_ros.media.frame import MediaError
-from deq_flow_ros.media.sources import open_source
+from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.recordings.files import files_below, sha256
+from deq_flow_ros.recordings.flow_bag import FlowBag, check_space
+from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
 
 Show = Callable[[int, "int | None", FrameOutcome], None]

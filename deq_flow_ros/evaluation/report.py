@@ -16,9 +16,9 @@ from deq_flow_ros.evaluation.gallery import Gallery, flow_picture, panels
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.plots import run_plots
 from deq_flow_ros.evaluation.summary import SettingEntry
-from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.media.files import write_text
-from deq_flow_ros.media.pictures import data_uri
+from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.pictures import data_uri
+from deq_flow_ros.recordings.files import write_text
 
 REPORT, METRICS, VIDEO, FRAMES = "report.html", "metrics.json", "flow.mp4", "frames.csv"
 """Names of the files of results."""

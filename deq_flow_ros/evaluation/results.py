@@ -19,10 +19,10 @@ from deq_flow_ros.evaluation.gallery import Gallery, write_flow_video
 from deq_flow_ros.evaluation.records import FrameOutcome, FrameTable, read_frames
 from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO, write_report
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
-from deq_flow_ros.media.bags import remove_recording
-from deq_flow_ros.media.files import write_json, write_text
-from deq_flow_ros.media.flow_bag import TOPICS, FlowBag
-from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.recordings.bags import remove_recording
+from deq_flow_ros.recordings.files import write_json, write_text
+from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
 from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, FRAMES)

@@ -27,6 +27,8 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
+from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.evaluation.wording import terminal_rows
@@ -35,14 +37,12 @@ from deq_flow_ros.live.children import ChildError
 from deq_flow_ros.live.options import SHORTEST_S, node_parameters, parse_options
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, Recording, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, run_live
-from deq_flow_ros.media import MediaError, Source, open_source
-from deq_flow_ros.media.bags import read_stamps
-from deq_flow_ros.media.files import sha256
-from deq_flow_ros.media.flow_bag import FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, check_space
-from deq_flow_ros.media.flow_recording import FrameReport, read_reports, take_account
-from deq_flow_ros.media.scene import SceneSettings
-from deq_flow_ros.media.scene_bag import exact_flow, render_scene_bag
 from deq_flow_ros.model import choose_precision, load_model
+from deq_flow_ros.recordings import MediaError, Source, open_source
+from deq_flow_ros.recordings.bags import read_stamps
+from deq_flow_ros.recordings.files import sha256
+from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, check_space
+from deq_flow_ros.recordings.flow_recording import FrameReport, read_reports, take_account
 from deq_flow_ros.ros.parameters import Settings
 
 LOGS, PREVIEWS = "logs", ".previews"

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from deq_flow_ros.media import Frame
 from deq_flow_ros.model import PRECISIONS
+from deq_flow_ros.recordings import Frame
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from deq_flow_ros.demo.bag import ExactFlow
 from deq_flow_ros.evaluation.measures import PairFields, consistency, measure
 from deq_flow_ros.evaluation.methods import ReverseFlow
 from deq_flow_ros.evaluation.records import PROCESSED, STAGES, FrameOutcome, FrameRecord
 from deq_flow_ros.evaluation.settings import Setting
-from deq_flow_ros.media.encodings import EncodingError, to_rgb
-from deq_flow_ros.media.flow_recording import FrameReport, read_fields
-from deq_flow_ros.media.frame import Frame, MediaError, Source
-from deq_flow_ros.media.scene_bag import ExactFlow
+from deq_flow_ros.imaging.encodings import EncodingError, to_rgb
+from deq_flow_ros.imaging.frame import Frame, MediaError
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.recordings.flow_recording import FrameReport, read_fields
+from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.streaming import FlowEstimator
 
 STREAMED, COLD = "streamed", "cold"

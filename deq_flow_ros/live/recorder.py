@@ -24,8 +24,8 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
 
 from deq_flow_ros.host import StopRequest
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.bags import STORAGES, BagWriter
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.bags import STORAGES, BagWriter
 from deq_flow_ros.ros import process
 
 DEPTH = 200

@@ -9,7 +9,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.camera import CameraModel
+from deq_flow_ros.imaging.camera import CameraModel
 
 Region = tuple[int, int, int, int]
 """x, y, width, height in pixels of an image; all 0 is the whole image, as in `sensor_msgs/RegionOfInterest`."""

@@ -10,8 +10,8 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.compressed import decode_image
-from deq_flow_ros.media.encodings import check_layout, has_padded_rows, to_rgb
+from deq_flow_ros.imaging.compressed import decode_image
+from deq_flow_ros.imaging.encodings import check_layout, has_padded_rows, to_rgb
 
 try:
     from cv_bridge import CvBridge

@@ -32,7 +32,7 @@ from rclpy.task import Future
 from rclpy.timer import Timer
 from std_srvs.srv import SetBool, Trigger
 
-from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import convert, process
 from deq_flow_ros.ros.camera_input import STEADY_CLOCK

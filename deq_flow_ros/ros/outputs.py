@@ -14,9 +14,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.media.compressed import encode_image
+from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
+from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.compressed import encode_image
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
 from deq_flow_ros.ros.parameters import OVERRIDABLE

@@ -35,9 +35,9 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from deq_flow_ros.media import Frame, MediaError, Source, open_source
-from deq_flow_ros.media.compressed import FORMATS, encode_image
-from deq_flow_ros.media.encodings import to_rgb
+from deq_flow_ros.imaging.compressed import FORMATS, encode_image
+from deq_flow_ros.imaging.encodings import to_rgb
+from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
 

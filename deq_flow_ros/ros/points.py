@@ -10,7 +10,7 @@ import numpy as np
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.camera import CameraModel
+from deq_flow_ros.imaging.camera import CameraModel
 
 try:
     from sensor_msgs_py.point_cloud2 import create_cloud

@@ -19,8 +19,8 @@ import numpy as np
 import rclpy
 import torch
 
-from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.media.flow_files import write_flow
+from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.recordings.flow_files import write_flow
 
 
 @dataclass(frozen=True)

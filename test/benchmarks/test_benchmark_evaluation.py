@@ -19,8 +19,8 @@ from dataset_layouts import (
     write_things,
 )
 
-from deq_flow_ros.media import MediaError
 from deq_flow_ros.model import load_model
+from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming.warm_start import carry
 from training import evaluate
 from training.datasets import open_dataset

@@ -17,8 +17,8 @@ from benchmarks import settle
 from benchmarks.settle import STARTS, Bench, random_states, reversed_state
 from benchmarks.settle_report import summarise
 from benchmarks.warm_start import encoded
-from deq_flow_ros.media.flow_files import write_flow
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.recordings.flow_files import write_flow
 from training.datasets import Sample
 
 

@@ -15,7 +15,7 @@ from streams import frames
 from benchmarks import sequences, warm_start
 from benchmarks.sequences import CUTS, first_below, generated, listed, recorded
 from benchmarks.warm_start_report import cut_problems, iterations_to, summarise
-from deq_flow_ros.media.flow_files import write_flow
+from deq_flow_ros.recordings.flow_files import write_flow
 
 
 @pytest.fixture

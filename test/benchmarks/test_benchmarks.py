@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import backends, bag, memory, solvers
-from deq_flow_ros.media.flow_files import write_flow
+from deq_flow_ros.recordings.flow_files import write_flow
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from deq_flow_ros.evaluation import batch
 from deq_flow_ros.evaluation.batch import Assignment, check_place, write_overview
 from deq_flow_ros.evaluation.records import FrameRecord, FrameTable, read_frames
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
-from deq_flow_ros.media.files import write_json
-from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.recordings.files import write_json
 
 
 def finish(assignment: Assignment, latency_ms: float, names: tuple[str, ...] = ("nano", "cold"), **run: object) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deq_flow_ros.evaluation.measures import MEASURES, PairFields, measure
-from deq_flow_ros.media.metrics import visible_weight
+from deq_flow_ros.imaging.metrics import visible_weight
 
 HEIGHT, WIDTH = 96, 128
 

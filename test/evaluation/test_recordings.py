@@ -23,11 +23,11 @@ import pytest
 from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder
 
 from deq_flow_ros.evaluation.command import parse_options
-from deq_flow_ros.media import MediaError, flow_bag
-from deq_flow_ros.media.bag_source import IMAGE
-from deq_flow_ros.media.bags import BagWriter, read_messages
-from deq_flow_ros.media.files import find_recordings
-from deq_flow_ros.media.flow_bag import FLOW_TOPIC
+from deq_flow_ros.recordings import MediaError, flow_bag
+from deq_flow_ros.recordings.bag_source import IMAGE
+from deq_flow_ros.recordings.bags import BagWriter, read_messages
+from deq_flow_ros.recordings.files import find_recordings
+from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC
 
 ROOT = Path(__file__).parents[2]
 Evaluate = Callable[..., int]

@@ -31,7 +31,7 @@ from deq_flow_ros.evaluation.records import (
 from deq_flow_ros.evaluation.results import ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words, summarise
 from deq_flow_ros.evaluation.wording import comparison, terminal_rows
-from deq_flow_ros.media import MediaError
+from deq_flow_ros.recordings import MediaError
 
 ROOT = Path(__file__).parents[2]
 STEP_NS = 100_000_000

@@ -27,12 +27,12 @@ from deq_flow_ros.evaluation.methods import make_estimator
 from deq_flow_ros.evaluation.records import InputFrame
 from deq_flow_ros.evaluation.runs import SettingRun
 from deq_flow_ros.evaluation.settings import Setting
-from deq_flow_ros.media import flow_bag
-from deq_flow_ros.media.bag_source import IMAGE
-from deq_flow_ros.media.bags import BagWriter, read_image, read_messages
-from deq_flow_ros.media.flow_files import write_flow
-from deq_flow_ros.media.frame import Frame
+from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.model import load_model
+from deq_flow_ros.recordings import flow_bag
+from deq_flow_ros.recordings.bag_source import IMAGE
+from deq_flow_ros.recordings.bags import BagWriter, read_image, read_messages
+from deq_flow_ros.recordings.flow_files import write_flow
 from deq_flow_ros.streaming import FlowEstimator
 
 

@@ -13,12 +13,14 @@ LAYERS = {
     "deq_flow_ros.equilibrium": set(),
     "deq_flow_ros.model": {"equilibrium"},
     "deq_flow_ros.streaming": {"equilibrium", "model"},
-    "deq_flow_ros.media": {"equilibrium", "model", "streaming"},
-    "deq_flow_ros.evaluation": {"equilibrium", "model", "streaming", "media"},
-    "deq_flow_ros.ros": {"equilibrium", "model", "streaming", "media", "evaluation"},
-    "deq_flow_ros.live": {"equilibrium", "model", "streaming", "media", "evaluation", "ros"},
-    "training": {"equilibrium", "model", "streaming", "media", "evaluation"},
-    "benchmarks": {"equilibrium", "model", "streaming", "media", "evaluation", "training"},
+    "deq_flow_ros.imaging": set(),
+    "deq_flow_ros.recordings": {"imaging"},
+    "deq_flow_ros.demo": {"imaging", "recordings"},
+    "deq_flow_ros.evaluation": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo"},
+    "deq_flow_ros.ros": {"equilibrium", "model", "streaming", "imaging", "recordings"},
+    "deq_flow_ros.live": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo", "evaluation", "ros"},
+    "training": {"equilibrium", "model", "streaming", "imaging", "recordings"},
+    "benchmarks": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo", "evaluation", "training"},
 }
 """What each package may import of the others, as in docs/design.md. Single modules of `deq_flow_ros` are for all."""
 

@@ -11,12 +11,12 @@ import pytest
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
 from deq_flow_ros.evaluation.results import ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
+from deq_flow_ros.imaging.frame import frame_from_array
 from deq_flow_ros.live.played import COLD, STREAMED, Recording, look_closer, read_run, solve_cold
-from deq_flow_ros.media import Frame, MediaError, open_source
-from deq_flow_ros.media.bags import BagWriter
-from deq_flow_ros.media.flow_recording import read_reports
-from deq_flow_ros.media.frame import frame_from_array
 from deq_flow_ros.model import load_model
+from deq_flow_ros.recordings import Frame, MediaError, open_source
+from deq_flow_ros.recordings.bags import BagWriter
+from deq_flow_ros.recordings.flow_recording import read_reports
 from deq_flow_ros.streaming import FlowEstimator
 
 STEP_NS = 100_000_000

@@ -17,7 +17,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.colour import flow_to_color
+from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.ros import outputs
 from deq_flow_ros.ros.convert import image_to_rgb
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions

@@ -9,7 +9,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
-from deq_flow_ros.media.camera import CameraModel
+from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.ros import points
 from deq_flow_ros.ros.points import FLOW_FIELDS, RAY_FIELDS, flow_points
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
-from deq_flow_ros.media.flow_files import read_flow
+from deq_flow_ros.recordings.flow_files import read_flow
 from deq_flow_ros.ros import snapshot
 from deq_flow_ros.ros.snapshot import Snapshot, write_snapshot
 

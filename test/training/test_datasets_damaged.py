@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from dataset_layouts import SIZE, write_chairs
 
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.flow_files import write_flow
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.flow_files import write_flow
 from training.datasets import DATASETS, open_dataset
 
 

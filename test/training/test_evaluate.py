@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from deq_flow_ros.demo.bag import SIDECAR, render_scene_bag
+from deq_flow_ros.demo.scene import SceneSettings
+from deq_flow_ros.imaging.frame import frame_from_array
 from deq_flow_ros.live.evaluate_bag import main
 from deq_flow_ros.live.options import parse_options
 from deq_flow_ros.live.recorder import Backlog
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.bags import BagWriter, remove_recording
-from deq_flow_ros.media.frame import frame_from_array
-from deq_flow_ros.media.scene import SceneSettings
-from deq_flow_ros.media.scene_bag import SIDECAR, render_scene_bag
 from deq_flow_ros.model import DEQFlow, save_model
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.bags import BagWriter, remove_recording
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,7 +174,7 @@ def test_a_live_input_is_recorded_with_its_images(model: Path, pictures: Path, t
     code = f"""
 import json
 from pathlib import Path
-from deq_flow_ros.media import open_source
+from deq_flow_ros.recordings import open_source
 from deq_flow_ros.live import run as live_run
 parameters = {{"model": {str(model)!r}, "latency_budget_ms": "2000.0", "warm_up_width": "96", "warm_up_height": "64"}}
 parameters |= {{"qos_reliability": "reliable", "qos_depth": "10"}}

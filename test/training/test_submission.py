@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from dataset_layouts import SIZE, write_kitti, write_sintel, write_spring
 
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.flow_files import read_flow
 from deq_flow_ros.model import load_model
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.flow_files import read_flow
 from deq_flow_ros.streaming.warm_start import carry
 from training import submit
 from training.datasets import open_dataset

@@ -13,9 +13,9 @@ import pytest
 import tiny_training as tiny
 import torch
 
-from deq_flow_ros.media.flow_files import write_flow
 from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.correlation import CorrelationPyramid
+from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
 from training.batches import Clips, make_generator
 from training.objective import Objective, consistency_loss, matching_loss

@@ -15,7 +15,7 @@ import pytest
 import tiny_training as tiny
 import torch
 
-from deq_flow_ros.media.flow_files import write_flow
+from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
 from training.batches import Mix, to_clip, training_samples
 from training.datasets import Sample

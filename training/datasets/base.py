@@ -14,8 +14,8 @@ from typing import ClassVar, NamedTuple
 import cv2
 import numpy as np
 
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.flow_files import read_flow
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.flow_files import read_flow
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from deq_flow_ros.media import MediaError
+from deq_flow_ros.recordings import MediaError
 
 from .base import FlowDataset, PairFiles, one_or_both
 

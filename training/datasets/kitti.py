@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from deq_flow_ros.media.flow_files import read_flow
+from deq_flow_ros.recordings.flow_files import read_flow
 
 from .base import FlowDataset, PairFiles, Truth, expect_size, next_name
 

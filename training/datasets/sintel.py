@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from deq_flow_ros.media.flow_files import read_flow
+from deq_flow_ros.recordings.flow_files import read_flow
 
 from .base import FlowDataset, PairFiles, Truth, expect_size, leaves_image, read_mask
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deq_flow_ros.media.flow_files import read_flow
+from deq_flow_ros.recordings.flow_files import read_flow
 
 from .base import FlowDataset, PairFiles, Truth, expect_size, one_or_both, read_image
 

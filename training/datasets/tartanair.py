@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from deq_flow_ros.media import MediaError
+from deq_flow_ros.recordings import MediaError
 
 from .base import FlowDataset, PairFiles, Truth
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.media.bag_reader import Bag, MessageError, Recorded, first_times
-from deq_flow_ros.media.compressed import decode_image
-from deq_flow_ros.media.encodings import ENCODINGS, EncodingError
-from deq_flow_ros.media.frame import Frame, MediaError, Source
+from deq_flow_ros.imaging.compressed import decode_image
+from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
+from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.recordings.bag_reader import Bag, MessageError, Recorded, first_times
+from deq_flow_ros.recordings.source import Source
 
 log = logging.getLogger(__name__)
 

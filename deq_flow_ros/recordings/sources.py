@@ -12,9 +12,10 @@ from pathlib import Path
 
 import cv2
 
-from deq_flow_ros.media.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order
-from deq_flow_ros.media.bag_source import BagSource
-from deq_flow_ros.media.frame import Frame, MediaError, Source, frame_from_array
+from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
+from deq_flow_ros.recordings.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order
+from deq_flow_ros.recordings.bag_source import BagSource
+from deq_flow_ros.recordings.source import Source
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.media.camera import CameraModel, NormalizedFlow
+from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 
 MATRIX = np.array([[600.0, 0, 331], [0, 590, 245], [0, 0, 1]])
 PLUMB_BOB = (-0.3, 0.1, 0.001, -0.0005, -0.02)

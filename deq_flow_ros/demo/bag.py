@@ -15,9 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deq_flow_ros.media.bags import BagWriter
-from deq_flow_ros.media.frame import MediaError, frame_from_array
-from deq_flow_ros.media.scene import Scene, SceneSettings
+from deq_flow_ros.demo.scene import Scene, SceneSettings
+from deq_flow_ros.imaging.frame import MediaError, frame_from_array
+from deq_flow_ros.recordings.bags import BagWriter
 
 SIDECAR = "scene.json"
 """File in the bag's directory with the settings of the scene, from which the exact flow between any two frames can be

@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.frame import MediaError
 
 GAP = 4
 """Width in px of the white line between two pictures."""

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from rich.filesize import decimal
 
-from deq_flow_ros.media.bags import BagWriter
-from deq_flow_ros.media.colour import flow_to_color
-from deq_flow_ros.media.frame import Frame, MediaError
+from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.recordings.bags import BagWriter
 
 IMAGE_TOPIC = "/camera/image_raw"
 FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from deq_flow_ros.media.flow_recording import FrameReport, take_account
+from deq_flow_ros.recordings.flow_recording import FrameReport, take_account
 
 STEP_NS = 100_000_000
 

@@ -15,9 +15,9 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.media.bag_reader import Bag
-from deq_flow_ros.media.bag_source import CAMERA_INFO, IMAGE
-from deq_flow_ros.media.frame import Frame, MediaError
+from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.recordings.bag_reader import Bag
+from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}

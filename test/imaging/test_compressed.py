@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.media.compressed import decode_image, encode_image
-from deq_flow_ros.media.encodings import EncodingError
+from deq_flow_ros.imaging.compressed import decode_image, encode_image
+from deq_flow_ros.imaging.encodings import EncodingError
 
 
 def picture() -> np.ndarray:

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from deq_flow_ros.media import MediaError
-from deq_flow_ros.media.flow_files import read_flow, write_flow
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.flow_files import read_flow, write_flow
 
 
 def some_flow() -> tuple[np.ndarray, np.ndarray]:

@@ -13,10 +13,10 @@ from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.media import Frame, MediaError, open_source
-from deq_flow_ros.media.bag_reader import ZSTD_MAGIC, Bag, zstd
-from deq_flow_ros.media.bag_source import CAMERA_INFO, IMAGE
-from deq_flow_ros.media.bags import BagWriter, read_messages
+from deq_flow_ros.recordings import Frame, MediaError, open_source
+from deq_flow_ros.recordings.bag_reader import ZSTD_MAGIC, Bag, zstd
+from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
+from deq_flow_ros.recordings.bags import BagWriter, read_messages
 
 COUNT, HEIGHT, WIDTH = 80, 64, 200
 TOPIC = "/camera/image_raw"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deq_flow_ros.media import MediaError, open_source
-from deq_flow_ros.media.metrics import warp
-from deq_flow_ros.media.scene import Scene, SceneSettings
-from deq_flow_ros.media.scene_bag import SIDECAR, load_scene, render_scene_bag
+from deq_flow_ros.demo.bag import SIDECAR, load_scene, render_scene_bag
+from deq_flow_ros.demo.scene import Scene, SceneSettings
+from deq_flow_ros.imaging.metrics import warp
+from deq_flow_ros.recordings import MediaError, open_source
 
 SMALL = SceneSettings(width=160, height=120)
 

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from deq_flow_ros.media.scene_textures import NAMES, SIDE, Atlas, make_textures
-from deq_flow_ros.media.scene_world import FLOOR, Body, bodies_at, camera_at
+from deq_flow_ros.demo.textures import NAMES, SIDE, Atlas, make_textures
+from deq_flow_ros.demo.world import FLOOR, Body, bodies_at, camera_at
 
 NEAR = 0.05
 """Nearer than this, in metres, nothing is drawn."""

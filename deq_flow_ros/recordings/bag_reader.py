@@ -23,8 +23,8 @@ from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from deq_flow_ros.media.frame import MediaError
-from deq_flow_ros.media.salvage import ROS1_MAGIC, salvage
+from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.recordings.salvage import ROS1_MAGIC, salvage
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deq_flow_ros.media.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order, stem_of_part
-from deq_flow_ros.media.frame import MediaError
-from deq_flow_ros.media.sources import IMAGE_SUFFIXES
+from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.recordings.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order, stem_of_part
+from deq_flow_ros.recordings.sources import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every image source yields, whatever it reads from."""
+"""An image with its stamp, whatever it was read from, and the error of inputs that cannot be used."""
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -61,39 +58,3 @@ def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id:
     height, width = image.shape[:2]
     data = image.reshape(-1).view(np.uint8)
     return Frame(data, height, width, data.size // height, encoding, False, stamp_ns, record_ns, frame_id)
-
-
-class Source(abc.ABC):
-    """A stream of frames, opened by `open_source`."""
-
-    kind: str
-    """"bag", "video", "folder" or "camera"."""
-    description: str
-    """One line for people: what is read, how many frames, which size where it is known."""
-    nominal_period_ns: int
-    """Usual time between two frames."""
-    count: int | None = None
-    """Number of frames as the file claims it; None where nobody knows."""
-    calibration: Mapping[str, Any] | None = None
-    """Fields of `sensor_msgs/CameraInfo` but the header, as plain values under their ROS 2 names, `roi` a mapping as
-    well; None where the input has no calibration of the camera.
-    """
-    live: bool = False
-    """True where frames appear by themselves, at their own pace, and cannot be read again."""
-
-    def __init__(self) -> None:
-        self.skipped: list[str] = []
-        """One line per frame that could not be read, filled while `frames()` runs."""
-        self.left_out = 0
-        """Frames of this pass that could not be read so far."""
-
-    @abc.abstractmethod
-    def frames(self) -> Iterator[Frame]:
-        """The frames from the first on; may be called again for another pass, except on a live source.
-
-        Raises `MediaError` when the input turns out to be unreadable while it is read.
-        """
-
-    def close(self) -> None:
-        """Give back what the source holds, a camera for one; it yields no frames afterwards."""
-        return

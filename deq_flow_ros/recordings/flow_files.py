@@ -22,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deq_flow_ros.media.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError
 
 FLO_MAGIC = np.float32(202021.25)
 UNKNOWN = 1e9

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deq_flow_ros.media.encodings import EncodingError, eight_bits
+from deq_flow_ros.imaging.encodings import EncodingError, eight_bits
 
 MAX_PIXELS = 1 << 26
 """Images of more pixels (8192 x 8192) are not decoded: a few kilobytes can claim any size."""

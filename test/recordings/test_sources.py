@@ -11,9 +11,9 @@ from evaluation_inputs import add_compressed
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.media import Frame, MediaError, open_source
-from deq_flow_ros.media.bag_source import CAMERA_INFO
-from deq_flow_ros.media.bags import BagWriter
+from deq_flow_ros.recordings import Frame, MediaError, open_source
+from deq_flow_ros.recordings.bag_source import CAMERA_INFO
+from deq_flow_ros.recordings.bags import BagWriter
 
 PERIOD_NS = 40_000_000
 

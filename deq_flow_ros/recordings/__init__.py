@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings in and out: bags, videos, folders of images, cameras, files of flow. Knows neither torch nor ROS."""
+
+from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.recordings.source import Source
+from deq_flow_ros.recordings.sources import open_source
+
+__all__ = ["Frame", "MediaError", "Source", "open_source"]
