@@ -4,19 +4,54 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-COEFFICIENTS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
-"""Distortion models of `sensor_msgs/distortion_models.hpp` and how many coefficients they take: those of OpenCV's
-`calibrateCamera` (k1, k2, p1, p2[, k3[, k4, k5, k6]]), for "equidistant" those of its `fisheye` (k1, k2, k3, k4)."""
+_OPENCV = (4, 5, 8, 12, 14)
+COEFFICIENTS = {"none": (0,), "plumb_bob": _OPENCV, "rational_polynomial": _OPENCV, "equidistant": (4,)}
+"""Distortion models of ``sensor_msgs/distortion_models.hpp`` and how many coefficients they take: those of OpenCV's
+``calibrateCamera`` (k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4[, tau_x, tau_y]]]]), which image_geometry
+hands on whatever the model is called, for "equidistant" those of OpenCV's ``fisheye`` (k1, k2, k3, k4)."""
+ALIASES = {
+    "radtan": "plumb_bob",  # Kalibr
+    "radial_tangential": "plumb_bob",
+    "brown_conrady": "plumb_bob",
+    "rational": "rational_polynomial",
+    "fisheye": "equidistant",  # OpenCV
+    "equi": "equidistant",  # Kalibr
+    "kannala_brandt": "equidistant",
+    "kannala_brandt4": "equidistant",
+}
+"""Other names under which drivers and calibration tools know the same models."""
 
 _UNDISTORT_UNTIL = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 40, 1e-6)
 _SOLVED_PX = 1e-2
 """A ray that does not project onto its pixel again, to this, is none: distortion polynomials fold back outside of the
 region that they were fitted to."""
+
+
+def known_distortion(model: str, coefficients: Sequence[float]) -> tuple[str, tuple[float, ...]]:
+    """A distortion under the names and with the counts of `COEFFICIENTS`, where it can be said so.
+
+    Drivers write names in other cases or by other conventions, and fill the array with zeros behind the coefficients
+    that they have.
+
+    :param model: the name, as in ``sensor_msgs/CameraInfo``.
+    :param coefficients: as many as the driver gives.
+    :returns: name and coefficients; as they came where the name is unknown, or where what is too much is not zero.
+    """
+    name = re.sub(r"[\s-]+", "_", model.strip().lower())
+    name, given = ALIASES.get(name, name), tuple(map(float, coefficients))
+    if name not in COEFFICIENTS:
+        return model, given
+    for count in COEFFICIENTS[name]:
+        if len(given) >= count and not any(given[count:]):
+            return name, given[:count]
+    return name, given
 
 
 @dataclass(frozen=True)
@@ -50,7 +85,7 @@ class CameraModel:
             known = ", ".join(COEFFICIENTS)
             raise ValueError(f"expected a distortion model of {known}, got {self.distortion_model!r}")
         if len(self.distortion) not in counts or not all(map(math.isfinite, self.distortion)):
-            expected = " or ".join(map(str, counts))
+            expected = " or ".join(filter(None, [", ".join(map(str, counts[:-1])), str(counts[-1])]))
             raise ValueError(f"{self.distortion_model} expects {expected} finite coefficients, got {self.distortion}")
 
     def cropped(self, x: int, y: int, width: int, height: int) -> CameraModel:
@@ -110,13 +145,10 @@ class CameraModel:
 
     def _distorted(self, normal: np.ndarray) -> np.ndarray:
         """(N, 2) pixels of normalized coordinates."""
-        k1, k2, p1, p2, k3, k4, k5, k6 = (*self.distortion, 0.0, 0.0, 0.0, 0.0)[:8]
-        x, y = normal.T
-        r2 = x * x + y * y
-        radial = (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / (1 + r2 * (k4 + r2 * (k5 + r2 * k6)))
-        distorted_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
-        distorted_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
-        return np.column_stack([distorted_x * self.fx + self.cx, distorted_y * self.fy + self.cy])
+        rays = np.column_stack([normal, np.ones(len(normal))])
+        matrix = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
+        zero = np.zeros(3)
+        return cv2.projectPoints(rays, zero, zero, matrix, np.array(self.distortion))[0].reshape(-1, 2)
 
     def _fisheye_bearings(self, points: np.ndarray) -> np.ndarray:
         """By the angle from the axis, which may pass 90 degrees; cv2.fisheye gives its tangent, which may not."""

@@ -9,7 +9,7 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.camera import CameraModel
+from deq_flow_ros.imaging.camera import CameraModel, known_distortion
 
 Region = tuple[int, int, int, int]
 """x, y, width, height in pixels of an image; all 0 is the whole image, as in `sensor_msgs/RegionOfInterest`."""
@@ -28,7 +28,7 @@ def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
         raise ValueError(f"the camera is not calibrated: expected {name}[0] above 0, got {matrix[0, 0]:g}")
     if matrix[0, 1]:
         raise ValueError(f"expected a camera without skew, got {name}[1] = {matrix[0, 1]:g}")
-    model, distortion = message.distortion_model, tuple(map(float, message.d))
+    model, distortion = known_distortion(message.distortion_model, message.d)
     # Drivers without distortion name any model or none. Of a fisheye, zeros have a meaning.
     if rectified or (model != "equidistant" and not any(distortion)):
         model, distortion = "none", ()

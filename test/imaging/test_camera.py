@@ -5,11 +5,12 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
+from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow, known_distortion
 
 MATRIX = np.array([[600.0, 0, 331], [0, 590, 245], [0, 0, 1]])
 PLUMB_BOB = (-0.3, 0.1, 0.001, -0.0005, -0.02)
 RATIONAL = (0.5, -0.2, 0.001, 0.0005, 0.01, 0.8, -0.1, 0.02)
+THIN_PRISM_AND_TILT = (*RATIONAL, 1e-3, 1e-4, -5e-4, 2e-4, 0.01, -0.02)
 EQUIDISTANT = (-0.02, 0.01, -0.005, 0.001)
 
 
@@ -28,7 +29,14 @@ def rays(limit_degrees: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("model", "distortion"),
-    [("none", ()), ("plumb_bob", PLUMB_BOB), ("plumb_bob", PLUMB_BOB[:4]), ("rational_polynomial", RATIONAL)],
+    [
+        ("none", ()),
+        ("plumb_bob", PLUMB_BOB),
+        ("plumb_bob", PLUMB_BOB[:4]),
+        ("rational_polynomial", RATIONAL),
+        ("rational_polynomial", THIN_PRISM_AND_TILT[:12]),
+        ("rational_polynomial", THIN_PRISM_AND_TILT),
+    ],
 )
 def test_a_pixel_has_the_ray_that_projects_onto_it(model: str, distortion: tuple[float, ...]) -> None:
     """Coefficients in another order, or too few iterations, would bend bearings at the border by many pixels."""
@@ -100,7 +108,7 @@ def test_parts_and_scaled_images_keep_their_rays() -> None:
         ({"cy": float("nan")}, "cy nan"),
         ({"width": 0}, "got 0 x 480"),
         ({"distortion_model": "polynomial"}, "plumb_bob.*got 'polynomial'"),
-        ({"distortion_model": "plumb_bob", "distortion": (0.1,)}, "4 or 5 finite coefficients"),
+        ({"distortion_model": "plumb_bob", "distortion": (0.1,)}, "4, 5, 8, 12 or 14 finite coefficients"),
     ],
 )
 def test_what_cannot_be_is_named(change: dict, words: str) -> None:
@@ -108,3 +116,24 @@ def test_what_cannot_be_is_named(change: dict, words: str) -> None:
     values = {"fx": 600.0, "fy": 590.0, "cx": 331.0, "cy": 245.0, "width": 640, "height": 480}
     with pytest.raises(ValueError, match=words):
         CameraModel(**{**values, **change})
+
+
+@pytest.mark.parametrize(
+    ("model", "coefficients", "known"),
+    [
+        ("Plumb Bob", PLUMB_BOB, ("plumb_bob", PLUMB_BOB)),
+        ("plumb_bob", (*PLUMB_BOB, 0, 0, 0), ("plumb_bob", PLUMB_BOB)),
+        ("plumb_bob", RATIONAL, ("plumb_bob", RATIONAL)),
+        ("rational_polynomial", (*RATIONAL, *[0] * 6), ("rational_polynomial", RATIONAL)),
+        ("rational_polynomial", THIN_PRISM_AND_TILT, ("rational_polynomial", THIN_PRISM_AND_TILT)),
+        ("radtan", PLUMB_BOB[:4], ("plumb_bob", PLUMB_BOB[:4])),
+        ("fisheye", (*EQUIDISTANT, 0), ("equidistant", EQUIDISTANT)),
+        ("kannala-brandt4", EQUIDISTANT, ("equidistant", EQUIDISTANT)),
+        ("inverse_brown_conrady", PLUMB_BOB, ("inverse_brown_conrady", PLUMB_BOB)),
+    ],
+)
+def test_distortions_are_known_as_drivers_write_them(
+    model: str, coefficients: tuple[float, ...], known: tuple[str, tuple[float, ...]]
+) -> None:
+    """A calibration that is refused costs every field in metric units, though OpenCV would have read it."""
+    assert known_distortion(model, coefficients) == known
