@@ -16,7 +16,7 @@ from torch import Tensor
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.model import pad_to_multiple
 from deq_flow_ros.recordings import open_source
-from deq_flow_ros.streaming.eager import resize_field
+from deq_flow_ros.streaming.fields import resize_field
 from training.datasets import Sample
 from training.generator import Clip, ProceduralGenerator
 from training.pairs import open_pairs, to_tensor

@@ -24,8 +24,8 @@ FAULTS = [
     ("gate fusion", "model/update.py", "sigmoid_().chunk(2, 1)", "sigmoid_().chunk(2, 1)[::-1]", "formulas"),
     ("fixed part of the gates", "model/update.py", "context, weight[:, h:c]", "context, -weight[:, h:c]", "formulas"),
     ("direction of carrying", "streaming/warm_start.py", "flow if direction", "-flow if direction", "formulas"),
-    ("deadline", "equilibrium/fixed_point.py", "cost_ns > deadline_ns", "cost_ns < deadline_ns", "equilibrium"),
-    ("tolerance", "equilibrium/fixed_point.py", "measured <= self._tol", "measured >= self._tol", "equilibrium"),
+    ("deadline", "equilibrium/stopping.py", "cost_ns <= deadline_ns", "cost_ns >= deadline_ns", "equilibrium"),
+    ("tolerance", "equilibrium/stopping.py", "measured <= self.tol", "measured >= self.tol", "equilibrium"),
     ("account of drops", "ros/diagnostics.py", "lost += lost_before", "lost -= lost_before", "health flow_node_parts"),
     ("frames received", "ros/diagnostics.py", "received += 1", "received += 2", "flow_node_parts flow_node"),
 ]  # fmt: skip

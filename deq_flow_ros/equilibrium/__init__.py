@@ -8,7 +8,6 @@ such a tuple to one of the same shapes. The method: Deep Equilibrium Optical Flo
 from deq_flow_ros.equilibrium.fixed_point import (
     Measure,
     Solution,
-    StopReason,
     absolute_residual,
     relative_residual,
     solve,
@@ -25,6 +24,7 @@ from deq_flow_ros.equilibrium.gradients import (
 from deq_flow_ros.equilibrium.jacobian import jacobian_penalty, spectral_radius
 from deq_flow_ros.equilibrium.solvers import Anderson, Broyden, Picard, Solver, make_solver
 from deq_flow_ros.equilibrium.state import Function, State
+from deq_flow_ros.equilibrium.stopping import Pace, Progress, Rules, Samples, StopReason
 
 __all__ = [
     "Anderson",
@@ -32,7 +32,11 @@ __all__ = [
     "Function",
     "Gradient",
     "Measure",
+    "Pace",
     "Picard",
+    "Progress",
+    "Rules",
+    "Samples",
     "Solution",
     "Solver",
     "State",

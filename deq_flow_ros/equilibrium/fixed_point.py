@@ -3,27 +3,18 @@
 
 from __future__ import annotations
 
-import enum
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium.solvers import Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, as_state, evaluate, norm, select, subtract
+from deq_flow_ros.equilibrium.state import Function, State, as_state, evaluate, norm, subtract
+from deq_flow_ros.equilibrium.stopping import Immediate, Pace, Progress, Queued, Rules, Samples, StopReason, Unseen
 
 Measure = Callable[[State, State], Tensor]
-
-
-class StopReason(str, enum.Enum):
-    """Why a solve ended, per sample of the batch."""
-
-    CONVERGED = "converged"
-    ITERATIONS = "iterations"
-    DEADLINE = "deadline"
-    DIVERGED = "diverged"
 
 
 def absolute_residual(z: State, fz: State) -> Tensor:
@@ -61,14 +52,36 @@ class Solution:
     _converged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     _diverged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     _exhausted: StopReason = StopReason.ITERATIONS
+    _check_start: bool = False
 
-    def samples(self) -> list[tuple[int, float, StopReason]]:
-        """Iterations, residual and stop reason of each sample: all that a host asks for, in one transfer."""
-        figures = (self.iterations, self.residual, self._converged, self._diverged)
-        columns = torch.stack([figure.double() for figure in figures]).tolist()
+    @classmethod
+    def of(
+        cls, samples: Samples, evaluations: int, exhausted: StopReason, trace: Sequence[Tensor] = (), **more: Any
+    ) -> Solution:
+        """What is known of the samples when the last iteration is made."""
+        residual = samples.residual
+        return cls(
+            state=samples.state, previous=samples.previous, residual=residual, iterations=samples.iterations,
+            chosen=samples.chosen, evaluations=evaluations,
+            trace=torch.stack(list(trace)) if trace else residual.new_empty(0, len(residual)),
+            _converged=samples.converged, _diverged=samples.diverged, _exhausted=exhausted, **more,
+        )  # fmt: skip
+
+    def figures(self) -> Tensor:
+        """(B, 4) float64, on the device: iterations, residual, converged, diverged; ``samples`` reads them."""
+        columns = (self.iterations, self.residual, self._converged, self._diverged)
+        return torch.stack([column.double() for column in columns], 1)
+
+    def samples(self, figures: Sequence[Sequence[float]] | None = None) -> list[tuple[int, float, StopReason]]:
+        """Iterations, residual and stop reason of each sample: all that a host asks for, in one transfer.
+
+        :param figures: ``figures()``, if the host has them already.
+        :raises FloatingPointError: as ``solve``, where it has not said so.
+        """
+        rows = self.figures().tolist() if figures is None else figures
+        self._checked([made == 0 and bool(diverged) for made, _, _, diverged in rows])
         return [
-            (int(made), left, self._reason(bool(converged), bool(diverged)))
-            for made, left, converged, diverged in zip(*columns, strict=True)
+            (int(made), left, self._reason(bool(converged), bool(diverged))) for made, left, converged, diverged in rows
         ]
 
     def _reason(self, converged: bool, diverged: bool) -> StopReason:
@@ -76,103 +89,21 @@ class Solution:
             return StopReason.DIVERGED
         return StopReason.CONVERGED if converged else self._exhausted
 
+    def _checked(self, unusable: Sequence[bool]) -> None:
+        if self._check_start and any(unusable):
+            raise FloatingPointError(
+                f"expected f(z0) to be finite, got NaN or infinity for sample(s) "
+                f"{[place for place, bad in enumerate(unusable) if bad]} of {len(unusable)}; are z0 and what f depends "
+                "on finite?"
+            )
+
     @property
     def stop_reasons(self) -> tuple[StopReason, ...]:
-        """Why each sample stopped (reading this waits for the device)."""
-        flags = zip(self._converged.tolist(), self._diverged.tolist(), strict=True)
-        return tuple(self._reason(converged, diverged) for converged, diverged in flags)
+        """Why each sample stopped (reading this waits for the device).
 
-
-class _Lagged:
-    """A boolean of the device, known to the host one iteration late.
-
-    Reading it at once would leave the device idle until the host has queued the next iteration. Samples that are done
-    are frozen on the device itself, so that an iteration too many changes no result.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._pending: list[tuple[torch.cuda.Event, Tensor]] = []
-        self._value = False
-
-    def push(self, flag: Tensor) -> None:
-        if not self._cuda:
-            self._value = bool(flag)
-            return
-        event = torch.cuda.Event()
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        event.record(torch.cuda.current_stream(flag.device))
-        self._pending.append((event, host))
-
-    @property
-    def in_flight(self) -> int:
-        """Iterations begun whose flag has not arrived."""
-        return len(self._pending)
-
-    def read(self, *, wait: bool) -> bool:
-        """The last value that has arrived; with ``wait``, at least that of the iteration before the last."""
-        while self._pending and ((wait and len(self._pending) > 1) or self._pending[0][0].query()):
-            event, host = self._pending.pop(0)
-            event.synchronize()
-            self._value = bool(host)
-        return self._value
-
-
-class _Books:
-    """Per sample: is it still iterated, and which state is its answer so far."""
-
-    def __init__(
-        self, z0: State, tolerance: float | None, growth_limit: float | None, best: bool, erratic: bool
-    ) -> None:
-        device, batch = z0[0].device, z0[0].shape[0]
-        self._tolerance, self._growth_limit, self._best, self._erratic = tolerance, growth_limit, best, erratic
-        self.state, self.previous = z0, z0
-        self.point, self.value = z0, z0  # the last accepted evaluation
-        self.active = torch.ones(batch, dtype=torch.bool, device=device)
-        self.converged, self.diverged = torch.zeros_like(self.active), torch.zeros_like(self.active)
-        self.retry = torch.zeros_like(self.active)
-        self.iterations = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.chosen = torch.zeros_like(self.iterations)
-        self.residual = torch.full((batch,), torch.inf, device=device)
-        self._bound = torch.full_like(self.residual, torch.inf)
-
-    def account(self, number: int, z: State, fz: State, measured: Tensor) -> Tensor:
-        """Take in iteration ``number``; returns its measure (B,), NaN where the sample had stopped before."""
-        with torch.no_grad():
-            size = norm(fz)
-            usable = torch.isfinite(measured) & torch.isfinite(size)
-            if self._growth_limit is not None:
-                if number == 1:
-                    self._bound = self._growth_limit * torch.maximum(norm(z), size)
-                usable = usable & (size <= self._bound)
-            accepted = self.active & usable
-            improved = accepted & (measured < self.residual) if self._best else accepted
-            traced = torch.where(self.active, measured, torch.nan)
-            # An accelerated step may overshoot to where f is not defined: from the last usable point, Picard's step is
-            # tried before the sample is given up.
-            again = self.active & ~usable & ~self.retry & (self.iterations > 0) & self._erratic
-            self.diverged = self.diverged | (self.active & ~usable & ~again)
-            self.retry = again
-            self.residual = torch.where(improved, measured, self.residual)
-            self.chosen = torch.where(improved, number, self.chosen)
-            self.iterations = self.iterations + accepted
-            if self._tolerance is not None:
-                self.converged = self.converged | (accepted & (measured <= self._tolerance))
-            self.active = (accepted & ~self.converged) | again
-        self.point, self.value = _take(accepted, z, self.point), _take(accepted, fz, self.value)
-        if self._best:
-            self.state, self.previous = _take(improved, fz, self.state), _take(improved, z, self.previous)
-        else:
-            self.state, self.previous = self.value, self.point
-        return traced
-
-
-def _take(mask: Tensor, new: State, old: State) -> State:
-    # On the CPU looking costs nothing and mostly saves a copy; on a GPU it would make the host wait.
-    if mask.device.type == "cpu" and bool(mask.all()):
-        return new
-    return select(mask, new, old)
+        :raises FloatingPointError: as ``solve``, where it has not said so.
+        """
+        return tuple(reason for _, _, reason in self.samples())
 
 
 def solve(
@@ -191,6 +122,7 @@ def solve(
     iteration_cost_ns: float = 0.0,
     keep: Collection[int] = (),
     check_start: bool = True,
+    watch: bool = True,
 ) -> Solution:
     """Find ``z = f(z)`` from ``z0``; each sample of the batch stops for itself.
 
@@ -216,8 +148,11 @@ def solve(
     :param iteration_cost_ns: expected cost of one iteration; from the second on, this solve's own mean counts if it is
         larger. Without an expectation the mean counts from the first on.
     :param keep: iterations (from 1) whose states to return in ``trajectory``.
-    :param check_start: raise where ``f(z0)`` is not finite, which on a GPU waits for the device at the end of the
-        solve. If False, such samples have diverged after 0 iterations and keep their start.
+    :param check_start: raise where ``f(z0)`` is not finite; on a GPU, whose values the host does not wait for, when
+        ``samples`` or ``stop_reasons`` of the solution are read. If False, such samples have diverged after 0
+        iterations and keep their start.
+    :param watch: False makes all of ``max_iterations`` without a look at how the samples do, as code must that is
+        captured in a graph; they stop as ever.
     :raises ValueError: for a state that is none, a shape or type that ``f`` changes, or impossible settings.
     :raises FloatingPointError: if ``f(z0)`` is not finite, naming the samples.
 
@@ -237,53 +172,39 @@ def solve(
         raise ValueError(f"keep must name iterations from 1 to max_iterations, {max_iterations}, got {wrong}")
 
     device = z[0].device
-    now_ns = time.monotonic_ns if now_ns is None else now_ns
-    books = _Books(z, tolerance, growth_limit, solver.keeps_best if best is None else best, solver.keeps_best)
-    propose = solver.start()
+    on_host = device.type == "cpu"
+    best = solver.keeps_best if best is None else best
+    rules = Rules(tolerance, growth_limit, best, solver.keeps_best, look=watch and on_host)
+    samples, propose = rules.begin(z), solver.start()
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
-    all_done = _Lagged(device)
-    exhausted = StopReason.ITERATIONS
-    if deadline_ns is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)  # work of before that is still queued would count as none
-    started, cost_ns = now_ns(), iteration_cost_ns
-    waits = tolerance is not None or deadline_ns is not None
+    progress: Progress = Unseen() if not watch else Immediate() if on_host else Queued(device)
     # The first iteration often costs more than those after it, and of a GPU's the host has seen the begin, not the end:
     # with an expectation to go by, it is not taken for the rule.
-    timed_after = 2 if iteration_cost_ns or device.type == "cuda" else 1
-    for n in range(1, max_iterations + 1):
-        if all_done.read(wait=waits):
-            break
-        if deadline_ns is not None:
-            now = now_ns()
-            if n > timed_after:
-                # The mean of this solve tells more than the expectation: the load of the machine is that of now.
-                cost_ns = max(cost_ns, (now - started) / max(1, n - 1 - all_done.in_flight))
-            if n > min_iterations and now + (1 + all_done.in_flight) * cost_ns > deadline_ns:
-                exhausted = StopReason.DEADLINE
-                break
-        if n > 1:
+    timed_after = 2 if iteration_cost_ns or not on_host else 1
+    watched = tolerance is not None or deadline_ns is not None
+    pace = Pace(progress, max_iterations, deadline_ns, now_ns, min_iterations, iteration_cost_ns, watched, timed_after)
+    while pace.may_begin():
+        if pace.begun > 1:
             # A solver sees usable evaluations only, and what it proposes for samples that are done is not evaluated.
-            z = propose(books.point, books.value)
-            if z is not books.value:  # as it is for undamped Picard
-                z = _take(books.active & ~books.retry, z, books.value)
+            z = propose(samples.point, samples.value)
+            if z is not samples.value:  # as it is for undamped Picard
+                z = rules.take(samples.active & ~samples.retry, z, samples.value)
         fz = evaluate(f, z)
         with torch.no_grad():
             measured = measure(z, fz)
-            if measured.shape != books.active.shape:
-                raise ValueError(f"measure must return shape {tuple(books.active.shape)}, got {tuple(measured.shape)}")
-        trace.append(books.account(n, z, fz, measured.float()))
-        all_done.push(~books.active.any())
-        if n in keep:
-            trajectory[n] = books.value
-    if check_start and trace and bool((unusable := books.diverged & (books.iterations == 0)).any()):
-        raise FloatingPointError(
-            f"expected f(z0) to be finite, got NaN or infinity for sample(s) {unusable.nonzero().flatten().tolist()} "
-            f"of {len(unusable)}; are z0 and what f depends on finite?"
-        )
-    return Solution(
-        state=books.state, previous=books.previous, residual=books.residual, iterations=books.iterations,
-        chosen=books.chosen, evaluations=len(trace),
-        trace=torch.stack(trace) if trace else books.residual.new_empty(0, len(books.residual)),
-        trajectory=trajectory, _converged=books.converged, _diverged=books.diverged, _exhausted=exhausted,
-    )  # fmt: skip
+            if measured.shape != samples.active.shape:
+                raise ValueError(
+                    f"measure must return shape {tuple(samples.active.shape)}, got {tuple(measured.shape)}"
+                )
+        samples, traced = rules.account(samples, z, fz, measured.float())
+        trace.append(traced)
+        progress.push(samples.active)
+        if pace.begun in keep:
+            trajectory[pace.begun] = samples.value
+    solution = Solution.of(
+        samples, pace.begun, pace.exhausted, trace, trajectory=trajectory, _check_start=check_start and bool(trace)
+    )
+    if check_start and on_host:
+        solution.samples()
+    return solution

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved
+from deq_flow_ros.streaming.fields import Unpacked, pack, resize_field, resize_image, tell
 from deq_flow_ros.streaming.matching import likeness
 from deq_flow_ros.streaming.plan import Limits
 from deq_flow_ros.streaming.warm_start import carry
@@ -192,18 +192,17 @@ class EagerEngine(Engine[EagerSlot]):
         expected = self.model.upsample_uncertainty(solution.state) if uncertainty else None
         self.stages.lap("upsample")
         pairs = [slot.pair(direction) for slot in slots]
-        images = [first for first, _ in pairs]
         alike = [
             likeness(solution.state[1][i : i + 1], first.encoding.features, second.encoding.features)
             for i, (first, second) in enumerate(pairs)
         ]
-        flows, residuals = as_they_came(flow.permute(0, 2, 3, 1), images), as_they_came(residual[:, 0], images)
-        uncertainties = [None] * len(slots) if expected is None else as_they_came(expected[:, 0], images)
-        evaluations, found = solution.evaluations, torch.cat(alike).tolist()
-        solved = [
-            Solved(flows[i], residuals[i], uncertainties[i], made, evaluations, residual_px, reason.value, found[i])
-            for i, (made, residual_px, reason) in enumerate(solution.samples())
-        ]
+        packed = pack(
+            solution, flow.permute(0, 2, 3, 1), residual[:, 0], None if expected is None else expected[:, 0],
+            torch.cat(alike),
+        )  # fmt: skip
+        size = flow.shape[2], flow.shape[3]
+        rows = [Unpacked.of(row, size) for row in packed.cpu().numpy()]
+        solved = tell(solution, [as_it_came(row, first) for row, (first, _) in zip(rows, pairs, strict=True)])
         for i, slot in enumerate(slots):
             slot.found = sample(solution.state, i)
         self.stages.lap("output")
@@ -246,15 +245,6 @@ def encode_images(model: DEQFlow, images: Sequence[np.ndarray], scaled: Sequence
     ]
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image at another (H, W); itself where it has that size."""
-    if image.shape[:2] == size:
-        return image
-    interpolation = cv2.INTER_CUBIC if size[0] > image.shape[0] else cv2.INTER_AREA
-    resized: np.ndarray = cv2.resize(image, (size[1], size[0]), interpolation=interpolation)
-    return resized
-
-
 def joined(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors (1, ...) as one (B, ...); of one tensor itself, without a copy."""
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
@@ -265,23 +255,13 @@ def sample(batch: Sequence[Tensor], index: int) -> tuple[Tensor, ...]:
     return tuple(tensor[index : index + 1] for tensor in batch)
 
 
-def as_they_came(fields: Tensor, images: Sequence[EncodedImage]) -> list[np.ndarray]:
-    """Fields (B, h, w, 2) or (B, h, w), px of what was encoded, on the host: px of the images as they came."""
-    arrays = []
-    for field, image in zip(fields.cpu(), images, strict=True):
-        left, right, top, bottom = image.padding
+def as_it_came(sample: Unpacked, image: EncodedImage) -> Unpacked:
+    """Fields in px of what was encoded, without its padding, in px of the image as it came."""
+    left, right, top, bottom = image.padding
+
+    def resized(field: np.ndarray) -> np.ndarray:
         inside = field[top : field.shape[0] - bottom, left : field.shape[1] - right]
-        arrays.append(resize_field(inside.numpy(), image.size))
-    return arrays
+        return resize_field(inside, image.size)
 
-
-def resize_field(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A flow (h, w, 2) or residual (h, w), in pixels of its own resolution, at another resolution in pixels of that."""
-    height, width = field.shape[:2]
-    if (height, width) == size:
-        return np.ascontiguousarray(field)
-    smaller = size[0] * size[1] < height * width
-    interpolation = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    resized: np.ndarray = cv2.resize(field, (size[1], size[0]), interpolation=interpolation)
-    ratio = np.array([size[1] / width, size[0] / height], np.float32)
-    return resized * (ratio if field.ndim == 3 else ratio.mean())
+    uncertainty = None if sample.uncertainty is None else resized(sample.uncertainty)
+    return replace(sample, flow=resized(sample.flow), residual=resized(sample.residual), uncertainty=uncertainty)
