@@ -137,15 +137,15 @@ class Rules:
 
 
 class Progress(Protocol):
-    """What the host knows of the iterations that it has queued on a device.
+    """What the host knows of the iterations that it has queued on a device."""
 
-    :ivar in_flight: how much of what is queued has not ended, as far as the host knows: iterations, and work of before
-        the first, which counts as one.
-    :ivar done: all samples had stopped by the last iteration that has ended.
-    """
+    @property
+    def in_flight(self) -> int:
+        """How much of it has not ended, as far as is known: iterations, and work of before them, which counts as one."""
 
-    in_flight: int
-    done: bool
+    @property
+    def done(self) -> bool:
+        """All samples had stopped by the last iteration that has ended."""
 
     def push(self, active: Tensor) -> None:
         """An iteration was queued, after which these samples (B,) are still iterated."""
