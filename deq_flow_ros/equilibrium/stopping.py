@@ -141,7 +141,7 @@ class Progress(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """How much of it has not ended, as far as is known: iterations, and work of before them, which counts as one."""
+        """How much has not ended, as far as is known: iterations, and work of before them, which counts as one."""
 
     @property
     def done(self) -> bool:
