@@ -9,7 +9,7 @@ same figures on every machine.
 machine does; the recording is played at its rate, and over again while it is too short.
 
 ``python -m benchmarks.controller --measure [--pairs pairs.json] [--clips 2]``: what the rule for the scale is taken
-from: the error of warm streams at fixed scales and numbers of iterations.
+from: the error of warm streams at fixed scales and numbers of iterations, and the time from a frame to its field.
 
 "Late" are the frames whose flow came after the budget. "Of oracle" compares the iterations with those of an oracle that
 knows in advance what every stage of the frame will take, at the same scale; on a real machine nobody knows.
@@ -42,7 +42,7 @@ from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.streaming import FlowEstimator
 from training.pairs import pair_errors
 
-SCALES = (1.0, 0.75, 0.5, 0.375, 0.25)
+SCALES = (1.5, 1.25, 1.0, 0.75, 0.5, 0.375, 0.25)
 ITERATIONS = (1, 2, 4, 8)
 SIZE = 480, 640
 COLOURS = ("#2b6cb0", "#dd6b20")
@@ -85,28 +85,35 @@ def on_machine(model: DEQFlow, images: Sequence[np.ndarray], period_s: float, bu
     return Account.of("this machine", budget_ms, (estimator.clock.now_ns() - began_ns) / 1e9, frames)
 
 
-def stream_errors(model: DEQFlow, sequence: ImageSequence, scale: float, iterations: int) -> Iterator[float]:
-    """Mean endpoint error (px) of the warm pairs of a sequence, by a stream of this scale and number of iterations."""
+def stream_errors(
+    model: DEQFlow, sequence: ImageSequence, scale: float, iterations: int
+) -> Iterator[tuple[float, float]]:
+    """Of the warm pairs of a sequence, by a stream of this scale and number of iterations.
+
+    :returns: mean endpoint error, px, and time from the frame to its field, ms, of one pair after the other.
+    """
     estimator = FlowEstimator(
         model, min_scale=scale, max_scale=scale, max_iterations=iterations, tolerance_px=None, max_gap_ms=1e9
     )
     estimator.update(sequence.pairs[0].image1, 0)
     for number, pair in enumerate(sequence.pairs):
+        estimator.prepare()
         result = estimator.update(pair.image2, number + 1)
         if result is not None and result.info.warm and number in sequence.measured:
-            yield pair_errors(pair, result.flow)[0]
+            yield pair_errors(pair, result.flow)[0], result.info.latency_ms
 
 
 def measured(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[dict[str, Any]]:
-    """The mean error (px) of each group of sequences at every scale and number of iterations."""
+    """Mean error (px) and median time (ms) of each group of sequences at every scale and number of iterations."""
     rows = []
     for scale in SCALES:
         for iterations in ITERATIONS:
-            errors: dict[str, list[float]] = defaultdict(list)
+            pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for sequence in sequences:
-                errors[sequence.group] += stream_errors(model, sequence, scale, iterations)
-            epe_px = {group: float(np.mean(values)) for group, values in errors.items()}
-            rows.append({"scale": scale, "iterations": iterations, "epe_px": epe_px})
+                pairs[sequence.group] += stream_errors(model, sequence, scale, iterations)
+            epe_px = {group: float(np.mean([error for error, _ in values])) for group, values in pairs.items()}
+            ms = {group: float(np.median([taken for _, taken in values])) for group, values in pairs.items()}
+            rows.append({"scale": scale, "iterations": iterations, "epe_px": epe_px, "ms": ms})
     return rows
 
 
@@ -130,12 +137,13 @@ def print_accounts(accounts: Sequence[Account], console: Console) -> None:
 def print_errors(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """A table per group: scales down, iterations across."""
     for group in rows[0]["epe_px"]:
-        table = Table(title=f"{group}: endpoint error of warm pairs, px, by iterations")
+        table = Table(title=f"{group}: endpoint error of warm pairs, px, and ms from frame to field, by iterations")
         table.add_column("scale")
         for iterations in ITERATIONS:
             table.add_column(str(iterations), justify="right")
         for scale in SCALES:
-            table.add_row(f"{scale:g}", *(f"{row['epe_px'][group]:.2f}" for row in rows if row["scale"] == scale))
+            cells = (f"{row['epe_px'][group]:.2f} {row['ms'][group]:4.0f}" for row in rows if row["scale"] == scale)
+            table.add_row(f"{scale:g}", *cells)
         console.print(table)
 
 

@@ -69,4 +69,4 @@ def test_errors_are_measured_on_warm_pairs_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(controller, "ITERATIONS", (1, 2))
     rows = controller.measured(model, [sequence])
     assert [(row["scale"], row["iterations"]) for row in rows] == [(1.0, 1), (1.0, 2), (0.5, 1), (0.5, 2)]
-    assert all(np.isfinite(row["epe_px"]["moving"]) for row in rows)
+    assert all(np.isfinite(row["epe_px"]["moving"]) and row["ms"]["moving"] > 0 for row in rows)
