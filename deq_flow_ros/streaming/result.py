@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from deq_flow_ros.streaming.matching import why_not_carried
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class FlowInfo:
     :ivar budget_ms: what was allowed; None without a budget.
     :ivar time_limit_ms: what the caller allowed from the call on, besides the budget; None without.
     :ivar batch_size: how many frames were processed together.
+    :ivar likeness: mean cosine of the features of cells of one image and of those of the other that the flow leads to,
+        -1..1; see ``matching.likeness``. NaN where it is not known.
     :ivar starved: late with a single iteration at the lowest scale: nothing is left to give way, so the budget cannot
         be met on this machine, or not at present.
     """
@@ -47,6 +52,12 @@ class FlowInfo:
     time_limit_ms: float | None = None
     batch_size: int = 1
     starved: bool = False
+    likeness: float = math.nan
+
+    @property
+    def matched(self) -> bool:
+        """Whether the two images show one scene; of noise alone, or across a cut, no flow means anything."""
+        return why_not_carried(self.likeness) is None
 
     @property
     def over_budget(self) -> bool:
@@ -87,6 +98,8 @@ def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]
         "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
         "over_budget": _flag(info.over_budget),
         "starved": _flag(info.starved),
+        "likeness": f"{info.likeness:.4g}",
+        "matched": _flag(info.matched),
         **{f"stage_{name}_ms": f"{value:.3f}" for name, value in stage_ms.items()},
     }
 

@@ -11,6 +11,7 @@ from streams import PERIOD_NS, frames
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.matching import UNEXPLAINED, UNMATCHED, likeness, why_no_start, why_not_carried
+from deq_flow_ros.streaming.result import pair_values
 from deq_flow_ros.streaming.scene_cut import Thumbnail
 
 SIZE = 128, 160
@@ -91,6 +92,19 @@ def test_a_wall_of_noise_alone_is_never_a_start(nano: DEQFlow) -> None:
     walls = [np.clip(90 + rng.normal(0, 3, (*SIZE, 3)), 0, 255).astype(np.uint8) for _ in range(4)]
     results = [estimator.update(wall, i * PERIOD_NS) for i, wall in enumerate(walls)]
     assert [(r.info.warm, r.info.reset_reason) for r in results[2:]] == 2 * [(False, UNMATCHED)]  # type: ignore[union-attr]
+    accounts = [pair_values(result.info, {}) for result in results[1:]]  # type: ignore[union-attr]
+    assert [account["matched"] for account in accounts] == 3 * ["false"]
+    assert all(float(account["likeness"]) < 0.35 for account in accounts)
+
+
+def test_a_dark_and_noisy_picture_is_still_matched(nano: DEQFlow) -> None:
+    """Why: ``matched`` is there for images of noise alone; at a twentieth of the light there is a scene to be seen."""
+    rng = np.random.default_rng(0)
+    estimator = FlowEstimator(nano, max_iterations=2, tolerance_px=None)
+    dark = [np.clip(frame * 0.05 + rng.normal(0, 1, frame.shape), 0, 255).astype(np.uint8) for frame in frames(2, *SIZE)]
+    estimator.update(dark[0], 0)
+    result = estimator.update(dark[1], PERIOD_NS)
+    assert result is not None and result.info.matched
 
 
 def test_likeness_is_that_of_the_cells_that_are_led_to() -> None:
