@@ -101,7 +101,8 @@ def test_a_dark_and_noisy_picture_is_still_matched(nano: DEQFlow) -> None:
     """Why: ``matched`` is there for images of noise alone; at a twentieth of the light there is a scene to be seen."""
     rng = np.random.default_rng(0)
     estimator = FlowEstimator(nano, max_iterations=2, tolerance_px=None)
-    dark = [np.clip(frame * 0.05 + rng.normal(0, 1, frame.shape), 0, 255).astype(np.uint8) for frame in frames(2, *SIZE)]
+    dim = [0.05 * frame + rng.normal(0, 1, frame.shape) for frame in frames(2, *SIZE)]
+    dark = [frame.clip(0, 255).astype(np.uint8) for frame in dim]
     estimator.update(dark[0], 0)
     result = estimator.update(dark[1], PERIOD_NS)
     assert result is not None and result.info.matched
