@@ -23,6 +23,7 @@ from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
 from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
 from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.recordings.flow_bag import FlowBag, check_space
@@ -152,10 +153,11 @@ class RecordingEvaluation:
     def _input_frames(self) -> Iterator[InputFrame]:
         """The frames as RGB. A recording that breaks off ends here, and is named."""
         frames, previous = iter(self.source.frames()), None
+        levels = Levels()
         for index in range(self.plan.max_frames) if self.plan.max_frames else count():
             with self._shares.of("reading"):
                 try:
-                    frame = InputFrame.of(index, next(frames), self.plan.stamps, self.source.left_out)
+                    frame = InputFrame.of(index, next(frames), self.plan.stamps, self.source.left_out, levels)
                 except StopIteration:
                     return
                 except MediaError as error:
@@ -202,7 +204,9 @@ class RecordingEvaluation:
     def _first_images(self) -> tuple[list[np.ndarray], list[float]]:
         """Images at the beginning that have the size of the first of them, and the times that it took to get them."""
         source = open_source(self.path, self.plan.topic, self.plan.fps)
-        frames = [InputFrame.of(index, frame) for index, frame in zip(range(20), source.frames(), strict=False)]
+        levels = Levels()
+        first = zip(range(20), source.frames(), strict=False)
+        frames = [InputFrame.of(index, frame, levels=levels) for index, frame in first]
         found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
         alike = [(image, ms) for image, ms in found if image.shape == found[0][0].shape][:8]
         return [image for image, _ in alike], [ms for _, ms in alike]

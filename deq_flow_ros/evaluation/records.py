@@ -20,6 +20,7 @@ import pandas as pd
 from deq_flow_ros.evaluation.measures import MEASURES, PairFields
 from deq_flow_ros.imaging.encodings import EncodingError, to_rgb
 from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.streaming import FlowInfo
 
 PROCESSED, FIRST, DROPPED = OUTCOMES = ("processed", "first", "dropped")
@@ -59,16 +60,20 @@ class InputFrame:
     convert_ms: float = 0.0
 
     @classmethod
-    def of(cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0) -> InputFrame:
+    def of(
+        cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0, levels: Levels | None = None
+    ) -> InputFrame:
         """Decode a frame of a source.
 
         :param stamps: "header", or "record": the frame is stamped with the time at which it was recorded.
         :param left_out: so many frames before it could not be read.
+        :param levels: of the recording, which map 16 bits to 8; None for an image by itself.
         """
         start = time.perf_counter()
         image, problem = None, ""
         try:
-            image = to_rgb(frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+            size = (frame.height, frame.width)
+            image = to_rgb(frame.data, *size, frame.step, frame.encoding, frame.is_bigendian, levels)
         except EncodingError as error:
             problem = str(error)
         took_ms = 1e3 * (time.perf_counter() - start)

@@ -9,20 +9,26 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deq_flow_ros.imaging.encodings import EncodingError, eight_bits
+from deq_flow_ros.imaging.encodings import EncodingError
+from deq_flow_ros.imaging.levels import Levels, eight_bits
 
 MAX_PIXELS = 1 << 26
 """Images of more pixels (8192 x 8192) are not decoded: a few kilobytes can claim any size."""
 FORMATS = ("jpeg", "png")
 
 
-def decode_image(data: np.ndarray, format: str = "") -> np.ndarray:
-    """(H, W, 3) uint8 RGB, contiguous, of a compressed image (N,) uint8; grey is repeated, alpha is left out.
+def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = None) -> np.ndarray:
+    """RGB of a compressed image; grey is repeated, alpha is left out.
 
-    What is decoded is what the data says that it is. `format`, that of the message, is often wrong and only quoted in
-    errors; but depth (compressed_depth_image_transport) is refused by it, as that is no picture. An orientation in EXIF
-    is ignored: calibrations are of the image as it is stored. Raises `EncodingError` for data that is no JPEG or PNG,
-    is incomplete or damaged, or claims more than `MAX_PIXELS`; the last without decoding it.
+    An orientation in EXIF is ignored: calibrations are of the image as it is stored.
+
+    :param data: (N,) uint8. What is decoded is what the data says that it is.
+    :param format: that of the message, which is often wrong and only quoted in errors; but depth
+        (compressed_depth_image_transport) is refused by it, as that is no picture.
+    :param levels: of the stream that the image belongs to, which maps 16 bits to 8; None for an image by itself.
+    :returns: (H, W, 3) uint8, contiguous.
+    :raises EncodingError: for data that is no JPEG or PNG, is incomplete or damaged, or claims more than
+        ``MAX_PIXELS``; the last without decoding it.
     """
     said = f" (format {format!r})"
     if "compressedDepth" in format:
@@ -38,7 +44,8 @@ def decode_image(data: np.ndarray, format: str = "") -> np.ndarray:
         try:
             # 16-bit grey keeps its bits; of 16-bit colour, Pillow reads the upper ones.
             if image.mode.startswith("I"):
-                return cv2.cvtColor(eight_bits(np.asarray(image).astype(np.uint16)), cv2.COLOR_GRAY2RGB)
+                grey = eight_bits(np.asarray(image).astype(np.uint16), levels or Levels())
+                return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
         except Exception as error:
             raise EncodingError(f"the {image.format} data of {data.size} bytes is damaged{said}: {error}") from None

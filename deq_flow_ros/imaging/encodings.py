@@ -10,6 +10,8 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
+from deq_flow_ros.imaging.levels import Levels, eight_bits
+
 
 class EncodingError(ValueError):
     """An image contradicts itself or its encoding is unknown; the message says what was expected and what was got."""
@@ -26,7 +28,7 @@ class _Layout:
 
     channels: int
     bytes_per_channel: int
-    convert: Callable[[np.ndarray], np.ndarray]
+    convert: Callable[[np.ndarray, Levels], np.ndarray]
     even_width: bool = False
     even_height: bool = False
     rows: Fraction = Fraction(1)
@@ -36,22 +38,19 @@ class _Layout:
         return self.channels * self.bytes_per_channel
 
 
-def eight_bits(image: np.ndarray) -> np.ndarray:
-    """uint8 of uint8 or uint16, any shape: the full 16-bit range onto the full 8-bit range, rounded, as cv_bridge does.
-
-    The images of cameras that fill only the lower 10 or 12 bits look dark.
-    """
-    return image if image.dtype == np.uint8 else cv2.convertScaleAbs(image, alpha=255.0 / 65535.0)
-
-
-def _colour(code: int | None) -> Callable[[np.ndarray], np.ndarray]:
+def _colour(code: int | None) -> Callable[[np.ndarray, Levels], np.ndarray]:
     """Eight bits first: then there is half as much to reorder."""
-    return lambda image: eight_bits(image) if code is None else cv2.cvtColor(eight_bits(image), code)
+
+    def convert(image: np.ndarray, levels: Levels) -> np.ndarray:
+        eight = eight_bits(image, levels)
+        return eight if code is None else cv2.cvtColor(eight, code)
+
+    return convert
 
 
-def _bayer(code: int) -> Callable[[np.ndarray], np.ndarray]:
+def _bayer(code: int) -> Callable[[np.ndarray, Levels], np.ndarray]:
     """Demosaicing interpolates, so it gets all bits."""
-    return lambda image: eight_bits(cv2.cvtColor(image, code))
+    return lambda image, levels: eight_bits(cv2.cvtColor(image, code), levels)
 
 
 # ITU-R BT.601 in studio range: red, green and blue of Y, U, V and 1, as OpenCV's conversions of the other encodings.
@@ -59,7 +58,7 @@ _BT601 = np.array([[1.164, 0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0]
 _BT601 = np.column_stack([_BT601, _BT601 @ (-16, -128, -128)])
 
 
-def _nv24(planes: np.ndarray) -> np.ndarray:
+def _nv24(planes: np.ndarray, levels: Levels) -> np.ndarray:
     """RGB of (3 H, W): luma, then per row W interleaved pairs of U and V, in the space of two rows."""
     height, width = planes.shape[0] // 3, planes.shape[1]
     chroma = np.lib.stride_tricks.as_strided(
@@ -149,16 +148,27 @@ def has_padded_rows(width: int, step: int, encoding: str) -> bool:
 
 
 def to_rgb(
-    data: np.ndarray, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False
+    data: np.ndarray,
+    height: int,
+    width: int,
+    step: int,
+    encoding: str,
+    is_bigendian: bool = False,
+    levels: Levels | None = None,
 ) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, contiguous, of an image in the layout of `sensor_msgs/Image`.
+    """RGB of an image in the layout of ``sensor_msgs/Image``.
 
-    `data` is (N,) uint8; `step` is the length of a row in bytes, padding included; `is_bigendian` matters where a
-    channel has 16 bits. Unpadded rgb8 is a view of `data`, everything else a new array. Raises `EncodingError`.
+    :param data: (N,) uint8.
+    :param step: length of a row in bytes, padding included.
+    :param is_bigendian: matters where a channel has 16 bits.
+    :param levels: of the stream that the image belongs to, which maps 16 bits to 8; None for an image by itself.
+    :returns: (H, W, 3) uint8, contiguous. Unpadded rgb8 is a view of ``data``, everything else a new array.
+    :raises EncodingError: for an unknown encoding, or an image that contradicts itself.
     """
     check_layout(data.size, height, width, step, encoding)
     layout = _LAYOUTS[encoding]
-    return np.ascontiguousarray(layout.convert(_samples(data, layout, height, width, step, is_bigendian)))
+    samples = _samples(data, layout, height, width, step, is_bigendian)
+    return np.ascontiguousarray(layout.convert(samples, levels or Levels()))
 
 
 def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: int, is_bigendian: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ from deq_flow_ros.evaluation.records import PROCESSED, STAGES, FrameOutcome, Fra
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.imaging.encodings import EncodingError, to_rgb
 from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.flow_recording import FrameReport, read_fields
 from deq_flow_ros.recordings.source import Source
@@ -180,6 +181,7 @@ class _FrameFinder:
     def __init__(self, source: Source) -> None:
         self._frames = source.frames()
         self._kept: dict[int, Frame] = {}
+        self._levels = Levels()
 
     def pair(self, first_ns: int, second_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """The images of two stamps, (H, W, 3) uint8 RGB; pairs must be asked for in the order of the stream."""
@@ -197,7 +199,8 @@ class _FrameFinder:
     def _rgb(self, stamp_ns: int) -> np.ndarray:
         frame = self._kept[stamp_ns]
         try:
-            return to_rgb(frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+            size = (frame.height, frame.width)
+            return to_rgb(frame.data, *size, frame.step, frame.encoding, frame.is_bigendian, self._levels)
         except EncodingError as error:
             raise MediaError(
                 f"the frame stamped {stamp_ns} ns was processed, but cannot be read here: {error}"

@@ -12,6 +12,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import check_layout, has_padded_rows, to_rgb
+from deq_flow_ros.imaging.levels import Levels
 
 try:
     from cv_bridge import CvBridge
@@ -25,26 +26,32 @@ except (ImportError, AttributeError) as error:  # AttributeError: the ROS 1 cv_b
 """Which converter is in use, for a start-up line."""
 
 # What cv_bridge converts to rgb8: 8UC3 and the like carry no colour meaning for it, newer names are unknown to it.
-_BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16", "yuv422", "yuv422_yuy2"} | {
-    f"bayer_{pattern}{bits}" for pattern in ("rggb", "bggr", "gbrg", "grbg") for bits in (8, 16)
+# Of 16 bits it keeps the upper 8, whatever part of them a camera uses.
+_BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"} | {
+    f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")
 }
 
 
-def image_to_rgb(message: Image | CompressedImage) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, contiguous; may be a view of the message. Raises `EncodingError` naming what is wrong."""
+def image_to_rgb(message: Image | CompressedImage, levels: Levels | None = None) -> np.ndarray:
+    """RGB of an image message.
+
+    :param levels: of the stream, which map 16 bits to 8; None for an image by itself.
+    :returns: (H, W, 3) uint8, contiguous; may be a view of the message.
+    :raises EncodingError: naming what is wrong.
+    """
     if isinstance(message, CompressedImage):
-        return decode_image(np.frombuffer(message.data, np.uint8), message.format)
+        return decode_image(np.frombuffer(message.data, np.uint8), message.format, levels)
     if _bridge is None or not _bridgeable(message):
-        return image_to_rgb_numpy(message)
+        return image_to_rgb_numpy(message, levels)
     # cv_bridge trusts the fields of the message.
     check_layout(len(message.data), message.height, message.width, message.step, message.encoding)
     return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
 
 
-def image_to_rgb_numpy(message: Image) -> np.ndarray:
-    """`image_to_rgb` without cv_bridge."""
-    data = np.frombuffer(message.data, np.uint8)
-    return to_rgb(data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
+def image_to_rgb_numpy(message: Image, levels: Levels | None = None) -> np.ndarray:
+    """``image_to_rgb`` without cv_bridge."""
+    data, big = np.frombuffer(message.data, np.uint8), bool(message.is_bigendian)
+    return to_rgb(data, message.height, message.width, message.step, message.encoding, big, levels)
 
 
 def _bridgeable(message: Image) -> bool:

@@ -37,6 +37,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.compressed import FORMATS, encode_image
 from deq_flow_ros.imaging.encodings import to_rgb
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
@@ -119,6 +120,7 @@ class Player(Node):
             self.publisher = self.create_publisher(CompressedImage, f"{topic}/compressed", QOS)
         else:
             self.publisher = self.create_publisher(Image, topic, QOS)
+        self._levels = Levels()
         self._info_topic = topic.rpartition("/")[0] + "/camera_info"
         self._calibration: tuple[Publisher, CameraInfo] | None = None
         self._executor = SingleThreadedExecutor()
@@ -211,7 +213,7 @@ class Player(Node):
             return bytes_to_image(*pixels, header)
         # The words of compressed_image_transport: encoding of the source, then that of the compressed picture.
         message = CompressedImage(header=header, format=f"{frame.encoding}; {self._compressed} compressed bgr8")
-        message.data.frombytes(encode_image(to_rgb(*pixels), self._compressed).data)
+        message.data.frombytes(encode_image(to_rgb(*pixels, self._levels), self._compressed).data)
         return message
 
     def _publish(self, frame: Frame, message: Image | CompressedImage, log_file: TextIO | None) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from deq_flow_ros.imaging.compressed import decode_image, encode_image
 from deq_flow_ros.imaging.encodings import EncodingError
+from deq_flow_ros.imaging.levels import FULL, Levels
 
 
 def picture() -> np.ndarray:
@@ -51,7 +52,8 @@ def test_grey_alpha_and_sixteen_bits_are_read() -> None:
     grey = picture()[:, :, 0]
     expected = np.repeat(grey[:, :, None], 3, axis=2)
     assert np.array_equal(decode_image(compress(".png", grey)), expected)
-    assert np.array_equal(decode_image(compress(".png", grey.astype(np.uint16) * 257 + 100)), expected)
+    sixteen = compress(".png", grey.astype(np.uint16) * 257 + 100)
+    assert np.array_equal(decode_image(sixteen, levels=Levels(FULL)), expected)
     assert np.abs(decode_image(compress(".jpg", grey)).astype(int) - expected).max() <= 3
     alpha = np.dstack([picture(), np.full((40, 56), 9, np.uint8)])
     assert np.array_equal(decode_image(compress(".png", alpha)), picture())

@@ -6,6 +6,7 @@ import pytest
 from encoded_pictures import BAYER_SITES, HEIGHT, WIDTH, encode, padded, picture
 
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, to_rgb
+from deq_flow_ros.imaging.levels import FULL, Levels
 
 TOLERANCES = {  # steps of 255, from colours that neighbours share
     **dict.fromkeys(("nv12", "nv21"), 10),
@@ -28,7 +29,7 @@ def test_each_encoding_gives_the_same_picture(encoding: str, padding: int) -> No
     samples = encode(picture(), encoding)
     for big in (False, True) if samples.dtype == np.uint16 else (False,):
         data, step = padded(samples.astype(">u2" if big else samples.dtype), encoding, padding)
-        rgb = to_rgb(data, HEIGHT, WIDTH, step, encoding, big)
+        rgb = to_rgb(data, HEIGHT, WIDTH, step, encoding, big, Levels(FULL))
         assert rgb.shape == (HEIGHT, WIDTH, 3) and rgb.dtype == np.uint8 and rgb.flags.c_contiguous
         expected = picture()
         if encoding in ("mono8", "mono16", "8UC1", "16UC1"):
@@ -55,10 +56,10 @@ def test_the_colour_transform_is_bt601(encoding: str) -> None:
     assert np.abs(to_rgb(data, HEIGHT, WIDTH, step, encoding) - expected).max() <= 2
 
 
-def test_sixteen_bits_use_the_full_range() -> None:
-    """White must stay white and the scaling must be cv_bridge's (rounded 255/65535), or the two converters disagree."""
+def test_the_full_range_of_sixteen_bits_can_be_asked_for() -> None:
+    """White must stay white and the scaling be cv_bridge's (rounded 255/65535), for those who calibrated with it."""
     values = np.array([[0, 128, 129, 32768, 65535, 65280]], np.uint16)
-    rgb = to_rgb(values.view(np.uint8).reshape(-1), 1, 6, 12, "mono16")
+    rgb = to_rgb(values.view(np.uint8).reshape(-1), 1, 6, 12, "mono16", levels=Levels(FULL))
     assert rgb[0, :, 0].tolist() == [0, 0, 1, 128, 255, 254]
 
 
