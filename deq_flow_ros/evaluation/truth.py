@@ -12,10 +12,12 @@ import numpy as np
 from deq_flow_ros.demo.bag import exact_flow
 from deq_flow_ros.evaluation.records import InputFrame
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.recordings.bag_reader import Bag, MessageError, Recorded, natural_order
+from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bag_source import stamp_of
 from deq_flow_ros.recordings.bags import read_image
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
+from deq_flow_ros.recordings.messages import MessageError, Recorded
+from deq_flow_ros.recordings.names import natural_order
 
 KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
 """Flow (H, W, 2) px, NaN where it is not known; and where it leads to something visible, (H, W) bool, if known."""

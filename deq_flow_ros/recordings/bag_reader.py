@@ -6,25 +6,25 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
-import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml
-from rosbags.highlevel import AnyReader
-from rosbags.typesys import Stores, get_typestore
-from rosbags.typesys.store import Typestore
+from rosbags.interfaces import Connection
+from rosbags.rosbag1 import Reader as Reader1
+from rosbags.rosbag2 import Reader as Reader2
 
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.recordings.salvage import ROS1_MAGIC, salvage
+from deq_flow_ros.recordings import sqlite_bag
+from deq_flow_ros.recordings.messages import Channel, Damage, Recorded
+from deq_flow_ros.recordings.names import DATA_SUFFIXES, natural_order, stem_of_part, visible_files
+from deq_flow_ros.recordings.scan import ROS1_MAGIC, scan
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -32,49 +32,6 @@ else:
     from backports import zstd
 
 log = logging.getLogger(__name__)
-
-DATA_SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-"""Data files of a rosbag2."""
-BAG_SUFFIXES = (*DATA_SUFFIXES, ".bag", ".bag.active")
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-
-
-class MessageError(MediaError):
-    """One message cannot be read; those beside it may."""
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A message of a bag, recorded at `time_ns`."""
-
-    topic: str
-    msgtype: str
-    time_ns: int
-    _stored: bytes = field(repr=False)
-    _decode: Callable[[bytes, str], Any] = field(repr=False)
-
-    def raw(self) -> bytes:
-        """As it was serialized. Raises `MessageError` where it was compressed and cannot be unpacked."""
-        # A serialized message begins with how it is encoded, 0x00 0x00 or 0x00 0x01.
-        if self._stored[:4] != ZSTD_MAGIC:
-            return self._stored
-        try:
-            return zstd.decompress(self._stored)
-        except zstd.ZstdError as error:
-            raise self._unreadable(error) from error
-
-    def message(self) -> Any:
-        """Its fields by name. Raises `MessageError` where it cannot be decoded."""
-        raw = self.raw()
-        try:
-            return self._decode(raw, self.msgtype)
-        except Exception as error:
-            # Damaged bytes raise whatever the code that rosbags generates stumbles over.
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: Exception) -> MessageError:
-        what = f"the message ({self.msgtype}) on {self.topic} that was recorded at {self.time_ns} ns"
-        return MessageError(f"{what} cannot be decoded: {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -101,14 +58,14 @@ class Bag:
         self.path = path
         self.problems: list[str] = []
         self._files = self._find_files()
-        self._damaged: set[Path] = set()
+        self._unindexed: set[Path] = set()
         self.topics: dict[str, Topic] = {}
         counts: Counter[str] = Counter()
         types: dict[str, str] = {}
         for file in self._files:
-            for topic, msgtype, count in self._list(file):
-                types.setdefault(topic, msgtype)
-                counts[topic] += count
+            for channel, count in self._list(file).items():
+                types.setdefault(channel.topic, channel.msgtype)
+                counts[channel.topic] += count
         self.topics = {topic: Topic(msgtype, counts[topic]) for topic, msgtype in types.items()}
         if not self.topics and self.problems:
             raise MediaError(f"the bag {path} cannot be read: {'; '.join(self.problems)}")
@@ -116,21 +73,20 @@ class Bag:
     def messages(self, *topics: str) -> Iterator[Recorded]:
         """Those of the given topics, or of all, file by file in the order of recording."""
         for file in self._files:
-            done: Counter[str] = Counter()
-            if file not in self._damaged:
+            done: Counter[tuple[str, int]] = Counter()
+            if file not in self._unindexed:
                 try:
-                    for recorded in self._intact(file, topics):
-                        done[recorded.topic] += 1
+                    for recorded in self._indexed(file, topics):
+                        done[recorded.topic, recorded.time_ns] += 1
                         yield recorded
                     continue
                 except _Unreadable as error:
-                    log.warning("%s is damaged: %s", file, error)
-                    self._damaged.add(file)
-            # Again from the front, past what there was already.
-            seen: Counter[str] = Counter()
-            for recorded in self._salvaged(file, topics):
-                seen[recorded.topic] += 1
-                if seen[recorded.topic] > done[recorded.topic]:
+                    self._read_from_the_front(file, error)
+            # Again from the front; what there was already is left out.
+            for recorded in self._scanned(file, topics):
+                if done[recorded.topic, recorded.time_ns]:
+                    done[recorded.topic, recorded.time_ns] -= 1
+                else:
                     yield recorded
 
     def first(self, topic: str) -> Recorded | None:
@@ -140,7 +96,7 @@ class Bag:
     def _find_files(self) -> list[Path]:
         if not self.path.is_dir():
             return [self.path]
-        present = {child.name: child for child in self.path.iterdir() if child.name.endswith(DATA_SUFFIXES)}
+        present = {child.name: child for child in visible_files(self.path) if child.name.endswith(DATA_SUFFIXES)}
         listed = self._listed()
         if listed is None:
             stems = {stem_of_part(name) for name in present}
@@ -172,36 +128,36 @@ class Bag:
             raise MediaError(f"the bag {self.path} is compressed by {compression!r}; expected zstd or none")
         return listed or None
 
-    def _list(self, file: Path) -> Iterator[tuple[str, str, int]]:
-        """(topic, type, number of messages) of a file."""
+    def _list(self, file: Path) -> dict[Channel, int]:
+        """Number of messages of a file by where they come from."""
         try:
+            with _unzipped(file) as plain:
+                if sqlite_bag.is_sqlite(plain):
+                    self._unindexed.add(file)
+                    return sqlite_bag.count_messages(plain)
             with _opened(file) as reader:
-                yield from [(item.topic, item.msgtype, item.msgcount) for item in reader.connections]
-                return
-        except _Unreadable as error:
-            log.warning("%s is damaged: %s", file, error)
-            self._damaged.add(file)
-        counts = Counter((recorded.topic, recorded.msgtype) for recorded in self._salvaged(file, ()))
-        yield from ((topic, msgtype, count) for (topic, msgtype), count in counts.items())
+                return _counts(reader)
+        except (_Unreadable, Damage) as error:
+            self._read_from_the_front(file, error)
+        return Counter(recorded.channel for recorded in self._scanned(file, ()))
 
-    def _intact(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
+    def _read_from_the_front(self, file: Path, why: Exception) -> None:
+        log.info("reading %s from the front, without its index: %s", file, why)
+        self._unindexed.add(file)
+
+    def _indexed(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
         with _opened(file) as reader:
             connections = [item for item in reader.connections if not topics or item.topic in topics]
-            if not connections:
-                return
-            # Not `reader.deserialize`: the reader forgets its types when it is closed.
-            types = reader.typestore
-            decode = types.deserialize_cdr if reader.is2 else types.deserialize_ros1
-            for connection, time_ns, raw in reader.messages(connections):
-                yield Recorded(connection.topic, connection.msgtype, time_ns, raw, decode)
+            missing = sum(item.msgcount for item in connections)
+            for connection, time_ns, raw in reader.messages(connections) if connections else ():
+                missing -= 1
+                yield Recorded(_channel(reader, connection), time_ns, raw)
+            if missing > 0:
+                raise _Unreadable(f"its index does not lead to {missing} messages")
 
-    def _salvaged(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
+    def _scanned(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
         with _unzipped(file) as plain:
-            types = _types(_is_ros1(plain))
-            decode = types.deserialize_ros1 if _is_ros1(plain) else types.deserialize_cdr
-            for topic, msgtype, time_ns, raw in salvage(plain, lambda what: self.note(f"{file} is damaged: {what}")):
-                if not topics or topic in topics:
-                    yield Recorded(topic, msgtype, time_ns, raw, decode)
+            yield from scan(plain, lambda what: self.note(f"{file} is damaged: {what}"), topics)
 
     def note(self, problem: str) -> None:
         """Add to `problems` what is not among them yet."""
@@ -214,15 +170,26 @@ class _Unreadable(Exception):
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[AnyReader]:
+def _opened(file: Path) -> Iterator[Reader1 | Reader2]:
     try:
-        with _unzipped(file) as plain, AnyReader([plain], default_typestore=_types(False)) as reader:
+        with _unzipped(file) as plain, (Reader1 if _is_ros1(plain) else Reader2)(plain) as reader:
             yield reader
-    except (MediaError, GeneratorExit):
+    except (MediaError, GeneratorExit, _Unreadable):
         raise
     except Exception as error:
-        # rosbags lets sqlite, struct, zstd and yaml errors through: whatever it is, the file cannot be read.
+        # rosbags lets struct, zstd and yaml errors through: whatever it is, the file cannot be read.
         raise _Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _counts(reader: Reader1 | Reader2) -> dict[Channel, int]:
+    counts: Counter[Channel] = Counter()
+    for connection in reader.connections:
+        counts[_channel(reader, connection)] += connection.msgcount
+    return counts
+
+
+def _channel(reader: Reader1 | Reader2, connection: Connection) -> Channel:
+    return Channel(connection.topic, connection.msgtype, isinstance(reader, Reader1))
 
 
 @contextmanager
@@ -248,23 +215,6 @@ def _unzipped(file: Path) -> Iterator[Path]:
 def _is_ros1(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(len(ROS1_MAGIC)) == ROS1_MAGIC
-
-
-@cache
-def _types(ros1: bool) -> Typestore:
-    return get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
-
-
-def stem_of_part(name: str) -> str:
-    """What the names of a split recording's files have in common: "drive" of "drive_3.mcap"."""
-    return re.sub(r"_\d+$", "", name.partition(".")[0])
-
-
-def natural_order(paths: Iterable[Path]) -> list[Path]:
-    """Sorted by name, numbers by their value: 2 before 10."""
-    return sorted(
-        paths, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-    )
 
 
 def first_times(bag: Bag, topic: str, count: int) -> list[int]:

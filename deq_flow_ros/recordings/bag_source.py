@@ -13,7 +13,8 @@ import numpy as np
 from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
 from deq_flow_ros.imaging.frame import Frame, MediaError
-from deq_flow_ros.recordings.bag_reader import Bag, MessageError, Recorded, first_times
+from deq_flow_ros.recordings.bag_reader import Bag, first_times
+from deq_flow_ros.recordings.messages import MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
 
 log = logging.getLogger(__name__)
@@ -121,9 +122,11 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
     """The wanted image topic; without a wish, the only one whose images can be read."""
     images = {name: topic for name, topic in bag.topics.items() if topic.msgtype in (IMAGE, COMPRESSED_IMAGE)}
     if not images:
+        foreign = any(" in " in topic.msgtype for topic in bag.topics.values())
+        hint = "; only messages of ROS can be read here" if foreign else ""
         raise MediaError(
             f"the bag {bag.path} holds no images (no topic of type {IMAGE} or {COMPRESSED_IMAGE}); "
-            f"it holds: {_listing(bag)}"
+            f"it holds: {_listing(bag)}{hint}"
         )
     if wanted is not None and wanted not in images:
         got = f"is of type {bag.topics[wanted].msgtype}" if wanted in bag.topics else "is not in it"

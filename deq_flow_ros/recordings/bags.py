@@ -33,6 +33,11 @@ class BagWriter:
         if storage not in STORAGES:
             raise MediaError(f"expected a bag storage out of {sorted(STORAGES)}, got {storage!r}")
         self.path = Path(path)
+        if storage == "sqlite3" and (signs := sorted(set("#?%") & set(str(self.path)))):
+            raise MediaError(
+                f"rosbags cannot write an SQLite bag to {self.path}, because of the {' and '.join(signs)} in it; "
+                "choose another place, or the storage mcap"
+            )
         self._types = get_typestore(Stores.ROS2_JAZZY)
         self._connections: dict[str, Connection] = {}
         try:

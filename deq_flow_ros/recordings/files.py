@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.recordings.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order, stem_of_part
-from deq_flow_ros.recordings.sources import IMAGE_SUFFIXES
-
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+from deq_flow_ros.recordings.names import (
+    BAG_SUFFIXES,
+    DATA_SUFFIXES,
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    natural_order,
+    stem_of_part,
+    visible_files,
+)  # fmt: skip
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,8 +96,8 @@ def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
 
 
 def _below(folder: Path, without: Path | None) -> Iterator[Path]:
-    for child in natural_order(folder.iterdir()):
-        if child.name.startswith(".") or child.resolve() == without:
+    for child in natural_order(visible_files(folder)):
+        if child.resolve() == without:
             continue
         if child.is_dir():
             yield from [child] if _is_recording(child) else _below(child, without)
@@ -105,7 +110,7 @@ def _holds_frames(name: str) -> bool:
 
 
 def _is_recording(folder: Path) -> bool:
-    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    names = [entry.name for entry in visible_files(folder) if entry.is_file()]
     if "metadata.yaml" in names:
         return True
     if not any(_holds_frames(name) for name in names):

@@ -13,13 +13,12 @@ from pathlib import Path
 import cv2
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
-from deq_flow_ros.recordings.bag_reader import BAG_SUFFIXES, DATA_SUFFIXES, natural_order
 from deq_flow_ros.recordings.bag_source import BagSource
+from deq_flow_ros.recordings.names import BAG_SUFFIXES, DATA_SUFFIXES, IMAGE_SUFFIXES, natural_order, visible_files
 from deq_flow_ros.recordings.source import Source
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FIRST_STAMP_NS = 1_000_000_000
 """Stamp of the first frame where the input has none: not 0, which ROS reads as "no stamp"."""
 DEFAULT_FPS = 30.0
@@ -58,7 +57,8 @@ def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: fl
 
 
 def _holds_bag(folder: Path) -> bool:
-    return (folder / "metadata.yaml").exists() or any(child.name.endswith(DATA_SUFFIXES) for child in folder.iterdir())
+    files = visible_files(folder)
+    return any(file.name == "metadata.yaml" or file.name.endswith(DATA_SUFFIXES) for file in files)
 
 
 def _is_text(path: Path) -> bool:
@@ -135,7 +135,7 @@ class FolderSource(Source):
     def __init__(self, path: Path, fps: float | None) -> None:
         super().__init__()
         self.path = path
-        files = [child for child in path.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES and child.is_file()]
+        files = [child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES and child.is_file()]
         if not files:
             there = sorted(child.name for child in path.iterdir())
             shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"

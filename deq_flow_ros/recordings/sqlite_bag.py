@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQLite files of rosbag2, with their write-ahead log, and as far as they are there. Nothing is written beside them.
+
+rosbags leaves out the log, where a killed recorder has its last messages, and reads no file that is cut short.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import apsw
+
+from deq_flow_ros.recordings.messages import Channel, Damage, Recorded
+
+MAGIC = b"SQLite format 3\0"
+LOG = "-wal"
+"""What SQLite appends to the name of a file for that of its write-ahead log."""
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether a file is an SQLite database; one whose content is in its write-ahead log alone is empty."""
+    with path.open("rb") as file:
+        start = file.read(len(MAGIC))
+    return start == MAGIC or (not start and _has_log(path))
+
+
+def _has_log(path: Path) -> bool:
+    log = Path(f"{path}{LOG}")
+    return log.is_file() and log.stat().st_size > 0
+
+
+def count_messages(path: Path) -> dict[Channel, int]:
+    """Number of messages by topic, without reading them.
+
+    :raises Damage: where the file cannot be read to its end.
+    """
+    with _opened(path) as database:
+        channels = _channels(database)
+        counts = dict(database.execute("SELECT topic_id, count(*) FROM messages NOT INDEXED GROUP BY topic_id"))
+        database.execute("SELECT data FROM messages NOT INDEXED ORDER BY rowid DESC LIMIT 1").fetchall()
+    return {channel: counts.get(key, 0) for key, channel in channels.items()}
+
+
+def messages(path: Path, topics: Collection[str] = ()) -> Iterator[Recorded]:
+    """The messages of some topics, or of all, in the order in which they were written, which a clock cannot change.
+
+    :raises Damage: where the file cannot be read further.
+    """
+    with _opened(path) as database:
+        channels = {key: item for key, item in _channels(database).items() if not topics or item.topic in topics}
+        wanted = ", ".join(str(int(key)) for key in channels)
+        # Not by the index by time, which may be damaged where the messages are not.
+        query = f"SELECT topic_id, timestamp, data FROM messages NOT INDEXED WHERE topic_id IN ({wanted})"
+        for key, time_ns, raw in database.execute(query):
+            if isinstance(time_ns, int) and isinstance(raw, bytes):
+                yield Recorded(channels[key], time_ns, raw)
+
+
+def _channels(database: apsw.Connection) -> dict[int, Channel]:
+    try:
+        rows = list(database.execute("SELECT id, name, type FROM topics"))
+    except apsw.SQLError as error:
+        hint = f"did a file of the same name with {LOG} at its end, which a recorder writes first, stay behind?"
+        raise Damage(f"{error}; {hint}") from error
+    return {key: Channel(str(name), str(kind)) for key, name, kind in rows}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[apsw.Connection]:
+    """The log is copied, and what else SQLite wants beside a database lies in a temporary folder."""
+    with TemporaryDirectory(prefix="bag_") as folder:
+        name = Path(folder) / "bag"
+        name.touch()  # SQLite takes the permissions of the log from it
+        if _has_log(path):
+            shutil.copyfile(f"{path}{LOG}", f"{name}{LOG}")
+        files = _Files(path)
+        try:
+            connection = apsw.Connection(str(name), apsw.SQLITE_OPEN_READONLY, vfs=files.name)
+            try:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # else it wants shared memory beside the file
+                yield connection
+            finally:
+                connection.close(True)
+        except apsw.Error as error:
+            raise Damage(f"SQLite cannot read it, or not further ({error})") from error
+
+
+class _Files(apsw.VFS):
+    """The database is that of the recording, all other files are what their names say."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = f"bag_{id(self)}", path
+        super().__init__(self.name, "")
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+        if flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
+            return _Database("", str(self._path), [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0])
+        return super().xOpen(name, flags)
+
+
+class _Database(apsw.VFSFile):
+    """A file as long as its header says. SQLite reads no file at all that is shorter; so it learns what is missing only
+    when it wants to read it. Nobody else uses it, so that it need not be locked.
+    """
+
+    def xFileSize(self) -> int:
+        size = super().xFileSize()
+        header = super().xRead(100, 0) if size >= 100 else bytes(100)
+        page = int.from_bytes(header[16:18], "big")
+        # Of pages of 65536 bytes, the header says 1.
+        return max(size, (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big"))
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        if 0 < super().xFileSize() < offset + amount:
+            raise apsw.IOError(f"nothing after byte {super().xFileSize()}")
+        return super().xRead(amount, offset)
+
+    def xLock(self, level: int) -> None:
+        pass
+
+    def xUnlock(self, level: int) -> None:
+        pass
