@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FAULTS = [
     # what, file below deq_flow_ros, line, broken line, test files
-    ("order of levels", "model/correlation.py", "enumerate(self.levels)]", "enumerate(self.levels[::-1])]", "model"),
+    ("order of levels", "model/correlation.py", "enumerate(self.levels, ", "enumerate(self.levels[::-1], ", "model"),
     ("upsampling", "model/upsampling.py", "reshape(cells, 2, 9)", "reshape(cells, 2, 9).flip(2)", "formulas"),
     ("gate fusion", "model/update.py", "sigmoid_().chunk(2, 1)", "sigmoid_().chunk(2, 1)[::-1]", "formulas"),
     ("fixed part of the gates", "model/update.py", "context, weight[:, h:c]", "context, -weight[:, h:c]", "formulas"),

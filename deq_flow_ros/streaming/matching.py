@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from deq_flow_ros.model.grid import positions
 
 # At its own flow a pair of one scene has 0.5 and more, in poor light as well; across a cut 0.15, images of noise alone
 # 0.3 at most.
@@ -42,11 +43,7 @@ def likeness(flows: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
     """
     height, width = flows.shape[-2:]
     step = max(1, math.isqrt(height * width // LIKENESS_CELLS))
-    y, x = torch.meshgrid(
-        torch.arange(0, height, step, device=flows.device),
-        torch.arange(0, width, step, device=flows.device),
-        indexing="ij",
-    )
+    x, y = positions(height, width, flows.device)[:, ::step, ::step].unbind()
     # Rounded, not interpolated: a mean of cells is less like each of them, and only a flow of zero would have none.
     some = flows[:, :, ::step, ::step].nan_to_num(nan=math.inf)
     to_x, to_y = ((at + some[:, i]).round().clamp(-1, 1e6).long() for i, at in enumerate((x, y)))

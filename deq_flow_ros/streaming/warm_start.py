@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model.grid import positions
 
 
 def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,9 +18,7 @@ def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
     :returns: the weighted mean of what landed on each cell (zero where nothing did), and the weight, (B, 1, H, W).
     """
     batch, channels, height, width = values.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, device=values.device), torch.arange(width, device=values.device), indexing="ij"
-    )
+    x, y = positions(height, width, values.device)
     # Far outside is outside: the clamp keeps the integers below finite whatever the displacement is.
     target_x = (x + displacement[:, 0]).clamp(-2, width + 1)
     target_y = (y + displacement[:, 1]).clamp(-2, height + 1)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Correlation that is computed where it is looked up, in memory in proportion to the cells."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deq_flow_ros.model.grid import once_per_size, positions
+
+with warnings.catch_warnings():
+    # PyTorch says once per process, at the first sparse matrix, that they may change.
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.sparse_csr_tensor(torch.zeros(2), torch.zeros(0), torch.zeros(0), (1, 1), check_invariants=False)
+
+# Of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
+CELLS_AT_ONCE = 2048
+
+
+def pooled(features: Tensor, levels: int) -> list[Tensor]:
+    """A map averaged over ``2**l x 2**l`` cells, for each level ``l`` as far as there is something to average.
+
+    In float32 from level to level, and each rounded once.
+    """
+    maps, finer = [features], features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    while len(maps) < levels and min(finer.shape[-2:]) > 1:
+        finer = F.avg_pool2d(finer, 2)
+        maps.append(finer.to(features.dtype))
+    return maps
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where cells and levels are in the targets, for maps of one size.
+
+    :ivar sizes: (2, levels) int32, width and height.
+    :ivar strides: (levels, 1) rows of the targets from a cell to the one below.
+    :ivar first: (cells, levels, 1) row of a map's cell at (0, 0), past the border.
+    :ivar level_scale: (levels,).
+    :ivar offsets: (2 radius + 2,) int32.
+    """
+
+    sizes: Tensor
+    strides: Tensor
+    first: Tensor
+    level_scale: Tensor
+    offsets: Tensor
+
+
+@once_per_size
+def _layout(batch: int, cells: int, sizes: tuple[tuple[int, int], ...], radius: int, device: torch.device) -> _Layout:
+    starts = [0]
+    for width, height in sizes:
+        starts.append(starts[-1] + (width + 2) * (height + 2))
+
+    def integers(values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    both = integers(sizes).t()
+    strides = both[0, :, None] + 2
+    first = integers(range(batch)).repeat_interleave(cells) * starts[-1]
+    first = first[:, None, None] + integers(starts[:-1])[:, None] + strides + 1
+    scale = 0.5 ** torch.arange(len(sizes), device=device)
+    return _Layout(both, strides, first, scale, integers(range(-radius, radius + 2)))
+
+
+class OnDemandCorrelation:
+    """The values of a ``CorrelationPyramid``, each computed when it is looked up.
+
+    Without gradients. Products are added up in float32 and rounded to the type of the features, as those of the volume
+    are, so that both ways agree in every type. Parameters as there.
+
+    :raises ValueError: if the features are part of a graph that gradients are to flow through.
+    """
+
+    def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
+        if torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad):
+            raise ValueError(
+                "correlation on demand has no gradients: expected features that require none, got some that do; for "
+                "training leave out the number of iterations (None), for inference use torch.no_grad()"
+            )
+        batch, channels, self.height, self.width = features1.shape
+        self._dtype = features1.dtype
+        self._sources = _rows(features1 / channels**0.5).reshape(-1, channels)
+        maps = pooled(features2, levels)
+        # What has nothing left to average is followed by maps of no cells: correlation is zero there.
+        maps += [maps[-1][..., :0, :0]] * (levels - len(maps))
+        # Neighbours outside find zero in the border.
+        self._targets = torch.cat([_rows(F.pad(map, (1, 1, 1, 1))) for map in maps], 1).reshape(-1, channels)
+        sizes = tuple((map.shape[3], map.shape[2]) for map in maps)
+        self._layout = _layout(batch, self.height * self.width, sizes, radius, features1.device)
+        self._radius = radius
+        self._grid = positions(self.height, self.width, features1.device)
+        if features1.device.type == "cpu":  # whose sparse products are of float32
+            self._sources, self._targets = self._sources.float(), self._targets.float()
+
+    def lookup(self, flow: Tensor) -> Tensor:
+        """See ``Correlation``."""
+        index, fraction = self._neighbours(flow)
+        if flow.device.type == "cpu":
+            products = _sampled_products
+        else:
+            products = _fused_products if torch.compiler.is_compiling() else _gathered_products
+        values = products(self._sources, self._targets, index.flatten(1)).view(index.shape)
+        values = values.to(self._dtype).float()
+        values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])
+        values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1, :, None, None]).to(self._dtype)
+        return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
+
+    def _neighbours(self, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the targets around each cell's, (cells, levels, x, y), and the fractions (cells, 2, levels)."""
+        layout = self._layout
+        position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * layout.level_scale
+        bound = layout.sizes + self._radius + 1  # farther outside all is zero as well; so the integers stay finite
+        position = position.clamp(-bound, bound)
+        base = position.floor()
+        near = (base.int()[..., None] + layout.offsets).clamp_min(-1).minimum(layout.sizes[..., None])
+        rows = near[:, 1] * layout.strides + layout.first
+        return near[:, 0, :, :, None] + rows[:, :, None, :], position - base
+
+
+def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """Inner products of each source (N, C) with the targets (M, C) at its row of the index (N, n): (N, n) float32.
+
+    They are the places of a sparse matrix (N, M): no copy of a target is made, unlike by ``_gathered_products``.
+    """
+    cells, neighbours = index.shape
+    # PyTorch lets a sparse matrix hold no more values than it has places, even where an index occurs twice.
+    targets = F.pad(targets, (0, 0, 0, max(0, neighbours - len(targets))))
+    ends = torch.arange(0, index.numel() + 1, neighbours, dtype=index.dtype)
+    values = torch.zeros(index.numel())
+    size = (cells, len(targets))
+    places = torch.sparse_csr_tensor(ends, index.flatten(), values, size, check_invariants=False)
+    torch.sparse.sampled_addmm(places, sources, targets.t(), beta=0.0, out=places)
+    return places.values().view(cells, neighbours)
+
+
+def _gathered_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """The same on any device: the targets are copied, for so many cells at a time."""
+    with torch.autocast(sources.device.type, enabled=False):  # it would multiply in another type than the sampled way
+        parts = [
+            torch.bmm(targets[rows.long()].float(), some.float()[:, :, None]).squeeze(2)
+            for rows, some in zip(index.split(CELLS_AT_ONCE), sources.split(CELLS_AT_ONCE), strict=True)
+        ]
+    return torch.cat(parts)
+
+
+def _fused_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """The same for a compiler, which makes one loop of it and copies no target."""
+    return (targets[index.long()].float() * sources.float()[:, None]).sum(2)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H * W, C); of channels_last a view."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
