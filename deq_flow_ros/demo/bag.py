@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -60,12 +61,10 @@ def render_scene_bag(
         ):
             tasks = ((settings, number) for number in range(settings.frames))
             for number, image in enumerate(pool.map(_render, tasks, chunksize=4)):
-                stamp_ns = settings.stamp_ns(number)
-                writer.write_frame(
-                    TOPIC, frame_from_array(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), stamp_ns, stamp_ns, "camera")
-                )
+                stamp_ns, bgr = settings.stamp_ns(number), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+                writer.write_frame(TOPIC, frame_from_array(bgr, stamp_ns, stamp_ns, "camera"))
                 progress(number + 1)
-        (partial / SIDECAR).write_text(json.dumps(scene.describe(), indent=1))
+        (partial / SIDECAR).write_text(json.dumps(asdict(settings), indent=1))
         os.replace(partial, bag)
     except OSError as error:
         raise MediaError(f"cannot write the demo scene to {bag}: {error}") from error

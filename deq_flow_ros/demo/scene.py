@@ -8,9 +8,8 @@ objects move on, dashes and turns, and cruises again, so that both warm starts a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -69,10 +68,6 @@ class Scene:
         self.focal = 0.72 * self.settings.width
         self._atlas: Atlas | None = None
 
-    def describe(self) -> dict[str, float]:
-        """The settings, to be kept beside the rendered stream; `Scene(SceneSettings(**described))` is this scene."""
-        return asdict(self.settings)
-
     def render(self, frame: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         height, width, s = self.settings.height, self.settings.width, SUPERSAMPLING
@@ -88,11 +83,6 @@ class Scene:
         image += np.float32(SENSOR_NOISE) * rng.standard_normal(image.shape, np.float32)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
-    def frames(self) -> Iterator[np.ndarray]:
-        """All frames in turn, (H, W, 3) uint8 RGB."""
-        for frame in range(self.settings.frames):
-            yield self.render(frame)
-
     def flow(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
         """Exact flow on the pixels of frame `first` towards frame `second`: ((H, W, 2) float32 px, visible (H, W)
         bool).
@@ -102,10 +92,7 @@ class Scene:
         is NaN.
         """
         height, width = self.settings.height, self.settings.width
-        x, y = (
-            grid.ravel()
-            for grid in np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-        )
+        y, x = (grid.ravel().astype(np.float64) for grid in np.indices((height, width)))
         time = second / self.settings.fps
         rotation, position = camera_at(time)
         bodies = bodies_at(time)
@@ -139,9 +126,8 @@ class Scene:
         """
         rotation, position = camera_at(frame / self.settings.fps)
         principal = self._principal
-        rays = np.stack([(x - principal[0]) / self.focal, (y - principal[1]) / self.focal, np.ones_like(x)]).astype(
-            x.dtype
-        )
+        rays = np.stack([(x - principal[0]) / self.focal, (y - principal[1]) / self.focal, np.ones_like(x)])
+        rays = rays.astype(x.dtype)
         grid = (-1, row_length or len(x))
         depth, owner = np.full(len(x), np.inf, x.dtype).reshape(grid), np.zeros(len(x), np.int8).reshape(grid)
         for number, body in enumerate(bodies_at(frame / self.settings.fps)):
@@ -172,35 +158,19 @@ class Scene:
                 yield _Part(body, number, mine, origin, turned, turned * depth[mine] + origin[:, None])
 
     def _window(
-        self,
-        body: Body,
-        rotation: np.ndarray,
-        position: np.ndarray,
-        x: np.ndarray,
-        y: np.ndarray,
+        self, body: Body, rotation: np.ndarray, position: np.ndarray, x: np.ndarray, y: np.ndarray,
         row_length: int | None,
-    ) -> tuple[slice, slice | np.ndarray] | None:
+    ) -> tuple[slice, slice | np.ndarray] | None:  # fmt: skip
         """Rows and columns of the rays that can hit the body, as an index; None where none can."""
-        everything = (slice(None), slice(None))
-        centre = rotation.T @ (body.centre - position)
-        if body.inside_out or np.linalg.norm(centre) < body.reach + NEAR:
-            return everything
-        if centre[2] < -body.reach:
+        centre, reach = rotation.T @ (body.centre - position), body.reach
+        if centre[2] < -reach and not body.inside_out:
             return None
-        if centre[2] < 1.5 * body.reach:
-            return everything
-        # The ball around the body, seen from the side: between two tangents, that is asin(reach / distance) to either
-        # hand.
-        bounds = []
-        for axis in (0, 1):
-            angle = math.atan2(centre[axis], centre[2])
-            half = math.asin(min(1.0, body.reach / math.hypot(centre[axis], centre[2])))
-            if not (angle - half > -1.5 and angle + half < 1.5):
-                bounds.append((-math.inf, math.inf))
-                continue
-            low, high = (math.tan(side) * self.focal + self._principal[axis] for side in (angle - half, angle + half))
-            bounds.append((low, high))
-        (left, right), (top, bottom) = bounds
+        if body.inside_out or centre[2] < reach + NEAR:
+            return slice(None), slice(None)
+        # The ball around the body lies in the box around it, which the camera sees between two of its edges.
+        ends = [(side, end) for side in (-reach, reach) for end in (-reach, reach)]
+        corners = np.array([(centre[:2] + side) / (centre[2] + end) for side, end in ends])
+        (left, top), (right, bottom) = (edge(0) * self.focal + self._principal for edge in (corners.min, corners.max))
         if row_length is None:
             inside = np.flatnonzero((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
             return (slice(None), inside) if inside.size else None

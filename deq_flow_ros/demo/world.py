@@ -87,28 +87,18 @@ class Body:
         on_y = ~on_x & (gap_y < gap_z)
         x, y, z = point
         across, down = np.where(on_x, z, x), np.where(on_y, z, y)
-        outward, along = (
-            np.where(on_x, x, np.where(on_y, y, z)),
-            np.where(on_x, rays[0], np.where(on_y, rays[1], rays[2])),
-        )
+        outward, along = (np.where(on_x, a, np.where(on_y, b, c)) for a, b, c in (point, rays))
         face = np.where(on_x, 0, np.where(on_y, 2, 4)) + (outward > 0)
         # The lamp shines on a whole face alike; the hall's faces look inwards.
         per_face = _brightness(np.stack([-lamp, lamp], axis=1).ravel() * (-1 if self.inside_out else 1))
         facing = np.abs(along) / length
         if self.tile is not None:
-            return Surface(
-                across / single(self.tile), down / single(self.tile), 1 / self.tile, face, facing, per_face[face]
-            )
+            tile = single(self.tile)
+            return Surface(across / tile, down / tile, 1 / self.tile, face, facing, per_face[face])
         size = 2 * self.half.astype(point.dtype)
         size_u, size_v = np.where(on_x, size[2], size[0]), np.where(on_y, size[2], size[1])
-        return Surface(
-            across / size_u + single(0.5),
-            down / size_v + single(0.5),
-            1 / np.minimum(size_u, size_v),
-            face,
-            facing,
-            per_face[face],
-        )
+        u, v = across / size_u + single(0.5), down / size_v + single(0.5)
+        return Surface(u, v, 1 / np.minimum(size_u, size_v), face, facing, per_face[face])
 
 
 LAMP = np.array([-0.45, -0.80, -0.40])
@@ -135,10 +125,8 @@ def _way_table() -> tuple[np.ndarray, np.ndarray]:
     times = np.arange(0, 60, 0.001)
     # Cruise, brake, stand, start, cruise, dash, cruise; straight lines between, and a running mean takes the corners
     # off.
-    speed = np.interp(
-        times, [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0.0, 0.0, 1.2, 1.2, 3.6, 3.6, 1.2, 0.0]
-    )
-    return times, np.cumsum(speed) * 0.001
+    when, how_fast = [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0, 0, 1.2, 1.2, 3.6, 3.6, 1.2, 0]
+    return times, np.cumsum(np.interp(times, when, how_fast)) * 0.001
 
 
 def _way(time: float) -> float:
@@ -156,14 +144,9 @@ def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
 
 
 def _box(
-    size: tuple[float, float, float],
-    x: float,
-    z: float,
-    texture: str,
-    lift: float = 0.0,
-    yaw: float = 0.0,
+    size: tuple[float, float, float], x: float, z: float, texture: str, lift: float = 0.0, yaw: float = 0.0,
     tile: float | None = None,
-) -> Body:
+) -> Body:  # fmt: skip
     """A box of the given width, height and length that stands on the floor, or `lift` metres above it."""
     half = np.array(size) / 2
     return Body(half, np.array([x, FLOOR - lift - half[1], z]), _turn(yaw), (texture,), tile=tile)
@@ -172,14 +155,9 @@ def _box(
 @cache
 def _standing() -> tuple[Body, ...]:
     """What never moves; the hall comes first."""
-    hall = Body(
-        np.array([4.5, 1.9, 13.0]),
-        np.array([0.0, FLOOR - 1.9, 10.0]),
-        np.eye(3),
-        ("wall", "wall", "ceiling", "floor", "wall", "wall"),
-        inside_out=True,
-        tile=2.0,
-    )
+    inside = ("wall", "wall", "ceiling", "floor", "wall", "wall")
+    middle = np.array([0.0, FLOOR - 1.9, 10.0])
+    hall = Body(np.array([4.5, 1.9, 13.0]), middle, np.eye(3), inside, inside_out=True, tile=2.0)
     pillars = [_box((0.5, 3.8, 0.5), x, z, "concrete", tile=1.6) for x in (-2.9, 2.9) for z in (5.0, 10.5, 16.0)]
     crates = [
         _box((1.0, 1.0, 1.0), -2.6, 3.3, "wood", yaw=0.3),
@@ -191,10 +169,8 @@ def _standing() -> tuple[Body, ...]:
         _box((0.9, 1.7, 0.6), -3.9, 8.2, "metal", yaw=-1.5),
     ]
     posters = [_box((1.8, 1.8, 0.04), x, 22.96, "poster", lift=0.9) for x in (-2.6, 0.0, 2.6)]
-    posters += [
-        _box((0.04, 1.4, 1.4), x, z, "poster", lift=1.1)
-        for x, z in ((-4.47, 6.0), (4.47, 9.0), (-4.47, 11.0), (4.47, 14.0))
-    ]
+    places = ((-4.47, 6.0), (4.47, 9.0), (-4.47, 11.0), (4.47, 14.0))
+    posters += [_box((0.04, 1.4, 1.4), x, z, "poster", lift=1.1) for x, z in places]
     return (hall, *pillars, *crates, *posters)
 
 
@@ -202,21 +178,11 @@ def _standing() -> tuple[Body, ...]:
 def bodies_at(time: float) -> tuple[Body, ...]:
     """Everything there is, at `time` in seconds, always in the same order; the hall comes first."""
     bounce = abs(math.sin(2.6 * time))
-    ball = Body(
-        np.full(3, 0.38),
-        np.array([-2.2 + 0.75 * time, FLOOR - 0.38 - 0.7 * bounce, 5.2 + 0.55 * time]),
-        _turn(0.0, 0.3, 1.97 * time),
-        ("ball",),
-        ball=True,
-    )
+    place = np.array([-2.2 + 0.75 * time, FLOOR - 0.38 - 0.7 * bounce, 5.2 + 0.55 * time])
+    ball = Body(np.full(3, 0.38), place, _turn(0.0, 0.3, 1.97 * time), ("ball",), ball=True)
     swing = 0.75 * math.sin(2.0 * time)
-    pendulum = Body(
-        np.full(3, 0.30),
-        np.array([0.9 + 2.0 * math.sin(swing), -2.6 + 2.0 * math.cos(swing), 8.6]),
-        _turn(1.1 * time, 0.2, -swing),
-        ("ball",),
-        ball=True,
-    )
+    place = np.array([0.9 + 2.0 * math.sin(swing), -2.6 + 2.0 * math.cos(swing), 8.6])
+    pendulum = Body(np.full(3, 0.30), place, _turn(1.1 * time, 0.2, -swing), ("ball",), ball=True)
     cart = _box((0.9, 0.8, 1.4), -1.75, 13.0 - 1.1 * time, "hazard", lift=0.08, yaw=0.04 * math.sin(time))
     truck = _box((1.6, 1.3, 1.0), 4.2 - 1.25 * time, 14.5, "hazard", lift=0.1)
     cube = Body(np.full(3, 0.36), np.array([1.75, -0.25, 5.6]), _turn(1.4 * time, 0.5, 0.35), ("poster",))
