@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all tests share: one thread, a ROS domain of their own, and which of them may run side by side."""
 
+from __future__ import annotations
+
 import fcntl
 import functools
 import os
@@ -8,9 +10,12 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
+
+if TYPE_CHECKING:
+    from exported_graphs import Exported
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +45,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("ros")
         if config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group("ros" if uses_ros(item.path) else item.path.stem))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """ONNX graphs of a small model, to read."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"exporting and comparing needs {package}")
+    from exported_graphs import Exported, small_model
+
+    from training.export_onnx import export_checked
+
+    folder = tmp_path_factory.mktemp("graphs")
+    return Exported(folder, export_checked(small_model(), folder))
 
 
 @pytest.fixture(scope="session", autouse=True)

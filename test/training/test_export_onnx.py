@@ -5,44 +5,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from exported_graphs import Exported, small_model
 
-from deq_flow_ros.model import Architecture, DEQFlow
 from training import export, export_onnx
 
 pytest.importorskip("onnxscript", reason="the exporter needs onnxscript, which is a package for development")
 onnxruntime = pytest.importorskip("onnxruntime", reason="no ONNX runtime to compare with")
 
-SMALL = Architecture(
-    "shared", 16, 16, (16, 16, 16, 16), 16, mask_dim=16, correlation_levels=2, correlation_radius=2, update="gma",
-    uncertainty_dim=8,
-)  # fmt: skip
-
-
-def small_model() -> DEQFlow:
-    """Random weights, and the attention of GMA, which begins at zero, switched on."""
-    torch.manual_seed(0)
-    model = DEQFlow(SMALL).eval().requires_grad_(False)
-    model.update_block.gma.gamma.fill_(0.5)
-    return model
-
-
-def test_the_graphs_give_the_flow_of_the_model(tmp_path: Path) -> None:
+def test_the_graphs_give_the_flow_of_the_model(exported: Exported) -> None:
     """Why: a size that became a constant while tracing gives flow that only looks right. Both sizes compared differ
     from the one traced; with GMA, whose attention has two dimensions that depend on the size.
     """
-    model = small_model()
-    assert export_onnx.export_checked(model, tmp_path) < export_onnx.TOLERANCE_PX
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.onnx" for name in sorted(export_onnx.GRAPHS)]
-    step = onnxruntime.InferenceSession(tmp_path / "step.onnx")
-    pair = onnxruntime.InferenceSession(tmp_path / "pair.onnx")
+    model, folder = small_model(), exported.folder
+    assert exported.difference_px < export_onnx.TOLERANCE_PX
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.onnx" for name in sorted(export_onnx.GRAPHS)]
+    step = onnxruntime.InferenceSession(folder / "step.onnx")
+    pair = onnxruntime.InferenceSession(folder / "pair.onnx")
     assert [o.name for o in pair.get_outputs()] == [i.name for i in step.get_inputs()][2:]
     assert [o.name for o in step.get_outputs()] == ["next_hidden", "next_flow", "update_px"]
     state = torch.rand(1, 16, 9, 11), torch.rand(1, 2, 9, 11)
-    last = export_onnx.OnnxFlow(tmp_path).run("upsample", hidden=state[0].numpy(), flow=state[1].numpy())
+    last = export_onnx.OnnxFlow(folder).run("upsample", hidden=state[0].numpy(), flow=state[1].numpy())
     torch.testing.assert_close(torch.from_numpy(last["uncertainty"]), model.upsample_uncertainty(state))
     # The comparison must see a difference where there is one: a flow head that is off by 0.01 cells.
     model.update_block.flow_head.conv2.bias += 0.01
-    assert export_onnx.largest_difference(model, tmp_path) > 0.1
+    assert export_onnx.largest_difference(model, folder) > 0.1
 
 
 def test_graphs_that_differ_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
