@@ -2,11 +2,10 @@
 """Evaluation on data sets: the figures are those of the model, cold and warm, however many processes share the work."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
+import forked
 import numpy as np
 import pytest
 from dataset_layouts import (
@@ -92,16 +91,13 @@ def test_two_processes_give_the_figures_of_one(sintel: Path, tmp_path: Path) -> 
     """Why: shares of unequal length (two scenes and one) must neither lose a pair nor count one twice, bit for bit."""
     arguments = ["--data", f"sintel-final={sintel}", "--sequences", "--worst", "1"]
     alone = metrics(tmp_path / "one", *arguments)["datasets"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "training.evaluate", *arguments, *ITERATIONS, "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    said = forked.together(evaluate.main, [*arguments, *ITERATIONS, "--out", tmp_path / "two"], tmp_path / "log")
     together = json.loads((tmp_path / "two" / "metrics.json").read_text())["datasets"]
     for datasets in (alone, together):
         for worst in datasets["sintel-final"]["worst"]:
             assert Path(worst.pop("picture")).is_file()
     assert together == alone
-    assert done.stdout.count("wrote ") == 1
+    assert said.count("wrote ") == 1
 
 
 def test_every_benchmark_has_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,18 +49,26 @@ def test_solvers_are_compared_cold_and_warm(pairs: Path, tmp_path: Path, capsys:
     assert "none.json" in "".join(capsys.readouterr().out.split())  # a long path is wrapped
 
 
-def test_memory_is_counted_for_every_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Why: as above. The equilibrium must take less than the recurrent network at every place it is counted."""
+def test_memory_is_counted_for_every_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Why: as above. The equilibrium must take less than the recurrent network at every place it is counted.
+
+    Three methods of the five: what each of them stores is counted by test_memory.py.
+    """
+    every = memory.objectives()
+    names = ("one-step", "implicit")
+    monkeypatch.setattr(memory, "objectives", lambda: {name: every[name] for name in ("recurrent", *names)})
     out, picture = tmp_path / "out.json", tmp_path / "plot.png"
-    command = ["--size", "nano", "--height", "64", "--width", "64", "--iterations", "6", "--compare", "12"]
+    command = ["--size", "nano", "--height", "64", "--width", "64", "--iterations", "3", "--compare", "8"]
     assert memory.main([*command, "--threads", "1", "--json", str(out), "--plot", str(picture)]) == 0
     methods = json.loads(out.read_text())["methods"]
-    assert len(methods) == 10 and cv2.imread(str(picture)) is not None
-    for name in ("one-step", "phantom-3", "implicit"):
-        assert methods[name]["saved_mib"]["6"] == methods[name]["saved_mib"]["12"]
-        assert methods[name]["saved_mib"]["12"] < methods["recurrent"]["saved_mib"]["12"]
+    assert len(every) == 5 and len(methods) == 6 and cv2.imread(str(picture)) is not None
+    for name in names:
+        assert methods[name]["saved_mib"]["3"] == methods[name]["saved_mib"]["8"]
+        assert methods[name]["saved_mib"]["8"] < methods["recurrent"]["saved_mib"]["8"]
         assert methods[name]["peak_mib"] < methods["recurrent"]["peak_mib"]
-        assert methods[f"{name}, recompute"]["saved_mib"]["12"] < methods[name]["saved_mib"]["12"]
+        assert methods[f"{name}, recompute"]["saved_mib"]["8"] < methods[name]["saved_mib"]["8"]
     for wrong, message in ((["--compare", "1"], "at least 3"), (["--height", "60"], "--height: expected a multiple")):
         capsys.readouterr()
         assert memory.main(["--size", "nano", *wrong]) == 2
@@ -91,8 +99,9 @@ def test_the_memory_of_an_evaluation_is_watched(
     assert report["held_mb_at_end"] >= report["held_mb_at_quarter"] > 0 and report["problems"] == []
     growing = [(1000 * done, 100.0 + 10 * done) for done in range(11)]
     assert (bag.held_at(growing, 0.25), bag.held_at(growing, 0.99)) == (120, 190)
-    assert bag.main(["--generate-gb", "0.0005", "--model", str(tmp_path / "none.safetensors")]) == 3
-    assert "none.safetensors" in "".join(capsys.readouterr().out.split())  # a long path is wrapped
+    monkeypatch.setattr(bag.sys, "executable", "/bin/false")
+    assert bag.main(["--generate-gb", "0.0005"]) == 3
+    assert "ended with 1" in " ".join(capsys.readouterr().out.split())
 
 
 def test_runtimes_are_compared(

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import forked
 import numpy as np
 import pytest
 from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder
 
-from deq_flow_ros.evaluation.command import parse_options
+from deq_flow_ros.evaluation.command import main, parse_options
 from deq_flow_ros.recordings import MediaError, flow_bag
 from deq_flow_ros.recordings.bag_source import IMAGE
 from deq_flow_ros.recordings.bags import BagWriter, read_messages
 from deq_flow_ros.recordings.files import find_recordings
 from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC
 
-ROOT = Path(__file__).parents[2]
 Evaluate = Callable[..., int]
 MetricsOf = Callable[[Path], dict[str, Any]]
 
@@ -172,18 +170,17 @@ def test_ctrl_c_keeps_what_there_is(model: Path, tmp_path: Path) -> None:
     """Whoever stops a run of hours wants its results, and a status that says so."""
     folder, out = write_folder(tmp_path / "pictures", pictures(60, step=1)), tmp_path / "out"
     arguments = [folder, "--out", out, "--model", model, "--max-iterations", "30", "--tolerance-px", "0"]
-    command = [sys.executable, "-m", "deq_flow_ros.evaluation", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = forked.start(main, arguments, tmp_path / "log")
     try:
         deadline = time.monotonic() + 300
         while not (out / "frames.csv").exists() or len(table(out)) < 3:
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.is_alive() and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=300)
+        os.kill(process.pid or 0, signal.SIGINT)
+        process.join(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 130 and "--resume starts again" in said
+    assert process.exitcode == 130 and "--resume starts again" in (tmp_path / "log").read_text()
     metrics, rows = json.loads((out / "metrics.json").read_text()), table(out)
     assert not metrics["complete"] and metrics["input"]["sha256"] == "" and 3 <= len(rows) < 60
     assert (out / "report.html").exists() and len(list(read_messages(out / "flow", FLOW_TOPIC))) == len(rows) - 1
@@ -233,9 +230,7 @@ def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
             find_recordings(single)
 
 
-def test_a_recording_without_any_flow_is_no_success(
-    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path
-) -> None:
+def test_a_recording_without_any_flow_is_no_success(evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path) -> None:
     """Whoever looks at the status only, or at the overview, must not take empty results for good ones."""
     stream = [replace(frame, stamp_ns=frame.stamp_ns * number) for number, frame in enumerate(frames(pictures(3)), 1)]
     for name, frames_of_it, why in (("one", stream[:1], "gave flow"), ("apart", stream, "2 x gap of … ms")):

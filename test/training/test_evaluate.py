@@ -156,9 +156,7 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         found = "".join(processes_about(tmp_path))
-        assert [
-            name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f".{name}" not in found
-        ] == []
+        assert [name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f".{name}" not in found] == []
         process.send_signal(number)
         assert process.wait(timeout=90) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         deadline = time.monotonic() + 20

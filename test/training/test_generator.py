@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The procedural generator: its flow and occlusion are true, its clips reproducible, its settings obeyed or refused."""
+
 from __future__ import annotations
 
 from dataclasses import fields, replace
@@ -250,5 +251,3 @@ def test_layers_that_never_show_change_nothing() -> None:
     assert torch.equal(alone.images, with_them.images)
     assert torch.equal(alone.flow, with_them.flow)
     assert torch.equal(alone.occluded, with_them.occluded)
-
-

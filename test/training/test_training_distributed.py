@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import tiny_training as tiny
 import torch
@@ -19,13 +20,14 @@ from training.distributed import Processes
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     """Why: machines are taken away without a word. SIGKILL in mid-run, resumed: the same losses, the same weights."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "training.train", *tiny.arguments(killed, "schedule.steps=500")]
-    with subprocess.Popen([*command, "--checkpoint-every", "0"], stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not (killed / "constant.pt").is_file():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
-        process.kill()
+    endless = [*tiny.arguments(killed, "schedule.steps=500"), "--checkpoint-every", "0"]
+    process = forked.start(train.main, endless, tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not (killed / "constant.pt").is_file():
+        assert time.monotonic() < deadline and process.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     reached = max(tiny.losses(killed))
     assert reached < 500
     for out in (killed, whole):
