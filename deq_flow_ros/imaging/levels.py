@@ -57,6 +57,7 @@ def eight_bits(image: np.ndarray, levels: Levels) -> np.ndarray:
     """uint8 of uint8, as it is, or of uint16, by its levels and rounded; any shape."""
     if image.dtype == np.uint8:
         return image
-    black, white = levels.of(image)
+    colours = image[:, :, :3] if image.ndim == 3 else image  # a fourth channel is opacity, most often all white
+    black, white = levels.of(colours)
     # Both operations saturate: what is below black is 0, what is beyond white 255.
     return cv2.convertScaleAbs(cv2.subtract(image, (black,) * 4), alpha=255.0 / (white - black))

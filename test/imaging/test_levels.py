@@ -49,6 +49,13 @@ def test_hot_pixels_do_not_count() -> None:
     assert np.ptp(eight_bits(image, Levels())[10:90, 30:]) > 100
 
 
+def test_opacity_does_not_count() -> None:
+    """It is white everywhere in most images that have it, and would make the range of a dark camera the full one."""
+    colours = np.stack([thermal(200, 900, shift) for shift in range(3)], axis=2)
+    seen = eight_bits(np.dstack([colours, np.full(colours.shape[:2], FULL[1], np.uint16)]), Levels())
+    np.testing.assert_array_equal(seen[:, :, :3], eight_bits(colours, Levels()))
+
+
 @pytest.mark.parametrize("wrong", [(100, 100), (200, 100), (-1, 5), (0, 65536)])
 def test_a_range_that_is_none_is_named(wrong: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="black before white"):
