@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixed points of any ``f(z)``: solvers, gradients through them, sparse fixed-point correction, Jacobian tools.
+"""Fixed points of any function ``f(z)``: solvers, gradients, sparse fixed-point correction, Jacobian tools.
 
-Nothing here knows of images or flow: a state is a tuple of tensors whose first dimension is the batch, and ``f`` maps
-such a tuple to one of the same shapes. The method: Deep Equilibrium Optical Flow Estimation, arXiv 2204.08442.
+This package does not deal with images or flow. A state is a tuple of tensors whose first dimension is the batch, and
+``f`` maps such a tuple to one of the same shapes. The method is that of Deep Equilibrium Optical Flow Estimation,
+arXiv 2204.08442.
 """
 
 from deq_flow_ros.equilibrium.fixed_point import (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``solve``: iterate to ``z = f(z)``, to a cap, or to a deadline, and say which it was."""
+"""``solve`` iterates until ``z = f(z)``, a number of iterations or a deadline is reached, and says which it was."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ def relative_residual(z: State, fz: State) -> Tensor:
 
 @dataclass
 class Solution:
-    """What a solve found. "Accepted" is a finite iteration of a sample that had not stopped.
+    """The result of a solve.
 
-    :ivar state: per sample, the value of ``f`` at the chosen iteration: its last accepted one, or its best.
-    :ivar previous: per sample, the point at which that value was taken: ``state - previous`` is the update there.
-    :ivar residual: (B,) float32, the measure at the chosen iteration; infinite before the first.
-    :ivar iterations: (B,) int64, accepted iterations of each sample.
-    :ivar chosen: (B,) int64, the iteration (from 1) whose value ``state`` is; 0 where there was none.
-    :ivar evaluations: evaluations of ``f`` made in all; with a batch, at least the largest of ``iterations``.
+    An iteration is accepted for a sample if the sample had not stopped before and the value of ``f`` is usable.
+
+    :ivar state: for each sample, the value of ``f`` at the chosen iteration: its last accepted one, or its best.
+    :ivar previous: for each sample, the point at which that value was taken, so that ``state - previous`` is the
+        update at the chosen iteration.
+    :ivar residual: (B,) float32, the measure at the chosen iteration; infinite if there is none.
+    :ivar iterations: (B,) int64, the number of accepted iterations of each sample.
+    :ivar chosen: (B,) int64, the number (from 1) of the chosen iteration; 0 if there is none.
+    :ivar evaluations: the number of evaluations of ``f``; with a batch, at least the largest of ``iterations``.
     :ivar trace: (evaluations, B) float32, the measure at each iteration; NaN where a sample had stopped.
-    :ivar trajectory: the values of ``f`` at the iterations asked for by ``keep``, as far as the solve got.
+    :ivar trajectory: the values of ``f`` at the iterations that ``keep`` asked for, as far as the solve got.
     """
 
     state: State
@@ -58,7 +61,7 @@ class Solution:
     def of(
         cls, samples: Samples, evaluations: int, exhausted: StopReason, trace: Sequence[Tensor] = (), **more: Any
     ) -> Solution:
-        """What is known of the samples when the last iteration is made."""
+        """The solution, from what is known of the samples after the last iteration."""
         residual = samples.residual
         return cls(
             state=samples.state, previous=samples.previous, residual=residual, iterations=samples.iterations,
@@ -73,10 +76,10 @@ class Solution:
         return torch.stack([column.double() for column in columns], 1)
 
     def samples(self, figures: Sequence[Sequence[float]] | None = None) -> list[tuple[int, float, StopReason]]:
-        """Iterations, residual and stop reason of each sample: all that a host asks for, in one transfer.
+        """Iterations, residual and stop reason of each sample, read from the device in one transfer.
 
         :param figures: ``figures()``, if the host has them already.
-        :raises FloatingPointError: as ``solve``, where it has not said so.
+        :raises FloatingPointError: as ``solve`` does, if ``solve`` has not raised it already (on a GPU).
         """
         rows = self.figures().tolist() if figures is None else figures
         self._checked([made == 0 and bool(diverged) for made, _, _, diverged in rows])
@@ -99,9 +102,9 @@ class Solution:
 
     @property
     def stop_reasons(self) -> tuple[StopReason, ...]:
-        """Why each sample stopped (reading this waits for the device).
+        """Why each sample stopped. Reading this waits for the device.
 
-        :raises FloatingPointError: as ``solve``, where it has not said so.
+        :raises FloatingPointError: as ``solve`` does, if ``solve`` has not raised it already (on a GPU).
         """
         return tuple(reason for _, _, reason in self.samples())
 
@@ -124,39 +127,39 @@ def solve(
     check_start: bool = True,
     watch: bool = True,
 ) -> Solution:
-    """Find ``z = f(z)`` from ``z0``; each sample of the batch stops for itself.
+    """Find a fixed point ``z = f(z)``, starting from ``z0``. Each sample of the batch stops on its own.
 
-    Every state is a value of ``f``: a cap of n gives what n evaluations can, for every solver.
+    Every state that is returned is a value of ``f``, so even a single iteration gives a useful result with any solver.
+    A sample that diverges keeps the last state (or the best one) from before.
 
-    :param f: takes the tensors of a state, returns as many new ones of the same shapes and types. Called under the
-        caller's gradient mode.
+    :param f: takes the tensors of a state and returns as many new ones of the same shapes and types. It is called
+        under the caller's gradient mode.
     :param z0: the start, tensors of shape (B, ...) on one device, of real floating-point types.
     :param solver: "picard", "anderson", "broyden", or a solver with settings of its own.
-    :param max_iterations: evaluations of ``f`` at most, >= 1.
-    :param tolerance: a sample has converged when ``measure`` is at or below this; None never stops early.
-    :param measure: ``(z, f(z)) -> (B,)``, any unit: ``relative_residual``, ``absolute_residual``, or the caller's own
-        (the flow model measures in pixels).
-    :param best: return each sample's state of smallest measure instead of its last; None: as the solver asks (Picard
-        the last, the others, whose residual can rise, the best).
-    :param growth_limit: ``f`` is unusable where its value is so many times longer than the start and the first
-        iterate, or not finite; None: only where it is not finite. At such a point a sample has diverged (accelerated
-        solvers first try Picard's step from the last usable point).
-    :param deadline_ns: absolute time on ``now_ns()``. No iteration is begun that would, by the costs seen so far, end
-        after it, not even the first: with no time at all the start is returned after 0 iterations.
+    :param max_iterations: the largest number of evaluations of ``f``, >= 1.
+    :param tolerance: a sample has converged when ``measure`` is at or below this; with None, no sample stops early.
+    :param measure: ``(z, f(z)) -> (B,)``, in any unit: ``relative_residual``, ``absolute_residual``, or a function of
+        the caller (the flow model measures in pixels).
+    :param best: whether to return the state of smallest measure of each sample instead of its last one. None leaves
+        this to the solver: the last for Picard, the best for the others, whose residual can rise.
+    :param growth_limit: a value of ``f`` is unusable if it is not finite, or if its norm exceeds the larger of those of
+        the start and of the first iterate by this factor; None: only if it is not finite. A sample diverges when it
+        gets an unusable value (accelerated solvers first try Picard's step from the last usable point).
+    :param deadline_ns: absolute time on the clock ``now_ns``. The solve does not begin an iteration that would end
+        after the deadline, judged by the costs so far. This holds for the first iteration as well: if there is no
+        time, the solve returns the start after 0 iterations.
     :param now_ns: the clock; None is ``time.monotonic_ns``.
-    :param min_iterations: evaluations of ``f`` to make whatever the deadline says.
-    :param iteration_cost_ns: expected cost of one iteration; from the second on, this solve's own mean counts if it is
-        larger. Without an expectation the mean counts from the first on.
-    :param keep: iterations (from 1) whose states to return in ``trajectory``.
-    :param check_start: raise where ``f(z0)`` is not finite; on a GPU, whose values the host does not wait for, when
-        ``samples`` or ``stop_reasons`` of the solution are read. If False, such samples have diverged after 0
-        iterations and keep their start.
-    :param watch: False makes all of ``max_iterations`` without a look at how the samples do, as code must that is
-        captured in a graph; they stop as ever.
-    :raises ValueError: for a state that is none, a shape or type that ``f`` changes, or impossible settings.
-    :raises FloatingPointError: if ``f(z0)`` is not finite, naming the samples.
-
-    A sample that has diverged keeps its last state (or best) from before.
+    :param min_iterations: the number of evaluations of ``f`` to make whatever the deadline says.
+    :param iteration_cost_ns: the expected cost of one iteration. From the second iteration on, the mean cost in this
+        solve is used if it is larger. If 0, that mean is used from the first iteration on.
+    :param keep: the numbers (from 1) of iterations whose states to return in ``trajectory``.
+    :param check_start: whether to raise an error if ``f(z0)`` is not finite. On a GPU, where the host does not wait for
+        values, reading ``samples`` or ``stop_reasons`` of the solution raises it. If False, such samples diverge
+        after 0 iterations and keep their start.
+    :param watch: False makes all ``max_iterations`` without asking whether the samples have stopped, as code that is
+        captured in a CUDA graph must do. The samples themselves still stop.
+    :raises ValueError: for a malformed state, an ``f`` that changes shapes or types, or impossible settings.
+    :raises FloatingPointError: if ``f(z0)`` is not finite; the message names the samples.
     """
     solver = make_solver(solver)
     z = as_state(z0)
@@ -179,16 +182,16 @@ def solve(
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     progress: Progress = Unseen() if not watch else Immediate() if on_host else Queued(device)
-    # The first iteration often costs more than those after it, and of a GPU's the host has seen the begin, not the end:
-    # with an expectation to go by, it is not taken for the rule.
+    # The first iteration often costs more than the others, and on a GPU the host has seen only its begin. If there is
+    # an expected cost, the first iteration is therefore not used to estimate the cost.
     timed_after = 2 if iteration_cost_ns or not on_host else 1
     watched = tolerance is not None or deadline_ns is not None
     pace = Pace(progress, max_iterations, deadline_ns, now_ns, min_iterations, iteration_cost_ns, watched, timed_after)
     while pace.may_begin():
         if pace.begun > 1:
-            # A solver sees usable evaluations only, and what it proposes for samples that are done is not evaluated.
+            # A solver only sees usable evaluations. What it proposes for samples that have stopped is ignored.
             z = propose(samples.point, samples.value)
-            if z is not samples.value:  # as it is for undamped Picard
+            if z is not samples.value:  # undamped Picard proposes just that
                 z = rules.take(samples.active & ~samples.retry, z, samples.value)
         fz = evaluate(f, z)
         with torch.no_grad():

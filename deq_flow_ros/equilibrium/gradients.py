@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients through a fixed point, without unrolling the solve."""
+"""Gradients of a fixed point, without backpropagation through the iterations of the solve."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Gradient = Callable[[Function, State], State]
 
 
 def phantom_gradient(f: Function, state: Sequence[Tensor], steps: int = 1, damping: float = 1.0) -> State:
-    """Attach a state found without gradient, by ``steps`` damped applications of ``f`` under autograd.
+    """Apply ``f`` with damping ``steps`` times under autograd, to a state that was found without gradients.
 
-    The gradient is that of the truncated Neumann series of the implicit one (arXiv 2204.08442, section 3.2;
-    arXiv 2111.05177): with ``steps=1`` the inexact one-step gradient. Memory is that of ``steps`` applications,
-    whatever the number of iterations that led to ``state``.
+    The resulting gradient is the implicit gradient with its Neumann series truncated (arXiv 2204.08442, section 3.2;
+    arXiv 2111.05177); ``steps=1`` is the inexact one-step gradient. The memory is that of ``steps`` applications,
+    however many iterations led to ``state``.
 
-    :param state: tensors (B, ...). One that still has a graph keeps it, and gradient goes on into that.
+    :param state: tensors (B, ...). A tensor that is part of an autograd graph stays so, and passes the gradient on.
     :returns: the state after the steps, attached to the parameters and inputs of ``f``.
     :raises ValueError: for fewer than one step, or a damping outside (0, 1].
     """
@@ -48,17 +48,17 @@ def implicit_gradient(
     measure: Measure = relative_residual,
     report: Callable[[Solution], None] | None = None,
 ) -> State:
-    """Attach a fixed point so that its gradient is that of the implicit function theorem.
+    """Give a fixed point the gradient of the implicit function theorem.
 
-    The backward pass solves the adjoint equation ``v = v J + gradient``, itself a fixed point, with J the Jacobian of
-    ``f`` at the state (arXiv 1909.01377, theorem 1; arXiv 2204.08442, section 3.1). Memory is that of one application
-    of ``f``, for any number of iterations of either solve. Exact as far as ``state`` is a fixed point and the adjoint
-    solve converges. There is no second derivative.
+    The backward pass solves the adjoint equation ``v = v J + gradient``, which is a fixed-point equation as well, with
+    the Jacobian J of ``f`` at the state (arXiv 1909.01377, theorem 1; arXiv 2204.08442, section 3.1). The memory is
+    that of one application of ``f``, for any number of iterations of either solve. The gradient is exact if ``state``
+    is a fixed point and the adjoint solve converges. Second derivatives are not available.
 
-    :param state: tensors (B, ...); detached here, since the gradient does not depend on how the state was found.
-    :param solver: of the adjoint equation, as are the three after it.
-    :param report: called with the adjoint solution in every backward pass. Without it, there is a warning where the
-        adjoint equation is not solved to the tolerance (the gradient is then the best one found).
+    :param state: tensors (B, ...). They are detached, because the gradient does not depend on how they were found.
+    :param solver: the solver of the adjoint equation; the next three parameters are those of this solve as well.
+    :param report: called with the adjoint solution in every backward pass. Without it, a warning says when the
+        adjoint equation is not solved to the tolerance; the gradient is then the best one found.
     :returns: ``f(state)``, attached to the parameters and inputs of ``f``.
     """
     solver = make_solver(solver)
@@ -98,13 +98,13 @@ def implicit_gradient(
 
 
 def differentiable(state: Sequence[Tensor]) -> State:
-    """A copy of the state to differentiate with respect to; also of one that was found in inference mode."""
+    """A copy of the state that can be differentiated with respect to, even if it was found in inference mode."""
     tensors = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in as_state(state))
     return tuple(tensor.requires_grad_() for tensor in tensors)
 
 
 def vector_jacobian(fz: State, z: State, v: State, create_graph: bool = False) -> State:
-    """The product ``v J`` of a state with the Jacobian of ``fz`` with respect to ``z``; zero where there is no path."""
+    """The product ``v J`` with the Jacobian J of ``fz`` with respect to ``z``; zero where ``fz`` ignores ``z``."""
     attached = [(value, vector) for value, vector in zip(fz, v, strict=True) if value.requires_grad]
     if not attached:
         return tuple(torch.zeros_like(tensor) for tensor in z)
@@ -115,7 +115,7 @@ def vector_jacobian(fz: State, z: State, v: State, create_graph: bool = False) -
 
 
 class _Cut(torch.autograd.Function):
-    """The identity, through which no gradient passes; yet its output can be differentiated with respect to."""
+    """The identity, which passes no gradient on, although its output can be differentiated with respect to."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -141,13 +141,13 @@ class _Adjoint(torch.autograd.Function):
 
 
 def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collection[int] = ()) -> list[State]:
-    """The recurrent counterpart: apply ``f`` so many times under autograd and return every state.
+    """Apply ``f`` a given number of times under autograd, as a recurrent network does, and return every state.
 
-    Memory grows with the number of iterations; it is what the gradients above are compared with.
+    The memory grows with the number of iterations. This is the baseline for the gradients above.
 
-    :param detached: tensors of the state, by index, that pass on no gradient from one iteration to the next (RAFT,
+    :param detached: indices of the tensors of the state that pass no gradient from one iteration to the next (RAFT,
         arXiv 2003.12039, does so with the flow).
-    :raises ValueError: for fewer than one iteration, or a tensor that the state does not have.
+    :raises ValueError: for fewer than one iteration, or an index that the state does not have.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
@@ -163,14 +163,14 @@ def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collect
 
 
 def correction_weights(count: int, gamma: float = 0.8) -> list[float]:
-    """``gamma ** (count - i - 1)`` for i = 0 .. count - 1: the last state counts fully, earlier ones less."""
+    """Weights ``gamma ** (count - i - 1)`` for i = 0 .. count - 1: the last state has weight 1, earlier ones less."""
     return [gamma ** (count - i - 1) for i in range(count)]
 
 
 def uniform_positions(iterations: int, count: int, gap: int = 1) -> list[int]:
     """At most ``count`` iteration numbers up to ``iterations``, evenly spaced and at least ``gap`` apart.
 
-    :raises ValueError: for numbers below 1, or fewer iterations than the gap.
+    :raises ValueError: for numbers below 1, or if there are fewer iterations than the gap.
     """
     if count < 1 or not 1 <= gap <= iterations:
         raise ValueError(
@@ -194,29 +194,30 @@ def sparse_correction(
     measure: Measure = relative_residual,
     report: Callable[[Solution], None] | None = None,
 ) -> list[State]:
-    """Sparse fixed-point correction: states along the way to the fixed point, each attached by a gradient.
+    """Sparse fixed-point correction: some states on the way to the fixed point, each with a gradient.
 
-    A loss at a few states, instead of the last alone, keeps the iterations on course (arXiv 2204.08442, section 3.3).
+    A loss at a few states, instead of at the last one alone, trains the way to the fixed point as well (arXiv
+    2204.08442, section 3.3). There are two ways to get these states:
 
-    *One trajectory* (``chained=False``): one solve, whose states at the positions are read off and attached. The
-    solver keeps its history; each correction costs its gradient's evaluations of ``f`` on top.
-
-    *A chain of solves* (``chained=True``): each stretch starts anew from the state that was attached before it. The
-    gradient's steps count as iterations, so the corrections cost nothing on top. With ``linked`` the gradient of each
-    state also goes on into the one before it, as if the solve between them were the identity: at a fixed point, where
-    it is, n one-step gradients are then the n-step phantom gradient. (An implicit gradient is whole by itself and
-    passes nothing on.)
+    - One trajectory (``chained=False``): a single solve, which keeps its history, gives the states at the positions.
+      The evaluations of ``f`` that the gradients make come on top of its iterations.
+    - A chain of solves (``chained=True``): each solve starts from the previous correction, without the history of the
+      solve before. The steps of the gradients count as iterations, so the corrections cost no extra evaluations. With
+      ``linked``, the gradient of each state also passes on to the state before it, as if the solve between them were
+      the identity. At a fixed point this is true, and n one-step gradients are then the n-step phantom gradient. (An
+      implicit gradient is complete by itself and passes nothing on.)
 
     :param z0: start, tensors (B, ...).
     :param positions: increasing iteration numbers, from 1; the last is the length of the trajectory.
-    :param gradient: one for all, or one per position.
-    :param gradient_steps: evaluations of ``f`` that the gradient makes (1 for ``implicit_gradient``); likewise.
-    :param tolerance: of ``measure``, ends a solve early. Every position still gets its state and gradient.
-    :param report: called with every solution on the way. A sample that diverges is not refused here: its loss will
-        not be finite, or large.
+    :param gradient: one for all positions, or one per position.
+    :param gradient_steps: the number of evaluations of ``f`` that the gradient makes (1 for ``implicit_gradient``),
+        one for all positions, or one per position.
+    :param tolerance: of ``measure``; it ends a solve early. Every position still gets its state and gradient.
+    :param report: called with the solution of every solve. Samples that diverge cause no error here; their loss will
+        be large or not finite.
     :returns: one state per position.
-    :raises ValueError: if positions are empty or do not increase, or too close in a chain for the gradients' steps;
-        for gradients of another number than positions; for a linked trajectory.
+    :raises ValueError: if the positions are empty, do not increase, or are too close for the steps of the gradients;
+        if there is another number of gradients than of positions; for ``linked`` without ``chained``.
     """
     count = len(positions)
     gradients = [gradient] * count if callable(gradient) else list(gradient)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How contractive ``f`` is at a state: tools on its Jacobian, which is never formed."""
+"""Tools that measure how contractive ``f`` is at a state. They never form the Jacobian matrix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def jacobian_penalty(
     """Hutchinson's estimate of the squared Frobenius norm of the Jacobian, per element of the state, (B,).
 
     As a term of the loss it makes ``f`` more contractive, so that solves take fewer iterations (arXiv 2106.14342,
-    section 4). Differentiable with respect to the parameters of ``f`` where gradients are enabled.
+    section 4). It is differentiable with respect to the parameters of ``f`` if gradients are enabled.
 
-    :param state: tensors (B, ...), where to take the Jacobian; detached here.
-    :param samples: random directions; one product with the Jacobian each.
-    :param generator: of the state's device, for repeatable directions.
+    :param state: tensors (B, ...), the point at which the Jacobian is taken. They are detached.
+    :param samples: the number of random directions; each costs one product with the Jacobian.
+    :param generator: a generator on the state's device, for repeatable directions.
     :raises ValueError: for fewer than one sample.
     """
     if samples < 1:
@@ -41,14 +41,14 @@ def jacobian_penalty(
 def spectral_radius(
     f: Function, state: Sequence[Tensor], iterations: int = 50, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Largest absolute eigenvalue of the Jacobian, (B,), by power iteration: below 1 Picard iteration converges.
+    """The largest absolute eigenvalue of the Jacobian, (B,), by power iteration. Below 1, Picard iteration converges.
 
-    The estimate is the mean growth (geometric) over the second half of the iterations, which also holds for a
-    complex pair of eigenvalues, where the growth of single steps has no limit.
+    The estimate is the geometric mean of the growth over the second half of the iterations. It also works for a
+    complex pair of eigenvalues, for which the growth of single steps has no limit.
 
-    :param state: tensors (B, ...), where to take the Jacobian.
-    :param iterations: products with the Jacobian, >= 2.
-    :param generator: of the state's device, for a repeatable start.
+    :param state: tensors (B, ...), the point at which the Jacobian is taken.
+    :param iterations: the number of products with the Jacobian, >= 2.
+    :param generator: a generator on the state's device, for a repeatable start.
     :raises ValueError: for fewer than two iterations.
     """
     if iterations < 2:

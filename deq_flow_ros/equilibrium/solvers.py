@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solvers: each proposes where to evaluate ``f`` next. Stopping, deadlines and bookkeeping are ``solve``'s.
+"""Solvers propose the point at which to evaluate ``f`` next. ``solve`` does everything else: it stops and keeps time.
 
-A solver is a set of settings; ``start`` begins a solve and returns the function that proposes, with the history in it.
-So one solver object serves any number of solves, also at the same time. All arithmetic is per sample of the batch,
-without a word between host and device, and differentiable.
+A solver is a set of settings. Its method ``start`` begins a solve and returns a function that proposes points and
+holds the history. One solver object can therefore serve any number of solves, even at the same time. All arithmetic is
+per sample of the batch and differentiable, and makes no transfer between host and device.
 """
 
 from __future__ import annotations
@@ -25,21 +25,19 @@ class Solver(Protocol):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the residual may rise on the way.
+        """Whether the residual may rise between iterations.
 
-        Then a solve returns its best state rather than its last, and where ``f`` is unusable at a proposed point, it
-        goes on from the last usable one.
+        If so, a solve returns its best state rather than its last. And if ``f`` is unusable at a proposed point, the
+        solve continues from the last usable one.
         """
 
     def start(self) -> Propose:
-        """Begin a solve: a function ``(z, f(z)) -> next z``, called once per evaluation, in order."""
+        """Begin a solve: return a function ``(z, f(z)) -> next z``, to be called once per evaluation, in order."""
 
 
 @dataclass(frozen=True)
 class Picard:
     """Plain fixed-point iteration, ``z <- (1 - damping) z + damping f(z)``.
-
-    The default of the method's second release, and hard to beat for a trained update operator.
 
     :param damping: in (0, 1]; 1 is the undamped iteration.
     """
@@ -65,14 +63,15 @@ class Picard:
 class Anderson:
     """Anderson acceleration (type II; Walker and Ni, SIAM J. Numer. Anal. 49(4), 2011).
 
-    The next point is the mixture of the last values of ``f`` whose mixed residual is smallest. Where that mixture
-    cannot be found (singular), the step is Picard's. Where the last mixture has made the residual larger than
-    ``patience`` times the smallest in the window, the step is Picard's from that better point, with a new history.
+    The next point is the mixture of the last values of ``f`` whose mixed residual is smallest. If the least squares
+    problem of the mixture is singular, the solver makes Picard's step. If the last mixture increased the residual to
+    more than ``patience`` times the smallest one in the window, the solver makes Picard's step from the point of that
+    smallest residual, and starts a new history.
 
-    :param window: how many evaluations are mixed, >= 2.
+    :param window: the number of evaluations that are mixed, >= 2.
     :param mixing: in (0, 1]: how far to go from the mixed points to the mixed values.
-    :param regularization: of the least squares, relative to the mean of the Gram matrix's diagonal.
-    :param patience: > 1.
+    :param regularization: of the least squares problem, relative to the mean of the Gram matrix's diagonal.
+    :param patience: the factor by which the residual may grow, > 1.
     """
 
     window: int = 5
@@ -142,18 +141,18 @@ class _AndersonRun:
         self._usable = torch.cat((self._usable, new), 1)
 
     def _mixture(self) -> tuple[Tensor, Tensor]:
-        """Weights (B, n) that sum to 1 with the smallest mixed residual, and where they could be found (B,)."""
+        """Weights (B, n) that sum to 1 and give the smallest mixed residual, and whether they could be found (B,)."""
         assert self._gram is not None and self._usable is not None
         used = self._usable.to(self._gram.dtype)
         gram = self._gram * used[:, :, None] * used[:, None, :]
         scale = (gram.diagonal(dim1=1, dim2=2).sum(1) / used.sum(1)).clamp_min(torch.finfo(gram.dtype).tiny)
-        # What is not used becomes an equation of its own, with solution 0.
+        # An evaluation that is not used becomes an equation of its own, with the solution 0.
         gram = gram / scale[:, None, None] + torch.diag_embed(1 - used + self._settings.regularization * used)
         with torch.no_grad():
             solution, info = torch.linalg.solve_ex(gram, used)
             total = solution.sum(1)
             solved = (info == 0) & torch.isfinite(solution).all(1) & torch.isfinite(total) & (total > 0)
-        # A system without solution is replaced before it is solved for good: it would make the gradient NaN.
+        # A singular system is replaced before the solve that gradients pass through, because it would make them NaN.
         identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         solution, _ = torch.linalg.solve_ex(torch.where(solved[:, None, None], gram, identity), used)
         return solution / solution.sum(1, keepdim=True), solved
@@ -163,13 +162,13 @@ class _AndersonRun:
 class Broyden:
     """Broyden's good method on ``f(z) - z = 0`` with limited memory (Broyden, Math. Comp. 19, 1965).
 
-    The inverse Jacobian starts as minus the identity, so that the first step is Picard's, and is corrected by one
-    rank-one term per evaluation. When ``memory`` terms are there, all go and it starts anew: each builds on those
-    before it, and without the oldest alone they lead astray.
+    The inverse Jacobian starts as minus the identity, so that the first step is Picard's, and every evaluation corrects
+    it by one rank-one term. When there are ``memory`` terms, all of them are discarded. Discarding the oldest alone
+    would not do, because each term builds on those before it.
 
-    :param memory: rank-one terms kept, >= 1; each holds two states.
-    :param line_search: halve a step that does not make the residual smaller, at most this many times; 0: never. Each
-        trial is an evaluation of ``f`` and counts as such.
+    :param memory: the number of rank-one terms kept, >= 1. Each of them holds two states.
+    :param line_search: how often to halve a step that does not reduce the residual; 0: never. Each trial is an
+        evaluation of ``f`` and counts as an iteration.
     """
 
     memory: int = 10
@@ -228,7 +227,7 @@ class _BroydenRun:
             inverse_dg = add_scaled(inverse_dg, inner(v_i, dg), u_i)
             v = add_scaled(v, inner(u_i, dz), v_i)
         slope = inner(v, dg)
-        # A change at right angles to the step tells nothing along it: dividing by it would.
+        # A change orthogonal to the step says nothing about the step, and the division below would blow it up.
         usable = accepted & (slope.abs() > 1e-8 * norm(v) * norm(dg)) & (slope != 0)
         factor = torch.where(usable, 1 / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(slope))
         self._terms.append((combine(factor[:, None], [subtract(dz, inverse_dg)]), v))
@@ -238,7 +237,7 @@ SOLVERS: dict[str, Callable[[], Solver]] = {"picard": Picard, "anderson": Anders
 
 
 def make_solver(solver: str | Solver) -> Solver:
-    """A solver with its default settings by name, or the solver that is given.
+    """The solver of this name with its default settings, or the solver itself if one is given.
 
     :raises ValueError: for an unknown name.
     :raises TypeError: for something that is not a solver.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A state is a tuple of tensors whose first dimension is the batch: the few operations that solvers need on it.
+"""Operations on states. A state is a tuple of tensors whose first dimension is the batch.
 
-None of them flattens or joins tensors, so that each keeps its shape, type and memory layout.
+None of the operations flattens or joins tensors, so each tensor keeps its shape, type and memory layout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
-    # The squares of half precision leave its range, above and below.
+    # The squares of half precision numbers overflow and underflow.
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     product = x.to(wide) * y.to(wide)
     return (product.sum(tuple(range(1, x.dim()))) if x.dim() > 1 else product).double()
@@ -56,19 +56,19 @@ def combine(weights: Tensor, states: Sequence[State]) -> State:
 
 
 def select(mask: Tensor, yes: State, no: State) -> State:
-    """Per sample ``yes`` where the mask (B,) holds, else ``no``."""
+    """For each sample ``yes`` where the mask (B,) is true, else ``no``."""
     return tuple(torch.where(per_sample(mask, a), a, b) for a, b in zip(yes, no, strict=True))
 
 
 def detach(state: Sequence[Tensor]) -> State:
-    """The state without its graph."""
+    """The state without its autograd graph."""
     return tuple(tensor.detach() for tensor in state)
 
 
 def as_state(value: Sequence[Tensor]) -> State:
-    """A state out of what a caller gave.
+    """The caller's value as a state, after checks.
 
-    :raises ValueError: if it is empty, or its tensors are not of one batch size, on one device, and of real
+    :raises ValueError: if it is empty, or its tensors differ in batch size or device, or are not of real
         floating-point types.
     :raises TypeError: if it is not a tuple or list of tensors.
     """
@@ -93,9 +93,9 @@ def as_state(value: Sequence[Tensor]) -> State:
 
 
 def evaluate(f: Function, z: State) -> State:
-    """``f(*z)``, checked: as many new tensors, of the same shapes, types and device.
+    """``f(*z)``, after a check that it is a new state with tensors of the same number, shapes, types and device.
 
-    :raises ValueError: if they are not, or ``f`` has changed its input in place.
+    :raises ValueError: if it is not, or if ``f`` has changed its input in place.
     """
     versions = [None if tensor.is_inference() else tensor._version for tensor in z]
     value = f(*z)

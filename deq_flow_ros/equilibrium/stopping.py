@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between two iterations: which samples go on, which state is their answer, and whether there is time for another one.
+"""What is decided between two iterations: which samples continue, which state is their result, and if there is time.
 
-``Rules`` decide for the samples, on the device and without a word to the host; ``Pace`` decides for the host. Whoever
-iterates, operation by operation or by replaying a graph, asks them.
+``Rules`` decides for the samples. It works on the device and needs no transfer to the host. ``Pace`` decides whether
+the host begins another iteration. Every loop uses both, whether it runs operations one by one or replays a CUDA graph.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class StopReason(str, enum.Enum):
 class Samples:
     """What is known of each sample between two iterations, on the device.
 
-    :ivar state: its answer so far, a value of ``f``; the start before the first.
+    :ivar state: its result so far, a value of ``f``; the start of the solve before the first iteration.
     :ivar previous: the point at which that value was taken.
-    :ivar point: of its last accepted evaluation.
-    :ivar value: what ``f`` gave there.
-    :ivar active: (B,) bool, it is still iterated.
+    :ivar point: the point of its last accepted evaluation.
+    :ivar value: the value of ``f`` there.
+    :ivar active: (B,) bool, whether it is still iterated.
     :ivar converged: (B,) bool.
     :ivar diverged: (B,) bool.
-    :ivar retry: (B,) bool, Picard's step is tried next from ``value``.
-    :ivar iterations: (B,) int64, accepted ones.
-    :ivar chosen: (B,) int64, the iteration that ``state`` is of; 0 before the first.
-    :ivar residual: (B,) float32, the measure there; infinite before the first.
-    :ivar bound: (B,) float64, how long a value may be.
-    :ivar number: () int64, evaluations so far.
+    :ivar retry: (B,) bool, whether the next point is that of Picard's step, which is ``value``.
+    :ivar iterations: (B,) int64, the number of accepted iterations.
+    :ivar chosen: (B,) int64, the iteration that gave ``state``; 0 before the first.
+    :ivar residual: (B,) float32, the measure at that iteration; infinite before the first.
+    :ivar bound: (B,) float64, the largest norm of a usable value.
+    :ivar number: () int64, the number of evaluations so far.
     """
 
     state: State
@@ -72,16 +72,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes of each sample with an iteration. "Accepted" is a finite one of a sample that had not stopped.
+    """How an iteration changes what is known of each sample.
 
-    :param tolerance: a sample has converged when its measure is at or below; a tensor where it is to change between
-        replays; None: never.
-    :param growth_limit: a value is unusable where it is so many times longer than start and first iterate; None: any
-        finite length is usable.
-    :param best: the answer is the state of smallest measure, not the last.
-    :param erratic: a proposed point may be unusable although the last one was not: Picard's step is tried then.
-    :param look: the host may look at values of the device. On a CPU that costs nothing and mostly saves a copy; on a
-        GPU it would make the host wait, and what is captured must not do it.
+    An iteration is accepted for a sample if the sample had not stopped before and the value of ``f`` is usable.
+
+    :param tolerance: a sample has converged when its measure is at or below this; None: never. A tensor allows it to
+        change between replays of a CUDA graph.
+    :param growth_limit: see ``solve``.
+    :param best: whether the result is the state of smallest measure instead of the last one.
+    :param erratic: whether the solver may propose an unusable point after a usable one. Picard's step is tried then.
+    :param look: whether the host may read values from the device. On a CPU this costs nothing and usually saves a
+        copy. On a GPU it would make the host wait, and it is not possible while a CUDA graph is captured.
     """
 
     tolerance: float | Tensor | None
@@ -91,7 +92,7 @@ class Rules:
     look: bool
 
     def begin(self, z0: State) -> Samples:
-        """Before the first iteration."""
+        """What is known before the first iteration."""
         device, batch = z0[0].device, z0[0].shape[0]
         active = torch.ones(batch, dtype=torch.bool, device=device)
         no, none = torch.zeros_like(active), torch.zeros(batch, dtype=torch.int64, device=device)
@@ -102,7 +103,7 @@ class Rules:
         return Samples(z0, z0, z0, z0, active, no, no, no, none, none, residual, bound, number)
 
     def account(self, before: Samples, z: State, fz: State, measured: Tensor) -> tuple[Samples, Tensor]:
-        """Take in an iteration; also returns its measure (B,), NaN where the sample had stopped before."""
+        """Account for an iteration. Also returns its measure (B,), which is NaN where the sample had stopped before."""
         with torch.no_grad():
             size, bound, number = norm(fz), before.bound, before.number + 1
             usable = torch.isfinite(measured) & torch.isfinite(size)
@@ -111,8 +112,8 @@ class Rules:
                 usable = usable & (size <= bound)
             accepted = before.active & usable
             improved = accepted & (measured < before.residual) if self.best else accepted
-            # An accelerated step may overshoot to where f is not defined: from the last usable point, Picard's step is
-            # tried before the sample is given up.
+            # An accelerated step may overshoot to a point where f is not defined. Before the sample is given up,
+            # Picard's step from the last usable point is tried.
             again = before.active & ~usable & ~before.retry & (before.iterations > 0) & self.erratic
             diverged = before.diverged | (before.active & ~usable & ~again)
             converged = before.converged
@@ -132,7 +133,7 @@ class Rules:
         return after, traced
 
     def take(self, mask: Tensor, new: State, old: State) -> State:
-        """Per sample the new state where the mask (B,) holds."""
+        """For each sample the new state where the mask (B,) is true, else the old one."""
         return new if self.look and bool(mask.all()) else select(mask, new, old)
 
 
@@ -141,21 +142,21 @@ class Progress(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """How much has not ended, as far as is known: iterations, and work of before them, which counts as one."""
+        """The number of iterations that have not ended, as far as is known. Work queued before them counts as one."""
 
     @property
     def done(self) -> bool:
-        """All samples had stopped by the last iteration that has ended."""
+        """Whether all samples had stopped by the last iteration that has ended."""
 
     def push(self, active: Tensor) -> None:
-        """An iteration was queued, after which these samples (B,) are still iterated."""
+        """Say that an iteration was queued, after which the samples of this mask (B,) are still active."""
 
     def look(self, wait: bool) -> None:
-        """Take in what has ended; with ``wait``, not before all but the last of what is queued has."""
+        """Update what is known. With ``wait``, first wait until at most one queued iteration has not ended."""
 
 
 class Immediate:
-    """The progress of a CPU: what is queued is done."""
+    """The progress on a CPU, where an iteration has ended as soon as it is queued."""
 
     in_flight = 0
     done = False
@@ -169,16 +170,16 @@ class Immediate:
 
 
 class Queued:
-    """The progress of a GPU, known to the host one iteration late.
+    """The progress on a GPU, which the host learns one iteration late.
 
-    Reading it at once would leave the device idle until the host has queued the next iteration. Samples that are done
-    are frozen on the device itself, so that an iteration too many changes no result.
+    Reading it at once would leave the device idle until the host has queued the next iteration. Samples that have
+    stopped are frozen on the device itself, so an iteration too many does not change the result.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self.done = device, False
         self._pending: list[tuple[torch.cuda.Event, Tensor | None]] = []
-        self._mark(None)  # until then the device is at work of before
+        self._mark(None)  # the end of the work that was queued before
 
     @property
     def in_flight(self) -> int:
@@ -205,7 +206,7 @@ class Queued:
 
 
 class Unseen:
-    """No progress is looked at: all iterations are queued. For a solve that is captured."""
+    """No progress is read, and all iterations are queued, as a solve requires that is captured in a CUDA graph."""
 
     in_flight = 0
     done = False
@@ -218,16 +219,17 @@ class Unseen:
 
 
 class Pace:
-    """Whether the host begins another iteration: not beyond the cap, after all samples, or past the deadline.
+    """Decides whether the host begins another iteration.
 
-    :param progress: of what it has queued.
-    :param watched: whether to wait for iterations to end, so that no more than one is queued in vain.
-    :param timed_after: from the iteration after this one, the mean of this solve counts if it is more than the
-        expectation: the load of the machine is that of now. None: the expectation alone.
-    :ivar begun: iterations so far.
+    It does not if the largest number of iterations is reached, if all samples have stopped, or if the iteration would
+    end after the deadline. Parameters that are not explained here are those of ``solve``.
+
+    :param progress: the progress of the iterations that the host has queued.
+    :param watched: whether to wait for iterations to end, so that at most one is queued in vain.
+    :param timed_after: after this many iterations, their mean cost is used if it is larger than the expected cost,
+        because it shows the present load of the machine. None: only the expected cost is used.
+    :ivar begun: the number of iterations so far.
     :ivar exhausted: why samples that have neither converged nor diverged are not iterated any more.
-
-    The others are those of ``solve``.
     """
 
     def __init__(
@@ -249,7 +251,7 @@ class Pace:
         self.begun, self.exhausted = 0, StopReason.ITERATIONS
 
     def may_begin(self) -> bool:
-        """Ask before each iteration; one that may begin counts as begun."""
+        """Whether the next iteration may begin. If so, it counts as begun."""
         if self.begun == self._max:
             return False
         self.progress.look(wait=self._watched)
