@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +21,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, mean, median, table
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DTYPES, DEQFlow, load_model
 from training.datasets import Sample
@@ -65,8 +62,8 @@ def measure(
             "fl_percent": group_means(outliers),
             "pairs_epe_px": {pair.name: value for pair, value in errors},
             "pairs_fl_percent": {pair.name: value for pair, value in outliers},
-            "median_ms": statistics.median(times),
-            "distance_px": statistics.fmean(distances) if distances else None,
+            "median_ms": median(times),
+            "distance_px": mean(distances) if distances else None,
         }
     return results
 
@@ -83,58 +80,31 @@ def model_methods(label: str, model: DEQFlow, iterations: Sequence[int], scale: 
 
 def print_tables(results: dict[str, Any], console: Console) -> None:
     """Groups first, then every pair."""
-    groups = list(next(iter(results.values()))["epe_px"])
-    table = Table(title="endpoint error, px (Fl, %); mean = mean over the groups")
-    table.add_column("method")
+    first = next(iter(results.values()))
+    groups = list(first["epe_px"])
     halved = any(result["distance_px"] is not None for result in results.values())
-    for column in [*groups, "median ms", *(["to float32, px"] if halved else [])]:
-        table.add_column(column, justify="right")
+    columns = [*groups, "median ms", *(["to float32, px"] if halved else [])]
+    by_group = table("endpoint error, px (Fl, %); mean = mean over the groups", ["method"], columns)
     for name, result in results.items():
         cells = [f"{result['epe_px'][g]:.3f} ({result['fl_percent'][g]:.1f})" for g in groups]
         cells.append(f"{result['median_ms']:.0f}")
         if result["distance_px"] is not None:
             cells.append(f"{result['distance_px']:.4f}")
-        table.add_row(name, *cells)
-    console.print(table)
-    table = Table(title="endpoint error per pair, px")
-    table.add_column("pair")
-    for name in results:
-        table.add_column(name, justify="right")
-    for pair in next(iter(results.values()))["pairs_epe_px"]:
-        table.add_row(pair, *(f"{result['pairs_epe_px'][pair]:.3f}" for result in results.values()))
-    console.print(table)
+        by_group.add_row(name, *cells)
+    by_pair = table("endpoint error per pair, px", ["pair"], results)
+    for pair in first["pairs_epe_px"]:
+        by_pair.add_row(pair, *(f"{result['pairs_epe_px'][pair]:.3f}" for result in results.values()))
+    console.print(by_group, by_pair)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=Path, required=True, help="list of pairs, see training/pairs.py")
-    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
-    parser.add_argument("--iterations", type=int, nargs="+", default=[12, 24], help="default 12 24")
-    parser.add_argument(
-        "--scale", type=float, default=2.0, help="also process enlarged so many times (default 2; 1 = do not)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and features (default float32)")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    console = Console() if Console().is_terminal else Console(width=160)  # a file has room for the names
-    if options.threads:
-        torch.set_num_threads(options.threads)
-        cv2.setNumThreads(options.threads)
-    try:
-        pairs = read_pairs(options.pairs)
-        model = load_model(options.model, options.device, precision=options.dtype)
-        float32 = None if options.dtype == "float32" else load_model(options.model, options.device)
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
-    label = Path(options.model).stem
-    ours = model_methods(label, model, options.iterations, options.scale)
-    exact = None if float32 is None else model_methods(label, float32, options.iterations, options.scale)
+def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Every method on every pair of the list."""
+    pairs = read_pairs(options.pairs)
+    label, given = Path(options.model).stem, (options.iterations, options.scale)
+    ours = model_methods(label, load_model(options.model, options.device, precision=options.dtype), *given)
+    exact = None
+    if options.dtype != "float32":
+        exact = model_methods(label, load_model(options.model, options.device), *given)
     methods: dict[str, FlowFunction] = {
         **ours,
         "zero flow": zero_flow,
@@ -144,13 +114,18 @@ def main(arguments: list[str] | None = None) -> int:
     }
     results = measure(methods, pairs, exact)
     print_tables(results, console)
-    if options.json:
-        figures = {
-            "pairs": str(options.pairs), "model": options.model, "dtype": options.dtype, "opencv": cv2.__version__,
-            "methods": results,
-        }  # fmt: skip
-        write_json(options.json, model.device, figures)
-    return 0
+    return {"opencv": cv2.__version__, "methods": results}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__)
+    line.add_pairs(required=True)
+    line.add_model()
+    line.add_number("--iterations", [12, 24], "of each solve", least=1, nargs="+")
+    line.add_number("--scale", 2.0, "also process enlarged so many times; 1: do not", above=0)
+    line.add_precision(list(DTYPES), "--dtype")
+    return line.run(line.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

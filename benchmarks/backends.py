@@ -12,21 +12,18 @@ times step, upsample. What a stage takes does not depend on the pictures, so the
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, Row, median, table
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model
 from training.export_onnx import GRAPHS, OnnxFlow, export
 
@@ -126,50 +123,37 @@ def measure(stages: Mapping[str, Stages], iterations: int) -> dict[str, dict[str
                 times[name][stage].append(1e3 * (time.perf_counter() - began))
     rows: dict[str, dict[str, float]] = {}
     for name, by_stage in times.items():
-        row = {stage: statistics.median(values) for stage, values in by_stage.items()}
+        row = {stage: median(values) for stage, values in by_stage.items()}
         row["field"] = sum((iterations if stage == "step" else 1) * ms for stage, ms in row.items())
         rows[name] = {**row, "start_s": starts[name]}
     return rows
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.backends", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
-    parser.add_argument("--height", type=int, default=480, help="a multiple of 8 (default 480)")
-    parser.add_argument("--width", type=int, default=640, help="likewise (default 640)")
-    parser.add_argument("--iterations", type=int, default=2, help="of a field (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="of every runtime (default 1)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    for name in ("height", "width"):
-        if getattr(options, name) < 64 or getattr(options, name) % FACTOR:
-            parser.error(f"--{name}: expected a multiple of {FACTOR}, at least 64, got {getattr(options, name)}")
-    if min(options.iterations, options.threads) < 1:
-        parser.error(f"expected --iterations and --threads of at least 1, got {options.iterations}, {options.threads}")
-    torch.set_num_threads(options.threads)
-    console = Console()
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Every runtime that is here."""
     image = 255 * np.random.default_rng(0).random((1, 3, options.height, options.width), np.float32)
-    try:
-        with torch.inference_mode():
-            rows = measure(backends(options.model, image, options.iterations, console), options.iterations)
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
-    table = Table("runtime", title=f"{options.width}x{options.height}, {options.threads} thread(s), median ms")
-    columns = (*GRAPHS, f"field of {options.iterations}", "of PyTorch's", "first calls, s")
-    for column in columns:
-        table.add_column(column, justify="right")
+    with torch.inference_mode():
+        rows = measure(backends(options.model, image, options.iterations, console), options.iterations)
+    runtimes = table(
+        f"{options.width}x{options.height}, {options.threads} thread(s), median ms",
+        ["runtime"],
+        [*GRAPHS, f"field of {options.iterations}", "of PyTorch's", "first calls, s"],
+    )
     for name, row in rows.items():
         ratio = row["field"] / rows[f"PyTorch, {name.rsplit(', ')[-1]}"]["field"]
         cells = [f"{row[stage]:.1f}" for stage in (*GRAPHS, "field")]
-        table.add_row(name, *cells, f"{ratio:.2f}x", f"{row['start_s']:.1f}")
-    console.print(table)
-    if options.json:
-        write_json(options.json, torch.device("cpu"), {"iterations": options.iterations, "runtimes": rows})
-    return 0
+        runtimes.add_row(name, *cells, f"{ratio:.2f}x", f"{row['start_s']:.1f}")
+    console.print(runtimes)
+    return {"iterations": options.iterations, "runtimes": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__, device=False, threads=1)
+    line.add_model()
+    line.add_size(480, 640, "of the image", multiple=FACTOR)
+    line.add_number("--iterations", 2, "of a field", least=1)
+    return line.run(line.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -28,20 +28,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, Row, table
+from deq_flow_ros.command_line import number
+from deq_flow_ros.errors import UserError
 from deq_flow_ros.evaluation.report import FRAMES, METRICS
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.imaging.frame import frame_from_array
 from deq_flow_ros.model.deq_flow import MIN_SIDE
-from deq_flow_ros.recordings import MediaError, open_source
+from deq_flow_ros.recordings import open_source
 from deq_flow_ros.recordings.bags import BagWriter, read_image, read_messages
 from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC
 
@@ -61,11 +60,11 @@ MOST_GROWTH, MOST_GROWTH_MB = 0.05, 32.0
 class Evaluation:
     """What one process said, and how its memory went: (bytes of frames.csv, MB of what it holds besides files)."""
 
-    metrics: dict[str, Any]
+    metrics: Row
     memory_mb: list[tuple[int, float]]
 
 
-class EvaluationError(Exception):
+class EvaluationError(UserError):
     """An evaluation that failed, with what it said."""
 
 
@@ -89,7 +88,10 @@ def make_forms(source: str | Path, folder: Path, count: int) -> list[Path]:
 
 
 def evaluate(source: str | Path, out: Path, arguments: Sequence[str]) -> Evaluation:
-    """Run ``evaluate_bag`` in a process of its own. Raises `EvaluationError`."""
+    """Run ``evaluate_bag`` in a process of its own.
+
+    :raises EvaluationError: if it fails.
+    """
     command = [sys.executable, "-m", "deq_flow_ros.evaluation", str(source), "--out", str(out), *arguments]
     memory: list[tuple[int, float]] = []
     table = out / FRAMES
@@ -127,9 +129,9 @@ def digest(arrays: Iterator[np.ndarray]) -> str:
     return whole.hexdigest()
 
 
-def all_forms(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+def all_forms(options: argparse.Namespace, console: Console) -> Row:
     """Evaluate every recording in every form."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     arguments = ["--max-frames", str(options.frames), "--threads", str(options.threads), "--model", options.model]
     with tempfile.TemporaryDirectory() as folder:
         for name, paths in RECORDINGS.items():
@@ -144,10 +146,11 @@ def all_forms(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 rows.append(
                     {"recording": name, "form": source.name, "pixels": pixels, "flow": flow, "metrics": metrics}
                 )
+    print_forms(rows, console)
     return {"rows": rows, "problems": differences(rows)}
 
 
-def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
+def differences(rows: Sequence[Row]) -> list[str]:
     """Forms of one recording that have other pixels than its first, or the same pixels and other flow."""
     problems = []
     for row in rows:
@@ -159,15 +162,19 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
     return problems
 
 
-def print_forms(report: dict[str, Any], console: Console) -> None:
+def print_forms(rows: Sequence[Row], console: Console) -> None:
     """What the flow is like, and what it cost, one line a form each."""
-    quality = _table(
-        "mean over the pairs; flow: its digest", "frames", "photometric", "cold", "DIS", "consistency", "flow"
+    quality = table(
+        "mean over the pairs; flow: its digest",
+        ["form"],
+        ["frames", "photometric", "cold", "DIS", "consistency", "flow"],
     )
-    cost = _table(
-        "main setting; shares and memory of the whole run", "median ms", "fields/s", "reading", "writing", "peak MB"
+    cost = table(
+        "main setting; shares and memory of the whole run",
+        ["form"],
+        ["median ms", "fields/s", "reading", "writing", "peak MB"],
     )
-    for row in report["rows"]:
+    for row in rows:
         main, cold, dis = row["metrics"]["settings"]
         run, form = row["metrics"]["run"], f"{row['recording']}: {row['form']}"
         photometric = [settings["measures"]["photometric"]["mean"] for settings in (main, cold, dis)]
@@ -181,18 +188,10 @@ def print_forms(report: dict[str, Any], console: Console) -> None:
             *(f"{100 * run['time_shares'].get(name, 0.0):.1f} %" for name in ("reading", "writing")),
             f"{run['peak_memory_mb']:.0f}",
         )  # fmt: skip
-    console.print(quality)
-    console.print(cost)
+    console.print(quality, cost)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table("form", title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def long_recording(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+def long_recording(options: argparse.Namespace, console: Console) -> Row:
     """Evaluate a generated recording and watch the memory."""
     height, width = GENERATED
     frames = max(8, round(options.generate_gb * 1e9 / (height * width * 3)))
@@ -216,6 +215,12 @@ def long_recording(options: argparse.Namespace, console: Console) -> dict[str, A
     done = evaluation.metrics["settings"][0]["frames"]["all"]
     if done != frames:
         problems.append(f"expected {frames} frames to be accounted for, got {done}")
+    run = evaluation.metrics["run"]
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in run["time_shares"].items())
+    console.print(
+        f"{seconds:.0f} s ({shares}); held {quarter:.0f} MB after a quarter of the frames, {end:.0f} MB at the end; "
+        f"peak with pages of files {run['peak_memory_mb']:.0f} MB"
+    )
     return {
         "bytes": size, "frames": frames, "seconds": seconds, "held_mb_at_quarter": quarter, "held_mb_at_end": end,
         "memory_mb": evaluation.memory_mb, "metrics": evaluation.metrics, "problems": problems,
@@ -239,51 +244,16 @@ def held_at(memory_mb: Sequence[tuple[int, float]], part: float) -> float:
     return max(held for done, held in memory_mb if done <= part * whole)
 
 
-def print_long(report: dict[str, Any], console: Console) -> None:
-    """Memory and time."""
-    run = report["metrics"]["run"]
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in run["time_shares"].items())
-    quarter, end = report["held_mb_at_quarter"], report["held_mb_at_end"]
-    console.print(
-        f"{report['seconds']:.0f} s ({shares}); held {quarter:.0f} MB after a quarter of the frames, {end:.0f} MB at "
-        f"the end; peak with pages of files {run['peak_memory_mb']:.0f} MB"
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
+    line = Benchmark(__file__, __doc__, device=False, threads=1)
+    what = line.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", type=Path, help="folder with the recordings")
-    what.add_argument("--generate-gb", type=float, metavar="N", help="evaluate a recording of so many GB instead")
-    parser.add_argument("--frames", type=int, default=40, help="of each recording, the first so many (default 40)")
-    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    if options.frames < 3 or options.threads < 1 or (options.generate_gb is not None and not options.generate_gb > 0):
-        parser.error("--frames must be at least 3, --threads at least 1, --generate-gb above 0")
-    console = Console(highlight=False, markup=False)
-    try:
-        if options.generate_gb is None:
-            report = all_forms(options, console)
-            print_forms(report, console)
-        else:
-            report = long_recording(options, console)
-            print_long(report, console)
-    except (MediaError, OSError) as error:
-        console.print(f"error: {error}", style="red")
-        return 2
-    except EvaluationError as error:
-        console.print(f"error: {error}", style="red")
-        return 3
-    for problem in report["problems"]:
-        console.print(problem, style="red")
-    if options.json:
-        write_json(options.json, torch.device("cpu"), report)
-    return 1 if report["problems"] else 0
+    what.add_argument("--generate-gb", type=number(float, above=0), metavar="N", help="make and evaluate so many GB")
+    line.add_number("--frames", 40, "of each recording, the first so many", least=3)
+    line.add_model()
+    options = line.parse_args(arguments)
+    return line.run(options, all_forms if options.data else long_recording, {EvaluationError: 3})
 
 
 if __name__ == "__main__":

@@ -21,34 +21,37 @@ inside of it and outside. Beside that, the calibration: the mean error of the pi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
 
-from benchmarks.confidence_report import calibration, means, plot, print_tables
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, Row, grouped, mean, picture, table, watched
 from benchmarks.sequences import clip_pairs
 from benchmarks.sparsification import sparsify
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.recordings import MediaError
 from training.datasets import Sample
 from training.generator import ProceduralGenerator
 from training.pairs import read_pairs, to_array, to_tensor
 from training.validation import HELD_OUT_SEED
 
 RESIDUAL, FORWARD_BACKWARD, GRADIENT, UNCERTAINTY = "residual", "forward-backward", "weak gradient", "uncertainty"
-GENERATED, PLAIN = "generated", "plain area"
+GENERATED, PLAIN, PAIRS = "generated", "plain area", "pairs"
+MADE = GENERATED, PLAIN
+COLOURS = {
+    "oracle": "#1a202c", UNCERTAINTY: "#2b6cb0", FORWARD_BACKWARD: "#2f855a", RESIDUAL: "#c05621", GRADIENT: "#a0aec0",
+}  # fmt: skip
 COARSE_LEVELS = 2
 PATTERNS = 120
 """Different procedural textures of the generated clips."""
 BINS = np.geomspace(0.02, 64, 25)
 """Edges of the bins of the expected error, px; what lies beyond is in the first and the last."""
+MIN_SHARE = 0.002
+"""Of the pixels, for a bin of the calibration to be shown."""
 
 
 def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterator[Sample]:
@@ -98,7 +101,7 @@ def gradient_strength(image: np.ndarray) -> np.ndarray:
     return np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
 
 
-def measure(model: DEQFlow, pair: Sample, iterations: int) -> dict[str, Any]:
+def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
     """Error, curves and AUSE of every measure on one pair, and the sums for the calibration."""
     assert pair.flow is not None
     image1, image2 = (to_tensor(image, model.device) for image in (pair.image1, pair.image2))
@@ -116,7 +119,7 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> dict[str, Any]:
     curves = {name: sparsify(error[pair.valid], values[pair.valid]) for name, values in uncertain.items()}
     any_one = next(iter(curves.values()))
     group = pair.name.split("/", 1)[0]
-    row: dict[str, Any] = {
+    row: Row = {
         "pair": pair.name, "group": group, "epe_px": float(error[pair.valid].mean()),
         "ause": {name: curve.ause for name, curve in curves.items()} | {"random": any_one.random},
         "curves": {name: curve.curve.tolist() for name, curve in curves.items()} | {"oracle": any_one.oracle.tolist()},
@@ -143,57 +146,132 @@ def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
     return {name: (np.bincount(place, w, count) / len(place)).tolist() for name, w in sums.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.confidence",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--pairs", type=Path, help="list of pairs with truth, see training/pairs.py")
-    parser.add_argument("--clips", type=int, default=16, help="generated clips (default 16; 0: none)")
-    parser.add_argument("--textures", help="folder of photographs for them (default: procedural textures only)")
-    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
-    parser.add_argument("--iterations", type=int, default=12, help="of each solve, all levels together (default 12)")
-    parser.add_argument("--height", type=int, default=304, help="of the generated clips (default 304)")
-    parser.add_argument("--width", type=int, default=432, help="likewise (default 432)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own)")
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="write curves and calibration to this picture")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    for name, least in (("clips", 0), ("iterations", 1), ("height", 64), ("width", 64)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name}: expected at least {least}, got {getattr(options, name)}")
-    if not (options.pairs or options.clips):
-        parser.error("expected --pairs, or --clips above 0: without them there is nothing to measure")
-    console = Console() if Console().is_terminal else Console(width=160)  # a file has room for the names
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    try:
-        model = load_model(options.model, options.device)
-        pairs: list[Sample] = read_pairs(options.pairs) if options.pairs else []
-        made = generated(options.clips, (options.height, options.width), options.textures) if options.clips else ()
-        rows = []
-        with console.status("") as status:
-            for pair in (*pairs, *made):
-                status.update(pair.name)
-                rows.append(measure(model, pair, options.iterations))
-    except (OSError, ValueError, RuntimeError, MediaError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
-    summary = means(rows, (GENERATED, PLAIN))
-    curve = calibration(rows, (GENERATED, PLAIN))
+def means(rows: Sequence[Row], made: Collection[str] = MADE) -> dict[str, Row]:
+    """By group, and for ``pairs``, the mean over the groups that are not made: what is a mean over pairs."""
+    summary = {}
+    for group, some in grouped(rows, "group").items():
+        summary[group] = _means(some)
+        if "areas" in some[0]:  # medians: one pair whose motion was not found at all would be all that is seen
+            areas = {name: np.median([row["areas"][name] for row in some], 0).tolist() for name in some[0]["areas"]}
+            summary[group]["areas"] = areas
+    listed = [entry for group, entry in summary.items() if group not in made]
+    if listed:
+        summary[PAIRS] = {**_means(listed), "pairs": sum(entry["pairs"] for entry in listed)}
+    return summary
+
+
+def _means(some: Sequence[Row]) -> Row:
+    figures: Row = {what: mean(row[what] for row in some) for what in ("epe_px", "expected_px") if what in some[0]}
+    curves = {
+        what: {name: np.mean([row[what][name] for row in some], 0).tolist() for name in some[0][what]}
+        for what in ("ause", "curves")
+    }
+    return {"pairs": len(some), **figures, **curves}
+
+
+def calibration(rows: Sequence[Row], made: Sequence[str] = MADE) -> dict[str, dict[str, list[float]]]:
+    """For the listed pairs and for the first kind that is made: mean true by mean expected error in each bin.
+
+    Every pair counts alike, whatever its number of pixels; bins with hardly any pixel are left out.
+    """
+    kinds = {PAIRS: [row for row in rows if row["group"] not in made]}
+    kinds[made[0]] = [row for row in rows if row["group"] == made[0]]
+    curves = {}
+    for kind, some in kinds.items():
+        if some and "bins" in some[0]:
+            names = ("share", "expected_px", "error_px")
+            share, expected, error = (np.mean([row["bins"][name] for row in some], 0) for name in names)
+            shown = share >= MIN_SHARE
+            parts = share[shown], expected[shown] / share[shown], error[shown] / share[shown]
+            curves[kind] = {name: part.tolist() for name, part in zip(names, parts, strict=True)}
+    return curves
+
+
+def print_tables(
+    rows: Sequence[Row], summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], console: Console
+) -> None:
+    """AUSE by group and by pair, what the measures say of a plain area, and the calibration."""
+    columns = list(rows[0]["ause"])
+    title = "AUSE, over the mean error; 0 is perfect; px: mean error, and the expected one"
+    ause = table(title, ["pairs"], ["error, px", "expected", *columns])
+
+    def add(label: str, entry: Row) -> None:
+        expected = f"{entry['expected_px']:.2f}" if "expected_px" in entry else "-"
+        ause.add_row(label, f"{entry['epe_px']:.2f}", expected, *(f"{entry['ause'][c]:.3f}" for c in columns))
+
+    for name, entry in summary.items():
+        add(f"{name} ({entry['pairs']})", entry)
+    ause.add_section()
+    for row in rows:
+        add(row["pair"], row)
+    console.print(ause)
+    for name, entry in summary.items():
+        if "areas" in entry:
+            title = f"{name}: mean inside of the area without texture, and outside, median over the pairs"
+            areas = table(title, [""], entry["areas"])
+            for place, where in enumerate(("inside", "outside")):
+                areas.add_row(where, *(f"{values[place]:.3f}" for values in entry["areas"].values()))
+            console.print(areas)
+    for kind, values in curve.items():
+        title = f"calibration, {kind}: true error of the pixels by their expected error, px"
+        bins = table(title, ["share of pixels"], ["expected", "true"])
+        for share, expected, error in zip(*values.values(), strict=True):
+            bins.add_row(f"{100 * share:.1f} %", f"{expected:.3f}", f"{error:.3f}")
+        console.print(bins)
+
+
+def plot(summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Sparsification curves of the pairs and of what is made, and the calibration of both."""
+    kinds = [kind for kind in (PAIRS, *MADE) if kind in summary]
+    count = len(kinds) + bool(curve)
+    with picture(path, 3.1 * count + 0.4, 3.5) as figure:
+        panels = figure.subplots(1, count, squeeze=False)[0]
+        for axes, kind in zip(panels, kinds, strict=False):
+            for name, values in summary[kind]["curves"].items():
+                share, style = np.arange(len(values)) / len(values), "--" if name == "oracle" else "-"
+                axes.plot(100 * share, values, color=COLOURS[name], label=name, linestyle=style)
+            axes.set(title=kind, xlabel="pixels taken out, %", ylim=(0, 1.5))
+        panels[0].set_ylabel("mean error of those left, 1: of all")
+        figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower left", ncols=5)
+        if curve:
+            axes = panels[-1]
+            for kind, colour in zip(curve, ("#2b6cb0", "#c05621"), strict=False):
+                axes.loglog(curve[kind]["expected_px"], curve[kind]["error_px"], color=colour, marker=".", label=kind)
+            expected = [px for values in curve.values() for px in values["expected_px"]]
+            ends = [min(expected), max(expected)]
+            axes.loglog(ends, ends, color="#1a202c", linestyle="--", linewidth=0.8)
+            axes.set(title="calibration", xlabel="expected error, px", ylabel="true error, px")
+            axes.legend(frameon=False)
+
+
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Every measure on every pair."""
+    model = load_model(options.model, options.device)
+    pairs = read_pairs(options.pairs) if options.pairs else []
+    made = generated(options.clips, (options.height, options.width), options.textures) if options.clips else ()
+    rows = watched((measure(model, pair, options.iterations) for pair in chain(pairs, made)), console, "{pair}")
+    summary, curve = means(rows), calibration(rows)
     print_tables(rows, summary, curve, console)
     if model.uncertainty is None:
         console.print(f"{options.model} has no head for the uncertainty: python -m training.train --recipe uncertainty")
     if options.plot:
-        plot(summary, curve, (GENERATED, PLAIN), options.plot)
-    if options.json:
-        figures = {"model": options.model, "iterations": options.iterations, "summary": summary, "calibration": curve,
-                   "pairs": rows}  # fmt: skip
-        write_json(options.json, model.device, figures)
-    return 0
+        plot(summary, curve, options.plot)
+    return {"iterations": options.iterations, "summary": summary, "calibration": curve, "pairs": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__, plot="curves and calibration")
+    line.add_pairs()
+    line.add_number("--clips", 16, "generated clips; 0: none", least=0)
+    line.add_argument("--textures", help="folder of photographs for them (default: procedural textures only)")
+    line.add_model()
+    line.add_number("--iterations", 12, "of each solve, all levels together", least=1)
+    line.add_size(304, 432, "of the generated clips")
+    options = line.parse_args(arguments)
+    if not (options.pairs or options.clips):
+        line.error("expected --pairs, or --clips above 0: without them there is nothing to measure")
+    return line.run(options, run)
 
 
 if __name__ == "__main__":

@@ -24,21 +24,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import cv2
-import matplotlib
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, Row, mean, median, picture, table
 from benchmarks.sequences import CUTS, ImageSequence, generated, listed, read_frames
 from benchmarks.simulated_load import Account, Frame, Scenario, scenarios, simulate
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.recordings import MediaError, open_source
+from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming import FlowEstimator
 from training.pairs import pair_errors
 
@@ -103,7 +97,7 @@ def stream_errors(
             yield pair_errors(pair, result.flow)[0], result.info.latency_ms
 
 
-def measured(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[dict[str, Any]]:
+def measured(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:
     """Mean error (px) and median time (ms) of each group of sequences at every scale and number of iterations."""
     rows = []
     for scale in SCALES:
@@ -111,47 +105,42 @@ def measured(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[dict[st
             pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for sequence in sequences:
                 pairs[sequence.group] += stream_errors(model, sequence, scale, iterations)
-            epe_px = {group: float(np.mean([error for error, _ in values])) for group, values in pairs.items()}
-            ms = {group: float(np.median([taken for _, taken in values])) for group, values in pairs.items()}
+            epe_px = {group: mean(error for error, _ in values) for group, values in pairs.items()}
+            ms = {group: median(taken for _, taken in values) for group, values in pairs.items()}
             rows.append({"scale": scale, "iterations": iterations, "epe_px": epe_px, "ms": ms})
     return rows
 
 
 def print_accounts(accounts: Sequence[Account], console: Console) -> None:
     """The table of the module's text."""
-    table = Table(title="budgets kept and used")
-    for heading in (
-        "budget, ms", "costs", "frames", "late, %", "late in a row", "iterations", "of oracle, %", "none, %", "scale",
-        "changes/min",
-    ):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "costs" else "right")
+    columns = [
+        "frames", "late, %", "late in a row", "iterations", "of oracle, %", "none, %", "scale", "changes/min",
+    ]  # fmt: skip
+    kept = table("budgets kept and used", ["budget, ms", "costs"], columns)
     for a in accounts:
-        table.add_row(
+        kept.add_row(
             f"{a.budget_ms:g}", a.name, str(a.frames), f"{a.late_percent:.2f}", str(a.longest_late),
             f"{a.iterations:.2f}", "" if a.of_oracle_percent is None else f"{a.of_oracle_percent:.0f}",
             f"{a.none_percent:.1f}", f"{a.scale:.2f}", f"{a.changes_per_minute:.1f}",
         )  # fmt: skip
-    console.print(table)
+    console.print(kept)
 
 
-def print_errors(rows: Sequence[dict[str, Any]], console: Console) -> None:
+def print_errors(rows: Sequence[Row], console: Console) -> None:
     """A table per group: scales down, iterations across."""
     for group in rows[0]["epe_px"]:
-        table = Table(title=f"{group}: endpoint error of warm pairs, px, and ms from frame to field, by iterations")
-        table.add_column("scale")
-        for iterations in ITERATIONS:
-            table.add_column(str(iterations), justify="right")
+        title = f"{group}: endpoint error of warm pairs, px, and ms from frame to field, by iterations"
+        errors = table(title, ["scale"], ITERATIONS)
         for scale in SCALES:
             cells = (f"{row['epe_px'][group]:.2f} {row['ms'][group]:4.0f}" for row in rows if row["scale"] == scale)
-            table.add_row(f"{scale:g}", *cells)
-        console.print(table)
+            errors.add_row(f"{scale:g}", *cells)
+        console.print(errors)
 
 
 def plot(path: Path, runs: Runs) -> None:
     """Latency as a share of the budget, scale and iterations over time: a column per scenario, a colour per budget."""
     columns = len(next(iter(runs.values())))
-    with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 5), layout="constrained")
+    with picture(path, 11, 5, font_size=8) as figure:
         axes = figure.subplots(3, columns, sharex=True, sharey="row")
         for (budget_ms, members), colour in zip(runs.items(), COLOURS, strict=False):
             for column, (scenario, frames) in enumerate(members):
@@ -171,78 +160,45 @@ def plot(path: Path, runs: Runs) -> None:
         handles, labels = axes[2, 0].get_legend_handles_labels()
         named = [f"budget {label}" for label in labels]
         figure.legend(handles, named, loc="outside upper right", ncols=len(named), markerscale=4)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.controller",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--budget-ms", type=float, nargs="+", default=[100.0, 200.0], help="default 100 200")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each simulated run (default 60)")
-    parser.add_argument("--seed", type=int, default=0, help="of the simulated costs (default 0)")
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="draw the simulated runs")
-    parser.add_argument("--input", metavar="RECORDING", help="run on this machine: video, bag or folder of images")
-    parser.add_argument("--frames", type=int, default=300, help="fields to compute of the recording (default 300)")
-    parser.add_argument("--measure", action="store_true", help="measure the error by scale and iterations")
-    parser.add_argument("--pairs", type=Path, help="with --measure: also the sequences of this list of pairs")
-    parser.add_argument("--clips", type=int, default=2, help="generated sequences of each motion (default 2)")
-    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    for name, value in (("--seconds", options.seconds), ("--budget-ms", min(options.budget_ms))):
-        if not value > 0:
-            parser.error(f"{name}: expected a value above 0, got {value:g}")
-    for name, value in (("--frames", options.frames), ("--clips", options.clips)):
-        if value < 1:
-            parser.error(f"{name}: expected at least 1, got {value}")
-    if options.input and options.measure:
-        parser.error("expected one of --input and --measure, got both")
-    return options
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """The one of the three that is asked for."""
+    if not (options.input or options.measure):
+        accounts, runs = simulated(options)
+        if options.plot:
+            plot(options.plot, runs)
+    else:
+        model = load_model(options.model, options.device)
+        if options.measure:
+            recorded = listed(options.pairs, SIZE) if options.pairs else iter(())
+            made = (sequence for sequence in generated(options.clips, 5, SIZE) if sequence.group != CUTS)
+            errors = measured(model, list(chain(recorded, made)))
+            print_errors(errors, console)
+            return {"errors": errors}
+        images = read_frames(options.input, 100)
+        period_s = open_source(options.input).nominal_period_ns / 1e9
+        accounts = [on_machine(model, images, period_s, ms, options.frames) for ms in options.budget_ms]
+    print_accounts(accounts, console)
+    return {"accounts": [asdict(account) for account in accounts]}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    options = parse(arguments)
-    console = Console() if Console().is_terminal else Console(width=140)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-        cv2.setNumThreads(options.threads)
-    figures: dict[str, Any] = {}
-    device = torch.device("cpu")
-    try:
-        if options.input or options.measure:
-            model = load_model(options.model, options.device)
-            device = model.device
-            figures["model"] = options.model
-        if options.measure:
-            recorded = listed(options.pairs, SIZE) if options.pairs else iter(())
-            made = (sequence for sequence in generated(options.clips, 5, SIZE) if sequence.group != CUTS)
-            figures["errors"] = measured(model, list(chain(recorded, made)))
-            print_errors(figures["errors"], console)
-        else:
-            if options.input:
-                images = read_frames(options.input, 100)
-                period_s = open_source(options.input).nominal_period_ns / 1e9
-                accounts = [on_machine(model, images, period_s, ms, options.frames) for ms in options.budget_ms]
-            else:
-                accounts, runs = simulated(options)
-                if options.plot:
-                    plot(options.plot, runs)
-            figures["accounts"] = [asdict(account) for account in accounts]
-            print_accounts(accounts, console)
-    except (OSError, ValueError, RuntimeError, MediaError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
-    if options.json:
-        write_json(options.json, device, figures)
-    return 0
+    line = Benchmark(__file__, __doc__, plot="the simulated runs")
+    line.add_number("--budget-ms", [100.0, 200.0], "latency budgets", above=0, nargs="+")
+    line.add_number("--seconds", 60.0, "of each simulated run", above=0)
+    line.add_number("--seed", 0, "of the simulated costs", least=0)
+    line.add_argument("--input", metavar="RECORDING", help="run on this machine: video, bag or folder of images")
+    line.add_number("--frames", 300, "fields to compute of the recording", least=1)
+    line.add_argument("--measure", action="store_true", help="measure the error by scale and iterations")
+    line.add_pairs("with --measure: also the sequences of this list of pairs")
+    line.add_number("--clips", 2, "generated sequences of each motion", least=1)
+    line.add_model()
+    options = line.parse_args(arguments)
+    if options.input and options.measure:
+        line.error("expected one of --input and --measure, got both")
+    return line.run(options, run)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, Row, table
 from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, clip_pairs, read_frames
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from training.generator import ProceduralGenerator
 from training.validation import HELD_OUT_SEED
@@ -107,45 +105,27 @@ def flat_gives_flow(model: DEQFlow, frames: Frames, level: int, iterations: int)
     return at is not None or behind is not None or last is None or last.info.warm
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cuts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sequence", nargs="*", default=[], help="videos, bags or folders of images")
-    parser.add_argument("--frames", type=int, default=40, help="of each --sequence, at least 5 (default 40)")
-    parser.add_argument("--clips", type=int, default=8, help="generated ones, slow and fast each (default 8)")
-    parser.add_argument("--cuts", type=int, default=120, help="how many (default 120)")
-    parser.add_argument("--iterations", type=int, default=2, help="at every pair (default 2)")
-    parser.add_argument("--model", default="nano", help="name or path of weights (default nano)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    if options.frames < 5 or options.clips < 2 or options.cuts < 1 or options.iterations < 1:
-        parser.error("expected --frames of at least 5, --clips of at least 2, --cuts and --iterations of at least 1")
-    console = Console()
-    try:
-        model = load_model(options.model, options.device)
-        known = list(sequences(options.sequence, options.frames, options.clips))
-    except (OSError, ValueError, MediaError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
-    table = Table("what", "tried", "wrong", "which", title=f"{options.model}, {options.iterations} iterations a pair")
-    figures: dict[str, dict[str, object]] = {}
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Everything that the module's text names; what must not be is a problem."""
+    model = load_model(options.model, options.device)
+    known = list(sequences(options.sequence, options.frames, options.clips))
+    found = table(f"{options.model}, {options.iterations} iterations a pair", ["what", "tried", "wrong"], ["which"])
+    figures: dict[str, Row] = {}
+    problems: list[str] = []
 
-    def row(name: str, tried: int, wrong: Sequence[str]) -> bool:
+    def row(name: str, tried: int, wrong: Sequence[str], allowed: bool = False) -> None:
         figures[name] = {"tried": tried, "wrong": list(wrong)}
-        table.add_row(name, str(tried), str(len(wrong)), "; ".join(wrong[:6]))
-        return bool(wrong)
+        found.add_row(name, str(tried), str(len(wrong)), "; ".join(wrong[:6]))
+        problems.extend(() if allowed else (f"{name}: {which}" for which in wrong))
 
     def lit(frames: Frames, factor: float) -> Frames:
         return [*frames[:2], *(cv2.convertScaleAbs(frame, alpha=factor) for frame in frames[2:4])]
 
-    found = [f"{kind}: {why}" for kind, frames in known for why in alarms(model, frames, options.iterations)]
-    failed = row("continuing", sum(len(frames) - 2 for _, frames in known), found)
+    wrong = [f"{kind}: {why}" for kind, frames in known for why in alarms(model, frames, options.iterations)]
+    row("continuing", sum(len(frames) - 2 for _, frames in known), wrong)
     changed = [(kind, factor, lit(frames, factor)) for kind, frames in known for factor in LIGHTS]
-    found = [f"{kind} x{factor:g}: {why}" for kind, factor, frames in changed for why in alarms(model, frames, 2)]
-    failed |= row("light", 2 * len(changed), found)
+    wrong = [f"{kind} x{factor:g}: {why}" for kind, factor, frames in changed for why in alarms(model, frames, 2)]
+    row("light", 2 * len(changed), wrong)
     rng = np.random.default_rng(0)
     missed, harmful = [], []
     for _ in range(options.cuts):
@@ -157,14 +137,24 @@ def main(arguments: list[str] | None = None) -> int:
         if worse is not None:
             missed.append(f"{kind1} to {kind2}: {worse:+.2f} px")
             harmful += missed[-1:] if worse > SLACK_PX else []
-    row("cuts missed", options.cuts, missed)
-    failed |= row(f"of these worse than cold by {SLACK_PX:g} px", options.cuts, harmful)
-    flat = [f"{k} {v}" for k, frames in known for v in LEVELS if flat_gives_flow(model, frames[:5], v, 2)]
-    failed |= row("flat", len(LEVELS) * len(known), flat)
-    console.print(table)
-    if options.json:
-        write_json(options.json, model.device, {"model": options.model, "figures": figures})
-    return int(failed)
+    row("cuts missed", options.cuts, missed, allowed=True)
+    row(f"of these worse than cold by {SLACK_PX:g} px", options.cuts, harmful)
+    wrong = [f"{k} {v}" for k, frames in known for v in LEVELS if flat_gives_flow(model, frames[:5], v, 2)]
+    row("flat", len(LEVELS) * len(known), wrong)
+    console.print(found)
+    return {"figures": figures, "problems": problems}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__)
+    line.add_argument("--sequence", nargs="*", default=[], help="videos, bags or folders of images")
+    line.add_number("--frames", 40, "of each --sequence", least=5)
+    line.add_number("--clips", 8, "generated ones, slow and fast each", least=2)
+    line.add_number("--cuts", 120, "how many", least=1)
+    line.add_number("--iterations", 2, "at every pair", least=1)
+    line.add_model()
+    return line.run(line.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.report import write_json
+from benchmarks.report import MIB, Benchmark, Row, table
 from deq_flow_ros.model import FACTOR, load_model
 from deq_flow_ros.model.weights import check_device
-
-MIB = 2**20
 
 
 def process_peak() -> int:
@@ -37,7 +34,7 @@ def process_peak() -> int:
 
 
 @torch.inference_mode()
-def infer(name: str, device: str, height: int, width: int, iterations: int, all_pairs: bool) -> dict[str, Any]:
+def infer(name: str, device: str, height: int, width: int, iterations: int, all_pairs: bool) -> Row:
     """Peaks of one pair's flow, bytes."""
     model = load_model(name, device)
     before = process_peak()
@@ -56,7 +53,7 @@ def infer(name: str, device: str, height: int, width: int, iterations: int, all_
     }
 
 
-def measure(*arguments: Any) -> dict[str, Any]:
+def measure(*arguments: Any) -> Row:
     """``infer`` in a new process, whose memory nothing else has enlarged."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(infer, *arguments).result()
@@ -73,44 +70,32 @@ def size(text: str) -> tuple[int, int]:
     return height + -height % FACTOR, width + -width % FACTOR
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.inference_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", default="nano", help="name or path (default nano)")
-    parser.add_argument("--sizes", type=size, nargs="+", default=[(480, 640), (720, 1280), (1080, 1920)],
-                        help="WIDTHxHEIGHT (default 640x480 1280x720 1920x1080)")  # fmt: skip
-    parser.add_argument("--iterations", type=int, default=4, help="default 4")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
-        device = check_device(options.device)
-        if options.iterations < 1:
-            raise ValueError(f"--iterations: expected at least 1, got {options.iterations}")
-        load_model(options.model)
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
-    table = Table("size", "correlation", title="peaks, MiB")
-    for column in ("process", "tensors", "volume"):
-        table.add_column(column, justify="right")
-    rows = []
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Every size with both correlations."""
+    check_device(options.device)
+    load_model(options.model)  # that there are such weights is to be said before the first process
+    columns, rows = ("process", "tensors", "volume"), []
+    peaks = table("peaks, MiB", ["size", "correlation"], columns)
     for height, width in options.sizes:
         cells = height * width // FACTOR**2
         for all_pairs in (True, False):
             row = measure(options.model, options.device, height, width, options.iterations, all_pairs)
             rows.append({"height": height, "width": width, "volume": 4 * cells * (cells * 4 // 3), **row})
-            figures = (f"{rows[-1][column] / MIB:.0f}" for column in ("process", "tensors", "volume"))
-            table.add_row(f"{width}x{height}", "all pairs" if all_pairs else row["correlation"], *figures)
-    console.print(table)
-    if options.json:
-        write_json(options.json, device, {"model": options.model, "iterations": options.iterations, "rows": rows})
-    return 0
+            figures = (f"{rows[-1][column] / MIB:.0f}" for column in columns)
+            peaks.add_row(f"{width}x{height}", "all pairs" if all_pairs else row["correlation"], *figures)
+    console.print(peaks)
+    return {"iterations": options.iterations, "rows": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__)
+    line.add_model()
+    usual = [(480, 640), (720, 1280), (1080, 1920)]
+    line.add_argument("--sizes", type=size, nargs="+", default=usual,
+                      help="WIDTHxHEIGHT (default 640x480 1280x720 1920x1080)")  # fmt: skip
+    line.add_number("--iterations", 4, "of the update operator", least=1)
+    return line.run(line.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

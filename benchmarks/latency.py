@@ -18,33 +18,34 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
-from benchmarks.report import write_json
+from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
-from benchmarks.sequences import read_frames
-from benchmarks.timeline import draw_timeline
+from benchmarks.sequences import PERIOD_NS, read_frames
 from benchmarks.turns import NEAR_PX, nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import keep_freed_memory, machine, peak_memory_mb
 from deq_flow_ros.model import DTYPES, SIZES, DEQFlow, available_models, load_model
 from deq_flow_ros.model.weights import check_device
-from deq_flow_ros.recordings import MediaError
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
 KINDS = ("stream", "unrolled", "pairwise")
-MIN_SIDE = 64
 FIRST_SCENE_FRAME = 20
 """Where the rendered drive is on its way."""
+COLOURS = {
+    "encode": "#2b6cb0", "prepare": "#2f855a", "match": "#4a5568", "correlate": "#805ad5", "iteration": "#dd6b20",
+    "upsample": "#b83280", "output": "#a0aec0",
+}  # fmt: skip
 
 
 def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
@@ -83,79 +84,78 @@ def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
     return [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
 
 
-def print_methods(rows: Mapping[str, dict[str, Any]], ours: str, console: Console) -> None:
+def print_methods(rows: Mapping[str, Row], ours: str, console: Console) -> None:
     """Latency, throughput, ratios and distances, one line each."""
-    table = Table(
-        title=f"latency of a field, ms; work and wait: by those of '{ours}'; distance, px", title_justify="left"
+    methods = table(
+        f"latency of a field, ms; work and wait: by those of '{ours}'; distance, px",
+        ["method"],
+        ["pairs", "median", "p95", "p99", "fields/s", "work", "wait", "RMS", "median"],
     )
-    table.add_column("method", no_wrap=True)
-    for column in ("pairs", "median", "p95", "p99", "fields/s", "work", "wait", "RMS", "median"):
-        table.add_column(column, justify="right")
     for name, row in rows.items():
-        table.add_row(
+        methods.add_row(
             name, str(row["pairs"]), *(f"{row['latency_ms'][key]:.1f}" for key in ("median", "p95", "p99")),
             f"{row['fields_per_second']:.2f}", f"{row['work_by_ours']:.2f}x", f"{row['latency_by_ours']:.2f}x",
             f"{row['rms_px']:.3f}", f"{row['median_px']:.3f}", style="bold" if name == ours else None,
         )  # fmt: skip
-    console.print(table)
+    console.print(methods)
 
 
-def print_stages(report: dict[str, Any], console: Console) -> None:
+def print_stages(report: Row, console: Console) -> None:
     """Where the time of each kind of method goes, and what its tensors take."""
-    table = Table(title="median ms by stage; the most memory of tensors, besides weights", title_justify="left")
-    table.add_column("method", no_wrap=True)
     names = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
-    for column in (*names, "MiB"):
-        table.add_column(column, justify="right")
+    by_stage = table("median ms by stage; the most memory of tensors, besides weights", ["method"], [*names, "MiB"])
     for name in (report["ours"], f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}"):
         stages = report["methods"][name]["stage_ms"]
         cells = [f"{stages[stage]:.1f}" if stage in stages else "-" for stage in names]
-        table.add_row(name, *cells, f"{report['tensor_mib'][name.split(',')[0]]:.0f}")
-    console.print(table)
+        by_stage.add_row(name, *cells, f"{report['tensor_mib'][name.split(',')[0]]:.0f}")
+    console.print(by_stage)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--input", help="bag, video or folder of images (default: a rendered drive)")
-    parser.add_argument("--size", default="nano", choices=sorted(SIZES), help="model size (default nano)")
-    parser.add_argument("--model", help="weights, by path (default: those that ship with the size; untrained if none)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of weights and features (default float32)")
-    parser.add_argument("--height", type=int, default=480, help="frames are resized to it (default 480)")
-    parser.add_argument("--width", type=int, default=640, help="default 640")
-    parser.add_argument("--iterations", type=int, nargs="+", default=[1, 2, 3, 4], help="of streams (default 1 2 3 4)")
-    parser.add_argument("--frames", type=int, default=40, help="pairs to measure (default 40)")
-    parser.add_argument("--warm-up", type=int, default=5, help="pairs before, not measured (default 5)")
-    parser.add_argument("--every", type=int, default=4, help="all but streams get each so-many-th pair (default 4)")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
-    parser.add_argument("--timeline", type=Path, metavar="OUT", help="draw when the work is done (.svg, .png)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    return parser
+def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int, frames: int = 2) -> None:
+    """When the work on a frame is done, with the work ahead done after a field and with it done with the next frame.
 
-
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse what cannot be measured.
-
-    :raises ValueError: naming the option, what it may be, and what it was.
+    :param stage_ms: medians of a stream's stages; "ahead" is what is done between a field and the next frame.
     """
-    smallest = {"height": MIN_SIDE, "width": MIN_SIDE, "frames": 1, "warm_up": 1, "every": 1, "threads": 1}
-    for name, least in smallest.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    if min(options.iterations) < 1:
-        raise ValueError(f"--iterations: expected at least 1 each, got {min(options.iterations)}")
-    if options.timeline and options.timeline.suffix not in (".svg", ".png"):
-        raise ValueError(f"--timeline: expected a name that ends in .svg or .png, got {options.timeline}")
+    after = [(name, stage_ms[name]) for name in ("encode", "match", "correlate")]
+    after += [("iteration", stage_ms["iteration"])] * iterations
+    after += [("upsample", stage_ms["upsample"]), ("output", stage_ms["output"] + stage_ms["rest"])]
+    ahead = ("prepare", stage_ms["ahead"])
+    # The next frame is that one of a 30 Hz camera by which all is done.
+    camera_ms = PERIOD_NS / 1e6
+    period = camera_ms * math.ceil((sum(ms for _, ms in after) + ahead[1]) / camera_ms)
+    with picture(path, 8, 2.4) as figure:
+        axes = figure.subplots()
+        axes.grid(False)
+        for frame in range(frames):
+            done = _draw(axes, 1, frame * period, after)
+            _draw(axes, 1, done, [ahead])
+            late = _draw(axes, 0, frame * period, [after[0], ahead, *after[1:]])
+            for lane, end in ((1, done), (0, late)):
+                axes.annotate(
+                    f"field, {end - frame * period:.0f} ms", (end, lane + 0.28), (end, lane + 0.42), ha="center",
+                    fontsize=8, arrowprops={"arrowstyle": "-|>", "linewidth": 0.6},
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                )  # fmt: skip
+            axes.axvline(frame * period, color="#1a202c", linewidth=0.8, linestyle="--")
+        for name, colour in COLOURS.items():
+            axes.barh(0, 0, color=colour, label=name)
+        axes.set(xlabel="ms; dashed: a frame arrives", ylim=(-0.4, 1.75), xlim=(-0.02 * period, frames * period))
+        axes.set_yticks([1, 0], ["prepared\nbefore the frame", "prepared\nwith the frame"])
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(COLOURS), handlelength=1)
 
 
-def run(
-    options: argparse.Namespace, model: DEQFlow, plain: DEQFlow, frames: list[np.ndarray], console: Console
-) -> dict[str, Any]:
+def _draw(axes: Axes, lane: int, start: float, parts: list[tuple[str, float]]) -> float:
+    """Bars one after the other; returns where the last ends."""
+    for name, ms in parts:
+        axes.barh(lane, ms, 0.5, left=start, color=COLOURS[name], edgecolor="white", linewidth=0.6)
+        start += ms
+    return start
+
+
+def measure(options: argparse.Namespace, console: Console) -> Row:
     """All figures. The memory comes first, as long as nothing is there that a method might keep and use again."""
+    model, plain = load_models(options)
+    frames = load_frames(options)
     device, dtype = model.device, DTYPES[options.dtype]
     reference = as_released(plain)
     released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
@@ -185,15 +185,14 @@ def run(
     }  # fmt: skip
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
+def print_report(report: Row, console: Console) -> None:
     """The tables, and what has to be known to read them."""
     print_methods(report["methods"], report["ours"], console)
     print_stages(report, console)
     print_roofline(report["roofline"], report["ours"], console)
     console.print(
         f"{report['width']}x{report['height']}, {report['dtype']}, {torch.get_num_threads()} threads, "
-        f"{report['device']}; process at most {report['process_peak_mb']:.0f} MB",
-        highlight=False,
+        f"{report['device']}; process at most {report['process_peak_mb']:.0f} MB"
     )
     if not report["methods"][report["ours"]]["rms_px"] <= NEAR_PX:
         console.print(f"no stream is within {NEAR_PX:g} px RMS of the reference: the nearest one is compared with")
@@ -204,27 +203,33 @@ def print_report(report: dict[str, Any], console: Console) -> None:
             console.print(f"{name}: the stream began anew at {row['resets']} pairs, which do not count")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    options = make_parser().parse_args(arguments)
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Measure, print and draw."""
     keep_freed_memory()  # as the node does; all methods have the good of it
-    console = Console() if Console().is_terminal else Console(width=100)
-    try:
-        check_options(options)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-            cv2.setNumThreads(options.threads)
-        model, plain = load_models(options)
-        report = run(options, model, plain, load_frames(options), console)
-    except (OSError, ValueError, RuntimeError, MediaError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+    report = measure(options, console)
     print_report(report, console)
     if options.timeline:
         draw_timeline(options.timeline, report["methods"][report["ours"]]["stage_ms"], report["iterations"])
-    if options.json:
-        write_json(options.json, model.device, report)
-    return 0
+    return report
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__)
+    line.add_argument("--input", help="bag, video or folder of images (default: a rendered drive)")
+    line.add_argument("--size", default="nano", choices=sorted(SIZES), help="model size")
+    line.add_argument("--model", help="weights, by path (default: those that ship with the size; untrained if none)")
+    line.add_precision(list(DTYPES), "--dtype")
+    line.add_size(480, 640, "frames are resized to it")
+    line.add_number("--iterations", [1, 2, 3, 4], "of streams", least=1, nargs="+")
+    line.add_number("--frames", 40, "pairs to measure", least=1)
+    line.add_number("--warm-up", 5, "pairs before, not measured", least=1)
+    line.add_number("--every", 4, "all but streams get each so-many-th pair", least=1)
+    line.add_path("--timeline", "draw when the work is done (.svg, .png)", metavar="OUT")
+    options = line.parse_args(arguments)
+    if options.timeline and options.timeline.suffix not in (".svg", ".png"):
+        line.error(f"--timeline: expected a name that ends in .svg or .png, got {options.timeline}")
+    return line.run(options, run)
 
 
 if __name__ == "__main__":

@@ -15,28 +15,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.report import write_json
+from benchmarks.report import MIB, Benchmark, Row, clock_s, median, picture, table
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.model.weights import check_device
 from training.objective import Objective
 from training.rendering import Clip
 
-MIB = 2**20
 Result = TypeVar("Result")
 
 
@@ -96,9 +90,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
     return int(np.cumsum([event.nbytes() for event in events]).max())
 
 
-def measure(
-    model: DEQFlow, clip: Clip, objective: Objective, counts: list[int], compare: int, repeats: int
-) -> dict[str, Any]:
+def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int], compare: int, repeats: int) -> Row:
     """Bytes saved for each number of iterations; peak and the median time of a whole step for one of them."""
     device = model.device
 
@@ -109,38 +101,34 @@ def measure(
     def step() -> None:
         model.zero_grad(set_to_none=True)
         forward(compare).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     saved = {}
     for count in counts:
         loss, saved[count] = saved_bytes(model, lambda count=count: forward(count))  # type: ignore[misc]
         del loss
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds = []
     for _ in range(repeats):
-        began = clock()
+        began = clock_s(device)
         step()
-        seconds.append(clock() - began)
+        seconds.append(clock_s(device) - began)
     model.zero_grad(set_to_none=True)  # else the step frees the gradients of the one before it, and so hides some
     return {
         "saved_mib": {count: size / MIB for count, size in saved.items()},
         "peak_mib": peak_bytes(step, device) / MIB,
-        "seconds": statistics.median(seconds),
+        "seconds": median(seconds),
     }
 
 
-def print_table(results: dict[str, dict[str, Any]], compare: int, console: Console) -> None:
+def print_table(results: dict[str, Row], compare: int, console: Console) -> None:
     """One row per method; ratios to the first, the plain recurrent network."""
     base = next(iter(results.values()))
-    table = Table(title=f"one training step, MiB and s at {compare} iterations; *: recompute; ÷, x: to the first")
-    table.add_column("method", no_wrap=True)
-    for count in base["saved_mib"]:
-        table.add_column(f"saved {count}", justify="right")
-    for column in ("peak", "s", "saved", "peak", "time"):
-        table.add_column(column, justify="right")
+    methods = table(
+        f"one training step, MiB and s at {compare} iterations; *: recompute; ÷, x: to the first",
+        ["method"],
+        [*(f"saved {count}" for count in base["saved_mib"]), "peak", "s", "saved", "peak", "time"],
+    )
     for name, row in results.items():
-        table.add_row(
+        methods.add_row(
             name.replace(", recompute", " *"),
             *(f"{size:.0f}" for size in row["saved_mib"].values()),
             f"{row['peak_mib']:.0f}",
@@ -149,14 +137,13 @@ def print_table(results: dict[str, dict[str, Any]], compare: int, console: Conso
             f"÷{base['peak_mib'] / row['peak_mib']:.1f}",
             f"x{row['seconds'] / base['seconds']:.2f}",
         )
-    console.print(table)
+    console.print(methods)
 
 
-def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+def plot(results: dict[str, Row], path: Path) -> None:
     """Bytes saved against iterations."""
     colours = {"recurrent": "#c53030", "one-step": "#2b6cb0", "phantom-3": "#dd6b20", "implicit": "#2f855a"}
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+    with picture(path, 6, 3.2) as figure:
         axes = figure.subplots()
         for name, row in results.items():
             method, _, recompute = name.partition(", ")
@@ -165,44 +152,12 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
                 counts, sizes = zip(*row["saved_mib"].items(), strict=True)
                 axes.plot(counts, sizes, style, color=colours[method], marker=".", label=name)
         axes.set(xlabel="iterations", ylabel="saved for the backward pass, MiB", xticks=counts, ylim=(0, None))
-        axes.grid(color="#e2e8f0")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", default="base", choices=sorted(SIZES), help="model size (default base)")
-    parser.add_argument("--height", type=int, default=368, help="default 368, a multiple of 8")
-    parser.add_argument("--width", type=int, default=496, help="default 496, a multiple of 8")
-    parser.add_argument("--batch", type=int, default=1, help="default 1")
-    parser.add_argument("--iterations", type=int, nargs="+", default=[12, 36, 48], help="default 12 36 48")
-    parser.add_argument("--compare", type=int, default=36, help="iterations that ratios are taken at (default 36)")
-    parser.add_argument("--repeats", type=int, default=1, help="timed steps per row, the median counts (default 1)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own)")
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="write saved bytes by iterations to this picture")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    console = Console()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    try:
-        device = check_device(options.device)
-        for name in ("height", "width"):
-            if getattr(options, name) < 64 or getattr(options, name) % 8:
-                raise ValueError(f"--{name}: expected a multiple of 8 from 64 on, got {getattr(options, name)}")
-        if min(*options.iterations, options.compare) < 3:
-            raise ValueError("--iterations and --compare: expected at least 3, the steps of phantom-3")
-        if options.repeats < 1 or options.batch < 1:
-            raise ValueError(f"--repeats and --batch: expected at least 1, got {options.repeats}, {options.batch}")
-    except (ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Every method, as it is and with recomputation."""
+    device = check_device(options.device)
     counts = sorted({*options.iterations, options.compare})
     torch.manual_seed(0)
     model = DEQFlow(options.size).to(device).train()
@@ -219,13 +174,20 @@ def main(arguments: list[str] | None = None) -> int:
     print_table(results, options.compare, console)
     if options.plot:
         plot(results, options.plot)
-    if options.json:
-        figures = {
-            "size": options.size, "height": options.height, "width": options.width, "batch": options.batch,
-            "methods": results,
-        }  # fmt: skip
-        write_json(options.json, device, figures)
-    return 0
+    given = {name: getattr(options, name) for name in ("size", "height", "width", "batch")}
+    return {**given, "methods": results}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__, plot="saved bytes by iterations")
+    line.add_argument("--size", default="base", choices=sorted(SIZES), help="model size (default base)")
+    line.add_size(368, 496, "of the images", multiple=8)
+    line.add_number("--batch", 1, "clips of a step", least=1)
+    line.add_number("--iterations", [12, 36, 48], "at least 3, the steps of phantom-3", least=3, nargs="+")
+    line.add_number("--compare", 36, "iterations that ratios are taken at", least=3)
+    line.add_number("--repeats", 1, "timed steps per row, the median counts", least=1)
+    return line.run(line.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,97 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks share: the clock, and what ``--json`` writes, the figures and where they were taken."""
+"""What every benchmark does: read its options, measure, print tables, draw, and write figures with their origin."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import platform
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+
+from deq_flow_ros import command_line
+from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status, set_threads
+
+# Matplotlib and the readers of recordings are imported where they are used: inference_memory measures what a process
+# takes, and would count them.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIB = 2**20
+LOOK = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+}
+Row = dict[str, Any]
+Measure = Callable[[argparse.Namespace, Console], Row]
+
+
+class Benchmark(CommandLine):
+    """The command line of a benchmark, with the options that all have, and how it is run.
+
+    :param file: of the benchmark's module.
+    :param about: its docstring.
+    :param device: whether it runs on a GPU as well.
+    :param plot: what ``--plot`` draws, if there is anything to draw.
+    :param threads: as in ``add_threads``.
+    """
+
+    def __init__(
+        self, file: str, about: str | None, *, device: bool = True, plot: str = "", threads: int | None = None
+    ) -> None:
+        super().__init__(f"python -m benchmarks.{Path(file).stem}", about)
+        if device:
+            self.add_device()
+        self.add_threads(threads)
+        if plot:
+            self.add_path("--plot", f"draw {plot} (.png, .svg)", metavar="OUT")
+        self.add_path("--json", "write everything to this file", metavar="OUT")
+
+    def run(
+        self, options: argparse.Namespace, measure: Measure, errors: dict[type[Exception], int] | None = None
+    ) -> int:
+        """Measure, write what ``--json`` asks for, and return the exit status: 1 if there are "problems".
+
+        :param measure: prints the figures, and returns them by name.
+        :param errors: what leads to another exit status than 2.
+        """
+        from deq_flow_ros.recordings.files import write_json
+
+        console = Console(highlight=False) if Console().is_terminal else Console(width=160)  # a file has room
+
+        def work() -> int:
+            set_threads(options.threads)
+            figures = measure(options, console)
+            for problem in figures.get("problems", ()):
+                command_line.say(problem)
+            if options.json:
+                write_json(options.json, {**origin(options), **figures})
+            return int(bool(figures.get("problems")))
+
+        return exit_status(work, {**(errors or {}), **USER_ERRORS})
+
+
+def origin(options: argparse.Namespace) -> Row:
+    """Where figures are from: the device, its threads, the version of PyTorch and the options."""
+    device = torch.device(getattr(options, "device", "cpu"))
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "options": {name: str(value) for name, value in vars(options).items()},
+        **({"model": options.model} if getattr(options, "model", None) else {}),
+    }
 
 
 def clock_s(device: torch.device) -> float:
@@ -21,21 +102,61 @@ def clock_s(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def write_json(path: Path, device: torch.device, figures: dict[str, Any]) -> None:
-    """Write the figures with device, threads and version beside them; what is infinite or NaN becomes null."""
-    cuda = device.type == "cuda"
-    where = {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(where | figures), indent=1, allow_nan=False) + "\n")
+def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
+    """All rows, while a terminal says which was made last.
+
+    :param label: names values of the row in braces.
+    """
+    done = []
+    with console.status("") as status:
+        for row in rows:
+            done.append(row)
+            status.update(label.format(**row))
+    return done
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def grouped(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
+    """Rows by what they have under these keys, a tuple unless it is one key, in the order in which these come."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        values = tuple(row[key] for key in keys)
+        groups.setdefault(values if len(keys) > 1 else values[0], []).append(row)
+    return groups
+
+
+def median(values: Iterable[float]) -> float:
+    """Median of at least one value."""
+    return float(np.median(list(values)))
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of at least one value."""
+    return float(np.mean(list(values)))
+
+
+def table(title: str, names: Sequence[str], figures: Iterable[Any]) -> Table:
+    """An empty table.
+
+    :param names: headings of the columns that say what a row is of.
+    :param figures: headings of the columns with figures.
+    """
+    empty = Table(title=title, title_justify="left")
+    for heading in names:
+        empty.add_column(heading, no_wrap=True)
+    for heading in figures:
+        empty.add_column(str(heading), justify="right")
+    return empty
+
+
+@contextmanager
+def picture(path: Path, width: float, height: float, font_size: float = 9) -> Iterator[Figure]:
+    """A figure of so many inches to draw into, which is written at the end."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    look: dict[Any, Any] = {**LOOK, "font.size": font_size}
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.report import table
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import DEQFlow, update_px
 from deq_flow_ros.streaming.eager import LOOKUPS, encode_images
@@ -182,21 +182,19 @@ def compare(works: Mapping[str, Work], peaks: Peaks, stage_ms: Mapping[str, floa
 
 def print_roofline(report: dict[str, Any], ours: str, console: Console) -> None:
     """One line a stage."""
-    table = Table(
-        title=f"'{ours}' against the machine: {report['peak_operations_per_s'] / 1e9:.0f} GFLOP/s (matrix product), "
+    stages = table(
+        f"'{ours}' against the machine: {report['peak_operations_per_s'] / 1e9:.0f} GFLOP/s (matrix product), "
         f"{report['peak_bytes_per_s'] / 1e9:.1f} GB/s (copy)",
-        title_justify="left",
+        ["stage"],
+        ["GFLOP", "MB moved", "ms", "GFLOP/s", "GB/s", "limit, ms", "of it", "bound by"],
     )
-    table.add_column("stage")
-    for column in ("GFLOP", "MB moved", "ms", "GFLOP/s", "GB/s", "limit, ms", "of it", "bound by"):
-        table.add_column(column, justify="right")
     for name, stage in report["stages"].items():
-        table.add_row(
+        stages.add_row(
             name, f"{stage['operations'] / 1e9:.2f}", f"{stage['bytes'] / 1e6:.1f}", f"{stage['ms']:.2f}",
             f"{stage['operations'] / stage['ms'] / 1e6:.1f}", f"{stage['bytes'] / stage['ms'] / 1e6:.1f}",
             f"{stage['limit_ms']:.2f}", f"{stage['limit_ms'] / stage['ms']:.0%}", stage["bound"],
         )  # fmt: skip
-    console.print(table)
+    console.print(stages)
 
 
 def synchronize(device: torch.device) -> None:

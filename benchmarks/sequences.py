@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image sequences that benchmarks run on: recorded ones, with and without ground truth, and generated ones."""
+"""What benchmarks run on: image sequences, recorded (with and without ground truth) and generated, and their pairs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.imaging.encodings import to_rgb
-from deq_flow_ros.model import pad_to_multiple
+from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, update_px, usable_levels
 from deq_flow_ros.recordings import open_source
-from deq_flow_ros.streaming.fields import resize_field
+from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS, resize_field
 from training.datasets import Sample
 from training.generator import Clip, ProceduralGenerator
-from training.pairs import open_pairs, to_tensor
+from training.pairs import open_pairs, pair_errors, to_array, to_tensor
 from training.validation import HELD_OUT_SEED
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
@@ -77,9 +78,7 @@ def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> Ima
     frames = read_frames(path, count, skip)
     name = Path(path).stem
     moving = [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
-    pairs = [
-        fitted(without_truth(f"{name}/{number}", *images), size) for number, images in enumerate(pairwise(moving))
-    ]
+    pairs = [fitted(without_truth(f"{name}/{number}", *images), size) for number, images in enumerate(pairwise(moving))]
     if len(pairs) < 2:
         raise ValueError(f"{path}: expected at least 3 frames that differ from the one before, got {len(moving)}")
     return ImageSequence(name, pairs, tuple(range(1, len(pairs))))
@@ -136,6 +135,42 @@ def padded_pair(
     """The padding, for ``crop``, and images (H, W, 3) uint8 as (1, 3, h, w) float32, h and w multiples of 8."""
     (first, padding), (second, _) = (pad_to_multiple(to_tensor(image, device).float()) for image in (image1, image2))
     return padding, first, second
+
+
+class EncodedPair:
+    """A pair of images, encoded: its problem, the cold starts of it, and what a state is as flow.
+
+    :ivar sample: the images, with their true flow if it is known.
+    :ivar problem: its fixed point is the flow.
+    """
+
+    def __init__(self, model: DEQFlow, sample: Sample) -> None:
+        self.sample, self._model = sample, model
+        self._padding, image1, image2 = padded_pair(sample.image1, sample.image2, model.device)
+        self._first, second = model.encode(image1), model.encode(image2)
+        self._images = image1, image2
+        self.problem = model.problem(self._first, second)
+
+    def zero(self) -> State:
+        """Hidden state and flow zero."""
+        return self._model.initial_state(self._first)
+
+    def coarse(self) -> State:
+        """As the estimator starts a pair without predecessor."""
+        levels = min(COARSE_LEVELS, usable_levels(*self._images[0].shape[-2:]))
+        return self._model.coarse_start(*self._images, levels, COARSE_ITERATIONS) or self.zero()
+
+    def settled(self, start: State, iterations: int) -> Solution:
+        """The state of least update that Anderson's method finds from a start."""
+        return solve(self.problem, start, solver="anderson", max_iterations=iterations, measure=update_px)
+
+    def flow(self, state: State) -> Tensor:
+        """The flow of a state at full resolution, (1, 2, H, W) px."""
+        return crop(self._model.upsample(state), self._padding)
+
+    def error(self, state: State, truth: Sample | None = None) -> float:
+        """Mean endpoint error of the flow of a state, px, against that of ``truth``, or of the sample itself."""
+        return pair_errors(truth or self.sample, to_array(self.flow(state)))[0]
 
 
 def without_truth(name: str, image1: np.ndarray, image2: np.ndarray) -> Sample:

@@ -29,30 +29,28 @@ is stable, and the relative residual of the adjoint equation, that of the implic
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.report import write_json
-from benchmarks.sequences import first_pairs, fitted, recorded
-from benchmarks.settle_report import plot, print_tables, summarise
-from benchmarks.warm_start import EncodedPair, coarse_start, encoded
+from benchmarks.report import Benchmark, Row, grouped, mean, median, picture, table, watched
+from benchmarks.sequences import EncodedPair, first_pairs, fitted, recorded
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
-from deq_flow_ros.model import FACTOR, DEQFlow, crop, load_model, update_px
-from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
 from training.pairs import pair_errors, to_array
 
-STARTS = ("zero", "coarse", "warm", "random", "noise")
+STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "#c05621", "noise": "#b83280"}
+"""And their colours."""
 ERROR_MARKS = (6, 12, 24, 48, 96)
 MARKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Iterations that the distance to the end is taken after, for the plot."""
@@ -65,9 +63,9 @@ SMOOTH = 4
 """Knots, in each direction, of the random motion."""
 
 
-def random_states(model: DEQFlow, pair: EncodedPair, noise_px: float, seed: int = 0) -> dict[str, State]:
+def random_states(pair: EncodedPair, noise_px: float, seed: int = 0) -> dict[str, State]:
     """The starts *random* and *noise*; the same numbers on every device."""
-    hidden, flow = model.initial_state(pair.first)
+    hidden, flow = pair.zero()
     generator = torch.Generator().manual_seed(seed)
     noisy_hidden = torch.randn(hidden.shape, generator=generator).tanh().to(hidden)
     noise = torch.randn(flow.shape, generator=generator)
@@ -81,9 +79,8 @@ def random_states(model: DEQFlow, pair: EncodedPair, noise_px: float, seed: int 
 
 def reversed_state(model: DEQFlow, sample: Sample) -> State:
     """A warm start out of the pair itself: the state from image 2 to image 1, turned round."""
-    pair = encoded(model, replace(sample, image1=sample.image2, image2=sample.image1))
-    start = coarse_start(model, pair)
-    hidden, flow = carry(solve(pair.problem, start, max_iterations=PREDECESSOR_ITERATIONS).state)
+    pair = EncodedPair(model, replace(sample, image1=sample.image2, image2=sample.image1))
+    hidden, flow = carry(solve(pair.problem, pair.coarse(), max_iterations=PREDECESSOR_ITERATIONS).state)
     return hidden, -flow
 
 
@@ -93,17 +90,14 @@ def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
     The latter is the relative residual after ``ADJOINT_ITERATIONS`` of Anderson's method, for the gradient of the mean
     squared flow.
     """
+    residuals: list[float] = []
     with torch.inference_mode(False), torch.no_grad():
-        pair = encoded(model, sample)
+        problem = EncodedPair(model, sample).problem
         state = (state[0].clone(), state[1].clone())
-        radius = spectral_radius(pair.problem, state, generator=torch.Generator(model.device).manual_seed(0))
-        residuals: list[float] = []
+        radius = spectral_radius(problem, state, generator=torch.Generator(model.device).manual_seed(0))
         with torch.enable_grad():
             attached = implicit_gradient(
-                pair.problem,
-                state,
-                max_iterations=ADJOINT_ITERATIONS,
-                report=lambda s: residuals.append(float(s.residual)),
+                problem, state, max_iterations=ADJOINT_ITERATIONS, report=lambda s: residuals.append(float(s.residual))
             )
             model.upsample(attached).square().mean().backward()
     return {"spectral_radius": float(radius), "adjoint_residual": residuals[0]}
@@ -122,7 +116,7 @@ class Bench:
         self.jacobian = jacobian
         self.marks = sorted({n for n in (*MARKS, *ERROR_MARKS, early) if n < iterations} | {iterations})
 
-    def run(self, samples: list[Sample]) -> Iterator[dict[str, Any]]:
+    def run(self, samples: Sequence[Sample]) -> Iterator[Row]:
         """A row per pair and start.
 
         :param samples: in the order of the list; where image 2 of one is image 1 of the next, the next starts from it.
@@ -137,116 +131,169 @@ class Bench:
             yield from rows
             last = sample, settled
 
-    def pair(self, sample: Sample, warm: State) -> tuple[list[dict[str, Any]], State]:
+    def pair(self, sample: Sample, warm: State) -> tuple[list[Row], State]:
         """The rows of one pair, and the state that the stream would carry on."""
-        pair = encoded(self.model, sample)
-        starts = {
-            "zero": self.model.initial_state(pair.first),
-            "coarse": coarse_start(self.model, pair),
-            "warm": warm,
-            **random_states(self.model, pair, self.noise_px),
+        pair = EncodedPair(self.model, sample)
+        starts = {"zero": pair.zero(), "coarse": pair.coarse(), "warm": warm, **random_states(pair, self.noise_px)}
+        solutions = {
+            name: solve(pair.problem, start, max_iterations=self.iterations, measure=update_px, keep=self.marks)
+            for name, start in starts.items()
         }
-        flows: dict[str, dict[int, Tensor]] = {}
-        traces: dict[str, list[float]] = {}
-        for name, start in starts.items():
-            solution = solve(
-                pair.problem, start, solver="picard", max_iterations=self.iterations, measure=update_px, keep=self.marks
-            )
-            traces[name] = solution.trace[:, 0].tolist()
-            flows[name] = {n: crop(self.model.upsample(solution.trajectory[n]), pair.padding) for n in self.marks}
-            if name == "coarse":
-                settled = solution.state
+        flows = {
+            name: {n: pair.flow(solution.trajectory[n]) for n in self.marks} for name, solution in solutions.items()
+        }
         ends = {name: of_start[self.iterations] for name, of_start in flows.items()}
-        apart = max(rms(ends[one] - ends[other]) for one, other in combinations(STARTS[:-1], 2))
-        at_end = stability(self.model, sample, settled) if self.jacobian else {}
-        rows = [
-            {
-                "case": "sequence" if sample.flow is None else "pairs",
-                "pair": sample.name,
-                "start": name,
-                "moved_px": rms(ends[name] - flows[name][self.early]),
-                "still": float(((ends[name] - flows[name][self.early]).norm(dim=1) <= STILL_PX).float().mean()),
-                "update_px": traces[name],
-                "distance_px": {n: rms(flows[name][n] - ends["coarse"]) for n in self.marks},
-                "apart_px": apart,
-                "epe_px": self.errors(sample, flows[name]),
-                **(at_end if name == "coarse" else {}),
-            }
-            for name in STARTS
-        ]
+        apart = max(rms(ends[one] - ends[other]) for one, other in combinations(list(STARTS)[:-1], 2))
+        settled, rows = solutions["coarse"].state, []
+        for name in STARTS:
+            moved = ends[name] - flows[name][self.early]
+            row = {
+                "case": "sequence" if sample.flow is None else "pairs", "pair": sample.name, "start": name,
+                "moved_px": rms(moved), "still": float((moved.norm(dim=1) <= STILL_PX).float().mean()),
+                "update_px": solutions[name].trace[:, 0].tolist(),
+                "distance_px": {n: rms(flow - ends["coarse"]) for n, flow in flows[name].items()},
+                "apart_px": apart, "epe_px": self.errors(sample, flows[name]),
+            }  # fmt: skip
+            if self.jacobian and name == "coarse":
+                row |= stability(self.model, sample, settled)
+            rows.append(row)
         return rows, settled
 
     def errors(self, sample: Sample, flows: dict[int, Tensor]) -> dict[int, float]:
         """Endpoint error, px, at the marks and at the end; nothing without a truth."""
         if sample.flow is None:
             return {}
-        return {
-            n: pair_errors(sample, to_array(flows[n]))[0] for n in sorted({*ERROR_MARKS, self.iterations}) if n in flows
+        marks = sorted({*ERROR_MARKS, self.iterations} & flows.keys())
+        return {n: pair_errors(sample, to_array(flows[n]))[0] for n in marks}
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """Of each model, case and start: medians over the pairs, and the endpoint error as the mean over the groups."""
+    return [
+        {
+            "model": model, "case": case, "start": start, "pairs": len(some),
+            "moved_px": median(row["moved_px"] for row in some), "still": median(row["still"] for row in some),
+            "end_update_px": median(row["update_px"][-1] for row in some),
+            "to_coarse_px": median(row["distance_px"][max(row["distance_px"], key=int)] for row in some),
+            "apart_px": median(row["apart_px"] for row in some), "epe_px": group_errors(some),
         }
+        for (model, case, start), some in grouped(rows, "model", "case", "start").items()
+    ]  # fmt: skip
+
+
+def group_errors(rows: Sequence[Row]) -> dict[int, float]:
+    """At each mark, the mean over the groups of the list of the mean error of their pairs, px."""
+    groups: dict[str, list[dict[int, float]]] = {}
+    for row in rows:
+        if row["epe_px"]:
+            groups.setdefault(row["pair"].split("/", 1)[0], []).append(row["epe_px"])
+    marks = next(iter(groups.values()))[0] if groups else ()
+    return {n: mean(mean(errors[n] for errors in some) for some in groups.values()) for n in marks}
+
+
+def print_tables(summary: Sequence[Row], rows: Sequence[Row], early: int, console: Console) -> None:
+    """Each model, case and start, then each pair."""
+    marks = next((list(row["epe_px"]) for row in summary if row["epe_px"]), [])
+    moved = (f"moved after {early}", "still", "last update")
+    by_start = table(
+        "from each start, px: medians over the pairs, and endpoint error after so many iterations",
+        ["model, case (pairs)", "start"],
+        [*moved, "end to coarse's", "ends apart", *(f"error {mark}" for mark in marks)],
+    )
+    for entry in summary:
+        figures = [f"{entry[key]:.4f}" for key in ("moved_px", "end_update_px", "to_coarse_px", "apart_px")]
+        figures.insert(1, f"{entry['still']:.1%}")
+        figures += [f"{error:.3f}" for error in entry["epe_px"].values()]
+        by_start.add_row(f"{entry['model']}, {entry['case']} ({entry['pairs']})", entry["start"], *figures)
+    jacobian = ("spectral radius", "adjoint residual") if any("spectral_radius" in row for row in rows) else ()
+    by_pair = table(
+        "of each pair, px: the largest over its starts but noise; the least of what is still",
+        ["model", "pair"],
+        [*moved, "ends apart", *jacobian],
+    )
+    for (model, pair), all_starts in grouped(rows, "model", "pair").items():
+        some = [row for row in all_starts if row["start"] != "noise"]
+        largest = [max(row["moved_px"] for row in some), max(row["update_px"][-1] for row in some), some[0]["apart_px"]]
+        figures = [f"{figure:.4f}" for figure in largest]
+        figures.insert(1, f"{min(row['still'] for row in some):.1%}")
+        figures += [f"{row['spectral_radius']:.3f}" for row in some if "spectral_radius" in row]
+        figures += [f"{row['adjoint_residual']:.1e}" for row in some if "adjoint_residual" in row]
+        by_pair.add_row(model, pair, *figures)
+    console.print(by_start, by_pair)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """A line of panels per model: update, distance to the end and error against iterations, a curve per start.
+
+    Of the pairs of the list; if there are none, of the sequences.
+    """
+    models = grouped([row for row in rows if row["case"] == "pairs"] or rows, "model")
+    with picture(path, 10, 2.9 * len(models)) as figure:
+        panels = figure.subplots(len(models), 3, squeeze=False)
+        for line, (model, of_model) in zip(panels, models.items(), strict=True):
+            for start, some in grouped(of_model, "start").items():
+                colour = STARTS[start]
+                updates = np.median([row["update_px"] for row in some], 0)
+                line[0].loglog(range(1, len(updates) + 1), updates, color=colour, label=start)
+                distances = {n: median(row["distance_px"][n] for row in some) for n in some[0]["distance_px"]}
+                if start == "coarse":
+                    del distances[max(distances)]  # what the others are measured from
+                line[1].loglog(list(distances), list(distances.values()), color=colour)
+                errors = group_errors(some)
+                line[2].semilogx(list(errors), list(errors.values()), color=colour, marker=".")
+            count = len({row["pair"] for row in of_model})
+            line[0].set(ylabel=f"{model}, {count} pairs\npx", title="update, RMS, median")
+            line[1].set(title="distance to coarse's end, RMS, median")
+            line[2].set(title="endpoint error, mean of the groups", ylim=(0, None))
+            for axes in line:
+                axes.set(xlabel="iterations", xticks=[1, 3, 6, 12, 24, 48, 96])
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                axes.xaxis.set_minor_locator(NullLocator())
+        panels[0][0].legend(frameon=False)
 
 
 def read_samples(options: argparse.Namespace) -> list[Sample]:
     """The pairs of the list, ``--first`` of each group, then those of the sequences, made smaller to fit."""
     size = options.height, options.width
     samples = [fitted(pair, size) for pair in first_pairs(options.pairs, options.first)] if options.pairs else []
-    for path in options.sequence:
-        samples += recorded(path, options.frames, size).pairs
-    return samples
+    return samples + [pair for path in options.sequence for pair in recorded(path, options.frames, size).pairs]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.settle", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=Path, help="list of pairs with truth, see training/pairs.py")
-    parser.add_argument("--first", type=int, help="so many pairs of each group of the list (default: all)")
-    parser.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
-    parser.add_argument("--frames", type=int, default=4, help="frames of each --sequence (default 4)")
-    parser.add_argument("--height", type=int, default=240, help="images are made smaller to fit (default 240)")
-    parser.add_argument("--width", type=int, default=320, help="likewise (default 320)")
-    parser.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths (default nano base)")
-    parser.add_argument("--iterations", type=int, default=96, help="from each start (default 96)")
-    parser.add_argument("--early", type=int, default=24, help="to compare the end with (default 24)")
-    parser.add_argument("--noise", type=float, default=8.0, help="px, of the random start's flow (default 8)")
-    parser.add_argument(
-        "--jacobian", action="store_true", help="also its spectral radius and the adjoint equation, at coarse's end"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch (default: its own)")
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="write the curves to this picture (.png, .svg)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything to this file")
-    options = parser.parse_args(arguments)
-    if not 1 <= options.early < options.iterations:
-        parser.error(f"expected 1 <= --early < --iterations, got {options.early} and {options.iterations}")
-    if not (options.pairs or options.sequence):
-        parser.error("expected --pairs or --sequence: without them there is nothing to measure")
-    console = Console() if Console().is_terminal else Console(width=160)  # a file has room for the names
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    rows: list[dict[str, Any]] = []
-    try:
-        samples = read_samples(options)
-        models = {Path(name).stem: load_model(name, options.device) for name in options.models}
-        with torch.inference_mode(), console.status("") as status:
-            for label, model in models.items():
-                bench = Bench(model, options.iterations, options.early, options.noise, options.jacobian)
-                for row in bench.run(samples):
-                    rows.append({"model": label, **row})
-                    status.update(f"{label}, {row['pair']}, {row['start']}")
-    except (OSError, ValueError, RuntimeError, MediaError) as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        return 2
+def measure(options: argparse.Namespace, console: Console) -> Row:
+    """Every model on every pair from every start."""
+    samples = read_samples(options)
+    models = {Path(name).stem: load_model(name, options.device) for name in options.models}
+    given = options.iterations, options.early, options.noise, options.jacobian
+    of_models = ((label, Bench(model, *given).run(samples)) for label, model in models.items())
+    made = ({"model": label, **row} for label, rows in of_models for row in rows)
+    with torch.inference_mode():
+        rows = watched(made, console, "{model}, {pair}, {start}")
     summary = summarise(rows)
     print_tables(summary, rows, options.early, console)
     if options.plot:
         plot(rows, options.plot)
-    if options.json:
-        figures = {
-            "summary": summary, "curves": rows, "options": {name: str(value) for name, value in vars(options).items()},
-        }  # fmt: skip
-        write_json(options.json, next(iter(models.values())).device, figures)
-    return 0
+    return {"summary": summary, "curves": rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    line = Benchmark(__file__, __doc__, plot="the curves")
+    line.add_pairs()
+    line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
+    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
+    line.add_number("--frames", 4, "frames of each --sequence", least=3)
+    line.add_size(240, 320, "images are made smaller to fit")
+    line.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths")
+    line.add_number("--iterations", 96, "from each start", least=2)
+    line.add_number("--early", 24, "to compare the end with", least=1)
+    line.add_number("--noise", 8.0, "px, of the random start's flow", above=0)
+    line.add_argument("--jacobian", action="store_true", help="also stability and adjoint equation, at coarse's end")
+    options = line.parse_args(arguments)
+    if options.early >= options.iterations:
+        line.error(f"--early: expected less than --iterations, {options.iterations}, got {options.early}")
+    if not (options.pairs or options.sequence):
+        line.error("expected --pairs or --sequence: without them there is nothing to measure")
+    return line.run(options, measure)
 
 
 if __name__ == "__main__":

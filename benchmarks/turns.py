@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.memory import MIB, peak_bytes
+from benchmarks.memory import peak_bytes
 from benchmarks.peers import Method
+from benchmarks.report import MIB, Row, median
 from benchmarks.roofline import synchronize
 from benchmarks.sequences import PERIOD_NS
 
@@ -121,7 +121,7 @@ def nearest_stream(samples: Mapping[str, Samples], methods: Mapping[str, Method]
     return min(near, key=lambda name: methods[name].iterations) if near else min(streams, key=lambda n: streams[n])
 
 
-def summarise(samples: Mapping[str, Samples], methods: Mapping[str, Method], ours: str) -> dict[str, dict[str, Any]]:
+def summarise(samples: Mapping[str, Samples], methods: Mapping[str, Method], ours: str) -> dict[str, Row]:
     """The figures of each method; "by_ours": a median over the pairs, of its time by that of the stream ``ours``."""
     rows, base = {}, samples[ours]
     for name, some in samples.items():
@@ -131,15 +131,15 @@ def summarise(samples: Mapping[str, Samples], methods: Mapping[str, Method], our
             continue
         rows[name] = {
             "latency_ms": {
-                "median": float(np.median(latency)),
+                "median": median(latency),
                 "p95": float(np.percentile(latency, 95)),
                 "p99": float(np.percentile(latency, 99)),
             },
             "fields_per_second": 1e3 / float(np.mean([some.work_ms(pair) for pair in some.latency_ms])),
-            "work_by_ours": float(np.median([some.work_ms(pair) / base.work_ms(pair) for pair in common])),
-            "latency_by_ours": float(np.median([some.latency_ms[pair] / base.latency_ms[pair] for pair in common])),
+            "work_by_ours": median([some.work_ms(pair) / base.work_ms(pair) for pair in common]),
+            "latency_by_ours": median([some.latency_ms[pair] / base.latency_ms[pair] for pair in common]),
             "rms_px": some.rms_px,
-            "median_px": float(np.median(some.medians)) if some.medians else float("nan"),
+            "median_px": median(some.medians) if some.medians else float("nan"),
             "stage_ms": _stages(some, methods[name].iterations),
             "pairs": len(latency),
             "resets": some.resets,
@@ -152,9 +152,9 @@ def _stages(samples: Samples, iterations: int) -> dict[str, float]:
     if not samples.stage_ms[0]:
         return {}
     names = dict.fromkeys(name for stages in samples.stage_ms for name in stages)
-    medians = {name: float(np.median([stages.get(name, 0.0) for stages in samples.stage_ms])) for name in names}
+    medians = {name: median([stages.get(name, 0.0) for stages in samples.stage_ms]) for name in names}
     medians["iteration"] = medians.pop("solve") / iterations
     known = [sum(stages.values()) for stages in samples.stage_ms]
-    medians["rest"] = float(np.median(np.array(list(samples.latency_ms.values())) - known))
-    medians["ahead"] = float(np.median(list(samples.ahead_ms.values())))
+    medians["rest"] = median(np.array(list(samples.latency_ms.values())) - known)
+    medians["ahead"] = median(list(samples.ahead_ms.values()))
     return medians

@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deq_flow_ros.errors import UserError
+
 UNUSABLE, INTERRUPTED = 2, 130
 """Exit status for options or input that cannot be used, as argparse has it, and after Ctrl-C (128 + SIGINT)."""
-USER_ERRORS: dict[type[Exception], int] = {OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE}
+USER_ERRORS: dict[type[Exception], int] = {
+    UserError: UNUSABLE, OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE, FloatingPointError: UNUSABLE,
+}  # fmt: skip
 """What a user can mend, such as a file that is missing, by the exit status that it leads to."""
 
 

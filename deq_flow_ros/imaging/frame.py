@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deq_flow_ros.errors import UserError
 
-class MediaError(Exception):
+
+class MediaError(UserError):
     """An input or a file cannot be used; the message says which, why, and what to do about it."""
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import confidence
-from benchmarks.confidence_report import calibration, means
+from benchmarks.confidence import calibration, means
 from benchmarks.sparsification import STEPS, sparsify
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
 

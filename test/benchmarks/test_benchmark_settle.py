@@ -14,9 +14,8 @@ import torch
 from streams import frames
 
 from benchmarks import settle
-from benchmarks.settle import STARTS, Bench, random_states, reversed_state
-from benchmarks.settle_report import summarise
-from benchmarks.warm_start import encoded
+from benchmarks.sequences import EncodedPair
+from benchmarks.settle import STARTS, Bench, random_states, reversed_state, summarise
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.recordings.flow_files import write_flow
 from training.datasets import Sample
@@ -50,7 +49,7 @@ def test_starts_are_what_they_are_called(sample: Sample) -> None:
     """Why: docs/equilibrium.md says that the ends from these starts agree; zeros would be no test of that."""
     model = load_model("nano")
     with torch.inference_mode():
-        starts = random_states(model, encoded(model, sample), 8.0)
+        starts = random_states(EncodedPair(model, sample), 8.0)
         hidden, flow = reversed_state(model, sample)
     for state in starts.values():
         assert 8 * float(state[1].square().mean().sqrt()) == pytest.approx(8, rel=0.2)

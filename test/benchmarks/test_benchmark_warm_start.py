@@ -37,11 +37,10 @@ def few_textures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def row(start: str, pair: str, updates: list[float], **more: object) -> dict[str, object]:
     """A row of curves as the benchmark writes them; distances as the updates, from a start 1 px away."""
-    settled = {"update_px": [0.01, 0.01], "apart_rms_px": 0.0, "apart_median_px": 0.0, "error_px": 0.5}
+    settled = {"update_px": [0.01, 0.01], "apart_rms_px": 0.0, "error_px": 0.5}
     return {
         "group": "made", "pair": pair, "start": start, "truth": True, "motion_px": 1.0, "settled": settled,
         "start_ms": 5.0, "iteration_ms": 10.0, "update_px": updates, "distance_rms_px": [1.0, *updates],
-        "distance_median_px": [0.0, *updates], "share_beyond": [1.0] * (len(updates) + 1),
         "error_px": {0: 2.0, 1: 1.0}, **more,
     }  # fmt: skip
 
@@ -87,7 +86,8 @@ def test_iterations_and_ratios_are_counted_per_pair() -> None:
     """Why: the ratio of warm to cold is the figure that is quoted; pairs that never get there must not flatter it."""
     assert (first_below([3.0, 0.2, 0.1], 0.2), first_below([3.0], 0.2)) == (2, float("inf"))
     assert iterations_to(row("zero", "a", [1.0, 0.04]), "update", 0.05) == 2
-    assert iterations_to(row("zero", "a", [1.0, 0.04]), "median", 0.05) == 0, "the start itself is near enough"
+    near = row("zero", "a", [1.0, 0.04], distance_rms_px=[0.04, 1.0, 1.0])
+    assert iterations_to(near, "distance", 0.05) == 0, "the start itself is near enough"
     rows = [
         row("zero", "a", [1.0, 1.0, 1.0, 0.01]), row("zero", "b", [1.0] * 4), row("zero", "c", [1.0] * 4),
         row("full", "a", [0.01] * 4), row("full", "b", [1.0, 0.01, 1.0, 1.0]), row("full", "c", [1.0] * 4),
