@@ -12,23 +12,22 @@ Metrics and the keys of DIR/metrics.json: docs/evaluation.md.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from deq_flow_ros.command_line import CommandLine, exit_status, named_path, set_threads
 from deq_flow_ros.equilibrium import make_solver
 from deq_flow_ros.imaging.pictures import error_strip, write_picture
 from deq_flow_ros.model import load_model
 from deq_flow_ros.model.weights import check_device
-from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.files import write_json
 from training.datasets import FlowDataset, open_dataset
 from training.distributed import Processes, join, leave
 from training.evaluation import (
@@ -55,48 +54,35 @@ PAIR_COLUMNS = (
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", nargs="+", type=named_folder, default=[], metavar="NAME=ROOT", help="data sets, see docs/datasets.md")
-    add("--pairs", type=Path, help="list of pairs in JSON, see training/pairs.py; each group is a data set")
-    add("--split", help="split of all data sets (default: the one the literature evaluates on)")
-    add("--model", default="nano", help="name or path of weights (default nano)")
-    add("--iterations", type=int, nargs="+", default=[12, 24], help="numbers to compare (default 12 24)")
-    add("--coarse-levels", type=int, default=0, metavar="N", help="smaller resolutions that cold starts begin with; "
-        "the node takes 2 (default 0)")  # fmt: skip
-    add("--solver", default="picard", help="default picard")
-    add("--sequences", action="store_true", help="also warm, from the fixed point of the pair before")
-    add("--tolerance-px", type=float, default=0.05, help="of the runs to a tolerance in --sequences (default 0.05)")
-    add("--limit", type=int, metavar="N", help="only the first N pairs of each data set")
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--threads", type=int, help="threads of PyTorch and OpenCV (default: theirs)")
-    add("--out", type=Path, metavar="DIR", help="folder for metrics.json and pictures of the worst pairs")
-    add("--worst", type=int, default=5, metavar="N", help="pictures per data set (default 5)")
-    options = parser.parse_args(arguments)
+    line = CommandLine("python -m training.evaluate", __doc__)
+    line.add_argument("--data", nargs="+", type=named_path, default=[], metavar="NAME=ROOT",
+                      help="data sets, see docs/datasets.md")  # fmt: skip
+    line.add_pairs("list of pairs in JSON, see training/pairs.py; each group is a data set")
+    line.add_argument("--split", help="split of all data sets (default: the one the literature evaluates on)")
+    line.add_number("--iterations", [12, 24], "numbers to compare", least=1, nargs="+")
+    line.add_argument("--sequences", action="store_true", help="also warm, from the fixed point of the pair before")
+    line.add_number("--tolerance-px", 0.05, "of the runs to a tolerance in --sequences", above=0)
+    line.add_number("--limit", None, "only the first N pairs of each data set", least=1, kind=int, metavar="N")
+    line.add_path("--out", "folder for metrics.json and pictures of the worst pairs", metavar="DIR")
+    line.add_number("--worst", 5, "pictures per data set", least=0, metavar="N")
+    add_solve(line)
+    options = line.parse_args(arguments)
     if not options.data and not options.pairs:
-        parser.error("nothing to evaluate: give --data NAME=ROOT, or --pairs")
+        line.error("nothing to evaluate: give --data NAME=ROOT, or --pairs")
     names = [name for name, _ in options.data]
     if len(set(names)) != len(names):
-        parser.error(f"--data: expected each data set once, got {' '.join(names)}")
-    for name, least in (("limit", 1), ("threads", 1), ("worst", 0), ("coarse_levels", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    if min(options.iterations) < 1:
-        parser.error(f"--iterations: expected numbers from 1, got {options.iterations}")
-    if not options.tolerance_px > 0:
-        parser.error(f"--tolerance-px: expected more than 0, got {options.tolerance_px}")
+        line.error(f"--data: expected each data set once, got {' '.join(names)}")
     return options
 
 
-def named_folder(text: str) -> tuple[str, Path]:
-    """NAME=ROOT of the command line."""
-    name, separator, root = text.partition("=")
-    if not (name and separator and root):
-        raise argparse.ArgumentTypeError(f"expected NAME=ROOT, got {text!r}")
-    return name, Path(root)
+def add_solve(line: CommandLine) -> None:
+    """The options that say with what, and how, pairs are solved."""
+    line.add_model()
+    coarse = "smaller resolutions that cold starts begin with; the node takes 2"
+    line.add_number("--coarse-levels", 0, coarse, least=0, metavar="N")
+    line.add_argument("--solver", default="picard", help="as picard or anderson")
+    line.add_device()
+    line.add_threads()
 
 
 def settings(options: argparse.Namespace) -> list[Setting]:
@@ -211,52 +197,42 @@ def print_group_means(console: Console, groups: dict[str, dict[str, Any]]) -> No
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; returns the exit status."""
     options = parse_arguments(arguments)
-    console = Console()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-        cv2.setNumThreads(options.threads)
-    try:
+
+    def work() -> int:
+        set_threads(options.threads)
         check_device(options.device)
         # A process with shorter sequences waits for the others, which may take hours.
         processes, device = join(options.device, patience=timedelta(days=7))
-    except (RuntimeError, ValueError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
-    try:
-        return run(options, processes, device, console)
-    finally:
-        leave()
+        try:
+            run(options, processes, device, Console())
+        finally:
+            leave()
+        return 0
+
+    return exit_status(work)
 
 
-def run(options: argparse.Namespace, processes: Processes, device: torch.device, console: Console) -> int:
-    """Evaluate as one of these processes; returns the exit status."""
-    try:
-        make_solver(options.solver)
-        datasets = open_all(options)
-        model = load_model(options.model, device)
-        if options.out:
-            options.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+def run(options: argparse.Namespace, processes: Processes, device: torch.device, console: Console) -> None:
+    """Evaluate as one of these processes."""
+    make_solver(options.solver)
+    datasets = open_all(options)
+    model = load_model(options.model, device)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(model, settings(options), options.coarse_levels, options.solver)
     entries: dict[str, dict[str, Any]] = {}
-    try:
-        for name, (dataset, figures) in datasets.items():
-            sequences = runs(dataset, options.sequences, options.limit)
-            records = evaluate(evaluator, dataset, sequences, processes, name)
-            if not processes.writes:
-                continue
-            entries[name] = report(records, evaluator)
-            print_report(console, name, entries[name], figures)
-            if options.out:
-                folder = options.out / "worst" / name.replace("/", "_")
-                entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
-    except (OSError, MediaError, FloatingPointError, ValueError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+    for name, (dataset, figures) in datasets.items():
+        sequences = runs(dataset, options.sequences, options.limit)
+        records = evaluate(evaluator, dataset, sequences, processes, name)
+        if not processes.writes:
+            continue
+        entries[name] = report(records, evaluator)
+        print_report(console, name, entries[name], figures)
+        if options.out:
+            folder = options.out / "worst" / name.replace("/", "_")
+            entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
     if not processes.writes:
-        return 0
+        return
     groups = {name: entry for name, entry in entries.items() if name.startswith("pairs/")}
     if len(groups) > 1:
         print_group_means(console, groups)
@@ -271,10 +247,8 @@ def run(options: argparse.Namespace, processes: Processes, device: torch.device,
             "pairs": str(options.pairs) if options.pairs else None,
             "datasets": entries,
         }
-        path = options.out / "metrics.json"
-        path.write_text(json.dumps(summary, indent=1) + "\n")
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
-    return 0
+        write_json(options.out / "metrics.json", summary)
+        console.print(f"wrote {options.out / 'metrics.json'}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.released import to_released
 from training.checkpoint import write_checkpoint
@@ -44,36 +45,33 @@ FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], None], tuple[str, ...]]] = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; an ending of ``--out`` that belongs to another format is refused."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("weights", help="a model that ships, a .safetensors file, or a released checkpoint")
-    parser.add_argument("--to", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, type=Path, help="file to write (onnx: folder); replaced if there")
-    options = parser.parse_args(arguments)
+    line = CommandLine("python -m training.export", __doc__)
+    line.add_argument("weights", help="a model that ships, a .safetensors file, or a released checkpoint")
+    line.add_argument("--to", required=True, choices=FORMATS, help="format to write")
+    line.add_path("--out", "file to write (onnx: folder); replaced if there", required=True)
+    options = line.parse_args(arguments)
     endings = FORMATS[options.to][1]
     if options.out.suffix not in endings:
         expected = f"end in {' or '.join(endings)}" if any(endings) else "be a folder"
-        parser.error(f"--out for --to {options.to} must {expected}, got {options.out}")
+        line.error(f"--out for --to {options.to} must {expected}, got {options.out}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Export; returns the exit status."""
     options = parse_arguments(arguments)
-    write = FORMATS[options.to][0]
-    try:
+
+    def work() -> int:
         model = load_model(options.weights, fold=False)
-        write(model, options.out)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}")
-        return 2
-    a = model.architecture
-    print(
-        f"{options.out}: {a.encoder} encoder, hidden state {a.hidden_dim}, update operator {a.update}, "
-        f"{'with' if a.weight_norm else 'without'} weight normalisation"
-    )
-    return 0
+        FORMATS[options.to][0](model, options.out)
+        a = model.architecture
+        print(
+            f"{options.out}: {a.encoder} encoder, hidden state {a.hidden_dim}, update operator {a.update}, "
+            f"{'with' if a.weight_norm else 'without'} weight normalisation"
+        )
+        return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

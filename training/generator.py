@@ -3,9 +3,9 @@
 
 Look at what training sees: python -m training.generator --out DIR [--clips N] [--textures DIR] [--kind KIND]
 """
+
 from __future__ import annotations
 
-import argparse
 import itertools
 import logging
 import math
@@ -17,14 +17,15 @@ import cv2
 import numpy as np
 import torch
 
+from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.imaging.colour import flow_to_color
-
-from .exposure import draw_exposure, expose
-from .layers import SceneSettings
-from .particles import draw_particle_exposure, draw_particles, render_particles
-from .rendering import Clip, render
-from .scenes import KINDS, Kind, draw_kind, draw_scene
-from .textures import TEXTURE_SIZE, halve, load_photographs, procedural_textures
+from deq_flow_ros.imaging.pictures import write_picture
+from training.exposure import draw_exposure, expose
+from training.layers import SceneSettings
+from training.particles import draw_particle_exposure, draw_particles, render_particles
+from training.rendering import Clip, render
+from training.scenes import KINDS, Kind, draw_kind, draw_scene
+from training.textures import TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
 __all__ = ["Clip", "ProceduralGenerator"]
 
@@ -77,7 +78,9 @@ class ProceduralGenerator:
             ("seed", seed, seed >= 0, "at least 0"),
             ("min_displacement_px", min_displacement_px, min_displacement_px > 0, "above 0"),
             (
-                "max_displacement_px", max_displacement_px, min_displacement_px < max_displacement_px <= width / 2,
+                "max_displacement_px",
+                max_displacement_px,
+                min_displacement_px < max_displacement_px <= width / 2,
                 f"above min_displacement_px, {min_displacement_px}, and at most half the width, {width / 2}",
             ),
             ("max_layers", max_layers, 0 <= max_layers <= 8, "0 to 8"),
@@ -85,8 +88,10 @@ class ProceduralGenerator:
             ("particle_share", particle_share, 0 <= particle_share <= 1, "0 to 1"),
             ("fine_share", fine_share, 0 <= fine_share <= 1, "0 to 1"),
             (
-                "static_share + particle_share + fine_share", static_share + particle_share + fine_share,
-                static_share + particle_share + fine_share <= 1, "at most 1",
+                "static_share + particle_share + fine_share",
+                static_share + particle_share + fine_share,
+                static_share + particle_share + fine_share <= 1,
+                "at most 1",
             ),
             ("patterns", patterns, patterns >= 1, "at least 1"),
             ("pattern_share", pattern_share, 0 <= pattern_share <= 1, "0 to 1"),
@@ -187,39 +192,35 @@ def _of_kinds(generator: ProceduralGenerator, kinds: Sequence[Kind]) -> Iterator
         yield next(n for n in number if generator.kind(n) == kind)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write contact sheets of the generator's clips."""
-    parser = argparse.ArgumentParser(prog="python -m training.generator", description=main.__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the sheets, made if missing")
-    parser.add_argument("--clips", type=int, default=8, help="number of clips (default 8), in full sheets")
-    parser.add_argument("--textures", type=Path, help="folder of photographs; default: procedural textures only")
-    parser.add_argument("--height", type=int, default=128, help="frame height in px (default 128)")
-    parser.add_argument("--width", type=int, default=192, help="frame width in px (default 192)")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    choices, kind_help = [*KINDS, "each"], "clips of this kind only, or each in turn; default: as they come in training"
-    parser.add_argument("--kind", choices=choices, help=kind_help)
-    options = parser.parse_args(arguments)
-    if options.clips < 1:
-        parser.error(f"--clips: expected at least 1, got {options.clips}")
-    try:
+def main(arguments: list[str] | None = None) -> int:
+    """Write contact sheets of the generator's clips; returns the exit status."""
+    line = CommandLine("python -m training.generator", "Write contact sheets of the generator's clips.")
+    line.add_path("--out", "folder for the sheets, made if missing", required=True)
+    line.add_number("--clips", 8, "number of clips, in full sheets", least=1)
+    line.add_path("--textures", "folder of photographs; default: procedural textures only")
+    line.add_size(128, 192, "of a frame", least=1)
+    line.add_number("--seed", 0, "of the generator")
+    kind_help = "clips of this kind only, or each in turn; default: as they come in training"
+    line.add_argument("--kind", choices=[*KINDS, "each"], help=kind_help)
+    options = line.parse_args(arguments)
+
+    def work() -> int:
         generator = ProceduralGenerator(
-            options.height, options.width, batch_size=8, textures=options.textures,
-            seed=options.seed,
-        )  # fmt: skip
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-    options.out.mkdir(parents=True, exist_ok=True)
-    kinds = {None: None, "each": KINDS}.get(options.kind, (options.kind,))
-    wanted = itertools.count() if kinds is None else _of_kinds(generator, kinds)
-    rows = len(KINDS) if options.kind == "each" else min(8, options.clips)
-    for index in range(math.ceil(options.clips / rows)):
-        path = options.out / f"{options.kind or 'clips'}_{index:03d}.png"
-        sheet = contact_sheet(generator.clips(list(itertools.islice(wanted, rows))))
-        if not cv2.imwrite(str(path), sheet[:, :, ::-1]):
-            parser.error(f"could not write {path}")
-        print(f"{path}: frames, flow and occlusion of the first pair; one clip a row")
+            options.height, options.width, batch_size=8, textures=options.textures, seed=options.seed
+        )
+        options.out.mkdir(parents=True, exist_ok=True)
+        kinds = {None: None, "each": KINDS}.get(options.kind, (options.kind,))
+        wanted = itertools.count() if kinds is None else _of_kinds(generator, kinds)
+        rows = len(KINDS) if options.kind == "each" else min(8, options.clips)
+        for index in range(math.ceil(options.clips / rows)):
+            path = options.out / f"{options.kind or 'clips'}_{index:03d}.png"
+            write_picture(path, contact_sheet(generator.clips(list(itertools.islice(wanted, rows)))))
+            print(f"{path}: frames, flow and occlusion of the first pair; one clip a row")
+        return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    main()
+    raise SystemExit(main())

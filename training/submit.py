@@ -17,16 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
 from tqdm import tqdm
 
+from deq_flow_ros.command_line import CommandLine, exit_status, named_path, set_threads
 from deq_flow_ros.equilibrium import make_solver
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow, write_flow
 from training.datasets import FlowDataset, open_dataset
-from training.evaluate import named_folder
+from training.evaluate import add_solve
 from training.evaluation import Evaluator, Setting, runs
 from training.pairs import to_array
 
@@ -73,29 +72,17 @@ archive, 2015: in its folder `flow`); the Spring benchmark's instructions."""
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=named_folder, required=True, metavar="NAME=ROOT", help=f"NAME: {', '.join(SERVERS)}")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to; new or empty")
-    add("--model", default="nano", help="name or path of weights (default nano)")
-    add("--iterations", type=int, default=24, help="per pair, at most (default 24)")
-    add("--tolerance-px", type=float, help="stop when the RMS update is at or below this (default: never)")
-    add("--coarse-levels", type=int, default=0, metavar="N", help="smaller resolutions that cold starts begin with")
-    add("--warm", action="store_true", help="start from the fixed point of the pair before, where there is one")
-    add("--solver", default="picard", help="default picard")
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--threads", type=int, help="threads of PyTorch (default: its own)")
-    options = parser.parse_args(arguments)
+    line = CommandLine("python -m training.submit", __doc__)
+    line.add_argument("--data", type=named_path, required=True, metavar="NAME=ROOT", help=f"NAME: {', '.join(SERVERS)}")
+    line.add_path("--out", "folder to write to; new or empty", required=True, metavar="DIR")
+    line.add_number("--iterations", 24, "per pair, at most", least=1)
+    line.add_number("--tolerance-px", None, "stop when the RMS update is at or below this (default: never)",
+                    above=0, kind=float)  # fmt: skip
+    line.add_argument("--warm", action="store_true", help="start from the fixed point of the pair before, if any")
+    add_solve(line)
+    options = line.parse_args(arguments)
     if options.data[0] not in SERVERS:
-        parser.error(f"--data: expected one of {', '.join(SERVERS)} as NAME, got {options.data[0]!r}")
-    for name, least in (("iterations", 1), ("threads", 1), ("coarse_levels", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    if options.tolerance_px is not None and not options.tolerance_px > 0:
-        parser.error(f"--tolerance-px: expected more than 0, got {options.tolerance_px}")
+        line.error(f"--data: expected one of {', '.join(SERVERS)} as NAME, got {options.data[0]!r}")
     return options
 
 
@@ -146,43 +133,37 @@ def write_part(evaluator: Evaluator, dataset: FlowDataset, folder: Path, suffix:
 def main(arguments: list[str] | None = None) -> int:
     """Write a submission; returns the exit status."""
     options = parse_arguments(arguments)
-    console = Console()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    return exit_status(lambda: submit(options))
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Write a submission, and say what is left to do; returns the exit status."""
+    set_threads(options.threads)
     name, root = options.data
     server = SERVERS[name]
-    try:
-        make_solver(options.solver)
-        if options.out.exists() and any(options.out.iterdir()):
-            raise FileExistsError(f"{options.out} is not empty; give a new folder, so that nothing old is submitted")
-        datasets = {part: open_dataset(part, root, split="test", **server.options) for part in server.parts}
-        model = load_model(options.model, options.device)
-    except (OSError, ValueError, RuntimeError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
+    make_solver(options.solver)
+    if options.out.exists() and any(options.out.iterdir()):
+        raise FileExistsError(f"{options.out} is not empty; give a new folder, so that nothing old is submitted")
+    datasets = {part: open_dataset(part, root, split="test", **server.options) for part in server.parts}
+    model = load_model(options.model, options.device)
     setting = Setting(options.iterations, options.warm, options.tolerance_px)
     evaluator = Evaluator(model, [setting], options.coarse_levels, options.solver)
     written = cut = 0
-    try:
-        for part, dataset in datasets.items():
-            pairs = write_part(evaluator, dataset, options.out / server.parts[part], server.suffix, options.warm)
-            for cut_here in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
-                written += 1
-                cut += cut_here
-        if server.archive:
-            write_archive(options.out, options.out / f"{name}.zip")
-    except (OSError, MediaError, FloatingPointError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 2
-    messages = [f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}"]
+    for part, dataset in datasets.items():
+        pairs = write_part(evaluator, dataset, options.out / server.parts[part], server.suffix, options.warm)
+        for cut_here in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
+            written += 1
+            cut += cut_here
+    if server.archive:
+        write_archive(options.out, options.out / f"{name}.zip")
+    print(f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}")
     if cut:
-        messages.append(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")
+        print(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")
     if written != server.pairs:
-        messages.append(
+        print(
             f"attention: the test split of {name} has {server.pairs} pairs, {root} has {written}; the server will "
             "refuse this"
         )
-    console.print("\n".join(messages), markup=False, soft_wrap=True)
     return 0
 
 

@@ -18,19 +18,18 @@ import statistics
 import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
-from deq_flow_ros.recordings import MediaError
 from training.batches import training_samples
 from training.clock import Clock, kept_seconds, process_age
 from training.distributed import Processes, join, leave
 from training.logs import Log
-from training.recipe import Recipe, RecipeError
+from training.recipe import Recipe
 from training.recipe_files import parse_change, read_recipe, recipe_names
 from training.run import MODEL, Run
 from training.schedule import parse_duration
@@ -41,21 +40,18 @@ from training.workers import Loader, choose_workers, spare_cores
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
 EXIT_SECONDS = 1.0  # for the end of the workers and of the process
 CHECKPOINTS = 20  # of a timed run, at least: a kill costs no more than this part of it
-ERRORS = (OSError, ValueError, RuntimeError, MediaError, FloatingPointError)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the run; one that has a checkpoint is resumed")
+    line = CommandLine("python -m training.train", __doc__)
+    add = line.add_argument
+    line.add_path("--out", "folder of the run; one that has a checkpoint is resumed", required=True)
     add("--recipe", default="synthetic", help=f"{', '.join(recipe_names())}, or a YAML file (default synthetic)")
     add("--size", choices=list(SIZES), help="model size (default: the recipe's)")
     add("--variant", help="of the recipe, as efficient: one-step gradient")
-    add("--data", nargs="+", default=[], metavar="NAME=ROOT", help="where data sets lie, see docs/datasets.md; "
-        "pairs=LIST.json for a list of pairs")  # fmt: skip
+    add("--data", nargs="+", type=named_path, default=[], metavar="NAME=ROOT", help="where data sets lie, see "
+        "docs/datasets.md; pairs=LIST.json for a list of pairs")  # fmt: skip
     add("--textures", help="folder of photographs for the generator; without one its textures are procedural")
     add(
         "--init", metavar="WEIGHTS", help="weights to start a new run from: a name or path, as of a released checkpoint"
@@ -64,20 +60,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="change any value of the recipe, as schedule.steps=1000 data.batch=2")  # fmt: skip
     add("--for", metavar="TIME", dest="duration", help="train for this time, as 90s, 28m or 1.5h, over all starts, "
         "instead of the recipe's number of steps")  # fmt: skip
-    add("--device", default="cpu", choices=("cpu", "cuda"))
-    add("--threads", type=int, default=1, help="threads of PyTorch on the CPU (default 1)")
-    add("--workers", type=int, help="processes that make samples ahead (default: as many as "
-        "measurement finds useful and the machine has cores to spare)")  # fmt: skip
-    add("--checkpoint-every", type=float, default=120, metavar="SECONDS")
-    add("--log-every", type=int, default=50, metavar="STEPS")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="to train on")
+    line.add_threads(1, "threads of PyTorch on the CPU")
+    line.add_number("--workers", None, "processes that make samples ahead (default: as many as measurement finds "
+                    "useful and the machine has cores to spare)", least=0, kind=int)  # fmt: skip
+    line.add_number("--checkpoint-every", 120.0, "time between checkpoints", least=0, metavar="SECONDS")
+    line.add_number("--log-every", 50, "steps between lines of log.jsonl", least=1, metavar="STEPS")
     add("--no-tensorboard", action="store_true", help="write log.jsonl only")
     add("--show", action="store_true", help="print the resolved recipe and end")
-    options = parser.parse_args(arguments)
-    for name, least in (("threads", 1), ("log_every", 1), ("workers", 0), ("checkpoint_every", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    return options
+    return line.parse_args(arguments)
 
 
 def resolve(options: argparse.Namespace) -> Recipe:
@@ -86,9 +77,7 @@ def resolve(options: argparse.Namespace) -> Recipe:
     :raises ValueError: for what is wrong with it.
     :raises FileNotFoundError: if there is no such recipe.
     """
-    roots = dict(text.partition("=")[::2] for text in options.data)
-    if not all(roots.values()):
-        raise RecipeError(f"--data: expected NAME=ROOT, got {' '.join(options.data)}")
+    roots = {name: str(root) for name, root in options.data}
     flags: dict[str, Any] = {"data": {"roots": roots}} if roots else {}
     if options.textures:
         flags.setdefault("data", {})["textures"] = options.textures
@@ -263,24 +252,20 @@ def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
     torch.set_num_threads(options.threads)
     if options.device == "cuda":  # TF32 for what is not in bf16 anyway; newer CPUs would round as well
         torch.set_float32_matmul_precision("high")
-    try:
+
+    def work() -> int:
         recipe = resolve(options)
         if options.show:
             print(recipe.to_yaml(), end="")
             return 0
         check_device(options.device)
         processes, device = join(options.device)
-    except ERRORS as error:
-        print(f"error: {error}")
-        return 2
-    try:
-        training = Training(options, recipe, processes, device, began)
-        return training.train()
-    except ERRORS as error:
-        print(f"error: {error}", flush=True)
-        return 2
-    finally:
-        leave()
+        try:
+            return Training(options, recipe, processes, device, began).train()
+        finally:
+            leave()
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":
