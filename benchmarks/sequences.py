@@ -17,7 +17,8 @@ from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, update_px, usable_levels
 from deq_flow_ros.recordings import open_source
-from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS, resize_field
+from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
+from deq_flow_ros.streaming.fields import resize_field
 from training.datasets import Sample
 from training.generator import Clip, ProceduralGenerator
 from training.pairs import open_pairs, pair_errors, to_array, to_tensor
