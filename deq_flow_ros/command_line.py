@@ -132,10 +132,10 @@ def number(
 
 
 def named_path(text: str) -> tuple[str, Path]:
-    """The ``type`` of an option whose value is ``NAME=PATH``."""
+    """The ``type`` of an option whose value is ``NAME=ROOT``, such as the folder of a data set."""
     name, separator, path = text.partition("=")
     if not (name and separator and path):
-        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected NAME=ROOT, got {text!r}")
     return name, Path(path)
 
 

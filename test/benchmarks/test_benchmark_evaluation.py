@@ -165,7 +165,7 @@ def test_reading_ahead_keeps_the_order_and_hands_on_errors(sintel: Path, tmp_pat
         (["--data", "sintel-clean"], "expected NAME=ROOT, got 'sintel-clean'"),
         (["--data", "spring=a", "spring=b"], "each data set once"),
         (["--data", "spring=a", "--limit", "0"], "--limit: expected at least 1, got 0"),
-        (["--data", "spring=a", "--iterations", "0"], "--iterations: expected numbers from 1"),
+        (["--data", "spring=a", "--iterations", "0"], "--iterations: expected at least 1, got 0"),
     ],
 )
 def test_impossible_options_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

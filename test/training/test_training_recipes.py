@@ -161,8 +161,10 @@ def test_the_command_says_what_is_wrong_and_ends(tmp_path: Path, capsys: pytest.
             "has no variant 'cheap'; it has: efficient, implicit, recurrent",
         ),
         (["--recipe", "kitti"], "where is the data set kitti-2015? Give its folder: --data kitti-2015=FOLDER"),
-        (["--data", "chairs"], "--data: expected NAME=ROOT"),
     ):
         assert train.main(["--out", str(tmp_path / "out"), *arguments]) == 2
         assert message in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train.main(["--out", str(tmp_path / "out"), "--data", "chairs"])
+    assert "--data: expected NAME=ROOT" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
