@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/parameters.md from the table in `deq_flow_ros/ros/parameters.py`:
+"""Write docs/parameters.md and config/flow.yaml from the table in `deq_flow_ros/ros/parameters.py`:
 
     python docs/parameters.py
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.ros.parameters import LIVE, Settings
 
 PAGE = Path(__file__).with_suffix(".md")
+CONFIG = Path(__file__).parents[1] / "config" / "flow.yaml"
 HEAD = """\
 <!-- Written by `python docs/parameters.py` from the table in deq_flow_ros/ros/parameters.py: change that, not this. -->
 # Parameters of flow_node
@@ -35,6 +37,14 @@ ROS's own QoS overrides hold beside these, at start: `qos_overrides.TOPIC.subscr
 | parameter | type | default | range | when | what |
 | --- | --- | --- | --- | --- | --- |
 """
+CONFIG_HEAD = """\
+# Written by `python docs/parameters.py` from the table in deq_flow_ros/ros/parameters.py: change that, not this.
+# Parameters of flow_node, with their defaults. Copy, change what you need, and pass as params_file:=PATH to the launch
+# files. Those marked (live) may be changed while the node runs, `ros2 param set /flow_node NAME VALUE`, and take effect
+# with the next image. The others are read in the transition `configure`, or where it says so when the process starts.
+/**:
+  ros__parameters:
+"""
 TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
 
 
@@ -43,18 +53,41 @@ def page() -> str:
     return HEAD + "".join(_row(field) for field in dataclasses.fields(Settings))
 
 
+def config() -> str:
+    """The whole text of config/flow.yaml."""
+    return CONFIG_HEAD + "\n".join(_entry(field) for field in dataclasses.fields(Settings))
+
+
 def _row(field: dataclasses.Field) -> str:
-    about = field.metadata
-    default: Any = list(field.default) if isinstance(field.default, tuple) else field.default
+    about, default = field.metadata, _default(field)
     kind = f"{TYPES[type(default[0])]} array" if isinstance(default, list) else TYPES[type(default)]
-    limits = ", ".join(f"`{choice}`" for choice in about["choices"])
-    if about["minimum"] is not None:
-        limits = f"{about['minimum']:.10g} to {about['maximum']:.10g}"
+    limits = _range(field) or ", ".join(f"`{choice}`" for choice in about["choices"])
     when = "live" if field.name in LIVE else "start" if about["read_only"] else "configure"
     description = about["description"].replace("|", "\\|") + (f" [{about['unit']}]" if about["unit"] else "")
     cells = (f"`{field.name}`", kind, f"`{json.dumps(default)}`", limits, when, description)
     return f"| {' | '.join(cells)} |\n"
 
 
+def _entry(field: dataclasses.Field) -> str:
+    """A parameter with what it is for, in YAML."""
+    about = field.metadata
+    limits = _range(field) or ", ".join(about["choices"])
+    mark = "(live) " if field.name in LIVE else "(start) " if about["read_only"] else ""
+    allowed = " ".join(filter(None, [f"[{about['unit']}]" if about["unit"] else "", limits]))
+    text = f"{mark}{about['description']}{f' ({allowed})' if allowed else ''}"
+    comment = textwrap.fill(text, 120, initial_indent="    # ", subsequent_indent="    # ", break_on_hyphens=False)
+    return f"{comment}\n    {field.name}: {json.dumps(_default(field))}\n"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return list(field.default) if isinstance(field.default, tuple) else field.default
+
+
+def _range(field: dataclasses.Field) -> str:
+    minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
+    return "" if minimum is None else f"{minimum:.10g} to {maximum:.10g}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
+    CONFIG.write_text(config())

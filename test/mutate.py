@@ -26,8 +26,8 @@ FAULTS = [
     ("direction of carrying", "streaming/warm_start.py", "flow if direction", "-flow if direction", "formulas"),
     ("deadline", "equilibrium/stopping.py", "cost_ns <= deadline_ns", "cost_ns >= deadline_ns", "equilibrium"),
     ("tolerance", "equilibrium/stopping.py", "measured <= self.tol", "measured >= self.tol", "equilibrium"),
-    ("account of drops", "ros/diagnostics.py", "lost += lost_before", "lost -= lost_before", "health flow_node_parts"),
-    ("frames received", "ros/diagnostics.py", "received += 1", "received += 2", "flow_node_parts flow_node"),
+    ("account of drops", "ros/accounts.py", '["lost"] += lost_before', '["lost"] -= lost_before', "accounts"),
+    ("frames received", "ros/accounts.py", '["received"] += 1', '["received"] += 2', "accounts"),
 ]  # fmt: skip
 
 

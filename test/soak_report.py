@@ -17,7 +17,7 @@ from sensor_msgs.msg import Image
 from soak_parts import PHASE_S, PHASES, half, read_stamp
 
 from deq_flow_ros.recordings.flow_recording import FrameReport, take_account
-from deq_flow_ros.ros.window import BY_DESIGN, kind_of
+from deq_flow_ros.ros.accounts import BY_DESIGN, kind_of
 
 LOOK_EVERY = 25
 """One flow field in so many is decoded and looked at."""

@@ -14,9 +14,6 @@ import numpy as np
 from deq_flow_ros.recordings.bag_source import stamp_of
 from deq_flow_ros.recordings.bags import read_image, read_messages
 
-SUPERSEDED = "superseded by a newer frame"
-"""The reason of a frame that was dropped because a newer one came while the frame before was processed."""
-
 
 @dataclass(frozen=True)
 class FrameReport:

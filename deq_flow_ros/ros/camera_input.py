@@ -6,21 +6,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from deq_flow_ros.ros import watch
-from deq_flow_ros.ros.health import CameraHealth
-from deq_flow_ros.ros.parameters import OVERRIDABLE, Settings
+from deq_flow_ros.ros import qos
+from deq_flow_ros.ros.convert import stamp_to_ns
+from deq_flow_ros.ros.parameters import Settings
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
@@ -29,6 +28,50 @@ MAX_WAIT_NS = 1_000_000_000
 WATCH_PERIOD_S = 0.5
 STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 """For timers that must run on while simulated time stands still, as before a bag is played."""
+RATE_CAPACITY = 2.0
+"""Room of a rate limit for one image more: without it, jitter would cost images of a camera whose rate lies at the
+limit."""
+
+
+@dataclass(eq=False)
+class ReceivedFrame:
+    """A message, when it came, and how old it was then.
+
+    :ivar arrival_ns: on the ``time.monotonic_ns`` clock.
+    :ivar stamp_ns: of the message.
+    :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
+    :ivar lost_before: images that the middleware lost before it.
+    :ivar too_soon: whether it came sooner than ``max_rate_hz`` allows.
+    :ivar accounted: whether it has had its account.
+    """
+
+    message: ImageMessage
+    arrival_ns: int
+    stamp_ns: int
+    age_ms: float | None = None
+    lost_before: int = 0
+    too_soon: bool = False
+    accounted: bool = False
+
+
+class RateLimit:
+    """At most so many images per second: a token bucket."""
+
+    def __init__(self) -> None:
+        self._tokens = 1.0
+        self._last_ns: int | None = None
+
+    def passes(self, now_ns: int, rate_hz: float) -> bool:
+        """Whether an image that comes now, on any clock that does not go back, may pass; a rate of 0 is no limit."""
+        if not rate_hz:
+            return True
+        if self._last_ns is not None:
+            self._tokens = min(RATE_CAPACITY, self._tokens + (now_ns - self._last_ns) * 1e-9 * rate_hz)
+        self._last_ns = now_ns
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
 
 
 @dataclass(frozen=True)
@@ -44,14 +87,15 @@ class Source:
 
 
 class CameraInput:
-    """The subscriptions of one camera, from its construction to `close`. For the executor's thread alone.
+    """The subscriptions of one camera, from its construction to ``close``. For the executor's thread alone.
 
     :param prefix: of the camera's names: "~/" or "~/NAME/".
-    :param on_image: called with each message, its arrival on the `time.monotonic_ns` clock, and how many images the
-        middleware lost before it.
+    :param on_frame: called with each image that comes.
+    :ivar settings: as they are now; transport and quality of service are those of the construction.
     :ivar camera_info: the last one that came, or None.
     :ivar info_topic: where it comes from; None where that would be the node's own output.
-    :ivar rectified: whether the images are rectified, which by image_proc's convention the name `image_rect` says.
+    :ivar rectified: whether the images are rectified, which by image_proc's convention the name ``image_rect`` says.
+    :ivar silence: why no image comes (``qos.silence``); None while they do.
     """
 
     def __init__(
@@ -59,14 +103,14 @@ class CameraInput:
         node: Node,
         prefix: str,
         settings: Settings,
-        health: CameraHealth,
         logger: RcutilsLogger,
-        on_image: Callable[[ImageMessage, int, int], None],
+        on_frame: Callable[[ReceivedFrame], None],
     ) -> None:
+        self.settings = settings
+        self.silence: str | None = None
         self.camera_info: CameraInfo | None = None
-        self.silence_warning_s = settings.silence_warning_s
-        self._node, self._settings, self._health = node, settings, health
-        self._logger, self._on_image = logger, on_image
+        self._node, self._logger, self._on_frame = node, logger, on_frame
+        self._rate = RateLimit()
         self._closed = False
         self._candidates = candidates(node, prefix, settings.image_transport)
         image_topic = self._candidates[-1].topic
@@ -89,7 +133,6 @@ class CameraInput:
     def close(self) -> None:
         """Unsubscribe from everything."""
         self._closed = True
-        self._health.silence = None
         self._node.destroy_timer(self._timer)
         for subscription in (self._subscription, self._info_subscription):
             if subscription is not None:
@@ -102,16 +145,15 @@ class CameraInput:
             self._node.destroy_subscription(self._subscription)
         self._source = source
         self._mismatched = False
-        self._qos = QoSProfile(
-            depth=self._settings.qos_depth, reliability=ReliabilityPolicy[self._settings.qos_reliability.upper()]
-        )
+        reliability = ReliabilityPolicy[self.settings.qos_reliability.upper()]
+        self._qos = QoSProfile(depth=self.settings.qos_depth, reliability=reliability)
         self._subscription = self._node.create_subscription(
             source.kind,
             source.topic,
             self._on_message,
             self._qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
-            qos_overriding_options=override_options(self._node, source.topic),
+            qos_overriding_options=qos.override_options(self._node, source.topic),
         )
         self._last_number = 0
         self._arrived = False
@@ -127,8 +169,8 @@ class CameraInput:
             CameraInfo,
             self.info_topic,
             self._on_camera_info,
-            sensor_data_qos(),
-            qos_overriding_options=override_options(self._node, self.info_topic),
+            qos.sensor_data(),
+            qos_overriding_options=qos.override_options(self._node, self.info_topic),
         )
 
     def _on_message(self, message: ImageMessage, info: dict[str, int]) -> None:
@@ -138,9 +180,20 @@ class CameraInput:
         if self._warnings:
             silent_s = time.monotonic() - self._heard_s
             self._logger.info(f"images come on {self._source.topic} after {silent_s:.1f} s without any")
-        self._health.silence = None
+        self.silence = None
         self._arrived, self._warnings, self._heard_s = True, 0, time.monotonic()
-        self._on_image(message, arrival_ns, self._lost_before(info["publication_sequence_number"]))
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        lost_before = self._lost_before(info["publication_sequence_number"])
+        too_soon = not self._rate.passes(arrival_ns, self.settings.max_rate_hz)
+        self._on_frame(
+            ReceivedFrame(message, arrival_ns, stamp_ns, self._age_ms(stamp_ns, arrival_ns), lost_before, too_soon)
+        )
+
+    def _age_ms(self, stamp_ns: int, arrival_ns: int) -> float | None:
+        now_ns = self._node.get_clock().now().nanoseconds
+        if not now_ns:
+            return None  # simulated time has not begun
+        return (now_ns - (time.monotonic_ns() - arrival_ns) - stamp_ns) * 1e-6
 
     def _lost_before(self, number: int) -> int:
         """Messages that the middleware lost between the last one and this, by the publisher's numbers."""
@@ -165,7 +218,7 @@ class CameraInput:
     def _name_mismatch(self) -> None:
         if not self._mismatched:
             return
-        words = watch.qos_mismatch(self._source.topic, self._qos, self._offers(self._source))
+        words = qos.mismatch(self._source.topic, self._qos, self._offers(self._source))
         if words is not None:
             self._mismatched = False
             self._logger.warning(words)
@@ -184,12 +237,12 @@ class CameraInput:
 
     def _check_silence(self) -> None:
         silent_s = time.monotonic() - self._heard_s
-        limit_s = self.silence_warning_s
+        limit_s = self.settings.silence_warning_s
         if not limit_s or silent_s < limit_s:
             return
         offers = self._node.get_publishers_info_by_topic(self._source.topic)
-        reason = watch.silence(self._source.topic, self._source.type_name(), offers, silent_s, self._qos)
-        self._health.silence = reason
+        reason = qos.silence(self._source.topic, self._source.type_name(), offers, silent_s, self._qos)
+        self.silence = reason
         if silent_s >= limit_s * 2**self._warnings:
             self._warnings += 1
             self._logger.warning(reason)
@@ -219,22 +272,6 @@ def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
     """
     topic = node.resolve_topic_name(f"{image_topic.rpartition('/')[0]}/camera_info")
     return None if topic == node.resolve_topic_name(f"{prefix}camera_info") else topic
-
-
-def sensor_data_qos() -> QoSProfile:
-    """The sensor data profile, one of its own: QoS overrides are written into the profile given."""
-    return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=qos_profile_sensor_data.reliability)
-
-
-def override_options(node: Node, topic: str) -> QoSOverridingOptions:
-    """ROS's QoS overrides of a subscription, `qos_overrides.TOPIC.subscription.POLICY`, as far as they are given.
-
-    The others are not declared: such a parameter can never be changed again, and what it first was would stand in the
-    way of `qos_reliability` and `qos_depth` in the next configure.
-    """
-    given: Any = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
-    start = f"qos_overrides.{topic}.subscription."
-    return QoSOverridingOptions([kind for kind in OVERRIDABLE if f"{start}{kind.name.lower()}" in given])
 
 
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:

@@ -13,6 +13,7 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import check_layout, has_padded_rows, to_rgb
 from deq_flow_ros.imaging.levels import Levels
+from deq_flow_ros.ros.camera_info import Region
 
 try:
     from cv_bridge import CvBridge
@@ -46,6 +47,18 @@ def image_to_rgb(message: Image | CompressedImage, levels: Levels | None = None)
     # cv_bridge trusts the fields of the message.
     check_layout(len(message.data), message.height, message.width, message.step, message.encoding)
     return np.ascontiguousarray(_bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+
+
+def region(rgb: np.ndarray, roi: Region) -> np.ndarray:
+    """A part of an (H, W, 3) image, contiguous: (height, width, 3).
+
+    :param roi: x, y, width, height in pixels.
+    :raises ValueError: where it reaches outside of the image.
+    """
+    x, y, width, height = roi
+    if x + width > rgb.shape[1] or y + height > rgb.shape[0]:
+        raise ValueError(f"roi {list(roi)} reaches outside of the image, {rgb.shape[1]}x{rgb.shape[0]}")
+    return np.ascontiguousarray(rgb[y : y + height, x : x + width])
 
 
 def image_to_rgb_numpy(message: Image, levels: Levels | None = None) -> np.ndarray:

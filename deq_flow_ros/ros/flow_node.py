@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`flow_node`: a lifecycle node that turns the images of one or more cameras into optical flow.
+"""``flow_node``: a lifecycle node that turns the images of one or more cameras into optical flow.
 
 It holds what the cameras share: the model, the worker's thread, parameters, services, diagnostics. The way of a frame
-is told in `camera_stream.py`. The executor's thread takes messages and answers services, the worker's thread computes.
+is told in ``docs/design.md``. The executor's thread takes messages and answers services, the worker's thread computes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,43 +19,43 @@ import rclpy
 import rclpy.logging
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.task import Future
 from rclpy.timer import Timer
+from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import convert, process
+from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.camera_input import STEADY_CLOCK
-from deq_flow_ros.ros.camera_stream import CameraStream
-from deq_flow_ros.ros.frame_worker import FrameWorker
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides, unused_qos_overrides
+from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides
+from deq_flow_ros.ros.qos import unused_overrides
 from deq_flow_ros.ros.snapshot import write_snapshot
+from deq_flow_ros.ros.worker import FrameWorker
 
-SUCCESS, FAILURE, ERROR = (
-    TransitionCallbackReturn.SUCCESS,
-    TransitionCallbackReturn.FAILURE,
-    TransitionCallbackReturn.ERROR,
-)
+SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
 SNAPSHOT_TIMEOUT_S = 5.0
 DISABLED = "disabled by ~/enable"
 
 
 class FlowNode(LifecycleNode):
-    """`configure` loads the model, `activate` subscribes, `deactivate` unsubscribes, `cleanup` frees; then anew."""
+    """``configure`` loads the model, ``activate`` subscribes, ``deactivate`` unsubscribes, ``cleanup`` frees.
+
+    :ivar cameras: from configure to cleanup.
+    :ivar worker: while the node is active; else None.
+    """
 
     def __init__(self) -> None:
         super().__init__("flow_node")
-        self._cameras: list[CameraStream] = []
-        self._worker: FrameWorker | None = None
+        self.cameras: list[Camera] = []
+        self.worker: FrameWorker | None = None
         self._diagnostics_timer: Timer | None = None
         self._enabled = True
         self._told: set[str] = set()
@@ -73,10 +71,8 @@ class FlowNode(LifecycleNode):
         self.create_service(Trigger, "~/reset", self._on_reset)
         # Of a group of its own: while it waits for the disk, the callbacks of all others go on.
         self.create_service(Trigger, "~/snapshot", self._on_snapshot, callback_group=ReentrantCallbackGroup())
-        self._refuse_impossible_transitions()
+        process.refuse_impossible_transitions(self)
         self.get_logger().info(f"images are converted by {convert.BACKEND}")
-
-    # Lifecycle
 
     def start(self, stop: process.StopRequest) -> None:
         """Configure and activate, where the parameter `autostart` says so; a failure leaves the node unconfigured."""
@@ -93,7 +89,7 @@ class FlowNode(LifecycleNode):
             self._configure(Settings.read(self))
             return super().on_configure(state)
         except Exception as error:
-            reason = f"configure failed: {_words(error)}"
+            reason = f"configure failed: {process.words_of(error)}"
             self.get_logger().error(reason)
         self._free(failure=reason)  # behind the error, whose traceback holds the model
         return FAILURE
@@ -106,33 +102,31 @@ class FlowNode(LifecycleNode):
         model = load_model(settings.model, settings.device, precision=precision)
         self._device = model.device
         for name in settings.cameras:
-            self._cameras.append(CameraStream(self, name, model, settings))
+            self.cameras.append(Camera(self, name, model, settings))
         if settings.warm_up_height:
-            first, *others = [camera.estimator for camera in self._cameras]
+            first, *others = [camera.estimator for camera in self.cameras]
             first.warm_up(settings.warm_up_height, settings.warm_up_width)
             for estimator in others:
                 estimator.take_costs_of(first)
             flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
         self._enabled = True
         threads = torch.get_num_threads()
-        self._health.configured(
-            self._device, settings.model, precision=precision, threads=threads, images=convert.BACKEND
-        )
-        self._health.cameras = {camera.name: camera.health for camera in self._cameras}
+        about = {"precision": precision, "threads": threads, "images": convert.BACKEND}
+        self._health.configured(self._device, settings.model, **about)
         self._publish_diagnostics_every(settings.diagnostics_period_s)
         self.get_logger().info(
             f"model {settings.model} on {self._device} in {precision}, {threads} thread(s), "
-            f"{len(self._cameras)} camera(s), budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
+            f"{len(self.cameras)} camera(s), budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
         )
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe; where that fails, say why and stay inactive."""
         result = super().on_activate(state)
-        self._worker = FrameWorker(self._cameras, self._device, self._settings.latency_budget_ms)
+        self.worker = FrameWorker(self.cameras, self._device, self._settings.latency_budget_ms)
         try:
             self._open()
         except Exception as error:  # a QoS override that ROS cannot read, for example
-            self.get_logger().error(f"activate failed: {_words(error)}")
+            self.get_logger().error(f"activate failed: {process.words_of(error)}")
             self._stop("the node could not be activated")
             super().on_deactivate(state)
             return FAILURE
@@ -165,10 +159,10 @@ class FlowNode(LifecycleNode):
         """Whether a step raised no error; rclpy would say nothing of one in a transition."""
         try:
             step()
-            return True
         except Exception:
             self.get_logger().error(f"{name} failed:\n{traceback.format_exc()}")
             return False
+        return True
 
     def close(self) -> None:
         """Finish the frame in hand and free everything; may be called more than once."""
@@ -178,10 +172,10 @@ class FlowNode(LifecycleNode):
             self._free()
 
     def _open(self) -> None:
-        assert self._worker is not None
+        assert self.worker is not None
         if self._enabled:
-            inputs = set[str]().union(*[camera.open(self._worker.take) for camera in self._cameras])
-            for line in set(unused_qos_overrides(self, inputs)) - self._told:
+            inputs = set[str]().union(*[camera.open(self.worker.take) for camera in self.cameras])
+            for line in set(unused_overrides(self, inputs)) - self._told:
                 self.get_logger().warning(line)
                 self._told.add(line)
         else:  # and then deactivated and activated
@@ -189,61 +183,39 @@ class FlowNode(LifecycleNode):
             self.get_logger().warning("active, but disabled: call the service ~/enable")
 
     def _close(self, reason: str) -> None:
-        for camera in self._cameras:
+        for camera in self.cameras:
             camera.close(reason)
 
     def _stop(self, reason: str) -> None:
         try:
             self._close(reason)
         finally:
-            if self._worker is not None:
-                self._worker.drop_waiting(reason)
-                self._worker.stop()
-                self._worker = None
+            if self.worker is not None:
+                self.worker.drop_waiting(reason)
+                self.worker.stop()
+                self.worker = None
 
     def _free(self, failure: str | None = None) -> None:
         self._health.cleaned_up(failure)
-        device = self._device if self._cameras else None
-        while self._cameras:
-            self._cameras.pop().destroy()
+        device = self._device if self.cameras else None
+        while self.cameras:
+            self.cameras.pop().destroy()
         if device is not None and device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _refuse_impossible_transitions(self) -> None:
-        """Answer the request of a transition that the state does not have with "no".
-
-        rclpy raises an error in the executor instead, and the caller waits for ever.
-        """
-        service = self._service_change_state
-        change = service.callback
-
-        def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-            try:
-                return change(request, response)
-            except RuntimeError as error:
-                self.get_logger().warning(f"cannot do the transition that was asked for: {error}")
-                response.success = False
-                return response
-
-        service.callback = callback
-
-    # Parameters
-
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
-        return check_change(parameters, self, configured=bool(self._cameras))
+        return check_change(parameters, self, configured=bool(self.cameras))
 
     def _on_parameters_set(self, parameters: Sequence[Parameter]) -> None:
-        if self._cameras and any(parameter.name in LIVE for parameter in parameters):
+        if self.cameras and any(parameter.name in LIVE for parameter in parameters):
             self._settings = Settings.read(self)
-            for camera in self._cameras:
+            for camera in self.cameras:
                 camera.change(self._settings)
-            if self._worker is not None:
-                self._worker.latency_budget_ms = self._settings.latency_budget_ms
-
-    # Services
+            if self.worker is not None:
+                self.worker.latency_budget_ms = self._settings.latency_budget_ms
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if self._worker is None:
+        if self.worker is None:
             response.success, response.message = False, "the node is not active: call the transition activate"
             return response
         if request.data != self._enabled:
@@ -252,23 +224,22 @@ class FlowNode(LifecycleNode):
                 self._enabled = False
             if not self._enabled:
                 self._close(DISABLED)
-                self._worker.drop_waiting(DISABLED)
+                self.worker.drop_waiting(DISABLED)
         response.success = request.data == self._enabled
         response.message = ("enabled" if self._enabled else "disabled") if response.success else "failed, see the log"
         return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        for camera in self._cameras:
+        response.success = bool(self.cameras)
+        response.message = "the node is unconfigured: there is no stream"
+        for camera in self.cameras:
             camera.reset("asked for by ~/reset")
-        if self._cameras:
-            response.success, response.message = True, "each stream starts anew with its next image"
-        else:
-            response.success, response.message = False, "the node is unconfigured: there is no stream"
+            response.message = "each stream starts anew with its next image"
         return response
 
     async def _on_snapshot(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Copy what the streams hold, between two frames, and write it, while images go on coming in."""
-        worker = self._worker
+        worker = self.worker
         if worker is None:
             response.success, response.message = False, "the node is not active: there is no stream"
             return response
@@ -277,36 +248,18 @@ class FlowNode(LifecycleNode):
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
 
         def write() -> list[str]:
-            copies = worker.call(lambda: [camera.snapshot() for camera in self._cameras], SNAPSHOT_TIMEOUT_S)
+            copies = worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
             return [str(write_snapshot(folder, copy, about)) for copy in copies if copy is not None]
 
         try:
-            paths = await self._in_a_thread(write)
+            paths = await process.in_a_thread(write, self.executor, "snapshot")
             response.success = bool(paths)
             response.message = ", ".join(paths) or "no stream yet: no pair of images has been processed"
         except TimeoutError as error:
             response.success, response.message = False, f"no snapshot, the frame in hand takes too long: {error}"
         except Exception as error:
-            response.success, response.message = False, f"cannot write into {folder}: {_words(error)}"
+            response.success, response.message = False, f"cannot write into {folder}: {process.words_of(error)}"
         return response
-
-    def _in_a_thread(self, job: Callable[[], Any]) -> Future:
-        """What a callback may await while the executor takes up other work. The process does not end before it."""
-        executor = self.executor
-        future = Future(executor=executor)
-
-        def run() -> None:
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
-            if executor is not None:
-                executor.wake()
-
-        threading.Thread(target=run, name="snapshot").start()
-        return future
-
-    # Diagnostics
 
     def _publish_diagnostics_every(self, period_s: float) -> None:
         if self._diagnostics_timer is not None:
@@ -314,24 +267,8 @@ class FlowNode(LifecycleNode):
         self._diagnostics_timer = self.create_timer(period_s, self._publish_diagnostics, clock=STEADY_CLOCK)
 
     def _publish_diagnostics(self) -> None:
-        message = DiagnosticArray(status=self._health.statuses())
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
-
-
-def _words(error: Exception) -> str:
-    """An error as the user should read it: what we raise says all; of anything else, the place matters."""
-    return str(error) if isinstance(error, (OSError, ValueError, RuntimeError)) else traceback.format_exc()
-
-
-def _spin_once(executor: SingleThreadedExecutor, node: FlowNode) -> None:
-    """Do what is next; rclpy raises for requests that are malformed, and one client's must not end the node."""
-    try:
-        executor.spin_once(timeout_sec=0.2)
-    except ExternalShutdownException:
-        raise
-    except Exception:
-        node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}", throttle_duration_sec=1.0)
+        header = Header(stamp=self.get_clock().now().to_msg())
+        self._diagnostics.publish(DiagnosticArray(header=header, status=self._health.statuses(self.cameras)))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -344,7 +281,7 @@ def main(args: Sequence[str] | None = None) -> int:
         executor.add_node(node)
         node.start(stop)
         while not stop.requested:
-            _spin_once(executor, node)
+            process.spin_once(executor, node)
     except ParameterException as error:
         print(f"flow_node: {error}", file=sys.stderr, flush=True)
         return 2

@@ -1,131 +1,192 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node and its cameras have been doing lately, as `diagnostic_msgs/DiagnosticStatus` for `/diagnostics`.
+"""How a node and its cameras have been doing lately, as ``diagnostic_msgs/DiagnosticStatus`` for ``/diagnostics``.
 
-Each camera has counters over a sliding window; a status says in its message what is wrong and what to do about it,
-or, when all is well, where the time goes. Taking in a frame costs microseconds; all arithmetic is done when a status is
-asked for. Callable from any thread.
+A status says in its message what is wrong and what to do about it, or, when all is well, where the time goes. All
+arithmetic is done when a status is asked for.
 """
 
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import numpy as np
 import torch
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticStatus
 
-from deq_flow_ros.ros.window import BY_DESIGN, ERROR, OK, Sample, Window, kind_of
+from deq_flow_ros.ros.accounts import BY_DESIGN, SUPERSEDED, Window, kind_of, status_of
 
-if TYPE_CHECKING:
-    from deq_flow_ros.streaming import FlowInfo
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+PERCENTILES = (50, 95, 99)
+"""Of the latency."""
+WORTH_A_WARNING = 0.05
+"""Share of frames that are late, lost or starved from which a camera is not well."""
+OLD_STAMP_MS, EARLY_STAMP_MS = 1000.0, -50.0
+"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree."""
+_OTHER_CAMERA = "do two cameras publish the topic (`ros2 topic info -v`)?"
+_REMEDIES = {
+    "gap of": "raise max_gap_ms above the time between two images, or see why they are so far apart",
+    "time ": f"mend the camera's stamps; or {_OTHER_CAMERA}",
+    "size changed": _OTHER_CAMERA,
+    "encoding changed": _OTHER_CAMERA,
+    "frame_id changed": _OTHER_CAMERA,
+    "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
+    "a frame failed": "the log says where",
+}
+"""Of a stream that starts anew with every image, by a word of the reason."""
 
-WINDOW_S = 10.0
-"""Length of the sliding window."""
-MAX_KINDS = 20
-"""Kinds of drops that are told apart; more go under `OTHER`, so that a hostile camera cannot fill the memory."""
-OTHER = "other reasons"
-MAX_REASON = 200
-"""Characters kept of the reason why a stream starts; it may quote the camera."""
 
+def camera_status(
+    name: str, topic: str, window: Window, idle: str | None = None, silence: str | None = None
+) -> DiagnosticStatus:
+    """The status of a camera: level, a message that says what is wrong and what to do, all figures as values.
 
-class CameraHealth:
-    """Counters of one camera over a sliding window.
-
-    :ivar idle: why no images are expected ("disabled by ~/enable"), else None.
-    :ivar silence: set by whoever watches the topic while no image comes: why (`watch.silence`); else None.
+    :param idle: why no images are expected ("disabled by ~/enable"); None while they are.
+    :param silence: why no image comes (``qos.silence``); None while they do.
     """
+    if idle is not None:
+        level, message = OK, idle
+    elif silence is not None:
+        level, message = DiagnosticStatus.STALE, silence
+    elif found := troubles(window):
+        level, message = max(level for level, _ in found), "; ".join(text for _, text in found)
+    else:
+        level, message = OK, summary(window)
+    return status_of(level, name, message, topic, {"image_topic": topic, **figures(window)})
 
-    def __init__(self, topic: str, window_s: float = WINDOW_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self.topic = topic
-        self.idle: str | None = None
-        self.silence: str | None = None
-        self._window_s = window_s
-        self._clock = clock
-        self._started_s = clock()
-        self._lock = threading.Lock()
-        self._received: deque[tuple[float, int]] = deque()  # when, and how many were lost before it
-        self._arriving_since_s = 0.0
-        self._samples: deque[Sample] = deque()
-        self._kinds: set[str] = set()
 
-    def received(self, lost_before: int) -> None:
-        """A frame came in, after some that were lost in the middleware."""
-        now_s = self._clock()
-        with self._lock:
-            while self._received and self._received[0][0] < now_s - self._window_s:
-                self._received.popleft()
-            if not self._received:  # they begin to come, at the start or after silence
-                self._arriving_since_s = now_s
-            self._received.append((now_s, lost_before))
+def figures(window: Window) -> dict[str, str]:
+    """All figures, by the keys that ``docs/node.md`` describes; those of which nothing is known are left out."""
+    infos, count = window.infos, len(window.infos)
+    values = {
+        "window_s": f"{window.seconds:.1f}",
+        "in_hz": f"{window.received / window.seconds:.2f}",
+        "out_hz": f"{count / window.seconds:.2f}",
+        "lost": str(window.lost),
+        "dropped": str(window.drops.total()),
+        **{f"dropped: {kind}": str(number) for kind, number in window.drops.most_common()},
+    }
+    if infos:
+        latency = np.percentile([info.latency_ms for info in infos], PERCENTILES)
+        values |= {f"latency_p{rank}_ms": f"{ms:.1f}" for rank, ms in zip(PERCENTILES, latency, strict=True)}
+        values |= {
+            "budget_ms": "" if infos[-1].budget_ms is None else f"{infos[-1].budget_ms:g}",
+            "deadline_misses": str(sum(info.over_budget for info in infos)),
+            "starved": str(sum(info.starved for info in infos)),
+            "diverged": str(sum(info.stop_reason == "diverged" for info in infos)),
+            "iterations_mean": f"{np.mean([info.iterations for info in infos]):.2f}",
+            "scale_min": f"{min(info.scale for info in infos):.3g}",
+            "scale_mean": f"{np.mean([info.scale for info in infos]):.3g}",
+            "warm_share": f"{sum(info.warm for info in infos) / count:.3f}",
+            **{f"stage_{name}_ms": f"{value:.2f}" for name, value in window.stage_means.items()},
+        }
+    if ages := window.ages_ms:
+        values |= {"input_age_p50_ms": f"{np.median(ages):.1f}", "input_age_max_ms": f"{max(ages):.1f}"}
+    values["resets"] = str(len(window.resets))
+    if window.resets:
+        values["last_reset"] = window.resets[-1]
+    return values
 
-    def accounted(
-        self,
-        outcome: str,
-        reason: str = "",
-        age_ms: float | None = None,
-        info: FlowInfo | None = None,
-        stage_ms: Mapping[str, float] | None = None,
-    ) -> None:
-        """A frame has its account: "processed" (with `info`), "first" or "dropped" (with a `reason`)."""
-        now_s = self._clock()
-        with self._lock:
-            kept = self._kind(reason) if outcome == "dropped" else reason[:MAX_REASON]
-            self._samples.append(Sample(now_s, outcome, kept, age_ms, info, stage_ms or {}))
-            while self._samples[0].time_s < now_s - self._window_s:
-                self._samples.popleft()
 
-    def _kind(self, reason: str) -> str:
-        kind = reason if reason in BY_DESIGN else kind_of(reason)
-        if kind in self._kinds or len(self._kinds) < MAX_KINDS:
-            self._kinds.add(kind)
-            return kind
-        return OTHER
+def summary(window: Window) -> str:
+    """One line for when all is well: rates, latency, where the time goes, and what becomes of the other frames."""
+    came_hz = window.received / window.seconds
+    if not window.infos:
+        return f"{came_hz:.1f} images/s come in, no pair is processed yet"
+    latency = np.median([info.latency_ms for info in window.infos])
+    stages = {name: value for name, value in window.stage_means.items() if name != "wait"}
+    slowest = max(stages, key=stages.__getitem__, default=None)
+    most = "" if slowest is None else f", most of it {slowest} ({stages[slowest]:.0f} ms)"
+    rates = f"{len(window.infos) / window.seconds:.1f} flow fields/s from {came_hz:.1f} images/s"
+    text = f"{rates}, latency {latency:.0f} ms{most}"
+    if window.drops[SUPERSEDED] > WORTH_A_WARNING * window.received:
+        text += ": slower than the camera, so newer images supersede waiting ones"
+    return text
 
-    def window(self) -> Window:
-        """What happened within the window that ends now."""
-        now_s = self._clock()
-        oldest_s = now_s - self._window_s
-        with self._lock:
-            received = [entry for entry in self._received if entry[0] >= oldest_s]
-            samples = [sample for sample in self._samples if sample.time_s >= oldest_s]
-            full = bool(received) and self._arriving_since_s <= oldest_s
-        seconds = max(1e-3, min(self._window_s, now_s - self._started_s))
-        return Window(seconds, full, len(received), sum(lost for _, lost in received), samples)
+
+def troubles(window: Window) -> list[tuple[bytes, str]]:
+    """(level, what is wrong and what to do) of all that is not as it should be."""
+    found = []
+    span, infos, count = f"in the last {window.seconds:.0f} s", window.infos, len(window.infos)
+    refused = {kind: number for kind, number in window.drops.items() if kind not in BY_DESIGN}
+    if refused:
+        total, most = sum(refused.values()), max(refused, key=refused.__getitem__)
+        usable = any(sample.outcome != "dropped" for sample in window.samples)
+        text = f"{total} images could not be used {span}, most because: {most}"
+        found.append((WARN if usable else ERROR, text))
+    if window.full and not infos:
+        found += _without_flow(window, span)
+    diverged = sum(info.stop_reason == "diverged" for info in infos)
+    if diverged:
+        text = f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
+        found.append((ERROR if 2 * diverged > count else WARN, text))
+    late = [info for info in infos if info.over_budget]  # the budget may have changed since
+    if sum(info.starved for info in infos) > WORTH_A_WARNING * count:
+        text = (
+            f"the budget of {late[-1].budget_ms:g} ms cannot be met ({len(late)} of {count} flow fields were late "
+            f"{span}): one iteration at the lowest scale takes longer; raise latency_budget_ms, lower min_scale, "
+            "or use a faster device"
+        )
+        found.append((WARN, text))
+    elif len(late) > WORTH_A_WARNING * count:
+        text = (
+            f"{len(late)} of {count} flow fields came after the budget of {late[-1].budget_ms:g} ms {span} "
+            f"(mean wait before processing {window.stage_means.get('wait', 0.0):.0f} ms); is another process keeping "
+            "the processor busy? See `threads`, or raise latency_budget_ms"
+        )
+        found.append((WARN, text))
+    if window.lost > WORTH_A_WARNING * (window.received + window.lost):
+        text = (
+            f"{window.lost} images were lost on the way {span}: start the camera with this package's "
+            "config/fastdds.xml, and give /dev/shm more room"
+        )
+        found.append((WARN, text))
+    age = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
+    if not EARLY_STAMP_MS <= age <= OLD_STAMP_MS:
+        which = f"{age / 1000:.1f} s old on arrival" if age > 0 else f"{-age / 1000:.1f} s in the future"
+        found.append((WARN, f"stamps are {which}: synchronise the clocks, or set use_sim_time for a replay"))
+    return found
+
+
+def _without_flow(window: Window, span: str) -> list[tuple[bytes, str]]:
+    """Why nothing comes out, although images have come all the time."""
+    starts = Counter(kind_of(sample.reason) for sample in window.samples if sample.outcome == "first")
+    if starts:
+        most = max(starts, key=starts.__getitem__)
+        remedy = next((text for word, text in _REMEDIES.items() if word in most), "see `reason` in ~/statistics")
+        text = f"no flow {span}: the stream started anew {starts.total()} times, most because: {most}; {remedy}"
+        return [(WARN, text)]
+    if window.drops[SUPERSEDED] and not window.drops.keys() - set(BY_DESIGN):
+        text = (
+            f"no flow {span}: the worker is not answering, so that all {window.drops[SUPERSEDED]} images were "
+            "superseded by newer ones; a pair takes longer than this (set latency_budget_ms, or lower max_scale), "
+            "or it hangs: restart the node, and see its log"
+        )
+        return [(ERROR, text)]
+    return []
+
+
+class Watched(Protocol):
+    """What has a status beside the process: a camera."""
+
+    name: str
 
     def status(self, name: str) -> DiagnosticStatus:
-        """The status of this camera: level, a message that says what is wrong and what to do, all figures as values."""
-        window = self.window()
-        level, message = self._verdict(window)
-        values = {"image_topic": self.topic, **window.values()}
-        return _status(level, name, message, self.topic, values)
-
-    def _verdict(self, window: Window) -> tuple[bytes, str]:
-        idle, silence = self.idle, self.silence  # each read once: another thread may set them meanwhile
-        if idle is not None:
-            return OK, idle
-        if silence is not None:
-            return DiagnosticStatus.STALE, silence
-        troubles = window.troubles()
-        if troubles:
-            return max(level for level, _ in troubles), "; ".join(text for _, text in troubles)
-        return OK, window.summary()
+        """How it has been doing; the status has this name."""
 
 
 class Health:
     """The statuses of a node: one for the process and one for each camera.
 
-    :ivar cameras: by name; filled by `configure`, emptied by `cleanup`.
+    :param node_name: full name, "/robot/flow_node"; statuses are named after it.
     :ivar failure: why the node could not be configured, else None.
     """
 
     def __init__(self, node_name: str) -> None:
-        """:param node_name: full name, "/robot/flow_node"; statuses are named after it."""
-        self.cameras: dict[str, CameraHealth] = {}
         self.failure: str | None = None
         self._node_name = node_name.lstrip("/")
         self._device: torch.device | None = None
@@ -133,7 +194,7 @@ class Health:
         self._cpu_s, self._wall_s = time.process_time(), time.monotonic()
 
     def configured(self, device: torch.device, model: str, **about: object) -> None:
-        """What the process works with: device, model, and what else is worth knowing (`threads=1`)."""
+        """What the process works with: device, model, and what else is worth knowing (``threads=1``)."""
         self.failure = None
         self._device = device
         self._about = {"model": model, **{name: str(value) for name, value in about.items()}}
@@ -143,13 +204,12 @@ class Health:
         self.failure = failure
         self._device = None
         self._about = {}
-        self.cameras = {}
 
-    def statuses(self) -> list[DiagnosticStatus]:
+    def statuses(self, cameras: Iterable[Watched]) -> list[DiagnosticStatus]:
         """One status for the process, then one for each camera."""
         return [
             self._process(),
-            *(camera.status(f"{self._node_name}: {name or 'flow'}") for name, camera in self.cameras.items()),
+            *(camera.status(f"{self._node_name}: {camera.name or 'flow'}") for camera in cameras),
         ]
 
     def _process(self) -> DiagnosticStatus:
@@ -162,18 +222,18 @@ class Health:
         values |= {f"{name}_mb": f"{value:.1f}" for name, value in memory.items()}
         if self._device is not None and self._device.type == "cuda":
             values["device_name"] = torch.cuda.get_device_name(self._device)
+        level, message = OK, "not configured"
         if self.failure is not None:
-            return _status(ERROR, f"{self._node_name}: process", self.failure, device, values)
-        if self._device is None:
-            return _status(OK, f"{self._node_name}: process", "not configured", device, values)
-        message = f"{self._about['model']} on {device}, {cores:.1f} processor cores busy, {memory['rss']:.0f} MB"
-        if "cuda_allocated" in memory:
-            message += f", {memory['cuda_allocated']:.0f} MB on the device"
-        return _status(OK, f"{self._node_name}: process", message, device, values)
+            level, message = ERROR, self.failure
+        elif self._device is not None:
+            message = f"{self._about['model']} on {device}, {cores:.1f} processor cores busy, {memory['rss']:.0f} MB"
+            if "cuda_allocated" in memory:
+                message += f", {memory['cuda_allocated']:.0f} MB on the device"
+        return status_of(level, f"{self._node_name}: process", message, device, values)
 
 
 def memory_mb(device: torch.device | None) -> dict[str, float]:
-    """Memory of this process in MB (10^6 bytes): `rss` now and `rss_peak`, on CUDA also what tensors take there."""
+    """Memory of this process in MB (10^6 bytes): ``rss`` now and ``rss_peak``, on CUDA also what tensors take there."""
     status = Path("/proc/self/status").read_text()
     kilobytes = {name: int(value) for name, value in re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB", status, re.MULTILINE)}
     memory = {"rss": kilobytes["VmRSS"] * 1.024e-3, "rss_peak": kilobytes["VmHWM"] * 1.024e-3}
@@ -182,9 +242,3 @@ def memory_mb(device: torch.device | None) -> dict[str, float]:
         memory["cuda_peak"] = torch.cuda.max_memory_allocated(device) / 1e6
         memory["cuda_reserved"] = torch.cuda.memory_reserved(device) / 1e6
     return memory
-
-
-def _status(level: bytes, name: str, message: str, hardware_id: str, values: Mapping[str, str]) -> DiagnosticStatus:
-    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=hardware_id)
-    status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
-    return status

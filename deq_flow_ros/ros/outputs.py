@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
@@ -19,8 +19,8 @@ from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.compressed import encode_image
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
-from deq_flow_ros.ros.parameters import OVERRIDABLE
 from deq_flow_ros.ros.points import flow_points
+from deq_flow_ros.ros.qos import OVERRIDABLE, sensor_data
 
 _TOPICS = {
     "flow": Image,
@@ -64,40 +64,50 @@ class OutputOptions:
 class FlowOutputs:
     """The publishers of one camera, from configure to cleanup, under `prefix`: "~/", or "~/NAME/" for a camera's name.
 
-    Best effort (sensor data), unless ROS's own QoS overrides say otherwise: the parameters
-    `qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}` at start. Raises RuntimeError or rclpy's
-    ParameterException for such a parameter with a value that is none.
+    Best effort (sensor data), but for the reliable accounts, unless ROS's own QoS overrides say otherwise: the
+    parameters ``qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}`` at start.
+
+    :ivar logger: of this camera alone, so that throttling one camera's words does not swallow another's.
+    :raises RuntimeError: for such a parameter with a value that is none; or rclpy's ParameterException.
     """
 
     def __init__(self, node: LifecycleNode, prefix: str) -> None:
         self._node = node
         name = prefix.strip("~/")
-        # A logger of its own, so that throttling one camera's words does not swallow another's.
-        self._logger = node.get_logger().get_child(name) if name else node.get_logger()
+        self.logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._said = ""
         self._normalized: NormalizedFlow | None = None
         self._publishers: dict[str, LifecyclePublisher] = {}
+        self._all: list[LifecyclePublisher] = []
         try:
             for name, kind in _TOPICS.items():
-                self._publishers[name] = node.create_lifecycle_publisher(
-                    kind,
-                    prefix + name,
-                    copy.copy(qos_profile_sensor_data),  # overrides are written into it
-                    qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
-                )
+                self._publishers[name] = self._publisher(kind, prefix + name, sensor_data())
+            reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+            self._statistics = self._publisher(DiagnosticArray, f"{prefix}statistics", reliable)
         except Exception:
             self.destroy()
             raise
 
+    def _publisher(self, kind: type, topic: str, profile: QoSProfile) -> LifecyclePublisher:
+        # Overrides are written into the profile given.
+        options = QoSOverridingOptions(OVERRIDABLE)
+        self._all.append(self._node.create_lifecycle_publisher(kind, topic, profile, qos_overriding_options=options))
+        return self._all[-1]
+
     def destroy(self) -> None:
         """Give the publishers back."""
-        for publisher in self._publishers.values():
+        for publisher in self._all:
             self._node.destroy_lifecycle_publisher(publisher)
+        self._all.clear()
         self._publishers.clear()
 
     def wanted(self) -> set[str]:
         """Names of the outputs that somebody subscribes to: "flow", "flow_color/compressed", ..."""
         return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
+
+    def publish_account(self, account: DiagnosticArray) -> None:
+        """Publish the account of a frame on ``statistics``, for whoever listens now; it is reliable."""
+        self._statistics.publish(account)
 
     def publish(
         self,
@@ -167,7 +177,7 @@ class FlowOutputs:
         if problem != self._said and wanted & {"points", "camera_info"}:
             self._said = problem
             if problem:
-                self._logger.warning(f"no camera_info goes out, and points have no bearings: {problem}")
+                self.logger.warning(f"no camera_info goes out, and points have no bearings: {problem}")
 
 
 def _resized(

@@ -9,215 +9,166 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSPolicyKind
 
 from deq_flow_ros.model import PRECISIONS
 
-OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
-"""What ROS's own `qos_overrides` parameters may set of the node's topics."""
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What a parameter may be: a number from ``minimum`` to ``maximum`` in a unit, or one of ``choices``."""
+
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    unit: str = ""
+    choices: tuple[str, ...] = ()
 
 
-def _parameter(
-    default: Any,
-    description: str,
-    unit: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-    live: bool = False,
-    read_only: bool = False,
-) -> Any:
-    """A row of the table. `live`: a change takes effect with the next image; the others are read in configure."""
-    metadata = {
-        "description": description,
-        "unit": unit,
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices,
-        "live": live,
-        "read_only": read_only,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+number = Value
+
+
+def one_of(default: str, *others: str) -> Value:
+    """One of these words."""
+    return Value(default, choices=(default, *others))
+
+
+def configured(value: Any, description: str, when: str = "configure") -> Any:
+    """A row of the table: what the parameter may be, or its default alone, and what it is for.
+
+    :param when: it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
+    """
+    value = value if isinstance(value, Value) else Value(value)
+    about = {**vars(value), "description": description, "live": when == "live", "read_only": when == "start"}
+    return dataclasses.field(default=about.pop("default"), metadata=about)
+
+
+live = partial(configured, when="live")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Values of all parameters. `config/flow.yaml` lists them with the same defaults."""
 
-    cameras: tuple[str, ...] = _parameter(
+    cameras: tuple[str, ...] = configured(
         ("",),
-        "names of the cameras, which share one model: NAME has its topics below ~/NAME/ (~/NAME/image, ~/NAME/flow and "
-        "so on); the only name \"\" is one camera with its topics straight below the node",
+        "names of the cameras, which share one model: NAME has its topics below ~/NAME/ (~/NAME/image, ~/NAME/flow "
+        'and so on); the only name "" is one camera with its topics straight below the node',
     )
-    model: str = _parameter("nano", "name of a model that ships with the package, or path of a weights file")
-    device: str = _parameter("cpu", "where to compute: cpu, cuda or cuda:N; a device that is missing is an error")
-    precision: str = _parameter(
-        "auto",
+    model: str = configured("nano", "name of a model that ships with the package, or path of a weights file")
+    device: str = configured("cpu", "where to compute: cpu, cuda or cuda:N; a device that is missing is an error")
+    precision: str = configured(
+        one_of(*PRECISIONS),
         "type of weights and features: float32, bfloat16 or float16; auto is bfloat16 on a CPU with instructions for "
         "it (AVX512-BF16, AMX), 1.3 to 1.5 times as fast, and float32 elsewhere. The flow is float32 whatever it is",
-        choices=PRECISIONS,
     )
-    threads: int = _parameter(
-        0, "threads to compute with on the CPU; 0 = all cores but one, left to the middleware", "", 0, 256
+    threads: int = configured(
+        number(0, 0, 256), "threads to compute with on the CPU; 0 = all cores but one, left to the middleware"
     )
 
-    latency_budget_ms: float = _parameter(
-        90.0, "time from the arrival of an image to its flow; 0 = no budget", "ms", 0.0, 60000.0, live=True
+    latency_budget_ms: float = live(
+        number(90.0, 0.0, 60000.0, "ms"), "time from the arrival of an image to its flow; 0 = no budget"
     )
-    latency_from: str = _parameter(
-        "arrival",
-        "where the budget starts to count: arrival of the image at this machine's middleware; or its stamp, by the ROS "
-        "clock, so that the camera's own delay counts as well (a stamp that is not 0 to 10 s old is not believed)",
-        choices=("arrival", "stamp"),
-        live=True,
+    latency_from: str = live(
+        one_of("arrival", "stamp"),
+        "where the budget starts to count: arrival of the image at this machine's middleware; or its stamp, by the "
+        "ROS clock, so that the camera's own delay counts as well (a stamp that is not 0 to 10 s old is not believed)",
     )
-    max_iterations: int = _parameter(
-        12,
-        "iterations of the equilibrium solver per pair of images, at most; a cold start (no pair before) makes up to 4 "
-        "more at each of two smaller resolutions first, or of more where max_scale enlarges the image",
-        "",
-        1,
-        200,
-        live=True,
+    max_iterations: int = live(
+        number(12, 1, 200),
+        "iterations of the equilibrium solver per pair of images, at most; a cold start (no pair before) makes up to "
+        "4 more at each of two smaller resolutions first, or of more where max_scale enlarges the image",
     )
-    tolerance_px: float = _parameter(
-        0.05,
+    tolerance_px: float = live(
+        number(0.05, 0.0, 10.0, "px"),
         "RMS change of the flow at which iterating ends; 0 = only count and budget end it",
-        "px",
-        0.0,
-        10.0,
-        live=True,
     )
-    direction: str = _parameter(
-        "forward",
-        "forward: flow from the previous image to the current one, on the pixels and with the header of the previous; "
-        "backward: from the current image to the previous one, on the pixels and with the header of the current",
-        choices=("forward", "backward"),
-        live=True,
+    direction: str = live(
+        one_of("forward", "backward"),
+        "forward: flow from the previous image to the current one, on the pixels and with the header of the previous;"
+        " backward: from the current image to the previous one, on the pixels and with the header of the current",
     )
-    min_scale: float = _parameter(
-        0.25,
+    min_scale: float = live(
+        number(0.25, 0.0625, 4.0),
         "smallest part of the input resolution to compute at when the budget demands less work; images are not made "
         "smaller than 96 px on their short side, whatever this allows",
-        "",
-        0.0625,
-        4.0,
-        live=True,
     )
-    max_scale: float = _parameter(
-        1.0,
-        "largest part of the input resolution to compute at; above 1 images are enlarged, for finer flow at more cost; "
-        "whatever this allows, none is computed at more than 4,194,304 pixels, or 1,048,576 by a model with GMA",
-        "",
-        0.0625,
-        4.0,
-        live=True,
+    max_scale: float = live(
+        number(1.0, 0.0625, 4.0),
+        "largest part of the input resolution to compute at; above 1 images are enlarged, for finer flow at more "
+        "cost; whatever this allows, none is computed at more than 4,194,304 pixels, or 1,048,576 by a model with GMA",
     )
-    max_gap_ms: float = _parameter(
-        1000.0,
-        "images further apart than this are not related: the stream starts anew",
-        "ms",
-        1.0,
-        3600000.0,
-        live=True,
+    max_gap_ms: float = live(
+        number(1000.0, 1.0, 3600000.0, "ms"), "images further apart than this are not related: the stream starts anew"
     )
-    warm_up_width: int = _parameter(
-        640, "image width whose cost configure measures; 0 = learn it from the first images", "px", 0, 8192
+    warm_up_width: int = configured(
+        number(640, 0, 8192, "px"), "image width whose cost configure measures; 0 = learn it from the first images"
     )
-    warm_up_height: int = _parameter(
-        480, "image height whose cost configure measures; 0 = learn it from the first images", "px", 0, 8192
+    warm_up_height: int = configured(
+        number(480, 0, 8192, "px"), "image height whose cost configure measures; 0 = learn it from the first images"
     )
 
-    image_transport: str = _parameter(
-        "auto",
-        "raw: the image topic; compressed: IMAGE/compressed beside it; auto: whichever is published, raw if both are. "
-        "An image topic that itself carries sensor_msgs/CompressedImage is understood by auto and compressed",
-        choices=("auto", "raw", "compressed"),
+    image_transport: str = configured(
+        one_of("auto", "raw", "compressed"),
+        "raw: the image topic; compressed: IMAGE/compressed beside it; auto: whichever is published, raw if both are."
+        " An image topic that itself carries sensor_msgs/CompressedImage is understood by auto and compressed",
     )
-    qos_reliability: str = _parameter(
-        "best_effort",
-        "reliability asked of the image publisher: best_effort receives from any; reliable loses no image in transport "
-        "but receives nothing from a best-effort publisher",
-        choices=("best_effort", "reliable"),
+    qos_reliability: str = configured(
+        one_of("best_effort", "reliable"),
+        "reliability asked of the image publisher: best_effort receives from any; reliable loses no image in "
+        "transport but receives nothing from a best-effort publisher",
     )
-    qos_depth: int = _parameter(
-        5,
-        "images the middleware may hold for the node, which takes them at once and itself keeps only the newest; "
-        "with 1 it discards some without an account",
-        "images",
-        1,
-        1000,
+    qos_depth: int = configured(
+        number(5, 1, 1000, "images"),
+        "images the middleware may hold for the node, which takes them at once and itself keeps only the newest; with"
+        " 1 it discards some without an account",
     )
-    max_rate_hz: float = _parameter(
-        0.0,
+    max_rate_hz: float = live(
+        number(0.0, 0.0, 1000.0, "Hz"),
         "images processed per second and camera, at most, more than 1000 / max_gap_ms; 0 = every image",
-        "Hz",
-        0.0,
-        1000.0,
-        live=True,
     )
-    silence_warning_s: float = _parameter(
-        5.0,
-        "time without an image after which the node warns and says why none comes, again at doubling intervals; "
-        "0 = never",
-        "s",
-        0.0,
-        3600.0,
-        live=True,
+    silence_warning_s: float = live(
+        number(5.0, 0.0, 3600.0, "s"),
+        "time without an image after which the node warns and says why none comes, again at doubling intervals; 0 = "
+        "never",
     )
 
-    roi: tuple[int, int, int, int] = _parameter(
+    roi: tuple[int, int, int, int] = live(
         (0, 0, 0, 0),
-        "region of interest [x, y, width, height] in pixels of the image, which alone is processed and published; "
-        "all 0 = the whole image; width and height are at least 16",
-        live=True,
+        "region of interest [x, y, width, height] in pixels of the image, which alone is processed and published; all"
+        " 0 = the whole image; width and height are at least 16",
     )
-    output_scale: float = _parameter(
-        1.0,
+    output_scale: float = live(
+        number(1.0, 0.0625, 1.0),
         "size of the published fields as a part of the image's (or region's); lengths are in pixels of the published "
         "field, and camera_info is scaled alike",
-        "",
-        0.0625,
-        1.0,
-        live=True,
     )
-    units: str = _parameter(
-        "px",
+    units: str = live(
+        one_of("px", "normalized_per_second"),
         "of the published flow: px, displacement in pixels; normalized_per_second, velocity in normalized image "
         "coordinates (focal length 1), which needs camera_info",
-        choices=("px", "normalized_per_second"),
-        live=True,
     )
-    points_stride: int = _parameter(
-        8, "distance of the points of ~/points, across and down, in the published flow", "px", 1, 256, live=True
+    points_stride: int = live(
+        number(8, 1, 256, "px"), "distance of the points of ~/points, across and down, in the published flow"
     )
-    color_max_px: float = _parameter(
-        0.0,
+    color_max_px: float = live(
+        number(0.0, 0.0, 10000.0, "px"),
         "length of flow with full saturation in ~/flow_color; 0 = the largest of each field",
-        "px",
-        0.0,
-        10000.0,
-        live=True,
     )
-    compressed_format: str = _parameter(
-        "jpeg", "format of ~/flow_color/compressed", choices=("jpeg", "png"), live=True
-    )
-    jpeg_quality: int = _parameter(90, "quality of ~/flow_color/compressed as jpeg", "", 1, 100, live=True)
+    compressed_format: str = live(one_of("jpeg", "png"), "format of ~/flow_color/compressed")
+    jpeg_quality: int = live(number(90, 1, 100), "quality of ~/flow_color/compressed as jpeg")
 
-    diagnostics_period_s: float = _parameter(1.0, "time between two messages on /diagnostics", "s", 0.1, 3600.0)
-    snapshot_folder: str = _parameter(
+    diagnostics_period_s: float = configured(number(1.0, 0.1, 3600.0, "s"), "time between two messages on /diagnostics")
+    snapshot_folder: str = live(
         "",
         "folder for what the service ~/snapshot writes, one folder each; empty = flow_snapshots beside ROS's log files",
-        live=True,
     )
-    autostart: bool = _parameter(
-        True, "configure and activate at start; false = wait for a lifecycle manager", read_only=True
-    )
+    autostart: bool = configured(True, "configure and activate at start; false = wait for a lifecycle manager", "start")
 
     @classmethod
     def declare(cls, node: Node) -> None:
@@ -344,18 +295,3 @@ def misspelt_overrides(node: Node) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"no parameter {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
     return lines
-
-
-def unused_qos_overrides(node: Node, inputs: Iterable[str]) -> list[str]:
-    """A line for each `qos_overrides` parameter given at start that none of the node's topics takes.
-
-    :param inputs: full names of the topics that the node may subscribe to; those of its publishers it knows itself.
-    """
-    policies = [kind.name.lower() for kind in OVERRIDABLE]
-    taken = {f"qos_overrides.{topic}.subscription.{policy}" for topic in inputs for policy in policies}
-    return [
-        f"{name!r} changes nothing: expected qos_overrides.TOPIC.{{publisher,subscription}}.{{{','.join(policies)}}} "
-        "with the full name of a topic of this node"
-        for name in getattr(node, "_parameter_overrides", {})
-        if name.startswith("qos_overrides.") and not node.has_parameter(name) and name not in taken
-    ]

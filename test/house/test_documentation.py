@@ -49,6 +49,7 @@ def test_the_page_of_parameters_is_that_of_the_table() -> None:
     writer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(writer)
     assert writer.PAGE.read_text() == writer.page(), "docs/parameters.md is out of date: run python docs/parameters.py"
+    assert writer.CONFIG.read_text() == writer.config(), "config/flow.yaml is old: run python docs/parameters.py"
 
 
 def test_each_parameter_file_is_named() -> None:
@@ -130,14 +131,13 @@ def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     import torch
     from std_msgs.msg import Header
 
-    from deq_flow_ros.ros.diagnostics import FrameAccounts
-    from deq_flow_ros.ros.health import CameraHealth, Health
+    from deq_flow_ros.ros.accounts import FrameAccounts
+    from deq_flow_ros.ros.health import Health, camera_status
     from deq_flow_ros.streaming import FlowInfo
 
     health = Health("/flow_node")
     health.configured(torch.device("cpu"), model="nano")
-    health.cameras = {"": CameraHealth("/camera/image_raw")}
-    accounts = FrameAccounts("cpu", "forward", "", health.cameras[""])
+    accounts = FrameAccounts("cpu", "forward")
     info = FlowInfo(
         stamp_ns=2,
         previous_stamp_ns=1,
@@ -159,7 +159,7 @@ def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     ]
     found = {pair.key for message in messages for pair in message.status[0].values}
     assert {re.sub("stage_.+_ms", "stage_NAME_ms", key) for key in found} == keys("Accounts")
-    process, camera = health.statuses()
+    (process,), camera = health.statuses([]), camera_status("flow", "/camera/image_raw", accounts.window())
     found = {re.sub("stage_.+_ms", "stage_NAME_ms", pair.key) for pair in camera.values}
     assert {re.sub("dropped: .+", "dropped: REASON", key) for key in found} == keys("Diagnostics")
     page = NODE_PAGE.read_text()

@@ -14,7 +14,7 @@ from node_client import NodeClient, running_node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from deq_flow_ros.live.children import Children
-from deq_flow_ros.ros.watch import qos_words
+from deq_flow_ros.ros.qos import words_of
 
 BEST_EFFORT, RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
 VOLATILE, TRANSIENT_LOCAL = DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL
@@ -54,8 +54,8 @@ def test_what_matches_delivers_and_what_cannot_is_named(running: Running, offere
         wanted = PROFILES[name]
         unreliable = (wanted.reliability, offer.reliability) == (RELIABLE, BEST_EFFORT)
         forgetful = (wanted.durability, offer.durability) == (TRANSIENT_LOCAL, VOLATILE)
-        line = f"nothing can arrive on /{name}/image: wanted {qos_words(wanted)}, but /client_{name} offers "
-        line += qos_words(offer)
+        line = f"nothing can arrive on /{name}/image: wanted {words_of(wanted)}, but /client_{name} offers "
+        line += words_of(offer)
         log = children.log("flow_node")
         if unreliable or forgetful:
             client.until(lambda line=line, log=log: line in log.read_text(), line)

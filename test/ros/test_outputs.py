@@ -219,7 +219,7 @@ def test_a_camera_info_of_another_size_is_not_used(rig: Rig, monkeypatch: pytest
     """Drivers that make images smaller and forget camera_info: said once, and no bearings rather than wrong ones."""
     rig.subscribe("points")
     said: list[str] = []
-    monkeypatch.setattr(type(rig.outputs._logger), "warning", lambda self, text: said.append(text))
+    monkeypatch.setattr(type(rig.outputs.logger), "warning", lambda self, text: said.append(text))
     for _ in range(2):
         message = rig.publish(calibration(60, 40), image_size=(HEIGHT, WIDTH), info_topic="/camera/camera_info")
         assert [point.name for point in message["points"].fields] == ["u", "v", "du", "dv", "residual"]

@@ -42,24 +42,6 @@ def test_the_config_file_lists_every_parameter_with_its_default() -> None:
     assert listed == {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def test_the_config_file_states_each_range() -> None:
-    """A range in a comment that is not the one enforced is worse than none."""
-    blocks = CONFIG.read_text().split("\n    ")
-    for field in dataclasses.fields(Settings):
-        index = next(i for i, block in enumerate(blocks) if block.startswith(f"{field.name}:"))
-        while not blocks[index].startswith("#"):  # two parameters may share a comment
-            index -= 1
-        comment = ""
-        while blocks[index].startswith("#"):
-            comment = blocks[index] + comment
-            index -= 1
-        if field.metadata["maximum"] is not None:
-            assert f" to {field.metadata['maximum']:.10g}" in comment, field.name
-        assert all(choice in comment for choice in field.metadata["choices"]), field.name
-        assert f"[{field.metadata['unit']}]" in comment or field.metadata["unit"] in ("", "images"), field.name
-        assert ("# (live)" in comment) == field.metadata["live"], field.name
-
-
 def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
     """A QVGA camera never reaches the default of min_scale, and its user would look for the reason elsewhere."""
     words = f"{MIN_SCALED_SIDE} px on their short side"

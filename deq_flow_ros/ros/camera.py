@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One camera of `flow_node`: its stream, its outputs, and the account of each of its frames.
+"""One camera of ``flow_node``: its stream, its outputs, and the account of each of its frames.
 
-The way of a frame: `_on_image` (executor's thread) hands the message to the worker (`frame_worker.py`). There `begin`
-makes an array of it, the estimator is run, for several cameras at once where that pays, and `finish` publishes what
-came out.
+The camera's input hands a message to the worker (executor's thread), where ``begin`` makes an array of it, and
+``finish`` publishes what the estimator made of it.
 """
 
 from __future__ import annotations
@@ -12,45 +11,26 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
-import numpy as np
-from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
-from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
-from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage
-from deq_flow_ros.ros.diagnostics import FrameAccounts
-from deq_flow_ros.ros.health import CameraHealth
+from deq_flow_ros.ros.accounts import RATE_LIMITED, FrameAccounts
+from deq_flow_ros.ros.camera_info import WHOLE
+from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
+from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
-from deq_flow_ros.ros.parameters import OVERRIDABLE, Settings
-from deq_flow_ros.ros.rate_limit import RateLimit
+from deq_flow_ros.ros.parameters import Settings
 from deq_flow_ros.ros.snapshot import Snapshot
-from deq_flow_ros.ros.window import RATE_LIMITED
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo, FlowResult, UpdateRequest
 
 MAX_STAMP_AGE_MS = 10_000.0
 """Oldest stamp that is believed where the budget counts from it."""
-
-
-@dataclass(eq=False)
-class ReceivedFrame:
-    """A message, when it came, and how old it was then.
-
-    :ivar arrival_ns: on the `time.monotonic_ns` clock.
-    :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
-    :ivar accounted: whether it has had its account.
-    """
-
-    camera: CameraStream
-    message: ImageMessage
-    arrival_ns: int
-    age_ms: float | None
-    accounted: bool = False
+OPTIONS = {field.name for field in fields(OutputOptions)} & {field.name for field in fields(Settings)}  # parameters
 
 
 @dataclass(frozen=True)
@@ -60,6 +40,7 @@ class Attempt:
     :ivar image_size: height and width of the whole image, of which the request may hold a part.
     """
 
+    camera: Camera
     frame: ReceivedFrame
     settings: Settings
     image_size: tuple[int, int]
@@ -69,66 +50,56 @@ class Attempt:
     latency_from: str
 
 
-class CameraStream:
-    """Everything of one camera from configure to cleanup; `open` and `close` its input in between.
+class Camera:
+    """Everything of one camera from configure to cleanup; ``open`` and ``close`` its input in between.
 
-    :param name: of the camera, as in the parameter `cameras`.
-    :ivar last_arrival_ns: when the last image that was computed with came, on the `time.monotonic_ns` clock.
+    The executor's thread opens, closes, changes and admits; the worker's begins, finishes and prepares; both may drop.
+
+    :param name: of the camera, as in the parameter ``cameras``.
+    :ivar last_arrival_ns: when the last image that was computed with came, on the ``time.monotonic_ns`` clock.
     :ivar last_shape: (height, width) of the last frame that was processed.
+    :ivar idle: why no images are expected ("disabled by ~/enable"); None while they are.
     """
 
     def __init__(self, node: LifecycleNode, name: str, model: DEQFlow, settings: Settings) -> None:
         self.name = name
         self.prefix = f"~/{name}/" if name else "~/"
-        self.health = CameraHealth(node.resolve_topic_name(f"{self.prefix}image"))
-        self.health.idle = "the node is not active"
+        self.idle: str | None = "the node is not active"
         self.estimator = FlowEstimator(model, **settings.of_estimator())
         self.last_arrival_ns = 0
         self.last_shape: tuple[int, int] | None = None
         self._node = node
-        # A logger of its own, so that throttling one camera's words does not swallow another's.
-        self._logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._settings = self._applied = settings
         self._input: CameraInput | None = None
-        # Asked for by the executor's thread, done by the worker's: the last one, as all are done with the next frame.
+        # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
         self._logged_scale = settings.max_scale
-        self._rate = RateLimit()
-        self._accounts = FrameAccounts(str(model.device), settings.direction, name, self.health)
-        self._statistics = node.create_lifecycle_publisher(
-            DiagnosticArray,
-            f"{self.prefix}statistics",
-            QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE),
-            qos_overriding_options=QoSOverridingOptions(OVERRIDABLE),
-        )
-        try:
-            self._outputs = FlowOutputs(node, self.prefix)
-        except Exception:  # a QoS override that cannot be read, for example
-            node.destroy_lifecycle_publisher(self._statistics)
-            raise
+        self._accounts = FrameAccounts(str(model.device), settings.direction, name)
+        self._outputs = FlowOutputs(node, self.prefix)
+        self._logger = self._outputs.logger
 
     def destroy(self) -> None:
         """Free the publishers; the input is to be closed before."""
         self._outputs.destroy()
-        self._node.destroy_lifecycle_publisher(self._statistics)
 
-    # Executor's thread
+    def open(self, take: Callable[[Camera, ReceivedFrame], None]) -> set[str]:
+        """Subscribe.
 
-    def open(self, on_frame: Callable[[ReceivedFrame], None]) -> set[str]:
-        """Subscribe; `on_frame` is called with each frame that is to be processed. Returns the topics it may be on."""
-        self._on_frame = on_frame
-        self.health.idle = None
-        self._input = CameraInput(self._node, self.prefix, self._settings, self.health, self._logger, self._on_image)
+        :param take: called with each frame that comes.
+        :returns: the topics that they may come on.
+        """
+        self.idle = None
+        self._input = CameraInput(self._node, self.prefix, self._settings, self._logger, partial(take, self))
         return self._input.topics()
 
     def close(self, reason: str) -> None:
-        """Unsubscribe; the stream starts anew with the next `open`, for this reason."""
+        """Unsubscribe; the stream starts anew with the next ``open``, for this reason."""
         if self._input is not None:
             self._input.close()
             self._input = None
-        self.health.idle = reason
+        self.idle = reason
         self.reset(reason)
 
     def reset(self, reason: str) -> None:
@@ -139,29 +110,24 @@ class CameraStream:
         """Work with other settings from the next frame on."""
         self._settings = settings
         if self._input is not None:
-            self._input.silence_warning_s = settings.silence_warning_s
+            self._input.settings = settings
 
-    def _on_image(self, message: ImageMessage, arrival_ns: int, lost_before: int) -> None:
-        self._accounts.received(lost_before)
-        frame = ReceivedFrame(self, message, arrival_ns, self._age_ms(message.header.stamp, arrival_ns))
-        if self._rate.passes(arrival_ns, self._settings.max_rate_hz):
-            self._on_frame(frame)
-        else:
+    def admits(self, frame: ReceivedFrame) -> bool:
+        """Whether a frame that came is to be processed; if not, it has its account."""
+        self._accounts.received(frame.lost_before)
+        if frame.too_soon:
             self.drop(frame, RATE_LIMITED)
+        return not frame.too_soon
 
-    def _age_ms(self, stamp: Time, arrival_ns: int) -> float | None:
-        now_ns = self._node.get_clock().now().nanoseconds
-        if not now_ns:
-            return None  # simulated time has not begun
-        return (now_ns - (time.monotonic_ns() - arrival_ns) - convert.stamp_to_ns(stamp)) * 1e-6
-
-    # Any thread
+    def status(self, name: str) -> DiagnosticStatus:
+        """How the camera has been doing, for ``/diagnostics``."""
+        topic = self._node.resolve_topic_name(f"{self.prefix}image")
+        silence = self._input.silence if self._input else None
+        return camera_status(name, topic, self._accounts.window(), self.idle, silence)
 
     def drop(self, frame: ReceivedFrame, reason: str) -> None:
         """The account of a frame that gives no flow."""
         self._publish_account(frame, self._accounts.dropped(frame.message.header, reason, frame.age_ms))
-
-    # Worker's thread
 
     def begin(self, frame: ReceivedFrame, time_limit_ms: float | None) -> Attempt | None:
         """What the estimator is to be asked for a frame; None where the frame cannot be used: it has its account."""
@@ -169,50 +135,44 @@ class CameraStream:
         try:
             settings = self._apply_changes()
             whole = convert.image_to_rgb(frame.message)
-            rgb = _region(whole, settings.roi)
+            rgb = whole if settings.roi == WHOLE else convert.region(whole, settings.roi)
             start_ns, latency_from = self._budget_start(frame, settings.latency_from)
-            stamp_ns = convert.stamp_to_ns(frame.message.header.stamp)
-            request = UpdateRequest(self.estimator, rgb, stamp_ns, start_ns, time_limit_ms)
+            request = UpdateRequest(self.estimator, rgb, frame.stamp_ns, start_ns, time_limit_ms)
             self._reset_if_another_source(frame.message)
         except Exception as error:
             self.fail(frame, error)
             return None
         # Only images that take time take a share of it from other cameras.
         self.last_arrival_ns, self.last_shape = frame.arrival_ns, rgb.shape[:2]
-        return Attempt(frame, settings, whole.shape[:2], request, begun_ns, time.monotonic_ns(), latency_from)
+        return Attempt(self, frame, settings, whole.shape[:2], request, begun_ns, time.monotonic_ns(), latency_from)
 
     def finish(self, attempt: Attempt, result: FlowResult | None) -> None:
         """Publish what the estimator made of a frame, and the frame's account."""
         frame, header = attempt.frame, attempt.frame.message.header
-        previous, self._previous = self._previous, frame.message
-        self._last = result
+        previous, self._previous, self._last = self._previous, frame.message, result
         if result is None:
             reason = self.estimator.reset_reason or "start"
-            self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
-            return
+            return self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
         assert previous is not None
         estimated_ns = time.monotonic_ns()
         try:
             self._publish(attempt, result, previous)
         except Exception as error:
-            self.fail(frame, error)
-            return
+            return self.fail(frame, error)
         self._report(result.info)
-        stages = {
-            "wait": attempt.begun_ns - frame.arrival_ns,
-            "convert": attempt.converted_ns - attempt.begun_ns,
-            "publish": time.monotonic_ns() - estimated_ns,
+        stage_ms = {
+            "wait": (attempt.begun_ns - frame.arrival_ns) * 1e-6,
+            "convert": (attempt.converted_ns - attempt.begun_ns) * 1e-6,
+            "publish": (time.monotonic_ns() - estimated_ns) * 1e-6,
         }
-        stage_ms = {name: value * 1e-6 for name, value in stages.items()}
-        self._publish_account(
-            frame, self._accounts.processed(header, result.info, stage_ms, frame.age_ms, attempt.latency_from)
-        )
+        account = self._accounts.processed(header, result.info, stage_ms, frame.age_ms, attempt.latency_from)
+        return self._publish_account(frame, account)
 
     def fail(self, frame: ReceivedFrame, error: Exception) -> None:
         """The account of a frame that something went wrong with.
 
-        A ValueError means that the image cannot be used as things are; the stream stays as it was. Anything else must
-        not end the stream either, but what it left in the estimator is unknown.
+        A ValueError means that the image cannot be used as things are; the stream stays as it was. After anything else
+        what is left in the estimator is unknown.
         """
         if isinstance(error, ValueError):
             self._logger.warning(f"cannot use the image: {error}", throttle_duration_sec=5.0)
@@ -223,14 +183,14 @@ class CameraStream:
     def give_up(self, frame: ReceivedFrame, error: Exception) -> None:
         """End the work on a frame after an error in it that nobody expected: its account, unless it has had it."""
         if not frame.accounted:
-            self.drop(frame, _named(error))
+            self.drop(frame, f"{type(error).__name__}: {error}")
         self.recover(error)
 
     def recover(self, error: Exception) -> None:
         """Start the stream anew after an error that nobody expected."""
         trace = "".join(traceback.format_exception(error))
         self._logger.error(f"a frame failed:\n{trace}", throttle_duration_sec=5.0)
-        self._reset_now(f"a frame failed ({_named(error)})")
+        self._reset_now(f"a frame failed ({type(error).__name__}: {error})")
 
     def prepare(self) -> None:
         """Do what the next pair needs and its frame does not."""
@@ -241,12 +201,9 @@ class CameraStream:
 
     def snapshot(self) -> Snapshot | None:
         """Copies of the last pair and the state, with its flow; None where there is no stream yet."""
-        arrays = self.estimator.snapshot()
-        if not arrays:
-            return None
-        flow, residual = (self._last.flow, self._last.residual) if self._last is not None else (None, None)
-        info = vars(self._last.info) if self._last is not None else {}
-        return Snapshot(arrays, flow, residual, {"camera": self.name, "info": info})
+        arrays, last = self.estimator.snapshot(), self._last
+        flow, residual, info = (None, None, {}) if last is None else (last.flow, last.residual, vars(last.info))
+        return Snapshot(arrays, flow, residual, {"camera": self.name, "info": info}) if arrays else None
 
     def _apply_changes(self) -> Settings:
         """Take over what other threads have asked for since the last frame: settings, a reset."""
@@ -266,13 +223,13 @@ class CameraStream:
         """Nobody pays for it while nobody subscribes to it."""
         wanted = "uncertainty" in self._outputs.wanted()
         if wanted and self.estimator.model.uncertainty is None:
-            self._logger.warning(
+            text = (
                 f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head "
                 "for it; those that ship have one, and python -m training.train --recipe uncertainty --init WEIGHTS "
-                "adds one to others",
-                once=True,
+                "adds one to others"
             )
-        elif wanted != self.estimator.settings.uncertainty:
+            self._logger.warning(text, once=True)
+        elif wanted != self.estimator.stream.settings.uncertainty:
             self.estimator.change(uncertainty=wanted)
 
     def _budget_start(self, frame: ReceivedFrame, latency_from: str) -> tuple[int, str]:
@@ -292,40 +249,28 @@ class CameraStream:
 
     def _reset_if_another_source(self, message: ImageMessage) -> None:
         """The estimator sees only pixels and stamps; that another camera took over the topic shows in the message."""
-        if self._previous is None:
-            return
-        before, now = _source(self._previous), _source(message)
-        changed = [name for name in now if now[name] != before.get(name, now[name])]
-        if changed:
+        before, now = _source(self._previous or message), _source(message)
+        if changed := [name for name in now if now[name] != before[name]]:
             self._reset_now(", ".join(f"{name} changed from {before[name]!r} to {now[name]!r}" for name in changed))
 
     def _reset_now(self, reason: str) -> None:
-        self._previous = None
         self.estimator.reset(reason)
+        self._previous = None
 
     def _publish(self, attempt: Attempt, result: FlowResult, previous: ImageMessage) -> None:
         """With the header of the image on whose pixels the flow lives."""
-        settings, source, message = attempt.settings, self._input, attempt.frame.message
-        elapsed_s = (result.info.stamp_ns - result.info.previous_stamp_ns) * 1e-9
-        header = previous.header
-        if result.info.direction == "backward":
-            header, elapsed_s = message.header, -elapsed_s  # it points to an image of before
+        info, source, header = result.info, self._input, previous.header
+        elapsed_s = (info.stamp_ns - info.previous_stamp_ns) * 1e-9
+        if info.direction == "backward":
+            header, elapsed_s = attempt.frame.message.header, -elapsed_s  # it points to an image of before
         options = OutputOptions(
-            units=settings.units,
-            output_scale=settings.output_scale,
-            points_stride=settings.points_stride,
-            color_max_px=settings.color_max_px,
-            compressed_format=settings.compressed_format,
-            jpeg_quality=settings.jpeg_quality,
-            roi=settings.roi,
             image_size=attempt.image_size,
             info_topic=(source and source.info_topic) or "camera_info",
             rectified=source is not None and source.rectified,
+            **{name: getattr(attempt.settings, name) for name in OPTIONS},
         )
-        camera_info = source.camera_info if source is not None else None
-        self._outputs.publish(
-            result.flow, result.residual, header, camera_info, elapsed_s, options, result.uncertainty
-        )
+        calibration = None if source is None else source.camera_info
+        self._outputs.publish(result.flow, result.residual, header, calibration, elapsed_s, options, result.uncertainty)
 
     def _report(self, info: FlowInfo) -> None:
         """Say what the budget costs: a smaller scale, or flow that comes late."""
@@ -345,25 +290,11 @@ class CameraStream:
     def _publish_account(self, frame: ReceivedFrame, account: DiagnosticArray) -> None:
         frame.accounted = True
         try:
-            self._statistics.publish(account)
+            self._outputs.publish_account(account)
         except Exception as error:  # one account that is lost must end neither the worker nor the executor
             self._logger.error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
 
 
-def _region(rgb: np.ndarray, roi: tuple[int, ...]) -> np.ndarray:
-    """The part of an (H, W, 3) image that is processed: (height, width, 3), contiguous."""
-    x, y, width, height = roi
-    if not width:
-        return rgb
-    if x + width > rgb.shape[1] or y + height > rgb.shape[0]:
-        raise ValueError(f"roi {list(roi)} reaches outside of the image, {rgb.shape[1]}x{rgb.shape[0]}")
-    return np.ascontiguousarray(rgb[y : y + height, x : x + width])
-
-
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _source(message: ImageMessage) -> dict[str, str]:
-    encoding = message.encoding if hasattr(message, "encoding") else message.format
-    return {"encoding": encoding, "frame_id": message.header.frame_id}
+    kind = message.encoding if hasattr(message, "encoding") else message.format
+    return {"encoding": kind, "frame_id": message.header.frame_id}

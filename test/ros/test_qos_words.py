@@ -8,7 +8,7 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-from deq_flow_ros.ros.watch import qos_mismatch, silence
+from deq_flow_ros.ros.qos import mismatch, silence
 
 IMAGE = "sensor_msgs/msg/Image"
 BEST_EFFORT, RELIABLE = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
@@ -38,7 +38,7 @@ def test_a_mismatch_names_topic_publisher_both_sides_and_the_cure(
     wanted, offered = qos(wanted_reliability, wanted_durability), qos(offered_reliability, offered_durability)
     unreliable = wanted_reliability == RELIABLE and offered_reliability == BEST_EFFORT
     forgetful = wanted_durability == TRANSIENT_LOCAL and offered_durability == VOLATILE
-    text = qos_mismatch(TOPIC, wanted, [publisher(offered)])
+    text = mismatch(TOPIC, wanted, [publisher(offered)])
     assert (text is not None) == (unreliable or forgetful)
     if text is None:
         return
@@ -54,16 +54,16 @@ def test_a_mismatch_names_topic_publisher_both_sides_and_the_cure(
 def test_of_several_publishers_only_those_that_do_not_match_are_named() -> None:
     """A second camera driver that nobody can hear is a fault, though images come."""
     offers = [publisher(qos(RELIABLE), "good"), publisher(qos(BEST_EFFORT), "bad")]
-    text = qos_mismatch(TOPIC, qos(RELIABLE), offers)
+    text = mismatch(TOPIC, qos(RELIABLE), offers)
     assert text is not None and "1 of 2 publishers cannot be received" in text
     assert "/robot/bad offers best_effort" in text and "/robot/good" not in text
-    assert qos_mismatch(TOPIC, qos(RELIABLE), []) is None
+    assert mismatch(TOPIC, qos(RELIABLE), []) is None
 
 
 def test_policies_beside_the_two_common_ones_are_named_with_their_cure() -> None:
     """A deadline that nobody promised is as deaf as a wrong reliability."""
     wanted = QoSProfile(depth=5, deadline=Duration(seconds=1))
-    text = qos_mismatch(TOPIC, wanted, [publisher(qos(RELIABLE))])
+    text = mismatch(TOPIC, wanted, [publisher(qos(RELIABLE))])
     assert text is not None and "deadline, but publisher does not" in text and "or for none, in the node's" in text
 
 

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The account of every frame of one camera: counted, worded as a message, and kept for as long as a window lasts.
+
+Whoever wants to know how the camera has been doing looks at the ``Window``; ``health.py`` puts it into words.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
+
+from deq_flow_ros.streaming.result import STATUS_NAME, SUPERSEDED, FlowInfo, pair_values
+
+RATE_LIMITED = "skipped to keep to max_rate_hz"
+BY_DESIGN = (SUPERSEDED, RATE_LIMITED)
+"""Reasons of drops that are no fault of the images; every other reason is one."""
+WINDOW_S = 10.0
+"""Length of the sliding window."""
+MAX_KINDS = 20
+"""Kinds of drops that are told apart; more go under ``OTHER``, so that a hostile camera cannot fill the memory."""
+OTHER = "other reasons"
+MAX_REASON = 200
+"""Characters kept of the reason why a stream starts; it may quote the camera."""
+OUTCOMES = ("processed", "first", "dropped")
+
+
+@lru_cache(maxsize=256)
+def kind_of(reason: str) -> str:
+    """A reason without what differs from frame to frame: numbers become N, quoted words '...', and it is cut short.
+
+    "expected 9216 bytes, got 9209" and "expected 9216 bytes, got 12" are of one kind.
+    """
+    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'", "'...'", reason[:200]))[:80].strip()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One frame: when it had its account, and what matters of it.
+
+    :ivar reason: why it was first; of a dropped one the kind of reason; else empty.
+    """
+
+    time_s: float
+    outcome: str
+    reason: str
+    age_ms: float | None
+    info: FlowInfo | None
+    stage_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What happened to one camera's frames within ``seconds``.
+
+    :ivar full: whether images have been coming for all of this time.
+    """
+
+    seconds: float
+    full: bool
+    received: int
+    lost: int
+    samples: Sequence[Sample]
+
+    @cached_property
+    def infos(self) -> list[FlowInfo]:
+        """Of the processed frames, oldest first."""
+        return [sample.info for sample in self.samples if sample.info is not None]
+
+    @cached_property
+    def ages_ms(self) -> list[float]:
+        """Of all frames whose age is known."""
+        return [sample.age_ms for sample in self.samples if sample.age_ms is not None]
+
+    @cached_property
+    def drops(self) -> Counter[str]:
+        """Dropped frames by kind of reason."""
+        return Counter(sample.reason for sample in self.samples if sample.outcome == "dropped")
+
+    @cached_property
+    def resets(self) -> list[str]:
+        """Why the stream started anew, oldest first: with a first frame, or with a pair whose state was of no use."""
+        resets = []
+        named = False  # the pair after a first frame has the reason of that once more
+        for sample in self.samples:
+            if sample.outcome == "first":
+                resets.append(sample.reason)
+                named = True
+            elif sample.info is not None:
+                if sample.info.reset_reason and not named:
+                    resets.append(sample.info.reset_reason)
+                named = False
+        return resets
+
+    @cached_property
+    def stage_means(self) -> dict[str, float]:
+        """Mean time by stage over all processed frames, in ms; a stage that a frame did not have counts as 0."""
+        totals: Counter[str] = Counter()
+        for sample in self.samples:
+            if sample.info is not None:
+                totals.update(sample.info.stage_ms)
+                totals.update(sample.stage_ms)
+        return {name: total / len(self.infos) for name, total in totals.items()}
+
+
+class FrameAccounts:
+    """Counts the frames of one camera by outcome, and words the account of each. Callable from any thread.
+
+    Frames received are processed, first, dropped, or still in hand; those lost never reached the node, the middleware
+    dropped them on the way. The values of an account are described in ``docs/node.md``.
+
+    :param device: what computes, "cpu" or "cuda:0".
+    :param camera: name, empty for the only one.
+    :param clock: seconds, for the window.
+    :ivar direction: of the flow that is asked for now, "forward" or "backward".
+    """
+
+    def __init__(
+        self,
+        device: str,
+        direction: str,
+        camera: str = "",
+        window_s: float = WINDOW_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.direction = direction
+        self._device, self._camera = device, camera
+        self._window_s, self._clock = window_s, clock
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(("received", *OUTCOMES, "lost"), 0)
+        self._started_s = clock()
+        self._arriving_since_s = 0.0
+        self._received: deque[tuple[float, int]] = deque()  # when, and how many were lost before it
+        self._samples: deque[Sample] = deque()
+        self._kinds: set[str] = set()
+
+    def received(self, lost_before: int) -> None:
+        """A frame came in, after some that were lost in the middleware."""
+        now_s = self._clock()
+        with self._lock:
+            self._counts["received"] += 1
+            self._counts["lost"] += lost_before
+            while self._received and self._received[0][0] < now_s - self._window_s:
+                self._received.popleft()
+            if not self._received:  # they begin to come, at the start or after silence
+                self._arriving_since_s = now_s
+            self._received.append((now_s, lost_before))
+
+    def first(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
+        """The account of a frame that starts a stream, so there is no pair yet.
+
+        :param reason: why it starts.
+        :param age_ms: from the frame's stamp to its arrival by the ROS clock; None where it was not measured.
+        """
+        return self._account(header, "first", f"stream starts: {reason}", {"reason": reason}, age_ms)
+
+    def dropped(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
+        """The account of a frame that gave no flow and takes no part in that of others."""
+        return self._account(header, "dropped", f"dropped: {reason}", {"reason": reason}, age_ms, DiagnosticStatus.WARN)
+
+    def processed(
+        self,
+        header: Header,
+        info: FlowInfo,
+        stage_ms: Mapping[str, float],
+        age_ms: float | None = None,
+        latency_from: str = "arrival",
+    ) -> DiagnosticArray:
+        """The account of a frame that gave flow.
+
+        :param stage_ms: the node's own stages, beside those of the estimator.
+        :param latency_from: where latency and budget count from, "arrival" or "stamp".
+        """
+        level = DiagnosticStatus.OK
+        message = f"{info.iterations} iterations, {info.residual_px:.3f} px residual, {info.latency_ms:.1f} ms"
+        if info.over_budget:
+            level, message = DiagnosticStatus.WARN, f"over the budget of {info.budget_ms:g} ms: {message}"
+        if info.stop_reason == "diverged":
+            level, message = DiagnosticStatus.ERROR, f"the solver diverged: {message}"
+        values = pair_values(info, {**info.stage_ms, **stage_ms}) | {"latency_from": latency_from}
+        return self._account(header, "processed", message, values, age_ms, level, info, stage_ms)
+
+    def window(self) -> Window:
+        """What happened within the window that ends now."""
+        now_s = self._clock()
+        oldest_s = now_s - self._window_s
+        with self._lock:
+            received = [entry for entry in self._received if entry[0] >= oldest_s]
+            samples = [sample for sample in self._samples if sample.time_s >= oldest_s]
+            full = bool(received) and self._arriving_since_s <= oldest_s
+        seconds = max(1e-3, min(self._window_s, now_s - self._started_s))
+        return Window(seconds, full, len(received), sum(lost for _, lost in received), samples)
+
+    def _account(
+        self,
+        header: Header,
+        outcome: str,
+        message: str,
+        values: Mapping[str, str],
+        age_ms: float | None,
+        level: bytes = DiagnosticStatus.OK,
+        info: FlowInfo | None = None,
+        stage_ms: Mapping[str, float] | None = None,
+    ) -> DiagnosticArray:
+        pairs = {
+            "camera": self._camera,
+            "outcome": outcome,
+            "reason": "",
+            "image1_stamp_ns": "",
+            "image2_stamp_ns": str(header.stamp.sec * 1_000_000_000 + header.stamp.nanosec),
+            "age_ms": "" if age_ms is None else f"{age_ms:.3f}",
+            "direction": self.direction,
+            **values,
+        }
+        now_s, reason = self._clock(), pairs["reason"]
+        with self._lock:
+            self._counts[outcome] += 1
+            pairs.update({f"frames_{name}": str(count) for name, count in self._counts.items()})
+            kept = self._kind(reason) if outcome == "dropped" else reason[:MAX_REASON]
+            self._samples.append(Sample(now_s, outcome, kept, age_ms, info, stage_ms or {}))
+            while self._samples[0].time_s < now_s - self._window_s:
+                self._samples.popleft()
+        name = f"{STATUS_NAME} {self._camera}".rstrip()
+        return DiagnosticArray(header=header, status=[status_of(level, name, message, self._device, pairs)])
+
+    def _kind(self, reason: str) -> str:
+        kind = reason if reason in BY_DESIGN else kind_of(reason)
+        if kind in self._kinds or len(self._kinds) < MAX_KINDS:
+            self._kinds.add(kind)
+            return kind
+        return OTHER
+
+
+def status_of(level: bytes, name: str, message: str, hardware_id: str, values: Mapping[str, str]) -> DiagnosticStatus:
+    """A ``diagnostic_msgs/DiagnosticStatus`` with these values."""
+    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=hardware_id)
+    status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
+    return status

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality of service: what ROS's own overrides set of it, and why nothing arrives on a topic.
+
+``offers`` are what ``Node.get_publishers_info_by_topic`` returns. Which qualities of service match is rclpy's knowledge
+(``rclpy.qos.qos_check_compatible``), not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSCompatibility, QoSPolicyKind, QoSProfile, qos_check_compatible, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+"""What ROS's own ``qos_overrides`` parameters may set of the node's topics."""
+
+# By a word of rclpy's reasons ("Best effort publisher and reliable subscription", ...).
+_REMEDIES = {
+    "reliable subscription": "set the parameter qos_reliability to best_effort, or let the publisher be reliable",
+    "transient local subscription": "ask for volatile in the node's qos_overrides, or let the publisher be so as well",
+    "deadline": "ask for a longer deadline, or for none, in the node's qos_overrides",
+    "liveliness": "ask for less liveliness in the node's qos_overrides",
+}
+
+
+def sensor_data() -> QoSProfile:
+    """The sensor data profile, one of its own: QoS overrides are written into the profile given."""
+    return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=qos_profile_sensor_data.reliability)
+
+
+def given_overrides(node: Node) -> Mapping[str, Any]:
+    """The parameters that were given to a node at start, known or not; rclpy offers no public way to ask."""
+    return getattr(node, "_parameter_overrides", {})
+
+
+def override_options(node: Node, topic: str) -> QoSOverridingOptions:
+    """ROS's QoS overrides of a subscription, ``qos_overrides.TOPIC.subscription.POLICY``, as far as they are given.
+
+    The others are not declared: such a parameter can never be changed again, and what it first was would stand in the
+    way of ``qos_reliability`` and ``qos_depth`` in the next configure.
+    """
+    given, start = given_overrides(node), f"qos_overrides.{topic}.subscription."
+    return QoSOverridingOptions([kind for kind in OVERRIDABLE if f"{start}{kind.name.lower()}" in given])
+
+
+def unused_overrides(node: Node, inputs: Iterable[str]) -> list[str]:
+    """A line for each ``qos_overrides`` parameter given at start that none of the node's topics takes.
+
+    :param inputs: full names of the topics that the node may subscribe to; those of its publishers it knows itself.
+    """
+    policies = [kind.name.lower() for kind in OVERRIDABLE]
+    taken = {f"qos_overrides.{topic}.subscription.{policy}" for topic in inputs for policy in policies}
+    return [
+        f"{name!r} changes nothing: expected qos_overrides.TOPIC.{{publisher,subscription}}.{{{','.join(policies)}}} "
+        "with the full name of a topic of this node"
+        for name in given_overrides(node)
+        if name.startswith("qos_overrides.") and not node.has_parameter(name) and name not in taken
+    ]
+
+
+def mismatch(topic: str, wanted: QoSProfile, offers: Sequence[TopicEndpointInfo]) -> str | None:
+    """What a subscription that asks for ``wanted`` cannot receive because of its quality of service; None if nothing.
+
+    The text names the topic, each publisher that does not match, what it offers, what was wanted, and what to change.
+    """
+    mismatches = [(offer, reason) for offer in offers if (reason := _incompatible(offer.qos_profile, wanted))]
+    if not mismatches:
+        return None
+    if len(mismatches) == len(offers):
+        which = "nothing can arrive"
+    else:
+        which = f"{len(mismatches)} of {len(offers)} publishers cannot be received"
+    offered = "; ".join(
+        f"{_name(offer)} offers {words_of(offer.qos_profile)} ({reason})" for offer, reason in mismatches
+    )
+    reasons = " ".join(reason for _, reason in mismatches)
+    remedies = [remedy for word, remedy in _REMEDIES.items() if word in reasons]
+    return f"{which} on {topic}: wanted {words_of(wanted)}, but {offered}; {'; '.join(remedies)}"
+
+
+def silence(
+    topic: str, expected_type: str, offers: Sequence[TopicEndpointInfo], seconds: float, wanted: QoSProfile
+) -> str:
+    """Why no message has come on ``topic`` for ``seconds``: no publisher, another type than ``expected_type``
+    ("sensor_msgs/msg/Image"), a quality of service that does not match ``wanted``, or none of these.
+    """
+    start = f"no image for {seconds:.0f} s"
+    if not offers:
+        return (
+            f"{start}: nobody publishes {topic}; start the camera, or remap the node's input to the topic that it "
+            "publishes (`ros2 topic list -t` shows them; none at all means another ROS_DOMAIN_ID or network)"
+        )
+    fitting = [offer for offer in offers if offer.topic_type == expected_type]
+    if not fitting:
+        types = ", ".join(f"{_name(offer)} publishes {offer.topic_type}" for offer in offers)
+        return f"{start}: expected {expected_type} on {topic}, but {types}; remap the node's input to an image topic"
+    if (reason := mismatch(topic, wanted, fitting)) is not None:
+        return f"{start}: {reason}"
+    names = ", ".join(_name(offer) for offer in fitting)
+    return (
+        f"{start}: {names} publishes {topic} but nothing arrives; either it sends nothing (`ros2 topic hz {topic}`), "
+        "or images are lost on the way: start the camera with this package's config/fastdds.xml, and see that /dev/shm "
+        "and the network have room for them"
+    )
+
+
+def words_of(profile: QoSProfile) -> str:
+    """A quality of service in words: "reliable, volatile"."""
+    return f"{profile.reliability.name.lower()}, {profile.durability.name.lower()}"
+
+
+def _incompatible(offered: QoSProfile, wanted: QoSProfile) -> str:
+    """Why the two do not match, empty if they do; a mere warning (policies left to the middleware) is a match."""
+    compatibility, reason = qos_check_compatible(offered, wanted)
+    if compatibility != QoSCompatibility.ERROR:
+        return ""
+    parts = (part.strip() for part in reason.split(";"))
+    return ", ".join(part.removeprefix("ERROR: ") for part in parts if part.startswith("ERROR: "))
+
+
+def _name(offer: TopicEndpointInfo) -> str:
+    """Full name of a publisher's node; a bare DDS application has none, a new publisher's is not known at once."""
+    name = f"{offer.node_namespace.rstrip('/')}/{offer.node_name}"
+    return "a publisher of unknown node" if name == "/" or "_NODE_NAME_UNKNOWN_" in name else name

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of cameras in the worker of `flow_node`: who takes part, who fails, and how time is shared."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+import torch
+from node_parts import MS, Said, configured_node, deliver, image
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import Image
+
+from deq_flow_ros.model import SIZES, DEQFlow
+from deq_flow_ros.ros import convert, worker
+from deq_flow_ros.ros.accounts import FrameAccounts
+from deq_flow_ros.ros.camera import Camera
+from deq_flow_ros.ros.camera_input import ReceivedFrame
+from deq_flow_ros.ros.flow_node import FlowNode
+from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.worker import FrameWorker
+from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest, update_together
+
+NOW_NS = 5_000_000_000
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def received(value: int) -> ReceivedFrame:
+    message = image(value)
+    return ReceivedFrame(message, NOW_NS, message.header.stamp.nanosec)
+
+
+@pytest.fixture
+def cameras() -> Iterator[tuple[LifecycleNode, list[Camera]]]:
+    """A node with two cameras of one model, neither of them open."""
+    rclpy.init()
+    node = LifecycleNode("flow_node")
+    Settings.declare(node)
+    settings = replace(Settings(), latency_budget_ms=0.0, max_iterations=1)
+    model = DEQFlow(replace(SIZES["nano"], uncertainty_dim=8)).eval()
+    both = [Camera(node, name, model, settings) for name in ("first", "second")]
+    yield node, both
+    for camera in both:
+        camera.destroy()
+    node.destroy_node()
+    rclpy.shutdown()
+
+
+@pytest.fixture
+def node() -> Iterator[FlowNode]:
+    """An active node of one camera."""
+    with configured_node() as node:
+        node.trigger_activate()
+        yield node
+
+
+def test_a_batch_that_fails_costs_only_the_frame_that_made_it_fail(
+    cameras: tuple[LifecycleNode, list[Camera]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU two cameras are one batch: an error of one image must not lose the other camera's."""
+
+    def failing(requests: list[UpdateRequest]) -> list[FlowResult | None]:
+        if any(request.frame.max() == 255 for request in requests):
+            raise RuntimeError("out of memory")
+        return update_together(requests)
+
+    node, (good, bad) = cameras
+    said = Said(node, monkeypatch)
+    monkeypatch.setattr(worker, "update_together", failing)
+    together = FrameWorker([good, bad], GPU, 0.0)
+    together.process([(good, received(7)), (bad, received(255))])
+    together.stop()
+    assert said.messages == {
+        "/flow_node/first/statistics": ["stream starts: a frame failed (RuntimeError: out of memory)"],
+        "/flow_node/second/statistics": ["dropped: RuntimeError: out of memory"],
+    }
+
+
+STARTS, DROPPED, FLOW = "stream starts", "dropped", "1 iterations"
+IN_BEGIN, IN_FINISH = (convert, "image_to_rgb"), (FrameAccounts, "processed")
+IN_PREPARE, IN_RESET = (FlowEstimator, "prepare"), (FlowEstimator, "reset")
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([IN_BEGIN], [STARTS, DROPPED, STARTS, FLOW]),
+        ([IN_FINISH], [STARTS, DROPPED, STARTS, FLOW]),
+        ([IN_PREPARE], [STARTS, FLOW, STARTS, FLOW]),
+        ([IN_FINISH, IN_RESET], [STARTS, DROPPED, FLOW, FLOW]),
+    ],
+    ids=["begin", "finish", "prepare", "finish and reset"],
+)
+def test_an_error_that_nobody_expected_costs_one_frame_and_is_told(
+    node: FlowNode,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    places: list[tuple[Any, str]],
+    expected: list[str],
+) -> None:
+    """Wherever it comes from, the worker goes on, each image has one account, and the log says where it was."""
+    said = Said(node, monkeypatch)
+
+    def send(*values: int) -> None:
+        for value in values:
+            deliver(node, image(value))
+            said.wait_for(value)
+            node.worker.call(lambda: None, 10.0)  # behind what follows the account
+
+    def fail(*arguments: object) -> None:
+        raise KeyError("nobody expected this")
+
+    send(1)
+    with monkeypatch.context() as patch:
+        for place in places:
+            patch.setattr(*place, fail)
+        send(2)
+    send(3, 4)
+    assert [re.split("[:,]", message)[0] for message in said.all()] == expected
+    counted = {name: int(said.last[f"frames_{name}"]) for name in ("received", "processed", "first", "dropped")}
+    assert counted.pop("received") == sum(counted.values()) == 4
+    log = capfd.readouterr().err
+    assert "KeyError: 'nobody expected this'" in log and "in fail" in log
+
+
+def test_an_account_that_cannot_be_published_ends_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker thread is not started again: one failure of the middleware would stop the flow for good."""
+
+    def fail(message: str) -> None:
+        if "dropped" in message:
+            raise RuntimeError("the middleware failed")
+
+    with configured_node("max_rate_hz:=20.0") as node:
+        node.trigger_activate()
+        said = Said(node, monkeypatch)
+        said.failing = fail
+        deliver(node, Image())  # dropped as empty, by the worker
+        deliver(node, image(1))  # dropped as too soon, in the executor's thread
+        said.wait_for(2)
+        time.sleep(0.06)
+        deliver(node, image(2))
+        said.wait_for(3)
+    kinds = [message.split(":")[0] for message in said.all()]
+    assert kinds == ["dropped", "dropped", "stream starts"]
+
+
+def test_resets_asked_for_while_no_image_comes_are_one(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that calls ~/reset for hours must not fill the memory; the last reason is the one that is told."""
+    said = Said(node, monkeypatch)
+    for number in range(1000):
+        node.cameras[0].reset(f"reason {number}")
+    for value in (1, 2):
+        deliver(node, image(value))
+        said.wait_for(value)
+    assert said.all()[0] == "stream starts: reason 999" and said.all()[1].startswith(FLOW)
+
+
+def test_the_worker_begins_with_the_newest_of_frames_that_have_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor makes way for the worker at once, but not with a frame that newer ones may stand behind."""
+    pauses: list[float] = []
+    clock = SimpleNamespace(monotonic_ns=lambda: NOW_NS, sleep=pauses.append)
+    monkeypatch.setattr(worker, "time", clock)
+    camera = SimpleNamespace(name="", admits=lambda frame: True, begin=lambda frame, limit_ms: None)
+    alone = FrameWorker([], CPU, 0.0)
+    try:
+        for waited_ms, expected in ((100, 0), (1, 1), (100, 1)):
+            alone.take(camera, ReceivedFrame(Image(), NOW_NS - waited_ms * MS, 0))
+            alone.call(lambda: None, 5.0)  # the frame is done
+            assert len(pauses) == expected
+    finally:
+        alone.stop()
+
+
+def test_cameras_that_deliver_share_the_budget() -> None:
+    """One camera that used all of the budget would leave none to the other; a silent one needs no share."""
+    cameras = [SimpleNamespace(name=name, last_arrival_ns=0, last_shape=None) for name in ("first", "second")]
+    both = FrameWorker(cameras, CPU, 90.0)
+    now_ns = time.monotonic_ns()
+    for ages_s, limit_ms in (((0.0, 0.1), 45.0), ((0.0, 1.1), None), ((5.0, 0.0), 45.0), ((5.0, 5.0), None)):
+        for camera, age_s in zip(cameras, ages_s, strict=True):
+            camera.last_arrival_ns = now_ns - round(age_s * 1e9)
+        assert both.time_limit_ms(cameras[:1]) == limit_ms
+    for camera in cameras:
+        camera.last_arrival_ns = now_ns
+    both.latency_budget_ms = 0.0
+    assert both.time_limit_ms(cameras[:1]) is None
+    both.stop()
+
+
+def test_images_that_cannot_be_used_take_no_share_of_the_budget(
+    cameras: tuple[LifecycleNode, list[Camera]],
+) -> None:
+    """They take no time either."""
+    camera = cameras[1][0]
+    assert camera.begin(ReceivedFrame(Image(encoding="none"), NOW_NS, 0), None) is None
+    assert camera.last_arrival_ns == 0
+    assert camera.begin(received(1), None) is not None and camera.last_arrival_ns == NOW_NS

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When an image came, and whether it came too soon: from times alone."""
+
+import random
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2")
+from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, RateLimit, arrival
+
+MS = 1_000_000
+WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("received_ns", "waited_ns"),
+    [
+        (WALL_NS - 7 * MS, 7 * MS),
+        (WALL_NS, 0),
+        (WALL_NS - MAX_WAIT_NS, MAX_WAIT_NS),
+        (0, 0),
+        (-1, 0),
+        (WALL_NS + 1, 0),
+        (WALL_NS - MAX_WAIT_NS - 1, 0),
+    ],
+    ids=["waited", "at once", "longest", "no time given", "invalid", "clock set back", "clock set forward"],
+)
+def test_only_a_wait_that_can_be_counts_against_the_budget(received_ns: int, waited_ns: int) -> None:
+    """Cyclone DDS gives no time of reception: taken for a wait of a second, every deadline would be past."""
+    assert arrival(received_ns, WALL_NS, NOW_NS) == NOW_NS - waited_ns
+
+
+def test_a_rate_limit_keeps_its_rate_and_forgives_jitter() -> None:
+    """A limit at the camera's own rate must let its images pass, although none comes exactly in time."""
+    rng = random.Random(0)
+    times = [round(1e9 * (number / 30 + rng.uniform(-0.01, 0.01))) for number in range(1, 3000)]
+    for rate_hz, share in ((0.0, 1.0), (30.0, 1.0), (20.0, 2 / 3), (1.0, 1 / 30)):
+        limit = RateLimit()
+        passed = sum(limit.passes(time_ns, rate_hz) for time_ns in times)
+        assert passed == pytest.approx(share * len(times), rel=0.02), rate_hz
