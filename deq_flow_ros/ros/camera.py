@@ -17,6 +17,7 @@ from functools import partial
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.accounts import RATE_LIMITED, FrameAccounts
@@ -66,13 +67,13 @@ class Camera:
         self.prefix = f"~/{name}/" if name else "~/"
         self.idle: str | None = "the node is not active"
         self.estimator = FlowEstimator(model, **settings.of_estimator())
-        self.last_arrival_ns = 0
-        self.last_shape: tuple[int, int] | None = None
+        self.last_arrival_ns, self.last_shape = 0, (0, 0)
         self._node = node
         self._settings = self._applied = settings
         self._input: CameraInput | None = None
         # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
+        self._levels = Levels()
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
         self._logged_scale = settings.max_scale
@@ -134,7 +135,7 @@ class Camera:
         begun_ns = time.monotonic_ns()
         try:
             settings = self._apply_changes()
-            whole = convert.image_to_rgb(frame.message)
+            whole = convert.image_to_rgb(frame.message, self._levels)
             rgb = whole if settings.roi == WHOLE else convert.region(whole, settings.roi)
             start_ns, latency_from = self._budget_start(frame, settings.latency_from)
             request = UpdateRequest(self.estimator, rgb, frame.stamp_ns, start_ns, time_limit_ms)
@@ -295,6 +296,5 @@ class Camera:
             self._logger.error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
 
 
-def _source(message: ImageMessage) -> dict[str, str]:
-    kind = message.encoding if hasattr(message, "encoding") else message.format
-    return {"encoding": kind, "frame_id": message.header.frame_id}
+def _source(image: ImageMessage) -> dict[str, str]:
+    return {"encoding": getattr(image, "encoding", "") or getattr(image, "format", ""), "frame_id": image.header.frame_id}
