@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One camera of ``flow_node``: its stream, its outputs, and the account of each of its frames.
 
-The camera's input hands a message to the worker (executor's thread), where ``begin`` makes an array of it, and
-``finish`` publishes what the estimator made of it.
+Its input hands a message to the worker, where ``begin`` makes an array of it, and ``finish`` publishes the flow.
 """
 
 from __future__ import annotations
@@ -152,8 +151,8 @@ class Camera:
         frame, header = attempt.frame, attempt.frame.message.header
         previous, self._previous, self._last = self._previous, frame.message, result
         if result is None:
-            reason = self.estimator.reset_reason or "start"
-            return self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
+            account = self._accounts.first(header, self.estimator.reset_reason or "start", frame.age_ms)
+            return self._publish_account(frame, account)
         assert previous is not None
         estimated_ns = time.monotonic_ns()
         try:
@@ -296,5 +295,6 @@ class Camera:
             self._logger.error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
 
 
-def _source(image: ImageMessage) -> dict[str, str]:
-    return {"encoding": getattr(image, "encoding", "") or getattr(image, "format", ""), "frame_id": image.header.frame_id}
+def _source(message: ImageMessage) -> dict[str, str]:
+    kind = getattr(message, "encoding", "") or getattr(message, "format", "")
+    return {"encoding": kind, "frame_id": message.header.frame_id}
