@@ -16,13 +16,14 @@ from rich.filesize import decimal
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.frame import Frame, MediaError
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.streaming.result import STATUS_NAME
 
 IMAGE_TOPIC = "/camera/image_raw"
 FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
     f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
 )
 TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
+STATUS_NAME = "deq_flow_ros: flow"
+"""What the account of a frame is called on ``STATISTICS_TOPIC``; the name of a camera follows, where there is one."""
 RECORDED_BYTES = 19
 """Per pixel and frame of what the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
 

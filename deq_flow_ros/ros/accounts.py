@@ -17,7 +17,8 @@ from functools import cached_property, lru_cache
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
-from deq_flow_ros.streaming.result import STATUS_NAME, SUPERSEDED, FlowInfo, pair_values
+from deq_flow_ros.recordings.flow_bag import STATUS_NAME
+from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
 RATE_LIMITED = "skipped to keep to max_rate_hz"
 BY_DESIGN = (SUPERSEDED, RATE_LIMITED)

@@ -11,8 +11,6 @@ import numpy as np
 
 from deq_flow_ros.streaming.matching import why_not_carried
 
-STATUS_NAME = "deq_flow_ros: flow"
-"""What the account of a frame is called where it is sent; the name of a camera follows, where there is one."""
 SUPERSEDED = "superseded by a newer frame"
 """Why a frame is dropped when a newer one comes while the frame before is processed."""
 
