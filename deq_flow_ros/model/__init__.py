@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow model: encoders, correlation, update operators, upsampling, sizes and weights. Knows images, not time."""
+"""The flow model: encoders, correlation, update operators, upsampling, sizes and weights.
+
+This package deals with pairs of images. It does not deal with time or streams.
+"""
 
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow, FlowProblem, update_px, usable_levels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes, as data."""
+"""Architectures of the flow model as plain data, and the named sizes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 class Architecture:
     """Everything that fixes the shapes of a model.
 
-    :ivar encoder: "separate" (released layout, two encoders) or "shared" (one trunk, ``nano``).
-    :ivar motion_widths: correlation 1x1, correlation 3x3, flow 7x7, flow 3x3.
+    :ivar encoder: "separate" (two encoders, as in the released models) or "shared" (one trunk, as in ``nano``).
+    :ivar motion_widths: channels of the four layers of the motion encoder: correlation 1x1, correlation 3x3, flow 7x7,
+        flow 3x3.
     :ivar update: name of the update operator, see ``deq_flow_ros.model.operators``.
     :ivar weight_norm: whether the convolutions of the update operator are weight-normalised.
-    :ivar uncertainty_dim: channels within the head that predicts how wrong the flow is; 0: there is none.
+    :ivar uncertainty_dim: channels of the hidden layer of the head that predicts how wrong the flow is; 0: no head.
     """
 
     encoder: str
@@ -42,16 +43,16 @@ class Architecture:
 
     @property
     def correlation_dim(self) -> int:
-        """Channels that a lookup returns."""
+        """Channels that a lookup of the correlation returns."""
         return self.correlation_levels * (2 * self.correlation_radius + 1) ** 2
 
     def to_dict(self) -> dict[str, Any]:
-        """For a weights file; ``from_dict`` is the inverse."""
+        """The fields as a dictionary for a weights file; ``from_dict`` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """From what ``to_dict`` gave, now or before there were all of today's fields.
+        """The architecture of a dictionary from ``to_dict``. Fields that older files lack get their defaults.
 
         :raises TypeError: for unknown or missing fields.
         """
@@ -60,7 +61,7 @@ class Architecture:
 
 
 def _released(hidden: int, feature_dim: int = 256) -> Architecture:
-    """The released sizes differ in nothing but the width of the hidden state, and ``tiny`` in its features."""
+    """A released size. They differ only in the width of the hidden state, and ``tiny`` also in that of the features."""
     return Architecture(
         "separate", feature_dim, hidden, (2 * hidden, 3 * hidden // 2, hidden, hidden // 2), flow_head_dim=2 * hidden
     )

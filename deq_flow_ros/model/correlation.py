@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correlation on a pyramid, looked up around the present flow (RAFT, arXiv 2003.12039, section 3.2).
+"""Correlation on a pyramid, looked up around the current flow (RAFT, arXiv 2003.12039, section 3.2).
 
-Two ways to the same values: all pairs at once, or those that a lookup asks for when it asks.
+There are two ways to compute the same values: for all pairs of cells at once, or for each lookup only those it needs.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from torch import Tensor
 from deq_flow_ros.model.grid import positions
 from deq_flow_ros.model.on_demand import OnDemandCorrelation, pooled
 
-# Above, the similarities of all pairs are not held, however often they would be used.
+# A volume of all pairs that is larger than this is never stored, however often it would be used.
 MAX_VOLUME_BYTES = 3 << 29
-# A number of one large matrix product costs about as much less, per channel, as one that is computed alone.
+# Cost per channel of a value in one large matrix product, relative to a value that is computed alone.
 MATRIX_ADVANTAGE = 1 / 48
-# What the coarse levels may take where all would be more than that: at 1920x1080 in half precision, all but the finest.
+# Limit for the volume of the coarse levels if that of all levels is too large: at 1920x1080 in half precision, this
+# allows all levels but the finest.
 COARSE_VOLUME_BYTES = 3 << 28
 
 
 class Correlation(Protocol):
-    """What an update operator sees of two images."""
+    """The correlation of two images, as an update operator uses it."""
 
     def lookup(self, flow: Tensor) -> Tensor:
-        """Correlation around ``position + flow``, bilinear, zero outside.
+        """Correlation around ``position + flow``, with bilinear interpolation and zeros outside of the image.
 
         :param flow: (B, 2, H, W), x before y, in cells of the feature map.
         :returns: (B, levels * (2 radius + 1)**2, H, W); within a level the x offset is the outer index.
@@ -37,11 +38,11 @@ class Correlation(Protocol):
 def correlate(
     features1: Tensor, features2: Tensor, levels: int, radius: int, iterations: int | None = None
 ) -> Correlation:
-    """The correlation of two feature maps, in the way that costs least for so many lookups.
+    """The correlation of two feature maps, computed in the way that costs least for the given number of lookups.
 
-    Parameters as those of ``CorrelationPyramid``.
+    The other parameters are those of ``CorrelationPyramid``.
 
-    :param iterations: lookups at most, none of which needs gradients; None: all pairs.
+    :param iterations: the largest number of lookups, none of which needs gradients; None: all pairs are computed.
     """
     batch, channels, height, width = features1.shape
     cells, on_cpu = height * width, features1.device.type == "cpu"
@@ -61,34 +62,34 @@ def correlate(
 
 
 class CorrelationPyramid:
-    """Similarity of every position of one feature map with every position of another, at several scales of the other.
+    """Similarity of every position of one feature map with every position of another, whose scale varies by level.
 
-    :param features1: (B, C, H, W); the flow lives on its grid.
+    :param features1: (B, C, H, W); the flow is defined on its grid.
     :param features2: (B, C, H, W).
-    :param levels: level ``l`` is the second map averaged over ``2**l x 2**l`` cells.
-    :param radius: the lookup returns the ``(2 radius + 1)**2`` values around each target, per level.
-    :param first: the finest level of those that it has.
+    :param levels: the number of levels; at level ``l`` the second map is averaged over ``2**l x 2**l`` cells.
+    :param radius: a lookup returns the ``(2 radius + 1)**2`` values around each target, per level.
+    :param first: the finest level that is computed.
     :ivar levels: per level, the similarities (B * H * W, h * w) and their h and w.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int, first: int = 0) -> None:
         batch, channels, self.height, self.width = features1.shape
         self.radius, self._first = radius, first
-        # One matrix product per level. Averaging the features before it gives the values of averaging the volume after
-        # it, for a fraction of the work, since the product is linear.
+        # One matrix product per level. The product is linear, so averaging the features before it gives the same values
+        # as averaging the volume after it, for a fraction of the work.
         left = features1.flatten(2).transpose(1, 2) / channels**0.5
         self.levels: list[tuple[Tensor, int, int]] = []
         for averaged in pooled(features2, levels)[first:]:
             height, width = averaged.shape[-2:]
             volume = torch.bmm(left, averaged.flatten(2))
             self.levels.append((volume.view(batch * self.height * self.width, height * width), height, width))
-        # Where nothing is left to average, further levels lie outside, where correlation is zero.
+        # A map of one cell cannot be averaged any further: the remaining levels are zero.
         self.missing = levels - first - len(self.levels)
         self._grid = positions(self.height, self.width, left.device)
 
     @classmethod
     def from_volumes(cls, volumes: Sequence[Tensor], radius: int) -> CorrelationPyramid:
-        """From what ``volumes`` returned, for graphs that compute and look up apart from each other."""
+        """The correlation from the result of ``volumes``, for exported graphs that compute and look up separately."""
         pyramid = cls.__new__(cls)
         pyramid.radius, pyramid.missing, pyramid._first = radius, 0, 0
         pyramid.height, pyramid.width = volumes[0].shape[1:3]
@@ -97,7 +98,7 @@ class CorrelationPyramid:
         return pyramid
 
     def volumes(self) -> list[Tensor]:
-        """The similarities of the levels that there are, (B, H, W, h, w) each."""
+        """The similarities of all computed levels, (B, H, W, h, w) each."""
         return [volume.view(-1, self.height, self.width, height, width) for volume, height, width in self.levels]
 
     def lookup(self, flow: Tensor) -> Tensor:
@@ -108,16 +109,16 @@ class CorrelationPyramid:
         samples = [self._sample(volume, h, w, target / 2**level) for level, (volume, h, w) in numbered]
         if self.missing:
             samples.append(samples[0].new_zeros(target.shape[0], self.missing * (2 * self.radius + 1) ** 2))
-        # The channels are innermost here: viewed as (B, C, H, W) this is channels_last, which convolutions like best.
+        # Channels are innermost here. Viewed as (B, C, H, W) this is channels_last, the best layout for convolutions.
         return torch.cat(samples, 1).view(batch, self.height, self.width, -1).permute(0, 3, 1, 2)
 
     def _sample(self, volume: Tensor, height: int, width: int, target: Tensor) -> Tensor:
-        """One level: gather the (2 r + 2)**2 integer neighbours once, then two linear interpolations.
+        """One level of a lookup: gather the (2 r + 2)**2 integer neighbours once, then interpolate along x and y.
 
-        An order of magnitude faster on a CPU than ``grid_sample`` at (2 r + 1)**2 points of 4 neighbours each.
+        On a CPU this is an order of magnitude faster than ``grid_sample`` at (2 r + 1)**2 points of 4 neighbours each.
         """
-        # Far outside every value is zero; clamping there keeps the integers finite and changes nothing. (One axis at a
-        # time: a tensor of both bounds would be a constant in an exported graph, whatever the size of the images.)
+        # Far outside every value is zero, so clamping there changes nothing and keeps the integers finite. Each axis is
+        # clamped by itself, because a tensor of both bounds would be a constant in an exported graph.
         bound_x, bound_y = width + self.radius + 1, height + self.radius + 1
         target_x, target_y = target[:, 0:1].clamp(-bound_x, bound_x), target[:, 1:2].clamp(-bound_y, bound_y)
         base_x, base_y = target_x.detach().floor(), target_y.detach().floor()
@@ -126,7 +127,7 @@ class CorrelationPyramid:
         index = y.clamp(0, height - 1).unsqueeze(1) * width + x.clamp(0, width - 1).unsqueeze(2)
         values = volume.gather(1, index.flatten(1)).view(-1, offsets.numel(), offsets.numel())
         values = values.to(torch.promote_types(volume.dtype, torch.float32))  # rounded once, after the interpolation
-        # A neighbour outside has weight zero, in place of a border of zeros around the volume (a copy of all of it).
+        # Neighbours outside get the weight zero. A border of zeros around the volume would need a copy of all of it.
         inside_x = ((x >= 0) & (x < width)).to(values.dtype)
         inside_y = ((y >= 0) & (y < height)).to(values.dtype)
         fx, fy = (target_x - base_x).to(values.dtype), (target_y - base_y).to(values.dtype)
@@ -140,11 +141,11 @@ class CorrelationPyramid:
 
 
 class MixedCorrelation:
-    """The finest levels on demand, which take most of the memory, and the volume of the others, which are coarse.
+    """Correlation that computes the finest levels on demand and stores the volume of the coarse levels.
 
-    Parameters as those of ``CorrelationPyramid``.
+    The finest levels would take most of the memory. The other parameters are those of ``CorrelationPyramid``.
 
-    :param fine: how many levels are on demand, at least 1.
+    :param fine: the number of levels that are computed on demand, at least 1.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int, fine: int) -> None:
@@ -152,7 +153,7 @@ class MixedCorrelation:
         self._coarse = CorrelationPyramid(features1, features2, levels, radius, fine) if fine < levels else None
 
     def volume_bytes(self) -> int:
-        """What is held of the coarse levels."""
+        """The size of the stored coarse levels in bytes."""
         return 0 if self._coarse is None else sum(volume.nbytes for volume, _, _ in self._coarse.levels)
 
     def lookup(self, flow: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``DEQFlow``: the flow of an image pair as the fixed point of one update operator."""
+"""``DEQFlow`` computes the flow of an image pair as the fixed point of an update operator."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from deq_flow_ros.model.weight_norm import fold_weight_norm
 
 MIN_SIDE = 16
 MIN_COARSE_SIDE = 64
-# Of an image, for inference in a few GB at most; the second where something is held of all pairs of cells.
+# Largest image for inference in a few GB; the second holds for operators that store something for all pairs of cells.
 MAX_PIXELS, MAX_PIXELS_ALL_PAIRS = 1 << 22, 1 << 20
 
 
 def update_px(z: State, fz: State) -> Tensor:
-    """RMS length of the flow update, in pixels of the full resolution, (B,): what a solve is stopped on.
+    """RMS length of the flow update in pixels of the full resolution, (B,). Solves stop on this measure.
 
-    The hidden state and the size of the flow itself do not enter, so the figure means the same for every image.
+    It does not depend on the hidden state or on the size of the flow, so it means the same for every image.
     """
     return FACTOR * (fz[1] - z[1]).float().square().sum(1).mean((1, 2)).sqrt()
 
@@ -57,7 +57,7 @@ class FlowProblem:
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         lookup = self.correlation.lookup
         if self._recompute and torch.is_grad_enabled() and isinstance(self.correlation, CorrelationPyramid):
-            # The volumes as inputs as well, so that all that is kept for the backward pass is known to be.
+            # The volumes are inputs as well, so that everything stored for the backward pass is accounted for.
             volumes = [volume for volume, _, _ in self.correlation.levels]
             correlation = recomputed(lambda flow, *_: lookup(flow), flow, *volumes)
         else:
@@ -69,9 +69,9 @@ class FlowProblem:
 class DEQFlow(nn.Module):
     """Deep equilibrium optical flow (arXiv 2204.08442).
 
-    :param architecture: a size's name ("nano", "base", ...) or an ``Architecture``. Another update operator, or weight
-        normalisation, on a size: ``dataclasses.replace(SIZES["base"], update="gma", weight_norm=True)``.
-    :ivar uncertainty: the head that tells how wrong the flow probably is; None if ``uncertainty_dim`` is 0.
+    :param architecture: the name of a size ("nano", "base", ...) or an ``Architecture``, as
+        ``dataclasses.replace(SIZES["base"], update="gma", weight_norm=True)``.
+    :ivar uncertainty: the head that predicts how wrong the flow is; None if ``uncertainty_dim`` is 0.
     :raises ValueError: for an unknown size, encoder or update operator.
     """
 
@@ -97,24 +97,24 @@ class DEQFlow(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     @property
     def max_pixels(self) -> int:
-        """Pixels of the largest image that a stream is to be processed at: memory grows with them."""
+        """The largest number of pixels at which a stream should process its images, because memory grows with it."""
         return MAX_PIXELS_ALL_PAIRS if getattr(self.update_block, "all_pairs", False) else MAX_PIXELS
 
     def folded(self) -> DEQFlow:
-        """The same function for inference, weight norm and batch norm multiplied out: a new model, or this one if bare.
+        """The same function for inference, with weight norm and batch norm folded into the convolutions.
 
-        Batch norm stays where the model is in training mode, as its statistics are of the batch then.
+        Returns a new model, or this one if it has neither. Batch norm stays in training mode, where it uses the batch.
         """
         batch_norm = not self.training and any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
         if not (self.architecture.weight_norm or batch_norm):
             return self
-        # A new one, because undoing a parametrisation in place breaks every copy of the module (PyTorch lets them share
-        # a class that it then changes), and averages of weights are such copies.
+        # A new model is made, because removing a parametrisation in place breaks every copy of the module (PyTorch lets
+        # them share a class, which it then changes). Averaged weights are kept in such copies.
         model = DEQFlow(replace(self.architecture, weight_norm=False)).train(self.training)
         model.load_state_dict(fold_weight_norm(self.state_dict()))
         if batch_norm:
@@ -122,10 +122,10 @@ class DEQFlow(nn.Module):
         return model.to(next(self.parameters()))
 
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
-        """Everything that one image contributes to any pair it is part of.
+        """Encode an image. The result contains everything that it contributes to any pair.
 
         :param image: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
-        :param recompute: for training in little memory: run each block again in the backward pass.
+        :param recompute: whether to run each block again in the backward pass, which saves memory in training.
         """
         dtype = next(self.parameters()).dtype
         image = (2 * (image / 255) - 1).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -133,7 +133,7 @@ class DEQFlow(nn.Module):
         return encoding
 
     def prepare(self, encoding1: Encoding) -> Prepared:
-        """The part of ``problem`` that needs only the image whose pixels the flow lives on."""
+        """Compute the part of ``problem`` that needs only the image on whose pixels the flow is defined."""
         return self.update_block.prepare(encoding1.context)
 
     def problem(
@@ -146,16 +146,16 @@ class DEQFlow(nn.Module):
     ) -> FlowProblem:
         """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1.
 
-        :param prepared: ``prepare(encoding1)``, if it was done ahead.
-        :param recompute: for training in little memory: look the correlation up again in the backward pass.
-        :param iterations: evaluations at most, without gradients: for few of them, or for large images, the correlation
-            is computed where it is looked up; None: of all pairs, once.
-        :raises ValueError: if it would be computed so, and the encodings require gradients.
+        :param prepared: ``prepare(encoding1)``, if it was computed ahead.
+        :param recompute: whether to look up the correlation again in the backward pass, which saves memory in training.
+        :param iterations: the largest number of evaluations, all without gradients. If it is small or the images are
+            large, the correlation is computed on demand. None: the correlation of all pairs is computed once.
+        :raises ValueError: if the correlation is computed on demand and the encodings require gradients.
         """
         return FlowProblem(self, encoding1, encoding2, prepared, recompute, iterations)
 
     def initial_state(self, encoding: Encoding) -> State:
-        """The cold start: hidden state and flow zero."""
+        """The cold start, whose hidden state and flow are zero."""
         context = encoding.context
         batch, _, height, width = context.shape
         hidden = context.new_zeros(batch, self.architecture.hidden_dim, height, width)
@@ -172,10 +172,10 @@ class DEQFlow(nn.Module):
         iterations: int,
         solver: str | Solver = "picard",
     ) -> State | None:
-        """A start for a cold pair: the states of smaller versions of it, each the start of the next larger.
+        """A coarse-to-fine start for a cold pair. Smaller versions of the pair are solved, each from the one before.
 
-        Each iteration moves the flow by what the lookup can see, some 30 px at the finest level of the correlation, so
-        a motion of 100 px takes many. At a quarter of the resolution it takes few, at a sixteenth of the cost.
+        One iteration moves the flow by at most what the lookup can see, some 30 px at the finest level. A motion of
+        100 px takes many iterations. At a quarter of the resolution it takes few, each at a sixteenth of the cost.
 
         :param image1: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
         :param levels: the smallest version is ``2**levels`` times smaller; ``usable_levels`` at most.
@@ -199,19 +199,19 @@ class DEQFlow(nn.Module):
         return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
 
     def upsample(self, state: State) -> Tensor:
-        """Flow of a state at full resolution, (B, 2, H, W) px."""
+        """The flow of a state at full resolution, (B, 2, H, W) px."""
         hidden, flow = state
-        # The released models scale the logits so, to balance gradients: part of what their weights mean.
+        # The released models scale the logits by this factor to balance gradients, so their weights require it.
         return convex_upsample(flow, self.mask(hidden).float().mul_(0.25))
 
     def upsample_residual(self, solution: Solution) -> Tensor:
-        """Length of the last update per pixel, (B, 1, H, W) px; NaN where no iteration was made."""
+        """The length of the last update of each pixel, (B, 1, H, W) px; NaN if no iteration was made."""
         update = FACTOR * (solution.state[1] - solution.previous[1]).norm(dim=1, keepdim=True)
         update = update.masked_fill((solution.iterations == 0).view(-1, 1, 1, 1), torch.nan)
         return F.interpolate(update, scale_factor=FACTOR, mode="bilinear", align_corners=False)
 
     def upsample_uncertainty(self, state: State) -> Tensor | None:
-        """Expected endpoint error of a state's flow at full resolution, (B, 1, H, W) px; None without a head for it."""
+        """The expected endpoint error of a state's flow at full resolution, (B, 1, H, W) px; None without the head."""
         return None if self.uncertainty is None else expected_error(self.uncertainty(state[0]))
 
     @torch.inference_mode()
@@ -225,18 +225,18 @@ class DEQFlow(nn.Module):
         state: State | None = None,
         coarse_levels: int = 0,
     ) -> Prediction:
-        """Flow from ``image1`` to ``image2``.
+        """Compute the flow from ``image1`` to ``image2``.
 
         :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16.
         :param image2: as ``image1``.
-        :param max_iterations: evaluations of the update operator at most.
+        :param max_iterations: the largest number of evaluations of the update operator.
         :param solver: a name, or a solver with settings of its own, such as ``Anderson(window=3)``.
-        :param tolerance_px: stop a sample when the RMS update of its flow is at or below this; None never does.
-        :param state: start, as in ``Prediction.state`` of images of the same size; None starts cold.
-        :param coarse_levels: for a cold start, solve at this many smaller resolutions first, see ``coarse_start``;
-            ``max_iterations`` is then shared evenly by all levels. It changes where the solve starts, nothing else.
-            Levels below 64 px are left out.
-        :raises ValueError: if the images are not such, the state does not fit them, or for impossible settings.
+        :param tolerance_px: a sample stops when the RMS update of its flow is at or below this; None: never.
+        :param state: the start, from ``Prediction.state`` of images of the same size; None starts cold.
+        :param coarse_levels: the number of smaller resolutions that a cold start solves first, see ``coarse_start``.
+            All levels share ``max_iterations`` evenly. This only changes where the last solve starts. Levels smaller
+            than 64 px are left out.
+        :raises ValueError: for malformed images, a state that does not fit them, or impossible settings.
         :raises FloatingPointError: if images or weights are not finite.
         """
         check_images(image1, image2)
@@ -281,12 +281,12 @@ class DEQFlow(nn.Module):
 
 
 def usable_levels(height: int, width: int) -> int:
-    """How many times an image can be halved for ``coarse_start`` and still show something."""
+    """How many times an image can be halved for ``coarse_start`` and still be large enough."""
     return max(0, (min(height, width) // MIN_COARSE_SIDE).bit_length() - 1)
 
 
 def check_images(image1: Tensor, image2: Tensor) -> None:
-    """Refuse what is not a pair of images, saying what was expected and got."""
+    """Refuse tensors that are not a pair of images."""
     for name, image in (("image1", image1), ("image2", image2)):
         if image.dim() != 4 or image.shape[1] != 3:
             raise ValueError(f"{name} must be (B, 3, H, W), got shape {tuple(image.shape)}")

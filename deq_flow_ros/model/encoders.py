@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders: an image in, matching features and context at 1/8 of its size out."""
+"""Encoders compute matching features and context of an image, at 1/8 of its size."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Norm = Callable[[int], nn.Module]
 def instance_norm(channels: int) -> nn.Module:
     """Instance norm without parameters, as one group per channel.
 
-    Unlike ``nn.InstanceNorm2d`` it keeps the channels_last layout (two copies less per layer) and allows a single
-    spatial position while training.
+    Unlike ``nn.InstanceNorm2d``, it keeps the channels_last layout, which saves two copies per layer, and allows a
+    single spatial position in training.
     """
     return nn.GroupNorm(channels, channels, affine=False)
 
 
 class Encoding(NamedTuple):
-    """One frame, encoded once: enough to be the first image of a pair or the second.
+    """An encoded frame. It contains everything that is needed of the first or of the second image of a pair.
 
-    :ivar features: (B, C, H/8, W/8) for the correlation.
-    :ivar context: (B, C', H/8, W/8), of the image whose pixels the flow lives on.
+    :ivar features: (B, C, H/8, W/8), for the correlation.
+    :ivar context: (B, C', H/8, W/8), needed only of the image on whose pixels the flow is defined.
     """
 
     features: Tensor
@@ -36,7 +36,7 @@ class Encoding(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """conv3x3-norm-ReLU twice, plus a shortcut (1x1 convolution and norm where the stride or width changes)."""
+    """Twice conv3x3-norm-ReLU, plus a shortcut (a 1x1 convolution and norm if the stride or width changes)."""
 
     def __init__(self, in_channels: int, channels: int, norm: Norm, stride: int = 1) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class ResidualEncoder(nn.Module):
         self.conv2 = nn.Conv2d(128, out_channels, 1)
 
     def stem(self, image: Tensor) -> Tensor:
-        """To 1/2 of the resolution."""
+        """The first layer, which reduces the image to 1/2 of its resolution."""
         return F.relu(self.norm1(self.conv1(image)), inplace=True)
 
     def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
@@ -77,14 +77,14 @@ class ResidualEncoder(nn.Module):
 
 
 def run_parts(encoder: nn.Module, parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
-    """One part of an encoder after the other; with ``recompute`` only what enters each is stored."""
+    """Run the parts of an encoder one after the other. With ``recompute``, only the input of each part is stored."""
     for part in parts:
         x = recomputed(part, x, owner=encoder) if recompute else part(x)
     return x
 
 
 def fold_batch_norm(encoder: nn.Module) -> None:
-    """Multiply every batch norm into the convolution before it, in place, for inference: its statistics are fixed."""
+    """Fold every batch norm into the convolution before it, in place. For inference, when the statistics are fixed."""
     for part in encoder.modules():
         children = dict(part.named_children())
         for name, norm in children.items():
@@ -97,7 +97,7 @@ def fold_batch_norm(encoder: nn.Module) -> None:
 
 
 class SeparateEncoders(nn.Module):
-    """Released layout: ``fnet`` (instance norm) for features, ``cnet`` (batch norm) for context."""
+    """The encoders of the released models: ``fnet`` (instance norm) for features, ``cnet`` (batch norm) for context."""
 
     def __init__(self, feature_dim: int, context_dim: int) -> None:
         super().__init__()
@@ -109,10 +109,10 @@ class SeparateEncoders(nn.Module):
 
 
 class SharedEncoder(nn.Module):
-    """One trunk for features and context, without the stage at half resolution: ``nano``.
+    """The encoder of ``nano``: one trunk for features and context, without a stage at half resolution.
 
-    In the released ``tiny`` the two encoders take 85 % of the arithmetic, most of it at half resolution. A stream needs
-    both outputs of every frame, so here both are read off one trunk.
+    In the released ``tiny``, the two encoders take 85 % of the arithmetic, most of it at half resolution. A stream
+    needs both outputs for every frame, so here both come from one trunk.
     """
 
     def __init__(self, feature_dim: int, context_dim: int, widths: tuple[int, int, int] = (32, 48, 96)) -> None:
@@ -127,7 +127,7 @@ class SharedEncoder(nn.Module):
         self.context = nn.Conv2d(eighth, context_dim, 3, padding=1)
 
     def stem(self, image: Tensor) -> Tensor:
-        """To 1/2 of the resolution."""
+        """The first layer, which reduces the image to 1/2 of its resolution."""
         return F.relu(self.norm1(self.conv1(image)), inplace=True)
 
     def forward(self, image: Tensor, recompute: bool = False) -> Encoding:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The update operator with global motion aggregation (GMA, arXiv 2104.02409).
 
-Where a pixel cannot be matched, because it is hidden in the other image, its motion is likely that of pixels that look
-alike. So the motion features of all positions are summed, weighted by how much their contexts are alike.
+A pixel that is occluded in the other image cannot be matched. Its motion is probably that of pixels that look similar.
+The operator therefore sums the motion features of all positions, weighted by the similarity of their contexts.
 
-Modules and attributes carry the names of the released checkpoints' keys (``to_v``, ``gamma``, ...).
+Modules and attributes have the names of the keys in the released checkpoints (``to_v``, ``gamma``, ...).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from deq_flow_ros.model.update import FlowHead, Gates, MotionEncoder, SeparableC
 
 
 class Attention(nn.Module):
-    """How much each position attends to each other, from the context alone (section 3.2, one head)."""
+    """How much each position attends to each other one, computed from the context alone (section 3.2, one head)."""
 
-    # Used once per pair, outside the iterated function whose weights are to be normalised (and so in the release).
+    # It runs once per pair, outside of the iterated function, so it is not normalised (nor is it in the release).
     weight_norm = False
 
     def __init__(self, context_dim: int) -> None:
@@ -34,12 +34,12 @@ class Attention(nn.Module):
         """(B, C, H, W) to (B, H * W, H * W), whose rows sum to 1."""
         query, key = self.to_qk(context).flatten(2).chunk(2, 1)
         attention = torch.bmm(self.scale * query.transpose(1, 2), key).softmax(2)
-        # Under autocast the softmax is float32; it is used in every iteration, so it is cast once, here.
+        # Under autocast the softmax is float32. Every iteration uses the result, so it is cast once, here.
         return attention.to(query.dtype)
 
 
 class Aggregate(nn.Module):
-    """``motion + gamma * attention @ value(motion)``; ``gamma`` is learnt, from zero on."""
+    """``motion + gamma * attention @ value(motion)``; ``gamma`` is learnt, starting at zero."""
 
     def __init__(self, motion_dim: int) -> None:
         super().__init__()
@@ -48,24 +48,24 @@ class Aggregate(nn.Module):
 
     def forward(self, motion: Tensor, attention: Tensor) -> Tensor:
         value = self.to_v(motion).flatten(2).transpose(1, 2)
-        # (B, H * W, C) viewed as (B, C, H, W) is channels_last, as everything around it.
+        # (B, H * W, C) viewed as (B, C, H, W) is channels_last, like all tensors here.
         aggregated = torch.bmm(attention, value).transpose(1, 2).view(motion.shape)
         return motion + self.gamma * aggregated
 
 
 class PreparedGma(NamedTuple):
-    """What ``GmaUpdate`` needs of the context."""
+    """What ``GmaUpdate`` computes from the context."""
 
     gates: list[Gates]
     attention: Tensor
 
 
 class GmaUpdate(nn.Module):
-    """``RaftUpdate``, whose GRU sees the aggregated motion features as well.
+    """Like ``RaftUpdate``, but the GRU also receives the aggregated motion features.
 
     The attention of a pair takes (H / 8 * W / 8)**2 numbers per image: 92 MB in float32 for 640x480 px.
 
-    :ivar all_pairs: that it does, for ``DEQFlow.max_pixels``.
+    :ivar all_pairs: True says that memory grows with all pairs of cells; ``DEQFlow.max_pixels`` depends on it.
     """
 
     all_pairs = True

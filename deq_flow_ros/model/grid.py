@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that depend on a size and a device alone: made once for each, not for each pair."""
+"""Tensors that depend only on a size and a device. They are made once for each, not for each pair."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 P = ParamSpec("P")
 T = TypeVar("T")
 KEPT = 64
-"""Results of a function: sizes of images, at several scales, on one or two devices."""
+"""Results kept per function, enough for several image sizes and scales on one or two devices."""
 
 
 def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
-    """Keep what a function of sizes and devices makes; nobody may write to it.
+    """Decorator that caches the results of a function of sizes and devices. Nobody may write to the results.
 
-    While a graph is traced, for export or to be compiled, it is made anew: tensors of a trace are none outside of it.
+    While a graph is traced for export or compilation, the cache is not used, because tensors of a trace are not valid
+    outside of it.
     """
 
     def make(*arguments: Hashable) -> T:
-        with torch.inference_mode(False):  # or nothing could be trained that uses it later
+        with torch.inference_mode(False):  # otherwise the result could not be used in training later
             return function(*arguments)  # type: ignore[call-arg, arg-type]
 
     kept = lru_cache(maxsize=KEPT)(make)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors that a file holds against those that a model has."""
+"""Compares the tensors of a file with those of a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from deq_flow_ros.model.precision import DTYPES
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be used, and why."""
+    """A weights file cannot be used; the message says why."""
 
 
 def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse tensors that are not exactly those expected, but that numbers may be stored in any type of ``DTYPES``.
+    """Refuse tensors that are not exactly the expected ones, except that numbers may have any type of ``DTYPES``.
 
-    :param path: named in the error.
-    :raises WeightsError: naming what is missing, unexpected, of the wrong shape or type.
+    :param path: the file, to be named in the error.
+    :raises WeightsError: if tensors are missing, unexpected, or of the wrong shape or type; the message names them.
     """
     problems = [f"missing: {name}" for name in expected if name not in got]
     problems += [f"unexpected: {name}" for name in got if name not in expected]
@@ -28,7 +28,7 @@ def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path
         shape, like = tuple(got[name].shape), tuple(expected[name].shape)
         if shape != like:
             problems.append(f"wrong shape: {name} is {shape}, expected {like}")
-        elif got[name].dtype not in (types := _stored_types(expected[name])):  # float64 would lose digits in silence
+        elif got[name].dtype not in (types := _stored_types(expected[name])):  # float64 would silently lose digits
             accepted = " or ".join(map(str, types))
             problems.append(f"wrong type: {name} is {got[name].dtype}, expected {accepted}")
     if problems:
@@ -38,5 +38,5 @@ def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path
 
 
 def _stored_types(tensor: Tensor) -> tuple[torch.dtype, ...]:
-    """What a file may hold for it; counters are integers, and of one type."""
+    """The types that a file may use for a tensor. Counters are integers, of exactly one type."""
     return tuple(DTYPES.values()) if tensor.is_floating_point() else (tensor.dtype,)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correlation that is computed where it is looked up, in memory in proportion to the cells."""
+"""Correlation that is computed when it is looked up. Its memory grows in proportion to the number of cells."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     torch.sparse_csr_tensor(torch.zeros(2), torch.zeros(0), torch.zeros(0), (1, 1), check_invariants=False)
 
-# Of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
+# Cells per step of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
 CELLS_AT_ONCE = 2048
 
 
 def pooled(features: Tensor, levels: int) -> list[Tensor]:
-    """A map averaged over ``2**l x 2**l`` cells, for each level ``l`` as far as there is something to average.
+    """The map averaged over ``2**l x 2**l`` cells, for each level ``l`` until it cannot be halved any more.
 
-    In float32 from level to level, and each rounded once.
+    Averages are computed in float32 from level to level, so each level is rounded only once.
     """
     maps, finer = [features], features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
     while len(maps) < levels and min(finer.shape[-2:]) > 1:
@@ -36,13 +36,13 @@ def pooled(features: Tensor, levels: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where cells and levels are in the targets, for maps of one size.
+    """The positions of cells and levels in the table of targets, for maps of one size.
 
-    :ivar sizes: (2, levels) int32, width and height.
-    :ivar strides: (levels, 1) rows of the targets from a cell to the one below.
-    :ivar first: (cells, levels, 1) row of a map's cell at (0, 0), past the border.
-    :ivar level_scale: (levels,).
-    :ivar offsets: (2 radius + 2,) int32.
+    :ivar sizes: (2, levels) int32, width and height of each level.
+    :ivar strides: (levels, 1) number of table rows between a cell and the cell below it.
+    :ivar first: (cells, levels, 1) table row of the cell (0, 0) of a level, inside of its border.
+    :ivar level_scale: (levels,) scale of each level.
+    :ivar offsets: (2 radius + 2,) int32, offsets of the neighbours.
     """
 
     sizes: Tensor
@@ -70,12 +70,12 @@ def _layout(batch: int, cells: int, sizes: tuple[tuple[int, int], ...], radius: 
 
 
 class OnDemandCorrelation:
-    """The values of a ``CorrelationPyramid``, each computed when it is looked up.
+    """The values of a ``CorrelationPyramid``, each computed when it is looked up, without gradients.
 
-    Without gradients. Products are added up in float32 and rounded to the type of the features, as those of the volume
-    are, so that both ways agree in every type. Parameters as there.
+    The products are summed in float32 and rounded to the type of the features, as in the volume, so both ways agree
+    in every type. The parameters are those of ``CorrelationPyramid``.
 
-    :raises ValueError: if the features are part of a graph that gradients are to flow through.
+    :raises ValueError: if the features require gradients.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
@@ -88,15 +88,15 @@ class OnDemandCorrelation:
         self._dtype = features1.dtype
         self._sources = _rows(features1 / channels**0.5).reshape(-1, channels)
         maps = pooled(features2, levels)
-        # What has nothing left to average is followed by maps of no cells: correlation is zero there.
+        # Levels below a map that cannot be halved any more have no cells, so their correlation is zero.
         maps += [maps[-1][..., :0, :0]] * (levels - len(maps))
-        # Neighbours outside find zero in the border.
+        # Neighbours outside of the image read zeros from this border.
         self._targets = torch.cat([_rows(F.pad(map, (1, 1, 1, 1))) for map in maps], 1).reshape(-1, channels)
         sizes = tuple((map.shape[3], map.shape[2]) for map in maps)
         self._layout = _layout(batch, self.height * self.width, sizes, radius, features1.device)
         self._radius = radius
         self._grid = positions(self.height, self.width, features1.device)
-        if features1.device.type == "cpu":  # whose sparse products are of float32
+        if features1.device.type == "cpu":  # its sparse products need float32
             self._sources, self._targets = self._sources.float(), self._targets.float()
 
     def lookup(self, flow: Tensor) -> Tensor:
@@ -113,10 +113,10 @@ class OnDemandCorrelation:
         return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
 
     def _neighbours(self, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the targets around each cell's, (cells, levels, x, y), and the fractions (cells, 2, levels)."""
+        """Table rows of the neighbours of each target (cells, levels, x, y), and the fractions (cells, 2, levels)."""
         layout = self._layout
         position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * layout.level_scale
-        bound = layout.sizes + self._radius + 1  # farther outside all is zero as well; so the integers stay finite
+        bound = layout.sizes + self._radius + 1  # beyond, all values are zero; clamping keeps integers finite
         position = position.clamp(-bound, bound)
         base = position.floor()
         near = (base.int()[..., None] + layout.offsets).clamp_min(-1).minimum(layout.sizes[..., None])
@@ -125,12 +125,13 @@ class OnDemandCorrelation:
 
 
 def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-    """Inner products of each source (N, C) with the targets (M, C) at its row of the index (N, n): (N, n) float32.
+    """Inner products of each source (N, C) with the targets (M, C) that its row of the index (N, n) names: (N, n).
 
-    They are the places of a sparse matrix (N, M): no copy of a target is made, unlike by ``_gathered_products``.
+    The products are float32. They are computed as the entries of a sparse matrix (N, M), which copies no targets,
+    unlike ``_gathered_products``.
     """
     cells, neighbours = index.shape
-    # PyTorch lets a sparse matrix hold no more values than it has places, even where an index occurs twice.
+    # PyTorch does not allow more values in a row of a sparse matrix than it has columns, even if an index occurs twice.
     targets = F.pad(targets, (0, 0, 0, max(0, neighbours - len(targets))))
     ends = torch.arange(0, index.numel() + 1, neighbours, dtype=index.dtype)
     values = torch.zeros(index.numel())
@@ -141,8 +142,8 @@ def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor
 
 
 def _gathered_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-    """The same on any device: the targets are copied, for so many cells at a time."""
-    with torch.autocast(sources.device.type, enabled=False):  # it would multiply in another type than the sampled way
+    """The same on any device: the targets are copied, for ``CELLS_AT_ONCE`` cells at a time."""
+    with torch.autocast(sources.device.type, enabled=False):  # autocast would multiply in another type
         parts = [
             torch.bmm(targets[rows.long()].float(), some.float()[:, :, None]).squeeze(2)
             for rows, some in zip(index.split(CELLS_AT_ONCE), sources.split(CELLS_AT_ONCE), strict=True)
@@ -151,10 +152,10 @@ def _gathered_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tenso
 
 
 def _fused_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-    """The same for a compiler, which makes one loop of it and copies no target."""
+    """The same for a compiler, which turns it into one loop and copies no targets."""
     return (targets[index.long()].float() * sources.float()[:, None]).sum(2)
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H * W, C); of channels_last a view."""
+    """(B, C, H, W) as (B, H * W, C). If the layout is channels_last, this is a view."""
     return features.permute(0, 2, 3, 1).flatten(1, 2)

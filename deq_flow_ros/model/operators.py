@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an update operator is, and which there are."""
+"""The interface of update operators, and their registry."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from deq_flow_ros.model.gma import GmaUpdate
 from deq_flow_ros.model.update import RaftUpdate
 from deq_flow_ros.model.weight_norm import add_weight_norm
 
-# Whatever an operator makes of the context. Nobody else looks inside.
+# What an operator computes from the context. Only the operator itself reads it.
 Prepared = Any
 
 
 class UpdateOperator(Protocol):
-    """One step of the fixed-point iteration; an ``nn.Module`` besides, made from an ``Architecture``.
+    """One step of the fixed-point iteration. It is also an ``nn.Module``, made from an ``Architecture``.
 
-    All maps are at 1/8 of the resolution, (B, C, H, W); ``a`` is the architecture.
+    All maps are at 1/8 of the resolution and have the shape (B, C, H, W). ``a`` stands for the architecture.
     """
 
     def prepare(self, context: Tensor) -> Prepared:
-        """All work that does not change from one iteration to the next: done once per pair, perhaps ahead of it.
+        """Compute everything that does not change between iterations. It runs once per pair, possibly ahead of time.
 
-        :param context: (B, a.context_dim, H, W), of the image whose pixels the flow lives on.
+        :param context: (B, a.context_dim, H, W), the context of the image on whose pixels the flow is defined.
         """
 
     def __call__(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: Prepared) -> State:
         """The next hidden state and flow.
 
-        Called at the same point, it must return the same: no memory from call to call, else there is no fixed point.
+        The same arguments must give the same result. An operator with memory between calls has no fixed point.
 
         :param hidden: (B, a.hidden_dim, H, W).
         :param flow: (B, 2, H, W) float32, x before y, in cells of 8 px.
         :param correlation: (B, a.correlation_dim, H, W), looked up around ``flow``.
         :param prepared: what ``prepare`` returned.
-        :returns: of the shapes of ``hidden`` and ``flow``.
+        :returns: tensors with the shapes of ``hidden`` and ``flow``.
         """
 
 
@@ -52,10 +52,10 @@ UPDATE_OPERATORS: dict[str, Factory] = {"raft": RaftUpdate, "gma": GmaUpdate}
 
 
 def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
-    """Class decorator: make an update operator known as ``Architecture.update``.
+    """Class decorator that registers an update operator under the name used in ``Architecture.update``.
 
-    It has to run before a model with that operator is made or loaded. A package that names the class as an entry point
-    of the group ``deq_flow_ros.update_operators`` needs no import: the operator is found by its name.
+    It has to run before a model with that operator is made or loaded. If a package names the class as an entry point
+    of the group ``deq_flow_ros.update_operators``, no import is needed, because the operator is found by its name.
 
     :raises ValueError: if the name is taken.
     """
@@ -70,15 +70,15 @@ def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
 
 
 def make_update_operator(architecture: Architecture) -> UpdateOperator:
-    """The operator that an architecture names, weight-normalised if it says so.
+    """The operator of an architecture, weight-normalised if the architecture says so.
 
     :raises ValueError: for a name that is not registered.
-    :raises TypeError: for an operator that is no ``nn.Module``.
+    :raises TypeError: for an operator that is not an ``nn.Module``.
     """
     name = architecture.update
     if name not in UPDATE_OPERATORS:
         for entry_point in entry_points(group=ENTRY_POINTS, name=name):
-            factory = entry_point.load()  # which may register it by itself
+            factory = entry_point.load()  # loading may already register the operator
             UPDATE_OPERATORS.setdefault(name, factory)
     if name not in UPDATE_OPERATORS:
         raise ValueError(

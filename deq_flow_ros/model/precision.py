@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number type of weights and features, by name, and what a processor is good at."""
+"""The number types of weights and features, and which of them suits a processor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def choose_precision(precision: str, device: str | torch.device) -> str:
-    """The name of a type, out of ``DTYPES``: the one that was asked for, or what "auto" stands for on this device.
+    """The name of a type in ``DTYPES``: the given one, or the one that "auto" stands for on this device.
 
-    "auto" is bfloat16 on a CPU that has instructions for it, 1.3 to 1.5 times as fast there, and float32 elsewhere.
-    The flow is float32 whatever it is, and the mean distance between the two is about 0.02 px (docs/speed.md).
+    "auto" is bfloat16 on a CPU with instructions for it, where it is 1.3 to 1.5 times as fast, and float32 elsewhere.
+    The flow itself is always float32. The flow of the two types differs by about 0.02 px on average (docs/speed.md).
 
-    :raises ValueError: for a name that is none.
+    :raises ValueError: for an unknown name.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -30,7 +30,7 @@ def choose_precision(precision: str, device: str | torch.device) -> str:
 
 @lru_cache(maxsize=1)
 def cpu_has_bfloat16() -> bool:
-    """Whether this processor multiplies matrices of bfloat16: AVX512-BF16 or AMX. Without, PyTorch converts them."""
+    """Whether this processor can multiply bfloat16 matrices (AVX512-BF16 or AMX). If not, PyTorch converts them."""
     try:
         lines = _CPU_INFO.read_text().splitlines()
     except OSError:

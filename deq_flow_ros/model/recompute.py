@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trade time for memory in training: run a part again in the backward pass instead of storing what it computed."""
+"""Save memory in training: run a part again in the backward pass instead of storing what it computed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Result = TypeVar("Result")
 
 
 def recomputed(function: Callable[..., Result], *inputs: Tensor, owner: nn.Module | None = None) -> Result:
-    """``function(*inputs)``, of which only the inputs are stored for the backward pass (arXiv 1604.06174).
+    """``function(*inputs)``, storing only the inputs for the backward pass (arXiv 1604.06174).
 
-    :param owner: the module that the function is, or is a part of, if it has batch norms.
+    :param owner: the module that the function is, or is part of, if that has batch norms.
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -28,7 +28,7 @@ def recomputed(function: Callable[..., Result], *inputs: Tensor, owner: nn.Modul
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms leave their running statistics alone: a batch that is run a second time must not count twice."""
+    """Keep batch norms from updating their running statistics: a batch that runs twice must not count twice."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

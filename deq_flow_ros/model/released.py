@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The key layout of the checkpoints that the method's authors released, read and written."""
+"""Reads and writes the key layout of the checkpoints that the method's authors released."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PREFIX = "module."
 def from_released(
     state_dict: Mapping[str, Tensor], path: str | Path = "checkpoint"
 ) -> tuple[Architecture, dict[str, Tensor]]:
-    """Architecture and tensors of this project's model out of the released key layout.
+    """Convert tensors in the released key layout to the architecture and the tensors of this project's model.
 
-    Size, flow-head width, update operator and weight normalisation are read off keys and shapes. The tensors are those
-    given, weight normalisation is kept. Where one tensor has two names, ``norm3`` and ``downsample.1``, the second is
-    taken.
+    The keys and shapes give the size, the width of the flow head, the update operator and weight normalisation, which
+    is kept. If a tensor has two names, ``norm3`` and ``downsample.1``, the second one is read.
 
-    :param path: named in errors.
-    :raises WeightsError: if the layout is another one, naming what is missing, unexpected or of the wrong shape.
+    :param path: the file, to be named in errors.
+    :raises WeightsError: if the layout is another one; the message names tensors that are missing, unexpected or of the
+        wrong shape.
     """
     tensors = dict(state_dict)
     if all(name.startswith(PREFIX) for name in tensors):
@@ -42,11 +42,11 @@ def from_released(
 
 
 def to_released(model: DEQFlow) -> dict[str, Tensor]:
-    """The model's tensors in the released key layout; ``from_released`` is the inverse.
+    """The tensors of a model in the released key layout; ``from_released`` is the inverse.
 
-    A head for the uncertainty, which that layout does not know, is left out.
+    The head for the uncertainty is left out, because the layout has no place for it.
 
-    :raises ValueError: for an architecture that this layout cannot express, saying why.
+    :raises ValueError: for an architecture that this layout cannot express; the message says why.
     """
     a = model.architecture
     problems = []
@@ -96,8 +96,8 @@ def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Archi
         channels(f"update_block.encoder.{conv}.{kernel}") for conv in ("convc1", "convc2", "convf1", "convf2")
     )
     hidden, inputs = (channels(f"update_block.gru.convz1.{kernel}", dimension) for dimension in (0, 1))
-    # The GRU sees hidden state, context and motion features, each as wide as the first, and with global motion
-    # aggregation the aggregated ones. Keys alone could be strays.
+    # The inputs of the GRU are the hidden state, the context and the motion features, and with global motion
+    # aggregation also the aggregated features; all are equally wide. Keys alone would be no proof.
     operators = {3 * hidden: "raft", 4 * hidden: "gma"}
     if inputs not in operators:
         raise WeightsError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How wrong the flow probably is: a distribution of its error per pixel, read off the hidden state."""
+"""How wrong the flow probably is: a distribution of its error for each pixel, predicted from the hidden state."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from torch import Tensor, nn
 from deq_flow_ros.model.upsampling import FACTOR
 
 LOG_SCALES = (-5.0, 4.0)
-"""Of the Laplacians: from 0.007 px, finer than flow is measured, to 55 px, an expected error of 89 px: training has
-hardly any errors beyond, so what the head would say of them is made up."""
+"""Range of the logarithms of the Laplacians' scales: from 0.007 px, which is finer than flow is measured, to 55 px,
+which is an expected error of 89 px. There are hardly any larger errors in training, so a larger prediction would have
+no basis."""
 MEAN_LENGTH = 1 + math.asinh(1) / math.sqrt(2)
 """Mean length of a vector whose two components are independent and Laplacian with scale 1."""
 
 
 class UncertaintyHead(nn.Module):
-    """Hidden state to a mixture of two Laplacians for the error of the flow (SEA-RAFT, arXiv 2405.14793, section 3.2).
+    """Predicts, from the hidden state, a mixture of two Laplacians for the error of the flow.
 
-    In each of the two, both components of the error vector, x and y, are independent with the same scale. SEA-RAFT
-    fixes one scale at 1 px, as its mixture is also the loss of the flow; here the flow is given, most of its errors are
-    far below 1 px, and both scales are predicted.
+    The mixture is that of SEA-RAFT (arXiv 2405.14793, section 3.2). In each Laplacian, the x and y components of the
+    error vector are independent and have the same scale. SEA-RAFT fixes one scale at 1 px, because its mixture is also
+    the loss of the flow. Here the flow is already trained and most of its errors are far below 1 px, so both scales are
+    predicted.
 
     :param hidden_dim: channels of the hidden state.
-    :param width: channels within.
+    :param width: channels of the hidden layer of the head.
     """
 
     def __init__(self, hidden_dim: int, width: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(hidden_dim, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 3, 1)
-        with torch.no_grad():  # training starts with half of the pixels at 1 px and half at 0.14 px, more or less
+        with torch.no_grad():  # training starts near equal shares and scales of 1 px and 0.14 px
             self.conv2.bias.copy_(torch.tensor([0.0, 0.0, -2.0]))  # type: ignore[union-attr]
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class UncertaintyHead(nn.Module):
 
 
 def mixture(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the shares of both Laplacians, and of their scales in px, each (B, 2, H, W).
+    """The logarithms of the shares of both Laplacians and of their scales in px, each (B, 2, H, W).
 
     :param parameters: (B, 3, H, W): logit of the first share, logarithms of the scales.
     """
@@ -56,6 +58,6 @@ def mixture(parameters: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expected_error(parameters: Tensor) -> Tensor:
-    """Mean endpoint error of the mixture, (B, 1, H, W) px: ``MEAN_LENGTH`` times the mean of the scales."""
+    """The mean endpoint error of the mixture, (B, 1, H, W) px: ``MEAN_LENGTH`` times the mean of the scales."""
     shares, scales = mixture(parameters)
     return MEAN_LENGTH * (shares + scales).exp().sum(1, keepdim=True)

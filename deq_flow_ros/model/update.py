@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The RAFT-style update operator: one step of the fixed-point iteration, (hidden, flow) -> (hidden, flow).
 
-Modules and attributes carry the names of the released checkpoints' keys (``convz1``, ``convc1``, ...).
+Modules and attributes have the names of the keys in the released checkpoints (``convz1``, ``convc1``, ...).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deq_flow_ros.model.architecture import Architecture
 
 
 class MotionEncoder(nn.Module):
-    """Correlation around the flow, and the flow itself, to motion features (the flow is the last two of them)."""
+    """Computes motion features from the correlation around the flow and the flow itself, which is appended to them."""
 
     def __init__(self, correlation_dim: int, widths: tuple[int, int, int, int], motion_dim: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class MotionEncoder(nn.Module):
 
 
 class Gates(NamedTuple):
-    """One direction of the separable GRU, prepared for a pair of images."""
+    """Weights and context terms of one direction of the separable GRU, prepared for a pair of images."""
 
     weight_zr: Tensor
     weight_q: Tensor
@@ -48,7 +48,7 @@ class Gates(NamedTuple):
 class SeparableConvGRU(nn.Module):
     """Convolutional GRU, 1x5 then 5x1 (RAFT, arXiv 2003.12039, section 3.3).
 
-    :param motion_dim: channels of everything that changes in each iteration beside the hidden state.
+    :param motion_dim: channels of all inputs that change in each iteration, without the hidden state.
     """
 
     def __init__(self, hidden_dim: int, context_dim: int, motion_dim: int) -> None:
@@ -60,10 +60,10 @@ class SeparableConvGRU(nn.Module):
                 self.add_module(f"conv{gate}{suffix}", nn.Conv2d(inputs, hidden_dim, kernel, padding=padding))
 
     def prepare(self, context: Tensor) -> list[Gates]:
-        """Work that does not change from one iteration to the next.
+        """Compute everything that does not change between iterations.
 
-        Convolution is linear in its input channels, so the part of the context is computed once for a pair of images
-        instead of in every iteration, and the gates z and r, which see the same input, become one convolution.
+        Convolution is linear in its input channels, so the contribution of the context is computed once per pair
+        instead of in every iteration. The gates z and r have the same input, so they become one convolution.
         """
         gates = []
         for suffix in "12":
@@ -89,7 +89,7 @@ class SeparableConvGRU(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Hidden state to an increment of the flow."""
+    """Computes an increment of the flow from the hidden state."""
 
     def __init__(self, hidden_dim: int, width: int) -> None:
         super().__init__()

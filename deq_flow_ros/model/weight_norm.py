@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight normalisation of an update operator (arXiv 1602.07868), and folding it away.
+"""Weight normalisation of an update operator (arXiv 1602.07868), and its removal for inference.
 
-Each output channel's filter is a magnitude times a direction. It keeps the iterated function well-behaved while it is
-trained; for inference, the product is computed once.
+The filter of each output channel is a magnitude times a direction. This keeps the iterated function well-behaved during
+training. For inference, the product is computed once.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-# How the parametrised tensors of a convolution are called in a state dict: magnitude (C, 1, 1, 1) and direction.
+# Names of a convolution's parametrised tensors in a state dict: the magnitude (C, 1, 1, 1) and the direction.
 MAGNITUDE = "parametrizations.weight.original0"
 DIRECTION = "parametrizations.weight.original1"
 
 
 def add_weight_norm(operator: nn.Module) -> None:
-    """Parametrise every convolution of an operator, except in modules that say ``weight_norm = False``."""
+    """Parametrise every convolution of an operator, except in modules with the attribute ``weight_norm = False``."""
     for convolution in dict.fromkeys(_convolutions(operator)):
         parametrizations.weight_norm(convolution)
 
 
 def fold_weight_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict that the same model has without weight normalisation."""
+    """The state dict of the same model without weight normalisation."""
     folded = {}
     for name, tensor in state_dict.items():
         if name.endswith(MAGNITUDE):

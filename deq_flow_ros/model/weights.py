@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on disk: what ships with the package, this project's files, and checkpoints in the released layout."""
+"""Reading and writing of weights: those that ship, files of this project, and checkpoints in the released layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
 
 
 def available_models() -> list[str]:
-    """Names of the models whose weights ship with the package."""
+    """The names of the models whose weights ship with the package."""
     return sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
 
 
@@ -39,21 +39,21 @@ def load_model(
     fold: bool = True,
     precision: str = "float32",
 ) -> DEQFlow:
-    """A model ready for inference.
+    """Load a model that is ready for inference.
 
-    The file may hold float32, bfloat16 or float16, whatever precision is asked for: it is converted, folded in float32.
+    The file may hold float32, bfloat16 or float16. Weights are folded in float32 and then converted to ``precision``.
 
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
         in the released key layout (``.pth``), whose architecture is read off its keys and shapes.
-    :param device: where to put it. A CUDA device that is not there is an error, never a silent CPU.
-    :param fold: multiply out weight norm and batch norm, which makes inference cheaper; False keeps them, to train on
-        (after ``model.train().requires_grad_(True)``), to save or to export.
+    :param device: the device of the model. A missing CUDA device is an error; the CPU is never used instead.
+    :param fold: whether to fold weight norm and batch norm into the convolutions, which makes inference cheaper. False
+        keeps them, to train further (after ``model.train().requires_grad_(True)``), to save or to export.
     :param precision: type of weights and features: float32, bfloat16, float16, or auto; see ``choose_precision``. On a
-        processor without instructions for it, a half precision is slower than float32.
+        processor without instructions for it, half precision is slower than float32.
     :raises FileNotFoundError: if there is no such name or file.
-    :raises WeightsError: for a file that is truncated, foreign, or does not fit its architecture.
+    :raises WeightsError: for a file that is truncated, of another kind, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
-    :raises ValueError: for a precision that is none.
+    :raises ValueError: for an unknown precision.
     """
     device = check_device(device)
     dtype = DTYPES[choose_precision(precision, device)]
@@ -87,11 +87,11 @@ def load_model(
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it.
+    """Check that this machine has a device, and return it.
 
-    :raises RuntimeError: if it is CUDA and PyTorch sees none or not so many, or is not a CPU or CUDA device at all.
+    :raises RuntimeError: if PyTorch does not see this CUDA device, or if it is neither a CPU nor a CUDA device.
     """
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):  # PyTorch would list all the kinds that it knows
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):  # PyTorch's own error lists all kinds of devices
         raise RuntimeError(f"expected the device cpu, cuda or cuda:N, got {str(device)!r}")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -110,14 +110,14 @@ def check_device(device: str | torch.device) -> torch.device:
 def save_model(
     model: DEQFlow, path: str | Path, metadata: Mapping[str, str] | None = None, *, precision: str | None = None
 ) -> None:
-    """Write a ``.safetensors`` file that ``load_model`` reads; the old file stays whole until the new one is.
+    """Write a ``.safetensors`` file that ``load_model`` reads. An old file stays intact until the new one is complete.
 
-    :param metadata: strings to keep in the file beside the architecture.
-    :param precision: type of the stored weights: float32, bfloat16 or float16, the latter two for a file of half the
-        size; None keeps that of the model. Biases and what normalisation holds, which are few and whose smallest values
-        matter, are never stored in less than the model's type, nor are weights that have a value beyond the type's
-        range.
-    :raises ValueError: for a folded model, which lacks what the file must hold, or a precision that is none.
+    :param metadata: strings to store in the file beside the architecture.
+    :param precision: type of the stored weights: float32, bfloat16 or float16; the latter two halve the size of the
+        file. None keeps the type of the model. Biases and the parameters of normalisation layers keep the type of the
+        model as well, because they are few and small values among them matter. So do weights with a value beyond the
+        range of the type.
+    :raises ValueError: for a folded model, which lacks tensors that the file must hold, or an unknown precision.
     """
     if precision is not None and precision not in DTYPES:
         raise ValueError(f"expected a precision out of {', '.join(DTYPES)}, got {precision!r}")
@@ -132,7 +132,7 @@ def save_model(
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A copy on the CPU, in ``dtype`` if that is for it, see ``save_model``."""
+    """A copy of the tensor on the CPU, in ``dtype`` if ``save_model`` stores it so."""
     tensor = tensor.cpu().contiguous().clone()
     if dtype is None or not tensor.is_floating_point():
         return tensor
@@ -143,17 +143,17 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def replace_file(path: Path, write: Callable[[str], None]) -> None:
-    """Write a file beside the old one, flush it to the disk, then put it in its place.
+    """Write a file beside the old one, flush it to the disk, then move it to its place.
 
-    A crash or a full disk leaves the old file whole, and nothing else behind.
+    A crash or a full disk leaves the old file intact, and leaves no other file behind.
 
-    :param write: writes to the path it is given.
-    :raises OSError: if it cannot be written, naming it.
+    :param write: a function that writes to the given path.
+    :raises OSError: if the file cannot be written; the message names it.
     """
     try:
         _replace_file(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # PyTorch raises an error of its own in the wake of the system's, safetensors puts the system's into words.
+        # PyTorch raises its own error after that of the system, and safetensors quotes the system's error as text.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, (OSError, SafetensorError)):
             raise
