@@ -23,7 +23,7 @@ FAULTS = [
     ("upsampling", "model/upsampling.py", "reshape(cells, 2, 9)", "reshape(cells, 2, 9).flip(2)", "formulas"),
     ("gate fusion", "model/update.py", "sigmoid_().chunk(2, 1)", "sigmoid_().chunk(2, 1)[::-1]", "formulas"),
     ("fixed part of the gates", "model/update.py", "context, weight[:, h:c]", "context, -weight[:, h:c]", "formulas"),
-    ("direction of carrying", "streaming/warm_start.py", "flow if direction", "-flow if direction", "formulas"),
+    ("direction of carrying", "streaming/warm_start.py", "state[1] if direction", "-state[1] if direction", "formulas"),
     ("deadline", "equilibrium/stopping.py", "cost_ns <= deadline_ns", "cost_ns >= deadline_ns", "equilibrium"),
     ("tolerance", "equilibrium/stopping.py", "measured <= self.tol", "measured >= self.tol", "equilibrium"),
     ("account of drops", "ros/accounts.py", '["lost"] += lost_before', '["lost"] -= lost_before', "accounts"),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ class StopReason(str, enum.Enum):
     DIVERGED = "diverged"
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """What is known of each sample between two iterations, on the device.
 
     :ivar state: its result so far, a value of ``f``; the start of the solve before the first iteration.
@@ -60,14 +59,6 @@ class Samples:
     residual: Tensor
     bound: Tensor
     number: Tensor
-
-    def tensors(self) -> list[Tensor]:
-        """All of them, in a fixed order."""
-        found: list[Tensor] = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            found += [value] if isinstance(value, Tensor) else value
-        return found
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,7 @@ class DEQFlow(nn.Module):
         levels: int,
         iterations: int,
         solver: str | Solver = "picard",
+        watch: bool = True,
     ) -> State | None:
         """A coarse-to-fine start for a cold pair. Smaller versions of the pair are solved, each from the one before.
 
@@ -179,7 +180,7 @@ class DEQFlow(nn.Module):
 
         :param image1: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
         :param levels: the smallest version is ``2**levels`` times smaller; ``usable_levels`` at most.
-        :param iterations: per level.
+        :param iterations: per level; ``watch`` is that of ``solve``.
         :returns: a state of the images' own size; None for no levels.
         """
         height, width = image1.shape[-2:]
@@ -193,8 +194,8 @@ class DEQFlow(nn.Module):
             else:
                 state = rescale(state, encoding1.context.shape[-2:], above >> level)
             # Whoever starts from the result checks it; here the check would make the host wait at every level.
-            problem = self.problem(encoding1, encoding2, iterations=iterations)
-            state = solve(problem, state, solver=solver, max_iterations=iterations, check_start=False).state
+            f = self.problem(encoding1, encoding2, iterations=iterations)
+            state = solve(f, state, solver=solver, max_iterations=iterations, check_start=False, watch=watch).state
             above = 1 << level
         return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
 

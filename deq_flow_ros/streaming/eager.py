@@ -47,6 +47,12 @@ class EncodedImage:
         """(H, W) as it came."""
         return self.image.shape[0], self.image.shape[1]
 
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """(H, W) of what was encoded, without its padding."""
+        left, right, top, bottom = self.padding
+        return self.tensor.shape[2] - top - bottom, self.tensor.shape[3] - left - right
+
 
 class EagerSlot(Slot):
     """See ``Slot``.
@@ -168,20 +174,25 @@ class EagerEngine(Engine[EagerSlot]):
         cold = [i for i, slot in enumerate(slots) if slot.start is None]
         for slot, (image, _) in zip(slots, pairs, strict=True):
             slot.began = slot.start or self.model.initial_state(image.encoding)
-        enlarged = max(0, round(math.log2(scale)))
-        levels = min(COARSE_LEVELS + enlarged, usable_levels(*pairs[0][0].tensor.shape[-2:])) if cold else 0
+        levels = coarse_levels(scale, pairs[0][0].tensor.shape[-2:]) if cold else 0
         if not levels:
             return
         if limits.deadline_ns is not None:
             needed_ms = limits.coarse_ms + limits.iteration_ms
             if self.clock.now_ns() + 1e6 * needed_ms > limits.deadline_ns:
                 return
+        for i, state in zip(cold, self._solve_coarsely(pairs, cold, levels), strict=True):
+            slots[i].began = state
+        self.stages.lap("coarse")
+
+    def _solve_coarsely(
+        self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], cold: Sequence[int], levels: int
+    ) -> list[State]:
+        """The states of smaller versions of some of the pairs."""
         image1, image2 = (joined([pairs[i][which].tensor for i in cold]) for which in (0, 1))
         state = self.model.coarse_start(image1, image2, levels, COARSE_ITERATIONS)
         assert state is not None
-        for place, i in enumerate(cold):
-            slots[i].began = sample(state, place)
-        self.stages.lap("coarse")
+        return [sample(state, place) for place in range(len(cold))]
 
     @torch.inference_mode()
     def finish(self, slots: Sequence[EagerSlot], direction: str, uncertainty: bool = False) -> list[Solved]:
@@ -229,6 +240,16 @@ class EagerEngine(Engine[EagerSlot]):
         if "hidden" in state:
             hidden, flow = (torch.from_numpy(state[name])[None].to(self.device) for name in ("hidden", "flow"))
             slot.state = hidden.to(slot.last.encoding.context.dtype), flow
+
+
+def coarse_levels(scale: float, padded: Sequence[int]) -> int:
+    """How many smaller versions of a cold pair are solved first.
+
+    :param scale: that it is processed at.
+    :param padded: (H, W) of what is encoded.
+    """
+    enlarged = max(0, round(math.log2(scale)))
+    return min(COARSE_LEVELS + enlarged, usable_levels(padded[0], padded[1]))
 
 
 def encode_images(model: DEQFlow, images: Sequence[np.ndarray], scaled: Sequence[np.ndarray]) -> list[EncodedImage]:

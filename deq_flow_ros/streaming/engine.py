@@ -57,6 +57,7 @@ class Solved:
     :ivar residual_px: RMS of the last update, px of what was processed.
     :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
     :ivar likeness: of the frames at the flow that was found, see ``matching.likeness``.
+    :ivar runtime: what computed it: "eager", "graphs" or "compiled".
     """
 
     flow: np.ndarray
@@ -67,6 +68,7 @@ class Solved:
     residual_px: float
     stop_reason: str
     likeness: float
+    runtime: str = "eager"
 
 
 class Engine(ABC, Generic[AnySlot]):
@@ -89,6 +91,20 @@ class Engine(ABC, Generic[AnySlot]):
     def begin(self, size: tuple[int, int]) -> None:
         """The calls that follow are of frames that are processed at this (H, W)."""
         self.stages = self.clock.stages(self.device, number_of_pixels(size))
+
+    def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
+        """Do now what is needed once for batches of frames of a (H, W) that are processed at a size: it may take long.
+
+        Without it, it is done while the stream goes on.
+        """
+
+    def close(self) -> None:
+        """Give back what was made once for each size; a later frame makes it again."""
+
+    @property
+    def about(self) -> str:
+        """What computes, in words for a log."""
+        return "eager"
 
     @abstractmethod
     def slot(self) -> AnySlot:

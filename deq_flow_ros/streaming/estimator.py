@@ -122,6 +122,7 @@ class FlowEstimator:
                 uncertainty=self.settings.uncertainty,
             )
             trial.stream.costs = self.stream.costs
+            self.engine.make_ready((height, width), scaled_size(height, width, scale))
             for pair in range(4):
                 trial.reset("warm-up")
                 trial.update(noise, 0)

@@ -38,6 +38,7 @@ class FlowInfo:
         -1..1; see ``matching.likeness``. NaN where it is not known.
     :ivar starved: late with a single iteration at the lowest scale: nothing is left to give way, so the budget cannot
         be met on this machine, or not at present.
+    :ivar runtime: what computed it: "eager", or "graphs" or "compiled" (graphs) on a GPU.
     """
 
     stamp_ns: int
@@ -55,6 +56,7 @@ class FlowInfo:
     time_limit_ms: float | None = None
     batch_size: int = 1
     starved: bool = False
+    runtime: str = "eager"
     likeness: float = math.nan
 
     @property

@@ -181,6 +181,7 @@ class Stream:
             time_limit_ms=turn.time_limit_ms,
             batch_size=batch_size,
             starved=late and plan.lowest and solved.evaluations <= 1 and COARSE not in stage_ms,
+            runtime=solved.runtime,
             likeness=solved.likeness,
         )
         self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))

@@ -24,15 +24,19 @@ def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
     target_y = (y + displacement[:, 1]).clamp(-2, height + 1)
     x0, y0 = target_x.floor(), target_y.floor()
     fx, fy = target_x - x0, target_y - y0
-    source = torch.cat((values, values.new_ones(batch, 1, height, width)), 1).flatten(2)
-    landed = torch.zeros_like(source)
-    for dx, weight_x in ((0, 1 - fx), (1, fx)):
-        for dy, weight_y in ((0, 1 - fy), (1, fy)):
-            cx, cy = (x0 + dx).long(), (y0 + dy).long()
-            inside = (cx >= 0) & (cx < width) & (cy >= 0) & (cy < height)
-            index = cy.clamp(0, height - 1) * width + cx.clamp(0, width - 1)
-            weight = (weight_x * weight_y * inside).flatten(1).unsqueeze(1).to(source.dtype)
-            landed.scatter_add_(2, index.flatten(1).unsqueeze(1).expand_as(source), source * weight)
+    # The four cells around, (B, 4, H, W).
+    cx, cy = torch.stack((x0, x0, x0 + 1, x0 + 1), 1).long(), torch.stack((y0, y0 + 1, y0, y0 + 1), 1).long()
+    shares = torch.stack(((1 - fx) * (1 - fy), (1 - fx) * fy, fx * (1 - fy), fx * fy), 1)
+    inside = (cx >= 0) & (cx < width) & (cy >= 0) & (cy < height)
+    index = cy.clamp(0, height - 1) * width + cx.clamp(0, width - 1)
+    source = torch.cat((values, values.new_ones(batch, 1, height, width)), 1)
+    shares = (shares * inside).to(source.dtype)
+    landed = torch.zeros_like(source).flatten(2)
+    # A GPU takes all four in one pass, which a compiler makes one loop of; on a CPU their copies would leave the cache.
+    at_once = 1 if values.device.type == "cpu" else 4
+    for to, share in zip(index.split(at_once, 1), shares.split(at_once, 1), strict=True):
+        spread = (source[:, :, None] * share[:, None]).flatten(2)
+        landed.scatter_add_(2, to.flatten(1)[:, None].expand_as(spread), spread)
     landed = landed.view(batch, channels + 1, height, width)
     weight = landed[:, -1:]
     return landed[:, :-1] / weight.clamp_min(1e-6) * (weight > 1e-6), weight
@@ -47,8 +51,12 @@ def carry(state: State, direction: str = "forward") -> State:
     :param direction: "forward" (flow on the earlier image's pixels: content moves by the flow) or "backward" (flow on
         the later image's pixels, pointing back: content moves against it).
     """
+    return carry_by(state, state[1] if direction == "forward" else -state[1])
+
+
+def carry_by(state: State, displacement: Tensor) -> State:
+    """A state, moved by a displacement (B, 2, H, W) in cells; see ``carry``."""
     hidden, flow = state
-    displacement = flow if direction == "forward" else -flow
     moved, weight = forward_warp(torch.cat((hidden.float(), flow), 1), displacement)
     # Nothing landed on a cell that was uncovered, or that the motion brought into view: there, what stood at the same
     # place before is a better guess than zero.

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that queues captured graphs, and decides between them what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deq_flow_ros.equilibrium import Pace, State, StopReason
+from deq_flow_ros.model import DEQFlow, Encoding
+from deq_flow_ros.streaming.clock import MACHINE, Clock
+from deq_flow_ros.streaming.eager import EagerEngine, EagerSlot, EncodedImage, sample
+from deq_flow_ros.streaming.engine import Likeness, Solved
+from deq_flow_ros.streaming.fields import Unpacked, resize_image, tell
+from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
+from deq_flow_ros.streaming.graphs.parts import Parts
+from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf
+from deq_flow_ros.streaming.graphs.workspace import Size, Workspace
+from deq_flow_ros.streaming.plan import Limits, padded_size
+
+
+class GraphEngine(EagerEngine):
+    """See ``Engine``. Frames of a size that it has no graphs of yet are computed as by an ``EagerEngine``.
+
+    Streams keep the same tensors in either case, so that a stream goes from one to the other between two frames.
+
+    :param model: on the device.
+    :param device: captures and replays; None: the model's, a CUDA device.
+    :param compiled: compile the parts that are worth it, before they are captured.
+    :param kept: workspaces at most.
+    :param behind: make graphs while the stream goes on; False: at once.
+    """
+
+    def __init__(
+        self,
+        model: DEQFlow,
+        clock: Clock = MACHINE,
+        device: GraphDevice | None = None,
+        compiled: bool = False,
+        kept: int = KEPT,
+        behind: bool = True,
+    ) -> None:
+        super().__init__(model, clock)
+        self._graphs = CudaDevice(model.device) if device is None else device
+        self._compiled = compiled
+        self._shelf = Shelf(self._make, kept, behind)
+        self._space: Workspace | None = None  # of the frames in work
+        self._loaded = self._paired = False
+        self._made: tuple[int, StopReason] = (0, StopReason.ITERATIONS)
+
+    @property
+    def about(self) -> str:
+        kind = "compiled graphs" if self._compiled else "graphs"
+        failures = [f"none for {size.processed}: {why}" for size, why in self._shelf.failures.items()]
+        return "; ".join([f"{kind} of {len(self._shelf)} size(s)", *failures])
+
+    def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
+        self._shelf.make(Size(source, size, batch))
+
+    def close(self) -> None:
+        self._space = None
+        self._shelf.clear()
+
+    @torch.inference_mode()
+    def encode(
+        self, slots: Sequence[EagerSlot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
+    ) -> None:
+        self._space, self._loaded, self._paired = None, False, False
+        sources = {image.shape[:2] for image in images}
+        if len(sources) == 1 and len(set(sizes)) == 1:
+            self._space = self._shelf.get(Size((images[0].shape[0], images[0].shape[1]), sizes[0], len(images)))
+        space = self._space
+        if space is None:
+            super().encode(slots, images, sizes)
+            return
+        scaled = [resize_image(image, sizes[0]) for image in images]
+        if scaled[0] is not images[0]:
+            self.stages.lap("resize")
+        space.upload(scaled)
+        space.encode.replay()
+        encoding, padded = space.encode.outputs
+        padding = _padding(sizes[0])
+        for i, (slot, image) in enumerate(zip(slots, images, strict=True)):
+            features, context, tensor = (part[i : i + 1].clone() for part in (*encoding, padded))
+            slot.next = EncodedImage(image, tensor, padding, Encoding(features, context))
+        self.stages.lap("encode")
+
+    @torch.inference_mode()
+    def prepare(self, slot: EagerSlot, direction: str, alone: bool = True) -> None:
+        last = slot.last
+        assert last is not None
+        alone_size = Size(last.size, last.scaled, 1)
+        space = self._shelf.get(alone_size) if self._shelf.has(alone_size) else None
+        if space is None or slot.state is None:
+            super().prepare(slot, direction, alone)
+            return
+        _copy(space.state, slot.state)
+        space.sign.fill_(1.0 if direction == "forward" else -1.0)
+        space.carry.replay()
+        slot.start = tuple(part.clone() for part in space.carry.outputs)
+        slot.prepared = None
+        self.stages.lap("prepare")
+
+    @torch.inference_mode()
+    def match(self, slots: Sequence[EagerSlot], direction: str) -> list[Likeness]:
+        space = self._space
+        if space is None or len(slots) != space.size.batch:
+            return super().match(slots, direction)
+        self._load(space, slots, direction)
+        for i, slot in enumerate(slots):
+            _set_row(space.start, i, slot.start)
+        space.match.replay()
+        values, there = space.likenesses()
+        self.stages.lap("match")
+        self._pair(space)  # whatever the host decides by the likenesses: the device does not wait for it
+        there.synchronize()
+        return [Likeness(still, carried) for still, carried in values.tolist()]
+
+    @torch.inference_mode()
+    def solve(self, slots: Sequence[EagerSlot], direction: str, limits: Limits, scale: float) -> None:
+        space = self._space
+        if space is None:
+            super().solve(slots, direction, limits, scale)
+            return
+        self._load(space, slots, direction)
+        self._pair(space)
+        self._find_starts(slots, [slot.pair(direction) for slot in slots], limits, scale)
+        for i, slot in enumerate(slots):
+            _set_row(space.start, i, slot.began)
+        space.tolerance.fill_(-1.0 if limits.tolerance is None else limits.tolerance)
+        space.progress.restart()
+        space.begin.replay()
+        iterate = self.stages.counted(space.iterate.replay)
+        pace = Pace(
+            space.progress,
+            limits.max_iterations,
+            limits.deadline_ns,
+            self.clock.now_ns,
+            limits.min_iterations,
+            1e6 * limits.iteration_ms,
+            watched=limits.tolerance is not None or limits.deadline_ns is not None,
+            timed_after=None if limits.iteration_ms else 2,  # what is learnt is the device's time, not the host's
+        )
+        while pace.may_begin():
+            iterate()
+            space.progress.push(space.samples.active)
+        self._made = pace.begun, pace.exhausted
+        self.stages.lap("solve")
+
+    @torch.inference_mode()
+    def finish(self, slots: Sequence[EagerSlot], direction: str, uncertainty: bool = False) -> list[Solved]:
+        space = self._space
+        if space is None:
+            return super().finish(slots, direction, uncertainty)
+        space.finish[uncertainty].replay()
+        self.stages.lap("upsample")
+        packed, there = space.download(uncertainty)
+        for i, slot in enumerate(slots):
+            slot.found = tuple(part.clone() for part in sample(space.samples.value, i))
+        self.stages.lap("output")
+        there.synchronize()
+        rows = [Unpacked.of(row, space.size.source) for row in packed.numpy()]
+        runtime = "compiled" if self._compiled else "graphs"
+        return [replace(one, runtime=runtime) for one in tell(space.solution(*self._made), rows)]
+
+    def _solve_coarsely(
+        self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], cold: Sequence[int], levels: int
+    ) -> list[State]:
+        space = self._space
+        if space is None or space.coarse is None:
+            return super()._solve_coarsely(pairs, cold, levels)
+        for i in cold:
+            _set_row(space.images, i, tuple(image.tensor for image in pairs[i]))
+        space.coarse.replay()
+        state = space.coarse.outputs
+        assert state is not None
+        return [tuple(part.clone() for part in sample(state, i)) for i in cold]
+
+    def _load(self, space: Workspace, slots: Sequence[EagerSlot], direction: str) -> None:
+        """The encodings of the pairs, once a frame."""
+        if self._loaded:
+            return
+        for i, slot in enumerate(slots):
+            first, second = (image.encoding for image in slot.pair(direction))
+            _set_row((*space.first, space.second), i, (*first, second.features))
+        self._loaded = True
+
+    def _pair(self, space: Workspace) -> None:
+        if not self._paired:
+            space.pair.replay()
+            self._paired = True
+            self.stages.lap("correlate")
+
+    @torch.inference_mode()
+    def _make(self, size: Size) -> Workspace:
+        parts = Parts.compiled() if self._compiled else Parts()
+        return Workspace(self.model, self._graphs, size, parts)
+
+
+def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """That of ``pad_to_multiple`` for images of a size."""
+    extra_h, extra_w = (side - inner for side, inner in zip(padded_size(*size), size, strict=True))
+    return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
+
+
+def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for old, new in zip(to, values, strict=True):
+        old.copy_(new)
+
+
+def _set_row(batch: Sequence[Tensor], row: int, values: Sequence[Tensor] | None) -> None:
+    """Write a sample, (1, ...), into tensors (B, ...); zeros for None."""
+    for place, tensor in enumerate(batch):
+        if values is None:
+            tensor[row].zero_()
+        else:
+            tensor[row : row + 1].copy_(values[place])

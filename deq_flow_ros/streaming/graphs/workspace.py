@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors that stay where they are, and captured graphs that work on them, for batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
+from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
+from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
+from deq_flow_ros.streaming.fields import interpolation, pack
+from deq_flow_ros.streaming.graphs.device import Captured, Done, GraphDevice
+from deq_flow_ros.streaming.graphs.parts import Parts, tensors
+from deq_flow_ros.streaming.matching import likeness
+from deq_flow_ros.streaming.plan import padded_size
+
+
+@dataclass(frozen=True)
+class Size:
+    """What graphs are made for.
+
+    :ivar source: (H, W) of the frames as they come.
+    :ivar processed: (H, W) that they are processed at, without padding.
+    :ivar batch: how many at a time.
+    """
+
+    source: tuple[int, int]
+    processed: tuple[int, int]
+    batch: int
+
+
+class Counted:
+    """The progress of a solve, which the device writes to memory of the host behind each iteration; see ``Progress``.
+
+    Nothing waits for an event: the host reads two numbers. It may be one iteration ahead of them, so that the device
+    always has work; it looks again and again where it is farther ahead.
+
+    :ivar host: (2,) int64, page-locked: iterations made, and whether any sample goes on.
+    """
+
+    def __init__(self, device: GraphDevice) -> None:
+        self.host = device.pinned((2,), torch.int64)
+        self._view, self._device = self.host.numpy(), device
+        self._queued = 0
+
+    def restart(self) -> None:
+        """A solve begins; what is queued for it so far counts as one."""
+        self._view[:] = -1, 1
+        self._queued = 0
+
+    @property
+    def in_flight(self) -> int:
+        """See ``Progress``."""
+        return self._queued - int(self._view[0])
+
+    @property
+    def done(self) -> bool:
+        """See ``Progress``."""
+        return int(self._view[1]) == 0
+
+    def push(self, active: Tensor) -> None:
+        """See ``Progress``."""
+        self._queued += 1
+
+    def look(self, wait: bool) -> None:
+        """See ``Progress``."""
+        if not wait or self.in_flight <= 1:
+            return
+        end = self._device.mark()  # an error of the device would never count on, but is raised by the query
+        while self.in_flight > 1 and not end.query():
+            self._device.pause()
+
+
+class Workspace:
+    """For batches of one size: what goes in, what comes out, and the graphs between.
+
+    :param parts: what is captured.
+    :ivar pixels: (B, H, W, 3) uint8 RGB, to be encoded.
+    :ivar first: of the images whose pixels the flow lives on.
+    :ivar second: features of the others.
+    :ivar images: (B, 3, h, w) float32, both, for solving smaller versions.
+    :ivar state: to be carried along.
+    :ivar start: where a solve begins.
+    :ivar tolerance: () float32, -1 for none.
+    :ivar sign: () float32, of the direction.
+    :ivar samples: of the solve.
+    """
+
+    def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
+        self.size, self._device, self._model = size, device, model
+        pool = device.pool()
+        self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
+        self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
+        self.encode: Captured[tuple[Encoding, Tensor]] = device.capture(lambda: parts.encode(model, self.pixels), pool)
+        encoding, image = self.encode.outputs
+        self.first, self.second = Encoding(*map(torch.zeros_like, encoding)), torch.zeros_like(encoding.features)
+        self.images = torch.zeros_like(image), torch.zeros_like(image)
+        self.state, self.start = (tuple(map(torch.zeros_like, model.initial_state(encoding))) for _ in range(2))
+        self.sign = torch.ones((), device=device.device)
+        self.carry: Captured[State] = device.capture(lambda: parts.move(self.state, self.sign), pool)
+        self._likenesses = device.pinned((size.batch, 2), torch.float32)
+        self.match = device.capture(self._match, pool)
+        self.pair: Captured[FlowProblem] = device.capture(self._pair, pool)
+        self.tolerance = torch.full((), -1.0, device=device.device)
+        rules = Rules(self.tolerance, 1e6, best=False, erratic=False, look=False)
+        self.samples = _kept(rules.begin(self.start))
+        self.progress = Counted(device)
+        self.begin = device.capture(lambda: self._begin(rules), pool)
+        self.iterate = device.capture(lambda: self._iterate(parts, rules), pool)
+        levels = coarse_levels(size.processed[0] / size.source[0], padded_size(*size.processed))
+        self.coarse = device.capture(lambda: self._coarse(levels), pool) if levels else None
+        self._resize = _Resize(size, device.device)
+        heads = (False, True) if model.uncertainty is not None else (False,)
+        self.finish = {head: device.capture(lambda head=head: self._finish(head), pool) for head in heads}  # type: ignore[misc]
+
+    def upload(self, images: Sequence[np.ndarray]) -> None:
+        """Queue the copies of images to ``pixels``; of two buffers on the host the one is filled that was used before
+        the last time.
+        """
+        staged, copied = self._staging.pop(0)
+        if not copied.query():
+            copied.synchronize()
+        for row, image in zip(staged.numpy(), images, strict=True):
+            row[:] = image
+        self.pixels.copy_(staged, non_blocking=True)
+        self._staging.append((staged, self._device.mark()))
+
+    def likenesses(self) -> tuple[Tensor, Done]:
+        """(B, 2) of a zero and the starting flow, on the host once the mark is reached."""
+        return self._likenesses, self._device.mark()
+
+    def download(self, head: bool) -> tuple[Tensor, Done]:
+        """What ``pack`` made, on the host once the mark is reached; nobody writes to it afterwards."""
+        packed = self.finish[head].outputs
+        host = self._device.pinned(packed.shape, packed.dtype)
+        host.copy_(packed, non_blocking=True)
+        return host, self._device.mark()
+
+    def solution(self, evaluations: int = 0, exhausted: StopReason = StopReason.ITERATIONS) -> Solution:
+        """Of the samples as they are."""
+        return Solution.of(self.samples, evaluations, exhausted)
+
+    def _match(self) -> None:
+        still = torch.zeros_like(self.start[1])
+        values = [
+            likeness(torch.stack((still[i], self.start[1][i])), self.first.features[i : i + 1], self.second[i : i + 1])
+            for i in range(self.size.batch)
+        ]
+        self._likenesses.copy_(torch.stack(values), non_blocking=True)
+
+    def _pair(self) -> FlowProblem:
+        second = Encoding(self.second, self.first.context)  # whose context nobody asks for
+        return self._model.problem(self.first, second, iterations=LOOKUPS)
+
+    def _begin(self, rules: Rules) -> None:
+        for old, new in zip(tensors(self.samples), tensors(rules.begin(self.start)), strict=True):
+            old.copy_(new)
+        self._report()
+
+    def _iterate(self, parts: Parts, rules: Rules) -> None:
+        parts.iterate(self.pair.outputs, rules, self.samples)
+        self._report()
+
+    def _report(self) -> None:
+        going_on = self.samples.active.any().to(torch.int64)
+        self.progress.host.copy_(torch.stack((self.samples.number, going_on)), non_blocking=True)
+
+    def _coarse(self, levels: int) -> State | None:
+        return self._model.coarse_start(*self.images, levels, COARSE_ITERATIONS, watch=False)
+
+    def _finish(self, head: bool) -> Tensor:
+        solution = self.solution()
+        flow, residual = self._model.upsample(solution.state), self._model.upsample_residual(solution)
+        expected = self._model.upsample_uncertainty(solution.state) if head else None
+        alike = [
+            likeness(solution.state[1][i : i + 1], self.first.features[i : i + 1], self.second[i : i + 1])
+            for i in range(self.size.batch)
+        ]
+        resized = [None if field is None else self._resize(field) for field in (flow, residual, expected)]
+        assert resized[0] is not None and resized[1] is not None
+        uncertainty = None if resized[2] is None else resized[2][:, 0]
+        return pack(solution, resized[0].permute(0, 2, 3, 1), resized[1][:, 0], uncertainty, torch.cat(alike))
+
+
+class _Resize:
+    """Fields of the padded size, cropped and brought to the size of the frames: ``crop`` and ``resize_field``.
+
+    Resizing is linear, along each axis by itself, so OpenCV's own weights serve as two matrices.
+    """
+
+    def __init__(self, size: Size, device: torch.device) -> None:
+        self._processed = size.processed
+        padded = padded_size(*size.processed)
+        self._top, self._left = ((side - inner) // 2 for side, inner in zip(padded, size.processed, strict=True))
+        self._matrices: tuple[Tensor, Tensor] | None = None
+        if size.source != size.processed:
+            how = interpolation(size.processed, size.source)
+            (h, w), (source_h, source_w) = size.processed, size.source
+            rows = cv2.resize(np.eye(h, dtype=np.float32), (h, source_h), interpolation=how)
+            columns = cv2.resize(np.eye(w, dtype=np.float32), (source_w, w), interpolation=how)
+            self._matrices = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
+            self._ratio = torch.tensor([source_w / w, source_h / h], device=device)
+
+    def __call__(self, field: Tensor) -> Tensor:
+        """(B, 2, h, w), a flow, or (B, 1, h, w), lengths, in px of what was processed."""
+        height, width = self._processed
+        field = field[..., self._top : self._top + height, self._left : self._left + width]
+        if self._matrices is None:
+            return field
+        ratio = self._ratio if field.shape[1] == 2 else self._ratio.mean()[None]
+        return (self._matrices[0] @ field @ self._matrices[1]) * ratio[:, None, None]
+
+
+def _kept(samples: Samples) -> Samples:
+    """The same values in tensors of their own, but that Picard's answer is its last value."""
+    point, value = (tuple(tensor.clone() for tensor in state) for state in (samples.point, samples.value))
+    return Samples(value, point, point, value, *(tensor.clone() for tensor in samples[4:]))
