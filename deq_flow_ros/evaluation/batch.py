@@ -135,7 +135,7 @@ def _cells(main: Row) -> dict[str, str]:
         "latency, median [ms]": number(main["latency_ms"]["median"], 1),
         "95 % [ms]": number(main["latency_ms"]["p95"], 1),
         "late": percent(main["deadline_miss_share"]),
-        "iterations, median": number(main["iterations"]["median"] or None, 0),
+        "iterations, median": number(main["iterations"]["median"], 0),
     }
     for name in SHOWN:
         unit = MEASURES[name].unit

@@ -29,7 +29,7 @@ from deq_flow_ros.evaluation.recording import Plan, RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
 from deq_flow_ros.evaluation.report import METRICS, REPORT
 from deq_flow_ros.evaluation.results import BusyError, OccupiedError
-from deq_flow_ros.evaluation.settings import Setting, all_settings
+from deq_flow_ros.evaluation.settings import Setting, all_settings, with_parameters
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
@@ -60,6 +60,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--stamps", choices=("header", "record"), default="header", help="which stamps of a bag's images to use")
     add("--fps", type=float, help="rate of a folder of images (default: 30)")
     add("--max-frames", type=int, default=0, metavar="N", help="only the first N (default 0: all)")
+    add("--start", type=float, default=0.0, metavar="S", help="begin S seconds after the first frame")
+    add("--stop", type=float, default=0.0, metavar="S", help="and end there (default 0: at the end)")
     add("--truth", metavar="WHERE", help="true flow: a folder of flow files, or a 32FC2 topic of the bag")
     add("--model", default="nano", help="name or weights file (default: nano)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
@@ -70,6 +72,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--max-iterations", type=int, default=12, help="per pair (default: 12)")
     add("--tolerance-px", type=float, default=0.05, help="stop when the flow changes less (default: 0.05; 0: never)")
     add("--max-scale", type=float, default=1.0, help="largest processing scale (default: 1)")
+    add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     differing = "NAME:KEY=VALUE,... with what differs from the main one, as in cold:warm=false fast:budget_ms=50"
     add("--compare", nargs="+", default=[], metavar="SETTING", help=f"more settings: dis, farneback, or {differing}")
     every = "solve every N-th pair in the other direction as well (default: 10; 0: none)"
@@ -80,7 +83,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.input is None) == (options.bags is None):
         parser.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
-    for name in ("max_frames", "budget_ms", "tolerance_px", "consistency_every", "threads"):
+    for name in ("max_frames", "start", "stop", "budget_ms", "tolerance_px", "consistency_every", "threads"):
         value = getattr(options, name)
         if value is not None and not value >= 0:
             parser.error(f"expected --{name.replace('_', '-')} of at least 0, got {value}")
@@ -123,10 +126,12 @@ def make_plan(options: argparse.Namespace) -> Plan:
         Path(options.model).stem, budget_ms=budget_ms or None, tolerance_px=options.tolerance_px or None,
         min_scale=min(0.25, options.max_scale), **same,
     )  # fmt: skip
+    setting = with_parameters(setting, options.param)
     same = {name: given[name] for name in ("topic", "fps", "stamps", "max_frames", "consistency_every", "truth")}
     return Plan(
         all_settings(setting, options.compare), mode="realtime" if options.realtime else "offline",
         bag=not options.no_bag, images=options.images, storage=options.storage,
+        start_s=options.start, stop_s=options.stop or None,
         costs=None if options.costs is None else read_costs(options.costs), **same,
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ class ClassicalEstimator:
         self.reset_reason: str | None = "start"
         self._direction, self._clock = setting.direction, clock
         self._flow = farneback if setting.method == "farneback" else dense_inverse_search()
-        self._max_gap_ms = EstimatorSettings().max_gap_ms
+        self._max_gap_ms = setting.max_gap_ms or EstimatorSettings().max_gap_ms
         self._previous: tuple[np.ndarray, Seen] | None = None
 
     def update(self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None) -> FlowResult | None:
@@ -92,7 +92,7 @@ def make_estimator(setting: Setting, model: DEQFlow | None, clock: Clock | None 
         return ClassicalEstimator(setting, clock)
     assert model is not None
     same = {field.name for field in fields(EstimatorSettings)} & vars(setting).keys()
-    values = {name: getattr(setting, name) for name in same}
+    values = {name: getattr(setting, name) for name in same if name != "max_gap_ms" or setting.max_gap_ms is not None}
     return FlowEstimator(model, clock, latency_budget_ms=setting.budget_ms, **values)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -27,7 +28,10 @@ from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.recordings.flow_bag import FlowBag, check_space
+from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
+from deq_flow_ros.streaming import EstimatorSettings
+from deq_flow_ros.streaming.order import longest_gap_ms
 from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
 
 Show = Callable[[int, "int | None", FrameOutcome], None]
@@ -42,6 +46,8 @@ class Plan:
     :ivar mode: "offline" (every frame) or "realtime" (as on a robot, simulated).
     :ivar stamps: as ``InputFrame.of`` takes them.
     :ivar max_frames: only so many frames; 0: all.
+    :ivar start_s: the part of the recording that is evaluated, as ``open_source`` takes it, with ``stop_s``; None: to
+        its end.
     :ivar consistency_every: one pair in so many is solved in the other direction as well; 0: none.
     :ivar truth: a folder of flow files, or a topic of the bag.
     :ivar storage: of the bag of the flow; ``bag``: whether there is one; ``images``: whether it holds the images too.
@@ -54,6 +60,8 @@ class Plan:
     fps: float | None = None
     stamps: str = "header"
     max_frames: int = 0
+    start_s: float = 0.0
+    stop_s: float | None = None
     consistency_every: int = 10
     truth: str | None = None
     storage: str = "mcap"
@@ -92,7 +100,7 @@ class RecordingEvaluation:
 
     def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.out, self.plan = path, out, plan
-        self.source = open_source(path, plan.topic, plan.fps)
+        self.source = self._open()
         self.source.close()
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
@@ -104,6 +112,11 @@ class RecordingEvaluation:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(path))]
         identity = {"input": stats, "plan": asdict(plan), "version": versions().get("deq_flow_ros", "")}
         self.folder = ResultFolder(out, json.loads(json.dumps(identity)), resume, overwrite)
+
+    def _open(self) -> Source:
+        plan = self.plan
+        stop_s = math.inf if plan.stop_s is None else plan.stop_s
+        return open_source(self.path, plan.topic, plan.fps, plan.start_s, stop_s)
 
     @property
     def frames(self) -> int | None:
@@ -120,7 +133,11 @@ class RecordingEvaluation:
         frame = next(frames, None)
         # Recorded with the flow where the weights have a head for it; by all settings, so that their times compare.
         headed = {network for network, model in models.items() if plan.bag and model.uncertainty is not None}
-        chosen = [replace(one, uncertainty=one.uncertainty or one.network in headed) for one in plan.settings]
+        gap_ms = longest_gap_ms(EstimatorSettings().max_gap_ms, self.source.nominal_period_ns)
+        chosen = [
+            replace(one, uncertainty=one.uncertainty or one.network in headed, max_gap_ms=one.max_gap_ms or gap_ms)
+            for one in plan.settings
+        ]
         if frame is not None:
             runs = [self._setting_run(setting, models) for setting in chosen]
             self._check_disk(frame)
@@ -203,7 +220,7 @@ class RecordingEvaluation:
 
     def _first_images(self) -> tuple[list[np.ndarray], list[float]]:
         """Images at the beginning that have the size of the first of them, and the times that it took to get them."""
-        source = open_source(self.path, self.plan.topic, self.plan.fps)
+        source = self._open()
         levels = Levels()
         first = zip(range(20), source.frames(), strict=False)
         frames = [InputFrame.of(index, frame, levels=levels) for index, frame in first]
@@ -232,7 +249,7 @@ class RecordingEvaluation:
         sentences += self._missing() if complete else []
         digest = ""
         # Only of what was read to its end: to read the rest for it could take longer than the evaluation.
-        if complete and self.frames == self.source.count:
+        if complete and self.frames == self.source.count and self.source.whole:
             with self._shares.of("reading"):
                 try:
                     digest = sha256(Path(self.path))

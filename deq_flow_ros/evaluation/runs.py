@@ -23,6 +23,7 @@ from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowResult
+from deq_flow_ros.streaming.order import Pace, StampOrder
 from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.result import SUPERSEDED
 from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
@@ -47,11 +48,20 @@ class SettingRun:
         self.shares = TimeShares() if shares is None else shares
         self._truth, self._reverse = truth, reverse
         self._previous: InputFrame | None = None
+        self._order = StampOrder()
         self._last: dict[int, PairFields] = {}
         """The last pair by the stamp of its later frame."""
 
     def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
         """Take the next frame; yields what is known by now of it, or of frames before it."""
+        reason = frame.problem if frame.image is None else self._order.why_out(frame.stamp_ns)
+        if reason:
+            yield FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, reason), frame=frame)
+        else:
+            yield from self.queue(frame)
+
+    def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
+        """Take the next frame that fits into the stream; see ``take``."""
         yield self.process(frame)
 
     def finish(self) -> Iterator[FrameOutcome]:
@@ -63,8 +73,7 @@ class SettingRun:
 
         :param arrival_ns: when the frame arrived, on the estimator's clock; None is now.
         """
-        if frame.image is None:
-            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, frame.problem), frame=frame)
+        assert frame.image is not None
         try:
             with self.shares.of("computing"):
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)
@@ -103,16 +112,17 @@ class SimulatedRun(SettingRun):
 
     def __init__(self, clock: VirtualClock, period_ns: int, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._clock, self._period_ns = clock, period_ns
+        self._clock, self._period_ns, self._pace = clock, period_ns, Pace(period_ns)
         self._warm = False
         self._waiting: tuple[InputFrame, int] | None = None
-        self._first_ns = 0
-        self._latest: tuple[int, int] | None = None
-        """Stamp and arrival of the frame that arrived last."""
+        self._first_ns: int | None = None
+        self._latest_ns = 0
+        """Arrival of the frame that arrived last."""
 
-    def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
+    def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
         """See ``SettingRun.take``: what became of the frame before is known only now."""
-        if not self._warm and frame.image is not None:
+        if not self._warm:
+            assert frame.image is not None
             self.estimator.warm_up(*frame.image.shape[:2])  # as the node does when it is configured
             self._warm = True
         arrival_ns = self._arrival_ns(frame.stamp_ns)
@@ -132,25 +142,23 @@ class SimulatedRun(SettingRun):
             self._waiting = None
 
     def _arrival_ns(self, stamp_ns: int) -> int:
-        """On the virtual clock: as long after the frame before as the stamps say."""
-        if self._latest is None:
-            arrival_ns = self._first_ns = self._clock.now_ns()
-        else:
-            step_ns = stamp_ns - self._latest[0]
-            arrival_ns = self._latest[1] + (step_ns if step_ns > 0 else self._period_ns)
-        self._latest = stamp_ns, arrival_ns
-        self.played_s = (arrival_ns - self._first_ns + self._period_ns) * 1e-9
-        return arrival_ns
+        """On the virtual clock: as long after the frame before as the stamps say, but for what a replay skips."""
+        step_ns, _ = self._pace.step(stamp_ns)
+        if self._first_ns is None:
+            self._first_ns = self._latest_ns = self._clock.now_ns()
+        self._latest_ns += step_ns
+        self.played_s = (self._latest_ns - self._first_ns + self._period_ns) * 1e-9
+        return self._latest_ns
 
     def _work(self, frame: InputFrame, arrival_ns: int) -> FrameOutcome:
         clock = self._clock
         clock.wait_until(arrival_ns)
         waited_ms = (clock.now_ns() - arrival_ns) / 1e6
-        if frame.image is not None:
-            pixels, start_ns = frame.image.shape[0] * frame.image.shape[1], clock.now_ns()
-            clock.charge("convert", pixels)
-            clock.charge(OVERHEAD, pixels)
-            frame = replace(frame, convert_ms=(clock.now_ns() - start_ns) / 1e6)
+        assert frame.image is not None
+        pixels, start_ns = frame.image.shape[0] * frame.image.shape[1], clock.now_ns()
+        clock.charge("convert", pixels)
+        clock.charge(OVERHEAD, pixels)
+        frame = replace(frame, convert_ms=(clock.now_ns() - start_ns) / 1e6)
         outcome = self.process(frame, arrival_ns)
         with self.shares.of("computing"):
             self.estimator.prepare()

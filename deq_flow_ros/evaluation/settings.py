@@ -26,6 +26,7 @@ class Setting:
         replaced by what it stands for on the device).
     :ivar budget_ms: time from a frame's arrival to its flow, in ms; None for no limit. It and all that follow are those
         of ``EstimatorSettings``, and so is ``warm``.
+    :ivar max_gap_ms: None: as there, or three periods of the recording, where these are longer.
     :raises ValueError: for an unknown method, device or precision, or a name that cannot appear in a table.
     """
 
@@ -42,6 +43,7 @@ class Setting:
     min_scale: float = 0.25
     max_scale: float = 1.0
     uncertainty: bool = False
+    max_gap_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -72,6 +74,27 @@ class Setting:
         tolerance = "" if self.tolerance_px is None else f" or {self.tolerance_px:g} px"
         most = f"up to {self.max_iterations} iterations{tolerance}"
         return f"{Path(self.model).name} on {self.device} in {self.precision}, {start}, {most}, {limit}"
+
+
+def with_parameters(setting: Setting, texts: Sequence[str]) -> Setting:
+    """A setting with values given as flow_node takes them, ``NAME:=VALUE``; for a budget or tolerance, 0 is none.
+
+    :raises ValueError: naming what is wrong.
+    """
+    known = {"latency_budget_ms" if f.name == "budget_ms" else f.name: f for f in fields(Setting)[2:]}
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, assigned, value = text.partition(":=")
+        if not assigned:
+            raise ValueError(f"expected --param NAME:=VALUE, got {text!r}")
+        if name not in known:
+            raise ValueError(
+                f"expected --param with one of {', '.join(known)}, which the flow depends on, got {name}; what else "
+                "flow_node has is set with --live"
+            )
+        given = _value(name, value, str(known[name].type))
+        values[known[name].name] = None if "None" in str(known[name].type) and given == 0 else given
+    return replace(setting, **values)
 
 
 def parse_setting(text: str, base: Setting) -> Setting:

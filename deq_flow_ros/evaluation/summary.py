@@ -103,10 +103,14 @@ def spread(values: pd.Series) -> dict[str, float | None]:
 def count_words(frames: pd.DataFrame, column: str, outcome: str) -> dict[str, int]:
     """How often each word of a column occurs in rows of an outcome, the most frequent first.
 
-    Numbers in them are replaced by "…": thousands of gaps that differ in their length are one kind.
+    Numbers in which they differ are replaced by "…": thousands of gaps that differ in their length are one kind.
     """
-    words = frames.loc[(frames.outcome == outcome) & (frames[column] != ""), column]
-    return dict(Counter(re.sub(r"-?\d+(\.\d+)?", "…", word) for word in words).most_common())
+    words = Counter(frames.loc[(frames.outcome == outcome) & (frames[column] != ""), column])
+    kinds: dict[str, list[str]] = {}
+    for word in words:
+        kinds.setdefault(re.sub(r"-?\d+(\.\d+)?", "…", word), []).append(word)
+    counts = Counter({same[0] if len(same) == 1 else kind: sum(words[w] for w in same) for kind, same in kinds.items()})
+    return dict(counts.most_common())
 
 
 def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dict[str, Any]:

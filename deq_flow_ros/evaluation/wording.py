@@ -122,8 +122,11 @@ def comparison(metrics: Metrics) -> list[ComparedRow]:
     if any(figures["setting"].get("budget_ms") for figures in settings):
         rows.append(ComparedRow("late", [percent(figures["deadline_miss_share"]) for figures in settings], set()))
     for column, title, unit, digits in COMPARISON:
-        # Classical methods make no iterations.
-        known = {n: value for n, figures in enumerate(settings) if (value := means[figures["name"]].get(column))}
+        solving = [figures["setting"].get("method", "deq") == "deq" for figures in settings]
+        known = {
+            n: value for n, figures in enumerate(settings)
+            if (value := means[figures["name"]].get(column)) is not None and (column != "iterations" or solving[n])
+        }  # fmt: skip
         if not known:
             continue
         values = [number(known.get(n), digits) for n in range(len(settings))]

@@ -35,7 +35,7 @@ from deq_flow_ros.evaluation.wording import terminal_rows
 from deq_flow_ros.host import TimeShares
 from deq_flow_ros.live.children import ChildError
 from deq_flow_ros.live.options import SHORTEST_S, node_parameters, parse_options
-from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, Recording, look_closer, read_run
+from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, Recording, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, run_live
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.recordings import MediaError, Source, open_source
@@ -88,7 +88,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     _clear(out, options.input)
     prepare_environment(profiles_file(), out / LOGS)
     path = options.input or str(_render(out.parent / "scene", console))
-    source = open_source(path, options.topic)
+    source = open_source(path, options.topic, start_s=options.start, stop_s=options.stop or math.inf)
     source.close()
     frames = _limit(options, source, console)
     rate = options.rate or _rate(source, console)
@@ -97,8 +97,8 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     if first is not None:
         check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
     run = RunOptions(
-        path, options.topic, rate, frames, source.live, node_parameters(options, first), out / "recording",
-        out / LOGS, options.storage,
+        path, options.topic, rate, frames, source.live, node_parameters(options, source, first),
+        out / "recording", out / LOGS, options.storage, options.start, options.stop, options.max_pause_s,
     )  # fmt: skip
     published = _play(run, frames or source.count, console)
     if not published.stamps_ns:
@@ -110,7 +110,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         console.print(f"evaluate_bag: no flow was published for {account.published} frames; {reasons}", style="red")
         return 1
     description = source.description if options.input else "rendered drive, whose exact flow is known"
-    digest = "" if frames else sha256(Path(path))
+    digest = "" if frames or not source.whole else sha256(Path(path))
     about = RunInfo(
         "live",
         {"description": description, "path": path, "sha256": digest, "topic": options.topic, "rate": rate},
@@ -120,7 +120,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         transport={"published": account.published, "received": account.received, "recorded": account.flow_messages},
     )
     recorded = open_source(run.bag, IMAGE_TOPIC) if source.live else source
-    metrics = _analyse(options, run, reports, recorded, about, console)
+    metrics = _analyse(options, run, published, reports, recorded, about, console)
     _print_summary(out, metrics, console)
     for problem in account.problems:
         console.print(f"evaluate_bag: {problem}", style="red")
@@ -217,8 +217,8 @@ def _play(run: RunOptions, count: int | None, console: Console) -> Published:
 
 
 def _analyse(
-    options: argparse.Namespace, run: RunOptions, reports: Sequence[FrameReport], source: Source, about: RunInfo,
-    console: Console,
+    options: argparse.Namespace, run: RunOptions, published: Published, reports: Sequence[FrameReport], source: Source,
+    about: RunInfo, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     """Hold what was recorded against the input, and write the results; returns the metrics."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -232,7 +232,8 @@ def _analyse(
     note = f"{Path(options.model).name} on {options.device} in {precision}, {options.direction} flow, {budget}"
     cold = SettingEntry(COLD, {**values, "warm": False, "budget_ms": None}, COLD_NOTE)
     every = max(1, sum(report.outcome == "processed" for report in reports) // COMPARED_PAIRS)
-    outcomes = read_run(Recording(run.bag, FLOW_TOPIC, RESIDUAL_TOPIC), reports, source, exact_flow(Path(run.input)))
+    recording, exact = Recording(run.bag, FLOW_TOPIC, RESIDUAL_TOPIC), exact_flow(Path(run.input))
+    outcomes = read_run(recording, in_order(reports, published.stamps_ns), source, exact)
     shown = track(outcomes, "analysing", len(reports), console=console, transient=True)
     found = False
     try:
@@ -246,6 +247,7 @@ def _analyse(
                 f"see {run.logs / 'flow_node.log'} and {run.logs / 'recorder.log'}"
             )
         about.seconds = shares.seconds
+        about.problems += source.skipped
         return writer.finish(about)
     finally:
         shutil.rmtree(options.out / PREVIEWS, ignore_errors=True)

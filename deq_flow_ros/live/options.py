@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deq_flow_ros.model import PRECISIONS
-from deq_flow_ros.recordings import Frame
+from deq_flow_ros.recordings import Frame, Source
+from deq_flow_ros.streaming import EstimatorSettings
+from deq_flow_ros.streaming.order import MAX_PAUSE_S, longest_gap_ms
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""
@@ -39,6 +41,10 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--rate", type=float, help=f"speed of the replay (default: 1, less where it would last below {SHORTEST_S:g} s)")
     add("--seconds", type=float, default=30.0, help="play so much of the stream, 0 for all (default: 30)")
     add("--max-frames", type=int, default=0, help="and at most so many frames, 0 for all (default)")
+    add("--start", type=float, default=0.0, metavar="S", help="begin S seconds after the first frame")
+    add("--stop", type=float, default=0.0, metavar="S", help="and end there (default 0: at the end)")
+    pauses = f"skip pauses of the recording that last longer (default {MAX_PAUSE_S:g}; 0: wait them out)"
+    add("--max-pause-s", type=float, default=MAX_PAUSE_S, metavar="S", help=pauses)
     add("--model", default="nano", help="name or weights file (default: nano)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--precision", choices=PRECISIONS, default="auto", help="of weights and features (default: auto)")
@@ -47,9 +53,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the recording (default: mcap)")
     options = parser.parse_args(arguments)
-    for name, minimum in (("seconds", 0.0), ("max_frames", 0), ("budget_ms", 0.0)):
-        if not getattr(options, name) >= minimum:
-            parser.error(f"expected --{name.replace('_', '-')} of at least {minimum:g}, got {getattr(options, name)}")
+    for name in ("seconds", "max_frames", "budget_ms", "start", "stop", "max_pause_s"):
+        if not 0 <= getattr(options, name) < math.inf:
+            parser.error(f"expected --{name.replace('_', '-')} of at least 0, got {getattr(options, name)}")
     if options.rate is not None and not 0 < options.rate < math.inf:
         parser.error(f"expected --rate above 0, got {options.rate}")
     for text in options.param:
@@ -63,8 +69,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def node_parameters(options: argparse.Namespace, first: Frame | None) -> dict[str, str]:
+def node_parameters(options: argparse.Namespace, source: Source, first: Frame | None) -> dict[str, str]:
     """Parameters of flow_node by name; ``first`` is a frame of the stream, if there is one to look at."""
+    gap_ms = longest_gap_ms(EstimatorSettings().max_gap_ms, source.nominal_period_ns)
     # Reliable and deep, unlike the node's default for robots: here every frame has to be accounted for, and one that
     # is lost on the way to the node could not be.
     parameters = {
@@ -73,6 +80,7 @@ def node_parameters(options: argparse.Namespace, first: Frame | None) -> dict[st
         "precision": options.precision,
         "latency_budget_ms": str(float(options.budget_ms)),
         "direction": options.direction,
+        "max_gap_ms": str(gap_ms),
         "qos_reliability": "reliable",
         "qos_depth": "10",
         "autostart": "true",

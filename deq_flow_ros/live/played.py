@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,19 +39,29 @@ class Recording:
     residual: str
 
 
+def in_order(reports: Sequence[FrameReport], published_ns: Sequence[int]) -> list[FrameReport]:
+    """The reports in the order in which their frames were published, which need not be that of their stamps."""
+    places: defaultdict[int, deque[int]] = defaultdict(deque)
+    for place, stamp_ns in enumerate(published_ns):
+        places[stamp_ns].append(place)
+    placed = [(places[one.stamp_ns].popleft() if places[one.stamp_ns] else len(published_ns), one) for one in reports]
+    return [report for _, report in sorted(placed, key=lambda pair: pair[0])]
+
+
 def read_run(
     recording: Recording, reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None
 ) -> Iterator[FrameOutcome]:
-    """Every reported frame in the order of its stamp; with its fields where it was processed and they were recorded.
+    """Every reported frame in turn; with its fields where it was processed and they were recorded.
 
     Only what may still be asked for is kept in memory.
 
+    :param reports: in the order of the stream.
     :param source: what was played.
     :raises MediaError: where recording, source and reports do not match.
     """
-    finder, fields = _FrameFinder(source), _FieldFinder(recording)
+    finder, fields = _FrameFinder(source), _FieldFinder(recording, reports)
     last: tuple[int, PairFields] | None = None
-    for index, report in enumerate(sorted(reports, key=lambda report: report.stamp_ns)):
+    for index, report in enumerate(reports):
         record = record_of(index, report)
         found = fields.take(report) if record.outcome == PROCESSED else None
         if found is None:
@@ -156,8 +167,9 @@ def _pair(
 class _FieldFinder:
     """Finds flow and residual of a frame while reading the recording once."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, reports: Sequence[FrameReport]) -> None:
         self._fields = read_fields(recording.bag, recording.flow, recording.residual)
+        self._wanted = Counter(report.flow_stamp_ns for report in reports if report.outcome == PROCESSED)
         self._waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def take(self, report: FrameReport) -> tuple[np.ndarray, np.ndarray] | None:
@@ -170,9 +182,10 @@ class _FieldFinder:
             if found is None:
                 break
             self._waiting[found[0]] = found[1:]
-        for stamp_ns in [stamp_ns for stamp_ns in self._waiting if stamp_ns < wanted]:
-            del self._waiting[stamp_ns]
-        return self._waiting.pop(wanted, None)
+        self._wanted[wanted] -= 1
+        taken = self._waiting.pop(wanted, None)
+        self._waiting = {stamp_ns: pair for stamp_ns, pair in self._waiting.items() if self._wanted[stamp_ns] > 0}
+        return taken
 
 
 class _FrameFinder:

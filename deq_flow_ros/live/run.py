@@ -23,6 +23,7 @@ from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.recordings.bags import remove_recording
 from deq_flow_ros.recordings.flow_bag import COLOR_TOPIC, FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC
 from deq_flow_ros.recordings.flow_recording import FrameReport, report_of
+from deq_flow_ros.streaming.order import MAX_PAUSE_S
 
 RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)
 """Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor another
@@ -36,7 +37,7 @@ QUIET_S = 3.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What to play and how."""
+    """What to play and how; a ``stop_s`` of 0 is the end."""
 
     input: str
     topic: str | None
@@ -47,6 +48,9 @@ class RunOptions:
     bag: Path
     logs: Path
     storage: str = "mcap"
+    start_s: float = 0.0
+    stop_s: float = 0.0
+    max_pause_s: float = MAX_PAUSE_S
 
 
 @dataclass
@@ -167,6 +171,8 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
     log = options.logs / "published.jsonl"
     log.unlink(missing_ok=True)
     arguments = [options.input, "--rate", str(options.rate), "--log", str(log), "--max-frames", str(options.max_frames)]
+    arguments += ["--start", str(options.start_s), "--stop", str(options.stop_s)]
+    arguments += ["--max-pause-s", str(options.max_pause_s)]
     arguments += ["--wait-for-subscribers", "2" if options.live else "1"]
     arguments += ["--topic", options.topic] if options.topic else []
     children.start("player", "deq_flow_ros.ros.player", [*arguments, "--ros-args", *remap])

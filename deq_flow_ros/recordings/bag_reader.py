@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import shutil
 import sys
@@ -215,8 +214,3 @@ def _unzipped(file: Path) -> Iterator[Path]:
 def _is_ros1(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(len(ROS1_MAGIC)) == ROS1_MAGIC
-
-
-def first_times(bag: Bag, topic: str, count: int) -> list[int]:
-    """Times of recording in ns of the first messages of a topic."""
-    return [recorded.time_ns for recorded in itertools.islice(bag.messages(topic), count)]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
 from deq_flow_ros.imaging.frame import Frame, MediaError
-from deq_flow_ros.recordings.bag_reader import Bag, first_times
+from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
 
@@ -43,8 +45,7 @@ class BagSource(Source):
         if self.count == 0:
             raise MediaError(f"the topic {self.topic} of the bag {path} holds no messages; it holds: {_listing(bag)}")
         self.calibration = _calibration(bag, self.topic)
-        steps = np.diff(first_times(bag, self.topic, 21))
-        self.nominal_period_ns = max(1, int(np.median(steps))) if steps.size else 100_000_000
+        self.nominal_period_ns = self._period_ns()
         self.skipped = list(bag.problems)
         rate = 1e9 / self.nominal_period_ns
         self.description = f"bag {path.name}: {self.topic} ({msgtype}), {self.count} frames at about {rate:.1f} Hz"
@@ -54,22 +55,46 @@ class BagSource(Source):
         fails is named in `skipped`, like whatever is missing of the bag.
         """
         self.skipped = list(self._bag.problems)
-        before, read, self.left_out = len(self.skipped), 0, 0
+        before, read, unreadable, self.left_out = len(self.skipped), 0, 0, 0
+        first_ns: int | None = None
         for recorded in self._bag.messages(self.topic):
+            first_ns = recorded.time_ns if first_ns is None else first_ns
+            part = self.part_of(recorded.time_ns - first_ns)
+            if part > 0:
+                break
+            if part < 0:
+                self.left_out += 1
+                continue
             read += 1
             try:
                 frame = _frame(recorded)
             except MessageError as error:
                 self.left_out += 1
+                unreadable += 1
                 self.skipped.append(str(error))
                 log.warning("left out of %s: %s", self.topic, error)
                 continue
             yield frame
         self.skipped[before:before] = self._bag.problems[before:]
-        if self.left_out == read:
+        if unreadable == read:
+            if first_ns is not None and not read:
+                self.check_part()
             why = self.skipped[-1] if self.skipped else "there is none"
             none = f"none of the {read} images" if read else "no image"
             raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
+
+    def _period_ns(self) -> int:
+        """Usual time between two frames, by the times of recording; by the stamps, if these do not advance."""
+        messages = list(itertools.islice(self._bag.messages(self.topic), 21))
+        steps = np.diff([recorded.time_ns for recorded in messages])
+        if not (steps > 0).any():
+            stamps = []
+            for recorded in messages:
+                with contextlib.suppress(MessageError):
+                    stamps.append(stamp_of(recorded.message().header))
+            steps = np.diff(stamps)
+        steps = steps[steps > 0]
+        return int(np.median(steps)) if steps.size else 100_000_000
 
 
 def _frame(recorded: Recorded) -> Frame:

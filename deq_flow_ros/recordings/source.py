@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deq_flow_ros.imaging.frame import Frame
+from deq_flow_ros.imaging.frame import Frame, MediaError
 
 
 class Source(abc.ABC):
@@ -32,7 +33,9 @@ class Source(abc.ABC):
         self.skipped: list[str] = []
         """One line per frame that could not be read, filled while `frames()` runs."""
         self.left_out = 0
-        """Frames of this pass that could not be read so far."""
+        """Frames of this pass so far that were not yielded: they could not be read, or lie before ``start_s``."""
+        self.start_s, self.stop_s = 0.0, math.inf
+        """The part that is read, in seconds from the first frame of the recording."""
 
     @abc.abstractmethod
     def frames(self) -> Iterator[Frame]:
@@ -40,6 +43,42 @@ class Source(abc.ABC):
 
         Raises `MediaError` when the input turns out to be unreadable while it is read.
         """
+
+    def choose_part(self, start_s: float, stop_s: float) -> None:
+        """Read from ``start_s`` on, up to before ``stop_s``, in seconds from the first frame; adapts ``count``.
+
+        :raises MediaError: where that is no part of a recording.
+        """
+        if not 0 <= start_s < stop_s:
+            raise MediaError(f"expected a part from 0 s or later to later than that, got {start_s:g} s to {stop_s:g} s")
+        if (start_s, stop_s) == (self.start_s, self.stop_s):
+            return
+        if self.live:
+            raise MediaError(f"{self.description}: a camera has no beginning to count seconds from")
+        period_s = self.nominal_period_ns * 1e-9
+        if self.count is not None:
+            last = self.count if math.isinf(stop_s) else min(self.count, math.ceil(stop_s / period_s - 1e-6))
+            self.count = max(0, last - math.ceil(start_s / period_s - 1e-6))
+        self.start_s, self.stop_s = start_s, stop_s
+        end = "its end" if math.isinf(stop_s) else f"{stop_s:g} s"
+        self.description += f"; from {start_s:g} s to {end}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the recording is read."""
+        return self.start_s <= 0 and math.isinf(self.stop_s)
+
+    def part_of(self, offset_ns: int) -> int:
+        """Where a frame so long after the first one lies: -1 before the part that is read, 0 in it, 1 behind it."""
+        return 1 if offset_ns * 1e-9 >= self.stop_s else 0 if offset_ns * 1e-9 >= self.start_s else -1
+
+    def check_part(self) -> None:
+        """To be called where the part that is read holds no frame.
+
+        :raises MediaError: unless the whole recording is read.
+        """
+        if not self.whole:
+            raise MediaError(f"no frame lies in the part that was asked for: {self.description}")
 
     def close(self) -> None:
         """Give back what the source holds, a camera for one; it yields no frames afterwards."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
@@ -24,13 +25,27 @@ FIRST_STAMP_NS = 1_000_000_000
 DEFAULT_FPS = 30.0
 
 
-def open_source(input: str | os.PathLike[str], topic: str | None = None, fps: float | None = None) -> Source:
+def open_source(
+    input: str | os.PathLike[str], topic: str | None = None, fps: float | None = None, start_s: float = 0.0,
+    stop_s: float = math.inf,
+) -> Source:  # fmt: skip
     """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
 
     `topic` chooses the image topic of a bag that has several. `fps` is the rate of a folder
-    (default 30 Hz) or asked of a camera; bags and videos carry their own. Raises `MediaError` naming what is wrong
+    (default 30 Hz) or asked of a camera; bags and videos carry their own. Of a recording only the part
+    from `start_s` to before `stop_s` is read, in seconds from its first frame. Raises `MediaError` naming what is wrong
     with the input.
     """
+    source = _open(input, topic, fps)
+    try:
+        source.choose_part(start_s, stop_s)
+    except MediaError:
+        source.close()
+        raise
+    return source
+
+
+def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -> Source:
     text = os.fspath(input)
     if not text:
         raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
@@ -93,7 +108,8 @@ class VideoSource(Source):
         # FFmpeg would play a text file, as a terminal that shows it.
         if _is_text(self.path):
             raise MediaError(f"{self.path} is not readable as a video: it is a text file")
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+        # FFmpeg takes what stands before a colon for a protocol, except behind a slash.
+        capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise MediaError(
                 f"{self.path} is not readable as a video, and no bag ({', '.join(BAG_SUFFIXES)}) by its name: "
@@ -104,24 +120,31 @@ class VideoSource(Source):
     def frames(self) -> Iterator[Frame]:
         """See `Source.frames`. The frames are bgr8; stamps start at 1 s."""
         capture = self._open()
-        number, stamp_ns = 0, 0
+        number, stamp_ns, self.left_out = 0, 0, 0
         try:
-            while True:
-                read, image = capture.read()
-                if not read:
-                    break
+            while capture.grab():
                 due_ns = FIRST_STAMP_NS + round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
                 # Some containers repeat or lose time stamps; a stream whose time stands still is no stream.
                 stamp_ns = due_ns if due_ns > stamp_ns else stamp_ns + self.nominal_period_ns
+                part = self.part_of(stamp_ns - FIRST_STAMP_NS)
+                if part > 0:
+                    break
+                if part < 0:
+                    self.left_out += 1
+                    continue
+                read, image = capture.retrieve()
+                if not read:
+                    break
                 yield frame_from_array(image, stamp_ns, stamp_ns, "camera")
                 number += 1
         finally:
             capture.release()
         if number == 0:
+            self.check_part()
             raise MediaError(
                 f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or cut short"
             )
-        if self.count is not None and number < self.count:
+        if self.whole and self.count is not None and number < self.count:
             lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be cut short"
             self.skipped = [lost]
             log.warning(lost)
@@ -151,9 +174,12 @@ class FolderSource(Source):
 
     def frames(self) -> Iterator[Frame]:
         """See `Source.frames`. A file that cannot be read leaves its time slot empty and is named in `skipped`."""
-        self.skipped, self.left_out = [], 0
-        for number, file in enumerate(self.files):
-            stamp_ns = FIRST_STAMP_NS + number * self.nominal_period_ns
+        numbers = [n for n in range(len(self.files)) if self.part_of(n * self.nominal_period_ns) == 0]
+        if not numbers:
+            self.check_part()
+        self.skipped, self.left_out = [], numbers[0]
+        for number in numbers:
+            file, stamp_ns = self.files[number], FIRST_STAMP_NS + number * self.nominal_period_ns
             image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
             try:
                 if image is None:
@@ -165,12 +191,11 @@ class FolderSource(Source):
                 log.warning("left out %s: %s", file, error)
                 continue
             yield frame
-        if len(self.skipped) == len(self.files):
-            raise MediaError(
-                f"none of the {len(self.files)} images in {self.path} can be read; the first: {self.skipped[0]}"
-            )
+        if len(self.skipped) == len(numbers):
+            none = f"none of the {len(numbers)} images in {self.path} can be read"
+            raise MediaError(f"{none}; the first: {self.skipped[0]}")
         if self.skipped:
-            log.warning("%d of %d images in %s could not be read", len(self.skipped), len(self.files), self.path)
+            log.warning("%d of %d images in %s could not be read", len(self.skipped), len(numbers), self.path)
 
 
 class CameraSource(Source):

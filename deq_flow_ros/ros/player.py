@@ -2,13 +2,14 @@
 """`player`: a bag, video, image folder or camera as `sensor_msgs/Image` at the recorded rate.
 
     player INPUT [--topic T] [--rate R] [--loop] [--compressed jpeg|png] [--wait-for-subscribers N] [--max-frames N]
-        [--log FILE]
+        [--log FILE] [--start S] [--stop S] [--max-pause-s S]
 
 Every option is also a ROS parameter (`input`, `topic`, `rate`, ...), which wins over the command line. The header stamp
 of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a loop do;
 a subscriber that keeps state has to notice that time went back. With --compressed the images go out as
 `sensor_msgs/CompressedImage`, on `<topic>/compressed` alone. The calibration that a bag holds beside the images goes
-out on the sibling `camera_info`, with the header of each image. Exit status: 0 done or stopped, 2 unusable input or
+out on the sibling `camera_info`, with the header of each image. Pauses of the recording beyond --max-pause-s, and steps
+back of its clock, are skipped, and said. Exit status: 0 done or stopped, 2 unusable input or
 option, 3 no subscriber came.
 """
 
@@ -17,11 +18,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import queue
+import math
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 import rclpy
@@ -39,11 +39,11 @@ from deq_flow_ros.imaging.compressed import FORMATS, encode_image
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
+from deq_flow_ros.recordings.frame_reader import FrameReader
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
+from deq_flow_ros.streaming.order import MAX_PAUSE_S, Pace
 
-READ_AHEAD = 4
-"""Frames decoded in advance, so that a slow one does not come late."""
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 """Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player."""
 LATE_NS = 1_000_000_000
@@ -52,56 +52,6 @@ LATE_NS = 1_000_000_000
 
 class NoSubscriberError(Exception):
     """Nobody subscribed in time."""
-
-
-class FrameReader:
-    """Iterates (pass number, frame) of a source, read ahead in a thread of its own; `None` where none is ready yet."""
-
-    def __init__(self, source: Source, loop: bool) -> None:
-        self._source = source
-        self._loop = loop and not source.live
-        self._frames: queue.Queue[tuple[int, Frame] | Exception | None] = queue.Queue(READ_AHEAD)
-        self._closed = False
-        # A daemon, because a camera that delivers nothing cannot be interrupted.
-        threading.Thread(target=self._read, name="frame_reader", daemon=True).start()
-
-    def _read(self) -> None:
-        number = 0
-        try:
-            while not self._closed:
-                for frame in self._source.frames():
-                    if not self._put((number, frame)):
-                        return
-                number += 1
-                if not self._loop:
-                    break
-            self._put(None)
-        except Exception as error:  # handed to the thread that plays
-            self._put(error)
-
-    def _put(self, item: tuple[int, Frame] | Exception | None) -> bool:
-        while not self._closed:
-            with contextlib.suppress(queue.Full):
-                self._frames.put(item, timeout=0.1)
-                return True
-        return False
-
-    def __iter__(self) -> Iterator[tuple[int, Frame] | None]:
-        while True:
-            try:
-                item = self._frames.get(timeout=0.05)
-            except queue.Empty:
-                yield None
-                continue
-            if item is None:
-                return
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._closed = True
 
 
 class Player(Node):
@@ -139,7 +89,10 @@ class Player(Node):
             raise ValueError(f"expected a rate above 0, got {rate}")
         if not self.option("input"):
             raise MediaError("no input given: name a bag, a video, a folder of images or a camera index")
-        source = open_source(self.option("input"), topic=self.option("topic") or None)
+        source = open_source(
+            self.option("input"), self.option("topic") or None, start_s=self.option("start"),
+            stop_s=self.option("stop") or math.inf,
+        )  # fmt: skip
         self.get_logger().info(f"{source.description} -> {self.publisher.topic_name}")
         if source.calibration:
             info = CameraInfo(**{**source.calibration, "roi": RegionOfInterest(**source.calibration["roi"])})
@@ -171,7 +124,11 @@ class Player(Node):
 
     def _publish_all(self, reader: FrameReader, source: Source, rate: float, log_file: TextIO | None) -> None:
         limit = self.option("max_frames")
-        current_pass, due_ns, first_due_ns, first_record_ns = -1, 0, 0, 0
+        max_pause_s = self.option("max_pause_s")
+        if not 0.0 <= max_pause_s < math.inf:
+            raise ValueError(f"expected max_pause_s of at least 0, got {max_pause_s}")
+        pace = Pace(source.nominal_period_ns, max_pause_s)
+        current_pass, first_due_ns, played_ns = -1, 0, 0
         for item in reader:
             if self._stop.requested:
                 break
@@ -182,10 +139,15 @@ class Player(Node):
             if number and not self.published:  # a loop would go on like that for ever
                 break
             if number != current_pass:
-                # An absolute schedule from the first frame of each pass on: sleeping from frame to frame would drift.
-                first_due_ns = time.monotonic_ns() if number == 0 else due_ns + round(source.nominal_period_ns / rate)
-                current_pass, first_record_ns = number, frame.record_ns
-            due_ns = first_due_ns + round((frame.record_ns - first_record_ns) / rate)
+                # An absolute schedule from the first frame on: sleeping from frame to frame would drift.
+                first_due_ns = time.monotonic_ns() if number == 0 else first_due_ns
+                played_ns += source.nominal_period_ns if number else 0
+                current_pass, pace = number, Pace(source.nominal_period_ns, max_pause_s)
+            step_ns, skipped = pace.step(frame.record_ns)
+            if skipped and not source.live:
+                self.get_logger().warning(f"{skipped} before the frame stamped {frame.stamp_ns} ns; skipped")
+            played_ns += step_ns
+            due_ns = first_due_ns + round(played_ns / rate)
             try:
                 message = self._message(frame)
             except ValueError as error:  # it contradicts itself, or no message can hold its stamp
@@ -257,6 +219,12 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--wait-for-subscribers", type=int, default=0, metavar="N", help="start when N have come")
     parser.add_argument("--wait-timeout-s", type=float, default=30.0, metavar="S", help="and give up after S seconds")
     parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (default 0: never)")
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin S seconds after the first frame")
+    parser.add_argument("--stop", type=float, default=0.0, metavar="S", help="and end there (default 0: at the end)")
+    parser.add_argument(
+        "--max-pause-s", type=float, default=MAX_PAUSE_S, metavar="S",
+        help=f"skip pauses of the recording that last longer (default {MAX_PAUSE_S:g}; 0: wait them out)",
+    )  # fmt: skip
     parser.add_argument("--log", default="", metavar="FILE", help="write one JSON line per published frame")
     return parser.parse_args(args)
 

@@ -197,6 +197,23 @@ def test_a_message_that_cannot_be_sent_or_read_costs_itself_only(subscriber: Sub
     assert f"left out the frame stamped {4 * PERIOD_NS} ns" in err
 
 
+def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_played_once(
+    subscriber: Subscriber, tmp_path: Path
+) -> None:
+    """A robot that boots in 1970 and learns the time, an hour without frames, a clock set back: no replay waits."""
+    seconds = [5, 1_700_000_000, 1_700_003_600, 1_700_000_100]
+    stamps = [second * 10**9 + number * PERIOD_NS for second in seconds for number in range(3)]
+    with BagWriter(tmp_path / "bag", "sqlite3") as writer:
+        for number, stamp in enumerate(stamps):
+            writer.write_frame("/cam", frame_from_array(np.full((32, 40, 3), number, np.uint8), stamp, stamp, "eye"))
+    process = start(tmp_path / "bag", "--wait-for-subscribers", 1)
+    subscriber.spin_while(process, 30.0)
+    status, _, err = finish(process)
+    assert status == 0 and [stamp_to_ns(message.header.stamp) for _, message in subscriber.received] == stamps
+    for said in ("pauses for 1699999994.9 s", "pauses for 3599.9 s", "steps back by 3500.1 s"):
+        assert f"{said} before the frame stamped" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

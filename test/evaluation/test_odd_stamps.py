@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings whose stamps are not what a camera at 30 Hz gives: slow, repeated, late, and from clocks that were set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluation_inputs import FIRST_NS, PERIOD_NS, frames, pictures, table, write_bag, write_folder
+
+from deq_flow_ros.evaluation.settings import Setting, with_parameters
+from deq_flow_ros.evaluation.wording import comparison
+from deq_flow_ros.imaging.frame import Frame
+from deq_flow_ros.recordings import MediaError, open_source
+
+SECOND = 10**9
+Evaluate = Callable[..., int]
+MetricsOf = Callable[[Path], dict[str, Any]]
+MODES = ["offline", "--realtime"]
+
+
+def stamped(stamps: list[int]) -> list[Frame]:
+    """The usual pictures with these stamps, recorded at them."""
+    stream = frames(pictures(len(stamps)))
+    return [replace(one, stamp_ns=stamp, record_ns=stamp) for one, stamp in zip(stream, stamps, strict=True)]
+
+
+def run(evaluate: Evaluate, bag: Path, mode: str, *more: object) -> tuple[int, list[dict[str, str]], Path]:
+    """Exit status, rows of the table, and where the results are."""
+    out = bag.parent / f"out {mode}"
+    options = ("--realtime", "--budget-ms", 0) if mode == "--realtime" else ()
+    status = evaluate(bag, "--out", out, "--no-bag", *options, *more)
+    return status, table(out), out
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("period_s", [1, 2])
+def test_a_slow_recording_gives_flow_for_every_pair(
+    evaluate: Evaluate, tmp_path: Path, mode: str, period_s: int
+) -> None:
+    """Throttled to 1 Hz, with some ms of jitter, 60 % of the pairs were gaps; with 0.5 Hz, all."""
+    stamps = [SECOND * (1 + period_s * i) + 3_000_000 * (i % 2) for i in range(6)]
+    status, rows, _ = run(evaluate, write_bag(tmp_path / "bag", stamped(stamps)), mode)
+    assert status == 0 and [row["outcome"] for row in rows] == ["first"] + 5 * ["processed"]
+
+
+def test_the_longest_gap_is_an_option_like_every_parameter_of_the_flow(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was a gap on the robot must be one here, and the other way round; and what is left is said in numbers."""
+    bag = write_bag(tmp_path / "bag", stamped([SECOND * (1 + 2 * i) for i in range(4)]))
+    status, rows, _ = run(evaluate, bag, "offline", "--param", "max_gap_ms:=1500")
+    assert status == 1 and [row["outcome"] for row in rows] == 4 * ["first"]
+    assert "none of the 4 frames gave flow" in (said := capsys.readouterr().out)
+    assert "3 x gap of 2000 ms, longer than 1500 ms" in said
+    given = ["latency_budget_ms:=0", "tolerance_px:=0", "min_scale:=0.5", "max_iterations:=7", "direction:=backward"]
+    changed = with_parameters(Setting("any", budget_ms=5.0), given)
+    assert changed == Setting("any", tolerance_px=None, min_scale=0.5, max_iterations=7, direction="backward")
+    for wrong, said in (("roi:=1", "got roi; what else flow_node has is set with --live"), ("warm", "got 'warm'")):
+        with pytest.raises(ValueError, match=said):
+            with_parameters(Setting("any"), [wrong])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_that_was_sent_twice_or_late_is_left_out_and_the_stream_goes_on(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path, mode: str
+) -> None:
+    """Drivers send one twice, or without a stamp; each one ended the stream, and every pair was cold."""
+    twice = [FIRST_NS + PERIOD_NS * (i // 2) for i in range(8)]
+    late = [*twice, twice[-1] + PERIOD_NS, 0, twice[-1] + 2 * PERIOD_NS]
+    bag = write_bag(tmp_path / "bag", [replace(one, record_ns=i) for i, one in enumerate(stamped(late))])
+    status, rows, out = run(evaluate, bag, mode)
+    left_out = [row for row in rows if row["outcome"] == "dropped" and row["reason"].endswith("left out")]
+    assert [row["index"] for row in left_out] == ["1", "3", "5", "7", "9"] and status == 1
+    assert [row["outcome"] for row in rows if row not in left_out] == ["first"] + 5 * ["processed"]
+    assert [row["warm"] for row in rows if row["outcome"] == "processed"][1:] == 4 * ["1"]
+    assert "frames that have a stamp that is not after the one before" in metrics_of(out)["problems"][0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_clock_that_was_set_while_recording_costs_one_pair(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path, mode: str
+) -> None:
+    """A robot that boots in 1970 and learns the time later; a simulated run took the step for decades without flow."""
+    stamps = [5 * SECOND + PERIOD_NS * i for i in range(3)] + [1_700_000_000 * SECOND + PERIOD_NS * i for i in range(4)]
+    _, rows, out = run(evaluate, write_bag(tmp_path / "bag", stamped(stamps)), mode)
+    assert [row["outcome"][0] for row in rows] == list("fppfppp")
+    if mode == "--realtime":
+        assert metrics_of(out)["run"]["played_seconds"] == pytest.approx(7 * PERIOD_NS / SECOND, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bag", "folder"])
+def test_a_part_of_a_recording_is_chosen_in_seconds(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path, kind: str
+) -> None:
+    """Of an hour, somebody wants the minute in which it went wrong."""
+    write = write_bag(tmp_path / "bag", frames(pictures(9))) if kind == "bag" else None
+    path = write or write_folder(tmp_path / "folder", pictures(9))
+    status, rows, out = run(evaluate, path, "offline", "--start", 0.1, "--stop", 0.2)
+    assert status == 0 and [int(row["stamp_ns"]) for row in rows] == [FIRST_NS + i * PERIOD_NS for i in (4, 5, 6)]
+    assert metrics_of(out)["input"]["sha256"] == "", "it is that of the whole recording"
+    whole = [one.data for one in open_source(path).frames()]
+    part = open_source(path, start_s=0.15)
+    assert [bool(np.array_equal(a, one.data)) for a, one in zip(whole[5:], part.frames(), strict=True)] == 4 * [True]
+    assert part.count == 4 and part.left_out == 5, "true flow is counted from the first frame of all"
+    with pytest.raises(MediaError, match=r"no frame lies in the part that was asked for: .*from 9 s to its end"):
+        list(open_source(path, start_s=9).frames())
+    with pytest.raises(MediaError, match="expected a part from 0 s or later to later than that, got 2 s to 1 s"):
+        open_source(path, start_s=2, stop_s=1)
+
+
+def test_a_figure_of_zero_is_a_figure(tmp_path: Path) -> None:
+    """A dash says that nothing is known; a flow without any outlier is worth saying."""
+    settings = [{"name": name, "setting": {"method": method}, "frames": {"processed": 3}} for name, method in (
+        ("any", "deq"), ("dis", "dis"),
+    )]  # fmt: skip
+    means = {"any": {"fl_percent": 0.0, "iterations": 0.0}, "dis": {"fl_percent": 1.5, "iterations": 0.0}}
+    rows = {row.title: row for row in comparison({"settings": settings, "comparison": {"means": means}})}
+    (outliers,) = (row for title, row in rows.items() if "Fl" in title or "%" in title)
+    assert outliers.values == ["0.00", "1.50"] and outliers.best == {0}
+    assert rows["iterations, mean"].values == ["0.0", "–"], "a classical method makes none"
