@@ -156,10 +156,13 @@ class EncodedPair:
         """Hidden state and flow zero."""
         return self._model.initial_state(self._first)
 
-    def coarse(self) -> State:
-        """As the estimator starts a pair without predecessor."""
+    def coarse(self, iterations: int = COARSE_ITERATIONS) -> State:
+        """As the estimator starts a pair without predecessor.
+
+        :param iterations: at each of the smaller versions.
+        """
         levels = min(COARSE_LEVELS, usable_levels(*self._images[0].shape[-2:]))
-        return self._model.coarse_start(*self._images, levels, COARSE_ITERATIONS) or self.zero()
+        return self._model.coarse_start(*self._images, levels, iterations) or self.zero()
 
     def settled(self, start: State, iterations: int) -> Solution:
         """The state of least update that Anderson's method finds from a start."""

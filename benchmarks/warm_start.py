@@ -137,13 +137,15 @@ class Bench:
         )  # fmt: skip
         ended = clock_s(device)
         way = [start, *solution.trajectory.values()]
+        errors = [pair.error(state, truth) for state in way]
         return {
             "start_ms": 1e3 * (started - began),
             "iteration_ms": 1e3 * (ended - started) / solution.evaluations,
             "update_px": solution.trace[:, 0].tolist(),
             # To the nearer of the settled states, as a whole: cells of both together may be no state at all.
             "distance_rms_px": [min(distance_px(state, to) for to in settled) for state in way],
-            "error_px": {mark: pair.error(way[mark], truth) for mark in (0, *self.marks)},
+            "error_px": {mark: errors[mark] for mark in (0, *self.marks)},
+            "errors_px": errors,
         }
 
 

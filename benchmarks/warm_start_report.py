@@ -23,6 +23,10 @@ COLOURS = {
 }  # fmt: skip
 COLD = ("zero", "coarse")
 REACHED = {"update": "update_px", "distance": "distance_rms_px"}
+SETTLED_PX = 0.02
+"""At most so much larger than that of the settled state is an error that has got there."""
+PHASES = ((1, 2), (2, 4), (4, 8), (8, 16))
+"""Iterations between which the update's factor per iteration is told."""
 SLACK_PX = 0.01
 """Between two solves of one pair whose images were encoded in different batches: floating point alone."""
 
@@ -31,6 +35,17 @@ def iterations_to(row: Row, what: str, bound: float) -> float:
     """How many iterations a start takes to a bound; 0 if it is within from the first; infinite if it never is."""
     values = row[REACHED[what]]
     return first_below(values, bound) - (what != "update")  # a distance has the start's own before those of iterations
+
+
+def iterations_to_error(row: Row) -> float:
+    """How many a start takes to the settled state's error; infinite if it never gets there."""
+    return first_below(row["errors_px"], row["settled"]["error_px"] + SETTLED_PX) - 1
+
+
+def factors(row: Row) -> list[float]:
+    """By how much each iteration shrinks the update, geometric mean within each of ``PHASES``."""
+    updates = row["update_px"]
+    return [(updates[to - 1] / updates[since - 1]) ** (1 / (to - since)) for since, to in PHASES if to <= len(updates)]
 
 
 def summarise(rows: Sequence[Row], bounds: Sequence[float]) -> list[Row]:
@@ -55,6 +70,9 @@ def summarise(rows: Sequence[Row], bounds: Sequence[float]) -> list[Row]:
                 "start_ms": median(row["start_ms"] for row in some),
                 "iteration_ms": median(row["iteration_ms"] for row in some),
                 "to_px": {what: {f"{b:g}": _reached(of_group, some, what, b) for b in bounds} for what in REACHED},
+                "to_error": _to_error(of_group, some),
+                "first_update_px": median(row["update_px"][0] for row in some),
+                "factors": np.median([factors(row) for row in some], 0).tolist(),
                 "distance_px": {mark: float(distances[mark]) for mark in some[0]["error_px"]},
             }
         summary.append(entry)
@@ -81,6 +99,22 @@ def _reached(of_group: Sequence[Row], some: Sequence[Row], what: str, bound: flo
     return entry
 
 
+def _to_error(of_group: Sequence[Row], some: Sequence[Row]) -> Row:
+    """Mean iterations and time to the settled state's error, and their ratios to those of cold starts."""
+
+    def taken(members: Sequence[Row]) -> np.ndarray:
+        counts = [min(iterations_to_error(row), len(row["update_px"])) for row in members]
+        times = [row["start_ms"] + n * row["iteration_ms"] for row, n in zip(members, counts, strict=True)]
+        return np.array([mean(counts), mean(times)])
+
+    entry: Row = {"pairs": sum(np.isfinite(iterations_to_error(row)) for row in some)}
+    entry["iterations"], entry["ms"] = of_some = taken(some)
+    for cold in COLD:
+        of_cold = taken([row for row in of_group if row["start"] == cold])
+        entry[f"to_{cold}"], entry[f"ms_to_{cold}"] = of_some / np.maximum(of_cold, 1e-9)
+    return {name: float(value) for name, value in entry.items()}
+
+
 def cut_problems(rows: Sequence[Row]) -> list[str]:
     """Pairs right behind a cut that the estimator solved worse than from a cold start, with as many iterations."""
     behind = [row for row in rows if row["group"] == CUTS]
@@ -105,6 +139,17 @@ def print_tables(summary: Sequence[Row], bounds: Sequence[float], console: Conso
         )
         columns = [*REACHED, "/ zero", "/ coarse", "ms", "ms, start", "ms / it."]
         console.print(_filled(title, columns, curves, partial(_reached_cells, bound=f"{bound:g}")))
+    title = (
+        f"iterations to the settled state's error, within {SETTLED_PX:g} px, mean (how many pairs got there; others "
+        "count as if with the last): ratios to cold starts, and time, start included"
+    )
+    columns = ["iterations", "/ zero", "/ coarse", "ms", "ms / zero", "ms / coarse"]
+    console.print(_filled(title, columns, curves, _to_error_cells))
+    title = "what an iteration leaves of the update, geometric mean between those iterations; medians over the pairs"
+    columns = ["first update, px", *(f"{since} to {to}" for since, to in PHASES)][: 1 + len(curves[0]["factors"])]
+    console.print(
+        _filled(title, columns, curves, lambda row: [f"{v:.2f}" for v in (row["first_update_px"], *row["factors"])])
+    )
     title = "RMS distance after so many iterations, px; medians over the pairs"
     marks = list(curves[0]["distance_px"])
     console.print(_filled(title, marks, curves, lambda row: [f"{row['distance_px'][mark]:.2f}" for mark in marks]))
@@ -136,6 +181,12 @@ def _reached_cells(row: Row, bound: str) -> list[str]:
         *(f"{to['update'][f'to_{cold}']:.2f}" for cold in COLD),
         f"{to['update']['ms']:.0f}", f"{row['start_ms']:.1f}", f"{row['iteration_ms']:.1f}",
     ]  # fmt: skip
+
+
+def _to_error_cells(row: Row) -> list[str]:
+    to = row["to_error"]
+    ratios = [f"{to[name]:.2f}" for name in ("to_zero", "to_coarse", "ms_to_zero", "ms_to_coarse")]
+    return [f"{to['iterations']:.1f} ({to['pairs']:.0f})", *ratios[:2], f"{to['ms']:.0f}", *ratios[2:]]
 
 
 def _error_cells(row: Row, marks: Sequence[int]) -> list[str]:

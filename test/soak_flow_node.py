@@ -237,7 +237,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
         "--size", type=image_size, default=(640, 480), help="of the first camera, WIDTHxHEIGHT (default 640x480)"
     )
     parser.add_argument("--budget-ms", type=float, default=150.0, help="latency_budget_ms, 0 = none (default 150)")
-    parser.add_argument("--max-iterations", type=int, default=12)
+    parser.add_argument("--max-iterations", type=int, default=6)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--cameras", type=int, default=1)
     parser.add_argument("--misbehave", action="store_true", help="the last of several cameras does all that is wrong")

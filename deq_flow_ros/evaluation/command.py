@@ -69,8 +69,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, default=0, help="threads of the processor (default 0: as PyTorch chooses)")
     add("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
     add("--budget-ms", type=float, help=f"latency budget (default: 0 = none; {REALTIME_BUDGET_MS:g} with --realtime)")
-    add("--max-iterations", type=int, default=12, help="per pair (default: 12)")
-    add("--tolerance-px", type=float, default=0.05, help="stop when the flow changes less (default: 0.05; 0: never)")
+    add("--max-iterations", type=int, default=6, help="per pair (default: 6)")
+    add("--tolerance-px", type=float, default=0.1, help="stop when the flow changes less (default: 0.1; 0: never)")
     add("--max-scale", type=float, default=1.0, help="largest processing scale (default: 1)")
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     differing = "NAME:KEY=VALUE,... with what differs from the main one, as in cold:warm=false fast:budget_ms=50"

@@ -80,12 +80,12 @@ class Settings:
         "ROS clock, so that the camera's own delay counts as well (a stamp that is not 0 to 10 s old is not believed)",
     )
     max_iterations: int = live(
-        number(12, 1, 200),
+        number(6, 1, 200),
         "iterations of the equilibrium solver per pair of images, at most; a cold start (no pair before) makes up to "
         "4 more at each of two smaller resolutions first, or of more where max_scale enlarges the image",
     )
     tolerance_px: float = live(
-        number(0.05, 0.0, 10.0, "px"),
+        number(0.1, 0.0, 10.0, "px"),
         "RMS change of the flow at which iterating ends; 0 = only count and budget end it",
     )
     direction: str = live(

@@ -29,8 +29,8 @@ class EstimatorSettings:
     """
 
     latency_budget_ms: float | None = None
-    max_iterations: int = 12
-    tolerance_px: float | None = 0.05
+    max_iterations: int = 6
+    tolerance_px: float | None = 0.1
     direction: str = "forward"
     min_scale: float = 0.25
     max_scale: float = 1.0

@@ -41,7 +41,7 @@ def row(start: str, pair: str, updates: list[float], **more: object) -> dict[str
     return {
         "group": "made", "pair": pair, "start": start, "truth": True, "motion_px": 1.0, "settled": settled,
         "start_ms": 5.0, "iteration_ms": 10.0, "update_px": updates, "distance_rms_px": [1.0, *updates],
-        "error_px": {0: 2.0, 1: 1.0}, **more,
+        "error_px": {0: 2.0, 1: 1.0}, "errors_px": [2.0, 1.0, 0.51, 0.5, 0.5], **more,
     }  # fmt: skip
 
 
@@ -96,6 +96,20 @@ def test_iterations_and_ratios_are_counted_per_pair() -> None:
     to = {entry["start"]: entry["to_px"]["update"]["0.05"] for entry in summarise(rows, [0.05])}
     assert (to["full"]["iterations"], to["full"]["pairs"], to["full"]["ms"]) == (2, 2, 25)
     assert to["full"]["to_zero"] == pytest.approx((1 / 4 + 2 / 4) / 2), "b: at most 2 of 4; c says nothing"
+
+
+def test_iterations_to_the_settled_error_are_counted() -> None:
+    """Why: what a warm start is worth is told by them; a start that never gets there must not flatter it."""
+    cold = row("coarse", "a", [4.0, 1.0, 0.25, 0.125], errors_px=[9.0, 3.0, 0.6, 0.6, 0.52])
+    never = row("full", "b", [4.0, 1.0, 0.5, 0.25], errors_px=[1.0] * 5)
+    rows = [{**cold, "start": start, "pair": pair} for start in ("zero", "coarse") for pair in "ab"]
+    rows += [row("full", "a", [1.0, 0.5, 0.25, 0.125]), never]
+    made = {entry["start"]: entry for entry in summarise(rows, [0.05])}
+    assert (made["coarse"]["to_error"]["iterations"], made["coarse"]["to_error"]["pairs"]) == (4, 2)
+    full = made["full"]["to_error"]
+    assert (full["iterations"], full["pairs"], full["to_coarse"]) == ((2 + 4) / 2, 1, pytest.approx(3 / 4))
+    assert full["ms_to_coarse"] == pytest.approx((5 + 30) / (5 + 40))
+    assert made["coarse"]["factors"] == pytest.approx([0.25, (0.125 / 1.0) ** 0.5])
 
 
 def test_a_stream_worse_than_cold_behind_a_cut_is_named() -> None:
