@@ -154,8 +154,8 @@ def test_another_size_starts_with_scaled_costs(model: DEQFlow, monkeypatch: pyte
     """Why: costs learnt on a small image, taken for those of a large one, would overrun its first frames."""
     clock = Clock(model, monkeypatch)
     estimator = FlowEstimator(model, latency_budget_ms=90, max_iterations=50, tolerance_px=None, min_scale=0.25)
-    estimator.warm_up(32, 48)
-    large = frames(2, 128, 192)
+    estimator.warm_up(48, 64)
+    large = frames(2, 192, 256)
     estimator.update(large[0], 0, clock.now_ns)
     result = estimator.update(large[1], PERIOD_NS, clock.now_ns)
     # 16 times the pixels: expected to take 16 times as long, so the frame is processed smaller.
