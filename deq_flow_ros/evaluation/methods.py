@@ -93,7 +93,8 @@ def make_estimator(setting: Setting, model: DEQFlow | None, clock: Clock | None 
     assert model is not None
     same = {field.name for field in fields(EstimatorSettings)} & vars(setting).keys()
     values = {name: getattr(setting, name) for name in same if name != "max_gap_ms" or setting.max_gap_ms is not None}
-    return FlowEstimator(model, clock, latency_budget_ms=setting.budget_ms, **values)
+    # Graphs would be made while a recording plays, so that no two runs were of the same operations.
+    return FlowEstimator(model, clock, "eager", latency_budget_ms=setting.budget_ms, **values)
 
 
 class ReverseFlow:

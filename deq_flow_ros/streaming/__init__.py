@@ -6,10 +6,12 @@ from deq_flow_ros.streaming.eager import EagerEngine
 from deq_flow_ros.streaming.engine import Engine
 from deq_flow_ros.streaming.estimator import FlowEstimator
 from deq_flow_ros.streaming.result import FlowInfo, FlowResult
+from deq_flow_ros.streaming.runtime import RUNTIMES, choose_runtime
 from deq_flow_ros.streaming.settings import EstimatorSettings
 from deq_flow_ros.streaming.stream import Stream
 
 __all__ = [
+    "RUNTIMES",
     "EagerEngine",
     "Engine",
     "EstimatorSettings",
@@ -18,5 +20,6 @@ __all__ = [
     "FlowResult",
     "Stream",
     "UpdateRequest",
+    "choose_runtime",
     "update_together",
 ]

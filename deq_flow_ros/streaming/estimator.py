@@ -7,7 +7,6 @@ import copy
 import json
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -15,23 +14,12 @@ from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import batch
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.continuity import Seen
-from deq_flow_ros.streaming.eager import EagerEngine
 from deq_flow_ros.streaming.engine import Engine
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.result import FlowResult
+from deq_flow_ros.streaming.runtime import engine_of
 from deq_flow_ros.streaming.settings import EstimatorSettings
 from deq_flow_ros.streaming.stream import Last, Stream
-
-# Estimators of one model and clock have one engine, so that their frames can be a batch of it.
-_engines: WeakValueDictionary[tuple[int, int], EagerEngine] = WeakValueDictionary()
-
-
-def engine_of(model: DEQFlow, clock: Clock = MACHINE) -> EagerEngine:
-    """The engine that all streams of a model share; it lives as long as somebody has it."""
-    engine = _engines.get((id(model), id(clock)))
-    if engine is None:
-        engine = _engines[id(model), id(clock)] = EagerEngine(model, clock)
-    return engine
 
 
 class FlowEstimator:
@@ -46,18 +34,21 @@ class FlowEstimator:
     :param model: from ``load_model``, on its device. Several estimators may share it. Or an engine, which has its own
         clock.
     :param clock: what deadlines and latencies are measured by; None is the machine's.
+    :param runtime: what computes, see ``choose_runtime``; an engine is one already.
     :param settings: those of ``EstimatorSettings``, by name: ``latency_budget_ms=50``.
     :ivar engine: what computes.
     :ivar stream: what decides.
     :ivar slot: what the engine keeps of the stream.
-    :raises ValueError: for settings that are none, or outside of their range.
+    :raises ValueError: for settings that are none, or outside of their range, or a runtime that the device cannot have.
     """
 
-    def __init__(self, model: DEQFlow | Engine[Any], clock: Clock | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: DEQFlow | Engine[Any], clock: Clock | None = None, runtime: str = "auto", **settings: Any
+    ) -> None:
         if isinstance(model, Engine):
             self.engine: Engine[Any] = model
         else:
-            self.engine = engine_of(model, MACHINE if clock is None else clock)
+            self.engine = engine_of(model, MACHINE if clock is None else clock, runtime)
         self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.engine.model.max_pixels)
         self.slot = self.engine.slot()
 

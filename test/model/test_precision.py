@@ -17,11 +17,11 @@ from deq_flow_ros.model import choose_precision, load_model, precision
         ("fpu avx2 avx512f avx512_bf16", "cpu", "bfloat16"),
         ("fpu avx2 amx_bf16", "cpu", "bfloat16"),
         ("fpu avx2 avx512f", "cpu", "float32"),
-        ("fpu avx512_bf16", "cuda:0", "float32"),
+        ("fpu avx512_bf16", "cuda:0", "float16"),
         (None, "cpu", "float32"),
     ],
 )
-def test_bfloat16_is_chosen_where_the_processor_has_it(
+def test_half_precision_is_chosen_where_the_device_has_it(
     flags: str | None, device: str, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Why: elsewhere PyTorch converts each product, which is several times slower than float32."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,9 +19,11 @@ from deq_flow_ros.streaming.engine import Likeness, Solved
 from deq_flow_ros.streaming.fields import Unpacked, resize_image, tell
 from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts
-from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf
+from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf, first_line
 from deq_flow_ros.streaming.graphs.workspace import Size, Workspace
 from deq_flow_ros.streaming.plan import Limits, padded_size
+
+LOG = logging.getLogger(__name__)
 
 
 class GraphEngine(EagerEngine):
@@ -33,6 +36,7 @@ class GraphEngine(EagerEngine):
     :param compiled: compile the parts that are worth it, before they are captured.
     :param kept: workspaces at most.
     :param behind: make graphs while the stream goes on; False: at once.
+    :param note: what there is to say of it already.
     """
 
     def __init__(
@@ -43,10 +47,11 @@ class GraphEngine(EagerEngine):
         compiled: bool = False,
         kept: int = KEPT,
         behind: bool = True,
+        note: str = "",
     ) -> None:
         super().__init__(model, clock)
         self._graphs = CudaDevice(model.device) if device is None else device
-        self._compiled = compiled
+        self._compiled, self._note = compiled, note
         self._shelf = Shelf(self._make, kept, behind)
         self._space: Workspace | None = None  # of the frames in work
         self._loaded = self._paired = False
@@ -56,7 +61,8 @@ class GraphEngine(EagerEngine):
     def about(self) -> str:
         kind = "compiled graphs" if self._compiled else "graphs"
         failures = [f"none for {size.processed}: {why}" for size, why in self._shelf.failures.items()]
-        return "; ".join([f"{kind} of {len(self._shelf)} size(s)", *failures])
+        notes = [self._note] if self._note else []
+        return "; ".join([f"{kind} of {len(self._shelf)} size(s)", *notes, *failures])
 
     def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
         self._shelf.make(Size(source, size, batch))
@@ -164,8 +170,7 @@ class GraphEngine(EagerEngine):
         self.stages.lap("output")
         there.synchronize()
         rows = [Unpacked.of(row, space.size.source) for row in packed.numpy()]
-        runtime = "compiled" if self._compiled else "graphs"
-        return [replace(one, runtime=runtime) for one in tell(space.solution(*self._made), rows)]
+        return [replace(one, runtime=space.runtime) for one in tell(space.solution(*self._made), rows)]
 
     def _solve_coarsely(
         self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], cold: Sequence[int], levels: int
@@ -197,8 +202,13 @@ class GraphEngine(EagerEngine):
 
     @torch.inference_mode()
     def _make(self, size: Size) -> Workspace:
-        parts = Parts.compiled() if self._compiled else Parts()
-        return Workspace(self.model, self._graphs, size, parts)
+        if self._compiled:
+            try:
+                return Workspace(self.model, self._graphs, size, Parts.compiled())
+            except Exception as error:  # whatever a compiler says: graphs of what it was given are there without it
+                LOG.warning("not compiled, the graphs are of single operations: %s", error, exc_info=True)
+                self._compiled, self._note = False, f"not compiled: {first_line(error)}"
+        return Workspace(self.model, self._graphs, size, Parts())
 
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -49,11 +49,15 @@ def tensors(samples: Samples) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Parts:
-    """The functions of this module, as they are or compiled."""
+    """The functions of this module, as they are or compiled.
+
+    :ivar name: of the runtime that they make.
+    """
 
     encode: Callable[[DEQFlow, Tensor], tuple[Encoding, Tensor]] = encode
     move: Callable[[State, Tensor], State] = move
     iterate: Callable[[FlowProblem, Rules, Samples], None] = iterate
+    name: str = "graphs"
 
     @classmethod
     def compiled(cls, **settings: Any) -> Parts:
@@ -65,4 +69,4 @@ class Parts:
         def compiled(part: Function) -> Function:
             return cast(Function, torch.compile(part, dynamic=False, fullgraph=True, **settings))
 
-        return cls(compiled(encode), compiled(move), compiled(iterate))
+        return cls(compiled(encode), compiled(move), compiled(iterate), "compiled")

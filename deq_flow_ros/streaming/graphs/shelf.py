@@ -62,7 +62,7 @@ class Shelf:
             except Exception as error:  # whatever it is: without graphs the frames are still computed
                 LOG.warning("no graphs for %s, which stay eager: %s", size, error, exc_info=True)
                 with self._lock:
-                    self.failures[size] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                    self.failures[size] = first_line(error)
                 return
             with self._lock:
                 self._spaces[size] = space
@@ -89,3 +89,8 @@ class Shelf:
         elif self._thread is None or not self._thread.is_alive():  # one at a time; another is asked for again
             self._thread = threading.Thread(target=self.make, args=(size,), name="graphs", daemon=True)
             self._thread.start()
+
+
+def first_line(error: Exception) -> str:
+    """An error for a log: its kind, and the first of what are often many lines."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -81,6 +81,7 @@ class Workspace:
     """For batches of one size: what goes in, what comes out, and the graphs between.
 
     :param parts: what is captured.
+    :ivar runtime: what that is called.
     :ivar pixels: (B, H, W, 3) uint8 RGB, to be encoded.
     :ivar first: of the images whose pixels the flow lives on.
     :ivar second: features of the others.
@@ -93,7 +94,7 @@ class Workspace:
     """
 
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
-        self.size, self._device, self._model = size, device, model
+        self.size, self._device, self._model, self.runtime = size, device, model, parts.name
         pool = device.pool()
         self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
         self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
