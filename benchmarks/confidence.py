@@ -33,6 +33,7 @@ from rich.console import Console
 from benchmarks.report import Benchmark, Row, grouped, mean, picture, table, watched
 from benchmarks.sequences import clip_pairs
 from benchmarks.sparsification import sparsify
+from deq_flow_ros.imaging.metrics import error_lengths
 from deq_flow_ros.model import DEQFlow, load_model
 from training.datasets import Sample
 from training.generator import ProceduralGenerator
@@ -115,7 +116,7 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
     }
     if forth.uncertainty is not None:
         uncertain[UNCERTAINTY] = forth.uncertainty[0, 0].cpu().numpy()
-    error = np.linalg.norm(flow - pair.flow, axis=2)
+    error = error_lengths(flow, pair.flow)
     curves = {name: sparsify(error[pair.valid], values[pair.valid]) for name, values in uncertain.items()}
     any_one = next(iter(curves.values()))
     group = pair.name.split("/", 1)[0]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random outlines, and textures with their placement and colours, for the procedural generator's layers."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from .motion import log_uniform, pick, sign
-from .textures import TEXTURE_SIZE
+from training.motion import log_uniform, pick, sign
+from training.textures import TEXTURE_SIZE
 
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 MEAN_LEVEL = 118  # of natural photographs

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from .datasets import Sample
+from training.datasets import Sample
+
 from .datasets.base import leaves_image
 
 ERASED_SIDE_PX = (50, 100)

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scenes of a camera that moves past planes, for the procedural generator."""
+
 from __future__ import annotations
 
 import numpy as np
 
-from .layers import Layer, SceneSettings, complete, object_layers
-from .motion import log_uniform, mean_displacement, planar_motion, rotation, schedule
-from .planes import Plane, open_world
-from .streets import flight_world, road_world
+from training.layers import Layer, LayerSettings, complete, object_layers
+from training.motion import log_uniform, mean_displacement, planar_motion, rotation, schedule
+from training.planes import Plane, open_world
+from training.streets import flight_world, road_world
 
 WORLDS = {"ego-motion": open_world, "road": road_world, "flight": flight_world}
 
 
-def ego_motion_scene(rng: np.random.Generator, settings: SceneSettings, kind: str = "ego-motion") -> list[Layer]:
+def ego_motion_scene(rng: np.random.Generator, settings: LayerSettings, kind: str = "ego-motion") -> list[Layer]:
     """A camera moves past the planes of one of the `WORLDS`; some objects also move by themselves."""
     focal = rng.uniform(0.6, 1.3) * settings.width
     middle = rng.uniform(0.4, 0.6, 2) * (settings.width, settings.height)

@@ -33,7 +33,7 @@ from training.distributed import Processes, join, leave
 from training.evaluation import (
     Evaluator,
     Record,
-    Setting,
+    SolveSetting,
     epe,
     gather,
     results,
@@ -85,14 +85,14 @@ def add_solve(line: CommandLine) -> None:
     line.add_threads()
 
 
-def settings(options: argparse.Namespace) -> list[Setting]:
+def settings(options: argparse.Namespace) -> list[SolveSetting]:
     """What to compare: cold at each number of iterations; with sequences also warm, and both to the tolerance."""
     counts = sorted(set(options.iterations))
-    cold = [Setting(count) for count in counts]
+    cold = [SolveSetting(count) for count in counts]
     if not options.sequences:
         return cold
-    to_tolerance = [Setting(counts[-1], warm, options.tolerance_px) for warm in (False, True)]
-    return [*cold, *(Setting(count, warm=True) for count in counts), *to_tolerance]
+    to_tolerance = [SolveSetting(counts[-1], warm, options.tolerance_px) for warm in (False, True)]
+    return [*cold, *(SolveSetting(count, warm=True) for count in counts), *to_tolerance]
 
 
 def open_all(options: argparse.Namespace) -> dict[str, tuple[FlowDataset, Sequence[Column]]]:
@@ -165,7 +165,7 @@ def print_report(console: Console, name: str, entry: dict[str, Any], figures: Se
         for label in ("iterations", "made", *(column.label for column in figures)):
             table.add_column(label, justify="left" if label == "iterations" else "right")
         for row in rows:
-            setting = Setting(row["iterations"], row["start"] == "warm", row["tolerance_px"])
+            setting = SolveSetting(row["iterations"], row["start"] == "warm", row["tolerance_px"])
             mean = "-" if row["mean_iterations"] is None else f"{row['mean_iterations']:.1f}"
             table.add_row(str(setting), mean, *(column.of(row["regions"]) for column in figures))
         console.print(table)
@@ -190,7 +190,9 @@ def print_group_means(console: Console, groups: dict[str, dict[str, Any]]) -> No
         table.add_column(name.removeprefix("pairs/"), justify="right")
     for rows in zip(*(filter(_plain, entry["results"]) for entry in groups.values()), strict=True):
         errors = [row["regions"]["all"]["epe_image_mean_px"] for row in rows]
-        table.add_row(str(Setting(rows[0]["iterations"])), *(f"{e:.3f}" for e in (*errors, sum(errors) / len(errors))))
+        table.add_row(
+            str(SolveSetting(rows[0]["iterations"])), *(f"{e:.3f}" for e in (*errors, sum(errors) / len(errors)))
+        )
     console.print(table)
 
 

@@ -27,7 +27,7 @@ READ_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Setting:
+class SolveSetting:
     """One way to solve a pair.
 
     :ivar iterations: evaluations of the update operator at most, the smaller resolutions of a cold start included.
@@ -81,7 +81,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: DEQFlow, settings: Sequence[Setting], coarse_levels: int = 0, solver: str = "picard"
+        self, model: DEQFlow, settings: Sequence[SolveSetting], coarse_levels: int = 0, solver: str = "picard"
     ) -> None:
         if not settings:
             raise ValueError("expected at least one setting to evaluate")
@@ -90,7 +90,7 @@ class Evaluator:
         # A stream begins once: the pair without predecessor is solved as well as any.
         self._first = max(setting.iterations for setting in settings)
 
-    def solve(self, sample: Sample, setting: Setting, last: State | None = None) -> Prediction:
+    def solve(self, sample: Sample, setting: SolveSetting, last: State | None = None) -> Prediction:
         """One pair. A warm setting begins with `last`, the state of the pair before; without one it begins cold."""
         state = carry(last) if setting.warm and last is not None else None
         return self.model(
@@ -106,7 +106,7 @@ class Evaluator:
     def solved(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Solved]:
         """Solve pairs, given as runs of indices that follow each other, under every setting."""
         order = [(index, place > 0) for run in sequences for place, index in enumerate(run)]
-        states: dict[Setting, State] = {}
+        states: dict[SolveSetting, State] = {}
         for (index, follows), sample in zip(order, read_ahead(dataset, [index for index, _ in order]), strict=True):
             if not follows:
                 states.clear()
@@ -166,7 +166,7 @@ def gather(records: list[Record], processes: Processes) -> list[Record]:
     return merged
 
 
-def results(records: Sequence[Record], settings: Sequence[Setting]) -> list[dict[str, Any]]:
+def results(records: Sequence[Record], settings: Sequence[SolveSetting]) -> list[dict[str, Any]]:
     """Per setting, over these records: the keys of ``results`` in docs/evaluation.md."""
     table = []
     for place, setting in enumerate(settings):

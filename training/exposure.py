@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The camera's and the air's imperfections: fog, shadows, light and colours that change, blur, noise."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .appearance import LUMA, MEAN_LEVEL
+from training.appearance import LUMA, MEAN_LEVEL
 
 
 @dataclass

@@ -21,7 +21,7 @@ from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.pictures import write_picture
 from training.exposure import draw_exposure, expose
-from training.layers import SceneSettings
+from training.layers import LayerSettings
 from training.particles import draw_particle_exposure, draw_particles, render_particles
 from training.rendering import Clip, render
 from training.scenes import KINDS, Kind, draw_kind, draw_scene
@@ -103,7 +103,7 @@ class ProceduralGenerator:
         self.device = torch.device(device)
         photographs = _photographs(textures)
         self._banks = _banks(textures, patterns, seed, self.device)
-        self.settings = SceneSettings(
+        self.settings = LayerSettings(
             height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,
             particle_share, fine_share, len(photographs), patterns, pattern_share,
         )  # fmt: skip

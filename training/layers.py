@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the procedural generator's scenes are made of: layers, and objects of one or several layers."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .appearance import OBJECT, USUAL, Look, Outline, Texture, bars, draw_texture, object_outline, rectangle
-from .motion import WAVES, apply_homography, elastic, log_uniform, pick
+from training.appearance import OBJECT, USUAL, Look, Outline, Texture, bars, draw_texture, object_outline, rectangle
+from training.motion import WAVES, apply_homography, elastic, log_uniform, pick
 
 FURNITURE_SHARE = 0.1  # of objects that do not bend
 
@@ -28,7 +29,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class SceneSettings:
+class LayerSettings:
     """What `draw_scene` needs to know; see `ProceduralGenerator` for the meaning of each."""
 
     height: int
@@ -45,23 +46,23 @@ class SceneSettings:
     pattern_share: float
 
 
-def layer_count(rng: np.random.Generator, settings: SceneSettings) -> int:
+def layer_count(rng: np.random.Generator, settings: LayerSettings) -> int:
     """0 to max_layers, about 3 on average: few things are the rule, many the exception."""
     weights = {0: 0.06, 1: 0.14, 2: 0.18, 3: 0.2, 4: 0.16, 5: 0.1, 6: 0.07, 7: 0.05, 8: 0.04}
     return min(pick(rng, weights), settings.max_layers)
 
 
-def object_radius(rng: np.random.Generator, settings: SceneSettings) -> float:
+def object_radius(rng: np.random.Generator, settings: LayerSettings) -> float:
     """Half the size of an object: its size is log-uniform from 7 % to 70 % of the frame."""
     return 0.5 * log_uniform(rng, 0.07, 0.7) * float(np.sqrt(settings.height * settings.width))
 
 
-def still(settings: SceneSettings) -> np.ndarray:
+def still(settings: LayerSettings) -> np.ndarray:
     return np.tile(np.eye(3), (settings.frames, 1, 1))
 
 
 def complete(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, outline: Outline,
+    rng: np.random.Generator, settings: LayerSettings, homographies: np.ndarray, outline: Outline,
     centre: np.ndarray, radius: float, elastic_px: float, look: Look = USUAL,
 ) -> Layer:  # fmt: skip
     """Complete a layer with elastic motion (none for elastic_px = 0) and texture."""
@@ -74,7 +75,7 @@ def complete(
 
 
 def object_layers(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
+    rng: np.random.Generator, settings: LayerSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
     elastic_px: float,
 ) -> list[Layer]:  # fmt: skip
     """An object that moves by `homographies` and passes `centre` at some time during the clip.
@@ -97,7 +98,7 @@ def object_layers(
 
 
 def _furniture(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float
+    rng: np.random.Generator, settings: LayerSettings, homographies: np.ndarray, centre: np.ndarray, radius: float
 ) -> list[Layer]:
     """A large plain body on thin legs, often with a back of slats, as chairs and tables have."""
     radius = max(radius, 0.1 * float(np.sqrt(settings.height * settings.width)))

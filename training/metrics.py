@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deq_flow_ros.imaging.metrics import error_lengths, is_outlier
 from training.datasets import Sample
 
 SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
@@ -58,15 +59,14 @@ def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:
     if not np.isfinite(flow).all():
         raise FloatingPointError(f"{sample.name}: the estimated flow is not finite everywhere")
     truths = [truth.astype(np.float64) for truth in (sample.flow, *sample.alternatives)]
-    error = np.minimum.reduce([np.linalg.norm(flow - truth, axis=2) for truth in truths])
+    error = np.minimum.reduce([error_lengths(flow, truth) for truth in truths])
     lengths = np.stack([np.linalg.norm(truth, axis=2) for truth in truths])
     length, longest = lengths.mean(axis=0), lengths.max(axis=0)
     masks = {"all": sample.valid}
     if sample.occluded is not None:
         masks |= {"matched": sample.valid & ~sample.occluded, "unmatched": sample.valid & sample.occluded}
     masks |= {name: sample.valid & (length >= low) & (length < high) for name, (low, high) in SPEEDS.items()}
-    over_3px = error > 3
-    counted = {"over_1px": error > 1, "over_3px": over_3px, "fl": over_3px & (error > 0.05 * longest)}
+    counted = {"over_1px": error > 1, "over_3px": error > 3, "fl": is_outlier(error, longest)}
     return {
         name: Tally(
             int(mask.sum()), float(error[mask].sum()), **{k: int((mask & over).sum()) for k, over in counted.items()}

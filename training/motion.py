@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random motions for the procedural generator, and the random numbers it draws them with. T is the number of frames."""
+
 from __future__ import annotations
 
 import math
@@ -91,9 +92,7 @@ def planar_motion(
     return np.stack([at(p, q, scale) for p, q in zip(along, around, strict=True)])
 
 
-def elastic(
-    rng: np.random.Generator, frames: int, radius: float, magnitude: float
-) -> tuple[np.ndarray, np.ndarray]:
+def elastic(rng: np.random.Generator, frames: int, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
     """An elastic field of at most `magnitude` px and with a Lipschitz constant of at most `MAX_LIPSCHITZ`.
 
     Returns plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase, and gains (T,) in

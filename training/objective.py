@@ -121,7 +121,7 @@ class Objective:
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
             weights = clip.valid[:, t] * torch.where(visible, 1.0, self.occluded)
             for state, gamma in zip(states, correction_weights(len(states), self.gamma), strict=True):
-                error = endpoint_error(model.upsample(state), clip.flow[:, t])
+                error = smooth_error(model.upsample(state), clip.flow[:, t])
                 losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
             measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
             if self.consistency and len(states) > 1:
@@ -198,8 +198,8 @@ def make_gradient(name: str, report: Callable[[Solution], None] | None = None) -
     raise ValueError(f"unknown gradient {name!r}; expected phantom-K, phantom-K-TAU (0 < TAU <= 1) or implicit")
 
 
-def endpoint_error(flow: Tensor, truth: Tensor) -> Tensor:
-    """Euclidean distance per pixel (B, H, W), px; rounded off at 0.01 px so that the gradient stays bounded."""
+def smooth_error(flow: Tensor, truth: Tensor) -> Tensor:
+    """Endpoint error per pixel (B, H, W), px; rounded off at 0.01 px so that the gradient stays bounded."""
     return ((flow - truth).square().sum(1) + 1e-4).sqrt()
 
 
@@ -228,7 +228,7 @@ def consistency_loss(states: Sequence[State], valid: Tensor, scale_px: float) ->
     """
     weights = F.avg_pool2d(valid.float().unsqueeze(1), FACTOR)[:, 0]
     end = states[-1][1].detach()
-    distances = [robust(endpoint_error(FACTOR * state[1], FACTOR * end), scale_px) for state in states[:-1]]
+    distances = [robust(smooth_error(FACTOR * state[1], FACTOR * end), scale_px) for state in states[:-1]]
     return torch.stack([weighted_mean(distance, weights) for distance in distances]).mean()
 
 

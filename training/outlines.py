@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .appearance import Shape
+from training.appearance import Shape
 
 
 def _local(x: torch.Tensor, y: torch.Tensor, p: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .exposure import Exposure
-from .motion import log_uniform, pick, schedule, sign
-from .rendering import Clip
+from training.exposure import Exposure
+from training.motion import log_uniform, pick, schedule, sign
+from training.rendering import Clip
 
 PARTICLE_RANGE_PX = (0.2, 12.0)  # of the mean displacement between two frames
 MAX_GRADIENT = 0.3  # px of displacement per px: nothing folds, and neighbours stay neighbours

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .appearance import EVERYTHING, USUAL, Look, Outline, polygon
-from .layers import SceneSettings, layer_count, object_radius
-from .motion import grid, log_uniform, pick, sign
+from training.appearance import EVERYTHING, USUAL, Look, Outline, polygon
+from training.layers import LayerSettings, layer_count, object_radius
+from training.motion import grid, log_uniform, pick, sign
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class World:
     spin: np.ndarray  # (3,) rotation vector
 
 
-def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+def open_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarray) -> World:
     """A far background, often a ground and a wall as along a road, and upright boards; motion in any direction."""
     size = np.array([settings.width, settings.height])
     focal = 1 / rays[0, 0]

@@ -6,6 +6,7 @@ are the pixel coordinates of frame 0, and moves by phi_t(c) = H_t (c + e_t(c)): 
 field of a few plane waves with a Lipschitz constant well below 1, so that phi_t has an inverse and a fixed-point
 iteration finds it.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -13,10 +14,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .appearance import EVERYTHING
-from .ego_motion import WORLDS, ego_motion_scene
-from .layers import Layer, SceneSettings, complete, layer_count, object_layers, object_radius, still
-from .motion import log_uniform, pick, planar_motion
+from training.appearance import EVERYTHING
+from training.ego_motion import WORLDS, ego_motion_scene
+from training.layers import Layer, LayerSettings, complete, layer_count, object_layers, object_radius, still
+from training.motion import log_uniform, pick, planar_motion
 
 Kind = Literal["static", "particles", "fine", "planar", "ego-motion", "road", "flight"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -25,7 +26,7 @@ MOVING_SHARES: dict[Kind, float] = {"planar": 0.5, "ego-motion": 0.22, "road": 0
 FINE_RANGE_PX = (0.05, 1.0)  # of the typical displacement in clips with motion below a pixel
 
 
-def draw_kind(rng: np.random.Generator, settings: SceneSettings) -> Kind:
+def draw_kind(rng: np.random.Generator, settings: LayerSettings) -> Kind:
     """Draw what kind of clip one is; all but "particles" are scenes."""
     shares: dict[Kind, float] = {
         "static": settings.static_share, "particles": settings.particle_share, "fine": settings.fine_share
@@ -35,7 +36,7 @@ def draw_kind(rng: np.random.Generator, settings: SceneSettings) -> Kind:
     return drawn
 
 
-def draw_scene(rng: np.random.Generator, settings: SceneSettings, kind: Kind) -> list[Layer]:
+def draw_scene(rng: np.random.Generator, settings: LayerSettings, kind: Kind) -> list[Layer]:
     """Draw a scene of a kind; layers are ordered from the far to the near, the background first.
 
     :raises ValueError: for "particles", which has no layers; see `particles`.
@@ -54,7 +55,7 @@ def draw_scene(rng: np.random.Generator, settings: SceneSettings, kind: Kind) ->
     return planar_scene(rng, settings, static=kind == "static")
 
 
-def planar_scene(rng: np.random.Generator, settings: SceneSettings, static: bool = False) -> list[Layer]:
+def planar_scene(rng: np.random.Generator, settings: LayerSettings, static: bool = False) -> list[Layer]:
     """Everything moves in the image plane: a background, and objects with motions of their own.
 
     Half of the objects are carried along by the background's motion.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .appearance import (
+from training.appearance import (
     EVERYTHING,
     OBJECT,
     ROAD,
@@ -19,9 +19,9 @@ from .appearance import (
     object_outline,
     rectangle,
 )
-from .layers import SceneSettings, layer_count
-from .motion import grid, log_uniform, pick, sign
-from .planes import Plane, World
+from training.layers import LayerSettings, layer_count
+from training.motion import grid, log_uniform, pick, sign
+from training.planes import Plane, World
 
 AHEAD = np.array([0.0, 0.0, 1.0])
 SKY_DISTANCE = 1e4  # so that it moves by the camera's rotation alone
@@ -32,12 +32,12 @@ def _within(inside: list[np.ndarray], size: np.ndarray) -> Outline:
     return bounded_polygon(-np.array(inside), -0.6 * size, 1.6 * size)
 
 
-def _thickness(rng: np.random.Generator, settings: SceneSettings) -> float:
+def _thickness(rng: np.random.Generator, settings: LayerSettings) -> float:
     """Of poles and wires: 1 to 4 px, in proportion in frames wider than 400 px."""
     return log_uniform(rng, 1, 4) * max(1.0, settings.width / 400)
 
 
-def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+def road_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarray) -> World:
     """A street: plain sky, a skyline, the ground, walls along it, poles and vehicles; the camera drives forward."""
     size = np.array([settings.width, settings.height], dtype=float)
     room = settings.max_layers + 1
@@ -52,9 +52,7 @@ def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
     skyline = _within([np.array([rng.normal(0, 0.1), 1, -top])], size)
     middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
     points = grid(middle, (size[0] / 2, (size[1] - horizon) / 3))
-    road = Plane(
-        ground, 1.0, points, middle, size[0] / 3, _within([on_ground - np.array([0, 0, 1 / far])], size), ROAD
-    )
+    road = Plane(ground, 1.0, points, middle, size[0] / 3, _within([on_ground - np.array([0, 0, 1 / far])], size), ROAD)
     planes = [*planes, Plane(AHEAD, far, points, size / 2, size[0] / 3, skyline), road]
     for side in (-1.0, 1.0):
         planes += _street_side(rng, size, rays, on_ground, side, far)
@@ -121,7 +119,7 @@ def _street_side(
 
 
 def _pole(
-    rng: np.random.Generator, settings: SceneSettings, foot: np.ndarray, unit: float, depth: float
+    rng: np.random.Generator, settings: LayerSettings, foot: np.ndarray, unit: float, depth: float
 ) -> list[Plane]:
     """A pole, or several at one depth, that stands at `foot` (px); some carry a sign or an arm. `unit` is in px."""
     half_height = min(0.5 * unit * log_uniform(rng, 1, 5), 2 * settings.height)
@@ -149,7 +147,7 @@ def _pole(
     return planes
 
 
-def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+def flight_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarray) -> World:
     """Land seen from above, straight down or ahead to the horizon: roofs, trees, vehicles, wires over it.
 
     The unit is the camera's height. It flies any way, and yaws and pitches.

@@ -26,7 +26,7 @@ from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow, write_flow
 from training.datasets import FlowDataset, open_dataset
 from training.evaluate import add_solve
-from training.evaluation import Evaluator, Setting, runs
+from training.evaluation import Evaluator, SolveSetting, runs
 from training.pairs import to_array
 
 KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)
@@ -146,7 +146,7 @@ def submit(options: argparse.Namespace) -> int:
         raise FileExistsError(f"{options.out} is not empty; give a new folder, so that nothing old is submitted")
     datasets = {part: open_dataset(part, root, split="test", **server.options) for part in server.parts}
     model = load_model(options.model, options.device)
-    setting = Setting(options.iterations, options.warm, options.tolerance_px)
+    setting = SolveSetting(options.iterations, options.warm, options.tolerance_px)
     evaluator = Evaluator(model, [setting], options.coarse_levels, options.solver)
     written = cut = 0
     for part, dataset in datasets.items():

@@ -3,6 +3,7 @@
 
 Every texture has the same size, so that a bank is one uint8 tensor from which any selection can be gathered at once.
 """
+
 from __future__ import annotations
 
 import logging
@@ -88,7 +89,7 @@ def _fit(picture: np.ndarray) -> np.ndarray:
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=interpolation)
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top:top + height, left:left + width]
+    return picture[top : top + height, left : left + width]
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:

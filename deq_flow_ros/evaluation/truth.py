@@ -11,9 +11,8 @@ import numpy as np
 
 from deq_flow_ros.demo.bag import exact_flow
 from deq_flow_ros.evaluation.records import InputFrame
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError, stamp_to_ns
 from deq_flow_ros.recordings.bag_reader import Bag
-from deq_flow_ros.recordings.bag_source import stamp_of
 from deq_flow_ros.recordings.bags import read_image
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.recordings.messages import MessageError, Recorded
@@ -107,7 +106,7 @@ class TopicTruth:
         if getattr(message, "encoding", "") != "32FC2":
             got = getattr(message, "encoding", type(message).__name__)
             raise MediaError(f"expected true flow of encoding 32FC2 on {self._topic}, got {got}")
-        self._waiting[stamp_of(message.header)] = read_image(message)
+        self._waiting[stamp_to_ns(message.header.stamp)] = read_image(message)
 
 
 def _of_size(flow: np.ndarray, frame: InputFrame, what: str) -> np.ndarray:

@@ -7,15 +7,30 @@ import cv2
 import numpy as np
 
 
-def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean endpoint error in px of flow against the exact one, both (H, W, 2), over the pixels where both are finite.
+def error_lengths(flow: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Endpoint error of each pixel, (H, W) px, of a flow against the exact one, (H, W, 2) both.
 
-    `mask` (H, W) bool narrows them further. NaN where no pixel is left. (Baker et al., "A Database and Evaluation
-    Methodology for Optical Flow", 2011, section 4.1.)
+    (Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011, section 4.1.)
+
+    :raises ValueError: if they differ in shape.
     """
     if flow.shape != exact.shape:
         raise ValueError(f"expected two fields of one shape, got {flow.shape} and {exact.shape}")
-    error = np.hypot(flow[:, :, 0] - exact[:, :, 0], flow[:, :, 1] - exact[:, :, 1])
+    return np.hypot(flow[:, :, 0] - exact[:, :, 0], flow[:, :, 1] - exact[:, :, 1])
+
+
+def is_outlier(error: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Where an error, px, is above 3 px and above 5 % of the length of the exact flow: KITTI 2015's "Fl"."""
+    with np.errstate(invalid="ignore"):
+        return (error > 3) & (error > 0.05 * length)
+
+
+def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None = None) -> float:
+    """Mean endpoint error in px of flow against the exact one, both (H, W, 2), over the pixels where both are finite.
+
+    `mask` (H, W) bool narrows them further. NaN where no pixel is left.
+    """
+    error = error_lengths(flow, exact)
     usable = np.isfinite(error) if mask is None else np.isfinite(error) & mask
     return float(error[usable].mean()) if usable.any() else float("nan")
 
@@ -102,10 +117,9 @@ def forward_backward(flow: np.ndarray, backward: np.ndarray) -> tuple[float, flo
 
 def outlier_share(flow: np.ndarray, exact: np.ndarray) -> float:
     """Share of the pixels, 0..1, off by more than 3 px and 5 % of the exact length (KITTI); NaN where none is known."""
-    error = np.hypot(*np.moveaxis(flow - exact, 2, 0))
+    error = error_lengths(flow, exact)
     known = np.isfinite(error)
-    with np.errstate(invalid="ignore"):
-        wrong = (error > 3) & (error > 0.05 * np.hypot(*np.moveaxis(exact, 2, 0)))
+    wrong = is_outlier(error, np.hypot(exact[:, :, 0], exact[:, :, 1]))
     return float(wrong.sum() / known.sum()) if known.any() else float("nan")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
-from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
@@ -24,11 +24,6 @@ log = logging.getLogger(__name__)
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
-
-
-def stamp_of(header: Any) -> int:
-    """Header stamp in nanoseconds."""
-    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
 class BagSource(Source):
@@ -91,7 +86,7 @@ class BagSource(Source):
             stamps = []
             for recorded in messages:
                 with contextlib.suppress(MessageError):
-                    stamps.append(stamp_of(recorded.message().header))
+                    stamps.append(stamp_to_ns(recorded.message().header.stamp))
             steps = np.diff(stamps)
         steps = steps[steps > 0]
         return int(np.median(steps)) if steps.size else 100_000_000
@@ -100,7 +95,7 @@ class BagSource(Source):
 def _frame(recorded: Recorded) -> Frame:
     """Raises `MessageError` for a message, or a compressed image in it, that cannot be decoded."""
     message = recorded.message()
-    stamp_ns, frame_id, time_ns = stamp_of(message.header), message.header.frame_id, recorded.time_ns
+    stamp_ns, frame_id, time_ns = stamp_to_ns(message.header.stamp), message.header.frame_id, recorded.time_ns
     if recorded.msgtype == IMAGE:
         data, height, width = np.asarray(message.data).view(np.uint8), message.height, message.width
         big = bool(message.is_bigendian)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.recordings.bag_source import stamp_of
+from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.recordings.bags import read_image, read_messages
 
 
@@ -55,7 +55,7 @@ class FrameReport:
 def report_of(message: Any) -> FrameReport:
     """Report in a `diagnostic_msgs/DiagnosticArray`, however it was deserialized."""
     values = {pair.key: pair.value for status in message.status for pair in status.values}
-    return FrameReport(stamp_of(message.header), values)
+    return FrameReport(stamp_to_ns(message.header.stamp), values)
 
 
 def read_reports(bag: Path, topic: str) -> list[FrameReport]:
@@ -70,7 +70,7 @@ def read_fields(bag: Path, flow_topic: str, residual_topic: str) -> Iterator[tup
     waiting: dict[tuple[str, int], np.ndarray] = {}
     for topic, _, message in read_messages(bag, flow_topic, residual_topic):
         other = residual_topic if topic == flow_topic else flow_topic
-        stamp, image = stamp_of(message.header), read_image(message)
+        stamp, image = stamp_to_ns(message.header.stamp), read_image(message)
         partner = waiting.pop((other, stamp), None)
         if partner is None:
             waiting[topic, stamp] = image

@@ -17,8 +17,8 @@ from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.convert import stamp_to_ns
 from deq_flow_ros.ros.parameters import Settings
 
 ImageMessage: TypeAlias = Image | CompressedImage

@@ -108,11 +108,6 @@ def compressed_image(data: np.ndarray, format: str, header: Header) -> Compresse
     return message
 
 
-def stamp_to_ns(stamp: Time) -> int:
-    """Nanoseconds of a message stamp."""
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
-
-
 def ns_to_stamp(nanoseconds: int) -> Time:
     """Message stamp of a time in nanoseconds; raises ValueError if a stamp cannot hold it (before 1970, after 2038)."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)

@@ -19,6 +19,7 @@ import numpy as np
 import rclpy
 import torch
 
+from deq_flow_ros.host import versions
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.recordings.flow_files import write_flow
 
@@ -59,7 +60,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, about: Mapping[str, Any]) -
             write_flow(target / "flow.flo", snapshot.flow)
             _write_png(target / "flow.png", flow_to_color(snapshot.flow))
         np.savez_compressed(target / "state.npz", **state)  # type: ignore[arg-type]  # its stub takes bool alone
-        text = json.dumps({**_plain({**about, **snapshot.metadata}), "versions": versions()}, indent=2, allow_nan=False)
+        text = json.dumps({**_plain({**about, **snapshot.metadata}), "versions": software()}, indent=2, allow_nan=False)
         (target / "snapshot.json").write_text(text + "\n")
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)  # half a snapshot would be taken for a whole one
@@ -67,14 +68,12 @@ def write_snapshot(folder: Path, snapshot: Snapshot, about: Mapping[str, Any]) -
     return target
 
 
-def versions() -> dict[str, str]:
+def software() -> dict[str, str]:
     """What a report about this process must say of the software below it."""
     return {
-        "python": platform.python_version(),
+        **versions(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
-        "numpy": np.__version__,
         "opencv": cv2.__version__,
         "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
         "rmw": rclpy.get_rmw_implementation_identifier(),

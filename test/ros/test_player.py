@@ -23,10 +23,9 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from deq_flow_ros.imaging.frame import frame_from_array
+from deq_flow_ros.imaging.frame import frame_from_array, stamp_to_ns
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.ros.convert import stamp_to_ns
 
 COUNT, PERIOD_NS = 24, 33_333_333
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets in the layouts of the benchmarks, written once for all tests that read them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from dataset_layouts import WRITERS
 
 
@@ -21,3 +22,12 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return written[writer]
 
     return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small arrays gain nothing from threads, and other work may hold the second core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -20,15 +20,6 @@ from training.rendering import render
 from training.textures import load_photographs
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small arrays gain nothing from threads, and other work may hold the second core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_warping_by_the_flow_reproduces_the_previous_frame() -> None:
     """The promise on which all training rests. One pixel off must fail the same check, else it is worth nothing."""
     generator = make(photometric=False, static_share=0)
