@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo scene as a rosbag2 that is rendered once and kept."""
+"""The demo scene as a rosbag2, which is rendered once and kept."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from deq_flow_ros.imaging.frame import MediaError, frame_from_array
 from deq_flow_ros.recordings.bags import BagWriter
 
 SIDECAR = "scene.json"
-"""File in the bag's directory with the settings of the scene, from which the exact flow between any two frames can be
-had.
-"""
+"""File in the bag's directory with the settings of the scene, which give the exact flow between any two frames."""
 TOPIC = "/camera/image_raw"
 ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
-"""(stamp of the image on whose pixels the flow lives, stamp of the other image) -> (flow (H, W, 2) px, visible (H, W)).
-"""
+"""Takes the stamps of two images and returns the flow (H, W, 2) px on the first one, and where it is visible (H, W)."""
 
 
 def render_scene_bag(
     bag: Path, settings: SceneSettings, progress: Callable[[int], None], storage: str = "mcap"
 ) -> Scene:
-    """Render the stream into the rosbag2 directory `bag`, or keep what is there if it is this very stream; returns
-    its scene.
+    """Render the stream into a rosbag2 directory, unless the directory already holds this very stream.
 
-    The frames go out as bgr8 on `TOPIC`, frame_id "camera". `progress` hears the number of frames done. The bag appears
-    complete or not at all. Another rendered scene is replaced. Raises `MediaError` where there is anything else, which
-    is left alone, and where the bag cannot be written.
+    The frames are bgr8 images on ``TOPIC`` with the frame_id "camera". The bag appears complete or not at all. Another
+    rendered scene is replaced.
+
+    :param bag: the directory.
+    :param progress: called with the number of frames that are done.
+    :returns: the scene.
+    :raises MediaError: if the directory holds anything else, which is left alone, or if the bag cannot be written.
     """
     scene = Scene(settings)
     if bag.is_symlink() or bag.exists():
@@ -46,14 +46,14 @@ def render_scene_bag(
             if load_scene(bag) == settings:
                 return scene
         except MediaError:
-            pass  # written by another version: rendered anew
+            pass  # written by another version, so it is rendered again
         _remove_scene(bag)
-    # Its own name in a directory beside: the name of the bag becomes that of the data file.
+    # It is written under its own name in a directory beside, because the data file is named after the bag.
     nursery = bag.parent / f".partial-{os.getpid()}"
     partial = nursery / bag.name
     try:
         nursery.mkdir(parents=True, exist_ok=True)
-        # Spawned, not forked: a fork would copy the locks of whatever threads the caller runs.
+        # Spawned, not forked, because a fork would copy locks that other threads of the caller hold.
         workers = min(4, os.cpu_count() or 1, settings.frames)
         with (
             BagWriter(partial, storage) as writer,
@@ -74,10 +74,13 @@ def render_scene_bag(
 
 
 def _remove_scene(bag: Path) -> None:
-    """Delete a rendered scene; raises `MediaError` for anything else, which may be somebody's data."""
+    """Delete a rendered scene.
+
+    :raises MediaError: for anything else, which may be somebody's data.
+    """
     if bag.is_symlink() or not (bag / SIDECAR).is_file():
         raise MediaError(
-            f"the demo scene is to be rendered into {bag}, but what is there is no rendered scene (no directory with "
+            f"the demo scene is to be rendered into {bag}, but that is not a rendered scene (not a directory with "
             f"{SIDECAR}) and is left alone; move it away, or choose another --out"
         )
     try:
@@ -87,9 +90,9 @@ def _remove_scene(bag: Path) -> None:
 
 
 def load_scene(bag: Path) -> SceneSettings | None:
-    """Settings of the scene that the bag was rendered from; None where it is another kind of bag.
+    """The settings of the scene that the bag was rendered from; None for another kind of bag.
 
-    Raises `MediaError` where the scene is of another version than this code renders.
+    :raises MediaError: if this code renders another version of the scene.
     """
     sidecar = bag / SIDECAR
     if not sidecar.is_file():

@@ -27,7 +27,7 @@ SENSOR_NOISE = 1.5
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What defines a rendered stream; the same settings give the same pixels and the same flow."""
+    """The settings of a rendered stream. The same settings give the same pixels and the same flow."""
 
     width: int = 320
     height: int = 240
@@ -44,8 +44,12 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class _Part:
-    """The rays that hit one body first: their numbers (n,), and in the body's axes their start (3,), directions (3,
-    n) and hits (3, n).
+    """The rays that hit one body first.
+
+    :ivar rays_hit: (n,) the numbers of these rays.
+    :ivar origin: (3,) their start, in the axes of the body, as the next two.
+    :ivar rays: (3, n) their directions.
+    :ivar point: (3, n) the points that they hit.
     """
 
     body: Body
@@ -57,7 +61,7 @@ class _Part:
 
 
 class Scene:
-    """Renders the frames of a stream and gives the exact flow between any two of them."""
+    """Renders the frames of a stream and computes the exact flow between any two of them."""
 
     def __init__(self, settings: SceneSettings | None = None) -> None:
         self.settings = settings or SceneSettings()
@@ -84,12 +88,13 @@ class Scene:
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     def flow(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
-        """Exact flow on the pixels of frame `first` towards frame `second`: ((H, W, 2) float32 px, visible (H, W)
-        bool).
+        """The exact flow from frame ``first`` to frame ``second``, on the pixels of ``first``.
 
-        `second` may lie before `first` (backward flow). `visible` is False where the point is hidden in `second` or
-        outside its image; the flow is right there too, except for points that come to lie behind the camera, where it
-        is NaN.
+        ``second`` may be earlier than ``first`` (backward flow).
+
+        :returns: the flow (H, W, 2) float32 px, and a mask (H, W) bool, which is False where the point is occluded in
+            ``second`` or outside of its image. The flow is correct there as well, except for points that are behind the
+            camera then, where it is NaN.
         """
         height, width = self.settings.height, self.settings.width
         y, x = (grid.ravel().astype(np.float64) for grid in np.indices((height, width)))
@@ -106,7 +111,7 @@ class Scene:
         flow = np.where(ahead, target - np.stack([x, y]), np.nan)
         inside = ahead & (target >= -0.5).all(axis=0) & (target[0] <= width - 0.5) & (target[1] <= height - 0.5)
         visible = np.zeros(len(x), bool)
-        # A second ray through the very target decides: it meets the same point, or something nearer.
+        # A second ray through the target decides: it hits the same point, or something nearer.
         _, nearest, _ = self._cast(second, target[0, inside], target[1, inside], None)
         visible[inside] = nearest > seen[2, inside] * (1 - 1e-4) - 1e-3
         return np.ascontiguousarray(flow.T, np.float32).reshape(height, width, 2), visible.reshape(height, width)
@@ -118,11 +123,12 @@ class Scene:
     def _cast(
         self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rays (3, N) in camera axes, depth (N,) of the first hit, number of the body hit (N,)) for image positions
-        `x`, `y` (N,) px.
+        """Cast rays through image positions ``x``, ``y`` (N,) px.
 
-        The precision is that of `x`. With `row_length` the rays form full rows of that many, and each body is tested
-        only inside the box around it.
+        The precision is that of ``x``. With ``row_length``, the rays must form full rows of that length. Each body is
+        then tested only inside of the box around it.
+
+        :returns: the rays (3, N) in camera axes, the depth (N,) of the first hit, and the number (N,) of the body hit.
         """
         rotation, position = camera_at(frame / self.settings.fps)
         principal = self._principal
@@ -144,7 +150,7 @@ class Scene:
         return rays, depth.ravel(), owner.ravel()
 
     def _parts(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> Iterator[_Part]:
-        """The first hits of `_cast`, body by body."""
+        """The first hits of ``_cast``, body by body."""
         rotation, position = camera_at(frame / self.settings.fps)
         rays, depth, owner = self._cast(frame, x, y, row_length)
         order = np.argsort(owner, kind="stable")
@@ -179,7 +185,7 @@ class Scene:
         return (slice(int(first), int(last)), slice(int(begin), int(end))) if first < last and begin < end else None
 
     def _shade(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> np.ndarray:
-        """(N, 3) float32 RGB 0..255 seen through the image positions `x`, `y` (N,) px."""
+        """The colours (N, 3) float32 RGB 0..255 that are seen at image positions ``x``, ``y`` (N,) px."""
         assert self._atlas is not None
         bodies = bodies_at(frame / self.settings.fps)
         pixel = 1 / (self.focal * SUPERSAMPLING)

@@ -45,10 +45,10 @@ class Atlas:
     def sample(
         self, texture: np.ndarray | np.int32, u: np.ndarray, v: np.ndarray, density: np.ndarray, blend: np.ndarray
     ) -> np.ndarray:
-        """(N, 3) uint8 RGB at the positions `u`, `v` (N,) in units of the texture's side, any range.
+        """(N, 3) uint8 RGB at the positions ``u``, ``v`` (N,) in units of the texture's side, any range.
 
-        `texture` counts in the order of `NAMES`; `density` (N,), in texels per pixel, chooses the level, and `blend`
-        (N,) 0..1 what happens between two: 0 takes the finer one, 1 the coarser.
+        ``texture`` counts in the order of ``NAMES``; ``density`` (N,), in texels per pixel, chooses the level, and
+        ``blend`` (N,) 0..1 what happens between two: 0 takes the finer one, 1 the coarser.
         """
         level = np.clip(np.log2(np.maximum(density, 1.0)) + blend, 0, LEVELS - 1).astype(np.int32)
         side = self._sides[level]

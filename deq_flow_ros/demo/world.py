@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands and moves in the demo scene, and the way of the camera through it. Axes and units as in `scene`."""
+"""What stands and moves in the demo scene, and the way of the camera through it. Axes and units as in ``scene``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Surface:
 
 @dataclass(frozen=True)
 class Body:
-    """A box of half sizes `half`, or a ball of radius `half[0]`, at `centre`, turned by `rotation` (columns: its axes
-    in the world).
+    """A box of half sizes ``half``, or a ball of radius ``half[0]``, at ``centre``, turned by ``rotation`` (columns:
+    its axes in the world).
 
-    `textures` are one for all, or one per face (-x, +x, -y, +y, -z, +z); `tile` is the length in metres that a
-    texture covers, None stretches it over each face. A body that is `inside_out` is seen from within: the hall.
+    ``textures`` are one for all, or one per face (-x, +x, -y, +y, -z, +z); ``tile`` is the length in metres that a
+    texture covers, None stretches it over each face. A body that is ``inside_out`` is seen from within: the hall.
     """
 
     half: np.ndarray
@@ -50,7 +50,7 @@ class Body:
         return float(self.half[0] if self.ball else np.linalg.norm(self.half))
 
     def intersect(self, origin: np.ndarray, rays: np.ndarray, near: float) -> np.ndarray:
-        """Ray parameter (N,) of the first hit beyond `near`, infinite without one; origin (3,) and rays (3, N) in the
+        """Ray parameter (N,) of the first hit beyond ``near``, infinite without one; origin (3,) and rays (3, N) in the
         body's axes.
         """
         infinite = rays.dtype.type(np.inf)
@@ -111,7 +111,7 @@ def _brightness(facing_lamp: np.ndarray) -> np.ndarray:
 
 
 def camera_at(time: float) -> tuple[np.ndarray, np.ndarray]:
-    """(rotation, position) of the camera at `time` in seconds: columns of the rotation are its axes in the world."""
+    """(rotation, position) of the camera at ``time`` in seconds: columns of the rotation are its axes in the world."""
     way = _way(time)
     position = np.array([0.75 * math.sin(0.55 * way), 0.02 * math.sin(5.0 * way), way])
     yaw = 0.10 + 0.34 * math.sin(0.75 * way + 0.4)
@@ -147,7 +147,7 @@ def _box(
     size: tuple[float, float, float], x: float, z: float, texture: str, lift: float = 0.0, yaw: float = 0.0,
     tile: float | None = None,
 ) -> Body:  # fmt: skip
-    """A box of the given width, height and length that stands on the floor, or `lift` metres above it."""
+    """A box of the given width, height and length that stands on the floor, or ``lift`` metres above it."""
     half = np.array(size) / 2
     return Body(half, np.array([x, FLOOR - lift - half[1], z]), _turn(yaw), (texture,), tile=tile)
 
@@ -176,7 +176,7 @@ def _standing() -> tuple[Body, ...]:
 
 @cache
 def bodies_at(time: float) -> tuple[Body, ...]:
-    """Everything there is, at `time` in seconds, always in the same order; the hall comes first."""
+    """Everything there is, at ``time`` in seconds, always in the same order; the hall comes first."""
     bounce = abs(math.sin(2.6 * time))
     place = np.array([-2.2 + 0.75 * time, FLOOR - 0.38 - 0.7 * bounce, 5.2 + 0.55 * time])
     ball = Body(np.full(3, 0.38), place, _turn(0.0, 0.3, 1.97 * time), ("ball",), ball=True)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images: encodings, compression, cameras, flow as colour, measures on pixels. Knows neither torch nor ROS nor files of
-recordings.
+"""Images: encodings, compression, calibrated cameras, flow as colour, and measures on pixels.
+
+This package uses neither torch nor ROS, and does not read recordings.
 """

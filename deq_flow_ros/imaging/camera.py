@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the pixels of a calibrated camera look: the models of `sensor_msgs/CameraInfo`, without ROS."""
+"""Camera models of ``sensor_msgs/CameraInfo``, without ROS: the directions in which pixels look."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import numpy as np
 
 _OPENCV = (4, 5, 8, 12, 14)
 COEFFICIENTS = {"none": (0,), "plumb_bob": _OPENCV, "rational_polynomial": _OPENCV, "equidistant": (4,)}
-"""Distortion models of ``sensor_msgs/distortion_models.hpp`` and how many coefficients they take: those of OpenCV's
-``calibrateCamera`` (k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4[, tau_x, tau_y]]]]), which image_geometry
-hands on whatever the model is called, for "equidistant" those of OpenCV's ``fisheye`` (k1, k2, k3, k4)."""
+"""Distortion models of ``sensor_msgs/distortion_models.hpp`` and the numbers of coefficients that they take.
+
+The coefficients are those of OpenCV's ``calibrateCamera`` (k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4[, tau_x,
+tau_y]]]]), which image_geometry passes on for every model. For "equidistant", they are those of OpenCV's ``fisheye``
+(k1, k2, k3, k4)."""
 ALIASES = {
     "radtan": "plumb_bob",  # Kalibr
     "radial_tangential": "plumb_bob",
@@ -26,23 +28,22 @@ ALIASES = {
     "kannala_brandt": "equidistant",
     "kannala_brandt4": "equidistant",
 }
-"""Other names under which drivers and calibration tools know the same models."""
+"""Other names that drivers and calibration tools use for the same models."""
 
 _UNDISTORT_UNTIL = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 40, 1e-6)
 _SOLVED_PX = 1e-2
-"""A ray that does not project onto its pixel again, to this, is none: distortion polynomials fold back outside of the
-region that they were fitted to."""
+"""A ray must project back onto its pixel within this distance, else the pixel has no ray. Distortion polynomials fold
+back outside of the region that they were fitted to."""
 
 
 def known_distortion(model: str, coefficients: Sequence[float]) -> tuple[str, tuple[float, ...]]:
-    """A distortion under the names and with the counts of `COEFFICIENTS`, where it can be said so.
+    """Bring a distortion to a name and a number of coefficients of ``COEFFICIENTS``, if that is possible.
 
-    Drivers write names in other cases or by other conventions, and fill the array with zeros behind the coefficients
-    that they have.
+    Drivers write names in other cases or by other conventions, and append zeros to the coefficients that they have.
 
     :param model: the name, as in ``sensor_msgs/CameraInfo``.
     :param coefficients: as many as the driver gives.
-    :returns: name and coefficients; as they came where the name is unknown, or where what is too much is not zero.
+    :returns: name and coefficients. They are unchanged if the name is unknown or a surplus coefficient is not zero.
     """
     name = re.sub(r"[\s-]+", "_", model.strip().lower())
     name, given = ALIASES.get(name, name), tuple(map(float, coefficients))
@@ -56,13 +57,13 @@ def known_distortion(model: str, coefficients: Sequence[float]) -> tuple[str, tu
 
 @dataclass(frozen=True)
 class CameraModel:
-    """A calibrated camera. Pixel coordinates are (x, y), 0 in the centre of the first pixel.
+    """A calibrated camera. Pixel coordinates are (x, y), and (0, 0) is the centre of the first pixel.
 
     :ivar fx, fy, cx, cy: focal lengths and principal point, px.
     :ivar width, height: of the image, px.
-    :ivar distortion_model: a key of `COEFFICIENTS`; "none" for rectified images.
+    :ivar distortion_model: a key of ``COEFFICIENTS``; "none" for rectified images.
     :ivar distortion: its coefficients.
-    :raises ValueError: for what cannot be, naming it.
+    :raises ValueError: for values that no camera can have; the message names them.
     """
 
     fx: float
@@ -89,28 +90,31 @@ class CameraModel:
             raise ValueError(f"{self.distortion_model} expects {expected} finite coefficients, got {self.distortion}")
 
     def cropped(self, x: int, y: int, width: int, height: int) -> CameraModel:
-        """The camera of a part of its image whose first pixel is (x, y). Raises ValueError for one that leaves it."""
+        """The camera of a part of the image, whose first pixel is (x, y).
+
+        :raises ValueError: for a part that is not inside of the image.
+        """
         if x < 0 or y < 0 or x + width > self.width or y + height > self.height:
             part = f"x {x}, y {y}, width {width}, height {height}"
             raise ValueError(f"expected a part of the {self.width} x {self.height} image, got {part}")
         return replace(self, cx=self.cx - x, cy=self.cy - y, width=width, height=height)
 
     def scaled(self, x: float, y: float) -> CameraModel:
-        """The camera of its image enlarged by these factors, pixel (u, v) becoming (u x, v y), as image_proc has it."""
+        """The camera of the image enlarged by these factors. Pixel (u, v) becomes (u x, v y), as in image_proc."""
         return replace(
             self,
             fx=self.fx * x,
             fy=self.fy * y,
             cx=self.cx * x,
             cy=self.cy * y,
-            width=int(self.width * x + 1e-6),  # whole pixels only, but for the rounding of the factor
+            width=int(self.width * x + 1e-6),  # whole pixels only; the factor may be rounded
             height=int(self.height * y + 1e-6),
         )
 
     def bearings(self, points: np.ndarray) -> np.ndarray:
-        """(N, 3) float64 unit vectors, x right, y down, z forward (REP 103's optical frame), of pixels (N, 2).
+        """Unit vectors (N, 3) float64 of the rays of pixels (N, 2); NaN for a pixel without a ray.
 
-        NaN where no ray meets the pixel.
+        Their axes are those of REP 103's optical frame: x right, y down, z forward.
         """
         if self.distortion_model == "equidistant":
             return self._fisheye_bearings(points)
@@ -119,7 +123,7 @@ class CameraModel:
         return rays / np.linalg.norm(rays, axis=1, keepdims=True)
 
     def normalized(self, points: np.ndarray) -> np.ndarray:
-        """(N, 2) float64: x / z and y / z of the rays of pixels (N, 2), undistorted; NaN where there is none."""
+        """Undistorted x / z and y / z, (N, 2) float64, of the rays of pixels (N, 2); NaN for a pixel without a ray."""
         points = np.asarray(points, np.float64)
         if self.distortion_model == "equidistant":
             rays = self._fisheye_bearings(points)
@@ -132,7 +136,7 @@ class CameraModel:
     def _undistorted(self, points: np.ndarray) -> np.ndarray:
         if not len(points):
             return np.empty((0, 2))
-        # OpenCV 4 has a function of its own for a choice of precision.
+        # In OpenCV 4, only a separate function lets the caller choose the precision.
         undistort = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)
         matrix = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
         coefficients = np.array(self.distortion)
@@ -144,19 +148,19 @@ class CameraModel:
         return np.where(solved[:, None], normal, np.nan)
 
     def _distorted(self, normal: np.ndarray) -> np.ndarray:
-        """(N, 2) pixels of normalized coordinates."""
+        """The pixels (N, 2) of normalized coordinates (N, 2)."""
         rays = np.column_stack([normal, np.ones(len(normal))])
         matrix = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
         zero = np.zeros(3)
         return cv2.projectPoints(rays, zero, zero, matrix, np.array(self.distortion))[0].reshape(-1, 2)
 
     def _fisheye_bearings(self, points: np.ndarray) -> np.ndarray:
-        """By the angle from the axis, which may pass 90 degrees; cv2.fisheye gives its tangent, which may not."""
+        """Solve for the angle to the axis, which may exceed 90 degrees, unlike in cv2.fisheye (tangent)."""
         scaled = (np.asarray(points, np.float64) - (self.cx, self.cy)) / (self.fx, self.fy)
         distorted = np.hypot(scaled[:, 0], scaled[:, 1])
         polynomial = np.polynomial.Polynomial(np.array([0, 1, 0, *np.ravel([(k, 0) for k in self.distortion])[:-1]]))
         slope = polynomial.deriv()
-        # Where the polynomial turns back, a pixel has two rays; the lens was fitted below that angle.
+        # Beyond the angle where the polynomial turns back, a pixel would have two rays. The fit holds below that angle.
         turns = [root.real for root in slope.roots() if abs(root.imag) < 1e-9 and root.real > 0]
         limit = min([*turns, math.pi])
         table = np.linspace(0, limit, 1000)
@@ -171,12 +175,13 @@ class CameraModel:
 
 
 class NormalizedFlow:
-    """Flow in normalized coordinates, for whole fields: undistorting each pixel of each field takes too long.
+    """Converts whole flow fields to normalized coordinates. Undistorting each pixel of each field would take too long.
 
-    What distortion adds to linear coordinates is a smooth function of the pixel. It is computed once for all pixels and
-    interpolated where flow leads; outside of the image it is computed.
+    The difference that distortion makes to the normalized coordinates is a smooth function of the pixel. It is computed
+    once for all pixels, and interpolated at the target of each flow vector. For targets outside of the image it is
+    computed.
 
-    :param camera: of the field's pixels.
+    :param camera: the camera of the field's pixels.
     """
 
     def __init__(self, camera: CameraModel) -> None:
@@ -188,9 +193,11 @@ class NormalizedFlow:
             self._bend = self._bend_at(self._pixels.reshape(-1, 2)).reshape(self._pixels.shape)
 
     def __call__(self, flow: np.ndarray) -> np.ndarray:
-        """(H, W, 2) float32: difference of the normalized coordinates that flow (H, W, 2) px leads to and starts from.
+        """The difference (H, W, 2) float32 between the normalized coordinates of each vector's target and its start.
 
-        To 0.02 px of it. NaN without flow, or where a pixel has no ray.
+        It is exact to 0.02 px, and NaN where there is no flow or a pixel has no ray.
+
+        :param flow: (H, W, 2) px.
         """
         normal = flow / self._focal
         if self._bend is None:
@@ -202,6 +209,6 @@ class NormalizedFlow:
         return normal + bend - self._bend
 
     def _bend_at(self, points: np.ndarray) -> np.ndarray:
-        """(N, 2) float32: normalized coordinates of pixels (N, 2), less those without distortion."""
+        """Normalized coordinates of pixels (N, 2) minus those without distortion, (N, 2) float32."""
         linear = replace(self.camera, distortion_model="none", distortion=())
         return (self.camera.normalized(points) - linear.normalized(points)).astype(np.float32)

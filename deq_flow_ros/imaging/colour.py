@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow as colour: hue is the direction, saturation the speed.
+"""Flow as colour: the hue is the direction, the saturation the length.
 
 The colour wheel of Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011: 55 hues, spaced so
 that the eye tells neighbours apart (15 red-yellow, 6 yellow-green, 4 green-cyan, 11 cyan-blue, 13 blue-magenta, 6
@@ -14,15 +14,16 @@ import cv2
 import numpy as np
 
 TABLE_RADIUS = 255
-"""The colours are looked up in a table with this many steps from no motion to the largest."""
+"""The number of steps from no motion to the largest motion in the table of colours."""
 
 
 def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of flow (H, W, 2) px; white is no motion, black is no flow (NaN or infinite).
+    """Draw flow as colour, (H, W, 3) uint8 RGB. White is no motion, black is no flow (NaN or infinite).
 
-    Full saturation is reached at `max_px`; without it at the largest finite vector of this field (at least 1 px, so
-    that noise around zero stays pale). Faster vectors are drawn darker. Raises `ValueError` for another shape or a
-    `max_px` that is not above 0.
+    :param flow: (H, W, 2) px.
+    :param max_px: the length with full saturation; longer vectors are darker. None takes the longest finite vector of
+        this field, but at least 1 px, so that noise around zero stays pale.
+    :raises ValueError: for another shape, or a ``max_px`` that is not above 0.
     """
     if flow.ndim != 3 or flow.shape[2] != 2:
         raise ValueError(f"expected flow of shape (H, W, 2), got {flow.shape}")
@@ -37,7 +38,7 @@ def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
     if max_px is None:
         max_px = max(1.0, float(speed.max(initial=0.0, where=finite)))
     scale = np.float32(TABLE_RADIUS / max_px)
-    # Vectors beyond max_px leave the disc; pulling them back to just outside it finds the darker rim of the same hue.
+    # Vectors beyond max_px would leave the disc. They are pulled back to its rim, which has darker colours.
     pull = scale * np.minimum(1.0, (TABLE_RADIUS + 2.0) / np.maximum(speed * scale, 1e-6)).astype(np.float32)
     with np.errstate(invalid="ignore"):
         columns = np.where(finite, u * pull, 0).astype(np.int32)
@@ -51,7 +52,7 @@ def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
 
 
 def _wheel() -> np.ndarray:
-    """(55, 3) float32 RGB 0..1: one channel at a time runs up or down between the six pure hues."""
+    """The colours of the wheel, (55, 3) float32 RGB 0..1. Between two pure hues, one channel goes up or down."""
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
     counts = (15, 6, 4, 11, 13, 6)
     segments = [
@@ -63,8 +64,9 @@ def _wheel() -> np.ndarray:
 
 @cache
 def _table() -> np.ndarray:
-    """((2 r + 5)^2, 3) uint8 RGB: colour of every vector in steps of 1 / r of the largest, with a rim of two for
-    those beyond it.
+    """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
+
+    The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.
     """
     wheel = _wheel()
     steps = np.arange(-TABLE_RADIUS - 2, TABLE_RADIUS + 3, dtype=np.float32) / TABLE_RADIUS

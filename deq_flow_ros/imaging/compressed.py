@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JPEG and PNG images, as `sensor_msgs/CompressedImage` carries them, to and from RGB arrays."""
+"""Conversion of JPEG and PNG images, as in ``sensor_msgs/CompressedImage``, to and from RGB arrays."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from deq_flow_ros.imaging.encodings import EncodingError
 from deq_flow_ros.imaging.levels import Levels, eight_bits
 
 MAX_PIXELS = 1 << 26
-"""Images of more pixels (8192 x 8192) are not decoded: a few kilobytes can claim any size."""
+"""Larger images (than 8192 x 8192) are not decoded, because a few kilobytes of data can claim any size."""
 FORMATS = ("jpeg", "png")
 
 
 def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = None) -> np.ndarray:
-    """RGB of a compressed image; grey is repeated, alpha is left out.
+    """Decode a compressed image to RGB. Grey is repeated in all channels, and alpha is left out.
 
-    An orientation in EXIF is ignored: calibrations are of the image as it is stored.
+    The orientation in EXIF data is ignored, because calibrations are of the image as it is stored.
 
-    :param data: (N,) uint8. What is decoded is what the data says that it is.
-    :param format: that of the message, which is often wrong and only quoted in errors; but depth
-        (compressed_depth_image_transport) is refused by it, as that is no picture.
-    :param levels: of the stream that the image belongs to, which maps 16 bits to 8; None for an image by itself.
+    :param data: (N,) uint8. The data itself decides how it is decoded.
+    :param format: the format that the message states. It is often wrong, so it is only quoted in errors, and used to
+        refuse depth images (compressed_depth_image_transport).
+    :param levels: maps 16 bits to 8 for the stream that the image belongs to; None for a single image.
     :returns: (H, W, 3) uint8, contiguous.
-    :raises EncodingError: for data that is no JPEG or PNG, is incomplete or damaged, or claims more than
-        ``MAX_PIXELS``; the last without decoding it.
+    :raises EncodingError: for data that is neither JPEG nor PNG, is incomplete or damaged, or claims more than
+        ``MAX_PIXELS`` (such data is not decoded).
     """
     said = f" (format {format!r})"
     if "compressedDepth" in format:
         raise EncodingError(f"expected a colour or grey image, got depth{said}")
     try:
         image = Image.open(io.BytesIO(data.data), formats=FORMATS)
-    except Exception as error:  # of many types, as headers can be wrong in many ways
+    except Exception as error:  # Pillow raises errors of many types
         got = f"{data.size} bytes that begin {data[:8].tobytes().hex(' ') or '-'}{said}"
         raise EncodingError(f"expected JPEG or PNG data, got {got}: {type(error).__name__}") from None
     with image:
@@ -52,9 +52,12 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
 
 
 def encode_image(rgb: np.ndarray, format: str, quality: int = 95) -> np.ndarray:
-    """(N,) uint8 JPEG or PNG data of (H, W, 3) uint8 RGB; `format` is "jpeg" or "png", `quality` 1 to 100 is of JPEG.
+    """Encode an image as JPEG or PNG data, (N,) uint8.
 
-    Raises ValueError for another format, or an image of another shape or type.
+    :param rgb: (H, W, 3) uint8 RGB.
+    :param format: "jpeg" or "png".
+    :param quality: 1 to 100, for JPEG only.
+    :raises ValueError: for another format, or an image of another shape or type.
     """
     if format not in FORMATS:
         raise ValueError(f"expected the format {' or '.join(FORMATS)}, got {format!r}")

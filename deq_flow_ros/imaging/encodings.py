@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image encodings of ROS (`sensor_msgs/image_encodings.hpp`) as RGB arrays, by numpy and OpenCV alone."""
+"""Conversion of ROS image encodings (``sensor_msgs/image_encodings.hpp``) to RGB arrays, with numpy and OpenCV only."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class EncodingError(ValueError):
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the bytes of one encoding become RGB.
+    """How the bytes of an encoding become RGB.
 
-    `convert` takes the image as `_samples` shapes it: (H, W) or (H, W, C), uint8 or native uint16, rows not necessarily
-    adjacent. Encodings that share colour between neighbours need whole groups of them. `rows` is the number of rows of
-    `step` bytes per row of the image: more than 1 where planes follow each other.
+    :ivar convert: takes the image as ``_samples`` returns it: (H, W) or (H, W, C), uint8 or native uint16, with rows
+        that need not be adjacent.
+    :ivar even_width: whether pairs of columns share their colour, so that the width must be even.
+    :ivar even_height: the same for rows and the height.
+    :ivar rows: rows of ``step`` bytes per row of the image; more than 1 if there are several planes.
     """
 
     channels: int
@@ -39,7 +41,7 @@ class _Layout:
 
 
 def _colour(code: int | None) -> Callable[[np.ndarray, Levels], np.ndarray]:
-    """Eight bits first: then there is half as much to reorder."""
+    """A conversion that reduces to 8 bits first, so that there is half as much to reorder."""
 
     def convert(image: np.ndarray, levels: Levels) -> np.ndarray:
         eight = eight_bits(image, levels)
@@ -49,17 +51,17 @@ def _colour(code: int | None) -> Callable[[np.ndarray, Levels], np.ndarray]:
 
 
 def _bayer(code: int) -> Callable[[np.ndarray, Levels], np.ndarray]:
-    """Demosaicing interpolates, so it gets all bits."""
+    """A conversion that demosaics with all bits, because demosaicing interpolates."""
     return lambda image, levels: eight_bits(cv2.cvtColor(image, code), levels)
 
 
-# ITU-R BT.601 in studio range: red, green and blue of Y, U, V and 1, as OpenCV's conversions of the other encodings.
+# ITU-R BT.601 in studio range, from (Y, U, V, 1) to (R, G, B), as OpenCV uses it for the other encodings.
 _BT601 = np.array([[1.164, 0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0]])
 _BT601 = np.column_stack([_BT601, _BT601 @ (-16, -128, -128)])
 
 
 def _nv24(planes: np.ndarray, levels: Levels) -> np.ndarray:
-    """RGB of (3 H, W): luma, then per row W interleaved pairs of U and V, in the space of two rows."""
+    """RGB of (3 H, W): H rows of luma, then for each row of the image W interleaved pairs of U and V in two rows."""
     height, width = planes.shape[0] // 3, planes.shape[1]
     chroma = np.lib.stride_tricks.as_strided(
         planes[height:], (height, width, 2), (2 * planes.strides[0], 2, 1), writeable=False
@@ -68,7 +70,7 @@ def _nv24(planes: np.ndarray, levels: Levels) -> np.ndarray:
     return cv2.transform(cv2.merge([np.maximum(planes[:height], 16), chroma]), _BT601)
 
 
-# ROS names a Bayer pattern by its first two rows from the corner on, OpenCV by the second row from its second pixel on.
+# ROS names a Bayer pattern by the first two rows, OpenCV by the second row from its second pixel on.
 _BAYER_CODES = {
     "rggb": cv2.COLOR_BayerBG2RGB,
     "bggr": cv2.COLOR_BayerRG2RGB,
@@ -80,7 +82,7 @@ _YUYV = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_YUYV), even_width=True)
 
 
 def _packed(depth: int) -> dict[str, _Layout]:
-    """Encodings of whole pixels with `depth` bytes per channel."""
+    """The encodings of whole pixels with ``depth`` bytes per channel."""
     bits = 8 * depth
     grey, bgr, bgra = (
         _Layout(channels, depth, _colour(code))
@@ -92,7 +94,7 @@ def _packed(depth: int) -> dict[str, _Layout]:
         f"bgr{bits}": bgr,
         f"bgra{bits}": bgra,
         f"mono{bits}": grey,
-        # Names without a colour meaning: read in OpenCV's own order, which is what fills them.
+        # These names do not define colours. They are read in OpenCV's order, because OpenCV usually writes them.
         f"{bits}UC1": grey,
         f"{bits}UC3": bgr,
         f"{bits}UC4": bgra,
@@ -103,25 +105,26 @@ def _packed(depth: int) -> dict[str, _Layout]:
 _LAYOUTS: dict[str, _Layout] = {
     **_packed(1),
     **_packed(2),
-    # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as V4L2 has it.
+    # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as in V4L2.
     "uyvy": _UYVY,
     "yuv422": _UYVY,  # the older name
     "yuyv": _YUYV,
     "yuv422_yuy2": _YUYV,  # the older name
-    # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar"), at half the size (4:2:0) or the full.
+    # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar") at half (4:2:0) or full size.
     "nv12": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows=Fraction(3, 2)),
     "nv21": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows=Fraction(3, 2)),
     "nv24": _Layout(1, 1, _nv24, rows=Fraction(3)),
 }
 
 ENCODINGS: tuple[str, ...] = tuple(sorted(_LAYOUTS))
-"""Every encoding that `to_rgb` reads."""
+"""All encodings that ``to_rgb`` reads."""
 
 
 def check_layout(size: int, height: int, width: int, step: int, encoding: str) -> None:
-    """Raise `EncodingError` unless `size` bytes are an image of `height` x `width` pixels of `encoding`.
+    """Check that ``size`` bytes are an image of ``height`` x ``width`` pixels of ``encoding``.
 
-    `step` is the length of a row in bytes; where there are planes, of a row of the luma.
+    :param step: length of a row in bytes; if there are planes, of a row of the luma.
+    :raises EncodingError: if they are not.
     """
     layout = _LAYOUTS.get(encoding)
     if layout is None:
@@ -143,7 +146,7 @@ def check_layout(size: int, height: int, width: int, step: int, encoding: str) -
 
 
 def has_padded_rows(width: int, step: int, encoding: str) -> bool:
-    """Whether rows of a layout that `check_layout` accepts are longer than their pixels."""
+    """Whether rows are longer than their pixels, in a layout that ``check_layout`` accepts."""
     return step != width * _LAYOUTS[encoding].pixel_bytes
 
 
@@ -156,12 +159,12 @@ def to_rgb(
     is_bigendian: bool = False,
     levels: Levels | None = None,
 ) -> np.ndarray:
-    """RGB of an image in the layout of ``sensor_msgs/Image``.
+    """Convert an image in the layout of ``sensor_msgs/Image`` to RGB.
 
     :param data: (N,) uint8.
     :param step: length of a row in bytes, padding included.
-    :param is_bigendian: matters where a channel has 16 bits.
-    :param levels: of the stream that the image belongs to, which maps 16 bits to 8; None for an image by itself.
+    :param is_bigendian: byte order of channels with 16 bits.
+    :param levels: maps 16 bits to 8 for the stream that the image belongs to; None for a single image.
     :returns: (H, W, 3) uint8, contiguous. Unpadded rgb8 is a view of ``data``, everything else a new array.
     :raises EncodingError: for an unknown encoding, or an image that contradicts itself.
     """
@@ -172,7 +175,7 @@ def to_rgb(
 
 
 def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: int, is_bigendian: bool) -> np.ndarray:
-    """The samples in native byte order, as a view where that is possible."""
+    """The samples in native byte order, as a view if possible."""
     dtype = ("u1", ">u2" if is_bigendian else "<u2")[layout.bytes_per_channel - 1]
     shape: tuple[int, ...] = (int(height * layout.rows), width)
     strides: tuple[int, ...] = (step, layout.pixel_bytes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with its stamp, whatever it was read from, and the error of inputs that cannot be used."""
+"""An image with its stamp, and the error for inputs that cannot be used."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def stamp_to_ns(stamp: Any) -> int:
 
 @dataclass(frozen=True)
 class Frame:
-    """One image in the layout of `sensor_msgs/Image`.
+    """An image in the layout of ``sensor_msgs/Image``.
 
-    `data` holds the rows one after the other, (height * step,) uint8; `step` is the length of a row in bytes, padding
-    included. `stamp_ns` belongs into the message header. `record_ns` is when the frame is due in a replay; only its
-    differences matter.
+    :ivar data: (height * step,) uint8, the rows one after the other.
+    :ivar step: length of a row in bytes, padding included.
+    :ivar stamp_ns: the stamp of the message header.
+    :ivar record_ns: when the frame is due in a replay; only differences matter.
     """
 
     data: np.ndarray
@@ -41,10 +42,12 @@ class Frame:
 
 
 def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
-    """Frame of an image as OpenCV decodes it: (H, W) or (H, W, 3 or 4), uint8 or uint16, colour as BGR(A).
+    """The frame of an image as OpenCV decodes it.
 
-    16-bit colour keeps its upper 8 bits: ROS has no widely read encoding for it. Raises `MediaError` for any other
-    layout.
+    16-bit colour keeps only its upper 8 bits, because ROS has no widely supported encoding for it.
+
+    :param image: (H, W) or (H, W, 3 or 4), uint8 or uint16, with colour as BGR(A).
+    :raises MediaError: for any other layout.
     """
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]

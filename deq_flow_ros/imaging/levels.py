@@ -10,23 +10,23 @@ import numpy as np
 
 FULL = (0, 65535)
 MIN_WIDTH = 16
-"""Counts. A range of fewer would stretch the camera's noise to a picture."""
-_MARGIN = 0.15  # of the range of an image, on each side: so that the next images need no other one
-_WASTED = 0.4  # the share of the range below which an image has lost too much contrast
+"""The narrowest range, in counts. A narrower one would turn the noise of the camera into a picture."""
+_MARGIN = 0.15  # of the range of an image, added on each side, so that the next images fit as well
+_WASTED = 0.4  # an image that uses less of the range than this has lost too much contrast
 _SAMPLES = 20_000
-_TAILS = (0.1, 99.9)  # percent; beyond are hot and dead pixels
+_TAILS = (0.1, 99.9)  # percent; hot and dead pixels lie beyond
 
 
 class Levels:
-    """The counts that become 0 and 255, for the images of one stream.
+    """The counts that become 0 and 255 in the images of one stream.
 
-    Thermal cameras, and sensors of 10 or 12 bits, fill a small part of 16 bits. Mapped as a whole, their images have a
-    few grey levels or one, and no flow can be found. So the range is that of the images themselves. It is held while
-    the images fit into it and use it well: a range of each image's own would follow every bright object, and each
-    change of brightness between two images costs accuracy of their flow.
+    Thermal cameras and sensors of 10 or 12 bits use a small part of the 16 bits. If all 16 bits were mapped to 8, their
+    images would have only a few grey levels, and no flow could be found. The range is therefore taken from the images.
+    It is kept as long as the images fit into it and use it well. A new range for each image would follow every bright
+    object, and each change of brightness between two images makes their flow less accurate.
 
-    :param fixed: (black, white) in counts, for a range that never changes; None to find it in the images.
-    :raises ValueError: for a range that is none.
+    :param fixed: (black, white) in counts, for a range that never changes; None to take it from the images.
+    :raises ValueError: for an invalid range.
     """
 
     def __init__(self, fixed: tuple[int, int] | None = None) -> None:
@@ -36,7 +36,7 @@ class Levels:
         self._held: tuple[int, int] | None = None
 
     def of(self, image: np.ndarray) -> tuple[int, int]:
-        """Black and white, in counts, for the next image of the stream.
+        """The counts of black and white for the next image of the stream.
 
         :param image: uint16, any shape.
         """
@@ -54,10 +54,10 @@ class Levels:
 
 
 def eight_bits(image: np.ndarray, levels: Levels) -> np.ndarray:
-    """uint8 of uint8, as it is, or of uint16, by its levels and rounded; any shape."""
+    """Convert an image of any shape to uint8: uint8 stays as it is, uint16 is mapped by its levels and rounded."""
     if image.dtype == np.uint8:
         return image
-    colours = image[:, :, :3] if image.ndim == 3 else image  # a fourth channel is opacity, most often all white
+    colours = image[:, :, :3] if image.ndim == 3 else image  # a fourth channel is opacity, usually all white
     black, white = levels.of(colours)
-    # Both operations saturate: what is below black is 0, what is beyond white 255.
+    # Both operations saturate: counts below black become 0, counts above white become 255.
     return cv2.convertScaleAbs(cv2.subtract(image, (black,) * 4), alpha=255.0 / (white - black))

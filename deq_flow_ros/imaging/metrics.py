@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of one flow field, in numpy and OpenCV."""
+"""Error measures of a flow field, in numpy and OpenCV."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 def error_lengths(flow: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Endpoint error of each pixel, (H, W) px, of a flow against the exact one, (H, W, 2) both.
+    """The endpoint error of each pixel, (H, W) px, of a flow against the exact one, both (H, W, 2).
 
-    (Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011, section 4.1.)
+    The measure is that of Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011, section 4.1.
 
-    :raises ValueError: if they differ in shape.
+    :raises ValueError: if the two fields have different shapes.
     """
     if flow.shape != exact.shape:
         raise ValueError(f"expected two fields of one shape, got {flow.shape} and {exact.shape}")
@@ -20,15 +20,17 @@ def error_lengths(flow: np.ndarray, exact: np.ndarray) -> np.ndarray:
 
 
 def is_outlier(error: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """Where an error, px, is above 3 px and above 5 % of the length of the exact flow: KITTI 2015's "Fl"."""
+    """Where an error in px is above 3 px and above 5 % of the length of the exact flow (KITTI 2015's "Fl")."""
     with np.errstate(invalid="ignore"):
         return (error > 3) & (error > 0.05 * length)
 
 
 def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """Mean endpoint error in px of flow against the exact one, both (H, W, 2), over the pixels where both are finite.
+    """The mean endpoint error in px, over the pixels where both flows are finite; NaN if there are none.
 
-    `mask` (H, W) bool narrows them further. NaN where no pixel is left.
+    :param flow: (H, W, 2) px.
+    :param exact: (H, W, 2) px.
+    :param mask: (H, W) bool, the pixels to consider; None for all.
     """
     error = error_lengths(flow, exact)
     usable = np.isfinite(error) if mask is None else np.isfinite(error) & mask
@@ -36,8 +38,11 @@ def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None 
 
 
 def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(image (H, W, C) seen along flow (H, W, 2) px, True (H, W) where the flow stays inside): `out(x) = image(x +
-    flow(x))`.
+    """Warp an image along a flow: ``out(x) = image(x + flow(x))``.
+
+    :param image: (H, W, C).
+    :param flow: (H, W, 2) px.
+    :returns: the warped image, and a mask (H, W) that is True where the flow stays inside of the image.
     """
     height, width = flow.shape[:2]
     x = np.arange(width, dtype=np.float32) + flow[:, :, 0]
@@ -49,10 +54,13 @@ def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def photometric_map(image: np.ndarray, other: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well `flow` (H, W, 2) px, on the pixels of `image`, explains `image` by `other`, both (H, W, 3) uint8.
+    """The photometric error of a flow: how well it predicts ``image`` from ``other``.
 
-    Returns the absolute difference after warping, and without warping (what no flow at all would give), both (H, W)
-    float32 in grey levels, mean of the channels, NaN where the flow leaves the image.
+    :param image: (H, W, 3) uint8, on whose pixels the flow is defined.
+    :param other: (H, W, 3) uint8.
+    :param flow: (H, W, 2) px.
+    :returns: the absolute difference after warping, and the one without warping, which zero flow would give. Both are
+        (H, W) float32 in grey levels, as means over the channels, and NaN where the flow leaves the image.
     """
     warped, inside = warp(other, flow)
     difference, unwarped = _channel_mean(cv2.absdiff(image, warped)), _channel_mean(cv2.absdiff(image, other))
@@ -61,15 +69,15 @@ def photometric_map(image: np.ndarray, other: np.ndarray, flow: np.ndarray) -> t
 
 
 def _channel_mean(image: np.ndarray) -> np.ndarray:
-    """(H, W) float32; OpenCV does in 1 ms what numpy's mean over the last axis takes 10 for."""
+    """The mean over the channels, (H, W) float32. OpenCV takes 1 ms where numpy's mean takes 10."""
     return cv2.transform(image.astype(np.float32), np.full((1, 3), 1 / 3, np.float32))
 
 
 def visible_weight(flow: np.ndarray) -> np.ndarray:
-    """How far each pixel is alone at the place where the flow takes it, (H, W) float32 in 0..1.
+    """How certain it is that each pixel is visible at the target of its flow, (H, W) float32 in 0..1.
 
-    It is 0 where the flow leaves the image or is not known. It is also 0 where two pixels land on the same place: one
-    of them covers the other, and it is not known which.
+    It is 0 where the flow leaves the image or is unknown, and also where two pixels move to the same place, because one
+    of them covers the other, and the flow does not tell which.
 
     :param flow: (H, W, 2) px.
     """
@@ -83,7 +91,7 @@ def visible_weight(flow: np.ndarray) -> np.ndarray:
     one = inside.astype(np.float32)
     right, down = (x - left) * one, (y - above) * one
     both = right * (y - above)
-    # Each pixel lands on four, shared bilinearly. One column and row more, so that the last ones have neighbours too.
+    # Each pixel is shared bilinearly between four. An extra column and row give the last pixels neighbours too.
     stride = width + 1
     corner = (above.astype(np.intp) * stride + left.astype(np.intp)).ravel()
     landed = np.zeros((height + 1) * stride)
@@ -97,12 +105,13 @@ def visible_weight(flow: np.ndarray) -> np.ndarray:
 
 
 def forward_backward(flow: np.ndarray, backward: np.ndarray) -> tuple[float, float] | None:
-    """How consistent a flow is with the flow in the other direction; None where it keeps no pixel inside of the image.
+    """The consistency of a flow with the backward flow; None if no pixel stays inside of the image.
 
     :param flow: (H, W, 2) px.
     :param backward: (H, W, 2) px, on the pixels of the other image.
-    :returns: the median length of the way there and back, px; and the share of pixels, 0..1, whose squared way exceeds
-        0.01 of the squared lengths of both flows plus 0.5 px² (Sundaram et al., ECCV 2010).
+    :returns: the median distance in px between a pixel and the place to which both flows lead it; and the share of
+        pixels, 0..1, for which the squared distance exceeds 0.01 of the squared lengths of both flows plus 0.5 px²
+        (Sundaram et al., ECCV 2010).
     """
     back, inside = warp(backward, flow)
     there_and_back = squared_length(flow + back)[inside]
@@ -116,7 +125,7 @@ def forward_backward(flow: np.ndarray, backward: np.ndarray) -> tuple[float, flo
 
 
 def outlier_share(flow: np.ndarray, exact: np.ndarray) -> float:
-    """Share of the pixels, 0..1, off by more than 3 px and 5 % of the exact length (KITTI); NaN where none is known."""
+    """The share of pixels, 0..1, with an error above 3 px and 5 % of the exact length (KITTI); NaN if none is known."""
     error = error_lengths(flow, exact)
     known = np.isfinite(error)
     wrong = is_outlier(error, np.hypot(exact[:, :, 0], exact[:, :, 1]))
@@ -124,5 +133,5 @@ def outlier_share(flow: np.ndarray, exact: np.ndarray) -> float:
 
 
 def squared_length(vectors: np.ndarray) -> np.ndarray:
-    """(H, W) of vectors (H, W, 2); numpy's sum over an axis of two takes five times as long."""
+    """The squared length (H, W) of vectors (H, W, 2). numpy's sum over the last axis takes five times as long."""
     return np.square(vectors[:, :, 0]) + np.square(vectors[:, :, 1])

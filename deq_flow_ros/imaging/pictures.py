@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for people: values as heat, errors of a flow side by side, files and `data:` addresses."""
+"""Pictures for people: values as a heat map, errors of a flow side by side, picture files and ``data:`` addresses."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from deq_flow_ros.imaging.frame import MediaError
 GAP = 4
 """Width in px of the white line between two pictures."""
 CODECS = ("vp09", "mp4v")
-"""In the order of preference: browsers play the first, every build of OpenCV with FFmpeg has the second."""
+"""Codecs by preference: browsers play the first, and every build of OpenCV with FFmpeg has the second."""
 
 
 def heat(values: np.ndarray, top: float) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of values (H, W): black is 0 or no value, yellow-white `top` and more."""
+    """A heat map (H, W, 3) uint8 RGB of values (H, W): black is 0 or no value, yellow-white is ``top`` or more."""
     scaled = np.clip(np.nan_to_num(values.astype(np.float32)) / max(top, 1e-6), 0, 1)
     colored = cv2.applyColorMap((255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
 
 
 def top(values: np.ndarray, least: float, percentile: float = 99) -> float:
-    """What gets the full colour in a picture of these values: a percentile of those that are known, or ``least``."""
+    """The value for the full colour in a picture: a percentile of the finite values, but at least ``least``."""
     known = values[np.isfinite(values)].astype(np.float32)
     return max(least, float(np.percentile(known, percentile))) if known.size else least
 
 
 def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """How wrong a flow is, uint8 RGB: image, true flow, flow, endpoint error, side by side; wide ones in one column.
+    """A picture, uint8 RGB, of the error of a flow: image, true flow, flow and endpoint error side by side.
 
-    `image` (H, W, 3) uint8 RGB, both flows (H, W, 2) px in one colour scale, `valid` (H, W) bool: black where nothing
-    is known. White in the error is its 99th percentile, at least 3 px.
+    Wide images are arranged in a column. Both flows have the same colour scale. Pixels that are not valid are black.
+    White in the error is its 99th percentile, but at least 3 px.
+
+    :param image: (H, W, 3) uint8 RGB.
+    :param truth: (H, W, 2) px.
+    :param valid: (H, W) bool, where the true flow is known.
+    :param flow: (H, W, 2) px.
     """
     known = np.where(valid[:, :, None], truth, np.nan)
     error = np.where(valid, np.hypot(*np.moveaxis(flow - truth, 2, 0)), np.nan)
@@ -52,14 +57,17 @@ def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: n
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write an RGB picture (H, W, 3) uint8, in the format that its name says. Raises `MediaError`."""
+    """Write an RGB picture (H, W, 3) uint8 in the format of the file's extension.
+
+    :raises MediaError: if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
         raise MediaError(f"cannot write {path}")
 
 
 def data_uri(picture: np.ndarray, quality: int = 85) -> str:
-    """An RGB picture as a JPEG inside a `data:` address."""
+    """An RGB picture as a JPEG in a ``data:`` address."""
     done, coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise MediaError(f"cannot encode a picture of shape {picture.shape} as JPEG")
@@ -71,7 +79,7 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
 
     Pictures of another size than the first are resized to it.
 
-    :raises MediaError: where there is no picture, OpenCV has no encoder, or the disk is full.
+    :raises MediaError: if there is no picture, OpenCV has no encoder, or the disk is full.
     """
     partial = path.with_name(f".partial-{path.name}")
     writer, size, count = None, (0, 0), 0
@@ -89,7 +97,7 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
             writer.release()
     if not count:
         raise MediaError("there is nothing to make a video of")
-    # OpenCV does not say that a disk is full.
+    # OpenCV does not report a full disk.
     video = cv2.VideoCapture(str(partial))
     opened, found = video.isOpened(), max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
     video.release()
