@@ -65,7 +65,7 @@ class Camera:
         self.name = name
         self.prefix = f"~/{name}/" if name else "~/"
         self.idle: str | None = "the node is not active"
-        self.estimator = FlowEstimator(model, **settings.of_estimator())
+        self.estimator = FlowEstimator(model, runtime=settings.gpu_runtime, **settings.of_estimator())
         self.last_arrival_ns, self.last_shape = 0, (0, 0)
         self._node = node
         self._settings = self._applied = settings

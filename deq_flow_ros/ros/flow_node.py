@@ -110,12 +110,12 @@ class FlowNode(LifecycleNode):
                 estimator.take_costs_of(first)
             flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
         self._enabled = True
-        threads = torch.get_num_threads()
-        about = {"precision": precision, "threads": threads, "images": convert.BACKEND}
+        runtime, threads = self.cameras[0].estimator.engine.about, torch.get_num_threads()
+        about = {"precision": precision, "gpu_runtime": runtime, "threads": threads, "images": convert.BACKEND}
         self._health.configured(self._device, settings.model, **about)
         self._publish_diagnostics_every(settings.diagnostics_period_s)
         self.get_logger().info(
-            f"model {settings.model} on {self._device} in {precision}, {threads} thread(s), "
+            f"model {settings.model} on {self._device} in {precision}, {runtime}, {threads} thread(s), "
             f"{len(self.cameras)} camera(s), budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
         )
 
@@ -199,6 +199,7 @@ class FlowNode(LifecycleNode):
         self._health.cleaned_up(failure)
         device = self._device if self.cameras else None
         while self.cameras:
+            self.cameras[-1].estimator.engine.close()
             self.cameras.pop().destroy()
         if device is not None and device.type == "cuda":
             torch.cuda.empty_cache()

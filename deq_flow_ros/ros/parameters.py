@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model import PRECISIONS
+from deq_flow_ros.streaming import RUNTIMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,11 @@ class Settings:
     device: str = configured("cpu", "where to compute: cpu, cuda or cuda:N; a device that is missing is an error")
     precision: str = configured(
         one_of(*PRECISIONS),
-        "type of weights and features: float32, bfloat16 or float16; auto is bfloat16 on a CPU with instructions for "
-        "it (AVX512-BF16, AMX), 1.3 to 1.5 times as fast, and float32 elsewhere. The flow is float32 whatever it is",
+        "type of weights and features; auto is float16 on CUDA, bfloat16 on a CPU with instructions for it "
+        "(AVX512-BF16, AMX), and float32 elsewhere. The flow is float32 whatever it is",
+    )
+    gpu_runtime: str = configured(
+        one_of(*RUNTIMES), "what computes on CUDA: eager, graphs, or graphs of compiled code; auto = the fastest"
     )
     threads: int = configured(
         number(0, 0, 256), "threads to compute with on the CPU; 0 = all cores but one, left to the middleware"
@@ -157,8 +161,7 @@ class Settings:
         number(8, 1, 256, "px"), "distance of the points of ~/points, across and down, in the published flow"
     )
     color_max_px: float = live(
-        number(0.0, 0.0, 10000.0, "px"),
-        "length of flow with full saturation in ~/flow_color; 0 = the largest of each field",
+        number(0.0, 0.0, 10000.0, "px"), "length of flow of full saturation in ~/flow_color; 0 = the field's largest"
     )
     compressed_format: str = live(one_of("jpeg", "png"), "format of ~/flow_color/compressed")
     jpeg_quality: int = live(number(90, 1, 100), "quality of ~/flow_color/compressed as jpeg")

@@ -103,6 +103,7 @@ def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]
         "budget_ms": "" if info.budget_ms is None else f"{info.budget_ms:.3f}",
         "over_budget": _flag(info.over_budget),
         "starved": _flag(info.starved),
+        "runtime": info.runtime,
         "likeness": f"{info.likeness:.4g}",
         "matched": _flag(info.matched),
         **{f"stage_{name}_ms": f"{value:.3f}" for name, value in stage_ms.items()},
