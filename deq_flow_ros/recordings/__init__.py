@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings in and out: bags, videos, folders of images, cameras, files of flow. Knows neither torch nor ROS."""
+"""Reading and writing of recordings: bags, videos, folders of images, cameras and flow files.
+
+This package uses neither torch nor ROS.
+"""
 
 from deq_flow_ros.imaging.frame import Frame, MediaError
 from deq_flow_ros.recordings.source import Source

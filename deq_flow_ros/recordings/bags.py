@@ -24,14 +24,16 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 
 class BagWriter:
-    """A new rosbag2 (metadata version 9, as ROS 2 Jazzy writes it) in the directory `path`; use it with `with`.
+    """Writes a new rosbag2 (metadata version 9, as in ROS 2 Jazzy). Use it in a ``with`` statement.
 
-    `storage` is "mcap" or "sqlite3". Raises `MediaError` where the directory exists already or cannot be made.
+    :param path: the directory of the bag.
+    :param storage: "mcap" or "sqlite3".
+    :raises MediaError: if the directory exists already or cannot be made.
     """
 
     def __init__(self, path: str | Path, storage: str = "mcap") -> None:
         if storage not in STORAGES:
-            raise MediaError(f"expected a bag storage out of {sorted(STORAGES)}, got {storage!r}")
+            raise MediaError(f"expected one of the bag storages {sorted(STORAGES)}, got {storage!r}")
         self.path = Path(path)
         if storage == "sqlite3" and (signs := sorted(set("#?%") & set(str(self.path)))):
             raise MediaError(
@@ -60,8 +62,10 @@ class BagWriter:
         self._writer.close()
 
     def write_raw(self, topic: str, msgtype: str, cdr: bytes | memoryview, record_ns: int) -> None:
-        """Append a message that is serialized already (`msgtype` like "sensor_msgs/msg/Image"), recorded at
-        `record_ns`.
+        """Append a serialized message.
+
+        :param msgtype: such as "sensor_msgs/msg/Image".
+        :param record_ns: the time of recording.
         """
         connection = self._connections.get(topic)
         if connection is None:
@@ -72,7 +76,7 @@ class BagWriter:
         self._writer.write(connection, record_ns, cdr)
 
     def write_frame(self, topic: str, frame: Frame) -> None:
-        """Append a `sensor_msgs/Image` recorded at `frame.record_ns`."""
+        """Append a ``sensor_msgs/Image`` that was recorded at ``frame.record_ns``."""
         message = self._types.types[IMAGE](
             header=self._header(frame.stamp_ns, frame.frame_id),
             height=frame.height,
@@ -87,7 +91,7 @@ class BagWriter:
     def write_camera_info(
         self, topic: str, calibration: Mapping[str, Any], stamp_ns: int, record_ns: int, frame_id: str
     ) -> None:
-        """Append a `sensor_msgs/CameraInfo` with the values of `Source.calibration`."""
+        """Append a ``sensor_msgs/CameraInfo`` with the values of ``Source.calibration``."""
         arrays = {name: np.array(calibration[name], np.float64) for name in "dkrp"}
         roi = self._types.types["sensor_msgs/msg/RegionOfInterest"](**calibration["roi"])
         header = self._header(stamp_ns, frame_id)
@@ -97,7 +101,7 @@ class BagWriter:
     def write_diagnostics(
         self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int
     ) -> None:
-        """Append a `diagnostic_msgs/DiagnosticArray` with one status `name` at level OK."""
+        """Append a ``diagnostic_msgs/DiagnosticArray`` with one status of this name and of level OK."""
         pair, status = (
             self._types.types["diagnostic_msgs/msg/KeyValue"],
             self._types.types["diagnostic_msgs/msg/DiagnosticStatus"],
@@ -119,25 +123,25 @@ class BagWriter:
 
 
 def remove_recording(path: Path, topics: Collection[str]) -> None:
-    """Delete an earlier recording of `topics`, so that a new one can be made; nothing happens where there is none.
+    """Delete an earlier recording of ``topics``, if there is one, to make room for a new one.
 
-    Raises `MediaError` for anything but a rosbag2 that holds at least one of `topics` or no message at all: it may be
-    somebody's data, and is left alone.
+    :raises MediaError: for anything but a rosbag2 that holds at least one of ``topics`` or no message at all. It may be
+        somebody's data, so it is left alone.
     """
     if not (path.is_symlink() or path.exists()):
         return
     wrong = None
     if path.is_symlink() or not path.is_dir():
-        wrong = "is no directory"
+        wrong = "is not a directory"
     elif not (path / "metadata.yaml").is_file():
-        wrong = "is no bag (it has no metadata.yaml)"
+        wrong = "is not a bag (it has no metadata.yaml)"
     else:
         found = set(Bag(path).topics)
         if found and found.isdisjoint(topics):
             wrong = f"is a bag of {', '.join(sorted(found))}, not of flow"
     if wrong:
         raise MediaError(
-            f"the outputs are to be recorded into {path}, but what is there {wrong} and is left alone; "
+            f"the outputs are to be recorded into {path}, but that {wrong} and is left alone; "
             "move it away, or choose another --out"
         )
     try:
@@ -147,9 +151,9 @@ def remove_recording(path: Path, topics: Collection[str]) -> None:
 
 
 def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, Any]]:
-    """(topic, time of recording in ns, message) of the given topics, or of all, in the order of recording.
+    """Yield (topic, time of recording in ns, message) of the given topics, or of all, in the order of recording.
 
-    Raises `MediaError` where the bag cannot be read.
+    :raises MediaError: if the bag cannot be read completely.
     """
     bag = _whole(path)
     for recorded in bag.messages(*topics):
@@ -158,14 +162,16 @@ def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, An
 
 
 def read_stamps(path: str | Path, topic: str) -> list[int]:
-    """Header stamps in ns of the messages of a topic whose type begins with a `std_msgs/Header`, in order of recording.
+    """The header stamps of a topic in ns, in the order of recording.
 
-    Only the first bytes of each message are looked at. Raises `MediaError` where the bag cannot be read.
+    Only the first bytes of each message are read, so its type must begin with a ``std_msgs/Header``.
+
+    :raises MediaError: if the bag cannot be read completely.
     """
     bag = _whole(path)
     stamps = []
     for recorded in bag.messages(topic):
-        # CDR: four bytes say how it is encoded (the second one is 1 for little-endian), then come sec and nanosec.
+        # CDR: four bytes state the encoding (the second one is 1 for little-endian), then sec and nanosec follow.
         raw = recorded.raw()
         seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] == 1 else ">iI", raw, 4)
         stamps.append(seconds * 1_000_000_000 + nanoseconds)
@@ -180,14 +186,15 @@ def _whole(path: str | Path) -> Bag:
 
 
 def _check(bag: Bag) -> None:
-    """What is read back has to be all there."""
+    """Refuse a bag of which something could not be read."""
     if bag.problems:
         raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")
 
 
 def read_image(message: Any) -> np.ndarray:
-    """View of a 32FC1 (H, W) or 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8 image message; raises `MediaError`
-    for others.
+    """The array of an image message: 32FC1 (H, W) float32, 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8.
+
+    :raises MediaError: for other encodings, or if the message holds too few bytes.
     """
     layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
     if message.encoding not in layouts:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as such: written whole or not at all, told apart by their content, and the recordings that a folder holds."""
+"""Writing files completely or not at all, hashes of their content, and the recordings that a folder holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deq_flow_ros.recordings.names import (
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears complete or not at all.
 
-    :raises MediaError: where it cannot be written.
+    :raises MediaError: if it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -39,9 +39,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file; numbers that are infinite or NaN become null.
+    """Write a JSON file. Numbers that are infinite or NaN become null.
 
-    :raises MediaError: where it cannot be written.
+    :raises MediaError: if it cannot be written.
     """
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
@@ -55,16 +55,16 @@ def _finite(value: Any) -> Any:
 
 
 def files_below(path: Path) -> list[Path]:
-    """The file itself, or all files of a folder; nothing for a camera."""
+    """The file itself, or all files below a folder. The list is empty for a camera."""
     if path.is_dir():
         return sorted(child for child in path.rglob("*") if child.is_file())
     return [path] if path.is_file() else []
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files of a folder, hexadecimal; "" for a camera.
+    """The SHA-256 of a file, or of the names and contents of all files of a folder, in hexadecimal; "" for a camera.
 
-    :raises OSError: where a file cannot be read.
+    :raises OSError: if a file cannot be read.
     """
     files, digest = files_below(path), hashlib.sha256()
     for file in files:
@@ -77,21 +77,21 @@ def sha256(path: Path) -> str:
 
 
 def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
-    """Every recording below a folder, in natural order: bags, videos, folders of images.
+    """All recordings below a folder, in natural order: bags, videos and folders of images.
 
-    A rosbag2 is one recording, whatever else its folder holds, and so is a folder of images without any bag or video.
-    What is hidden is left out.
+    A rosbag2 is one recording, whatever else its folder holds. A folder of images without any bag or video is one
+    recording as well. Hidden files and folders are left out.
 
     :param without: a folder that is left out as well.
-    :raises MediaError: where there is no recording, or the folder itself is one.
+    :raises MediaError: if there is no recording, or the folder itself is one.
     """
     if not folder.is_dir():
-        raise MediaError(f"expected a folder of recordings, got {folder}, which is no folder")
+        raise MediaError(f"expected a folder of recordings, got {folder}, which is not a folder")
     found = list(_below(folder, None if without is None else without.resolve()))
     if (folder / "metadata.yaml").exists() or (not found and _is_recording(folder)):
-        raise MediaError(f"expected a folder of recordings, got {folder}, which is a single one; leave out --bags")
+        raise MediaError(f"expected a folder of recordings, got {folder}, which is a recording itself; omit --bags")
     if not found:
-        raise MediaError(f"the folder {folder} holds no recording: no bag, no video, no folder of images")
+        raise MediaError(f"the folder {folder} holds no recording: neither a bag nor a video nor a folder of images")
     return found
 
 

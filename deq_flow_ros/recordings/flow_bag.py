@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rosbag2 with what the flow node would publish: the counterpart of ``flow_recording``, which reads such bags."""
+"""Writes a rosbag2 with what the flow node would publish. ``flow_recording`` reads such bags."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTI
 )
 TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
 STATUS_NAME = "deq_flow_ros: flow"
-"""What the account of a frame is called on ``STATISTICS_TOPIC``; the name of a camera follows, where there is one."""
+"""The name of the status of a frame's account on ``STATISTICS_TOPIC``. A camera's name is appended."""
 RECORDED_BYTES = 19
-"""Per pixel and frame of what the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
+"""Bytes per pixel and frame that the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
 
 
 def check_space(out: Path, frames: int, height: int, width: int, remedy: str, images: bool = False) -> None:
-    """Refuse a recording of the flow that might not fit: a disk that gets full in mid-run costs the run.
+    """Refuse a recording of the flow that may not fit on the disk, because a full disk would end the run.
 
-    :param remedy: what to do instead of making room.
+    :param remedy: what the user can do instead of making room.
     :param images: whether the images are recorded as well.
-    :raises MediaError: where there may be too little room.
+    :raises MediaError: if there may be too little room.
     """
     needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
     if needed > free:
@@ -44,19 +44,19 @@ def check_space(out: Path, frames: int, height: int, width: int, remedy: str, im
 
 
 class FlowBag:
-    """Writes the bag; it appears at its place when it is closed, so that what is there always opens.
+    """Writes the bag. It is moved to its place when it is closed, so a bag at that place can always be opened.
 
     :param path: folder of the bag.
-    :param nursery: folder where it is written until then.
-    :param calibration: that of the source, recorded with the flow as it is; None where there is none.
-    :raises MediaError: where it cannot be written.
+    :param nursery: folder in which it is written until then.
+    :param calibration: that of the source, which is recorded with the flow; None if the source has none.
+    :raises MediaError: if it cannot be written.
     """
 
     def __init__(
         self, path: Path, nursery: Path, storage: str = "mcap", calibration: Mapping[str, Any] | None = None
     ) -> None:
         self.path, self._calibration = path, calibration
-        self._writer = BagWriter(nursery / f"{path.name}_0", storage)  # its file is called like its folder
+        self._writer = BagWriter(nursery / f"{path.name}_0", storage)  # the data file is named after this folder
 
     def __enter__(self) -> FlowBag:
         self._writer.__enter__()
@@ -77,14 +77,15 @@ class FlowBag:
         image: np.ndarray | None = None, flow: np.ndarray | None = None, residual: np.ndarray | None = None,
         uncertainty: np.ndarray | None = None, flow_stamp_ns: int | None = None,
     ) -> None:  # fmt: skip
-        """Append what is published of one frame.
+        """Append everything that is published for one frame.
 
-        :param account: what became of it, for ``STATISTICS_TOPIC``.
+        :param account: what happened to the frame, for ``STATISTICS_TOPIC``.
         :param image: (H, W, 3) uint8 RGB; None: not recorded.
-        :param flow: (H, W, 2) px; None where there is none, so that there are no colours, residual and uncertainty.
-        :param residual: (H, W) px; None: not recorded. ``uncertainty`` likewise.
-        :param flow_stamp_ns: stamp of the image on whose pixels the flow lives.
-        :raises MediaError: where the disk is full.
+        :param flow: (H, W, 2) px; None if there is none, and then no colours, residual or uncertainty are recorded.
+        :param residual: (H, W) px; None: not recorded.
+        :param uncertainty: (H, W) px; None: not recorded.
+        :param flow_stamp_ns: stamp of the image on whose pixels the flow is defined.
+        :raises MediaError: if the disk is full.
         """
         writer = self._writer
         try:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow files: Middlebury `.flo`, KITTI 16-bit `.png`, FlyingThings3D `.pfm` and Spring `.flo5`.
+"""Flow files: Middlebury ``.flo``, KITTI 16-bit ``.png``, FlyingThings3D ``.pfm`` and Spring ``.flo5``.
 
-Formats: Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011 (.flo: magic 202021.25, width,
-height, then x and y displacements as float32, all little-endian; values above 1e9 are unknown). KITTI development kit
-(.png: three channels of 16 bits, `value = 64 * displacement + 2^15`, third channel 1 where the flow is valid). Portable
-float map (.pfm: text header `PF`, width, height, scale; rows from the bottom up, three float32 per pixel, little-endian
-where the scale is negative; its magnitude does not change the values). Spring (.flo5: HDF5 with one data set `flow` of
-shape (height, width, 2), NaN where unknown).
+- ``.flo`` (Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011): the magic number 202021.25,
+  width, height, then x and y displacements as float32, all little-endian. Values above 1e9 are unknown.
+- ``.png`` (KITTI development kit): three channels of 16 bits, ``value = 64 * displacement + 2^15``; the third channel
+  is 1 where the flow is valid.
+- ``.pfm`` (portable float map): a text header with ``PF``, width, height and scale, then rows from the bottom up with
+  three float32 per pixel. They are little-endian if the scale is negative. Its magnitude does not change the values.
+- ``.flo5`` (Spring): HDF5 with one data set ``flow`` of shape (height, width, 2), which is NaN where unknown.
 
-A header is believed only as far as the file can bear it out: nothing is allocated for pixels that are not there.
+Before memory is allocated, the size that a header states is compared with the size of the file.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ FLO_MAGIC = np.float32(202021.25)
 UNKNOWN = 1e9
 LARGEST_SIDE = 100_000
 LARGEST_AREA = 2**27
-"""Pixels; the flow takes 1 GB."""
+"""In pixels. The flow of such an image takes 1 GB."""
 DEFLATE_LIMIT = 1040
-"""No deflate stream grows by more than a factor of 1032; a little is left for headers."""
+"""A deflate stream grows by at most a factor of 1032; the rest is a margin for headers."""
 
 
 def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """(flow (H, W, 2) float32 px, valid (H, W) bool) of a file of the formats above; flow is 0 where it is not valid.
+    """Read a flow file. Its extension names the format.
 
-    Raises `MediaError` where the file is missing, truncated, or holds something else than its name says.
+    :returns: the flow (H, W, 2) float32 px, and where it is valid (H, W) bool; the flow is 0 where it is not valid.
+    :raises MediaError: if the file is missing, truncated, or of another format than its extension says.
     """
     path = Path(path)
     read, _ = _format(path)
@@ -51,10 +53,13 @@ def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_flow(path: str | Path, flow: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Write flow (H, W, 2) px: exactly to `.flo`, `.pfm` and `.flo5`, to 1/64 px within +-512 px to a KITTI `.png`.
+    """Write a flow file. Its extension names the format.
 
-    Without `valid` (H, W) bool, the finite vectors are the valid ones. Raises `MediaError` for another shape, name or
-    range, or where nothing can be written.
+    ``.flo``, ``.pfm`` and ``.flo5`` store the exact values; a KITTI ``.png`` rounds to 1/64 px, within +-512 px.
+
+    :param flow: (H, W, 2) px.
+    :param valid: (H, W) bool; None: the vectors that are finite.
+    :raises MediaError: for another shape, extension or range, or if the file cannot be written.
     """
     path = Path(path)
     _, write = _format(path)
@@ -87,16 +92,16 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _read_body(path: Path, header: int, width: int, height: int, channels: int, dtype: str) -> np.ndarray:
-    """(height, width, channels) of the binary rows behind `header` bytes, which must end where the file ends."""
+    """The binary rows after ``header`` bytes, (height, width, channels). The file must end with them."""
     _check_size(path, width, height)
     expected, got = header + 4 * channels * width * height, path.stat().st_size
     if got != expected:
-        raise MediaError(f"{path} is cut short or damaged: expected {expected} bytes for {width}x{height}, got {got}")
+        raise MediaError(f"{path} is truncated or damaged: expected {expected} bytes for {width}x{height}, got {got}")
     return np.fromfile(path, dtype, offset=header).reshape(height, width, channels)
 
 
 def _known(flow: np.ndarray) -> np.ndarray:
-    """(H, W) bool: False for what the formats use as unknown, and for NaN."""
+    """Where the flow is known, (H, W) bool: False for NaN and for the values that formats use as unknown."""
     known: np.ndarray = np.all(np.abs(flow) <= UNKNOWN, axis=2)
     return known
 
@@ -105,7 +110,7 @@ def _read_flo(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with path.open("rb") as file:
         head = file.read(12)
     if len(head) < 12 or np.frombuffer(head, "<f4", 1)[0] != FLO_MAGIC:
-        raise MediaError(f"{path} is no .flo file: expected it to begin with {FLO_MAGIC} as float32, got {head[:4]!r}")
+        raise MediaError(f"{path} is not a .flo file: expected it to begin with float32 {FLO_MAGIC}, got {head[:4]!r}")
     width, height = (int(side) for side in np.frombuffer(head, "<i4", 2, 4))
     flow = _read_body(path, 12, width, height, 2, "<f4").astype(np.float32, copy=False)
     return flow, _known(flow)
@@ -121,19 +126,19 @@ def _read_kitti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with path.open("rb") as file:
         head = file.read(24)
     if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise MediaError(f"{path} cannot be read as PNG; it is cut short or damaged")
+        raise MediaError(f"{path} cannot be read as PNG; it is truncated or damaged")
     width, height = (int(side) for side in np.frombuffer(head, ">u4", 2, 16))
     _check_size(path, width, height)
-    # The decoder allocates what the header states before it looks at the data; a pixel takes a byte at least.
+    # The decoder allocates the stated size before it reads the data. A pixel takes at least a byte.
     if width * height > DEFLATE_LIMIT * path.stat().st_size:
         raise MediaError(f"{path} is damaged: {path.stat().st_size} bytes cannot hold {width}x{height} pixels")
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise MediaError(f"{path} cannot be read as PNG; it is cut short or damaged")
+        raise MediaError(f"{path} cannot be read as PNG; it is truncated or damaged")
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         raise MediaError(
-            f"{path} is no KITTI flow: expected 16 bits and 3 channels, got {image.dtype} of shape {image.shape}; "
-            "is it a plain picture?"
+            f"{path} is not a KITTI flow file: expected 16 bits and 3 channels, got {image.dtype} of shape "
+            f"{image.shape}; is it a plain picture?"
         )
     valid = image[:, :, 0] > 0
     return (image[:, :, :0:-1].astype(np.float32) - 32768.0) / 64.0, valid
@@ -144,8 +149,7 @@ def _write_kitti(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
     if coded.min() < 0 or coded.max() > 65535:
         largest = float(np.abs(flow[valid]).max())
         raise MediaError(
-            f"expected flow within +-512 px, which is what KITTI's format can hold, got {largest:.1f} px; "
-            "write .flo instead"
+            f"expected flow within +-512 px, the range of the KITTI format, got {largest:.1f} px; write .flo instead"
         )
     # OpenCV stores the channels in the order blue, green, red: valid, v, u.
     image = np.dstack([valid.astype(np.uint16), coded[:, :, 1].astype(np.uint16), coded[:, :, 0].astype(np.uint16)])
@@ -158,9 +162,9 @@ def _read_pfm(path: Path) -> tuple[np.ndarray, np.ndarray]:
         head = file.read(128)
     match = re.match(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]{1,32})\s", head)
     if match is None:
-        raise MediaError(f"{path} is no .pfm file: expected 'PF', width, height and scale, got {head[:24]!r}")
+        raise MediaError(f"{path} is not a .pfm file: expected 'PF', width, height and scale, got {head[:24]!r}")
     if match[1] != b"PF":
-        raise MediaError(f"{path} is no flow: expected 3 channels ('PF'), got one ('Pf'); is it a disparity?")
+        raise MediaError(f"{path} does not hold flow: expected 3 channels ('PF'), got one ('Pf'); is it a disparity?")
     try:
         scale = float(match[4])
     except ValueError:
@@ -181,21 +185,21 @@ def _write_pfm(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
 
 
 def _read_flo5(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import h5py  # takes a quarter of a second, and few need it
+    import h5py  # here, because it takes a quarter of a second and is rarely needed
 
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise MediaError(f"{path} is no .flo5 file, or is cut short: HDF5 says {error}") from error
+        raise MediaError(f"{path} is not a .flo5 file, or is truncated: HDF5 says {error}") from error
     with file:
         link = file.get("flow", getlink=True)
         flow = file["flow"] if isinstance(link, h5py.HardLink) else None
         if not isinstance(flow, h5py.Dataset):
-            raise MediaError(f"{path} is no .flo5 file: expected a data set named 'flow', got {sorted(file)[:8]}")
+            raise MediaError(f"{path} is not a .flo5 file: expected a data set named 'flow', got {sorted(file)[:8]}")
         if len(flow.shape or ()) != 3 or flow.shape[2] != 2 or flow.dtype.kind != "f":
             raise MediaError(
-                f"{path} is no flow: expected floating point numbers of shape (H, W, 2), got {flow.dtype} of shape "
-                f"{flow.shape}"
+                f"{path} does not hold flow: expected floating point numbers of shape (H, W, 2), got {flow.dtype} of "
+                f"shape {flow.shape}"
             )
         _check_size(path, flow.shape[1], flow.shape[0])
         _check_stored(path, flow)
@@ -204,7 +208,7 @@ def _read_flo5(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_stored(path: Path, flow: Any) -> None:
-    """HDF5 fills what was never written with zeros, and may take it from other files: here it must be in this one."""
+    """Check that this file holds all values. HDF5 fills missing ones with zeros, or takes them from other files."""
     if flow.chunks is None:
         stored = not flow.external and not flow.is_virtual and flow.id.get_storage_size() >= flow.nbytes
     else:
@@ -212,7 +216,7 @@ def _check_stored(path: Path, flow: Any) -> None:
         stored = math.prod(flow.chunks) <= 2 * LARGEST_AREA and flow.id.get_num_chunks() == chunks
     if not stored:
         raise MediaError(
-            f"{path} is damaged: of the {flow.nbytes} bytes that it states it holds only {flow.id.get_storage_size()}"
+            f"{path} is damaged: it states {flow.nbytes} bytes but holds only {flow.id.get_storage_size()}"
         )
 
 

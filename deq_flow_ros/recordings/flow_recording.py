@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the flow node said and sent, read back from a bag: one report per frame, and the account of every frame."""
+"""Reads what the flow node published from a bag: one report per frame, and the account of all frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deq_flow_ros.recordings.bags import read_image, read_messages
 
 @dataclass(frozen=True)
 class FrameReport:
-    """One `~/statistics` message: what became of the frame stamped `stamp_ns`. Values are strings, as they are sent."""
+    """One ``~/statistics`` message: what happened to the frame with this stamp. The values are strings, as sent."""
 
     stamp_ns: int
     values: dict[str, str]
@@ -28,12 +28,12 @@ class FrameReport:
         return self.values.get("outcome", "")
 
     def number(self, key: str) -> float:
-        """A value as a number; NaN where it is empty or missing."""
+        """A value as a number; NaN if it is empty or missing."""
         text = self.values.get(key, "")
         return float(text) if text else float("nan")
 
     def stamp(self, key: str) -> int | None:
-        """A value as a stamp in nanoseconds; None where it is empty or missing."""
+        """A value as a stamp in nanoseconds; None if it is empty or missing."""
         text = self.values.get(key, "")
         return int(text) if text else None
 
@@ -43,29 +43,33 @@ class FrameReport:
 
     @property
     def forward(self) -> bool:
-        """Whether the flow leads from the previous image to this one, on the previous image's pixels."""
+        """Whether the flow is that from the previous image to this one, on the pixels of the previous image."""
         return self.values.get("direction") != "backward"
 
     @property
     def flow_stamp_ns(self) -> int | None:
-        """Stamp that the flow of this frame must carry: that of the image on whose pixels it lives."""
+        """The stamp that the flow of this frame must have: that of the image on whose pixels it is defined."""
         return self.stamp("image1_stamp_ns" if self.forward else "image2_stamp_ns")
 
 
 def report_of(message: Any) -> FrameReport:
-    """Report in a `diagnostic_msgs/DiagnosticArray`, however it was deserialized."""
+    """The report in a ``diagnostic_msgs/DiagnosticArray``, from whichever library the message comes."""
     values = {pair.key: pair.value for status in message.status for pair in status.values}
     return FrameReport(stamp_to_ns(message.header.stamp), values)
 
 
 def read_reports(bag: Path, topic: str) -> list[FrameReport]:
-    """All reports of a recording in the order of arrival. Raises `MediaError` where the bag cannot be read."""
+    """All reports of a recording in the order of arrival.
+
+    :raises MediaError: if the bag cannot be read.
+    """
     return [report_of(message) for _, _, message in read_messages(bag, topic)]
 
 
 def read_fields(bag: Path, flow_topic: str, residual_topic: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(stamp, flow (H, W, 2) px, residual (H, W) px) of every stamp for which both were recorded, by arrival of the
-    later.
+    """Yield (stamp, flow (H, W, 2) px, residual (H, W) px) for every stamp for which both fields were recorded.
+
+    The order is that in which the later of the two arrived.
     """
     waiting: dict[tuple[str, int], np.ndarray] = {}
     for topic, _, message in read_messages(bag, flow_topic, residual_topic):
@@ -80,7 +84,7 @@ def read_fields(bag: Path, flow_topic: str, residual_topic: str) -> Iterator[tup
 
 @dataclass
 class Account:
-    """Every published frame and what became of it; `problems` says in words what does not add up."""
+    """All published frames by what happened to them. ``problems`` says in words what does not add up."""
 
     published: int
     received: int
@@ -94,7 +98,7 @@ class Account:
 
 
 def take_account(published_ns: Sequence[int], reports: Sequence[FrameReport], flow_stamps_ns: Sequence[int]) -> Account:
-    """Hold the stamps that were published against the node's reports and against the flow that was recorded."""
+    """Compare the published stamps with the reports of the node and with the recorded flow."""
     outcomes = Counter(report.outcome for report in reports)
     account = Account(
         published=len(published_ns),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of bags, whatever the file they lie in."""
+"""Messages of bags, independent of the file format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class Channel(NamedTuple):
-    """Where messages come from, as a file describes it once.
+    """The topic and type of messages, as a file describes them once.
 
-    :ivar msgtype: like "sensor_msgs/msg/Image"; of what is no ROS message, its name and form.
-    :ivar ros1: whether messages are in ROS 1's form rather than in CDR.
+    :ivar msgtype: such as "sensor_msgs/msg/Image"; for messages that are not from ROS, their name and encoding.
+    :ivar ros1: whether messages are serialized as in ROS 1, not as CDR.
     """
 
     topic: str
@@ -34,7 +34,7 @@ class Channel(NamedTuple):
 
 
 class MessageError(MediaError):
-    """One message cannot be read; those beside it may."""
+    """A single message cannot be read. Other messages may be readable."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Recorded:
         return self.channel.msgtype
 
     def raw(self) -> bytes:
-        """As it was serialized.
+        """The serialized message.
 
-        :raises MessageError: where it was compressed and cannot be unpacked.
+        :raises MessageError: if it was compressed and cannot be unpacked.
         """
-        # A serialized message begins with how it is encoded, 0x00 0x00 or 0x00 0x01.
+        # A serialized message begins with its encoding, 0x00 0x00 or 0x00 0x01.
         if self._stored[:4] != ZSTD_MAGIC:
             return self._stored
         try:
@@ -69,9 +69,9 @@ class Recorded:
             raise self._unreadable(error) from error
 
     def message(self) -> Any:
-        """Its fields by name.
+        """The deserialized message, with its fields as attributes.
 
-        :raises MessageError: where it cannot be decoded.
+        :raises MessageError: if it cannot be decoded.
         """
         raw = self.raw()
         types = _types(self.channel.ros1)
@@ -79,7 +79,7 @@ class Recorded:
         try:
             return decode(raw, self.msgtype)
         except Exception as error:
-            # Damaged bytes raise whatever the code that rosbags generates stumbles over.
+            # With damaged bytes, the code that rosbags generates may raise any error.
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> MessageError:
@@ -88,11 +88,11 @@ class Recorded:
 
 
 class Damage(Exception):
-    """Here something cannot be read; the message says what."""
+    """Something cannot be read at this place; the message says what."""
 
 
 def ros_type(name: str) -> str:
-    """A message type as ROS 2 names it: "sensor_msgs/msg/Image" for ROS 1's "sensor_msgs/Image"."""
+    """The ROS 2 name of a message type: "sensor_msgs/msg/Image" for ROS 1's "sensor_msgs/Image"."""
     package, _, message = name.rpartition("/")
     return name if not package or "/" in package else f"{package}/msg/{message}"
 

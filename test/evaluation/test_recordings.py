@@ -227,7 +227,7 @@ def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
     (data / "one" / "run.mcap").touch()
     assert find_recordings(data / "one") == [data / "one" / "run.mcap"]
     for single in (data / "pictures", data / "day" / "bag2"):
-        with pytest.raises(MediaError, match="a single one; leave out --bags"):
+        with pytest.raises(MediaError, match="a recording itself; omit --bags"):
             find_recordings(single)
 
 

@@ -266,8 +266,8 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
     for name, why in (
         ("camera", "is a bag of /image, not of flow"),
         ("papers", "has no metadata.yaml"),
-        ("file", "is no directory"),
-        ("broken", "is no directory"),
+        ("file", "is not a directory"),
+        ("broken", "is not a directory"),
     ):
         with pytest.raises(MediaError, match=f"{why}.* is left alone"):
             remove_recording(tmp_path / name, ["/flow_node/flow"])

@@ -66,22 +66,22 @@ def write_damaged_files(folder: Path) -> dict[str, str]:
     huge_png[16:24] = struct.pack(">II", 11_000, 11_000)
     huge_png[29:33] = struct.pack(">I", zlib.crc32(huge_png[12:29]))
     files = {
-        "short.flo": (flo[:-8], "cut short or damaged: expected 292 bytes for 7x5, got 284"),
-        "foreign.flo": (b"PIEX" + flo[4:], "is no .flo file: expected it to begin with"),
+        "short.flo": (flo[:-8], "truncated or damaged: expected 292 bytes for 7x5, got 284"),
+        "foreign.flo": (b"PIEX" + flo[4:], "is not a .flo file: expected it to begin with"),
         "size.flo": (flo[:4] + struct.pack("<ii", -1, 5) + flo[12:], "states a size of -1x5"),
         "huge.flo": (flo[:4] + struct.pack("<ii", 99_999, 99_999) + flo[12:], "states a size of 99999x99999"),
-        "pfm.flo": (pfm, "is no .flo file"),
+        "pfm.flo": (pfm, "is not a .flo file"),
         "broken.png": (b"\x89PNG broken", "cannot be read as PNG"),
         "short.png": ((folder / "a.png").read_bytes()[:-20], "cannot be read as PNG"),
         "huge.png": (bytes(huge_png), "bytes cannot hold 11000x11000 pixels"),
-        "short.pfm": (pfm[:-1], "cut short or damaged"),
-        "long.pfm": (pfm + b"\n", "cut short or damaged"),
+        "short.pfm": (pfm[:-1], "truncated or damaged"),
+        "long.pfm": (pfm + b"\n", "truncated or damaged"),
         "grey.pfm": (b"Pf" + pfm[2:], "is it a disparity"),
         "scale.pfm": (pfm.replace(b"-1.0", b"-0.0"), "expected a scale other than 0"),
         "huge.pfm": (pfm.replace(b"7 5", b"70000 50000"), "states a size of 70000x50000"),
-        "flo.pfm": (flo, "is no .pfm file"),
-        "short.flo5": (flo5[: len(flo5) // 2], "is no .flo5 file, or is cut short"),
-        "pfm.flo5": (pfm, "is no .flo5 file"),
+        "flo.pfm": (flo, "is not a .pfm file"),
+        "short.flo5": (flo5[: len(flo5) // 2], "is not a .flo5 file, or is truncated"),
+        "pfm.flo5": (pfm, "is not a .flo5 file"),
     }
     for name, (content, _) in files.items():
         (folder / name).write_bytes(content)
@@ -116,9 +116,9 @@ def write_hostile_hdf5(folder: Path) -> dict[str, str]:
         file.create_dataset("flow", (5, 7, 2), "f4", external=[(str(folder / "a.flo"), 0, 280)])
     return {f"{name}.flo5": message for name, (_, message) in contents.items()} | {
         "huge.flo5": "states a size of 99999x99999",
-        "sparse.flo5": "states it holds only",
-        "empty.flo5": "states it holds only 0",
-        "elsewhere.flo5": "states it holds only",
+        "sparse.flo5": "but holds only",
+        "empty.flo5": "but holds only 0",
+        "elsewhere.flo5": "but holds only",
     }
 
 
