@@ -43,6 +43,9 @@ def _grey(image: np.ndarray) -> np.ndarray:
 class ClassicalEstimator:
     """One of OpenCV's methods on a stream; it starts anew where ``FlowEstimator`` does."""
 
+    left_out: str | None = None
+    """Nothing is left out here: a run does so before."""
+
     def __init__(self, setting: Setting, clock: Clock) -> None:
         self.reset_reason: str | None = "start"
         self._direction, self._clock = setting.direction, clock

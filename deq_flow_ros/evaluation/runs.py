@@ -79,6 +79,8 @@ class SettingRun:
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)
         except ValueError as error:  # smaller than the least size; the stream stays as it was
             return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, str(error)), frame=frame)
+        if self.estimator.left_out:
+            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, self.estimator.left_out), frame=frame)
         previous, self._previous = self._previous, frame
         if result is None:
             reason = self.estimator.reset_reason or ""

@@ -19,7 +19,8 @@ from rclpy.lifecycle import LifecycleNode
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
-from deq_flow_ros.ros.accounts import RATE_LIMITED, FrameAccounts
+from deq_flow_ros.ros.accounts import BY_DESIGN, FrameAccounts
+from deq_flow_ros.ros.admission import Admission
 from deq_flow_ros.ros.camera_info import WHOLE
 from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
 from deq_flow_ros.ros.health import camera_status
@@ -70,6 +71,7 @@ class Camera:
         self._node = node
         self._settings = self._applied = settings
         self._input: CameraInput | None = None
+        self._admission = Admission()
         # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
         self._levels = Levels()
@@ -103,7 +105,8 @@ class Camera:
         self.reset(reason)
 
     def reset(self, reason: str) -> None:
-        """The next frame starts the stream anew, for this reason."""
+        """The next frame starts the stream anew, for this reason, whatever its stamp."""
+        self._admission = Admission()
         self._resets.append(reason)
 
     def change(self, settings: Settings) -> None:
@@ -115,9 +118,14 @@ class Camera:
     def admits(self, frame: ReceivedFrame) -> bool:
         """Whether a frame that came is to be processed; if not, it has its account."""
         self._accounts.received(frame.lost_before)
-        if frame.too_soon:
-            self.drop(frame, RATE_LIMITED)
-        return not frame.too_soon
+        reason = self._admission.why_out(frame)
+        if reason is not None:
+            if reason not in BY_DESIGN:
+                self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
+            self.drop(frame, reason)
+        elif went_back_ms := self._admission.went_back_ms(frame):
+            self._resets.append(f"time went back by {went_back_ms:.1f} ms")
+        return reason is None
 
     def status(self, name: str) -> DiagnosticStatus:
         """How the camera has been doing, for ``/diagnostics``."""
@@ -149,6 +157,8 @@ class Camera:
     def finish(self, attempt: Attempt, result: FlowResult | None) -> None:
         """Publish what the estimator made of a frame, and the frame's account."""
         frame, header = attempt.frame, attempt.frame.message.header
+        if self.estimator.left_out is not None:  # of frames that the stream did not see, it knows no order
+            return self.drop(frame, self.estimator.left_out)
         previous, self._previous, self._last = self._previous, frame.message, result
         if result is None:
             account = self._accounts.first(header, self.estimator.reset_reason or "start", frame.age_ms)

@@ -93,8 +93,9 @@ def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None
         arrival_ns = engine.clock.now_ns() if request.arrival_ns is None else request.arrival_ns
         stream = request.estimator.stream
         turn = stream.take(request.frame, request.stamp_ns, arrival_ns, request.time_limit_ms)
-        members.append(Member(place, stream, request.estimator.slot, turn))
-    results: list[FlowResult | None] = [None] * len(members)
+        if turn is not None:
+            members.append(Member(place, stream, request.estimator.slot, turn))
+    results: list[FlowResult | None] = [None] * len(requests)
     for group in _groups(engine, members):
         for batch in _batches(engine, group):
             for member, result in zip(batch, process(engine, batch), strict=True):

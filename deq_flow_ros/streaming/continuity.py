@@ -34,8 +34,6 @@ class Seen:
         elapsed_ms = (self.stamp_ns - previous.stamp_ns) / 1e6
         if elapsed_ms < 0:
             return f"time went back by {-elapsed_ms:.1f} ms"
-        if elapsed_ms == 0:
-            return "time stood still: two frames with one stamp"
         if elapsed_ms > max_gap_ms:
             return f"gap of {elapsed_ms:.0f} ms, longer than {max_gap_ms:.0f} ms"
         if self.thumbnail.flat:

@@ -72,6 +72,11 @@ class FlowEstimator:
         """Why the next pair begins anew, or the stream did with its last frame; None within a stream."""
         return self.stream.reset_reason
 
+    @property
+    def left_out(self) -> str | None:
+        """Why the last frame takes no part in the stream: it was sent twice, or came late; None where it does."""
+        return self.stream.left_out
+
     def change(self, **settings: Any) -> None:
         """Go on with other settings: all of those named, or none of them if they are refused.
 
@@ -136,8 +141,9 @@ class FlowEstimator:
         :param arrival_ns: when it arrived, on ``clock.now_ns()``; the budget counts from here. None is now.
         :param time_limit_ms: take no longer than this from now on, whatever the budget allows; None: the budget alone.
             It is kept as the budget is, and shortened as it is: fewer iterations first, then a smaller scale.
-        :returns: the flow between the last frame and this one, or None if there is no last frame to compare with:
-            ``reset_reason`` then says why.
+        :returns: the flow between the last frame and this one. None where the frame is left out, as its stamp is not
+            after that of the last one: ``left_out`` then says so, and the stream stays as it was. None also if there
+            is no last frame to compare with: ``reset_reason`` then says why.
         :raises ValueError: if frame or limit are not as described; the stream stays as it was.
         """
         return batch.update_together([batch.UpdateRequest(self, frame, stamp_ns, arrival_ns, time_limit_ms)])[0]
@@ -187,7 +193,7 @@ class FlowEstimator:
         height, width = image.shape[:2]
         self.engine.restore(self.slot, image, scaled_size(height, width, scale), arrays)
         stream.scale, stream.warm = scale, "hidden" in arrays
-        stream.last = Last(image, Seen.of(image, int(arrays["stamp2_ns"])), scale)
+        stream.restore(Last(image, Seen.of(image, int(arrays["stamp2_ns"])), scale))
         stream.likeness = float(arrays["likeness"]) if "likeness" in arrays else None
 
     def learnt(self) -> bytes:

@@ -7,6 +7,9 @@ import math
 
 GAP_PERIODS = 3.0
 """So many periods without a frame are a gap, where that is longer than ``max_gap_ms``: one frame may get lost."""
+LEFT_OUT = "left out"
+"""How every reason ends why a frame takes no part in its stream."""
+SAME_STAMP = f"the stamp of the frame before: {LEFT_OUT}"
 LONGEST_PERIOD_MS = 60_000.0
 """Frames further apart than this are no stream, however regularly they come."""
 MAX_PAUSE_S = 5.0
@@ -41,9 +44,9 @@ class StampOrder:
             return None
         if stamp_ns == last_ns:
             self._late_ns = None  # the clock is where it was
-            return "the stamp of the frame before: left out"
+            return SAME_STAMP
         self._late_ns = stamp_ns
-        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms before the frame before: left out"
+        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms before the frame before: {LEFT_OUT}"
 
 
 class Pace:

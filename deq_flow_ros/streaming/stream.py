@@ -16,6 +16,7 @@ from deq_flow_ros.streaming.continuity import Seen
 from deq_flow_ros.streaming.costs import COARSE, CostModel
 from deq_flow_ros.streaming.engine import Likeness, Solved
 from deq_flow_ros.streaming.matching import why_no_start, why_not_carried
+from deq_flow_ros.streaming.order import StampOrder
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
 from deq_flow_ros.streaming.result import FlowInfo
 from deq_flow_ros.streaming.settings import EstimatorSettings
@@ -66,6 +67,7 @@ class Stream:
     :param settings: as they are now.
     :param max_pixels: of a frame that is processed.
     :ivar reset_reason: why the next pair begins anew, or the stream did with its last frame; None within a stream.
+    :ivar left_out: why the last frame that came takes no part in the stream; None where it does.
     :ivar costs: learnt so far.
     :ivar last: the frame that the next pair begins with; None: the next frame is a first one.
     :ivar warm: whether there is a state to begin the next solve with.
@@ -82,6 +84,11 @@ class Stream:
 
     def reset(self, reason: str) -> None:
         """Forget all but what was learnt of costs and scale."""
+        self.left_out: str | None = None
+        self._order = StampOrder()
+        self._begin_anew(reason)
+
+    def _begin_anew(self, reason: str) -> None:
         self.reset_reason: str | None = reason
         self.last: Last | None = None
         self.warm = self.ahead = False
@@ -100,14 +107,25 @@ class Stream:
         """The scales for frames of this (H, W), largest first."""
         return scale_ladder(size, self.settings.min_scale, self.settings.max_scale, self.max_pixels)
 
-    def take(self, image: np.ndarray, stamp_ns: int, arrival_ns: int, time_limit_ms: float | None) -> Turn:
-        """Look at the next frame; where it does not continue the stream, that starts anew."""
+    def take(self, image: np.ndarray, stamp_ns: int, arrival_ns: int, time_limit_ms: float | None) -> Turn | None:
+        """Look at the next frame; where it does not continue the stream, that starts anew.
+
+        :returns: None where the frame is left out (``left_out`` says why), and the stream stays as it was.
+        """
+        self.left_out = self._order.why_out(stamp_ns)
+        if self.left_out is not None:
+            return None
         seen = Seen.of(image, stamp_ns)
         if self.last is not None:
             reason = seen.break_after(self.last.seen, self.settings.max_gap_ms)
             if reason is not None:
-                self.reset(reason)
+                self._begin_anew(reason)
         return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None)
+
+    def restore(self, last: Last) -> None:
+        """Go on behind this frame."""
+        self.last = last
+        self._order.why_out(last.seen.stamp_ns)
 
     def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
         """That of a frame, if the work on it begins now."""
