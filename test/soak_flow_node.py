@@ -3,12 +3,14 @@
 
     python test/soak_flow_node.py --input VIDEO --minutes 5 --rate 30 --size 640x480 --budget-ms 150
     python test/soak_flow_node.py --input VIDEO --minutes 2 --cameras 2 --misbehave
+    python test/soak_flow_node.py --input VIDEO --hours 3 --faults 1
     python test/soak_flow_node.py --input VIDEO --overhead      # what the node costs beside its estimator
 
 Node and cameras are processes of their own over DDS. Checked: exactly one account per image published, each flow field
 against its account, the node's memory once a second, and late fields. With --cameras 2 the second camera has half the
 size and two thirds of the rate; with --misbehave the last one floods, falls silent, changes size and loops its clock,
-and the others must not suffer. With --overhead: the time from an image's going out to its flow's coming in, less that
+and the others must not suffer. With --faults something goes wrong every 20 s (soak_faults.py), and flow must come again
+within 1 s. With --overhead: the time from an image's going out to its flow's coming in, less that
 of the estimator, and in the same run, for comparison, that of a node in Python which computes nothing (`relay`).
 
 The last line is "PASS" or "FAIL", with the bounds that are broken. Exit status: 0 all bounds hold, 1 one is broken, 2
@@ -18,6 +20,7 @@ unusable input or a process failed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -34,15 +37,19 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
 from rich.console import Console
 from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
 
 ROOT = Path(__file__).parent.parent
 # Neither this process nor its children may depend on whether, or which, package is installed.
 PLACES = [str(ROOT), str(ROOT / "test")]
 sys.path[:0] = PLACES
 
-from soak_parts import RELAY_INPUT, RELAY_OUTPUT, half, image_size
+from soak_faults import Injector, read_logs, recoveries, schedule
+from soak_options import parse_options
+from soak_parts import RELAY_INPUT, RELAY_OUTPUT, half
 from soak_report import Camera, Relay, accounts, beside_the_misbehaving, bounds, memory_of, show, timing
 
 from deq_flow_ros.host import keep_freed_memory
@@ -59,7 +66,7 @@ RELIABLE_DEPTH = 100
 def cameras_of(options: argparse.Namespace) -> list[Camera]:
     """One camera without a name, or several with names, every other one smaller and slower."""
     if options.cameras == 1:
-        return [Camera("", options.size, options.rate)]
+        return [Camera("", options.size, options.rate, faulty=options.faults is not None)]
     cameras = [
         Camera(f"camera_{number}", half(options.size), options.rate * 2 / 3)
         if number % 2
@@ -80,6 +87,13 @@ class Run:
         self.relay = Relay() if options.overhead else None
         self.memory: list[tuple[int, float]] = []
         """(`time.monotonic_ns`, MB)."""
+        self.over: list[tuple[str, int]] = []
+        """Kind and end (`time.monotonic_ns`) of each fault."""
+        self.snapshots: list[Future] = []
+        self._injector: Injector | None = None
+        self._processes: dict[str, str] = {}
+        """The child that is a camera now, by the camera's label."""
+        self._numbers = itertools.count()
         self._next_sample_s = 0.0
         self._node = Node("soak")
         self._executor = SingleThreadedExecutor()
@@ -108,6 +122,7 @@ class Run:
             "latency_budget_ms": float(options.budget_ms),
             "max_iterations": options.max_iterations,
             **(reliable_parameters(self._cameras) if options.reliable else {}),
+            "snapshot_folder": str(logs / "snapshots"),
             **dict(word.split(":=", 1) for word in options.parameter),
         }
         if self._cameras[0].name:
@@ -123,23 +138,55 @@ class Run:
         self._until(self._connected, READY_S, "did not come up")
         seconds = 60.0 * options.minutes
         for camera in self._cameras:
-            words = ["camera", "--name", camera.label, "--topic", camera.input, "--input", options.input]
-            words += ["--size", "{}x{}".format(*camera.size), "--rate", str(camera.rate), "--seconds", str(seconds)]
-            words += ["--log", str(logs / f"{camera.label}.jsonl")]
-            if camera.misbehaves:
-                words.append("--misbehave")
-            if self.relay is not None:
-                words += ["--topic", RELAY_INPUT, "--log", str(logs / "relay.jsonl")]
-            children.start(camera.label, "soak_parts", words)
+            self._start_camera(camera, seconds, logs)
+        if options.faults is not None:
+            self._injector = self._prepare_faults(seconds, logs)
         self._until(self._cameras_ended, seconds + READY_S, "kept its cameras waiting")
         children.check()
-        for camera in self._cameras:
-            camera.published_ns = read_log(logs / f"{camera.label}.jsonl")
         if self.relay is not None:
-            self.relay.published_ns = read_log(logs / "relay.jsonl")
+            self.relay.published_ns, _ = read_logs([logs / "relay.jsonl"])
+        self._read_camera_logs(logs)
         self._drain()
+        self.over = self._read_camera_logs(logs) + (self._injector.over if self._injector is not None else [])
         children.stop("flow_node", 20.0)
         self._node.destroy_node()
+
+    def _read_camera_logs(self, logs: Path) -> list[tuple[str, int]]:
+        """Tell the cameras what they published; returns the faults that they made."""
+        faults = []
+        for camera in self._cameras:
+            paths = [logs / f"{camera.label}.{number}.jsonl" for number in range(next(self._numbers))]
+            reported = {report.stamp_ns for report in camera.reports}
+            camera.published_ns, over = read_logs([path for path in paths if path.exists()], reported)
+            faults += over
+        return faults
+
+    def _start_camera(self, camera: Camera, seconds: float, logs: Path, begin_s: float = 0.0) -> None:
+        name = f"{camera.label}.{next(self._numbers)}"
+        words = ["camera", "--name", camera.label, "--topic", camera.input, "--input", self._options.input]
+        words += ["--size", "{}x{}".format(*camera.size), "--rate", str(camera.rate), "--seconds", str(seconds)]
+        words += ["--log", str(logs / f"{name}.jsonl")]
+        if camera.misbehaves:
+            words.append("--misbehave")
+        if self._options.faults is not None:
+            words += ["--faults", str(self._options.faults), "--begin-s", str(begin_s)]
+        if self.relay is not None:
+            words += ["--topic", RELAY_INPUT, "--log", str(logs / "relay.jsonl")]
+        self._children.start(name, "soak_parts", words)
+        self._processes[camera.label] = name
+
+    def _prepare_faults(self, seconds: float, logs: Path) -> Injector:
+        """A subscriber to be stopped, and who makes the faults."""
+        (camera,) = self._cameras
+        self._children.start("listener", "soak_parts", ["listener", "--topic", f"/flow_node/{camera.prefix}flow"])
+        snapshot = self._node.create_client(Trigger, "/flow_node/snapshot")
+        return Injector(
+            schedule(self._options.faults, seconds),
+            self._children,
+            lambda begin_s: self._start_camera(camera, seconds, logs, begin_s),
+            lambda: self._processes[camera.label],
+            lambda: self.snapshots.append(snapshot.call_async(Trigger.Request())),
+        )
 
     def _connected(self) -> bool:
         topics = [f"/flow_node/{camera.prefix}{name}" for camera in self._cameras for name in ("statistics", "flow")]
@@ -153,7 +200,11 @@ class Run:
             self._next_sample_s = now_s + 1.0
             pages = int(Path(f"/proc/{self._children.pid('flow_node')}/statm").read_text().split()[1])
             self.memory.append((time.monotonic_ns(), pages * os.sysconf("SC_PAGESIZE") / 1e6))
-        return not any(self._children.running(camera.label) for camera in self._cameras)
+        if self._injector is not None:
+            self._injector.step()
+            if self._injector.camera_away:
+                return False
+        return not any(self._children.running(name) for name in self._processes.values())
 
     def _drain(self) -> None:
         """Until every image is accounted for, or nothing is heard for a while."""
@@ -185,11 +236,6 @@ def reliable_parameters(cameras: list[Camera]) -> dict[str, object]:
     }
 
 
-def read_log(path: Path) -> dict[int, int]:
-    """What a camera published on one topic: when it went out (`time.monotonic_ns`), by stamp in ns."""
-    return dict(json.loads(line) for line in path.read_text().splitlines())
-
-
 def soak(options: argparse.Namespace) -> dict[str, Any]:
     """Run and judge. Raises `ChildError`, and `MediaError` for an unusable input."""
     cameras = cameras_of(options)
@@ -214,6 +260,11 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         "beside_the_misbehaving": beside_the_misbehaving(cameras),
         "relay_ms": run.relay.timing(warm_up_s) if run.relay is not None else {},
         "memory": memory_of(run.memory, warm_up_s),
+        "recovery_s": recoveries(run.over, cameras[0].published_ns, cameras[0].flow_ns),
+        "snapshots": {
+            "asked": len(run.snapshots),
+            "refused": sum(not future.result().success for future in run.snapshots if future.done()),
+        },
     }
     result["bounds"] = bounds(options, result)
     return result
@@ -225,40 +276,6 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def parse_options(args: Sequence[str]) -> argparse.Namespace:
-    """Options of the command line."""
-    parser = argparse.ArgumentParser(prog="soak_flow_node", description=__doc__.splitlines()[0])
-    parser.add_argument("--input", required=True, help="bag, video or folder of images that the cameras show")
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--rate", type=float, default=30.0, help="of the first camera, Hz (default 30)")
-    parser.add_argument(
-        "--size", type=image_size, default=(640, 480), help="of the first camera, WIDTHxHEIGHT (default 640x480)"
-    )
-    parser.add_argument("--budget-ms", type=float, default=150.0, help="latency_budget_ms, 0 = none (default 150)")
-    parser.add_argument("--max-iterations", type=int, default=6)
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--cameras", type=int, default=1)
-    parser.add_argument("--misbehave", action="store_true", help="the last of several cameras does all that is wrong")
-    parser.add_argument("--parameter", action="append", default=[], metavar="NAME:=VALUE", help="another parameter")
-    parser.add_argument("--reliable", action="store_true", help="images and flow by deep and reliable queues")
-    parser.add_argument("--warm-up-s", type=float, default=30.0, help="not judged; at most a third of the run")
-    parser.add_argument("--busy-neighbour", action="store_true", help="another process keeps one core busy")
-    parser.add_argument("--overhead", action="store_true", help="1 minute at 5 Hz, one iteration, low scale, no budget")
-    parser.add_argument("--accounts-only", action="store_true", help="judge no times and no memory")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures")
-    options = parser.parse_args(args)
-    if options.misbehave and options.cameras < 2:
-        parser.error("--misbehave needs --cameras 2 or more: another one to look at")
-    if options.overhead and options.cameras > 1:
-        parser.error(f"--overhead looks at one camera, got --cameras {options.cameras}")
-    if options.overhead:
-        options.minutes, options.rate, options.max_iterations, options.budget_ms = 1.0, 5.0, 1, 0.0
-        # The estimator must be done before the next image comes, or images wait for it. What the node does beside it is
-        # at the size of the image, whatever the scale that it computes at.
-        options.parameter = ["min_scale:=0.25", "max_scale:=0.25", *options.parameter]
-    return options
 
 
 def main(args: Sequence[str] | None = None) -> int:

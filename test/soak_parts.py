@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes around the node in a soak run: `python -m soak_parts {camera,relay,neighbour} ...`.
+"""The processes around the node in a soak run: `python -m soak_parts {camera,relay,neighbour,listener} ...`.
 
 The camera prepares all its messages before the first goes out, and then only sets stamps: what it costs does not
 disturb what is measured. The relay is the least that a node in Python can do: it takes each image and publishes a field
@@ -9,6 +9,7 @@ of the same size, always the same one. The neighbour keeps one core busy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -29,6 +30,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import Image
+from soak_faults import disturbances, schedule
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import to_rgb
@@ -89,12 +91,19 @@ def back_and_forth(messages: Sequence[bytearray]) -> Iterator[bytearray]:
 
 @dataclass(frozen=True)
 class Shot:
-    """An image to be published: when, counted from the first, on which of the topics, and how far its clock is off."""
+    """An image to be published.
+
+    :ivar due_s: when, counted from the first.
+    :ivar topic: on which of the topics.
+    :ivar clock_offset_ns: how far its clock is off.
+    :ivar over: faults that have ended with it.
+    """
 
     due_s: float
     message: bytearray
     topic: int = 0
     clock_offset_ns: int = 0
+    over: tuple[str, ...] = ()
 
 
 def steady(messages: Sequence[bytearray], rate: float, seconds: float, topics: int = 1) -> Iterator[Shot]:
@@ -118,11 +127,29 @@ def misbehaving(
             yield Shot(begin_s + shot.due_s, shot.message, 0, -loops * round(1e9 * LOOP_S))
 
 
+def faulty(
+    messages: Sequence[bytearray], smaller: Sequence[bytearray], options: argparse.Namespace
+) -> Iterator[Shot]:
+    """What is left of a run with faults, of which `begin_s` seconds are over."""
+    numbers = range(round((options.seconds - options.begin_s) * options.rate))
+    shown = zip(back_and_forth(messages), back_and_forth(smaller), strict=False)
+    due_s = (options.begin_s + number / options.rate for number in numbers)
+    over: tuple[str, ...] = ("camera killed",) if options.begin_s else ()
+    faults = schedule(options.faults, options.seconds)
+    for (at_s, wrong), (large, small) in zip(disturbances(faults, due_s), shown, strict=False):
+        over += wrong.over
+        for _ in range(wrong.copies):
+            yield Shot(at_s - options.begin_s, small if wrong.smaller else large, 0, wrong.clock_offset_ns, over)
+            over = ()
+
+
 def publish_all(
-    publishers: Sequence[Publisher], shots: Iterator[Shot], stop: process.StopRequest
-) -> list[list[tuple[int, int]]]:
-    """Publish in time; returns for each publisher (stamp in ns, `time.monotonic_ns` when it went out) of its images."""
-    published: list[list[tuple[int, int]]] = [[] for _ in publishers]
+    publishers: Sequence[Publisher], logs: Sequence[TextIO], shots: Iterator[Shot], stop: process.StopRequest
+) -> None:
+    """Publish in time, and write into the log of each topic the stamp in ns and `time.monotonic_ns` of its images.
+
+    Each line is written before its image goes out: a process that is killed leaves none without a line.
+    """
     begin_ns = time.monotonic_ns()
     for shot in shots:
         time.sleep(max(0.0, shot.due_s - (time.monotonic_ns() - begin_ns) * 1e-9))
@@ -130,17 +157,21 @@ def publish_all(
             break
         stamp_ns, now_ns = time.time_ns() + shot.clock_offset_ns, time.monotonic_ns()
         struct.pack_into("<iI", shot.message, STAMP_OFFSET, *divmod(stamp_ns, 10**9))
-        publishers[shot.topic].publish(bytes(shot.message))
-        published[shot.topic].append((stamp_ns, now_ns))
-    return published
+        message = bytes(shot.message)
+        logs[shot.topic].writelines(f"{json.dumps(line)}\n" for line in [(kind, now_ns) for kind in shot.over])
+        logs[shot.topic].write(f"{json.dumps((stamp_ns, now_ns))}\n")
+        publishers[shot.topic].publish(message)
 
 
 def camera(options: argparse.Namespace, stop: process.StopRequest) -> None:
-    """Wait for subscribers, publish, write a log for each topic: one JSON pair of numbers a line."""
+    """Wait for subscribers, publish, write a log for each topic: one JSON pair a line."""
     messages = prepare(options.input, options.size, options.name)
-    if options.misbehave:
+    if options.misbehave or options.faults is not None:
         smaller = prepare(options.input, half(options.size), options.name)
-        shots = misbehaving(messages, smaller, options.rate, options.seconds)
+        if options.misbehave:
+            shots = misbehaving(messages, smaller, options.rate, options.seconds)
+        else:
+            shots = faulty(messages, smaller, options)
     else:
         shots = steady(messages, options.rate, options.seconds, len(options.topic))
     node = Node(options.name)
@@ -149,11 +180,22 @@ def camera(options: argparse.Namespace, stop: process.StopRequest) -> None:
     while not all(publisher.get_subscription_count() for publisher in publishers) and not stop.requested:
         time.sleep(0.05)
     time.sleep(SETTLE_S)
-    published = publish_all(publishers, shots, stop)
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(open(path, "w", buffering=1, encoding="utf-8")) for path in options.log]
+        publish_all(publishers, logs, shots, stop)
     time.sleep(SETTLE_S)  # the last image is still on its way
     node.destroy_node()
-    for path, log in zip(options.log, published, strict=True):
-        Path(path).write_text("".join(json.dumps(pair) + "\n" for pair in log))
+
+
+def listen(options: argparse.Namespace, stop: process.StopRequest) -> None:
+    """Subscribe reliably, as most programs do, and do nothing with what comes."""
+    node = Node("listener")
+    node.create_subscription(Image, options.topic[0], lambda _: None, 10)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    while not stop.requested:
+        executor.spin_once(timeout_sec=0.2)
+    node.destroy_node()
 
 
 def relay(stop: process.StopRequest) -> None:
@@ -181,13 +223,15 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one of the processes; returns its exit status."""
     args = sys.argv if args is None else args
     parser = argparse.ArgumentParser(prog="soak_parts")
-    parser.add_argument("part", choices=["camera", "relay", "neighbour"])
+    parser.add_argument("part", choices=["camera", "relay", "neighbour", "listener"])
     parser.add_argument("--input")
     parser.add_argument("--name", default="camera")
     parser.add_argument("--topic", action="append")
     parser.add_argument("--size", type=image_size)
     parser.add_argument("--rate", type=float, help="Hz")
     parser.add_argument("--misbehave", action="store_true", help="flood, fall silent, change size, loop the clock")
+    parser.add_argument("--faults", type=int, metavar="SEED", help="what soak_faults.schedule makes of it")
+    parser.add_argument("--begin-s", type=float, default=0.0, help="so many seconds of the run are over")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--log", action="append", help="one for each topic")
     options = parser.parse_args(remove_ros_args(args)[1:])
@@ -197,6 +241,8 @@ def main(args: Sequence[str] | None = None) -> int:
             camera(options, stop)
         if options.part == "relay":
             relay(stop)
+        if options.part == "listener":
+            listen(options, stop)
         while options.part == "neighbour" and not stop.requested:
             pass  # keeps one core busy, which is all that it is for
     finally:

@@ -14,6 +14,7 @@ from rclpy.serialization import deserialize_message
 from rich.console import Console
 from rich.table import Table
 from sensor_msgs.msg import Image
+from soak_faults import RECOVERY_S
 from soak_parts import PHASE_S, PHASES, half, read_stamp
 
 from deq_flow_ros.recordings.flow_recording import FrameReport, take_account
@@ -38,6 +39,7 @@ class Camera:
     size: tuple[int, int]
     rate: float
     misbehaves: bool = False
+    faulty: bool = False
     reports: list[FrameReport] = field(default_factory=list)
     flow_ns: dict[int, int] = field(default_factory=dict)  # stamp: when it came, `time.monotonic_ns`
     flow_stamps: list[int] = field(default_factory=list)
@@ -67,7 +69,9 @@ class Camera:
         if len(self.flow_stamps) % LOOK_EVERY == 1:
             message = deserialize_message(data, Image)
             flow = np.frombuffer(message.data, np.float32)
-            size, sizes = (message.width, message.height), [self.size, *([half(self.size)] if self.misbehaves else [])]
+            size, sizes = (message.width, message.height), [self.size]
+            if self.misbehaves or self.faulty:
+                sizes.append(half(self.size))
             if message.encoding != "32FC2" or size not in sizes:
                 self.problems.append(f"flow is {message.encoding} {message.width}x{message.height}")
             elif flow.size != 2 * size[0] * size[1] or not np.isfinite(flow).all():
@@ -163,7 +167,8 @@ def timing(camera: Camera, warm_up_s: float) -> dict[str, Any]:
         return {}
     parts = [_parts(report, camera) for report in reports]
     latency = np.array([report.number("latency_ms") for report in reports])
-    seconds = (max(camera.published_ns) - begin_ns) * 1e-9
+    out_ns = camera.published_ns.values()  # the clock of the stamps may have been set
+    seconds = (max(out_ns) - min(out_ns)) * 1e-9 - warm_up_s
     return {
         "fields": len(reports),
         "fields_per_second": len(reports) / max(seconds, 1e-3),
@@ -226,11 +231,17 @@ def bounds(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[str
         if options.overhead:
             found.append((f"{name}: overhead, median ms", times["overhead_ms"]["p50"], MAX_OVERHEAD_MS))
         else:
-            limit = MAX_MISSES_BESIDE_A_NEIGHBOUR if options.busy_neighbour else MAX_MISSES
+            disturbed = options.busy_neighbour or options.faults is not None
+            limit = MAX_MISSES_BESIDE_A_NEIGHBOUR if disturbed else MAX_MISSES
             found.append((f"{name}: share of late fields", times["deadline_misses"], limit))
     for name, rates in result["beside_the_misbehaving"].items():
         lost = 1.0 - min(rates.values()) / max(rates[PHASES[0]], 1e-3)
         found.append((f"{name}: share of fields lost to a camera that misbehaves", lost, MAX_FIELDS_LOST))
+    if "snapshots" in result:
+        snapshots = result["snapshots"]
+        found.append(("snapshots on a full disk that were not refused", snapshots["asked"] - snapshots["refused"], 0))
+    for kind, seconds in result.get("recovery_s", {}).items():
+        found.append((f"{kind}: recovery, s, the slowest of {len(seconds)}", max(seconds), RECOVERY_S))
     if not options.accounts_only and result["memory"]:
         found.append(("memory, spread after warm-up", result["memory"]["spread"], MAX_MEMORY_SPREAD))
     return [{"bound": text, "value": value, "limit": limit, "holds": value <= limit} for text, value, limit in found]
