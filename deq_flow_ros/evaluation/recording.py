@@ -30,8 +30,8 @@ from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.recordings.flow_bag import FlowBag, check_space
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
+from deq_flow_ros.stamps import longest_gap_ms
 from deq_flow_ros.streaming import EstimatorSettings
-from deq_flow_ros.streaming.order import longest_gap_ms
 from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
 
 Show = Callable[[int, "int | None", FrameOutcome], None]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from deq_flow_ros.model import PRECISIONS
 from deq_flow_ros.recordings import Frame, Source
+from deq_flow_ros.stamps import MAX_PAUSE_S, longest_gap_ms
 from deq_flow_ros.streaming import EstimatorSettings
-from deq_flow_ros.streaming.order import MAX_PAUSE_S, longest_gap_ms
 
 SHORTEST_S = 4.0
 """A recording that would be over sooner is played so much slower that it lasts this long."""

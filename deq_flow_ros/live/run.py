@@ -23,7 +23,7 @@ from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.recordings.bags import remove_recording
 from deq_flow_ros.recordings.flow_bag import COLOR_TOPIC, FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC
 from deq_flow_ros.recordings.flow_recording import FrameReport, report_of
-from deq_flow_ros.streaming.order import MAX_PAUSE_S
+from deq_flow_ros.stamps import MAX_PAUSE_S
 
 RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)
 """Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor another

@@ -58,6 +58,8 @@ class Bag:
         self.problems: list[str] = []
         self._files = self._find_files()
         self._unindexed: set[Path] = set()
+        self._announced: dict[Path, Counter[str]] = {}
+        """Number of messages by topic, as the index of a file has it."""
         self.topics: dict[str, Topic] = {}
         counts: Counter[str] = Counter()
         types: dict[str, str] = {}
@@ -82,11 +84,16 @@ class Bag:
                 except _Unreadable as error:
                     self._read_from_the_front(file, error)
             # Again from the front; what there was already is left out.
+            missing = self._announced.get(file, Counter()).copy()
             for recorded in self._scanned(file, topics):
+                missing[recorded.topic] -= 1
                 if done[recorded.topic, recorded.time_ns]:
                     done[recorded.topic, recorded.time_ns] -= 1
                 else:
                     yield recorded
+            lost = sum(max(0, count) for topic, count in missing.items() if not topics or topic in topics)
+            if lost and not any(problem.startswith(f"{file} ") for problem in self.problems):
+                self.note(f"{file} is damaged: {lost} messages that its index counts are not in it")
 
     def first(self, topic: str) -> Recorded | None:
         """The first message of a topic that can be read."""
@@ -135,7 +142,10 @@ class Bag:
                     self._unindexed.add(file)
                     return sqlite_bag.count_messages(plain)
             with _opened(file) as reader:
-                return _counts(reader)
+                counts = _counts(reader)
+            for channel, count in counts.items():
+                self._announced.setdefault(file, Counter())[channel.topic] += count
+            return counts
         except (_Unreadable, Damage) as error:
             self._read_from_the_front(file, error)
         return Counter(recorded.channel for recorded in self._scanned(file, ()))
@@ -183,7 +193,10 @@ def _opened(file: Path) -> Iterator[Reader1 | Reader2]:
 def _counts(reader: Reader1 | Reader2) -> dict[Channel, int]:
     counts: Counter[Channel] = Counter()
     for connection in reader.connections:
-        counts[_channel(reader, connection)] += connection.msgcount
+        count = connection.msgcount
+        if isinstance(reader, Reader1):  # which tells what the index leads to, and may be less than what it counts
+            count = max(count, sum(chunk.connection_counts.get(connection.id, 0) for chunk in reader.chunk_infos))
+        counts[_channel(reader, connection)] += count
     return counts
 
 

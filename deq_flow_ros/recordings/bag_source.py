@@ -18,6 +18,7 @@ from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
+from deq_flow_ros.stamps import Pace
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,10 @@ class BagSource(Source):
         """
         self.skipped = list(self._bag.problems)
         before, read, unreadable, self.left_out = len(self.skipped), 0, 0, 0
-        first_ns: int | None = None
+        pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
         for recorded in self._bag.messages(self.topic):
-            first_ns = recorded.time_ns if first_ns is None else first_ns
-            part = self.part_of(recorded.time_ns - first_ns)
+            offset_ns += pace.step(recorded.time_ns)[0]
+            part = self.part_of(offset_ns)
             if part > 0:
                 break
             if part < 0:
@@ -72,7 +73,7 @@ class BagSource(Source):
             yield frame
         self.skipped[before:before] = self._bag.problems[before:]
         if unreadable == read:
-            if first_ns is not None and not read:
+            if not read:
                 self.check_part()
             why = self.skipped[-1] if self.skipped else "there is none"
             none = f"none of the {read} images" if read else "no image"

@@ -8,10 +8,11 @@ messages. Formats: https://mcap.dev/spec and https://wiki.ros.org/Bags/Format/2.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import struct
 import sys
 from collections.abc import Callable, Collection, Iterator
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from typing import BinaryIO
 from zlib import crc32
@@ -53,7 +54,6 @@ def _messages(path: Path, note: Note, topics: Collection[str]) -> Iterator[Recor
     with path.open("rb") as file:
         magic = file.read(len(ROS1_MAGIC))
         if magic.startswith(MCAP_MAGIC):
-            file.seek(len(MCAP_MAGIC))
             yield from _mcap(file, note)
         elif magic == ROS1_MAGIC:
             yield from _ros1(file, note)
@@ -66,6 +66,7 @@ def _messages(path: Path, note: Note, topics: Collection[str]) -> Iterator[Recor
 def _mcap(file: BinaryIO, note: Note) -> Iterator[Recorded]:
     schemas: dict[int, tuple[str, str]] = {}
     channels: dict[int, Channel] = {}
+    _mcap_summary(file, schemas, channels)
     for kind, body, whole in _mcap_records(file):
         if kind == 0x0F:  # the end of the data; what follows is its index
             return
@@ -82,9 +83,24 @@ def _mcap(file: BinaryIO, note: Note) -> Iterator[Recorded]:
     raise Damage(f"it breaks off after byte {file.tell()}")
 
 
+def _mcap_summary(file: BinaryIO, schemas: dict[int, tuple[str, str]], channels: dict[int, Channel]) -> None:
+    """Read the channels at the end of a file that was closed: those at its beginning may be damaged."""
+    size = file.seek(0, SEEK_END)
+    with contextlib.suppress(Exception):
+        file.seek(size - 37)  # the last record and the magic bytes
+        kind, body, _ = next(_mcap_records(file))
+        file.seek(struct.unpack_from("<Q", body)[0] or size)
+        for kind, body, whole in _mcap_records(file):
+            if whole and kind in (0x03, 0x04):
+                _mcap_content(kind, body, schemas, channels)
+    file.seek(len(MCAP_MAGIC))
+
+
 def _mcap_records(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
     """Kind and content of every record, and whether the content is all there."""
     while len(head := file.read(9)) == 9:
+        if not head[0]:
+            raise Damage(f"there is no record at byte {file.tell() - 9}")
         body = file.read(size := _size(head[1:], file))
         yield head[0], body, len(body) == size
 
@@ -115,8 +131,11 @@ def _mcap_content(
             channels[number] = Channel(topic, f"{name or 'data'} in {language or form or 'an unknown form'}")
     elif kind == 0x05:
         number, _, time_ns, _ = struct.unpack_from("<HIQQ", body)
-        if number in channels:
-            return Recorded(channels[number], time_ns, body[22:])
+        if number not in channels:
+            raise Damage("nothing says where it belongs to")
+        return Recorded(channels[number], time_ns, body[22:])
+    elif 0x10 <= kind < 0x80:  # from there on, everybody may have own ones
+        raise Damage(f"it is of an unknown kind, {kind:#x}")
     return None
 
 
@@ -164,9 +183,13 @@ def _ros1_content(fields: dict[str, bytes], data: bytes, channels: dict[int, Cha
     if kind == b"\x07":
         name = _ros1_fields(data).get("type", b"").decode(errors="replace")
         channels[number] = Channel(fields.get("topic", b"").decode(errors="replace"), ros_type(name), ros1=True)
-    elif kind == b"\x02" and number in channels:
+    elif kind == b"\x02":
+        if number not in channels:
+            raise Damage("nothing says where it belongs to")
         seconds, nanoseconds = struct.unpack("<II", fields["time"])
         return Recorded(channels[number], seconds * 1_000_000_000 + nanoseconds, data)
+    elif kind not in (b"\x03", b"\x04", b"\x06"):
+        raise Damage(f"it is of an unknown kind, {kind!r}")
     return None
 
 

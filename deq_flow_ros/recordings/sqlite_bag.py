@@ -52,13 +52,17 @@ def messages(path: Path, topics: Collection[str] = ()) -> Iterator[Recorded]:
     :raises Damage: where the file cannot be read further.
     """
     with _opened(path) as database:
-        channels = {key: item for key, item in _channels(database).items() if not topics or item.topic in topics}
-        wanted = ", ".join(str(int(key)) for key in channels)
+        channels, odd = _channels(database), 0
+        others = ", ".join(str(key) for key, channel in channels.items() if topics and channel.topic not in topics)
         # Not by the index by time, which may be damaged where the messages are not.
-        query = f"SELECT topic_id, timestamp, data FROM messages NOT INDEXED WHERE topic_id IN ({wanted})"
-        for key, time_ns, raw in database.execute(query):
-            if isinstance(time_ns, int) and isinstance(raw, bytes):
+        query = "SELECT topic_id, timestamp, data FROM messages NOT INDEXED WHERE topic_id IS NULL OR topic_id NOT IN"
+        for key, time_ns, raw in database.execute(f"{query} ({others})"):
+            if key in channels and isinstance(time_ns, int) and isinstance(raw, bytes):
                 yield Recorded(channels[key], time_ns, raw)
+            else:
+                odd += 1
+    if odd:
+        raise Damage(f"{odd} of its rows are no messages of a topic")
 
 
 def _channels(database: apsw.Connection) -> dict[int, Channel]:
@@ -67,7 +71,7 @@ def _channels(database: apsw.Connection) -> dict[int, Channel]:
     except apsw.SQLError as error:
         hint = f"did a file of the same name with {LOG} at its end, which a recorder writes first, stay behind?"
         raise Damage(f"{error}; {hint}") from error
-    return {key: Channel(str(name), str(kind)) for key, name, kind in rows}
+    return {key: Channel(str(name), str(kind)) for key, name, kind in rows if isinstance(key, int)}
 
 
 @contextmanager

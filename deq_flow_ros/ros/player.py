@@ -42,7 +42,7 @@ from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.recordings.frame_reader import FrameReader
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
-from deq_flow_ros.streaming.order import MAX_PAUSE_S, Pace
+from deq_flow_ros.stamps import MAX_PAUSE_S, Pace
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 """Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player."""

@@ -158,6 +158,17 @@ def test_a_damaged_chunk_costs_itself_only(tmp_path: Path) -> None:
     assert len(problems) == 1 and "a chunk of" in problems[0]
 
 
+def test_a_damaged_beginning_leaves_what_comes_after_it(tmp_path: Path) -> None:
+    """What the topics are is said once at the beginning, and again at the end."""
+    bag = write_compressed(tmp_path / "bag", CompressionMode.STORAGE, StoragePlugin.MCAP)
+    data = bytearray((bag / "bag.mcap").read_bytes())
+    chunk = data.index(ZSTD_MAGIC)
+    data[chunk : chunk + 64] = bytes(64)
+    (bag / "bag.mcap").write_bytes(data)
+    found, problems = numbers_of(bag)
+    assert found[-1] == COUNT - 1 and 30 < len(found) < COUNT and "a chunk of" in problems[0]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 @pytest.mark.parametrize("cut", [False, True])

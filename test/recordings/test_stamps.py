@@ -3,7 +3,7 @@
 
 import pytest
 
-from deq_flow_ros.streaming.order import Pace, StampOrder, longest_gap_ms
+from deq_flow_ros.stamps import Pace, StampOrder, longest_gap_ms
 
 
 @pytest.mark.parametrize(
