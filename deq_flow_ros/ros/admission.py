@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from deq_flow_ros.ros.accounts import RATE_LIMITED
 from deq_flow_ros.ros.camera_input import ReceivedFrame
-from deq_flow_ros.streaming.order import StampOrder
+from deq_flow_ros.stamps import StampOrder
 
 
 class Admission:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from deq_flow_ros.stamps import StampOrder
 from deq_flow_ros.streaming.continuity import Seen
 from deq_flow_ros.streaming.costs import COARSE, CostModel
 from deq_flow_ros.streaming.engine import Likeness, Solved
 from deq_flow_ros.streaming.matching import why_no_start, why_not_carried
-from deq_flow_ros.streaming.order import StampOrder
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
 from deq_flow_ros.streaming.result import FlowInfo
 from deq_flow_ros.streaming.settings import EstimatorSettings

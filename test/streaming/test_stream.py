@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from deq_flow_ros.streaming.order import SAME_STAMP
 from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.stamps import SAME_STAMP
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.warm_start import carry, forward_warp
 
