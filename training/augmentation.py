@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of image pairs with flow, validity and occlusion: `Augmentation`.
+"""Changes of image pairs with flow, validity and occlusion: random ones (``Augmentation``), and exact symmetries.
 
-The set of transformations that the field has in common: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for
+The set of random ones that the field has in common: Teed and Deng, "RAFT: Recurrent All-Pairs Field Transforms for
 Optical Flow", ECCV 2020, arXiv 2003.12039, supplement, with the values of its published training code as defaults.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import cv2
 import numpy as np
+import torch
 
 from training.datasets import Sample
-
-from .datasets.base import leaves_image
+from training.datasets.base import leaves_image
+from training.rendering import Clip
 
 ERASED_SIDE_PX = (50, 100)
 """Least and largest side of an erased rectangle."""
@@ -25,19 +28,22 @@ ERASED_SIDE_PX = (50, 100)
 class Augmentation:
     """Random changes of colour and geometry; `augmentation(sample, rng)` gives a sample of the size of the crop.
 
-    crop: (height, width), px. Images that are smaller are scaled up to it.
-    sparse: the flow is known at some pixels only. Its vectors are then moved to the nearest pixel, each by itself;
-        dense flow is interpolated, and valid where everything that goes into it is.
-    min_scale, max_scale: binary logarithm of the least and largest change of size.
-    spatial_probability: how often size and shape are changed at all.
-    stretch, stretch_probability: binary logarithm of the largest further change of width and of height, and how often.
-    horizontal_flip, vertical_flip: probabilities.
-    brightness, contrast, saturation: largest relative change. hue: largest change, 1 is the full circle.
-    asymmetric_probability: how often the two images change their colours independently of each other.
-    eraser_probability: how often one or two rectangles of image 2 get its mean colour, as if something came between.
-
     The results keep the sample's name; occluded pixels are, in addition, those whose target is outside of the crop.
-    Raises ValueError for settings outside their ranges and for a sample without ground truth.
+
+    :ivar crop: (height, width), px. Images that are smaller are scaled up to it.
+    :ivar sparse: the flow is known at some pixels only. Its vectors are then moved to the nearest pixel, each by
+        itself; dense flow is interpolated, and valid where everything that goes into it is.
+    :ivar min_scale, max_scale: binary logarithm of the least and largest change of size.
+    :ivar spatial_probability: how often size and shape are changed at all.
+    :ivar stretch, stretch_probability: binary logarithm of the largest further change of width and of height, and how
+        often.
+    :ivar horizontal_flip, vertical_flip: probabilities.
+    :ivar brightness, contrast, saturation: largest relative change.
+    :ivar hue: largest change, 1 is the full circle.
+    :ivar asymmetric_probability: how often the two images change their colours independently of each other.
+    :ivar eraser_probability: how often one or two rectangles of image 2 get its mean colour, as if something came
+        between.
+    :raises ValueError: for settings outside their ranges, and for a sample without true flow.
     """
 
     crop: tuple[int, int]
@@ -182,3 +188,34 @@ def _scatter(
     hidden = np.zeros(size, bool)
     hidden[target] = occluded[source]
     return moved, known, hidden
+
+
+USES = 4
+"""How often a clip can be used: as it is, and mirrored along either axis or both."""
+_ACROSS, _DOWN = -1, -2  # the axes of x and y
+_MIRRORED = ((), (_ACROSS,), (_DOWN,), (_ACROSS, _DOWN))
+_COLOURS = list(permutations(range(3)))[1:]
+
+
+def transform(clip: Clip, use: int, numbers: Sequence[int]) -> Clip:
+    """The clip for its `use`-th use: 0 is the clip itself, then horizontally, vertically and doubly mirrored.
+
+    The flow is mirrored with the images, and their colour channels are exchanged, in each clip of the batch in a way of
+    its own. Both are exact: nothing is resampled.
+
+    :param use: 0 to `USES` - 1.
+    :param numbers: which clips of the run these are; together with `use` they decide the exchange of the channels.
+    """
+    if use == 0:
+        return clip
+    axes = _MIRRORED[use]
+    order = torch.tensor([_COLOURS[np.random.default_rng([number, use]).integers(len(_COLOURS))] for number in numbers])
+    order = order.to(clip.images.device).view(-1, 1, 3, 1, 1).expand_as(clip.images)
+    signs = clip.flow.new_tensor([-1.0 if axis in axes else 1.0 for axis in (_ACROSS, _DOWN)]).view(2, 1, 1)
+    return Clip(
+        images=clip.images.gather(2, order).flip(axes),
+        flow=clip.flow.flip(axes) * signs,
+        occluded=clip.occluded.flip(axes),
+        valid=clip.valid.flip(axes),
+        numbers=clip.numbers,
+    )

@@ -19,8 +19,8 @@ from pathlib import Path
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.released import to_released
-from training.checkpoint import write_checkpoint
 from training.export_onnx import GRAPHS, export_checked
+from training.run import write_checkpoint
 
 
 def _write_released(model: DEQFlow, path: Path) -> None:

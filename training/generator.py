@@ -39,26 +39,25 @@ class ProceduralGenerator:
     stored state and processes share the numbers among them. The scene is drawn on the CPU and is the same on every
     device; only the sensor noise is the device's own.
 
-    Args:
-        height, width: frame size in px, at least 16.
-        batch_size: clips per batch.
-        frames: frames per clip, at least 2.
-        textures: folder of photographs (see `load_photographs`), or None for procedural textures only.
-        device: where the textures live and the clips are made.
-        seed: another seed, other clips.
-        min_displacement_px, max_displacement_px: the typical displacement of background and layers between two
-            frames is log-uniform in this range (maximum: a quarter of the width unless given); single pixels may move
-            farther.
-        max_layers: most layers over the background, 0 to 8.
-        static_share: share of clips in which nothing moves (they still differ by noise and light).
-        particle_share: share of clips that are particle images, see `particles`.
-        fine_share: share of clips in which the typical displacements lie below a pixel (0.05 to 1 px).
-        patterns: number of different procedural textures.
-        pattern_share: how often one of them is used when there are photographs too.
-        limit_px: longer flow is marked invalid, and 0; the longer side of the frame unless given.
-        photometric: False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
-
-    Raises ValueError for settings outside these ranges, and what `load_photographs` raises.
+    :param height, width: frame size in px, at least 16.
+    :param batch_size: clips per batch.
+    :param frames: frames per clip, at least 2.
+    :param textures: folder of photographs (see `load_photographs`), or None for procedural textures only.
+    :param device: where the textures live and the clips are made.
+    :param seed: another seed, other clips.
+    :param min_displacement_px, max_displacement_px: the typical displacement of background and layers between two
+        frames is log-uniform in this range (maximum: a quarter of the width unless given); single pixels may move
+        farther.
+    :param max_layers: most layers over the background, 0 to 8.
+    :param static_share: share of clips in which nothing moves (they still differ by noise and light).
+    :param particle_share: share of clips that are particle images, see `particles`.
+    :param fine_share: share of clips in which the typical displacements lie below a pixel (0.05 to 1 px).
+    :param patterns: number of different procedural textures.
+    :param pattern_share: how often one of them is used when there are photographs too.
+    :param limit_px: longer flow is marked invalid, and 0; the longer side of the frame unless given.
+    :param photometric: False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
+    :raises ValueError: for settings outside these ranges, and as ``load_photographs`` raises it.
+    :raises FileNotFoundError: as ``load_photographs`` raises it.
     """
 
     def __init__(

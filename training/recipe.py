@@ -13,10 +13,10 @@ from typing import Any, Literal
 import yaml
 
 from deq_flow_ros.model import SIZES, Architecture
+from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
 from training.schedule import Schedule
-from training.symmetries import USES
 
 SYNTHETIC, PAIRS = "synthetic", "pairs"
 
@@ -72,7 +72,7 @@ class Data:
     :ivar crop: height, width in px, multiples of 8.
     :ivar max_flow_px: longer flow is not trained on.
     :ivar uses: how often each sample is trained on, 1 to 4: as it is, then mirrored horizontally, vertically and both,
-        the flow as well, with its colour channels exchanged (training/symmetries.py). For where making a sample takes
+        the flow as well, with its colour channels exchanged (training/augmentation.py). For where making a sample takes
         longer than a step.
     :ivar frames: of a generated clip; from the third on, pairs start warm.
     :ivar max_displacement_px: of the generator; None is a quarter of the width.

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from training.appearance import SIGNED_DISTANCES
 from training.layers import Layer
 from training.motion import MAX_LIPSCHITZ
-from training.outlines import SIGNED_DISTANCES
 
 MIN_DEPTH_RATIO = 0.02  # points with less are at or behind the camera
 INVERSION_ERROR_PX = 0.005

@@ -27,7 +27,8 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
     portraits are turned by a quarter first, since a crop would waste half of them. Beyond `limit` pictures an even
     selection is taken, and a warning says so: 2000 pictures take 0.9 GB.
 
-    Raises FileNotFoundError if the folder is missing, ValueError if no picture in it can be read.
+    :raises FileNotFoundError: if the folder is missing.
+    :raises ValueError: if no picture in it can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():

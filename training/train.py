@@ -25,17 +25,15 @@ import torch
 from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
-from training.batches import training_samples
-from training.clock import Clock, kept_seconds, process_age
+from training.augmentation import transform
+from training.batches import Loader, choose_workers, spare_cores, training_samples
 from training.distributed import Processes, join, leave
 from training.logs import Log
 from training.recipe import Recipe
 from training.recipe_files import parse_change, read_recipe, recipe_names
 from training.run import MODEL, Run
-from training.schedule import parse_duration
-from training.symmetries import transform
+from training.schedule import Clock, kept_seconds, parse_duration, process_age
 from training.validation import Validator
-from training.workers import Loader, choose_workers, spare_cores
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
 EXIT_SECONDS = 1.0  # for the end of the workers and of the process

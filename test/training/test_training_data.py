@@ -17,10 +17,9 @@ import torch
 
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.batches import Mix, to_clip, training_samples
+from training.batches import Loader, Mix, to_clip, training_samples
 from training.datasets import Sample
 from training.distributed import Processes
-from training.workers import Loader
 
 SOURCES = "data.sources=[{dataset: chairs, repeat: 2}, {dataset: kitti-2015, augmentation: {eraser_probability: 0}}]"
 STILL = ("brightness", "contrast", "saturation", "hue", "eraser_probability")

@@ -15,14 +15,14 @@ import pytest
 import tiny_training as tiny
 import torch
 
-from training import clock, train
-from training.batches import Clips, make_generator
+from training import schedule as clock
+from training import train
+from training.augmentation import USES, transform
+from training.batches import Clips, Loader, choose_workers, make_generator, spare_cores
 from training.rendering import Clip
 from training.run import Run
 from training.schedule import Schedule, parse_duration
-from training.symmetries import USES, transform
 from training.validation import Validator
-from training.workers import Loader, choose_workers, spare_cores
 
 STAGES = (
     "stages=[{until: 0.5, data: {batch: 2, uses: 2}}, "

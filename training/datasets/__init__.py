@@ -8,13 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .base import FlowDataset, Sample
-from .freiburg import FlyingChairs, FlyingThings3D
-from .kitti import Hd1k, Kitti
-from .middlebury import Middlebury
-from .sintel import Sintel
-from .spring import Spring
-from .tartanair import TartanAir
+from training.datasets.base import FlowDataset, Sample
+from training.datasets.measured import Hd1k, Kitti, Middlebury
+from training.datasets.rendered import FlyingChairs, FlyingThings3D, Sintel, Spring, TartanAir
 
 __all__ = ["DATASETS", "FlowDataset", "Sample", "open_dataset"]
 

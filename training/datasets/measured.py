@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KITTI 2012 (Geiger et al., "Are we ready for autonomous driving?", CVPR 2012), KITTI 2015 (Menze and Geiger, "Object
+"""Data sets of real pictures, whose flow was measured.
+
+KITTI 2012 (Geiger et al., "Are we ready for autonomous driving?", CVPR 2012), KITTI 2015 (Menze and Geiger, "Object
 scene flow for autonomous vehicles", CVPR 2015) and HD1K (Kondermann et al., "The HCI Benchmark Suite", CVPR Workshops
-2016), which stores its flow like KITTI.
+2016), which stores its flow like KITTI. Middlebury (Baker et al., "A Database and Evaluation Methodology for Optical
+Flow", IJCV 2011).
 """
 
 from __future__ import annotations
@@ -11,8 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from deq_flow_ros.recordings.flow_files import read_flow
-
-from .base import FlowDataset, PairFiles, Truth, expect_size, next_name
+from training.datasets.base import FlowDataset, PairFiles, Truth, expect_size, next_name
 
 
 class Kitti(FlowDataset):
@@ -76,3 +78,20 @@ class Hd1k(FlowDataset):
                 pairs.append(PairFiles(image1.stem, image1.stem.split("_")[0], image1, image2, flow))
         self._require(files.flow for files in pairs if files.flow)
         yield from pairs
+
+
+class Middlebury(FlowDataset):
+    """Single pairs, frames 10 and 11, of the scenes with public ground truth (train) or of the evaluation (test)."""
+
+    layout = "other-data/SCENE/frame{10,11}.png, other-gt-flow/SCENE/flow10.flo, eval-data/SCENE/frame{10,11}.png"
+
+    def _find(self) -> list[PairFiles]:
+        train = self.split == "train"
+        pairs = []
+        for scene in self._folders("other-gt-flow" if train else "eval-data"):
+            images = self.root / ("other-data" if train else "eval-data") / scene.name
+            flow = scene / "flow10.flo" if train else None
+            files = PairFiles(scene.name, scene.name, images / "frame10.png", images / "frame11.png", flow)
+            self._require(path for path in (files.image1, files.image2, files.flow) if path)
+            pairs.append(files)
+        return pairs
