@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from deq_flow_ros.errors import UserError
 
@@ -86,6 +86,11 @@ class CommandLine(argparse.ArgumentParser):
             kind = number(int, least=least, multiple=multiple)
             self.add_argument(name, type=kind, default=default, help=f"{name[2:]} in px, {help}")
 
+    def add_part(self) -> None:
+        """``--start`` and ``--stop`` of the part of a recording to play."""
+        self.add_number("--start", 0.0, "begin S seconds after the first frame", metavar="S", least=0)
+        self.add_number("--stop", 0.0, "and end there; 0: at the end", metavar="S", least=0)
+
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """The description as it is written, and with each option its default, unless the text has it already."""
@@ -155,27 +160,35 @@ def exit_status(
     *,
     prefix: str = "error",
     interrupted: str = "interrupted",
+    stream: TextIO | None = None,
+    exactly: bool = False,
 ) -> int:
     """Do the work of a command; returns its exit status.
 
-    An error that the user can mend is told in one line of standard output, in red on a terminal, and so is Ctrl-C. Any
-    other is a fault of the program and shows where it comes from.
+    An error that the user can mend is told in one line, in red on a terminal, and so is Ctrl-C. Any other is a fault of
+    the program and shows where it comes from.
 
     :param work: returns the exit status if all goes well.
     :param errors: those that the user can mend, by their exit status; the first that fits counts.
     :param prefix: what the line begins with.
     :param interrupted: what Ctrl-C leads to, in words.
+    :param stream: where the line goes; None is standard output.
+    :param exactly: whether subclasses of ValueError and RuntimeError, unless they are among ``errors`` themselves, are
+        faults of the program.
     """
     try:
         return work()
     except KeyboardInterrupt:
-        say(f"{prefix}: {interrupted}")
+        say(f"{prefix}: {interrupted}", stream)
         return INTERRUPTED
     except tuple(errors) as error:
-        say(f"{prefix}: {error}")
+        if exactly and type(error) not in errors and not isinstance(error, (UserError, OSError)):
+            raise
+        say(f"{prefix}: {error}", stream)
         return next(status for kind, status in errors.items() if isinstance(error, kind))
 
 
-def say(text: str) -> None:
-    """Print a line that something is wrong, in red on a terminal."""
-    print(f"\033[31m{text}\033[0m" if sys.stdout.isatty() else text, flush=True)
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line that something is wrong, in red on a terminal; None is standard output."""
+    stream = stream or sys.stdout
+    print(f"\033[31m{text}\033[0m" if stream.isatty() else text, file=stream, flush=True)

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from deq_flow_ros.command_line import UNUSABLE, USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.evaluation import wording
 from deq_flow_ros.evaluation.batch import INDEX, Assignment, check_place, terminal_table, write_overview
 from deq_flow_ros.evaluation.methods import Models, deterministic, load_models
@@ -43,12 +42,12 @@ LINE_S = 10.0
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read a command line; ends the process with status 2 where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate_bag",
-        description="How good, how fast and how steady the flow is on a recording: a report, and a bag with the flow.",
-        epilog="With --live, INPUT (or a rendered drive) is played through flow_node over DDS; see --live --help.",
+    line = CommandLine(
+        "evaluate_bag",
+        "How good, how fast and how steady the flow is on a recording: a report, and a bag with the flow.\n\n"
+        "With --live, INPUT (or a rendered drive) is played through flow_node over DDS; see --live --help.",
     )
-    add = parser.add_argument
+    add = line.add_argument
     add("input", nargs="?", help="bag (rosbag2, .db3, .mcap, .bag), video, or folder of images")
     add("--bags", type=Path, metavar="DIR", help="every recording below this folder, instead of one")
     add("--out", type=Path, default=Path("evaluation"), help="folder for the results (default: evaluation)")
@@ -59,36 +58,32 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--topic", help="image topic of a bag that has several")
     add("--stamps", choices=("header", "record"), default="header", help="which stamps of a bag's images to use")
     add("--fps", type=float, help="rate of a folder of images (default: 30)")
-    add("--max-frames", type=int, default=0, metavar="N", help="only the first N (default 0: all)")
-    add("--start", type=float, default=0.0, metavar="S", help="begin S seconds after the first frame")
-    add("--stop", type=float, default=0.0, metavar="S", help="and end there (default 0: at the end)")
+    line.add_number("--max-frames", 0, "only the first N; 0: all", least=0, metavar="N")
+    line.add_part()
     add("--truth", metavar="WHERE", help="true flow: a folder of flow files, or a 32FC2 topic of the bag")
-    add("--model", default="nano", help="name or weights file (default: nano)")
-    add("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    add("--precision", choices=PRECISIONS, default="auto", help="of weights and features (default: auto)")
-    add("--threads", type=int, default=0, help="threads of the processor (default 0: as PyTorch chooses)")
+    line.add_model("name or weights file")
+    line.add_device()
+    line.add_precision(PRECISIONS)
+    line.add_number("--threads", 0, "threads of the processor; 0: as PyTorch chooses", least=0)
     add("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
-    add("--budget-ms", type=float, help=f"latency budget (default: 0 = none; {REALTIME_BUDGET_MS:g} with --realtime)")
-    add("--max-iterations", type=int, default=6, help="per pair (default: 6)")
-    add("--tolerance-px", type=float, default=0.1, help="stop when the flow changes less (default: 0.1; 0: never)")
-    add("--max-scale", type=float, default=1.0, help="largest processing scale (default: 1)")
+    budget = f"latency budget (default: 0 = none; {REALTIME_BUDGET_MS:g} with --realtime)"
+    line.add_number("--budget-ms", None, budget, least=0, kind=float)
+    line.add_number("--max-iterations", 6, "per pair")
+    line.add_number("--tolerance-px", 0.1, "stop when the flow changes less; 0: never", least=0)
+    line.add_number("--max-scale", 1.0, "largest processing scale")
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     differing = "NAME:KEY=VALUE,... with what differs from the main one, as in cold:warm=false fast:budget_ms=50"
     add("--compare", nargs="+", default=[], metavar="SETTING", help=f"more settings: dis, farneback, or {differing}")
-    every = "solve every N-th pair in the other direction as well (default: 10; 0: none)"
-    add("--consistency-every", type=int, default=10, metavar="N", help=every)
+    every = "solve every N-th pair in the other direction as well; 0: none"
+    line.add_number("--consistency-every", 10, every, least=0, metavar="N")
     add("--no-bag", action="store_true", help="do not record the flow")
     add("--images", action="store_true", help="record the images beside the flow")
     add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the bag (default: mcap)")
-    options = parser.parse_args(arguments)
+    options = line.parse_args(arguments)
     if (options.input is None) == (options.bags is None):
-        parser.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
-    for name in ("max_frames", "start", "stop", "budget_ms", "tolerance_px", "consistency_every", "threads"):
-        value = getattr(options, name)
-        if value is not None and not value >= 0:
-            parser.error(f"expected --{name.replace('_', '-')} of at least 0, got {value}")
+        line.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
     if options.costs is not None and not options.realtime:
-        parser.error("--costs are of a simulation, which --realtime asks for")
+        line.error("--costs are of a simulation, which --realtime asks for")
     return options
 
 
@@ -97,23 +92,19 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     keep_freed_memory()
-    try:
+
+    def work() -> int:
         plan = make_plan(options)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-            cv2.setNumThreads(options.threads)
+        set_threads(options.threads)
         with StopRequest(insist=True) as stop, deterministic():
             command = _Command(plan, load_models(plan.settings), options, console, stop)
             return command.one(Assignment(options.input, options.out)) if options.bags is None else command.all()
-    except (MediaError, WeightsError, OSError, ValueError, RuntimeError) as error:
-        # `load_model`, settings and the system word these for the user; subclasses of the last two are faults of ours.
-        if not isinstance(error, (MediaError, WeightsError, OSError)) and type(error) not in (ValueError, RuntimeError):
-            raise
-        console.print(f"evaluate_bag: {error}", style="red")
-        return 2
-    except KeyboardInterrupt:
-        console.print("evaluate_bag: interrupted; --resume starts again", style="red")
-        return 130
+
+    # ``load_model``, settings and the system word these errors for the user.
+    errors = {WeightsError: UNUSABLE, **USER_ERRORS}
+    return exit_status(
+        work, errors, prefix="evaluate_bag", interrupted="interrupted; --resume starts again", exactly=True
+    )
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

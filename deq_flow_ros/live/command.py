@@ -27,8 +27,10 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
+from deq_flow_ros.command_line import UNUSABLE, exit_status
 from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
+from deq_flow_ros.errors import UserError
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.evaluation.wording import terminal_rows
@@ -65,17 +67,12 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parse_options(remove_ros_args(list(sys.argv if args is None else args))[1:])
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the children are ended
-    try:
-        return evaluate(options, console)
-    except MediaError as error:
-        console.print(f"evaluate_bag: {error}", style="red")
-        return 2
-    except ChildError as error:
-        console.print(f"evaluate_bag: {error}", style="red")
-        return 3
-    except KeyboardInterrupt:
-        console.print("evaluate_bag: interrupted, all processes ended")
-        return 130
+    return exit_status(
+        lambda: evaluate(options, console),
+        {ChildError: 3, UserError: UNUSABLE},
+        prefix="evaluate_bag",
+        interrupted="interrupted, all processes ended",
+    )
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> int:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.model import PRECISIONS
 from deq_flow_ros.recordings import Frame, Source
 from deq_flow_ros.stamps import MAX_PAUSE_S, longest_gap_ms
@@ -31,41 +31,36 @@ REFUSED = {
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read a command line; ends the process with status 2 where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate_bag --live", description="Play a camera stream through flow_node over DDS and report how it did."
+    line = CommandLine(
+        "evaluate_bag --live", "Play a camera stream through flow_node over DDS and report how it did."
     )
-    add = parser.add_argument
+    add = line.add_argument
     add("input", nargs="?", help="bag, video, folder of images or camera index (default: a rendered drive)")
-    add("--out", type=Path, default=Path("build/demo"), help="folder for the results (default: build/demo)")
+    line.add_path("--out", "folder for the results", default=Path("build/demo"))
     add("--topic", help="image topic of a bag that has several")
-    add("--rate", type=float, help=f"speed of the replay (default: 1, less where it would last below {SHORTEST_S:g} s)")
-    add("--seconds", type=float, default=30.0, help="play so much of the stream, 0 for all (default: 30)")
-    add("--max-frames", type=int, default=0, help="and at most so many frames, 0 for all (default)")
-    add("--start", type=float, default=0.0, metavar="S", help="begin S seconds after the first frame")
-    add("--stop", type=float, default=0.0, metavar="S", help="and end there (default 0: at the end)")
-    pauses = f"skip pauses of the recording that last longer (default {MAX_PAUSE_S:g}; 0: wait them out)"
-    add("--max-pause-s", type=float, default=MAX_PAUSE_S, metavar="S", help=pauses)
-    add("--model", default="nano", help="name or weights file (default: nano)")
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--precision", choices=PRECISIONS, default="auto", help="of weights and features (default: auto)")
-    add("--budget-ms", type=float, default=90.0, help="latency budget, 0 for none (default: 90)")
-    add("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
+    rate = f"speed of the replay (default: 1, less where it would last below {SHORTEST_S:g} s)"
+    line.add_number("--rate", None, rate, above=0, kind=float)
+    line.add_number("--seconds", 30.0, "play so much of the stream; 0: all", least=0)
+    line.add_number("--max-frames", 0, "and at most so many frames; 0: all", least=0)
+    line.add_part()
+    pauses = "skip pauses of the recording that last longer; 0: wait them out"
+    line.add_number("--max-pause-s", MAX_PAUSE_S, pauses, least=0, metavar="S")
+    line.add_model("name or weights file")
+    line.add_device()
+    line.add_precision(PRECISIONS)
+    line.add_number("--budget-ms", 90.0, "latency budget; 0: none", least=0)
+    add("--direction", choices=("forward", "backward"), default="forward", help="of the flow")
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
-    add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the recording (default: mcap)")
-    options = parser.parse_args(arguments)
-    for name in ("seconds", "max_frames", "budget_ms", "start", "stop", "max_pause_s"):
-        if not 0 <= getattr(options, name) < math.inf:
-            parser.error(f"expected --{name.replace('_', '-')} of at least 0, got {getattr(options, name)}")
-    if options.rate is not None and not 0 < options.rate < math.inf:
-        parser.error(f"expected --rate above 0, got {options.rate}")
+    add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the recording")
+    options = line.parse_args(arguments)
     for text in options.param:
         name, assigned, _ = text.partition(":=")
         if not assigned:
-            parser.error(f"expected --param NAME:=VALUE, got {text!r}")
+            line.error(f"expected --param NAME:=VALUE, got {text!r}")
         if name.strip() in OWN_OPTIONS:  # the report and the comparison with cold starts would not know of it
-            parser.error(f"expected {OWN_OPTIONS[name.strip()]} for the parameter {name.strip()}, got --param {text}")
+            line.error(f"expected {OWN_OPTIONS[name.strip()]} for the parameter {name.strip()}, got --param {text}")
         if name.strip() in REFUSED:
-            parser.error(f"expected no --param {name.strip()} ({REFUSED[name.strip()]}), got --param {text}")
+            line.error(f"expected no --param {name.strip()} ({REFUSED[name.strip()]}), got --param {text}")
     return options
 
 

@@ -8,7 +8,6 @@ written, or not as fast as messages come, or a type is unknown.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import queue
@@ -23,6 +22,8 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import remove_ros_args
 
+from deq_flow_ros.command_line import UNUSABLE, CommandLine, exit_status
+from deq_flow_ros.errors import UserError
 from deq_flow_ros.host import StopRequest
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.bags import STORAGES, BagWriter
@@ -175,21 +176,22 @@ def _drain(executor: SingleThreadedExecutor, node: Recorder) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the process; returns its exit status."""
     args = sys.argv if args is None else args
-    parser = argparse.ArgumentParser(prog="recorder", description="Record topics into a new rosbag2 until interrupted.")
-    parser.add_argument("bag", help="directory of the new bag")
-    parser.add_argument("topics", nargs="+", help="topics to record")
-    parser.add_argument("--storage", choices=sorted(STORAGES), default="mcap", help="default: mcap")
-    parser.add_argument(
+    line = CommandLine("recorder", "Record topics into a new rosbag2 until interrupted.")
+    line.add_argument("bag", help="directory of the new bag")
+    line.add_argument("topics", nargs="+", help="topics to record")
+    line.add_argument("--storage", choices=sorted(STORAGES), default="mcap", help="default: mcap")
+    line.add_argument(
         "--strip", default="", metavar="NAMESPACE", help="leave this out of the topics' names in the bag"
     )
-    options = parser.parse_args(remove_ros_args(args)[1:])
+    options = line.parse_args(remove_ros_args(args)[1:])
     stop = process.start(args)
-    try:
+
+    def work() -> int:
         print(json.dumps(record(options.bag, options.storage, options.topics, options.strip, stop)), flush=True)
         return 0
-    except (MediaError, OSError) as error:
-        print(f"recorder: {error}", file=sys.stderr, flush=True)
-        return 2
+
+    try:
+        return exit_status(work, {UserError: UNUSABLE, OSError: UNUSABLE}, prefix="recorder", stream=sys.stderr)
     finally:
         rclpy.try_shutdown()
 

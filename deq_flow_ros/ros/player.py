@@ -35,6 +35,7 @@ from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from deq_flow_ros.command_line import UNUSABLE, USER_ERRORS, CommandLine, exit_status
 from deq_flow_ros.imaging.compressed import FORMATS, encode_image
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.imaging.levels import Levels
@@ -210,23 +211,19 @@ class Player(Node):
 
 def parse_options(args: Sequence[str]) -> argparse.Namespace:
     """Options of a command line without its ROS arguments; the names are those of the parameters."""
-    parser = argparse.ArgumentParser(prog="player", description="Publish a recording or a camera as sensor_msgs/Image.")
-    parser.add_argument("input", nargs="?", default="", help="bag, video file, folder of images, or camera index")
-    parser.add_argument("--topic", default="", help="image topic of a bag that has several")
-    parser.add_argument("--rate", type=float, default=1.0, help="speed, 1 = as recorded (default)")
-    parser.add_argument("--loop", action="store_true", help="start over at the end; the stamps start over as well")
-    parser.add_argument("--compressed", default="", metavar="jpeg|png", help="publish compressed images instead of raw")
-    parser.add_argument("--wait-for-subscribers", type=int, default=0, metavar="N", help="start when N have come")
-    parser.add_argument("--wait-timeout-s", type=float, default=30.0, metavar="S", help="and give up after S seconds")
-    parser.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames (default 0: never)")
-    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="begin S seconds after the first frame")
-    parser.add_argument("--stop", type=float, default=0.0, metavar="S", help="and end there (default 0: at the end)")
-    parser.add_argument(
-        "--max-pause-s", type=float, default=MAX_PAUSE_S, metavar="S",
-        help=f"skip pauses of the recording that last longer (default {MAX_PAUSE_S:g}; 0: wait them out)",
-    )  # fmt: skip
-    parser.add_argument("--log", default="", metavar="FILE", help="write one JSON line per published frame")
-    return parser.parse_args(args)
+    line = CommandLine("player", "Publish a recording or a camera as sensor_msgs/Image.")
+    line.add_argument("input", nargs="?", default="", help="bag, video file, folder of images, or camera index")
+    line.add_argument("--topic", default="", help="image topic of a bag that has several")
+    line.add_number("--rate", 1.0, "speed; 1: as recorded")
+    line.add_argument("--loop", action="store_true", help="start over at the end; the stamps start over as well")
+    line.add_argument("--compressed", default="", metavar="jpeg|png", help="publish compressed images instead of raw")
+    line.add_number("--wait-for-subscribers", 0, "start when N have come", metavar="N")
+    line.add_number("--wait-timeout-s", 30.0, "and give up after S seconds", metavar="S")
+    line.add_number("--max-frames", 0, "stop after N frames; 0: never", metavar="N")
+    line.add_part()
+    line.add_number("--max-pause-s", MAX_PAUSE_S, "skip pauses that last longer; 0: wait them out", metavar="S")
+    line.add_argument("--log", default="", metavar="FILE", help="write one JSON line per published frame")
+    return line.parse_args(args)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -234,18 +231,22 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv if args is None else args
     options = parse_options(remove_ros_args(args)[1:])
     stop = process.start(args)
-    player, source = None, None
-    try:
-        player = Player(options, stop)
-        source = player.play()
+
+    def play() -> int:
+        player, source = None, None
+        try:
+            player = Player(options, stop)
+            source = player.play()
+        finally:
+            if player is not None:
+                print(player.summary(source), flush=True)
+                player.destroy_node()
         return 0
-    except (MediaError, NoSubscriberError, ParameterException, OSError, ValueError) as error:
-        print(f"player: {error}", file=sys.stderr, flush=True)
-        return 3 if isinstance(error, NoSubscriberError) else 2
+
+    errors: dict[type[Exception], int] = {NoSubscriberError: 3, ParameterException: UNUSABLE, **USER_ERRORS}
+    try:
+        return exit_status(play, errors, prefix="player", stream=sys.stderr)
     finally:
-        if player is not None:
-            print(player.summary(source), flush=True)
-            player.destroy_node()
         rclpy.try_shutdown()
 
 

@@ -200,8 +200,8 @@ print(json.dumps([published.stamps_ns, [frame.stamp_ns for frame in frames], pub
 def test_wrong_inputs_and_options_end_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither needs a process to be started; the status tells wrong use from a failed run."""
     for arguments, message in (
-        (("--rate", "0"), "expected --rate above 0, got 0.0"),
-        (("--seconds", "-1"), "expected --seconds of at least 0, got -1.0"),
+        (("--rate", "0"), "--rate: expected above 0, got 0"),
+        (("--seconds", "-1"), "--seconds: expected at least 0, got -1"),
         (("--param", "threads=2"), "expected --param NAME:=VALUE, got 'threads=2'"),
         (("--param", "direction:=backward"), "expected --direction for the parameter direction"),
         (("--param", "latency_budget_ms:=5.0"), "expected --budget-ms for the parameter latency_budget_ms"),
