@@ -52,16 +52,16 @@ def measure(
             flow = function(pair.image1, pair.image2)
             times.append(1e3 * (time.perf_counter() - start))
             epe, fl = pair_errors(pair, flow)
-            errors.append((pair, epe))
-            outliers.append((pair, fl))
+            errors.append((pair.name, epe))
+            outliers.append((pair.name, fl))
             if exact and name in exact:
                 difference = flow - exact[name](pair.image1, pair.image2)
                 distances.append(float(np.linalg.norm(difference, axis=2).mean()))
         results[name] = {
             "epe_px": group_means(errors),
             "fl_percent": group_means(outliers),
-            "pairs_epe_px": {pair.name: value for pair, value in errors},
-            "pairs_fl_percent": {pair.name: value for pair, value in outliers},
+            "pairs_epe_px": dict(errors),
+            "pairs_fl_percent": dict(outliers),
             "median_ms": median(times),
             "distance_px": mean(distances) if distances else None,
         }

@@ -28,11 +28,12 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, table
-from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, clip_pairs, read_frames
+from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, read_frames
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from training.generator import ProceduralGenerator
+from training.pairs import clip_pairs
 from training.validation import HELD_OUT_SEED
 
 SIZE = 240, 320

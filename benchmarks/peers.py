@@ -8,8 +8,6 @@ took.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import cv2
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from deq_flow_ros.streaming.clock import StageClock
 from training.pairs import to_array
 
 
-class Method(Protocol):
+class Method:
     """One way to the flow of a stream.
 
     :ivar is_stream: whether it has to see every pair, as it goes on from the one before.
@@ -37,25 +35,27 @@ class Method(Protocol):
     :ivar iterations: of the update operator per field; 0 for methods without one.
     """
 
-    is_stream: bool
-    stage_ms: dict[str, float]
-    iterations: int
+    is_stream = False
+
+    def __init__(self, iterations: int = 0) -> None:
+        self.iterations = iterations
+        self.stage_ms: dict[str, float] = {}
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
         """The flow of a pair; None where a stream began anew, and has none or a cold one, which takes longer."""
+        raise NotImplementedError
 
     def prepare(self) -> None:
-        """Work that can be done before the next image arrives."""
+        """Work that can be done before the next image arrives; none where nothing is kept from pair to pair."""
 
 
-class Streamed:
+class Streamed(Method):
     """Ours: ``FlowEstimator`` with a fixed number of iterations, which has seen the earlier image already."""
 
     is_stream = True
 
     def __init__(self, model: DEQFlow, iterations: int) -> None:
-        self.iterations = iterations
-        self.stage_ms: dict[str, float] = {}
+        super().__init__(iterations)
         self._estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None)
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
@@ -70,42 +70,50 @@ class Streamed:
         self._estimator.prepare()
 
 
-class Classical:
+class Classical(Method):
     """A function of two images, such as OpenCV's."""
 
-    is_stream = False
-
     def __init__(self, function: FlowFunction) -> None:
-        self.iterations = 0
-        self.stage_ms: dict[str, float] = {}
+        super().__init__()
         self._function = function
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
         return self._function(earlier, later)
 
-    def prepare(self) -> None:
-        """Nothing: it keeps nothing from pair to pair."""
+
+class Stateless(Method):
+    """A network that keeps nothing from pair to pair."""
+
+    def __init__(self, model: DEQFlow, iterations: int) -> None:
+        super().__init__(iterations)
+        self._model = model
+
+    @torch.inference_mode()
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
+        clock = StageClock(self._model.device)
+        with clock.stage("encode"):
+            padding, first, second = padded_pair(earlier, later, self._model.device)
+        flow = self.flow(first, second, clock)
+        with clock.stage("output"):
+            array = np.ascontiguousarray(to_array(crop(flow, padding)))
+        self.stage_ms = clock.read()
+        return array
+
+    def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
+        """(B, 2, H, W) px from images (B, 3, H, W) RGB 0..255, H and W multiples of 8."""
+        raise NotImplementedError
 
 
-class Unrolled:
+class Unrolled(Stateless):
     """A recurrent network of RAFT's kind: both images encoded, from zero, so many iterations, upsampled once.
 
     Its parts are our own at their fastest: correlation and lookup, context out of the loop, weights folded.
     """
 
-    is_stream = False
-
-    def __init__(self, model: DEQFlow, iterations: int) -> None:
-        self.iterations = iterations
-        self.stage_ms: dict[str, float] = {}
-        self._model = model
-
-    @torch.inference_mode()
-    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
-        model, clock = self._model, StageClock(self._model.device)
+    def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
+        model = self._model
         with clock.stage("encode"):
-            padding, first, second = padded_pair(earlier, later, model.device)
-            features1, features2, context = _encode_pair(model, first, second, torch.channels_last)
+            features1, features2, context = _encode_pair(model, image1, image2, torch.channels_last)
             # Of the second image a pair takes the features alone.
             encoding1, encoding2 = Encoding(features1, context), Encoding(features2, context)
         with clock.stage("prepare"):
@@ -117,14 +125,7 @@ class Unrolled:
             for _ in range(self.iterations):
                 state = problem(*state)
         with clock.stage("upsample"):
-            flow = model.upsample(state)
-        with clock.stage("output"):
-            array = np.ascontiguousarray(to_array(crop(flow, padding)))
-        self.stage_ms = clock.read()
-        return array
-
-    def prepare(self) -> None:
-        """Nothing: it keeps nothing from pair to pair."""
+            return model.upsample(state)
 
 
 def as_released(model: DEQFlow) -> DEQFlow:
@@ -140,7 +141,7 @@ def as_released(model: DEQFlow) -> DEQFlow:
     return model.to(memory_format=torch.contiguous_format).requires_grad_(False)  # type: ignore[call-overload]
 
 
-class Pairwise:
+class Pairwise(Stateless):
     """The stateless pairwise way in which the method's release works: a plain, independent form of the same function.
 
     Both images encoded, hidden state and flow from zero, a fixed number of plain iterations, correlation volume pooled
@@ -150,29 +151,7 @@ class Pairwise:
     :param model: from ``as_released``.
     """
 
-    is_stream = False
-
-    def __init__(self, model: DEQFlow, iterations: int) -> None:
-        self.iterations = iterations
-        self.stage_ms: dict[str, float] = {}
-        self._model = model
-
-    @torch.inference_mode()
-    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
-        clock = StageClock(self._model.device)
-        with clock.stage("encode"):
-            padding, first, second = padded_pair(earlier, later, self._model.device)
-        flow = self.flow(first, second, clock)
-        with clock.stage("output"):
-            array = np.ascontiguousarray(to_array(crop(flow, padding)))
-        self.stage_ms = clock.read()
-        return array
-
-    def prepare(self) -> None:
-        """Nothing: it keeps nothing from pair to pair."""
-
     def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
-        """(B, 2, H, W) px from images (B, 3, H, W) RGB 0..255, H and W multiples of 8."""
         model, a = self._model, self._model.architecture
         with clock.stage("encode"):
             features1, features2, context = _encode_pair(model, image1, image2, torch.contiguous_format)

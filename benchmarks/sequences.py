@@ -20,8 +20,8 @@ from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
 from training.datasets import Sample
-from training.generator import Clip, ProceduralGenerator
-from training.pairs import open_pairs, pair_errors, to_array, to_tensor
+from training.generator import ProceduralGenerator
+from training.pairs import clip_pairs, open_pairs, pair_errors, to_array, to_tensor
 from training.validation import HELD_OUT_SEED
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
@@ -118,16 +118,6 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
             before, after = after, before
         cut = without_truth(f"{CUTS}/{n}", before[-1].image2, after[0].image1)
         yield ImageSequence(CUTS, [*before, cut, after[0]], (len(before) + 1,))
-
-
-def clip_pairs(name: str, clip: Clip) -> list[Sample]:
-    """The pairs of the first clip of a batch."""
-    images = np.ascontiguousarray(clip.images[0].round().byte().permute(0, 2, 3, 1).numpy())
-    flows = np.ascontiguousarray(clip.flow[0].permute(0, 2, 3, 1).numpy())
-    return [
-        Sample(f"{name}/{t}", images[t], images[t + 1], flows[t], clip.valid[0, t].numpy(), clip.occluded[0, t].numpy())
-        for t in range(len(flows))
-    ]
 
 
 def padded_pair(

@@ -41,13 +41,13 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.report import Benchmark, Row, grouped, mean, median, picture, table, watched
+from benchmarks.report import Benchmark, Row, grouped, median, picture, table, watched
 from benchmarks.sequences import EncodedPair, first_pairs, fitted, recorded
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
-from training.pairs import pair_errors, to_array
+from training.pairs import group_means, pair_errors, to_array
 
 STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "#c05621", "noise": "#b83280"}
 """And their colours."""
@@ -183,12 +183,9 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 def group_errors(rows: Sequence[Row]) -> dict[int, float]:
     """At each mark, the mean over the groups of the list of the mean error of their pairs, px."""
-    groups: dict[str, list[dict[int, float]]] = {}
-    for row in rows:
-        if row["epe_px"]:
-            groups.setdefault(row["pair"].split("/", 1)[0], []).append(row["epe_px"])
-    marks = next(iter(groups.values()))[0] if groups else ()
-    return {n: mean(mean(errors[n] for errors in some) for some in groups.values()) for n in marks}
+    with_truth = [row for row in rows if row["epe_px"]]
+    marks = with_truth[0]["epe_px"] if with_truth else ()
+    return {n: group_means((row["pair"], row["epe_px"][n]) for row in with_truth)["mean"] for n in marks}
 
 
 def print_tables(summary: Sequence[Row], rows: Sequence[Row], early: int, console: Console) -> None:

@@ -107,6 +107,11 @@ class Objective:
         encodings = [Encoding(features[:, t], context[:, t]) for t in range(frames)]
         losses: list[Tensor] = []
         measured: dict[str, Tensor] = {}
+
+        def add(name: str, weight: float, loss: Tensor) -> None:
+            losses.append(weight * loss)
+            measured[name] = loss.detach()
+
         start = model.initial_state(encodings[0])
         if self.random_start and clip.numbers is not None:
             keys = [[number, frames] for number in clip.numbers.tolist()]
@@ -125,18 +130,12 @@ class Objective:
                 losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
             measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
             if self.consistency and len(states) > 1:
-                measured["consistency"] = consistency_loss(states, clip.valid[:, t], self.scale_px)
-                losses.append(self.consistency * measured["consistency"])
-                measured["consistency"] = measured["consistency"].detach()
+                add("consistency", self.consistency, consistency_loss(states, clip.valid[:, t], self.scale_px))
             if self.matching:
                 assert isinstance(problem.correlation, CorrelationPyramid)  # as ever where no iterations are named
-                measured["matching"] = matching_loss(problem.correlation, clip.flow[:, t], visible)
-                losses.append(self.matching * measured["matching"])
-                measured["matching"] = measured["matching"].detach()
+                add("matching", self.matching, matching_loss(problem.correlation, clip.flow[:, t], visible))
             if self.jacobian:
-                measured["jacobian"] = jacobian_penalty(problem, states[-1]).mean()
-                losses.append(self.jacobian * measured["jacobian"])
-                measured["jacobian"] = measured["jacobian"].detach()
+                add("jacobian", self.jacobian, jacobian_penalty(problem, states[-1]).mean())
             start = tuple(tensor.detach() for tensor in states[-1])
             with torch.no_grad():
                 start = carry((start[0], start[1]))

@@ -21,6 +21,7 @@ from deq_flow_ros.recordings.flow_files import read_flow
 from training.datasets import FlowDataset, Sample
 from training.datasets.base import PairFiles, Truth, read_mask
 from training.metrics import measure, summarise
+from training.rendering import Clip
 
 FlowFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -130,10 +131,20 @@ def pair_errors(pair: Sample, flow: np.ndarray) -> tuple[float, float]:
     return error, fl
 
 
-def group_means(values: Iterable[tuple[Sample, float]]) -> dict[str, float]:
-    """Mean per group in the order of the pairs, and the mean over the groups as ``mean``."""
+def group_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of each group of named pairs, in the order of the pairs, and the mean over the groups as ``mean``."""
     groups: dict[str, list[float]] = {}
-    for pair, value in values:
-        groups.setdefault(_group(pair.name), []).append(value)
+    for name, value in values:
+        groups.setdefault(_group(name), []).append(value)
     means = {group: float(np.mean(v)) for group, v in groups.items()}
     return {**means, "mean": float(np.mean(list(means.values())))}
+
+
+def clip_pairs(name: str, clip: Clip) -> list[Sample]:
+    """The pairs of the first clip of a batch, each with its place behind the name."""
+    images = np.ascontiguousarray(clip.images[0].round().byte().permute(0, 2, 3, 1).numpy())
+    flows = np.ascontiguousarray(clip.flow[0].permute(0, 2, 3, 1).numpy())
+    return [
+        Sample(f"{name}/{t}", images[t], images[t + 1], flows[t], clip.valid[0, t].numpy(), clip.occluded[0, t].numpy())
+        for t in range(len(flows))
+    ]

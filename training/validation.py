@@ -12,7 +12,7 @@ from deq_flow_ros.model import DEQFlow
 from training.batches import make_generator, open_source
 from training.datasets import FlowDataset, Sample
 from training.distributed import Processes
-from training.pairs import model_flow, pair_errors
+from training.pairs import clip_pairs, group_means, model_flow, pair_errors
 from training.recipe import SYNTHETIC, Recipe
 
 HELD_OUT_SEED = 2**32
@@ -31,11 +31,7 @@ class GeneratedPairs(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < self._count:
             raise IndexError(f"pair {index} of {self._count}")
-        clip = self._generator.clips([index])
-        image1, image2 = clip.images[0, :2].permute(0, 2, 3, 1).round().byte().numpy()
-        flow = clip.flow[0, 0].permute(1, 2, 0).contiguous().numpy()
-        valid, occluded = clip.valid[0, 0].numpy(), clip.occluded[0, 0].numpy()
-        return Sample(f"{SYNTHETIC}/{index}", image1, image2, flow, valid, occluded)
+        return clip_pairs(f"{SYNTHETIC}/{index}", self._generator.clips([index]))[0]
 
 
 class Validator:
@@ -75,11 +71,8 @@ class Validator:
             pairs, index = self._pairs[number]
             pair = pairs[index]
             flow = function(pair.image1, pair.image2)
-            measured.append((number, pair.name.split("/", 1)[0], pair_errors(pair, flow)[0]))
+            measured.append((number, pair.name, pair_errors(pair, flow)[0]))
             if number == 0 and pair.flow is not None:
                 picture = error_strip(pair.image1, pair.flow, pair.valid, flow)
-        groups: dict[str, list[float]] = {}
-        for _, group, error in sorted(entry for part in self._processes.gather(measured) for entry in part):
-            groups.setdefault(group, []).append(error)
-        means = {group: float(np.mean(errors)) for group, errors in groups.items()}
-        return {**means, "mean": float(np.mean(list(means.values())))}, picture
+        everything = sorted(entry for part in self._processes.gather(measured) for entry in part)
+        return group_means((name, error) for _, name, error in everything), picture

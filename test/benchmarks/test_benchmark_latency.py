@@ -95,7 +95,7 @@ def test_the_convolutions_of_the_pairwise_way_are_normalised_in_every_call() -> 
     assert np.abs(after - before).max() > 1e-3
 
 
-class _Fake:
+class _Fake(Method):
     """A method that takes a set time and has a set error; one of 1 iteration begins anew at frames 4 and 5."""
 
     def __init__(self, now: list[float], iterations: int, ms: float, ahead_ms: float, error_px: float) -> None:
