@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, mean, median, picture, table
-from benchmarks.sequences import CUTS, ImageSequence, generated, listed, read_frames
+from benchmarks.sequences import CUTS, ImageSequence, generated, listed, read_frames, streamed
 from benchmarks.simulated_load import Account, Frame, Scenario, scenarios, simulate
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.recordings import open_source
@@ -86,15 +86,10 @@ def stream_errors(
 
     :returns: mean endpoint error, px, and time from the frame to its field, ms, of one pair after the other.
     """
-    estimator = FlowEstimator(
-        model, min_scale=scale, max_scale=scale, max_iterations=iterations, tolerance_px=None, max_gap_ms=1e9
-    )
-    estimator.update(sequence.pairs[0].image1, 0)
-    for number, pair in enumerate(sequence.pairs):
-        estimator.prepare()
-        result = estimator.update(pair.image2, number + 1)
-        if result is not None and result.info.warm and number in sequence.measured:
-            yield pair_errors(pair, result.flow)[0], result.info.latency_ms
+    limits = {"min_scale": scale, "max_scale": scale, "max_iterations": iterations, "tolerance_px": None}
+    for place, result in streamed(model, sequence, **limits):
+        if result.info.warm:
+            yield pair_errors(sequence.pairs[place], result.flow)[0], result.info.latency_ms
 
 
 def measured(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:

@@ -14,21 +14,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, mean, median, table
-from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, generated, listed, recorded
+from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, generated, listed, recorded, streamed
 from deq_flow_ros.equilibrium import solve
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from training.datasets import Sample
 from training.pairs import open_pairs, pair_errors
 
 SETTLED = 36
+SCALE = {"min_scale": 1.0, "max_scale": 1.0}
 CAPS = (1, 2, 3, 4, 6, 8, 12, 24)
 """Iterations per warm pair, without a tolerance."""
 TOLERANCES = ((12, 0.2), (12, 0.1), (12, 0.05), (12, 0.02), (6, 0.1), (8, 0.1), (8, 0.05))
@@ -37,33 +37,20 @@ COARSE, FINE = (0, 1, 2, 3, 4, 6, 8), (1, 2, 4, 6, 8, 12, 24)
 """Iterations of cold pairs."""
 
 
-def warm_pairs(
-    model: DEQFlow, sequence: ImageSequence, cap: int, tolerance_px: float | None
-) -> Iterator[tuple[int, FlowResult]]:
-    """The measured pairs of a sequence, by their place, as a stream with these limits solves them."""
-    estimator = FlowEstimator(
-        model, max_iterations=cap, tolerance_px=tolerance_px, min_scale=1.0, max_scale=1.0, max_gap_ms=1e9
-    )
-    estimator.update(sequence.pairs[0].image1, 0)
-    for place, pair in enumerate(sequence.pairs):
-        result = estimator.update(pair.image2, place + 1)
-        if result is not None and place in sequence.measured:
-            yield place, result
-
-
 def warm_rows(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:
     """Mean error (px) and iterations of each group of sequences, by limit and tolerance."""
     unknown = [sequence for sequence in sequences if sequence.pairs[0].flow is None]
     settled = {
         (sequence.group, place): result.flow
         for sequence in unknown
-        for place, result in warm_pairs(model, sequence, SETTLED, None)
+        for place, result in streamed(model, sequence, max_iterations=SETTLED, tolerance_px=None, **SCALE)
     }
     rows = []
     for cap, tolerance_px in [*((cap, None) for cap in CAPS), *TOLERANCES]:
         errors, made = defaultdict(list), defaultdict(list)
         for sequence in sequences:
-            for place, result in warm_pairs(model, sequence, cap, tolerance_px):
+            limits = {"max_iterations": cap, "tolerance_px": tolerance_px, **SCALE}
+            for place, result in streamed(model, sequence, **limits):
                 pair, known = sequence.pairs[place], settled.get((sequence.group, place))
                 away = None if known is None else float(np.linalg.norm(result.flow - known, axis=2).mean())
                 errors[sequence.group].append(pair_errors(pair, result.flow)[0] if away is None else away)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, update_px, usable_levels
 from deq_flow_ros.recordings import open_source
+from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
 from training.datasets import Sample
@@ -118,6 +120,17 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
             before, after = after, before
         cut = without_truth(f"{CUTS}/{n}", before[-1].image2, after[0].image1)
         yield ImageSequence(CUTS, [*before, cut, after[0]], (len(before) + 1,))
+
+
+def streamed(model: DEQFlow, sequence: ImageSequence, **settings: Any) -> Iterator[tuple[int, FlowResult]]:
+    """The measured pairs of a sequence, by their place, as a stream with these settings solves them."""
+    estimator = FlowEstimator(model, max_gap_ms=1e9, **settings)
+    estimator.update(sequence.pairs[0].image1, 0)
+    for place, pair in enumerate(sequence.pairs):
+        estimator.prepare()
+        result = estimator.update(pair.image2, place + 1)
+        if result is not None and place in sequence.measured:
+            yield place, result
 
 
 def padded_pair(

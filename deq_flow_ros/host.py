@@ -8,6 +8,7 @@ import os
 import platform
 import resource
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
-
-import cv2
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 PACKAGES = ("deq_flow_ros", "torch", "numpy", "opencv-python-headless", "rosbags")
@@ -103,6 +102,30 @@ class TimeShares:
         return named | {"other": max(0.0, 1.0 - sum(named.values()))}
 
 
+@contextmanager
+def replacing(path: Path, flush: bool = True) -> Iterator[Path]:
+    """A temporary file to write beside ``path``, which takes its place when all of it is written.
+
+    A crash, an error or a full disk leaves what was there before, and nothing else behind.
+
+    :param flush: whether it has to be on the disk first, which takes some milliseconds.
+    :raises OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if flush:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of those that its figures depend on."""
     found = {name: _version(name) for name in PACKAGES}
@@ -112,8 +135,12 @@ def versions() -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # apt has OpenCV under another name
-        return cv2.__version__ if package.startswith("opencv") else ""
+    except metadata.PackageNotFoundError:
+        if not package.startswith("opencv"):
+            return ""
+        import cv2  # apt has it under another name
+
+        return cv2.__version__
 
 
 def machine() -> str:

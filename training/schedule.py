@@ -11,11 +11,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from deq_flow_ros.host import replacing
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -161,12 +164,9 @@ class Clock:
         self._write(out)
 
     def _write(self, out: Path) -> None:
-        temporary = out / f".{FILE}"
-        try:
+        # A full disk is for the next checkpoint to report; the time is in there, too.
+        with suppress(OSError), replacing(out / FILE, flush=False) as temporary:
             temporary.write_text(f"{self.seconds():.2f}\n")
-            temporary.replace(out / FILE)
-        except OSError:
-            pass  # a full disk is for the next checkpoint to report; the time is in there, too
 
 
 def kept_seconds(out: Path) -> float:

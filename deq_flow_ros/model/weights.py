@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deq_flow_ros.host import replacing
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.layout import WeightsError, check_layout
@@ -151,7 +150,8 @@ def replace_file(path: Path, write: Callable[[str], None]) -> None:
     :raises OSError: if the file cannot be written; the message names it.
     """
     try:
-        _replace_file(path, write)
+        with replacing(path) as temporary:
+            write(str(temporary))
     except (OSError, RuntimeError, SafetensorError) as error:
         # PyTorch raises its own error after that of the system, and safetensors quotes the system's error as text.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -159,20 +159,6 @@ def replace_file(path: Path, write: Callable[[str], None]) -> None:
             raise
         number, reason = (cause.errno, cause.strerror) if isinstance(cause, OSError) else (errno.EIO, str(cause))
         raise OSError(number, f"cannot write {path}, what was there before is untouched: {reason}") from error
-
-
-def _replace_file(path: Path, write: Callable[[str], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor]]:

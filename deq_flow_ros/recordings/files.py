@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deq_flow_ros.host import replacing
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.names import (
     BAG_SUFFIXES,
@@ -28,13 +29,10 @@ def write_text(path: Path, text: str) -> None:
 
     :raises MediaError: if it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise MediaError(f"cannot write {path}: {error}") from error
 
 
