@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from deq_flow_ros.ros.parameters import LIVE, Settings
+from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 
 PAGE = Path(__file__).with_suffix(".md")
 CONFIG = Path(__file__).parents[1] / "config" / "flow.yaml"
@@ -50,12 +50,12 @@ TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
 
 def page() -> str:
     """The whole text of docs/parameters.md."""
-    return HEAD + "".join(_row(field) for field in dataclasses.fields(Settings))
+    return HEAD + "".join(_row(field) for field in dataclasses.fields(NodeSettings))
 
 
 def config() -> str:
     """The whole text of config/flow.yaml."""
-    return CONFIG_HEAD + "\n".join(_entry(field) for field in dataclasses.fields(Settings))
+    return CONFIG_HEAD + "\n".join(_entry(field) for field in dataclasses.fields(NodeSettings))
 
 
 def _row(field: dataclasses.Field) -> str:

@@ -45,7 +45,7 @@ from deq_flow_ros.recordings.bags import read_stamps
 from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, check_space
 from deq_flow_ros.recordings.flow_recording import FrameReport, read_reports, take_account
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import NodeSettings
 
 LOGS, PREVIEWS = "logs", ".previews"
 COMPARED_PAIRS = 15
@@ -112,7 +112,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         "live",
         {"description": description, "path": path, "sha256": digest, "topic": options.topic, "rate": rate},
         played_s=published.seconds,
-        threads=Settings(threads=int(run.node_parameters.get("threads", 0))).compute_threads(),
+        threads=NodeSettings(threads=int(run.node_parameters.get("threads", 0))).compute_threads(),
         problems=account.problems,
         transport={"published": account.published, "received": account.received, "recorded": account.flow_messages},
     )

@@ -25,13 +25,13 @@ from deq_flow_ros.ros.camera_info import WHOLE
 from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
 from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo, FlowResult, UpdateRequest
 
 MAX_STAMP_AGE_MS = 10_000.0
 """Oldest stamp that is believed where the budget counts from it."""
-OPTIONS = {field.name for field in fields(OutputOptions)} & {field.name for field in fields(Settings)}  # parameters
+OPTIONS = {field.name for field in fields(OutputOptions)} & {field.name for field in fields(NodeSettings)}  # parameters
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Attempt:
 
     camera: Camera
     frame: ReceivedFrame
-    settings: Settings
+    settings: NodeSettings
     image_size: tuple[int, int]
     request: UpdateRequest
     begun_ns: int
@@ -62,7 +62,7 @@ class Camera:
     :ivar idle: why no images are expected ("disabled by ~/enable"); None while they are.
     """
 
-    def __init__(self, node: LifecycleNode, name: str, model: DEQFlow, settings: Settings) -> None:
+    def __init__(self, node: LifecycleNode, name: str, model: DEQFlow, settings: NodeSettings) -> None:
         self.name = name
         self.prefix = f"~/{name}/" if name else "~/"
         self.idle: str | None = "the node is not active"
@@ -109,7 +109,7 @@ class Camera:
         self._admission = Admission()
         self._resets.append(reason)
 
-    def change(self, settings: Settings) -> None:
+    def change(self, settings: NodeSettings) -> None:
         """Work with other settings from the next frame on."""
         self._settings = settings
         if self._input is not None:
@@ -215,7 +215,7 @@ class Camera:
         flow, residual, info = (None, None, {}) if last is None else (last.flow, last.residual, vars(last.info))
         return Snapshot(arrays, flow, residual, {"camera": self.name, "info": info}) if arrays else None
 
-    def _apply_changes(self) -> Settings:
+    def _apply_changes(self) -> NodeSettings:
         """Take over what other threads have asked for since the last frame: settings, a reset."""
         settings, before = self._settings, self._applied
         if settings is not before:

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import NodeSettings
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
@@ -102,7 +102,7 @@ class CameraInput:
         self,
         node: Node,
         prefix: str,
-        settings: Settings,
+        settings: NodeSettings,
         logger: RcutilsLogger,
         on_frame: Callable[[ReceivedFrame], None],
     ) -> None:

@@ -35,7 +35,7 @@ from deq_flow_ros.ros import convert, process
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.camera_input import STEADY_CLOCK
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameters import LIVE, Settings, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change, misspelt_overrides
 from deq_flow_ros.ros.qos import unused_overrides
 from deq_flow_ros.ros.snapshot import write_snapshot
 from deq_flow_ros.ros.worker import FrameWorker
@@ -62,7 +62,7 @@ class FlowNode(LifecycleNode):
         self._health = Health(self.get_fully_qualified_name())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
-        Settings.declare(self)
+        NodeSettings.declare(self)
         for line in misspelt_overrides(self):
             self.get_logger().warning(line)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -86,7 +86,7 @@ class FlowNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and measure its cost; on failure say what to do, and stay unconfigured."""
         try:
-            self._configure(Settings.read(self))
+            self._configure(NodeSettings.read(self))
             return super().on_configure(state)
         except Exception as error:
             reason = f"configure failed: {process.words_of(error)}"
@@ -94,7 +94,7 @@ class FlowNode(LifecycleNode):
         self._free(failure=reason)  # behind the error, whose traceback holds the model
         return FAILURE
 
-    def _configure(self, settings: Settings) -> None:
+    def _configure(self, settings: NodeSettings) -> None:
         self._settings = settings
         torch.set_num_threads(settings.compute_threads())
         cv2.setNumThreads(settings.compute_threads())
@@ -209,7 +209,7 @@ class FlowNode(LifecycleNode):
 
     def _on_parameters_set(self, parameters: Sequence[Parameter]) -> None:
         if self.cameras and any(parameter.name in LIVE for parameter in parameters):
-            self._settings = Settings.read(self)
+            self._settings = NodeSettings.read(self)
             for camera in self.cameras:
                 camera.change(self._settings)
             if self.worker is not None:

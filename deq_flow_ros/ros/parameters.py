@@ -53,7 +53,7 @@ live = partial(configured, when="live")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class NodeSettings:
     """Values of all parameters. `config/flow.yaml` lists them with the same defaults."""
 
     cameras: tuple[str, ...] = configured(
@@ -181,7 +181,7 @@ class Settings:
             node.declare_parameter(field.name, default, _descriptor(field))
 
     @classmethod
-    def read(cls, node: Node, changes: Iterable[Parameter] = ()) -> Settings:
+    def read(cls, node: Node, changes: Iterable[Parameter] = ()) -> NodeSettings:
         """Current values of a node's parameters, but for those about to change.
 
         Raises ValueError, naming what was expected and got, for values that do not go together.
@@ -224,7 +224,7 @@ class Settings:
         }
 
 
-LIVE = frozenset(field.name for field in dataclasses.fields(Settings) if field.metadata["live"])
+LIVE = frozenset(field.name for field in dataclasses.fields(NodeSettings) if field.metadata["live"])
 """Names of the parameters that may change while the node is configured."""
 
 
@@ -246,7 +246,7 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
 
 def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) -> SetParametersResult:
     """Answer to a request to set parameters: what ranges cannot express, and whether it would have any effect now."""
-    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    fields = {field.name: field for field in dataclasses.fields(NodeSettings)}
     ours = [parameter for parameter in parameters if parameter.name in fields]  # others: ROS's own, as use_sim_time
     try:
         for parameter in ours:
@@ -261,7 +261,7 @@ def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) 
                 )
         # Before configure, values that belong together may still come one by one: configure checks them.
         if configured and ours:
-            Settings.read(node, ours)
+            NodeSettings.read(node, ours)
     except ValueError as error:
         return SetParametersResult(successful=False, reason=str(error))
     return SetParametersResult(successful=True)
@@ -291,7 +291,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {"cameras": _check_cameras, "roi": _
 
 def misspelt_overrides(node: Node) -> list[str]:
     """A line for each value given at start that no parameter takes, as ROS drops these silently."""
-    known = [field.name for field in dataclasses.fields(Settings)]
+    known = [field.name for field in dataclasses.fields(NodeSettings)]
     lines = []
     for name in getattr(node, "_parameter_overrides", {}):  # rclpy offers no public way to ask
         if not node.has_parameter(name) and not name.startswith("qos_overrides."):

@@ -22,7 +22,7 @@ from deq_flow_ros.ros.accounts import FrameAccounts
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.camera_input import ReceivedFrame
 from deq_flow_ros.ros.flow_node import FlowNode
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.worker import FrameWorker
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest, update_together
 
@@ -40,8 +40,8 @@ def cameras() -> Iterator[tuple[LifecycleNode, list[Camera]]]:
     """A node with two cameras of one model, neither of them open."""
     rclpy.init()
     node = LifecycleNode("flow_node")
-    Settings.declare(node)
-    settings = replace(Settings(), latency_budget_ms=0.0, max_iterations=1)
+    NodeSettings.declare(node)
+    settings = replace(NodeSettings(), latency_budget_ms=0.0, max_iterations=1)
     model = DEQFlow(replace(SIZES["nano"], uncertainty_dim=8)).eval()
     both = [Camera(node, name, model, settings) for name in ("first", "second")]
     yield node, both

@@ -17,7 +17,7 @@ from sensor_msgs.msg import Image
 
 from deq_flow_ros.imaging.encodings import ENCODINGS
 from deq_flow_ros.live.children import ChildError, Children
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import NodeSettings
 
 COUNTERS = ("received", "processed", "first", "dropped", "lost")
 
@@ -263,7 +263,7 @@ def restart(node: NodeClient, **parameters: object) -> None:
 
 def test_with_the_default_qos_best_effort_images_come_through_and_losses_are_counted(node: NodeClient) -> None:
     """What ships is best effort, as most cameras are: nothing may get lost uncounted, and little at a camera's rate."""
-    restart(node, qos_reliability=Settings.qos_reliability, qos_depth=Settings.qos_depth)
+    restart(node, qos_reliability=NodeSettings.qos_reliability, qos_depth=NodeSettings.qos_depth)
     node.replace_camera(qos_profile_sensor_data)
     node.connect()
     for shape, period_s, least in (((120, 160), 0.05, 0.8), ((480, 640), 0.0, 0.0)):  # a camera, and a burst

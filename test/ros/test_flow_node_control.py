@@ -17,7 +17,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.live.children import Children
 from deq_flow_ros.ros.accounts import RATE_LIMITED
-from deq_flow_ros.ros.parameters import Settings
+from deq_flow_ros.ros.parameters import NodeSettings
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,8 @@ def test_limits_that_contradict_each_other_are_refused_together_and_taken_togeth
     assert node.call(SetParametersAtomically, "set_parameters_atomically", request).result.successful
     node.send(node.image())
     assert node.send(node.image())[0]["scale"] == "2"
-    assert node.set_parameters(min_scale=Settings.min_scale) == node.set_parameters(max_scale=Settings.max_scale) == ""
+    for name in ("min_scale", "max_scale"):
+        assert node.set_parameters(**{name: getattr(NodeSettings, name)}) == ""
 
 
 def send_pair(node: NodeClient) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomic
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.live.children import Children
-from deq_flow_ros.ros.parameters import LIVE, Settings
+from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def log(running: tuple[NodeClient, Children]) -> Path:
 
 def likely_value(rng: random.Random, name: str) -> Any:
     """A value of the parameter's own type, which may or may not be allowed."""
-    default = getattr(Settings, name, 0)
+    default = getattr(NodeSettings, name, 0)
     if isinstance(default, bool):
         return rng.random() < 0.5
     if isinstance(default, int):
@@ -54,7 +54,7 @@ def likely_value(rng: random.Random, name: str) -> Any:
     if isinstance(default, float):
         return round(rng.uniform(-0.1, 1.5), 2)
     if isinstance(default, str):
-        choices = Settings.__dataclass_fields__[name].metadata["choices"]
+        choices = NodeSettings.__dataclass_fields__[name].metadata["choices"]
         return rng.choice([*choices, "x", ""])
     return [rng.choice([0, 8, 16, 32, 80]) for _ in range(4)]
 
@@ -72,7 +72,7 @@ def test_no_request_for_parameters_brings_the_node_down(node: NodeClient) -> Non
     """Any program on the network can send these; what is accepted must work, and everything else be refused."""
     before = node.call(GetParameters, "get_parameters", GetParameters.Request(names=sorted(LIVE))).values
     rng = random.Random(0)
-    names = [*vars(Settings()), "", "no_such", "use_sim_time.x", "cameras.front"]
+    names = [*vars(NodeSettings()), "", "no_such", "use_sim_time.x", "cameras.front"]
     accepted = 0
     for _ in range(40):
         messages = []

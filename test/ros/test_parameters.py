@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameters import Settings, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameters import NodeSettings, check_change, misspelt_overrides
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 
@@ -31,28 +31,28 @@ def ros_context() -> Iterator[None]:
 def make_node(**values: object) -> Node:
     overrides = [Parameter(name, value=value) for name, value in values.items()]
     node = Node("parameters_under_test", parameter_overrides=overrides)
-    Settings.declare(node)
+    NodeSettings.declare(node)
     return node
 
 
 def test_the_config_file_lists_every_parameter_with_its_default() -> None:
     """The file is the documentation users read: it must not fall behind the table."""
     listed = yaml.safe_load(CONFIG.read_text())["/**"]["ros__parameters"]
-    values = dataclasses.asdict(Settings())
+    values = dataclasses.asdict(NodeSettings())
     assert listed == {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def test_the_smallest_image_is_stated_where_users_read_of_min_scale() -> None:
     """A QVGA camera never reaches the default of min_scale, and its user would look for the reason elsewhere."""
     words = f"{MIN_SCALED_SIDE} px on their short side"
-    field = next(field for field in dataclasses.fields(Settings) if field.name == "min_scale")
+    field = next(field for field in dataclasses.fields(NodeSettings) if field.name == "min_scale")
     texts = (field.metadata["description"], CONFIG.read_text(), (CONFIG.parent.parent / "docs" / "node.md").read_text())
     assert all(words in " ".join(text.replace("#", " ").split()) for text in texts)
 
 
 def test_the_largest_image_is_stated_where_users_read_of_max_scale() -> None:
     """Who asks for more is given less, and would look for the reason elsewhere."""
-    field = next(field for field in dataclasses.fields(Settings) if field.name == "max_scale")
+    field = next(field for field in dataclasses.fields(NodeSettings) if field.name == "max_scale")
     pages = (CONFIG, *((CONFIG.parent.parent / "docs" / name) for name in ("node.md", "troubleshooting.md")))
     for text in (field.metadata["description"], *(page.read_text() for page in pages)):
         assert f"{MAX_PIXELS:,} pixels" in text and f"{MAX_PIXELS_ALL_PAIRS:,} by a model" in " ".join(text.split())
@@ -60,7 +60,7 @@ def test_the_largest_image_is_stated_where_users_read_of_max_scale() -> None:
 
 def test_the_iterations_of_a_cold_start_are_stated() -> None:
     """They come on top of max_iterations, so whoever wants the shortest time must know of them."""
-    field = next(field for field in dataclasses.fields(Settings) if field.name == "max_iterations")
+    field = next(field for field in dataclasses.fields(NodeSettings) if field.name == "max_iterations")
     assert COARSE_LEVELS == 2 and f"{COARSE_ITERATIONS} more at each of two" in field.metadata["description"]
 
 
@@ -68,10 +68,10 @@ def test_the_iterations_of_a_cold_start_are_stated() -> None:
 def test_a_config_file_that_ships_is_taken_as_it_is(path: Path) -> None:
     """ROS reads these files by rules of its own, and drops a name that it does not know silently."""
     node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
-    Settings.declare(node)
+    NodeSettings.declare(node)
     listed = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
     assert misspelt_overrides(node) == []
-    values = dataclasses.asdict(Settings.read(node))
+    values = dataclasses.asdict(NodeSettings.read(node))
     assert {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name in listed} == listed
 
 
@@ -97,7 +97,7 @@ def test_a_wrong_value_at_start_is_refused(name: str, value: object, words: list
 def test_every_parameter_is_described_to_ros() -> None:
     """`ros2 param describe`, rqt and Foxglove show what is declared, nothing else."""
     node = make_node()
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(NodeSettings):
         descriptor = node.describe_parameter(field.name)
         assert len(descriptor.description) > 20, field.name
         number = isinstance(field.default, (int, float)) and not isinstance(field.default, bool)
@@ -135,12 +135,12 @@ def test_names_of_cameras_must_be_names_of_topics(names: list[str]) -> None:
 def test_values_that_do_not_go_together_are_named() -> None:
     """Each is in range, the pair is not."""
     with pytest.raises(ValueError, match=r"both 0 or both at least 16, got \(640, 0\)"):
-        Settings.read(make_node(warm_up_height=0))
+        NodeSettings.read(make_node(warm_up_height=0))
     with pytest.raises(ValueError, match=r"min_scale <= max_scale, got 2 and 1"):
-        Settings.read(make_node(min_scale=2.0))
+        NodeSettings.read(make_node(min_scale=2.0))
     with pytest.raises(ValueError, match=r"max_rate_hz 0.5 leaves 2000 ms .* max_gap_ms 1000 takes for gaps"):
-        Settings.read(make_node(max_rate_hz=0.5))
-    assert Settings.read(make_node(max_rate_hz=0.5, max_gap_ms=2500.0)).max_rate_hz == 0.5
+        NodeSettings.read(make_node(max_rate_hz=0.5))
+    assert NodeSettings.read(make_node(max_rate_hz=0.5, max_gap_ms=2500.0)).max_rate_hz == 0.5
     node = make_node()
     assert "max_rate_hz 30 leaves 33.3333 ms" in answer(True, node, max_rate_hz=30.0, max_gap_ms=33.0)
     assert "min_scale <= max_scale, got 0.25 and 0.125" in answer(True, node, max_scale=0.125)
@@ -150,7 +150,7 @@ def test_values_that_do_not_go_together_are_named() -> None:
 
 def test_arrays_are_read_as_they_are_set() -> None:
     """rclpy returns arrays of its own kind, which compare as different from everything."""
-    settings = Settings.read(make_node(cameras=["front", "rear"], roi=[1, 2, 30, 40]))
+    settings = NodeSettings.read(make_node(cameras=["front", "rear"], roi=[1, 2, 30, 40]))
     assert settings.cameras == ("front", "rear") and settings.roi == (1, 2, 30, 40)
 
 
