@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m deq_flow_ros.evaluation`: `evaluate_bag` where there is no ROS."""
+"""``python -m deq_flow_ros.evaluation``: ``evaluate_bag`` where there is no ROS."""
 
 import sys
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several recordings on one page: what became of each, its headline figures, and where its report lies.
+"""An overview of several recordings: the state of each, its most important figures, and a link to its report.
 
-``index.html`` is for people, ``recordings.json`` for programs. Both are made from what lies in the folders of the
-recordings and nothing else, so it does not matter which process evaluated which of them, or when.
+``index.html`` is for people, ``recordings.json`` for programs. Both are made only from the files in the folders of the
+recordings, so it does not matter which process evaluated which recording, or when.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from deq_flow_ros.recordings.files import write_json, write_text
 
 INDEX, ROWS = "index.html", "recordings.json"
 COMPLETE, INTERRUPTED, UNFINISHED, FAILED, TO_DO = "complete", "interrupted", "unfinished", "failed", "to do"
-"""States of a recording; an unfinished one is being evaluated, or its process was killed."""
+"""States of a recording. An unfinished one is being evaluated, or its process was killed."""
 SHOWN = (
     "epe_visible_px", "epe_px", "epe_still_px", "fl_percent", "photometric", "photometric_still", "consistency_px",
     "flicker_px",
 )  # fmt: skip
-"""Measures in the table, as far as any recording has them."""
+"""Measures in the table. One that no recording has is left out."""
 Row = Mapping[str, Any]
-"""Of one recording, as ``recordings.json`` has it."""
+"""The entry of one recording in ``recordings.json``."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A recording, and the folder for its results."""
+    """A recording and the folder for its results."""
 
     path: str
     out: Path
@@ -48,15 +48,18 @@ class Assignment:
         return self.out.with_name(f"{self.out.name}.failed.txt")
 
     def note_failure(self, why: str) -> None:
-        """Say beside the results why there are none."""
+        """Write the reason why there are no results into a file beside their folder."""
         write_text(self._failure, why + "\n")
 
     def forget_failure(self) -> None:
-        """It went well this time."""
+        """Remove that file, because the recording could be evaluated this time."""
         self._failure.unlink(missing_ok=True)
 
     def row(self, out: Path) -> Row:
-        """What became of it; ``out`` is the folder of all results."""
+        """The state and the results of the recording.
+
+        :param out: the folder of all results.
+        """
         row: dict[str, Any] = {"input": self.path, "results": self.out.relative_to(out).as_posix()}
         if self._failure.is_file():
             return row | {"state": FAILED, "problems": [self._failure.read_text().strip()]}
@@ -68,24 +71,31 @@ class Assignment:
 
 
 def check_place(out: Path) -> None:
-    """Raises ``MediaError`` for a folder whose page is somebody else's."""
+    """Refuse a folder with an ``index.html`` that is not an overview.
+
+    :raises MediaError: for such a folder.
+    """
     if (out / INDEX).exists() and not (out / ROWS).exists():
-        raise MediaError(f"{out / INDEX} is there already, and no overview of recordings; choose another --out")
+        raise MediaError(f"{out / INDEX} is there already and is not an overview of recordings; choose another --out")
 
 
 def write_overview(out: Path, assignments: Sequence[Assignment]) -> list[Row]:
-    """Write both files from what lies in the folders by now; returns the rows. Raises ``MediaError``."""
+    """Write both files from the present content of the folders.
+
+    :returns: the rows.
+    :raises MediaError: if a file cannot be written.
+    """
     while True:
         rows = [assignment.row(out) for assignment in assignments]
         write_json(out / ROWS, rows)
         _write_index(out / INDEX, rows)
-        # Another process may have ended in between, and been overwritten here with what was before.
+        # Another process may have finished in between, and its rows were overwritten here by older ones.
         if rows == [assignment.row(out) for assignment in assignments]:
             return rows
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
-    """The most important figures of the main setting."""
+    """A table of the most important figures of the main setting."""
     table = Table("recording", "state", "frames", "latency ms", "error", title="main setting", title_justify="left")
     for row in rows:
         cells = []
@@ -126,7 +136,7 @@ def _totals(rows: Sequence[Row]) -> list[Figure]:
 
 
 def _cells(main: Row) -> dict[str, str]:
-    """The figures of a recording by the heading of their column; a dash where it does not have one."""
+    """The figures of a recording by the heading of their column. A missing figure is a dash."""
     cells = {
         "frames": str(main["frames"]["all"]),
         "with flow": str(main["frames"]["processed"]),
@@ -144,7 +154,7 @@ def _cells(main: Row) -> dict[str, str]:
 
 
 def _comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A table for each figure in which one setting is better than another; recordings with other settings apart."""
+    """A table for each figure in which one setting is better than another, separately for each list of settings."""
     tables: dict[tuple[tuple[str, ...], str], list[tuple[Row, wording.ComparedRow]]] = {}
     for row in rows:
         names = tuple(figures["name"] for figures in row.get("settings", ()))

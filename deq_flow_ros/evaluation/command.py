@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of evaluations that need no ROS; docs/evaluate_bag.md describes it.
 
-Exit status: 0 all well; 1 done, but something is wrong with a recording (each problem is named, and what could be read
-is evaluated); 2 unusable input, options or output folder; 130 interrupted (what there is has been written).
+Exit status: 0 if all went well; 1 if something is wrong with a recording (each problem is named, and everything that
+could be read is evaluated); 2 if the input, the options or the output folder are unusable; 130 if the run was
+interrupted (results up to then are written).
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from deq_flow_ros.model import PRECISIONS, WeightsError
 from deq_flow_ros.recordings.files import find_recordings
 
 REALTIME_BUDGET_MS = 90.0
-"""Budget of the node, unless its parameter says otherwise (config/flow.yaml)."""
+"""The default latency budget of the node (config/flow.yaml)."""
 LINE_S = 10.0
-"""Time between two lines of progress where there is no terminal."""
+"""Time between two lines of progress if the output is not a terminal."""
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; ends the process with status 2 where it is wrong."""
+    """Parse a command line. If it is wrong, the process ends with status 2."""
     line = CommandLine(
         "evaluate_bag",
         "How good, how fast and how steady the flow is on a recording: a report, and a bag with the flow.\n\n"
@@ -51,10 +52,10 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("input", nargs="?", help="bag (rosbag2, .db3, .mcap, .bag), video, or folder of images")
     add("--bags", type=Path, metavar="DIR", help="every recording below this folder, instead of one")
     add("--out", type=Path, default=Path("evaluation"), help="folder for the results (default: evaluation)")
-    add("--resume", action="store_true", help="leave complete results in --out as they are, start others again")
+    add("--resume", action="store_true", help="keep complete results in --out, start incomplete ones again")
     add("--overwrite", action="store_true", help="replace the results that are in --out")
-    add("--realtime", action="store_true", help="as on a robot, simulated from measured costs")
-    add("--costs", type=Path, metavar="METRICS", help="costs from this metrics.json, instead of measuring them")
+    add("--realtime", action="store_true", help="simulate the timing on a robot from measured costs")
+    add("--costs", type=Path, metavar="METRICS", help="take the costs from this metrics.json, do not measure them")
     add("--topic", help="image topic of a bag that has several")
     add("--stamps", choices=("header", "record"), default="header", help="which stamps of a bag's images to use")
     add("--fps", type=float, help="rate of a folder of images (default: 30)")
@@ -64,7 +65,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_model("name or weights file")
     line.add_device()
     line.add_precision(PRECISIONS)
-    line.add_number("--threads", 0, "threads of the processor; 0: as PyTorch chooses", least=0)
+    line.add_number("--threads", 0, "threads on the CPU; 0: PyTorch chooses", least=0)
     add("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
     budget = f"latency budget (default: 0 = none; {REALTIME_BUDGET_MS:g} with --realtime)"
     line.add_number("--budget-ms", None, budget, least=0, kind=float)
@@ -72,8 +73,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_number("--tolerance-px", 0.1, "stop when the flow changes less; 0: never", least=0)
     line.add_number("--max-scale", 1.0, "largest processing scale")
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
-    differing = "NAME:KEY=VALUE,... with what differs from the main one, as in cold:warm=false fast:budget_ms=50"
-    add("--compare", nargs="+", default=[], metavar="SETTING", help=f"more settings: dis, farneback, or {differing}")
+    differing = "NAME:KEY=VALUE,... with differences to the main setting, as cold:warm=false fast:budget_ms=50"
+    add("--compare", nargs="+", default=[], metavar="SETTING", help=f"further settings: dis, farneback or {differing}")
     every = "solve every N-th pair in the other direction as well; 0: none"
     line.add_number("--consistency-every", 10, every, least=0, metavar="N")
     add("--no-bag", action="store_true", help="do not record the flow")
@@ -83,12 +84,12 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     if (options.input is None) == (options.bags is None):
         line.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
     if options.costs is not None and not options.realtime:
-        line.error("--costs are of a simulation, which --realtime asks for")
+        line.error("--costs is for simulations: give --realtime as well")
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run; returns the exit status of the module's docstring."""
+    """Run the command; returns the exit status that the docstring of the module describes."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     keep_freed_memory()
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
             command = _Command(plan, load_models(plan.settings), options, console, stop)
             return command.one(Assignment(options.input, options.out)) if options.bags is None else command.all()
 
-    # ``load_model``, settings and the system word these errors for the user.
+    # ``load_model``, settings and the system raise these errors for the user.
     errors = {WeightsError: UNUSABLE, **USER_ERRORS}
     return exit_status(
         work, errors, prefix="evaluate_bag", interrupted="interrupted; --resume starts again", exactly=True
@@ -108,7 +109,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
-    """What to do, from the options; raises ValueError for impossible settings, ``MediaError`` for unreadable costs."""
+    """The plan that the options ask for.
+
+    :raises ValueError: for impossible settings.
+    :raises MediaError: for unreadable costs.
+    """
     usual_ms = REALTIME_BUDGET_MS if options.realtime else None
     budget_ms = usual_ms if options.budget_ms is None else options.budget_ms
     given = vars(options)
@@ -128,19 +133,22 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
 
 def read_costs(path: Path) -> dict[str, Any]:
-    """The cost tables in a ``metrics.json``; raises ``MediaError`` where there are none."""
+    """The cost tables in a ``metrics.json``.
+
+    :raises MediaError: if there are none.
+    """
     try:
         costs = json.loads(path.read_text())["run"]["costs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MediaError(f"expected a metrics.json of a run with --realtime, got {path}: {error!r}") from error
     if not costs:
-        raise MediaError(f"{path} holds no costs; it is not of a run with --realtime")
+        raise MediaError(f"{path} holds no costs, because it is not from a run with --realtime")
     return costs
 
 
 @dataclass(frozen=True)
 class _Command:
-    """Evaluates recordings and tells the terminal of it."""
+    """Evaluates recordings and reports on the terminal."""
 
     plan: Plan
     models: Models
@@ -149,16 +157,20 @@ class _Command:
     stop: StopRequest
 
     def one(self, recording: Assignment) -> int:
-        """Evaluate a recording; returns the exit status. Raises ``MediaError``."""
+        """Evaluate a recording.
+
+        :returns: the exit status.
+        :raises MediaError: if the recording or the folder is unusable.
+        """
         options, console, plan = self.options, self.console, self.plan
         evaluation = RecordingEvaluation(recording.path, recording.out, plan, options.resume, options.overwrite)
         with closing(evaluation.folder):
             if evaluation.folder.complete:
-                console.print(f"{recording.path}: complete already, see {recording.out}")
+                console.print(f"{recording.path}: already complete, see {recording.out}")
                 return 1 if json.loads((recording.out / METRICS).read_text())["problems"] else 0
             console.print(evaluation.source.description)
             if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
-                console.print(f"{wording.BY_THE_CLOCK}; --realtime simulates it, and can be repeated")
+                console.print(f"{wording.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
             with _ShownProgress(console) as progress:
                 metrics = evaluation.run(self.models, progress.show, self.stop)
         _print(recording.out, metrics, console)
@@ -170,7 +182,7 @@ class _Command:
         return 1 if metrics["problems"] else 0
 
     def all(self) -> int:
-        """Evaluate several recordings in turn; one that cannot be used does not stop the rest."""
+        """Evaluate several recordings in turn. One that cannot be used does not stop the others."""
         out, status = self.options.out, 0
         found = find_recordings(self.options.bags, out)
         assignments = [Assignment(str(path), out / path.relative_to(self.options.bags)) for path in found]
@@ -187,7 +199,7 @@ class _Command:
             except (MediaError, OSError) as error:
                 self.console.print(f"evaluate_bag: {error}", style="red")
                 got = 2 if isinstance(error, OccupiedError) else 1
-                if got == 1:  # else what is there is as good as before
+                if got == 1:  # with status 2, the earlier results are still there
                     recording.note_failure(str(error))
             finally:
                 rows = write_overview(out, assignments)
@@ -195,12 +207,12 @@ class _Command:
             if self.stop.requested:
                 break
         self.console.print(terminal_table(rows))
-        self.console.print(f"{out / INDEX} leads to all of them")
+        self.console.print(f"{out / INDEX} links to all reports")
         return status
 
 
 class _ShownProgress(Progress):
-    """A bar on a terminal, a line now and then elsewhere."""
+    """A progress bar on a terminal, and a line every ``LINE_S`` seconds elsewhere."""
 
     def __init__(self, console: Console) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames, {task.description},"), TimeRemainingColumn())
@@ -209,7 +221,7 @@ class _ShownProgress(Progress):
         self._printed = self._began = time.monotonic()
 
     def show(self, done: int, total: int | None, latest: FrameOutcome) -> None:
-        """So many frames are done, of so many if that is known."""
+        """Show how many frames are done, and of how many, if that is known."""
         record, now = latest.record, time.monotonic()
         text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
         self.update(self._frames, completed=done, total=total, description=text)
@@ -234,4 +246,4 @@ def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
     run = metrics["run"]
     spent = ", ".join(f"{name} {100 * share:.1f} %" for name, share in run["time_shares"].items())
     console.print(f"{run['seconds']:.1f} s: {spent}; peak memory {run['peak_memory_mb']:.0f} MB")
-    console.print(f"{out / REPORT} and what lies beside it")
+    console.print(f"{out / REPORT} and the files beside it")

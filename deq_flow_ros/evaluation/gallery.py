@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small pictures of a run: kept on disk while it lasts, and shown as panels of the report and as a video.
+"""Small pictures of a run. They are kept on disk during the run, and shown in the report and as a video.
 
-A run of any length needs no more memory, and no more than some 200 pictures on disk.
+Memory does not grow with the length of a run, and there are never more than some 200 pictures on disk.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from deq_flow_ros.imaging.metrics import photometric_map
 from deq_flow_ros.imaging.pictures import GAP, heat, top, write_video
 
 PREVIEW_WIDTH = 320
-"""Pictures are kept no wider than this, in px."""
+"""Largest width of a picture, in px."""
 MAX_PREVIEWS = 200
-"""Of a longer run every second frame is pictured only, then every fourth, ..., so that no more are kept."""
+"""Largest number of pictures. In a longer run, only every second, fourth, ... frame has one."""
 BEST, MEDIAN, WORST = 1, 2, 3
-"""So many pairs of each kind are shown in the report."""
+"""Numbers of pairs of each kind in the report."""
 RANKED_BY = ("epe_visible_px", "epe_px", "photometric")
-"""Pairs are ranked by the first of these measures that is known."""
+"""Pairs are ranked by the first of these measures that they have."""
 MAX_VIDEO_FRAMES, SLOWEST_FPS = 100, 4.0
-"""VP9 takes up to 0.1 s a frame. A video that would show fewer pictures a second is sped up to this rate."""
+"""VP9 takes up to 0.1 s per frame. A video with a lower frame rate than this is sped up to it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Preview:
     """Small pictures of one pair, (h, w).
 
-    :ivar rank: the error that pairs are ranked by; NaN where it is not known.
+    :ivar rank: the error that pairs are ranked by; NaN if it is not known.
     :ivar image: uint8 RGB.
-    :ivar flow: float16, px of the full image, as ``truth``; ``residual`` in px, ``photometric`` in grey levels.
+    :ivar flow: float16, in px of the full image, and so are ``truth``, ``residual`` and ``uncertainty``.
+    :ivar photometric: float16, in grey levels.
     """
 
     index: int
@@ -53,10 +54,13 @@ class Preview:
 
 
 class Gallery:
-    """The previews of one setting: evenly spread over the run, the same in all settings; and its best and worst pairs.
+    """The previews of one setting.
 
-    :param folder: where they are kept; it is made.
-    :raises MediaError: where the folder cannot be made.
+    Some are evenly spread over the run, and are of the same frames in all settings. Others are the best and the worst
+    pairs of the setting.
+
+    :param folder: the folder in which they are kept; it is created.
+    :raises MediaError: if the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,14 +80,14 @@ class Gallery:
 
     @property
     def step(self) -> int:
-        """One frame in so many is pictured."""
+        """Every ``step``-th frame has an evenly spread preview."""
         step = 1
         while self._last // step >= MAX_PREVIEWS:
             step *= 2
         return step
 
     def add(self, record: FrameRecord, fields: PairFields) -> None:
-        """Keep the pictures of a pair, if it is one of those to be kept as far as is known by now."""
+        """Keep the pictures of a pair, if it is one of those to be kept so far."""
         index = self._last = record.index
         rank = next((record.measures[key] for key in RANKED_BY if key in record.measures), float("nan"))
         self._ranks[index] = rank
@@ -100,7 +104,7 @@ class Gallery:
         return [index for index in sorted(self._ranks) if index % self.step == 0]
 
     def ranked(self) -> list[tuple[str, int]]:
-        """("best", "median" or "worst", index) of the pairs to show; fewer where there are fewer."""
+        """("best", "median" or "worst", index) of the pairs to show; fewer if there are not enough."""
         known, spread = self._by_rank(), self.spread()
         best, worst = self._extremes() if len(known) > BEST + WORST else ([], [])
         others = [index for index in known if index in spread and index not in (*best, *worst)]
@@ -109,7 +113,11 @@ class Gallery:
         return [(name, index) for name, indices in shown for index in indices]
 
     def preview(self, index: int) -> Preview:
-        """One preview. Raises KeyError where it was not kept, ``MediaError`` where it cannot be read."""
+        """One preview.
+
+        :raises KeyError: if it was not kept.
+        :raises MediaError: if it cannot be read.
+        """
         rank, file = self._ranks[index], self._file(index)
         try:
             with np.load(file) as arrays:
@@ -121,7 +129,7 @@ class Gallery:
         return sorted((index for index, rank in self._ranks.items() if np.isfinite(rank)), key=self._ranks.__getitem__)
 
     def _extremes(self) -> tuple[list[int], list[int]]:
-        """The best and the worst, most extreme first."""
+        """The best and the worst pairs, the most extreme first."""
         known = self._by_rank()
         return known[:BEST], known[::-1][:WORST]
 
@@ -131,14 +139,14 @@ class Gallery:
     def _write(self, record: FrameRecord, fields: PairFields) -> None:
         height, width = fields.flow.shape[:2]
         scale = min(1.0, PREVIEW_WIDTH / width)
-        # Even, as video codecs halve the colour resolution.
+        # Even numbers, because video codecs halve the colour resolution.
         size = max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
         here, there = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (fields.here, fields.there))
         maps = {name: getattr(fields, name) for name in ("flow", "residual", "truth", "uncertainty")}
         known = {name: values for name, values in maps.items() if values is not None}
-        # Nearest: averaging would mix the flow of two objects into a third, and NaN into everything.
+        # Nearest neighbours, because averaging would mix the flow of two objects, and spread NaN.
         small = {name: cv2.resize(values, size, interpolation=cv2.INTER_NEAREST) for name, values in known.items()}
-        # In the small images, in a quarter of the time: this one is only looked at.
+        # In the small images, which takes a quarter of the time. This one is only for looking at.
         small_flow = small["flow"] * np.array([size[0] / width, size[1] / height], np.float32)
         small["photometric"], _ = photometric_map(here, there, small_flow)
         arrays = {name: values.astype(np.float16) for name, values in small.items()}
@@ -146,18 +154,18 @@ class Gallery:
         try:
             np.savez(file, image=here, stamp_ns=np.int64(record.stamp_ns), **arrays)
         except OSError as error:
-            raise MediaError(f"cannot write {file}: {error}; what is there so far is kept") from error
+            raise MediaError(f"cannot write {file}: {error}; the results so far are kept") from error
 
 
 def color_range(previews: Sequence[Preview]) -> float:
-    """Speed in px that gets the full colour in these pictures: the 95th percentile of flow and truth, at least 1."""
+    """The length in px with the full colour in these pictures: the 95th percentile of flow and truth, at least 1."""
     fields = [field for preview in previews for field in (preview.flow, preview.truth) if field is not None]
     speeds = [np.hypot(*np.moveaxis(field[::4, ::4].astype(np.float32), 2, 0)).ravel() for field in fields]
     return top(np.concatenate(speeds), 1.0, 95)
 
 
 def panels(preview: Preview) -> tuple[float, list[tuple[str, np.ndarray]]]:
-    """Speed in px that has the full colour, and (caption, picture (h, w, 3) uint8 RGB) of what there is to show."""
+    """The length in px with the full colour, and (caption, picture (h, w, 3) uint8 RGB) of each panel."""
     max_px, grey_levels = color_range([preview]), top(preview.photometric, 10.0)
     shown = [("image", preview.image), (f"flow, full colour {max_px:.1f} px", flow_picture(preview.flow, max_px))]
     if preview.truth is not None:
@@ -171,12 +179,12 @@ def panels(preview: Preview) -> tuple[float, list[tuple[str, np.ndarray]]]:
 
 
 def flow_picture(flow: np.ndarray, max_px: float) -> np.ndarray:
-    """(h, w, 3) uint8 RGB."""
+    """The flow as colour, (h, w, 3) uint8 RGB."""
     return flow_to_color(flow.astype(np.float32), max_px)
 
 
 def write_flow_video(path: Path, gallery: Gallery) -> None:
-    """Image and flow of the evenly spread previews side by side, as fast as the stream; see ``write_video``."""
+    """Write a video of the evenly spread previews, image and flow side by side, at the speed of the stream."""
     spread = gallery.spread()
     shown = spread[:: -(-len(spread) // MAX_VIDEO_FRAMES) or 1]
     sampled = [gallery.preview(index) for index in shown[:: -(-len(shown) // 20) or 1]]

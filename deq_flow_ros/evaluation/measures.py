@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good the flow of one pair is: by the images alone, by the pair before, and by true flow where there is any."""
+"""Measures of how good the flow of a pair is: by its images, by the previous pair, and by true flow if there is any."""
 
 from __future__ import annotations
 
@@ -20,29 +20,28 @@ from deq_flow_ros.imaging.metrics import (
 )
 
 WINDOW = 5
-"""Side in px of the surroundings of a pixel that tell whether it stands still."""
+"""Side in px of the window around a pixel that decides whether it stands still."""
 TEXTURE = 3.0
-"""Grey levels per px, RMS over the window of an image smoothed by a Gaussian of 1 px, in the direction where it is
-least: with less, some motion could not be seen.
-"""
+"""Least texture of a window, so that any motion would show: grey levels per px in the direction with the least texture,
+as RMS over the window, in an image smoothed by a Gaussian of 1 px."""
 STILL_PX = 0.25
-"""A pixel whose window changes less than a motion by so many px would change it stands still."""
+"""A pixel stands still if its window changes less than by a motion of this length, in px."""
 FEWEST_STATIC = 0.005
-"""Share of the pixels; with fewer static ones, nothing is said of the flicker."""
+"""Least share of static pixels. With fewer, the flicker is not measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairFields:
-    """The arrays of one pair of frames: what is measured, pictured and recorded.
+    """The arrays of one pair of frames, which are measured, shown and recorded.
 
     :ivar image1: the earlier image, (H, W, 3) uint8 RGB; ``image2`` is the later one.
-    :ivar flow: (H, W, 2) px. With the direction "forward" it lives on the pixels of ``image1`` and leads to ``image2``,
-        with "backward" the other way round. NaN where it is not known.
-    :ivar residual: (H, W) px, length of the solver's last update; None where there is no solver.
-    :ivar truth: true flow, as ``flow``; None without any.
-    :ivar visible: (H, W) bool, where the true flow leads to something visible; None where that is not known.
-    :ivar backward: flow in the other direction, on the pixels of the other image; None where it was not computed.
-    :ivar uncertainty: (H, W) px, expected endpoint error; None where the weights have no head for it.
+    :ivar flow: (H, W, 2) px, NaN where it is not known. With the direction "forward", it is the flow from ``image1`` to
+        ``image2`` on the pixels of ``image1``; with "backward", the other way round.
+    :ivar residual: (H, W) px, the length of the solver's last update; None if there is no solver.
+    :ivar truth: the true flow, in the form of ``flow``; None if it is not known.
+    :ivar visible: (H, W) bool, whether the pixel is visible in both images; None if it is not known.
+    :ivar backward: the flow in the other direction, on the pixels of the other image; None if it was not computed.
+    :ivar uncertainty: (H, W) px, the expected endpoint error; None if the weights have no head for it.
     """
 
     image1: np.ndarray
@@ -57,18 +56,18 @@ class PairFields:
 
     @property
     def here(self) -> np.ndarray:
-        """The image on whose pixels the flow lives."""
+        """The image on whose pixels the flow is defined."""
         return self.image1 if self.direction == "forward" else self.image2
 
     @property
     def there(self) -> np.ndarray:
-        """The image that the flow leads to."""
+        """The other image, to which the flow points."""
         return self.image2 if self.direction == "forward" else self.image1
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a measure is called, its unit, what it says in one sentence, and where it is from."""
+    """A measure: its title, its unit, its definition in one sentence, and its source."""
 
     title: str
     unit: str
@@ -78,13 +77,13 @@ class Measure:
 
 _TABLE = yaml.safe_load(Path(__file__).with_name("measures.yaml").read_text(encoding="utf-8"))
 MEASURES = {name: Measure(**values) for name, values in _TABLE.items()}
-"""Every measure, by its name in ``frames.csv`` and ``metrics.json``. Of those of the flow, less is better."""
+"""All measures, by their names in ``frames.csv`` and ``metrics.json``. For measures of the flow, less is better."""
 
 
 def measure(fields: PairFields, previous: PairFields | None = None) -> dict[str, float]:
-    """The measures that are known of one pair, by the names of ``MEASURES``.
+    """Compute the measures of a pair, by the names of ``MEASURES``. Those that are not known are left out.
 
-    :param previous: the pair before in the same stream; without it there is no flicker.
+    :param previous: the previous pair of the same stream; without it, the flicker is not measured.
     """
     weight = visible_weight(fields.flow)
     difference, still = photometric_map(fields.here, fields.there, fields.flow)
@@ -99,7 +98,7 @@ def measure(fields: PairFields, previous: PairFields | None = None) -> dict[str,
 
 
 def consistency(flow: np.ndarray, backward: np.ndarray) -> dict[str, float]:
-    """The measures of a flow (H, W, 2) px together with the flow in the other direction."""
+    """The measures of consistency between a flow (H, W, 2) px and the flow in the other direction."""
     found = forward_backward(flow, backward)
     return {} if found is None else {"consistency_px": found[0], "inconsistent_percent": 100 * found[1]}
 
@@ -110,9 +109,9 @@ def _mean(values: np.ndarray, weight: np.ndarray) -> float:
 
 
 def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
-    # Three images, the middle one of which is in both pairs.
+    # These are three images, and the middle one is in both pairs.
     first, middle, last = (_smooth(image) for image in (previous.image1, fields.image1, fields.image2))
-    # OpenCV sums squares over the window, of derivatives that it scales by 8 / (4 WINDOW): together 4 times the mean.
+    # OpenCV scales the derivatives by 8 / (4 WINDOW) and sums their squares: 4 times the mean in all.
     slope = np.sqrt(np.maximum(cv2.cornerMinEigenVal(middle, WINDOW, ksize=3), 0)) / 2
     change = np.maximum(_rms(first - middle), _rms(middle - last))
     step = squared_length(fields.flow - previous.flow)
@@ -120,7 +119,7 @@ def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
     share = float(static.mean())
     measures = {"static_percent": 100 * share}
     if share >= FEWEST_STATIC:
-        # Of a vector: the root of both components' variances, half of the mean squared difference each.
+        # For a vector: the root of the variances of both components, each half of its mean squared difference.
         measures["flicker_px"] = float(np.sqrt(step[static].mean() / 2))
     return measures
 
@@ -130,7 +129,7 @@ def _rms(values: np.ndarray) -> np.ndarray:
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
-    # Sensor noise would otherwise pass for motion.
+    # Otherwise sensor noise would be taken for motion.
     return cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What computes the flow of a setting: ``FlowEstimator``, or one of OpenCV's methods behind the same calls."""
+"""The methods that compute the flow of a setting: ``FlowEstimator``, and OpenCV's methods with the same interface."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from deq_flow_ros.streaming.clock import Clock
 from deq_flow_ros.streaming.continuity import Seen
 
 FlowFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(image 1, image 2), (H, W, 3) uint8 RGB -> flow (H, W, 2) float32 px on the pixels of image 1."""
+"""Takes image 1 and image 2, (H, W, 3) uint8 RGB; returns the flow (H, W, 2) float32 px on the pixels of image 1."""
 Models = Mapping[tuple[str, str, str], DEQFlow]  # by ``Setting.network``
 
 
 def farneback(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-    """Farneback's method (2003) with the settings of OpenCV's own examples; see ``FlowFunction``."""
+    """Farneback's method (2003) with the settings of OpenCV's examples, as a ``FlowFunction``."""
     return cv2.calcOpticalFlowFarneback(
         _grey(image1), _grey(image2), None, pyr_scale=0.5, levels=5, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2,
         flags=0,
@@ -41,7 +41,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 class ClassicalEstimator:
-    """One of OpenCV's methods on a stream; it starts anew where ``FlowEstimator`` does."""
+    """One of OpenCV's methods on a stream. It starts anew under the same conditions as ``FlowEstimator``."""
 
     left_out: str | None = None
     """Nothing is left out here: a run does so before."""
@@ -54,7 +54,7 @@ class ClassicalEstimator:
         self._previous: tuple[np.ndarray, Seen] | None = None
 
     def update(self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None) -> FlowResult | None:
-        """Flow between the last frame and this one. There is no residual: it is NaN."""
+        """The flow between the last frame and this one. There is no solver, so the residual is NaN."""
         arrival_ns = self._clock.now_ns() if arrival_ns is None else arrival_ns
         seen = Seen.of(frame, stamp_ns)
         if self._previous is not None and (reason := seen.break_after(self._previous[1], self._max_gap_ms)):
@@ -75,10 +75,10 @@ class ClassicalEstimator:
         return FlowResult(flow, np.full(flow.shape[:2], np.nan, np.float32), info)
 
     def prepare(self) -> None:
-        """There is nothing to prepare."""
+        """Do nothing, because there is nothing to prepare."""
 
     def warm_up(self, height: int, width: int) -> None:
-        """There is nothing to learn."""
+        """Do nothing, because there are no costs to learn."""
 
     def reset(self, reason: str) -> None:
         """Forget the last frame."""
@@ -89,23 +89,27 @@ Estimator = FlowEstimator | ClassicalEstimator
 
 
 def make_estimator(setting: Setting, model: DEQFlow | None, clock: Clock | None = None) -> Estimator:
-    """The estimator of a setting; ``clock`` None is that of the machine. Raises ValueError for impossible settings."""
+    """The estimator of a setting.
+
+    :param clock: None: the clock of the machine.
+    :raises ValueError: for impossible settings.
+    """
     clock = Clock() if clock is None else clock
     if not setting.solves:
         return ClassicalEstimator(setting, clock)
     assert model is not None
     same = {field.name for field in fields(EstimatorSettings)} & vars(setting).keys()
     values = {name: getattr(setting, name) for name in same if name != "max_gap_ms" or setting.max_gap_ms is not None}
-    # Graphs would be made while a recording plays, so that no two runs were of the same operations.
+    # Graphs would be captured during the recording, so that no two runs would use the same operations.
     return FlowEstimator(model, clock, "eager", latency_budget_ms=setting.budget_ms, **values)
 
 
 class ReverseFlow:
-    """The flow in the other direction, from a cold start, of the first pair and then of one pair in so many frames.
+    """Computes the flow in the other direction for some pairs, to measure the forward-backward consistency.
 
-    The forward-backward consistency is measured with it.
+    Every such pair starts cold. The first pair is one of them.
 
-    :param every: at least so many frames lie between two such pairs.
+    :param every: the least number of frames from one such pair to the next.
     """
 
     def __init__(self, setting: Setting, model: DEQFlow | None, every: int) -> None:
@@ -114,7 +118,7 @@ class ReverseFlow:
         self._every, self._next_index = every, 0
 
     def of(self, index: int, image1: np.ndarray, image2: np.ndarray) -> np.ndarray | None:
-        """(H, W, 2) px of a pair whose later frame has this index; None where it is not this pair's turn."""
+        """The flow (H, W, 2) px of the pair whose later frame has this index; None if the pair is not one of those."""
         if index < self._next_index:
             return None
         self._next_index = index + self._every
@@ -125,16 +129,16 @@ class ReverseFlow:
 
 
 def load_models(settings: Iterable[Setting]) -> Models:
-    """Load every model that the settings name, once; raises what ``load_model`` does."""
+    """Load every model that the settings name once. Raises the errors of ``load_model``."""
     wanted = {setting.network for setting in settings if setting.solves}
     return {network: load_model(*network[:2], precision=network[2]) for network in sorted(wanted)}
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Within it, one machine computes the same flow bit by bit in every run; some operations on a GPU get slower."""
+    """A context in which a machine computes exactly the same flow in every run. Some GPU operations get slower."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    # Without `warn_only`, an operation that has no deterministic form would be an error.
+    # Without `warn_only`, an operation without a deterministic form would raise an error.
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):

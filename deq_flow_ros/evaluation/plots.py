@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of a run over time, as SVG images that stand in an HTML page.
+"""Plots of a run over time, as SVG images for an HTML page.
 
-They are drawn for a light page, without a background of their own; a dark page inverts them.
+They are drawn for a light page and have no background; a dark page inverts them.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.records import DROPPED, PROCESSED
 
 SIZE = (4.9, 2.6)
-"""Inches; small, so that the writing is as large as the page's on a phone, and elsewhere two plots stand in a row."""
+"""In inches. Small, so that the text is legible on a phone, and two plots fit into a row elsewhere."""
 MOST_DOTS, PARTS = 400, 160
-"""A series of more dots is drawn as a line and a band of so many parts."""
+"""A series with more than ``MOST_DOTS`` values is drawn as a line and a band, in ``PARTS`` parts."""
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#6b7280")
 BAD, MUTED = "#c53030", "#5a6676"
 
 
 def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error: str) -> list[tuple[str, str, str]]:
-    """The plots of a run, as far as there is something to show: title, column, and address of the image.
+    """The plots of a run that have something to show: title, column, and address of the image.
 
     :param frames: rows of ``frames.csv`` by setting, the main one first.
-    :param error: the measure that says most about how good the flow is.
+    :param error: the measure that says most about the quality of the flow.
     """
     frames = dict(list(frames.items())[: len(COLOURS)])
     main, coloured = next(iter(frames.values())), list(zip(frames.items(), COLOURS, strict=False))
-    # Without a time that only goes on there is no axis of time.
+    # The axis shows time only if the stamps always increase.
     timed = all(own.stamp_ns.is_monotonic_increasing and own.stamp_ns.is_unique for own in frames.values())
     start_ns = min((own.stamp_ns.iloc[0] for own in frames.values() if len(own)), default=0)
     time = "stream time [s]" if timed else "frame"
@@ -114,9 +114,9 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
 def _draw(
     axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None, band: bool = True, thinned: bool = False
 ) -> None:
-    """Every value as a dot; of a long series the median and, if ``band``, the middle 90 % of each part.
+    """Draw every value as a dot, or a long series as the median and, with ``band``, the middle 90 % of each part.
 
-    :param thinned: show some of the dots instead, which is for what happens now and then.
+    :param thinned: draw some of the dots instead, for events that happen now and then.
     """
     if 0 < x.size <= MOST_DOTS or (x.size and thinned):
         style = "." if band else ".-"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One recording under all settings, in one pass over its frames."""
+"""Evaluates one recording with all settings, in one pass over its frames."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from deq_flow_ros.streaming import EstimatorSettings
 from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
 
 Show = Callable[[int, "int | None", FrameOutcome], None]
-"""Called for every frame of the main setting: how many are done, of how many if that is known, and the outcome."""
+"""Called for every frame of the main setting with the number of frames done, their number if known, and the outcome."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ class Plan:
 
     :ivar settings: the first one is the main one, whose flow is recorded.
     :ivar mode: "offline" (every frame) or "realtime" (as on a robot, simulated).
-    :ivar stamps: as ``InputFrame.of`` takes them.
-    :ivar max_frames: only so many frames; 0: all.
-    :ivar start_s: the part of the recording that is evaluated, as ``open_source`` takes it, with ``stop_s``; None: to
-        its end.
-    :ivar consistency_every: one pair in so many is solved in the other direction as well; 0: none.
+    :ivar stamps: see ``InputFrame.of``.
+    :ivar max_frames: the largest number of frames to evaluate; 0: all.
+    :ivar start_s: start of the part to evaluate, see ``open_source``.
+    :ivar stop_s: end of that part; None: the end of the recording.
+    :ivar consistency_every: every so many frames, a pair is solved in the other direction as well; 0: none.
     :ivar truth: a folder of flow files, or a topic of the bag.
-    :ivar storage: of the bag of the flow; ``bag``: whether there is one; ``images``: whether it holds the images too.
+    :ivar storage: format of the bag with the flow.
+    :ivar bag: whether the flow is recorded.
+    :ivar images: whether the images are recorded as well.
     :ivar costs: cost tables of an earlier run, by setting; None: they are measured.
     """
 
@@ -71,12 +73,12 @@ class Plan:
 
     @property
     def truth_topic(self) -> str | None:
-        """The topic of the true flow, if that is where it comes from."""
+        """The topic of the true flow, if it comes from a topic."""
         return self.truth if self.truth and self.truth.startswith("/") and not Path(self.truth).is_dir() else None
 
 
 def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[tuple[str, str]]:
-    """What is wrong with a frame: (what such frames are or do, what this one is)."""
+    """Yield what is wrong with a frame: the kind of problem, and the details of this frame."""
     if frame.image is None:
         yield "cannot be read", f"frame {frame.index}: {frame.problem}"
     if previous is None:
@@ -92,9 +94,9 @@ def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[t
 class RecordingEvaluation:
     """Evaluates one recording into a folder of its own.
 
-    :param resume: leave complete results of the same plan and input as they are; others are started again.
-    :param overwrite: replace results that are there.
-    :ivar folder: held alone until it is closed.
+    :param resume: whether to keep complete results of the same plan and input. Incomplete ones are started again.
+    :param overwrite: whether to replace existing results.
+    :ivar folder: locked until it is closed.
     :raises MediaError: for an unusable input or folder.
     """
 
@@ -120,18 +122,18 @@ class RecordingEvaluation:
 
     @property
     def frames(self) -> int | None:
-        """How many frames there are to do, where that is known."""
+        """The number of frames to evaluate, if it is known."""
         count, limit = self.source.count, self.plan.max_frames
         return min(count, limit) if count and limit else limit or count
 
     def run(self, models: Models, show: Show, stop: StopRequest) -> dict[str, Any]:
-        """Evaluate the recording until it ends, or a stop is requested; returns the metrics.
+        """Evaluate the recording until it ends or a stop is requested; returns the metrics.
 
-        :raises MediaError: where not a single frame can be read, or results cannot be written; what is there stays.
+        :raises MediaError: if no frame at all can be read, or results cannot be written. Results so far are kept.
         """
         plan, frames, done, runs = self.plan, self._input_frames(), 0, []
         frame = next(frames, None)
-        # Recorded with the flow where the weights have a head for it; by all settings, so that their times compare.
+        # The uncertainty is recorded if the weights have a head for it. All settings compute it, so times compare.
         headed = {network for network, model in models.items() if plan.bag and model.uncertainty is not None}
         gap_ms = longest_gap_ms(EstimatorSettings().max_gap_ms, self.source.nominal_period_ns)
         chosen = [
@@ -168,7 +170,7 @@ class RecordingEvaluation:
         return metrics
 
     def _input_frames(self) -> Iterator[InputFrame]:
-        """The frames as RGB. A recording that breaks off ends here, and is named."""
+        """The frames as RGB. If the recording breaks off, the frames end there and the problem is noted."""
         frames, previous = iter(self.source.frames()), None
         levels = Levels()
         for index in range(self.plan.max_frames) if self.plan.max_frames else count():
@@ -212,14 +214,16 @@ class RecordingEvaluation:
                 images, convert_ms = self._first_images()
                 costs[setting.name] = measure_setting(setting, model, images, convert_ms).plain()
         if setting.name not in costs:
-            raise MediaError(f"the given costs are of {', '.join(costs) or 'nothing'}, not of {setting.name}")
+            raise MediaError(
+                f"the given costs are for {', '.join(costs) or 'nothing'}, not for the setting {setting.name}"
+            )
         try:
             return CostTable.of(costs[setting.name])
         except ValueError as error:
             raise MediaError(str(error)) from error
 
     def _first_images(self) -> tuple[list[np.ndarray], list[float]]:
-        """Images at the beginning that have the size of the first of them, and the times that it took to get them."""
+        """The first images of equal size, and the times that it took to decode them."""
         source = self._open()
         levels = Levels()
         first = zip(range(20), source.frames(), strict=False)
@@ -234,7 +238,7 @@ class RecordingEvaluation:
         return folder_truth(Path(self.plan.truth)) if self.plan.truth is not None else scene_truth(Path(self.path))
 
     def _note_unreadable(self, what: str) -> None:
-        if what not in self.source.skipped:  # every setting reads the true flow for itself
+        if what not in self.source.skipped:  # every setting reads the true flow by itself
             self.source.skipped.append(what)
 
     def _check_disk(self, first: InputFrame) -> None:
@@ -248,7 +252,7 @@ class RecordingEvaluation:
         sentences += [f"frames that {kind}: {number}; the first is {first}" for kind, (number, first) in problems]
         sentences += self._missing() if complete else []
         digest = ""
-        # Only of what was read to its end: to read the rest for it could take longer than the evaluation.
+        # Only if the recording was read to its end. Reading the rest could take longer than the evaluation.
         if complete and self.frames == self.source.count and self.source.whole:
             with self._shares.of("reading"):
                 try:
@@ -262,23 +266,23 @@ class RecordingEvaluation:
         return RunInfo(self.plan.mode, read, seconds, played_s, shares, costs, sentences, None, complete, threads)
 
     def _missing(self) -> list[str]:
-        """What a whole recording should have given, and did not."""
+        """What is missing in the results of a complete recording."""
         frames = read_frames(self.out / FRAMES)
         frames = frames[frames.setting == self.plan.settings[0].name]
         pairs = int((frames.outcome == PROCESSED).sum())
         if not pairs:
             reasons = count_words(frames, "reason", FIRST) | count_words(frames, "reason", DROPPED)
             why = "".join(f"; {count} x {reason}" for reason, count in reasons.items())
-            return [f"none of the {len(frames)} frames gave flow, which takes two that follow each other{why}"]
+            return [f"none of the {len(frames)} frames gave flow, which needs two successive frames{why}"]
         if self.plan.truth is None or frames.epe_px.notna().any():
             return []
-        expected = "its files are forward flow between successive frames, the first one from the first frame on"
+        expected = "its files must be forward flow between successive frames, from the first frame on"
         if self.plan.truth_topic:
-            expected = "its messages have to carry the stamp of the image on whose pixels the flow lives"
+            expected = "its messages must have the stamp of the image on whose pixels the flow is defined"
         return [f"the true flow {self.plan.truth} is known for none of the {pairs} pairs: {expected}"]
 
 
 def _check_apart(read: Path, out: Path) -> None:
-    """Results must neither replace their input nor become part of it."""
+    """Refuse results that would replace their input or become part of it."""
     if read == out or read in out.parents or out in read.parents:
-        raise MediaError(f"what is read, {read}, and the results in {out} lie in each other; choose another --out")
+        raise MediaError(f"the input {read} and the results {out} lie inside of each other; choose another --out")

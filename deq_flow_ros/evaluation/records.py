@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames on their way through an evaluation, what became of each, and ``frames.csv``, the table of all of them.
+"""The frames of an evaluation, the outcome of each, and ``frames.csv``, the table of all outcomes.
 
-All figures are made from the table. Its columns are described in docs/evaluate_bag.md.
+All figures are computed from this table. docs/evaluate_bag.md describes its columns.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ STAGES = (
     "wait", "convert", "resize", "encode", "prepare", "match", "correlate", "coarse", "solve", "upsample", "output",
     "publish",
 )  # fmt: skip
-"""Stages of one update in the order of the work."""
+"""The stages of one update in the order in which they run."""
 
 WORDS = ("outcome", "reason", "stop_reason", "reset_reason")
 NUMBERS = ("iterations", "warm", "residual_px", "scale", "latency_ms", "over_budget")
 VALUES = (*NUMBERS, *(f"stage_{stage}_ms" for stage in STAGES), *MEASURES)
 COLUMNS = ("setting", "index", "stamp_ns", "previous_stamp_ns", *WORDS, *VALUES)
-"""Columns of ``frames.csv``. An empty cell is a value that is not known."""
+"""The columns of ``frames.csv``. An empty cell means that the value is not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,11 @@ class InputFrame:
     """A frame of the recording.
 
     :ivar index: number among the frames that could be read, from 0.
-    :ivar place: number in the recording, from 0; frames that could not be read count here.
+    :ivar place: number among all frames of the recording, from 0.
     :ivar stamp_ns: its stamp in the stream: that of the header, or the time of recording.
-    :ivar header_ns: stamp of the header.
-    :ivar image: (H, W, 3) uint8 RGB; None where it cannot be decoded: ``problem`` then says why.
-    :ivar convert_ms: time that it took to get the pixels out of the message.
+    :ivar header_ns: the stamp of the header.
+    :ivar image: (H, W, 3) uint8 RGB; None if it cannot be decoded, and then ``problem`` says why.
+    :ivar convert_ms: the time that decoding took.
     """
 
     index: int
@@ -65,9 +65,9 @@ class InputFrame:
     ) -> InputFrame:
         """Decode a frame of a source.
 
-        :param stamps: "header", or "record": the frame is stamped with the time at which it was recorded.
-        :param left_out: so many frames before it could not be read.
-        :param levels: of the recording, which map 16 bits to 8; None for an image by itself.
+        :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
+        :param left_out: the number of earlier frames that could not be read.
+        :param levels: maps 16 bits to 8 for the whole recording; None for a single image.
         """
         start = time.perf_counter()
         image, problem = None, ""
@@ -78,7 +78,7 @@ class InputFrame:
             problem = str(error)
         took_ms = 1e3 * (time.perf_counter() - start)
         if image is not None and not image.flags.writeable:
-            image = image.copy()  # a view of the file's bytes, which PyTorch warns of
+            image = image.copy()  # PyTorch warns of a view of the file's bytes
         stamp_ns = frame.record_ns if stamps == "record" else frame.stamp_ns
         stamps_ns = (stamp_ns, frame.stamp_ns, frame.record_ns)
         return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, problem, took_ms)
@@ -86,14 +86,14 @@ class InputFrame:
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What became of one frame under one setting; a row of the table.
+    """The outcome of one frame with one setting, which is a row of the table.
+
+    Attributes that are not explained here are those of ``FlowInfo`` for a processed frame.
 
     :ivar index: number of the frame in the recording, from 0.
     :ivar outcome: "processed", "first" (there is no pair yet) or "dropped".
     :ivar reason: why it is first or was dropped.
-    :ivar measures: by the names of ``MEASURES``; what is missing is not known.
-
-    The others are those of ``FlowInfo``, of a processed frame.
+    :ivar measures: by the names of ``MEASURES``; those that are not known are missing.
     """
 
     index: int
@@ -120,7 +120,7 @@ class FrameRecord:
         return cls(index, outcome=PROCESSED, reset_reason=reset, stage_ms=info.stage_ms, measures=measures, **same)
 
     def cells(self) -> dict[str, Any]:
-        """Known values by column."""
+        """The known values by column."""
         values = {**vars(self), **self.measures, **{f"stage_{name}_ms": ms for name, ms in self.stage_ms.items()}}
         unknown = () if self.outcome == PROCESSED else NUMBERS
         return {name: value for name, value in values.items() if name not in ("stage_ms", "measures", *unknown)}
@@ -128,11 +128,11 @@ class FrameRecord:
 
 @dataclass(frozen=True, eq=False)
 class FrameOutcome:
-    """What became of a frame under one setting.
+    """The outcome of a frame with one setting.
 
-    :ivar fields: arrays of its pair, where it gave flow.
-    :ivar info: what the estimator said of it, where it gave flow.
-    :ivar frame: the frame itself; None where it was played into a node, which has recorded its outputs already.
+    :ivar fields: the arrays of its pair; None if it gave no flow.
+    :ivar info: what the estimator says of it; None if it gave no flow.
+    :ivar frame: the frame itself; None if it was played into a node, whose outputs are recorded already.
     """
 
     record: FrameRecord
@@ -142,9 +142,9 @@ class FrameOutcome:
 
 
 class FrameTable:
-    """``frames.csv`` while it is written: one row per frame and setting, on disk as soon as the frame is done.
+    """Writes ``frames.csv``, one row per frame and setting. Each row is on disk as soon as the frame is done.
 
-    :raises MediaError: where it cannot be written.
+    :raises MediaError: if it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,8 +160,8 @@ class FrameTable:
     def append(self, setting: str, record: FrameRecord) -> None:
         """Write one row.
 
-        :raises MediaError: where the disk is full.
-        :raises ValueError: for a stage or measure that there is no column for.
+        :raises MediaError: if the disk is full.
+        :raises ValueError: for a stage or measure without a column.
         """
         self._write({"setting": setting} | {name: _cell(value) for name, value in record.cells().items()})
 
@@ -170,7 +170,7 @@ class FrameTable:
             self._writer.writerow(row)
             self._file.flush()
         except OSError as error:
-            raise MediaError(f"cannot write {self._path}: {error}; what is there so far is kept") from error
+            raise MediaError(f"cannot write {self._path}: {error}; the rows so far are kept") from error
 
 
 def _cell(value: Any) -> str:
@@ -182,9 +182,9 @@ def _cell(value: Any) -> str:
 
 
 def read_frames(path: Path) -> pd.DataFrame:
-    """``frames.csv`` as a data frame with the columns ``COLUMNS``.
+    """Read ``frames.csv`` into a data frame with the columns ``COLUMNS``.
 
-    What is not known, or infinite, is NaN in columns of numbers, -1 in ``previous_stamp_ns``, and "" elsewhere.
+    Values that are not known or infinite are NaN in columns of numbers, -1 in ``previous_stamp_ns``, and "" elsewhere.
     """
     frames = pd.read_csv(
         path,
@@ -192,7 +192,7 @@ def read_frames(path: Path) -> pd.DataFrame:
         na_values={name: [""] for name in VALUES},
         keep_default_na=False,
     )
-    # Not by way of float64, which has no room for nanoseconds since 1970.
+    # Not converted through float64, which cannot hold nanoseconds since 1970 exactly.
     for name, missing in (("stamp_ns", "0"), ("previous_stamp_ns", "-1")):
         frames[name] = frames[name].replace("", missing).astype("int64")
     frames[list(VALUES)] = frames[list(VALUES)].replace([np.inf, -np.inf], np.nan)

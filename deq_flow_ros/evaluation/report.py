@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a run: one HTML file that needs nothing else, neither network nor neighbours."""
+"""The report of a run: a single HTML file that needs neither a network nor other files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from deq_flow_ros.imaging.pictures import data_uri
 from deq_flow_ros.recordings.files import write_text
 
 REPORT, METRICS, VIDEO, FRAMES = "report.html", "metrics.json", "flow.mp4", "frames.csv"
-"""Names of the files of results."""
+"""Names of the result files."""
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Fill a template of this package.
 
-    :raises MediaError: where the file cannot be written.
+    :raises MediaError: if the file cannot be written.
     """
     pages = Environment(
         loader=PackageLoader("deq_flow_ros.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -43,11 +43,11 @@ def write_report(
 ) -> None:  # fmt: skip
     """Write the HTML file.
 
-    :param settings: the main one first.
-    :param frames: as ``read_frames`` gives them.
-    :param metrics: as ``summarise`` gives them.
+    :param settings: the settings, the main one first.
+    :param frames: from ``read_frames``.
+    :param metrics: from ``summarise``.
     :param galleries: by setting.
-    :raises MediaError: where it cannot be written.
+    :raises MediaError: if it cannot be written.
     """
     main = metrics["settings"][0]
     error = wording.error_measure(main)
@@ -64,7 +64,7 @@ def write_report(
 
 
 def _strips(settings: Sequence[SettingEntry], galleries: Mapping[str, Gallery]) -> list[dict[str, Any]]:
-    """The rows of pictures: best, median and worst pairs of the main setting, and their flow in the others."""
+    """The rows of pictures: best, median and worst pairs of the main setting, and their flow with other settings."""
     main, *others = settings
     gallery, strips = galleries[main.name], []
     for label, index in gallery.ranked():
@@ -81,7 +81,7 @@ def _strips(settings: Sequence[SettingEntry], galleries: Mapping[str, Gallery]) 
 
 
 def _colour_wheel(side: int = 96) -> np.ndarray:
-    """The key of the flow colours, (side, side, 3) uint8 RGB: what a vector from the middle to a place looks like."""
+    """The key of the flow colours, (side, side, 3) uint8 RGB: each place has the colour of the vector leading to it."""
     steps = np.linspace(-1, 1, side, dtype=np.float32)
     vectors = np.dstack(np.meshgrid(steps, steps))
     vectors[np.hypot(*np.moveaxis(vectors, 2, 0)) > 1] = 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a recording's results: who may write there, and the writing of them, wherever the outcomes come from.
+"""The folder with the results of a recording: its lock, and the writing of results for all modes.
 
-While a run lasts, the table of frames, the previews and the bag of the flow grow. At its end, figures, report and video
-are made of them.
+During a run, the table of frames, the previews and the bag with the flow grow. At the end, the figures, the report and
+the video are made from them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from deq_flow_ros.streaming.result import pair_values
 RESULTS = (REPORT, METRICS, VIDEO, FRAMES)
 BAG = "flow"
 STATE = ".run"
-"""Folder beside the results: which run they are of, the lock, and what is kept only while a run lasts."""
+"""Folder beside the results with the identity of the run, the lock, and files that are needed only during a run."""
 RUN, LOCK = "run.json", "lock"
 
 
 class OccupiedError(MediaError):
-    """The folder holds something that nobody has allowed to replace."""
+    """The folder holds something that must not be replaced."""
 
 
 class BusyError(OccupiedError):
@@ -41,12 +41,15 @@ class BusyError(OccupiedError):
 
 
 def has_begun(path: Path) -> bool:
-    """Whether a run has begun to write its results there."""
+    """Whether a run has begun to write its results to this folder."""
     return (path / STATE / RUN).is_file()
 
 
 def refuse_foreign(path: Path, names: Iterable[str]) -> None:
-    """Raises ``OccupiedError`` where a folder holds any of these, and the caller knows of no run that wrote them."""
+    """Refuse a folder that holds files of these names which no known run has written.
+
+    :raises OccupiedError: for such a folder.
+    """
     if taken := [name for name in names if (path / name).exists()]:
         raise OccupiedError(
             f"the folder {path} holds {', '.join(taken)}, which no run of this kind is known to have written; move it "
@@ -55,16 +58,16 @@ def refuse_foreign(path: Path, names: Iterable[str]) -> None:
 
 
 class ResultFolder:
-    """A folder for the results of one run, which it holds alone until ``close``.
+    """A folder for the results of one run. The run locks it until ``close``.
 
-    Nothing is removed that no evaluation wrote.
+    Only files that an evaluation wrote are ever removed.
 
-    :param identity: what the results depend on, plain values.
-    :param resume: leave complete results of this identity as they are, and replace incomplete ones.
-    :param overwrite: replace the results of any run.
-    :ivar complete: whether the results are there already.
-    :raises OccupiedError: where something else is there, or another process is at work.
-    :raises MediaError: where nothing can be written.
+    :param identity: everything that the results depend on, as plain values.
+    :param resume: whether to keep complete results of this identity and replace incomplete ones.
+    :param overwrite: whether to replace the results of any run.
+    :ivar complete: whether the results are already complete.
+    :raises OccupiedError: if the folder holds something else, or another process writes to it.
+    :raises MediaError: if nothing can be written.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False) -> None:
@@ -76,7 +79,7 @@ class ResultFolder:
             if path.is_dir() and not has_begun(path):
                 self._check_foreign(overwrite)
             self.state.mkdir(parents=True, exist_ok=True)
-            # Two runs in one folder would mix their frames. The lock ends with the process at the latest.
+            # Two runs in one folder would mix their frames. The system releases the lock when the process ends.
             self._lock = (self.state / LOCK).open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if has_begun(path):
@@ -98,12 +101,12 @@ class ResultFolder:
             self._lock = None
 
     def finish(self, complete: bool) -> None:
-        """Note that the results are written, and remove what was kept for them."""
+        """Note that the results are written, and remove the files that were needed only during the run."""
         self._note(complete)
         self._clear_state()
 
     def _check_foreign(self, overwrite: bool) -> None:
-        """Results may stand beside what somebody else put there, where that is allowed, but never in its place."""
+        """Allow results beside other files only with ``overwrite``, and never in place of them."""
         refuse_foreign(self.path, (*RESULTS, BAG))
         there = sorted(child.name for child in self.path.iterdir() if child.name != STATE)
         if there and not overwrite:
@@ -144,14 +147,14 @@ class ResultFolder:
 
 
 class ResultWriter(ExitStack):
-    """The results of one run; use it with ``with`` while the run lasts, and ``finish`` it afterwards.
+    """Writes the results of one run. Use it in a ``with`` statement during the run, and call ``finish`` afterwards.
 
     :param out: the folder of the results.
-    :param settings: those that outcomes come of, the main one first. One of which none comes is left out in the end.
-    :param previews: a folder for pictures while the run lasts.
-    :param bag: where the flow of the main setting is recorded; None: nowhere.
-    :param images: record the images as well, so that a viewer has them beside the flow.
-    :raises MediaError: where something cannot be written, as all methods do.
+    :param settings: the settings of the run, the main one first. One without outcomes is left out of the results.
+    :param previews: a folder for pictures during the run.
+    :param bag: the bag for the flow of the main setting; None: the flow is not recorded.
+    :param images: whether to record the images as well, so that a viewer can show them beside the flow.
+    :raises MediaError: if something cannot be written. All methods raise it.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class ResultWriter(ExitStack):
         self._bag = None if bag is None else self.enter_context(bag)
 
     def add(self, setting: str, outcome: FrameOutcome) -> None:
-        """Keep what became of one more frame under a setting."""
+        """Add the outcome of one more frame with a setting."""
         if outcome.fields is not None:
             self._galleries[setting].add(outcome.record, outcome.fields)
         self._table.append(setting, outcome.record)
@@ -183,7 +186,7 @@ class ResultWriter(ExitStack):
         self._bag.add(*header, account(outcome), image, *flow, flow_stamp_ns=here_ns)
 
     def finish(self, run: RunInfo) -> dict[str, Any]:
-        """Write ``metrics.json``, ``report.html`` and, where there is flow, ``flow.mp4``; returns the metrics."""
+        """Write ``metrics.json``, ``report.html`` and, if there is flow, ``flow.mp4``; returns the metrics."""
         frames = read_frames(self._out / FRAMES)
         main, *others = self._settings
         there = [main, *(setting for setting in others if (frames.setting == setting.name).any())]
@@ -196,7 +199,7 @@ class ResultWriter(ExitStack):
 
 
 def account(outcome: FrameOutcome) -> dict[str, str]:
-    """What the node would say of a frame, and the measures."""
+    """The account that the node would give of a frame, and the measures."""
     record = outcome.record
     values = {"outcome": record.outcome, "reason": record.reason, "image2_stamp_ns": str(record.stamp_ns)}
     if outcome.info is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One setting on one stream of frames: an account of every frame, in order, and the fields of every pair.
+"""Runs one setting on a stream of frames: the outcome of every frame, in order, and the fields of every pair.
 
-A ``SettingRun`` processes every frame, whatever time it takes. A ``SimulatedRun`` does as a robot would: frames arrive
-at their stamps, on a clock that only measured costs move on. So budget, deadline, processing scale and dropped frames
-come out as on the machine that the costs were measured on, and the same costs give the same result again.
+A ``SettingRun`` processes every frame, whatever time it takes. A ``SimulatedRun`` simulates a robot: frames arrive at
+their stamps, on a clock that is advanced by measured costs only. Deadlines, processing scale and dropped frames are
+therefore those of the machine on which the costs were measured, and the same costs give the same results again.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClo
 
 
 class SettingRun:
-    """One setting at work. Every frame is processed, whatever time it takes.
+    """Runs one setting, and processes every frame, whatever time it takes.
 
-    :param truth: gives the true flow of a pair, where it is known.
-    :param reverse: gives the flow in the other direction; None: consistency is not measured.
-    :param shares: counts where the time goes.
+    :param truth: gives the true flow of a pair, if it is known.
+    :param reverse: computes the flow in the other direction; None: the consistency is not measured.
+    :param shares: accounts for the time spent.
     """
 
     played_s: float | None = None
-    """How long the stream has lasted so far, where frames come at their own pace."""
+    """How long the stream has lasted so far, if frames come at their own pace."""
 
     def __init__(
         self, setting: Setting, estimator: Estimator, truth: Truth | None = None, reverse: ReverseFlow | None = None,
@@ -53,7 +53,7 @@ class SettingRun:
         """The last pair by the stamp of its later frame."""
 
     def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
-        """Take the next frame; yields what is known by now of it, or of frames before it."""
+        """Take the next frame. Yields the outcomes that are known by now, of it or of earlier frames."""
         reason = frame.problem if frame.image is None else self._order.why_out(frame.stamp_ns)
         if reason:
             yield FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, reason), frame=frame)
@@ -65,7 +65,7 @@ class SettingRun:
         yield self.process(frame)
 
     def finish(self) -> Iterator[FrameOutcome]:
-        """After the last frame: what is still owed."""
+        """Yield the remaining outcomes, after the last frame."""
         yield from ()
 
     def process(self, frame: InputFrame, arrival_ns: int | None = None) -> FrameOutcome:
@@ -77,7 +77,7 @@ class SettingRun:
         try:
             with self.shares.of("computing"):
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)
-        except ValueError as error:  # smaller than the least size; the stream stays as it was
+        except ValueError as error:  # the frame is too small; the stream stays as it was
             return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, str(error)), frame=frame)
         if self.estimator.left_out:
             return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, self.estimator.left_out), frame=frame)
@@ -106,10 +106,10 @@ class SettingRun:
 
 
 class SimulatedRun(SettingRun):
-    """One setting as on a robot: while it works on a frame, only the newest of those that arrive is kept.
+    """Runs one setting as on a robot: of the frames that arrive while it works, only the newest is kept.
 
     :param clock: the clock of the estimator.
-    :param period_ns: time between frames whose stamps do not say it.
+    :param period_ns: the time between frames if their stamps do not tell it.
     """
 
     def __init__(self, clock: VirtualClock, period_ns: int, *arguments: Any, **more: Any) -> None:
@@ -122,10 +122,10 @@ class SimulatedRun(SettingRun):
         """Arrival of the frame that arrived last."""
 
     def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
-        """See ``SettingRun.take``: what became of the frame before is known only now."""
+        """See ``SettingRun.take``. The outcome of the previous frame is known only now."""
         if not self._warm:
             assert frame.image is not None
-            self.estimator.warm_up(*frame.image.shape[:2])  # as the node does when it is configured
+            self.estimator.warm_up(*frame.image.shape[:2])  # as the node does in configure
             self._warm = True
         arrival_ns = self._arrival_ns(frame.stamp_ns)
         if self._waiting is not None:
@@ -144,7 +144,7 @@ class SimulatedRun(SettingRun):
             self._waiting = None
 
     def _arrival_ns(self, stamp_ns: int) -> int:
-        """On the virtual clock: as long after the frame before as the stamps say, but for what a replay skips."""
+        """The arrival on the virtual clock: as long after the previous frame as the stamps say, without long gaps."""
         step_ns, _ = self._pace.step(stamp_ns)
         if self._first_ns is None:
             self._first_ns = self._latest_ns = self._clock.now_ns()
@@ -173,13 +173,14 @@ class SimulatedRun(SettingRun):
 def measure_setting(
     setting: Setting, model: DEQFlow | None, images: Sequence[np.ndarray], convert_ms: Sequence[float] = ()
 ) -> CostTable:
-    """Measure what the stages of a setting take on this machine, at every scale that it may use.
+    """Measure how long the stages of a setting take on this machine, at every scale that it may use.
 
-    :param images: as ``measure_costs`` takes them, and ``convert_ms`` likewise.
-    :raises MediaError: where there are fewer than two images.
+    :param images: see ``measure_costs``.
+    :param convert_ms: see ``measure_costs``.
+    :raises MediaError: if there are fewer than two images.
     """
     if len(images) < 2:
-        raise MediaError(f"expected at least two frames that can be read to measure the costs on, got {len(images)}")
+        raise MediaError(f"expected at least two readable frames to measure the costs, got {len(images)}")
     scales = [1.0]
     if model is not None and setting.solves:
         height, width = images[0].shape[:2]

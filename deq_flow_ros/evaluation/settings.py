@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is run on a recording: a method with its settings, and how settings are written on a command line."""
+"""The settings of a method that is run on a recording, and their form on a command line."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any
 from deq_flow_ros.model import choose_precision
 
 METHODS = {"deq": "", "dis": "OpenCV DIS, medium preset", "farneback": "OpenCV Farneback"}
-"""This package's network, and two classical methods of OpenCV to compare it with."""
+"""The network of this package, and two classical methods of OpenCV to compare it with."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of computing flow.
+    """One method of computing flow, with its settings.
 
     :ivar name: unique within a run; it appears in tables and plots.
     :ivar method: one of ``METHODS``; OpenCV's methods use ``direction`` only.
-    :ivar model: as ``load_model`` takes it, as are ``device`` ("cpu", "cuda" or "cuda:N") and ``precision`` ("auto" is
-        replaced by what it stands for on the device).
-    :ivar budget_ms: time from a frame's arrival to its flow, in ms; None for no limit. It and all that follow are those
-        of ``EstimatorSettings``, and so is ``warm``.
-    :ivar max_gap_ms: None: as there, or three periods of the recording, where these are longer.
+    :ivar model: see ``load_model``.
+    :ivar device: "cpu", "cuda" or "cuda:N".
+    :ivar precision: see ``load_model``; "auto" is replaced by the precision that it stands for.
+    :ivar warm: see ``EstimatorSettings``, as for all that follow.
+    :ivar budget_ms: time from the arrival of a frame to its flow, in ms; None: no limit.
+    :ivar max_gap_ms: None: the default, or three periods of the recording if that is longer.
     :raises ValueError: for an unknown method, device or precision, or a name that cannot appear in a table.
     """
 
@@ -47,12 +48,12 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"expected a method out of {', '.join(METHODS)}, got {self.method!r}")
+            raise ValueError(f"expected one of the methods {', '.join(METHODS)}, got {self.method!r}")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"expected the device cpu, cuda or cuda:N, got {self.device!r}")
         object.__setattr__(self, "precision", choose_precision(self.precision, self.device))
         if not self.name or not self.name.isprintable() or set(self.name) & set(":,="):
-            raise ValueError(f"expected a name without : , = in it, got {self.name!r}")
+            raise ValueError(f"expected a name without the characters : , =, got {self.name!r}")
 
     @property
     def solves(self) -> bool:
@@ -61,7 +62,7 @@ class Setting:
 
     @property
     def network(self) -> tuple[str, str, str]:
-        """Arguments of ``load_model``: model, device, precision."""
+        """The arguments of ``load_model``: model, device, precision."""
         return self.model, self.device, self.precision
 
     @property
@@ -77,9 +78,9 @@ class Setting:
 
 
 def with_parameters(setting: Setting, texts: Sequence[str]) -> Setting:
-    """A setting with values given as flow_node takes them, ``NAME:=VALUE``; for a budget or tolerance, 0 is none.
+    """Change a setting by parameters of flow_node, ``NAME:=VALUE``. A budget or tolerance of 0 means none.
 
-    :raises ValueError: naming what is wrong.
+    :raises ValueError: for a text that is wrong; the message says why.
     """
     known = {"latency_budget_ms" if f.name == "budget_ms" else f.name: f for f in fields(Setting)[2:]}
     values: dict[str, Any] = {}
@@ -89,8 +90,8 @@ def with_parameters(setting: Setting, texts: Sequence[str]) -> Setting:
             raise ValueError(f"expected --param NAME:=VALUE, got {text!r}")
         if name not in known:
             raise ValueError(
-                f"expected --param with one of {', '.join(known)}, which the flow depends on, got {name}; what else "
-                "flow_node has is set with --live"
+                f"expected --param with one of {', '.join(known)}, which the flow depends on, got {name}; the other "
+                "parameters of flow_node can be set with --live only"
             )
         given = _value(name, value, str(known[name].type))
         values[known[name].name] = None if "None" in str(known[name].type) and given == 0 else given
@@ -102,7 +103,7 @@ def parse_setting(text: str, base: Setting) -> Setting:
 
     A name that is a method, ``dis`` or ``farneback``, chooses that method.
 
-    :raises ValueError: naming what is wrong.
+    :raises ValueError: for a text that is wrong; the message says why.
     """
     name, colon, rest = text.partition(":")
     values: dict[str, Any] = {"name": name}
@@ -112,7 +113,7 @@ def parse_setting(text: str, base: Setting) -> Setting:
     for item in rest.split(",") if colon else ():
         key, equals, value = item.partition("=")
         if not equals or key not in known:
-            raise ValueError(f"expected NAME:KEY=VALUE,... with keys out of {', '.join(known)}, got {text!r}")
+            raise ValueError(f"expected NAME:KEY=VALUE,... with the keys {', '.join(known)}, got {text!r}")
         values[key] = _value(key, value, known[key])
     return replace(base, **values)
 
@@ -123,7 +124,7 @@ _TYPES: dict[str, Callable[[str], Any]] = {
 
 
 def _value(key: str, text: str, type_name: str) -> Any:
-    """The text as the type of a field, which is given as it stands in the class."""
+    """Convert a text to the type of a field, which is given as in the class definition."""
     kind, _, optional = type_name.partition(" | ")
     if optional and text.lower() == "none":
         return None
@@ -139,7 +140,7 @@ def _value(key: str, text: str, type_name: str) -> Any:
 def all_settings(main: Setting, compared: Sequence[str]) -> tuple[Setting, ...]:
     """The main setting and those of ``--compare``.
 
-    :raises ValueError: where a text is no setting, or a name is there twice.
+    :raises ValueError: for a text that is not a setting, or a name that occurs twice.
     """
     settings = (main, *(parse_setting(text, main) for text in compared))
     names = [setting.name for setting in settings]

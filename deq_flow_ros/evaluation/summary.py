@@ -17,7 +17,7 @@ from deq_flow_ros.evaluation.records import DROPPED, FIRST, OUTCOMES, PROCESSED,
 from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 
 VERSION = 2
-"""Of the layout of ``metrics.json``; it grows when a key changes its meaning or goes."""
+"""Version of the layout of ``metrics.json``. It increases when a key changes its meaning or is removed."""
 COMPARED = ("latency_ms", "iterations", "residual_px")
 """Columns that settings are compared by, besides the measures."""
 SPREAD = ("mean", "median", "p95", "p99", "max")
@@ -25,7 +25,7 @@ SPREAD = ("mean", "median", "p95", "p99", "max")
 
 @dataclass(frozen=True)
 class SettingEntry:
-    """A setting as results name it: its name, its values for ``metrics.json``, and a sentence for people."""
+    """A setting in the results: its name, its values for ``metrics.json``, and a description for people."""
 
     name: str
     values: Mapping[str, Any]
@@ -34,16 +34,16 @@ class SettingEntry:
 
 @dataclass
 class RunInfo:
-    """A run as a whole.
+    """Information on a whole run.
 
     :ivar mode: "offline", "realtime" or "live".
-    :ivar input: what was read: ``description``, ``path``, ``sha256``, and whatever else there is to say.
-    :ivar played_s: how long the stream lasted as it was played, where frames came at their own pace; else None.
-    :ivar shares: shares of the time, as ``TimeShares.shares`` gives them.
+    :ivar input: the input: ``description``, ``path``, ``sha256``, and other facts.
+    :ivar played_s: how long the stream lasted, if frames came at their own pace; else None.
+    :ivar shares: shares of the time, from ``TimeShares.shares``.
     :ivar costs: cost tables of a simulation, by setting.
-    :ivar problems: what is wrong with the run or its input, a sentence each.
-    :ivar transport: of a live run, how many frames were ``published`` and ``received``, how many fields ``recorded``.
-    :ivar threads: number of PyTorch's threads where the flow was computed.
+    :ivar problems: problems of the run or its input, one sentence each.
+    :ivar transport: in a live run, the numbers of frames ``published`` and ``received``, and of fields ``recorded``.
+    :ivar threads: the number of PyTorch's threads that computed the flow.
     """
 
     mode: str
@@ -59,10 +59,10 @@ class RunInfo:
 
 
 def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunInfo) -> dict[str, Any]:
-    """The content of ``metrics.json``; what is not known is None.
+    """Compute the content of ``metrics.json``. Values that are not known are None.
 
-    :param settings: the main one first.
-    :param frames: as ``read_frames`` gives them.
+    :param settings: the settings, the main one first.
+    :param frames: from ``read_frames``.
     """
     by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
     limited = {setting.name: bool(setting.values.get("budget_ms")) for setting in settings}
@@ -92,7 +92,7 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
 
 
 def spread(values: pd.Series) -> dict[str, float | None]:
-    """Mean, median, 95th and 99th percentile and maximum of the values that are known; None where none is."""
+    """Mean, median, 95th and 99th percentile and maximum of the known values; None if there are none."""
     known = values.dropna()
     if known.empty:
         return dict.fromkeys(SPREAD)
@@ -101,9 +101,9 @@ def spread(values: pd.Series) -> dict[str, float | None]:
 
 
 def count_words(frames: pd.DataFrame, column: str, outcome: str) -> dict[str, int]:
-    """How often each word of a column occurs in rows of an outcome, the most frequent first.
+    """Count how often each text of a column occurs in the rows of an outcome, the most frequent first.
 
-    Numbers in which they differ are replaced by "…": thousands of gaps that differ in their length are one kind.
+    Texts that differ only in numbers are counted together, with "…" in place of the numbers.
     """
     words = Counter(frames.loc[(frames.outcome == outcome) & (frames[column] != ""), column])
     kinds: dict[str, list[str]] = {}
@@ -144,8 +144,8 @@ def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dic
 
 
 def _compare(by_setting: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Means over the pairs that all settings processed; of each column, over those for which all of them know it."""
-    # A pair is two frames: where frames are dropped, the same later one may follow different earlier ones.
+    """Means over the pairs that all settings processed. Each column uses the pairs for which all settings know it."""
+    # A pair is identified by both frames, because after dropped frames the earlier one may differ.
     pairs = {
         name: frames[frames.outcome == PROCESSED].set_index(["index", "previous_stamp_ns"])
         for name, frames in by_setting.items()
@@ -154,7 +154,7 @@ def _compare(by_setting: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     means: dict[str, dict[str, float]] = {name: {} for name in pairs}
     for column in (*COMPARED, *MEASURES):
         values = pd.DataFrame({name: frames.loc[common, column] for name, frames in pairs.items()})
-        # A classical method has no iterations at all, which must not take them from the others.
+        # A classical method has no iterations. The column must still be compared for the other settings.
         shared = values.dropna(axis="columns", how="all").dropna()
         if len(shared):
             for name, mean in shared.mean().items():

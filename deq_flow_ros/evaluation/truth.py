@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""True flow to compare with: from a folder of flow files, from a topic of the bag, or of a rendered scene."""
+"""True flow to compare with: from a folder of flow files, from a topic of the bag, or from a rendered scene."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deq_flow_ros.recordings.messages import MessageError, Recorded
 from deq_flow_ros.recordings.names import natural_order
 
 KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
-"""Flow (H, W, 2) px, NaN where it is not known; and where it leads to something visible, (H, W) bool, if known."""
+"""Flow (H, W, 2) px, NaN where it is not known; and whether pixels are visible in both images, (H, W) bool, or None."""
 Truth = Callable[[InputFrame, InputFrame, str], "KnownFlow | None"]
-"""(earlier frame, later frame, direction) -> the true flow between them; None where it is not known."""
+"""Takes the earlier frame, the later frame and the direction; returns the true flow, or None if it is not known."""
 
 
 def scene_truth(bag: Path) -> Truth | None:
@@ -38,11 +38,11 @@ def scene_truth(bag: Path) -> Truth | None:
 
 
 def folder_truth(folder: Path) -> Truth:
-    """Flow files in natural order: the first leads from the first frame of the recording to the second, and so on.
+    """True flow from files in natural order: the first one is the flow from the first frame to the second, and so on.
 
     Only forward flow between successive frames is known.
 
-    :raises MediaError: where the folder holds no flow file.
+    :raises MediaError: if the folder holds no flow file.
     """
     if not folder.is_dir():
         raise MediaError(f"expected a folder of flow files, got {folder}")
@@ -61,13 +61,13 @@ def folder_truth(folder: Path) -> Truth:
 
 
 class TopicTruth:
-    """A topic of 32FC2 images whose headers have the stamp of the image on whose pixels the flow lives.
+    """True flow from a topic of 32FC2 images, which have the stamp of the image on whose pixels the flow is defined.
 
-    The flow is taken to lead to the next image of the recording (with the direction "backward": to the one before). It
-    is read once, along with the images. Where two images have the same stamp, it is not known.
+    The flow is expected to lead to the next image of the recording (or, with the direction "backward", to the previous
+    one). The topic is read once, in parallel with the images. If two images have the same stamp, the flow is not known.
 
     :param note: called with a sentence for each message that cannot be decoded.
-    :raises MediaError: where the topic holds no readable flow.
+    :raises MediaError: if the topic holds no readable flow.
     """
 
     def __init__(self, bag: Path, topic: str, note: Callable[[str], None]) -> None:
@@ -76,7 +76,7 @@ class TopicTruth:
         self._waiting: dict[int, np.ndarray] = {}
         first = next(self._messages, None)
         if first is None:
-            raise MediaError(f"the recording {bag} holds no readable message on {topic}, expected true flow there")
+            raise MediaError(f"the recording {bag} holds no readable message on {topic}, where true flow was expected")
         self._add(first)
 
     def __call__(self, earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
@@ -84,7 +84,7 @@ class TopicTruth:
         if later.place != earlier.place + 1 or later.header_ns <= earlier.header_ns:
             return None
         stamp_ns = earlier.header_ns if direction == "forward" else later.header_ns
-        # Flow is recorded after its image, but hardly more than a few images later.
+        # Flow is recorded after its image, but at most a few images later.
         while stamp_ns not in self._waiting and max(self._waiting, default=0) <= later.header_ns:
             message = next(self._messages, None)
             if message is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that matter most, worded for people: on the terminal, at the head of the report, and in its tables."""
+"""The most important figures in words: for the terminal, the head of the report, and its tables."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from deq_flow_ros.evaluation.gallery import RANKED_BY
 from deq_flow_ros.evaluation.measures import MEASURES
 
 Metrics = Mapping[str, Any]
-"""As ``summarise`` gives them."""
+"""The result of ``summarise``."""
 MODES = {
     "offline": "every frame, one after the other",
-    "realtime": "as on the robot, simulated from measured costs",
+    "realtime": "timing as on a robot, simulated from measured costs",
     "live": "through the node over DDS",
 }
-BY_THE_CLOCK = "budgets are kept by this machine's clock, so that another run gives other figures"
-"""Of a run over every frame with a budget; a simulated one can be repeated."""
+BY_THE_CLOCK = "budgets are kept by the clock of this machine, so another run gives other figures"
+"""Said of a run with a budget that is not simulated."""
 COMPARISON = (
     ("latency_ms", "latency, mean", "ms", 1),
     ("iterations", "iterations, mean", "", 1),
     ("residual_px", "residual, mean", "px", 3),
     *((name, measure.title, measure.unit, 3 if measure.unit == "px" else 2) for name, measure in MEASURES.items()),
 )
-"""(column, title, unit, digits) of the rows of the table that compares settings."""
+"""(column, title, unit, digits) of each row in the table that compares settings."""
 NEITHER_GOOD_NOR_BAD = ("iterations", "residual_px", "photometric_still", "epe_still_px", "static_percent")
-"""Of these, less is not better: a solver that stops early has few iterations and a large residual."""
+"""Figures for which less is not better. A solver that stops early has few iterations and a large residual."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, its unit, what it is, and what to hold it against."""
+    """A figure with its title, its unit, and a note to compare it with."""
 
     value: str
     title: str
@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A figure of every setting, and the numbers of those settings that are best in it."""
+    """A figure for every setting, and the numbers of the settings that are best in it."""
 
     title: str
     values: list[str]
@@ -50,7 +50,7 @@ class ComparedRow:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A figure with so many digits behind the point; a dash where it is not known."""
+    """A figure with this number of digits after the point; a dash if it is not known."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -60,17 +60,17 @@ def percent(share: float | None) -> str:
 
 
 def counts(frames: Metrics) -> str:
-    """How many frames came to what."""
+    """The numbers of frames by outcome."""
     return f"{frames['processed']} with flow, {frames['first']} first, {frames['dropped']} dropped"
 
 
 def error_measure(figures: Metrics) -> str:
-    """The measure that says most about how good this setting's flow is."""
+    """The measure that says most about the quality of this setting's flow."""
     return next((key for key in RANKED_BY if key in figures["measures"]), "photometric")
 
 
 def mode(metrics: Metrics) -> str:
-    """How the frames came, and what that means for another run."""
+    """The mode of the run in words, and whether it can be repeated."""
     limited = any(figures["setting"].get("budget_ms") for figures in metrics["settings"])
     return MODES[metrics["mode"]] + (f"; {BY_THE_CLOCK}" if metrics["mode"] == "offline" and limited else "")
 
@@ -79,7 +79,7 @@ def headline(metrics: Metrics) -> list[Figure]:
     """The figures of the main setting."""
     figures = metrics["settings"][0]
     latency, iterations, residual = figures["latency_ms"], figures["iterations"], figures["residual_px"]
-    played = "as the stream was played" if metrics["run"]["played_seconds"] else "from the mean latency"
+    played = "while the stream was played" if metrics["run"]["played_seconds"] else "from the mean latency"
     tail = f"95 %: {number(latency['p95'], 1)}, 99 %: {number(latency['p99'], 1)}, max: {number(latency['max'], 1)}"
     shown = [
         Figure(str(figures["frames"]["all"]), "frames", counts(figures["frames"])),
@@ -116,7 +116,7 @@ def _quality(measures: Metrics, error: str) -> list[Figure]:
 
 
 def comparison(metrics: Metrics) -> list[ComparedRow]:
-    """Settings compared: on the pairs that all of them processed, except for what counts frames."""
+    """The comparison of settings on the pairs that all of them processed; counts are over all frames."""
     settings, means = metrics["settings"], metrics["comparison"]["means"]
     rows = [ComparedRow("frames with flow", [str(figures["frames"]["processed"]) for figures in settings], set())]
     if any(figures["setting"].get("budget_ms") for figures in settings):

@@ -60,7 +60,7 @@ def test_the_longest_gap_is_an_option_like_every_parameter_of_the_flow(
     given = ["latency_budget_ms:=0", "tolerance_px:=0", "min_scale:=0.5", "max_iterations:=7", "direction:=backward"]
     changed = with_parameters(Setting("any", budget_ms=5.0), given)
     assert changed == Setting("any", tolerance_px=None, min_scale=0.5, max_iterations=7, direction="backward")
-    for wrong, said in (("roi:=1", "got roi; what else flow_node has is set with --live"), ("warm", "got 'warm'")):
+    for wrong, said in (("roi:=1", "got roi; the other parameters of flow_node"), ("warm", "got 'warm'")):
         with pytest.raises(ValueError, match=said):
             with_parameters(Setting("any"), [wrong])
 

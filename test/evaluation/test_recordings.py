@@ -86,7 +86,7 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         ((tmp_path / "two",), "choose one with --topic: /left"),
         ((tmp_path / "none",), "holds no images"),
         ((folder, "--topic", "/left"), "only bags have topics"),
-        ((folder, "--compare", "slow:speed=3"), "keys out of method, model"),
+        ((folder, "--compare", "slow:speed=3"), "with the keys method, model"),
         ((folder, "--compare", "dis", "dis"), "got dis more than once"),
         ((folder, "--model", "missing.safetensors"), "missing.safetensors"),
         ((folder, "--truth", tmp_path / "two"), "holds no flow file"),
@@ -128,8 +128,8 @@ def test_results_and_foreign_files_are_not_overwritten(
     refused("had another plan", "--out", mine, "--no-bag", "--resume", "--max-frames", 2)
     refused("cannot write", "--out", tmp_path / "file")
     for out in (folder, folder / "results", tmp_path):
-        refused("lie in each other", "--out", out, "--overwrite")
-    refused("lie in each other", "--out", tmp_path / "truth" / "out", "--truth", tmp_path / "truth", "--overwrite")
+        refused("inside of each other", "--out", out, "--overwrite")
+    refused("inside of each other", "--out", tmp_path / "truth" / "out", "--truth", tmp_path / "truth", "--overwrite")
     refused("holds flow, which no run of this kind is known to have written", "--out", theirs, "--overwrite")
     (mine / "flow").mkdir()
     (mine / "flow" / "0.flo").write_text("measured with a laser")

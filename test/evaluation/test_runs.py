@@ -193,7 +193,7 @@ def test_true_flow_is_found_by_header_stamps_and_its_absence_told(
     assert "on /truth that was recorded at" in problem and "cannot be decoded" in problem
     assert evaluate(*common, "--out", tmp_path / "none", "--truth", "/elsewhere") == 1
     (problem,) = metrics_of(tmp_path / "none")["problems"]
-    assert problem.startswith("the true flow /elsewhere is known for none of the 4 pairs: its messages have to carry")
+    assert problem.startswith("the true flow /elsewhere is known for none of the 4 pairs: its messages must have")
 
 
 def test_flicker_is_measured_between_pairs_that_follow_each_other() -> None:

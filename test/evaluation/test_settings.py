@@ -20,7 +20,7 @@ def test_settings_are_read_from_the_command_line() -> None:
         ("x:budget_ms=nan", "expected budget_ms"),
         ("x:name=y", "expected NAME:KEY=VALUE"),
         ("x:device=gpu", "expected the device cpu, cuda or cuda:N, got 'gpu'"),
-        ("x:method=best", "expected a method out of deq, dis, farneback"),
+        ("x:method=best", "expected one of the methods deq, dis, farneback"),
         (":warm=true", "expected a name"),
     ):
         with pytest.raises(ValueError, match=message):
