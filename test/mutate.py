@@ -51,8 +51,8 @@ FAULTS = [
      '{"all": np.ones_like(sample.valid)}', "benchmarks/test_benchmark_metrics"),
     ("hidden pixels counted as visible", FLOW + "imaging/metrics.py", "np.isfinite(error) & mask", "np.isfinite(error)",
      "evaluation/test_measures"),
-    ("state carried against the motion", FLOW + "streaming/warm_start.py", "state[1] if direction", "-state[1] if direction",
-     "model/test_formulas"),
+    ("state carried against the motion", FLOW + "streaming/warm_start.py", "state[1] if direction",
+     "-state[1] if direction", "model/test_formulas"),
     ("forward and backward flow exchanged", FLOW + "streaming/eager.py",
      '(self.last, self.next) if direction == "forward"', '(self.next, self.last) if direction == "forward"',
      "streaming/test_stream_settings"),
@@ -89,27 +89,27 @@ def main(words: list[str]) -> int:
                 print(f"{what}: expected {line!r} once in {name}, found it {right.count(line)} times")
                 return 2
             path.write_text(right.replace(line, broken), encoding="utf-8")
-            noticed = first_failure(tree, tests)
+            noticed = first_failure(tree, f"{tests}.py")
             path.write_text(right, encoding="utf-8")
-            if noticed and (before := first_failure(tree, tests)):
-                print(f"{what}: {before} fails without the fault as well")
+            if noticed and first_failure(tree, noticed):
+                print(f"{what}: {noticed} fails without the fault as well")
                 return 2
             missed += noticed is None
-            print(f"| {what} | {noticed or 'NOT NOTICED'} |", flush=True)
+            print(f"| {what} | {f'`{noticed}`' if noticed else 'NOT NOTICED'} |", flush=True)
     return 1 if missed else 0
 
 
 def first_failure(tree: Path, tests: str) -> str | None:
-    """The first test of a file that fails, as "`file`, `test`"."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", f"test/{tests}.py"]
+    """The first test that fails, as FILE::TEST below the folder ``test``, of a file or of a test named in that way."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", f"test/{tests}"]
     environment = {**os.environ, "PYTHONPATH": str(tree)}  # with the copy in front of what is installed
     result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if result.returncode == 0:
         return None
-    found = re.search(r"^FAILED test/(\S+?)::(\w+)", result.stdout, re.MULTILINE)
+    found = re.search(r"^FAILED test/(\S+?::\w+)", result.stdout, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"the tests did not run:\n{result.stdout}\n{result.stderr}")
-    return f"`{found[1]}`, `{found[2]}`"
+    return found[1]
 
 
 if __name__ == "__main__":
