@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
-pytest.importorskip("message_filters", reason="message_filters is part of a ROS installation, not of the wheels")
+pytest.importorskip("message_filters", reason="message_filters is not among the wheels: test/launch_environment.sh")
 from builtin_interfaces.msg import Time
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data

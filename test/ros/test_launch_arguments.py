@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip("launch_ros", reason="launch_ros is part of a ROS installation, not of the wheels")
+pytest.importorskip("launch_ros", reason="launch_ros is not among the wheels: test/launch_environment.sh")
 from installed_package import SHARE, install
 from launch.actions import IncludeLaunchDescription, RegisterEventHandler
 from launch.event_handlers import OnProcessStart

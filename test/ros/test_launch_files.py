@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 launch_testing = pytest.importorskip(
-    "launch_testing", reason="launch_testing is part of a ROS installation, not of the wheels"
+    "launch_testing", reason="launch_testing is not among the wheels: test/launch_environment.sh"
 )
 import rclpy
 from builtin_interfaces.msg import Time

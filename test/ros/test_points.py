@@ -86,7 +86,7 @@ def test_what_is_unknown_is_nan() -> None:
         assert np.isnan(read(flow_points(flow, flow[..., 0], 2, HEADER, CAMERA, elapsed_s))["rate_x"]).all()
 
 
-@pytest.mark.skipif(points.create_cloud is None, reason="sensor_msgs_py is not installed")
+@pytest.mark.skipif(points.create_cloud is None, reason="needs sensor_msgs_py: test/launch_environment.sh")
 def test_both_writers_agree() -> None:
     """A user with sensor_msgs_py and one without must get the same message."""
     values = np.random.default_rng(0).random((6, 2)).astype(np.float32)
