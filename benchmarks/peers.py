@@ -50,16 +50,21 @@ class Method:
 
 
 class Streamed(Method):
-    """Ours: ``FlowEstimator`` with a fixed number of iterations, which has seen the earlier image already."""
+    """Ours: ``FlowEstimator`` with a fixed number of iterations, which has seen the earlier image already.
+
+    :param runtime: what computes, ready before the first field.
+    """
 
     is_stream = True
 
-    def __init__(self, model: DEQFlow, iterations: int) -> None:
+    def __init__(self, model: DEQFlow, iterations: int, runtime: str = "auto") -> None:
         super().__init__(iterations)
-        self._estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None)
+        self._estimator = FlowEstimator(model, runtime=runtime, max_iterations=iterations, tolerance_px=None)
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
         if self._estimator.reset_reason == "start":
+            size = earlier.shape[0], earlier.shape[1]
+            self._estimator.engine.make_ready(size, size)
             self._estimator.update(earlier, stamp_ns - 1)
             self._estimator.prepare()
         result = self._estimator.update(later, stamp_ns)

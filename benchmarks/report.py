@@ -65,8 +65,6 @@ class Benchmark(CommandLine):
         :param measure: prints the figures, and returns them by name.
         :param errors: what leads to another exit status than 2.
         """
-        from deq_flow_ros.recordings.files import write_json
-
         console = Console(highlight=False) if Console().is_terminal else Console(width=160)  # a file has room
 
         def work() -> int:
@@ -75,6 +73,8 @@ class Benchmark(CommandLine):
             for problem in figures.get("problems", ()):
                 command_line.say(problem)
             if options.json:
+                from deq_flow_ros.recordings.files import write_json
+
                 write_json(options.json, {**origin(options), **figures})
             return int(bool(figures.get("problems")))
 

@@ -74,11 +74,15 @@ class GraphDevice(ABC):
 class CudaDevice(GraphDevice):
     """A CUDA device, by PyTorch's graphs and events."""
 
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._side = torch.cuda.Stream(device)  # one for all captures: memory of a pool is shared within a stream
+
     def pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
 
     def capture(self, function: Callable[[], T], pool: Any) -> Captured[T]:
-        main, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        main, side = torch.cuda.current_stream(self.device), self._side
         side.wait_stream(main)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often a field crosses between host and device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+FIELDS = 4
+
+
+class Stream(Protocol):
+    """What gives fields; see ``benchmarks.peers.Method``."""
+
+    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
+        """The flow of a pair."""
+
+    def prepare(self) -> None:
+        """Work that can be done before the next image arrives."""
+
+
+def count_copies(method: Stream, frames: Sequence[np.ndarray], device: torch.device) -> dict[str, float]:
+    """Copies per field that a CUDA device made, by kind, from the profiler; of any other device none are counted.
+
+    :param frames: at least two, of a stream that goes on.
+    """
+    if device.type != "cuda":
+        return {}
+    stamps = range(10**12, 10**12 + 10**11, 33_000_000)  # later than any that the method has seen
+    pairs = [(frames[i % 2], frames[1 - i % 2]) for i in range(FIELDS)]
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for (earlier, later), stamp_ns in zip(pairs, stamps, strict=False):
+            method.field(earlier, later, stamp_ns)
+            method.prepare()
+        torch.cuda.synchronize(device)
+    kinds: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        for kind in ("Memcpy HtoD", "Memcpy DtoH", "Memset"):
+            if event.key.startswith(kind):
+                kinds[kind] += event.count
+    return {kind: count / FIELDS for kind, count in sorted(kinds.items())}
