@@ -40,11 +40,10 @@ class PairGroup(FlowDataset):
     def _find(self) -> Iterator[PairFiles]:
         for entry in self._entries:
             image1, image2, flow = (self.root / entry[key] for key in ("image1", "image2", "flow"))
-            files = PairFiles(_below_group(entry), str(image1.parent), image1, image2, flow)
-            for path in (image1, image2, flow, self._invalid.get(files.name)):
-                if path is not None and not path.is_file():
-                    raise self._missing(path, "is missing or not an image")
-            yield files
+            yield PairFiles(_below_group(entry), str(image1.parent), image1, image2, flow)
+
+    def _beside(self, files: PairFiles) -> list[Path]:
+        return [self._invalid[files.name]] if files.name in self._invalid else []
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)

@@ -285,7 +285,7 @@ def test_a_list_of_pairs_that_does_not_fit_is_named(tmp_path: Path) -> None:
         read_pairs(path)
     _write_pair(path)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"b\.png is missing or not an image"):
+    with pytest.raises(FileNotFoundError, match=r"b\.png is missing"):
         read_pairs(path)
 
 

@@ -83,6 +83,8 @@ class FlowDataset(abc.ABC):
         self.pairs: list[PairFiles] = list(self._find())
         if not self.pairs:
             raise self._missing(self.root, "holds no image pair")
+        of_pairs = ((files.image1, files.image2, files.flow, *self._beside(files)) for files in self.pairs)
+        self._require(path for paths in of_pairs for path in paths if path is not None)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -114,7 +116,11 @@ class FlowDataset(abc.ABC):
 
     @abc.abstractmethod
     def _find(self) -> Iterable[PairFiles]:
-        """All pairs of the split, in order of time within a sequence; everything that will be read is there."""
+        """All pairs of the split, in order of time within a sequence."""
+
+    def _beside(self, files: PairFiles) -> Iterable[Path]:
+        """What else is read for the ground truth of a pair."""
+        return ()
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         """Ground truth of a pair of images of `size` (H, W); the caller sees to the size of the flow."""

@@ -32,19 +32,16 @@ class Kitti(FlowDataset):
         self.images = images
         super().__init__(name, root, split)
 
-    def _find(self) -> list[PairFiles]:
+    def _find(self) -> Iterator[PairFiles]:
         half = "training" if self.split == "train" else "testing"
         folder = self.root / half
-        pairs = []
         for image1 in self._files(folder / self.images, "*_10.png"):
             image2 = image1.with_name(next_name(image1.name))
             flow = folder / "flow_occ" / image1.name if half == "training" else None
-            pairs.append(PairFiles(image1.stem, image1.stem, image1, image2, flow))
-        self._require(files.image2 for files in pairs)
-        flows = [files.flow for files in pairs if files.flow]
-        self._require(flows)
-        self._require(_not_occluded(flow) for flow in flows)
-        return pairs
+            yield PairFiles(image1.stem, image1.stem, image1, image2, flow)
+
+    def _beside(self, files: PairFiles) -> list[Path]:
+        return [_not_occluded(files.flow)] if files.flow else []
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
@@ -70,14 +67,11 @@ class Hd1k(FlowDataset):
         train = self.split == "train"
         images = self._files(self.root / ("hd1k_input" if train else "hd1k_challenge") / "image_2", "*_*.png")
         there = set(images)
-        pairs = []
         for image1 in images:
             image2 = image1.with_name(next_name(image1.name))
             if image2 in there:  # else image 1 is the last of its sequence
                 flow = self.root / "hd1k_flow_gt" / "flow_occ" / image1.name if train else None
-                pairs.append(PairFiles(image1.stem, image1.stem.split("_")[0], image1, image2, flow))
-        self._require(files.flow for files in pairs if files.flow)
-        yield from pairs
+                yield PairFiles(image1.stem, image1.stem.split("_")[0], image1, image2, flow)
 
 
 class Middlebury(FlowDataset):
@@ -85,13 +79,9 @@ class Middlebury(FlowDataset):
 
     layout = "other-data/SCENE/frame{10,11}.png, other-gt-flow/SCENE/flow10.flo, eval-data/SCENE/frame{10,11}.png"
 
-    def _find(self) -> list[PairFiles]:
+    def _find(self) -> Iterator[PairFiles]:
         train = self.split == "train"
-        pairs = []
         for scene in self._folders("other-gt-flow" if train else "eval-data"):
             images = self.root / ("other-data" if train else "eval-data") / scene.name
             flow = scene / "flow10.flo" if train else None
-            files = PairFiles(scene.name, scene.name, images / "frame10.png", images / "frame11.png", flow)
-            self._require(path for path in (files.image1, files.image2, files.flow) if path)
-            pairs.append(files)
-        return pairs
+            yield PairFiles(scene.name, scene.name, images / "frame10.png", images / "frame11.png", flow)

@@ -39,7 +39,7 @@ class FlyingChairs(FlowDataset):
     )
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
 
-    def _find(self) -> list[PairFiles]:
+    def _find(self) -> Iterator[PairFiles]:
         folder = self._folder("FlyingChairs_release", "data")
         path = self.root / "FlyingChairs_train_val.txt"
         if not path.is_file():
@@ -53,12 +53,10 @@ class FlyingChairs(FlowDataset):
         if beyond.exists():
             raise MediaError(f"{path}: expected a line for each pair, got {len(lines)} lines, but there is {beyond}")
         wanted = "1" if self.split == "train" else "2"
-        pairs = [
-            PairFiles(pair, pair, folder / f"{pair}_img1.ppm", folder / f"{pair}_img2.ppm", folder / f"{pair}_flow.flo")
-            for pair in (f"{number:05d}" for number, line in enumerate(lines, 1) if line == wanted)
-        ]
-        self._require(path for files in pairs for path in (files.image1, files.image2, files.flow) if path)
-        return pairs
+        for number, line in enumerate(lines, 1):
+            if line == wanted:
+                files = [folder / f"{number:05d}_{part}" for part in ("img1.ppm", "img2.ppm", "flow.flo")]
+                yield PairFiles(f"{number:05d}", f"{number:05d}", *files)
 
 
 class FlyingThings3D(FlowDataset):
@@ -96,19 +94,16 @@ class FlyingThings3D(FlowDataset):
                     for direction in self.directions:
                         yield from self._pairs(f"{half}/{part.name}/{clip.name}", side, direction, frames)
 
-    def _pairs(self, clip: str, side: str, direction: str, frames: list[tuple[Path, Path]]) -> list[PairFiles]:
+    def _pairs(self, clip: str, side: str, direction: str, frames: list[tuple[Path, Path]]) -> Iterator[PairFiles]:
         folder = self.root / "optical_flow" / clip / direction / side
         past = direction == "into_past"
         kind = "IntoPast" if past else "IntoFuture"
-        pairs = []
         for first, second in ((b, a) for a, b in reversed(frames)) if past else frames:
             if any(f"{clip}/{side}/{image.name}" in self.unused for image in (first, second)):
                 continue
             flow = folder / f"OpticalFlow{kind}_{first.stem}_{side[0].upper()}.pfm"
             sequence = f"{clip}/{direction}/{side}"
-            pairs.append(PairFiles(f"{sequence}/{first.stem}", sequence, first, second, flow))
-        self._require(files.flow for files in pairs if files.flow)
-        return pairs
+            yield PairFiles(f"{sequence}/{first.stem}", sequence, first, second, flow)
 
 
 class Sintel(FlowDataset):
@@ -132,26 +127,20 @@ class Sintel(FlowDataset):
     def _find(self) -> Iterator[PairFiles]:
         half = "training" if self.split == "train" else "test"
         for scene in self._folders(half, self.render_pass):
-            frames = self._files(scene, "frame_*.png")
-            pairs = []
-            for image1, image2 in self._successive(frames):
-                flow = self._beside(image1, "flow", ".flo") if half == "training" else None
-                pairs.append(PairFiles(f"{scene.name}/{image1.stem}", scene.name, image1, image2, flow))
-            self._require(files.flow for files in pairs if files.flow)
-            if half == "training":
-                for kind in ("occlusions", "invalid"):
-                    self._require(self._beside(files.image1, kind, ".png") for files in pairs)
-            yield from pairs
+            for image1, image2 in self._successive(self._files(scene, "frame_*.png")):
+                flow = self._part(image1, "flow", ".flo") if half == "training" else None
+                yield PairFiles(f"{scene.name}/{image1.stem}", scene.name, image1, image2, flow)
 
-    def _beside(self, image: Path, kind: str, suffix: str) -> Path:
+    def _part(self, image: Path, kind: str, suffix: str = ".png") -> Path:
         return self.root / "training" / kind / image.parent.name / f"{image.stem}{suffix}"
+
+    def _beside(self, files: PairFiles) -> list[Path]:
+        return [self._part(files.image1, kind) for kind in ("occlusions", "invalid")] if files.flow else []
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
         expect_size(flow, vectors, size)
-        invalid, hidden = (
-            read_mask(self._beside(files.image1, kind, ".png"), size) for kind in ("invalid", "occlusions")
-        )
+        invalid, hidden = (read_mask(self._part(files.image1, kind), size) for kind in ("invalid", "occlusions"))
         return Truth(vectors, valid & ~invalid, hidden | leaves_image(vectors))
 
 
@@ -190,19 +179,16 @@ class Spring(FlowDataset):
                 for direction in self.directions:
                     yield from self._pairs(scene, side, direction, frames)
 
-    def _pairs(self, scene: Path, side: str, direction: str, frames: list[tuple[Path, Path]]) -> list[PairFiles]:
+    def _pairs(self, scene: Path, side: str, direction: str, frames: list[tuple[Path, Path]]) -> Iterator[PairFiles]:
         backward = direction == "backward"
         kind = f"flow_{'BW' if backward else 'FW'}_{side}"
-        pairs = []
         for first, second in ((b, a) for a, b in reversed(frames)) if backward else frames:
             file = f"{kind}_{first.stem.rsplit('_', 1)[1]}"
             flow = scene / kind / f"{file}.flo5" if self.split == "train" else None
-            pairs.append(PairFiles(f"{scene.name}/{kind}/{file}", f"{scene.name}/{kind}", first, second, flow))
-        flows = [files.flow for files in pairs if files.flow]
-        self._require(flows)
-        if self.occlusion:
-            self._require(_unmatched(flow) for flow in flows)
-        return pairs
+            yield PairFiles(f"{scene.name}/{kind}/{file}", f"{scene.name}/{kind}", first, second, flow)
+
+    def _beside(self, files: PairFiles) -> list[Path]:
+        return [_unmatched(files.flow)] if self.occlusion and files.flow else []
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
@@ -239,15 +225,13 @@ class TartanAir(FlowDataset):
         levels = ("*/Easy/P*", "*/Hard/P*", "*/*/Easy/P*", "*/*/Hard/P*")
         for trajectory in sorted(path for level in levels for path in self.root.glob(level)):
             sequence = trajectory.relative_to(self.root).as_posix()
-            pairs = []
             for image1, image2 in self._successive(self._files(trajectory / "image_left", "*_left.png")):
                 frame, following = (image.stem.removesuffix("_left") for image in (image1, image2))
                 flow = trajectory / "flow" / f"{frame}_{following}_flow.npy"
-                pairs.append(PairFiles(f"{sequence}/{frame}", sequence, image1, image2, flow))
-            flows = [files.flow for files in pairs if files.flow]
-            self._require(flows)
-            self._require(_mask(flow) for flow in flows)
-            yield from pairs
+                yield PairFiles(f"{sequence}/{frame}", sequence, image1, image2, flow)
+
+    def _beside(self, files: PairFiles) -> list[Path]:
+        return [_mask(files.flow)] if files.flow else []
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
         vectors = _load(flow, (*size, 2), "f").astype(np.float32)
