@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
             return command.one(Assignment(options.input, options.out)) if options.bags is None else command.all()
 
     # ``load_model``, settings and the system raise these errors for the user.
-    errors = {WeightsError: UNUSABLE, **USER_ERRORS}
+    errors: dict[type[Exception], int] = {WeightsError: UNUSABLE, **USER_ERRORS}
     return exit_status(
         work, errors, prefix="evaluate_bag", interrupted="interrupted; --resume starts again", exactly=True
     )
