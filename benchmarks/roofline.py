@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.report import table
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import DEQFlow, update_px
+from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.eager import LOOKUPS, encode_images
-from deq_flow_ros.streaming.matching import likeness
 from deq_flow_ros.streaming.warm_start import carry
 
 STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample")
@@ -126,7 +126,7 @@ def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray, iteration
 
 
 def _encode(model: DEQFlow, image: np.ndarray) -> Any:
-    (encoded,) = encode_images(model, [image], [image])
+    (encoded,) = encode_images(model, model.device, [image], [image])
     return encoded
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Encoding
-from deq_flow_ros.model.upsampling import FACTOR
+from deq_flow_ros.model.cells import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
 from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The times of a stream's frames: which to leave out, what is a gap, and how clocks that made a step are replayed."""
+"""The times of a recording's frames: what is a gap, and how clocks that made a step are replayed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import math
 
 GAP_PERIODS = 3.0
 """So many periods without a frame are a gap, where that is longer than ``max_gap_ms``: one frame may get lost."""
-LEFT_OUT = "left out"
-"""How every reason ends why a frame takes no part in its stream."""
-SAME_STAMP = f"the stamp of the frame before: {LEFT_OUT}"
 LONGEST_PERIOD_MS = 60_000.0
 """Frames further apart than this are no stream, however regularly they come."""
 MAX_PAUSE_S = 5.0
@@ -23,30 +20,6 @@ def longest_gap_ms(max_gap_ms: float, period_ns: float) -> float:
     :param period_ns: usual time between two frames.
     """
     return max(max_gap_ms, GAP_PERIODS * min(period_ns * 1e-6, LONGEST_PERIOD_MS))
-
-
-class StampOrder:
-    """Finds frames that do not fit into the order of the stamps, so that one of them does not end a stream.
-
-    A message that was sent twice, a late one, or one with a stamp of zero is left out. Where a second frame comes after
-    the first one that was late, the time did go back, and the stream starts anew from there.
-    """
-
-    def __init__(self) -> None:
-        self._last_ns: int | None = None
-        self._late_ns: int | None = None
-
-    def why_out(self, stamp_ns: int) -> str | None:
-        """Why the next frame is to be left out; None if it is to be taken."""
-        last_ns, late_ns = self._last_ns, self._late_ns
-        if last_ns is None or stamp_ns > last_ns or (late_ns is not None and late_ns < stamp_ns < last_ns):
-            self._last_ns, self._late_ns = stamp_ns, None
-            return None
-        if stamp_ns == last_ns:
-            self._late_ns = None  # the clock is where it was
-            return SAME_STAMP
-        self._late_ns = stamp_ns
-        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms before the frame before: {LEFT_OUT}"
 
 
 class Pace:

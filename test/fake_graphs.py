@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from deq_flow_ros.streaming.clock import Clock, StageClock
+from deq_flow_ros.streaming.clock import Clock
+from deq_flow_ros.streaming.costs import StageTimes
 from deq_flow_ros.streaming.graphs import Captured, GraphDevice
 
 T = TypeVar("T")
@@ -79,17 +80,20 @@ class FakeClock(Clock):
     def now_ns(self) -> int:
         return self.time_ns
 
-    def stages(self, device: torch.device, pixels: int) -> StageClock:
+    def stages(self, device: torch.device, pixels: int) -> StageTimes:
         return FakeStages(self, self.fake)
 
     fake: FakeDevice
 
 
-class FakeStages(StageClock):
+class FakeStages(StageTimes):
     """The device's times: a stage ends when what was queued for it has ended."""
 
     def __init__(self, clock: FakeClock, device: FakeDevice) -> None:
         self._clock, self._fake = clock, device
+        self.begin(0)
+
+    def begin(self, pixels: int) -> None:
         self._ends: list[tuple[str, int, int]] = []
         self.restart()
 

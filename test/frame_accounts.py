@@ -45,16 +45,20 @@ class CameraAt:
         self.accounts = FrameAccounts("cpu", "forward", window_s=WINDOW_S, clock=lambda: self.now_s)
         self.now_s += 1000.0
 
+    def arrives(self, lost_before: int = 0) -> None:
+        """An image comes, after some that were lost."""
+        self.accounts.arrivals.append((self.now_s, lost_before))
+
     def runs(self, seconds: float = 10.0, every_s: float = 0.1, **changes: Any) -> None:
         """Images at ``1 / every_s`` Hz all of which are processed."""
         for _ in range(round(seconds / every_s)):
-            self.accounts.received(0)
+            self.arrives()
             self.accounts.processed(HEADER, info(**changes), {"wait": 2.0, "publish": 1.0}, 5.0)
             self.now_s += every_s
 
     def gives_no_flow(self, outcome: str, reason: str, seconds: float) -> None:
         """Images at 10 Hz all of which are "first" or "dropped"."""
         for _ in range(round(10 * seconds)):
-            self.accounts.received(0)
+            self.arrives()
             getattr(self.accounts, outcome)(HEADER, reason, 5.0)
             self.now_s += 0.1

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming.clock import MACHINE
 
 PERIOD_NS = 33_000_000
 
@@ -47,6 +48,7 @@ class Clock:
             self._pass(self.iteration_ms, hidden, 6 * 8)
             return iterate(hidden, *arguments)
 
+        monkeypatch.setattr(MACHINE, "now_ns", lambda: self.now_ns)
         monkeypatch.setattr(time, "monotonic_ns", lambda: self.now_ns)
         monkeypatch.setattr(time, "perf_counter", lambda: self.now_ns / 1e9)
         monkeypatch.setattr(model, "encode", timed_encode)

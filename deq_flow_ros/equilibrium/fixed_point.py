@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium.solvers import Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, as_state, evaluate, norm, subtract
-from deq_flow_ros.equilibrium.stopping import Immediate, Pace, Progress, Queued, Rules, Samples, StopReason, Unseen
+from deq_flow_ros.equilibrium.state import Function, State, subtract
+from deq_flow_ros.equilibrium.stopping import (
+    Immediate,
+    Pace,
+    Progress,
+    Queued,
+    Rules,
+    Samples,
+    StopReason,
+    Unseen,
+    norm,
+)
 
 Measure = Callable[[State, State], Tensor]
 
@@ -109,6 +119,61 @@ class Solution:
         return tuple(reason for _, _, reason in self.samples())
 
 
+def as_state(value: Sequence[Tensor]) -> State:
+    """The caller's value as a state, after checks.
+
+    :raises ValueError: if it is empty, or its tensors differ in batch size or device, or are not of real
+        floating-point types.
+    :raises TypeError: if it is not a tuple or list of tensors.
+    """
+    if isinstance(value, Tensor) or not isinstance(value, (tuple, list)):
+        raise TypeError(f"a state is a tuple of tensors, (z,) for a single one; got {type(value).__name__}")
+    state = tuple(value)
+    for index, tensor in enumerate(state):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"a state is a tuple of tensors; entry {index} is {type(tensor).__name__}")
+        if tensor.dim() == 0 or not tensor.is_floating_point():
+            raise ValueError(
+                f"the tensors of a state are (B, ...) and of a real floating-point type; tensor {index} is "
+                f"{tuple(tensor.shape)}, {tensor.dtype}"
+            )
+    if not state:
+        raise ValueError("the state must hold at least one tensor, got an empty tuple")
+    if len({tensor.shape[0] for tensor in state}) != 1:
+        raise ValueError(f"the tensors of a state must share their batch size, got {[tuple(t.shape) for t in state]}")
+    if len({tensor.device for tensor in state}) != 1:
+        raise ValueError(f"the tensors of a state must be on one device, got {[str(t.device) for t in state]}")
+    return state
+
+
+def evaluate(f: Function, z: State) -> State:
+    """``f(*z)``, after a check that it is a new state with tensors of the same number, shapes, types and device.
+
+    :raises ValueError: if it is not, or if ``f`` has changed its input in place.
+    """
+    versions = [None if tensor.is_inference() else tensor._version for tensor in z]
+    value = f(*z)
+    state = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(state) != len(z):
+        raise ValueError(f"f must return {len(z)} tensors as in the state it was given, got {len(state)}")
+    for index, (new, old, version) in enumerate(zip(state, z, versions, strict=True)):
+        if not isinstance(new, Tensor):
+            raise ValueError(f"f must return tensors; for tensor {index} of the state it returned {type(new).__name__}")
+        if new.shape != old.shape:
+            raise ValueError(
+                f"f must keep the shape of every tensor of the state: tensor {index} was {tuple(old.shape)}, "
+                f"f returned {tuple(new.shape)}"
+            )
+        if new.dtype != old.dtype or new.device != old.device:
+            raise ValueError(
+                f"f must keep type and device of every tensor of the state: tensor {index} was {old.dtype} on "
+                f"{old.device}, f returned {new.dtype} on {new.device}"
+            )
+        if version is not None and old._version != version:
+            raise ValueError(f"f must return new tensors: it changed tensor {index} of its input in place")
+    return state
+
+
 def solve(
     f: Function,
     z0: Sequence[Tensor],
@@ -161,8 +226,9 @@ def solve(
     :raises ValueError: for a malformed state, an ``f`` that changes shapes or types, or impossible settings.
     :raises FloatingPointError: if ``f(z0)`` is not finite; the message names the samples.
     """
-    solver = make_solver(solver)
     z = as_state(z0)
+    chosen = None if solver == "picard" else make_solver(solver)  # its next point is the value: nothing is proposed
+    keeps_best = chosen is not None and chosen.keeps_best
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     if not 0 <= min_iterations <= max_iterations:
@@ -176,9 +242,8 @@ def solve(
 
     device = z[0].device
     on_host = device.type == "cpu"
-    best = solver.keeps_best if best is None else best
-    rules = Rules(tolerance, growth_limit, best, solver.keeps_best, look=watch and on_host)
-    samples, propose = rules.begin(z), solver.start()
+    rules = Rules(tolerance, growth_limit, keeps_best if best is None else best, keeps_best, look=watch and on_host)
+    samples, propose = rules.begin(z), None if chosen is None else chosen.start()
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     progress: Progress = Unseen() if not watch else Immediate() if on_host else Queued(device)
@@ -187,11 +252,11 @@ def solve(
     timed_after = 2 if iteration_cost_ns or not on_host else 1
     watched = tolerance is not None or deadline_ns is not None
     pace = Pace(progress, max_iterations, deadline_ns, now_ns, min_iterations, iteration_cost_ns, watched, timed_after)
-    while pace.may_begin():
+    while pace.may_begin(samples.active):
         if pace.begun > 1:
             # A solver only sees usable evaluations. What it proposes for samples that have stopped is ignored.
-            z = propose(samples.point, samples.value)
-            if z is not samples.value:  # undamped Picard proposes just that
+            z = samples.value if propose is None else propose(samples.point, samples.value)
+            if z is not samples.value:
                 z = rules.take(samples.active & ~samples.retry, z, samples.value)
         fz = evaluate(f, z)
         with torch.no_grad():
@@ -202,7 +267,6 @@ def solve(
                 )
         samples, traced = rules.account(samples, z, fz, measured.float())
         trace.append(traced)
-        progress.push(samples.active)
         if pace.begun in keep:
             trajectory[pace.begun] = samples.value
     solution = Solution.of(

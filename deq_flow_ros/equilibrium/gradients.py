@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, relative_residual, solve
+from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, as_state, evaluate, relative_residual, solve
 from deq_flow_ros.equilibrium.solvers import Picard, Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, as_state, detach, evaluate
+from deq_flow_ros.equilibrium.state import Function, State, detach
 from deq_flow_ros.equilibrium.stopping import StopReason
 
 Gradient = Callable[[Function, State], State]

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deq_flow_ros.equilibrium.fixed_point import evaluate
 from deq_flow_ros.equilibrium.gradients import differentiable, vector_jacobian
-from deq_flow_ros.equilibrium.state import Function, State, evaluate, inner, norm, per_sample
+from deq_flow_ros.equilibrium.state import Function, State, per_sample
+from deq_flow_ros.equilibrium.stopping import inner, norm
 
 
 def jacobian_penalty(

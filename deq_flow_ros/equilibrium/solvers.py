@@ -15,7 +15,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.state import State, add_scaled, combine, inner, norm, select, subtract
+from deq_flow_ros.equilibrium.state import State, add_scaled, combine, select, subtract
+from deq_flow_ros.equilibrium.stopping import inner, norm
 
 Propose = Callable[[State, State], State]
 

@@ -16,7 +16,24 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.state import State, norm, select
+from deq_flow_ros.equilibrium.state import State, select
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    # The squares of half precision numbers overflow and underflow.
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    product = x.to(wide) * y.to(wide)
+    return (product.sum(tuple(range(1, x.dim()))) if x.dim() > 1 else product).double()
+
+
+def inner(a: State, b: State) -> Tensor:
+    """Inner product per sample over all tensors of two states, (B,) float64."""
+    return torch.stack([_inner(x, y) for x, y in zip(a, b, strict=True)]).sum(0)
+
+
+def norm(a: State) -> Tensor:
+    """Euclidean length per sample over all tensors, (B,) float64."""
+    return inner(a, a).sqrt()
 
 
 class StopReason(str, enum.Enum):
@@ -241,8 +258,13 @@ class Pace:
         self._started_ns = self._now_ns()
         self.begun, self.exhausted = 0, StopReason.ITERATIONS
 
-    def may_begin(self) -> bool:
-        """Whether the next iteration may begin. If so, it counts as begun."""
+    def may_begin(self, active: Tensor | None = None) -> bool:
+        """Whether the next iteration may begin. If so, it counts as begun.
+
+        :param active: (B,) bool, the samples that the last one left active, for the progress; None: it knows.
+        """
+        if active is not None and self.begun:
+            self.progress.push(active)
         if self.begun == self._max:
             return False
         self.progress.look(wait=self._watched)

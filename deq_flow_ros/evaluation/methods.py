@@ -64,8 +64,8 @@ class ClassicalEstimator:
             return None
         stages = self._clock.stages(torch.device("cpu"), frame.shape[0] * frame.shape[1])
         images = (previous[0], frame) if self._direction == "forward" else (frame, previous[0])
-        with stages.stage("solve"):
-            flow = stages.counted(self._flow)(*images)
+        flow = stages.counted(self._flow)(*images)
+        stages.lap("solve")
         info = FlowInfo(
             stamp_ns, previous[1].stamp_ns, self._direction, iterations=0, stop_reason="", warm=False,
             residual_px=float("nan"), reset_reason=self.reset_reason, scale=1.0, stage_ms=stages.read(),

@@ -22,8 +22,9 @@ from deq_flow_ros.evaluation.truth import Truth
 from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.stamps import Pace, StampOrder
+from deq_flow_ros.stamps import Pace
 from deq_flow_ros.streaming import FlowResult
+from deq_flow_ros.streaming.continuity import StampOrder
 from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.result import SUPERSEDED
 from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs

@@ -44,7 +44,7 @@ def _colour(code: int | None) -> Callable[[np.ndarray, Levels], np.ndarray]:
     """A conversion that reduces to 8 bits first, so that there is half as much to reorder."""
 
     def convert(image: np.ndarray, levels: Levels) -> np.ndarray:
-        eight = eight_bits(image, levels)
+        eight = image if image.dtype == np.uint8 else eight_bits(image, levels)
         return eight if code is None else cv2.cvtColor(eight, code)
 
     return convert

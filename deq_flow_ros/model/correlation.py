@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deq_flow_ros.model.grid import positions
-from deq_flow_ros.model.on_demand import OnDemandCorrelation, pooled
+from deq_flow_ros.model.cells import pooled, positions
+from deq_flow_ros.model.on_demand import OnDemandCorrelation
 
 # A volume of all pairs that is larger than this is never stored, however often it would be used.
 MAX_VOLUME_BYTES = 3 << 29

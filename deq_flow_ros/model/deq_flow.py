@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from deq_flow_ros.equilibrium import Solution, Solver, State, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
+from deq_flow_ros.model.cells import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.correlation import CorrelationPyramid, correlate
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm
 from deq_flow_ros.model.operators import Prepared, make_update_operator
 from deq_flow_ros.model.prediction import Prediction
 from deq_flow_ros.model.recompute import recomputed
 from deq_flow_ros.model.uncertainty import UncertaintyHead, expected_error
-from deq_flow_ros.model.upsampling import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.weight_norm import fold_weight_norm
 
 MIN_SIDE = 16

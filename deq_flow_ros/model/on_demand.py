@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deq_flow_ros.model.grid import once_per_size, positions
+from deq_flow_ros.model.cells import once_per_size, pooled, positions
 
 with warnings.catch_warnings():
     # PyTorch says once per process, at the first sparse matrix, that they may change.
@@ -20,18 +20,6 @@ with warnings.catch_warnings():
 
 # Cells per step of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
 CELLS_AT_ONCE = 2048
-
-
-def pooled(features: Tensor, levels: int) -> list[Tensor]:
-    """The map averaged over ``2**l x 2**l`` cells, for each level ``l`` until it cannot be halved any more.
-
-    Averages are computed in float32 from level to level, so each level is rounded only once.
-    """
-    maps, finer = [features], features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-    while len(maps) < levels and min(finer.shape[-2:]) > 1:
-        finer = F.avg_pool2d(finer, 2)
-        maps.append(finer.to(features.dtype))
-    return maps
 
 
 @dataclass(frozen=True)

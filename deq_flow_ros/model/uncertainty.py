@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_flow_ros.model.upsampling import FACTOR
+from deq_flow_ros.model.cells import FACTOR
 
 LOG_SCALES = (-5.0, 4.0)
 """Range of the logarithms of the Laplacians' scales: from 0.007 px, which is finer than flow is measured, to 55 px,

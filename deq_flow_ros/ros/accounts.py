@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
+from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.recordings.flow_bag import STATUS_NAME
 from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
@@ -121,6 +122,8 @@ class FrameAccounts:
     :param camera: name, empty for the only one.
     :param clock: seconds, for the window.
     :ivar direction: of the flow that is asked for now, "forward" or "backward".
+    :ivar arrivals: of the frames that came in, to be appended to: when, by the clock, and how many were lost before it.
+        Whoever takes in frames waits for nobody: they are counted with the next account or window.
     """
 
     def __init__(
@@ -138,21 +141,10 @@ class FrameAccounts:
         self._counts = dict.fromkeys(("received", *OUTCOMES, "lost"), 0)
         self._started_s = clock()
         self._arriving_since_s = 0.0
-        self._received: deque[tuple[float, int]] = deque()  # when, and how many were lost before it
+        self.arrivals: deque[tuple[float, int]] = deque()
+        self._received: deque[tuple[float, int]] = deque()
         self._samples: deque[Sample] = deque()
         self._kinds: set[str] = set()
-
-    def received(self, lost_before: int) -> None:
-        """A frame came in, after some that were lost in the middleware."""
-        now_s = self._clock()
-        with self._lock:
-            self._counts["received"] += 1
-            self._counts["lost"] += lost_before
-            while self._received and self._received[0][0] < now_s - self._window_s:
-                self._received.popleft()
-            if not self._received:  # they begin to come, at the start or after silence
-                self._arriving_since_s = now_s
-            self._received.append((now_s, lost_before))
 
     def first(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
         """The account of a frame that starts a stream, so there is no pair yet.
@@ -193,6 +185,7 @@ class FrameAccounts:
         now_s = self._clock()
         oldest_s = now_s - self._window_s
         with self._lock:
+            self._count_arrivals()
             received = [entry for entry in self._received if entry[0] >= oldest_s]
             samples = [sample for sample in self._samples if sample.time_s >= oldest_s]
             full = bool(received) and self._arriving_since_s <= oldest_s
@@ -215,13 +208,14 @@ class FrameAccounts:
             "outcome": outcome,
             "reason": "",
             "image1_stamp_ns": "",
-            "image2_stamp_ns": str(header.stamp.sec * 1_000_000_000 + header.stamp.nanosec),
+            "image2_stamp_ns": str(stamp_to_ns(header.stamp)),
             "age_ms": "" if age_ms is None else f"{age_ms:.3f}",
             "direction": self.direction,
             **values,
         }
         now_s, reason = self._clock(), pairs["reason"]
         with self._lock:
+            self._count_arrivals()
             self._counts[outcome] += 1
             pairs.update({f"frames_{name}": str(count) for name, count in self._counts.items()})
             kept = self._kind(reason) if outcome == "dropped" else reason[:MAX_REASON]
@@ -230,6 +224,17 @@ class FrameAccounts:
                 self._samples.popleft()
         name = f"{STATUS_NAME} {self._camera}".rstrip()
         return DiagnosticArray(header=header, status=[status_of(level, name, message, self._device, pairs)])
+
+    def _count_arrivals(self) -> None:
+        while self.arrivals:
+            arrival_s, lost_before = self.arrivals.popleft()
+            self._counts["received"] += 1
+            self._counts["lost"] += lost_before
+            while self._received and self._received[0][0] < arrival_s - self._window_s:
+                self._received.popleft()
+            if not self._received:  # they begin to come, at the start or after silence
+                self._arriving_since_s = arrival_s
+            self._received.append((arrival_s, lost_before))
 
     def _kind(self, reason: str) -> str:
         kind = reason if reason in BY_DESIGN else kind_of(reason)

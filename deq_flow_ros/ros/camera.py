@@ -19,8 +19,7 @@ from rclpy.lifecycle import LifecycleNode
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
-from deq_flow_ros.ros.accounts import BY_DESIGN, FrameAccounts
-from deq_flow_ros.ros.admission import Admission
+from deq_flow_ros.ros.accounts import FrameAccounts
 from deq_flow_ros.ros.camera_info import WHOLE
 from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
 from deq_flow_ros.ros.health import camera_status
@@ -54,7 +53,7 @@ class Attempt:
 class Camera:
     """Everything of one camera from configure to cleanup; ``open`` and ``close`` its input in between.
 
-    The executor's thread opens, closes, changes and admits; the worker's begins, finishes and prepares; both may drop.
+    The executor's thread opens, closes and changes; the worker's begins, finishes and prepares; both may drop.
 
     :param name: of the camera, as in the parameter ``cameras``.
     :ivar last_arrival_ns: when the last image that was computed with came, on the ``time.monotonic_ns`` clock.
@@ -71,7 +70,6 @@ class Camera:
         self._node = node
         self._settings = self._applied = settings
         self._input: CameraInput | None = None
-        self._admission = Admission()
         # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
         self._levels = Levels()
@@ -93,7 +91,8 @@ class Camera:
         :returns: the topics that they may come on.
         """
         self.idle = None
-        self._input = CameraInput(self._node, self.prefix, self._settings, self._logger, partial(take, self))
+        parts = self._settings, self._accounts.arrivals, self._logger, partial(take, self)
+        self._input = CameraInput(self._node, self.prefix, *parts)
         return self._input.topics()
 
     def close(self, reason: str) -> None:
@@ -104,9 +103,10 @@ class Camera:
         self.idle = reason
         self.reset(reason)
 
-    def reset(self, reason: str) -> None:
-        """The next frame starts the stream anew, for this reason, whatever its stamp."""
-        self._admission = Admission()
+    def reset(self, reason: str, whatever_stamp: bool = True) -> None:
+        """The next frame starts the stream anew, for this reason."""
+        if self._input is not None and whatever_stamp:
+            self._input.forget_order()
         self._resets.append(reason)
 
     def change(self, settings: NodeSettings) -> None:
@@ -114,18 +114,6 @@ class Camera:
         self._settings = settings
         if self._input is not None:
             self._input.settings = settings
-
-    def admits(self, frame: ReceivedFrame) -> bool:
-        """Whether a frame that came is to be processed; if not, it has its account."""
-        self._accounts.received(frame.lost_before)
-        reason = self._admission.why_out(frame)
-        if reason is not None:
-            if reason not in BY_DESIGN:
-                self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
-            self.drop(frame, reason)
-        elif went_back_ms := self._admission.went_back_ms(frame):
-            self._resets.append(f"time went back by {went_back_ms:.1f} ms")
-        return reason is None
 
     def status(self, name: str) -> DiagnosticStatus:
         """How the camera has been doing, for ``/diagnostics``."""
@@ -157,8 +145,8 @@ class Camera:
     def finish(self, attempt: Attempt, result: FlowResult | None) -> None:
         """Publish what the estimator made of a frame, and the frame's account."""
         frame, header = attempt.frame, attempt.frame.message.header
-        if self.estimator.left_out is not None:  # of frames that the stream did not see, it knows no order
-            return self.drop(frame, self.estimator.left_out)
+        if (left_out := self.estimator.stream.left_out) is not None:  # it knows no order of frames that it did not see
+            return self.drop(frame, left_out)
         previous, self._previous, self._last = self._previous, frame.message, result
         if result is None:
             account = self._accounts.first(header, self.estimator.reset_reason or "start", frame.age_ms)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -14,12 +15,14 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.time import Time
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import qos
+from deq_flow_ros.ros.accounts import RATE_LIMITED
 from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.streaming.continuity import StampOrder
 
 ImageMessage: TypeAlias = Image | CompressedImage
 
@@ -29,8 +32,7 @@ WATCH_PERIOD_S = 0.5
 STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 """For timers that must run on while simulated time stands still, as before a bag is played."""
 RATE_CAPACITY = 2.0
-"""Room of a rate limit for one image more: without it, jitter would cost images of a camera whose rate lies at the
-limit."""
+"""Room for one image more: without it, jitter would cost images of a camera whose rate lies at the limit."""
 
 
 @dataclass(eq=False)
@@ -40,8 +42,8 @@ class ReceivedFrame:
     :ivar arrival_ns: on the ``time.monotonic_ns`` clock.
     :ivar stamp_ns: of the message.
     :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
-    :ivar lost_before: images that the middleware lost before it.
-    :ivar too_soon: whether it came sooner than ``max_rate_hz`` allows.
+    :ivar refused: why it is not to be processed; None if it is.
+    :ivar went_back_ms: by how much the clock was set back since the last one that is; else 0.
     :ivar accounted: whether it has had its account.
     """
 
@@ -49,8 +51,8 @@ class ReceivedFrame:
     arrival_ns: int
     stamp_ns: int
     age_ms: float | None = None
-    lost_before: int = 0
-    too_soon: bool = False
+    refused: str | None = None
+    went_back_ms: float = 0.0
     accounted: bool = False
 
 
@@ -90,6 +92,7 @@ class CameraInput:
     """The subscriptions of one camera, from its construction to ``close``. For the executor's thread alone.
 
     :param prefix: of the camera's names: "~/" or "~/NAME/".
+    :param arrivals: where it notes when an image came, in s, and how many the middleware lost before it.
     :param on_frame: called with each image that comes.
     :ivar settings: as they are now; transport and quality of service are those of the construction.
     :ivar camera_info: the last one that came, or None.
@@ -103,14 +106,16 @@ class CameraInput:
         node: Node,
         prefix: str,
         settings: NodeSettings,
+        arrivals: deque[tuple[float, int]],
         logger: RcutilsLogger,
         on_frame: Callable[[ReceivedFrame], None],
     ) -> None:
         self.settings = settings
         self.silence: str | None = None
         self.camera_info: CameraInfo | None = None
-        self._node, self._logger, self._on_frame = node, logger, on_frame
+        self._node, self._arrivals, self._logger, self._on_frame = node, arrivals, logger, on_frame
         self._rate = RateLimit()
+        self.forget_order()
         self._closed = False
         self._candidates = candidates(node, prefix, settings.image_transport)
         image_topic = self._candidates[-1].topic
@@ -129,6 +134,11 @@ class CameraInput:
     def topics(self) -> set[str]:
         """What may be subscribed to: all that may carry the images, and the calibration."""
         return {source.topic for source in self._candidates} | ({self.info_topic} if self.info_topic else set())
+
+    def forget_order(self) -> None:
+        """The next image is taken whatever its stamp."""
+        self._order = StampOrder()
+        self._latest_ns: int | None = None
 
     def close(self) -> None:
         """Unsubscribe from everything."""
@@ -155,10 +165,8 @@ class CameraInput:
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
             qos_overriding_options=qos.override_options(self._node, source.topic),
         )
-        self._last_number = 0
-        self._arrived = False
+        self._last_number, self._warnings, self._arrived = 0, 0, False
         self._heard_s = time.monotonic()
-        self._warnings = 0
         self._logger.info(f"waiting for {source.kind.__name__} messages on {source.topic}")
 
     def _subscribe_to_camera_info(self) -> None:
@@ -182,18 +190,24 @@ class CameraInput:
             self._logger.info(f"images come on {self._source.topic} after {silent_s:.1f} s without any")
         self.silence = None
         self._arrived, self._warnings, self._heard_s = True, 0, time.monotonic()
-        stamp_ns = stamp_to_ns(message.header.stamp)
-        lost_before = self._lost_before(info["publication_sequence_number"])
-        too_soon = not self._rate.passes(arrival_ns, self.settings.max_rate_hz)
-        self._on_frame(
-            ReceivedFrame(message, arrival_ns, stamp_ns, self._age_ms(stamp_ns, arrival_ns), lost_before, too_soon)
-        )
+        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
+        self._arrivals.append((arrival_ns * 1e-9, self._lost_before(info["publication_sequence_number"])))
+        now_ns = self._node.get_clock().now().nanoseconds  # 0: simulated time has not begun
+        age_ms = (now_ns - (time.monotonic_ns() - arrival_ns) - stamp_ns) * 1e-6 if now_ns else None
+        frame = ReceivedFrame(message, arrival_ns, stamp_ns, age_ms)
+        self._judge(frame)
+        self._on_frame(frame)
 
-    def _age_ms(self, stamp_ns: int, arrival_ns: int) -> float | None:
-        now_ns = self._node.get_clock().now().nanoseconds
-        if not now_ns:
-            return None  # simulated time has not begun
-        return (now_ns - (time.monotonic_ns() - arrival_ns) - stamp_ns) * 1e-6
+    def _judge(self, frame: ReceivedFrame) -> None:
+        # Not in the stream behind: there a message that was sent twice would take the place of the image that waits.
+        if not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
+            frame.refused = RATE_LIMITED
+        elif (reason := self._order.why_out(frame.stamp_ns)) is not None:
+            frame.refused = reason
+            self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
+        else:
+            latest_ns, self._latest_ns = self._latest_ns, frame.stamp_ns
+            frame.went_back_ms = 0.0 if latest_ns is None else max(0.0, (latest_ns - frame.stamp_ns) / 1e6)
 
     def _lost_before(self, number: int) -> int:
         """Messages that the middleware lost between the last one and this, by the publisher's numbers."""

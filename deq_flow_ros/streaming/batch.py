@@ -12,7 +12,7 @@ import numpy as np
 
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.engine import Engine, Slot
-from deq_flow_ros.streaming.plan import Limits, padded_size, scaled_size
+from deq_flow_ros.streaming.plan import Limits, number_of_pixels, padded_size, scaled_size
 from deq_flow_ros.streaming.result import FlowResult
 from deq_flow_ros.streaming.stream import Stream, Turn
 
@@ -141,6 +141,10 @@ def _groups(engine: Engine[Any], members: Sequence[Member]) -> Iterator[Sequence
 
 def _batches(engine: Engine[Any], group: Sequence[Member]) -> Iterator[Sequence[Member]]:
     """The frames of a group, whose turn has come; those that are processed at one scale are a batch."""
+    if len(group) == 1:
+        group[0].stream.plan(group[0].turn, engine.clock.now_ns(), 1)
+        yield group
+        return
     batches: dict[tuple[float, tuple[int, int]], list[Member]] = {}
     for member in group:
         plan = member.stream.plan(member.turn, engine.clock.now_ns(), len(group))
@@ -159,7 +163,7 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
     sizes = [each.size for each in plans]
     slots = [member.slot for member in batch]
     images = [member.turn.image for member in batch]
-    engine.begin(plan.size)
+    engine.stages.begin(plan.pixels)
     if batch[0].turn.starts:
         for member in batch:
             member.slot.clear()
@@ -176,14 +180,16 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
         if each.prepare:
             engine.prepare(slot, direction, alone=len(batch) == 1)
     compared = [member for member in batch if member.stream.settings.warm]
-    if compared:
-        alike = engine.match([member.slot for member in compared], direction)
-        for member, likeness in zip(compared, alike, strict=True):
-            if not member.stream.judge(likeness):
-                engine.start_cold(member.slot)
+    found = engine.match([member.slot for member in compared], direction) if compared else []
+    alike = {member.place: likeness for member, likeness in zip(compared, found, strict=True)}
     so_far_ms = engine.stages.read(wait=False)
-    limits = [member.stream.limits(member.turn, so_far_ms, len(batch)) for member in batch]
-    engine.solve(slots, direction, Limits.common(limits), plan.scale)
+    limits = [
+        member.stream.limits(member.turn, so_far_ms, len(batch), alike.get(member.place)) for member in batch
+    ]
+    for member in compared:
+        if not member.stream.warm:
+            engine.start_cold(member.slot)
+    engine.solve(slots, direction, limits[0] if len(limits) == 1 else Limits.common(limits), plan.scale)
     wanted = [member.stream.settings.uncertainty for member in batch]
     solved = engine.finish(slots, direction, any(wanted))
     stage_ms = engine.stages.read()
@@ -200,6 +206,6 @@ def prepare(estimator: Estimator) -> None:
     stream, engine = estimator.stream, estimator.engine
     if stream.last is not None and not stream.ahead:
         height, width = stream.last.image.shape[:2]
-        engine.begin(scaled_size(height, width, stream.last.scale))
+        engine.stages.begin(number_of_pixels(scaled_size(height, width, stream.last.scale)))
         engine.prepare(estimator.slot, stream.settings.direction)
         stream.ahead = True

@@ -1,13 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does this frame continue the stream of the last?"""
+"""Does a frame continue the stream of the last, and does the motion so far lead to it?
+
+Before anything is computed, size, stamp and a thumbnail say whether the frame shows the scene of the last. After that
+the ``likeness`` does (``model/cells.py``): a pair of images that show the same scene has, at its flow, cells whose
+features are alike; a pair across a cut has not, whatever flow was found for it. So it says before a solve whether the
+carried motion is a start for it, and behind it whether there was anything to find. ``python -m benchmarks.cuts``
+measures what the bounds below miss, and where they see a cut that is none.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from deq_flow_ros.streaming.scene_cut import Thumbnail
+# Both must be beyond their bound: motion keeps the colours, a change of light keeps the layout. Chosen so that
+# successive frames of real video stay far from both, and most pairs of unrelated photographs are beyond them.
+MAX_HISTOGRAM_DISTANCE = 0.4
+MIN_LAYOUT_CORRELATION = 0.6
+# Standard deviation in grey levels, of 255, below which there is nothing but rounding: of such values a correlation is
+# undefined (OpenCV calls it 1), and what a network makes of them means nothing.
+MIN_CONTRAST = 1.0
+# At its own flow a pair of one scene has 0.5 and more, in poor light as well; across a cut 0.15, images of noise alone
+# 0.3 at most.
+MIN_MATCH = 0.35
+"""Below, the likeness of a solved pair says that its images do not match, so its motion says nothing of the next."""
+# A start that leads to cells less than half as alike as those of the last pair: across a cut it is a fifth and less;
+# without one only where the motion has changed by many pixels at once, and a cold start is the better one there.
+MIN_OF_LAST = 0.5
+# A start that leads to cells that are clearly less alike than no motion at all does: the motion has ended, or turned.
+MIN_OF_STILL = 0.85
+
+LEFT_OUT = "left out"
+"""How every reason ends why a frame takes no part in its stream."""
+SAME_STAMP = f"the stamp of the frame before: {LEFT_OUT}"
+UNMATCHED = "the two images before do not match"
+UNEXPLAINED = "the motion so far does not explain this frame"
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A frame in small: what its colours are, and where.
+
+    :ivar histogram: 8x8x8 colour histogram, sum 1.
+    :ivar layout: grey values (24, 32).
+    :ivar flat: whether the frame, at its full resolution, is of one colour: black, saturated, covered.
+    """
+
+    histogram: np.ndarray
+    layout: np.ndarray
+    flat: bool
+
+    @classmethod
+    def of(cls, frame: np.ndarray) -> Thumbnail:
+        """From a frame (H, W, 3) uint8 RGB."""
+        small = cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA)
+        histogram = cv2.calcHist([small], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
+        layout = cv2.resize(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (32, 24), interpolation=cv2.INTER_AREA)
+        # Means vary less than what they are of: the whole frame is looked at only where they hardly do.
+        return cls((histogram / histogram.sum()).ravel(), layout, _without_contrast(small) and _without_contrast(frame))
+
+    def is_cut_from(self, previous: Thumbnail) -> bool:
+        """Whether colours and layout both differ too much for one continuous view.
+
+        The middle of the last frame is looked for all over this one, so a shift by up to a quarter of it is none. Where
+        one of them has no layout, the colours alone decide.
+        """
+        distance = cv2.compareHist(self.histogram, previous.histogram, cv2.HISTCMP_BHATTACHARYYA)
+        return distance > MAX_HISTOGRAM_DISTANCE and self._likest_layout(previous) < MIN_LAYOUT_CORRELATION
+
+    def _likest_layout(self, previous: Thumbnail) -> float:
+        """The highest correlation of a part of this layout with the middle of the last; 0 where none is defined."""
+        part = previous.layout[6:18, 8:24]
+        found = cv2.matchTemplate(self.layout, part, cv2.TM_CCOEFF_NORMED)
+        defined = sliding_window_view(self.layout, part.shape).std((2, 3)) >= MIN_CONTRAST
+        return float(found[defined].max()) if part.std() >= MIN_CONTRAST and defined.any() else 0.0
+
+
+def _without_contrast(image: np.ndarray) -> bool:
+    """Of an image (H, W, 3) uint8."""
+    return bool(cv2.meanStdDev(image)[1].max() < MIN_CONTRAST)
 
 
 @dataclass(frozen=True)
@@ -43,3 +117,54 @@ class Seen:
         if self.thumbnail.is_cut_from(previous.thumbnail):
             return "scene cut"
         return None
+
+
+class StampOrder:
+    """Finds frames that do not fit into the order of the stamps, so that one of them does not end a stream.
+
+    A message that was sent twice, a late one, or one with a stamp of zero is left out. Where a second frame comes after
+    the first one that was late, the time did go back, and the stream starts anew from there.
+    """
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self._late_ns: int | None = None
+
+    def why_out(self, stamp_ns: int) -> str | None:
+        """Why the next frame is to be left out; None if it is to be taken."""
+        last_ns, late_ns = self._last_ns, self._late_ns
+        if last_ns is None or stamp_ns > last_ns or (late_ns is not None and late_ns < stamp_ns < last_ns):
+            self._last_ns, self._late_ns = stamp_ns, None
+            return None
+        if stamp_ns == last_ns:
+            self._late_ns = None  # the clock is where it was
+            return SAME_STAMP
+        self._late_ns = stamp_ns
+        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms before the frame before: {LEFT_OUT}"
+
+
+def look(
+    image: np.ndarray, stamp_ns: int, order: StampOrder, previous: Seen | None, max_gap_ms: float
+) -> tuple[Seen | None, str | None]:
+    """What is seen of the next frame, and why it does not continue the stream of the previous one; None if it does.
+
+    :returns: None and the reason where the frame is to be left out.
+    """
+    reason = order.why_out(stamp_ns)
+    if reason is not None:
+        return None, reason
+    seen = Seen.of(image, stamp_ns)
+    return seen, None if previous is None else seen.break_after(previous, max_gap_ms)
+
+
+def why_no_start(still: float, carried: float, last: float | None) -> str | None:
+    """Why the carried flow is no start for a pair, which is better begun cold; None if it is one.
+
+    :param still: likeness of the pair's images at a flow of zero.
+    :param carried: at the carried flow.
+    :param last: that of the pair before at the flow that was found; None where it is not known.
+    """
+    changed = last is not None and max(still, carried) < MIN_OF_LAST * last
+    # Where neither leads to anything alike, their ratio is that of two accidents.
+    worse_than_still = still > MIN_MATCH and carried < MIN_OF_STILL * still
+    return UNEXPLAINED if changed or worse_than_still else None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of a frame cost, learnt from the frames before."""
+"""What the stages of a frame take: timed, and learnt from the frames before."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,52 @@ PREPARE = "prepare"
 REENCODE, REENCODE_PARTS = "reencode", ("resize", "encode")
 # What a stage is called in the costs where it is divided among its repetitions.
 SOLVE, ITERATION, COARSE = "solve", "iteration", "coarse"
+
+
+class StageTimes:
+    """Times of named stages, ms: each from the end of the one before it, so that together they are all of the time.
+
+    :param event: records a CUDA event, so that the device need not wait; None: work is done once it is asked for.
+    """
+
+    def __init__(self, event: Callable[[], Any] | None = None) -> None:
+        self._event = event
+        self.begin(0)
+
+    def begin(self, pixels: int) -> None:
+        """Stages of another piece of work follow, on frames that are processed with so many pixels."""
+        self._laps: list[tuple[str, Any, Any]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Let the next stage begin now; what was done since the last one belongs to none."""
+        self._last = self._mark()
+
+    def lap(self, name: str) -> None:
+        """The stage of this name ends here; one that occurs twice counts both."""
+        before, self._last = self._last, self._mark()
+        self._laps.append((name, before, self._last))
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as it is; where time is simulated, some passes with each call."""
+        return function
+
+    def read(self, wait: bool = True) -> dict[str, float]:
+        """The times. On a device this waits for the last stage; or leaves out the stages that are not done."""
+        times: dict[str, float] = {}
+        for name, start, end in self._laps:
+            if self._event is None:
+                value = 1e3 * (end - start)
+            elif wait or end.query():
+                end.synchronize()
+                value = start.elapsed_time(end)
+            else:
+                continue
+            times[name] = times.get(name, 0.0) + value
+        return times
+
+    def _mark(self) -> Any:
+        return time.perf_counter() if self._event is None else self._event()
 
 
 @dataclass(frozen=True)
@@ -102,12 +149,10 @@ class CostModel:
     slower at the scales that are not in use as well.
 
     A number of pixels not met yet lies on the line between its measured neighbours. Beyond them it is in proportion to
-    the nearest, and the all-pairs correlation to its square. So another processing scale, or another camera, starts
-    with a guess.
+    the nearest, and the all-pairs correlation to its square: another scale, or another camera, starts with a guess.
 
     Batches have a model each (``of_batch``), so that what they take is not taken for the cost of a single frame; until
     a stage is measured there, it is guessed to take as long as one frame after the other.
-
     """
 
     stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
@@ -168,13 +213,13 @@ class CostModel:
         """What the named stages together will rarely exceed, ms."""
         return self.expected(pixels, *names).high
 
-    def frame(self, pixels: int, iterations: int, *besides: str) -> float:
-        """What a frame with so many iterations will rarely exceed, ms.
+    def frames(self, pixels: int, most: int, *besides: str) -> list[float]:
+        """What a frame with 0, 1, ... and so many iterations will rarely exceed, ms.
 
         :param besides: stages that not every frame has, ``PREPARE`` and ``REENCODE``, where this one has them.
         """
-        fixed = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides)
-        return fixed.plus(self.expected(pixels, ITERATION), iterations).high
+        fixed, one = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides), self.expected(pixels, ITERATION)
+        return [fixed.plus(one, count).high for count in range(most + 1)]
 
     def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> Rest:
         """What is still expected of a frame whose stages took so long so far."""

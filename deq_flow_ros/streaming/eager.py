@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import Solution, State, solve
-from deq_flow_ros.model import DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
+from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
+from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved
-from deq_flow_ros.streaming.fields import Unpacked, pack, resize_field, resize_image, tell
-from deq_flow_ros.streaming.matching import likeness
+from deq_flow_ros.streaming.fields import pack, resize_image, unpack
 from deq_flow_ros.streaming.plan import Limits
 from deq_flow_ros.streaming.warm_start import carry
 
@@ -94,10 +94,11 @@ class EagerEngine(Engine[EagerSlot]):
     def encode(
         self, slots: Sequence[EagerSlot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
     ) -> None:
-        scaled = [resize_image(image, size) for image, size in zip(images, sizes, strict=True)]
+        pairs = zip(images, sizes, strict=True)
+        scaled = [image if image.shape[:2] == size else resize_image(image, size) for image, size in pairs]
         if any(small is not image for small, image in zip(scaled, images, strict=True)):
             self.stages.lap("resize")
-        for slot, image in zip(slots, encode_images(self.model, images, scaled), strict=True):
+        for slot, image in zip(slots, encode_images(self.model, self.device, images, scaled), strict=True):
             slot.next = image
         self.stages.lap("encode")
 
@@ -105,7 +106,7 @@ class EagerEngine(Engine[EagerSlot]):
     def reencode(self, slot: EagerSlot, size: tuple[int, int], ratio: float) -> None:
         assert slot.last is not None
         image = slot.last.image
-        (slot.last,) = encode_images(self.model, [image], [resize_image(image, size)])
+        (slot.last,) = encode_images(self.model, self.device, [image], [resize_image(image, size)])
         if slot.state is not None:
             slot.state = rescale(slot.state, slot.last.encoding.context.shape[-2:], ratio)
         self.stages.lap("reencode")
@@ -212,8 +213,8 @@ class EagerEngine(Engine[EagerSlot]):
             torch.cat(alike),
         )  # fmt: skip
         size = flow.shape[2], flow.shape[3]
-        rows = [Unpacked.of(row, size) for row in packed.cpu().numpy()]
-        solved = tell(solution, [as_it_came(row, first) for row, (first, _) in zip(rows, pairs, strict=True)])
+        came = [(first.padding, first.size) for first, _ in pairs]
+        solved = unpack(solution, packed.cpu().numpy(), size, came)
         for i, slot in enumerate(slots):
             slot.found = sample(solution.state, i)
         self.stages.lap("output")
@@ -236,7 +237,7 @@ class EagerEngine(Engine[EagerSlot]):
         self, slot: EagerSlot, image: np.ndarray, size: tuple[int, int], state: Mapping[str, np.ndarray]
     ) -> None:
         slot.clear()
-        (slot.last,) = encode_images(self.model, [image], [resize_image(image, size)])
+        (slot.last,) = encode_images(self.model, self.device, [image], [resize_image(image, size)])
         if "hidden" in state:
             hidden, flow = (torch.from_numpy(state[name])[None].to(self.device) for name in ("hidden", "flow"))
             slot.state = hidden.to(slot.last.encoding.context.dtype), flow
@@ -252,13 +253,16 @@ def coarse_levels(scale: float, padded: Sequence[int]) -> int:
     return min(COARSE_LEVELS + enlarged, usable_levels(padded[0], padded[1]))
 
 
-def encode_images(model: DEQFlow, images: Sequence[np.ndarray], scaled: Sequence[np.ndarray]) -> list[EncodedImage]:
+def encode_images(
+    model: DEQFlow, device: torch.device, images: Sequence[np.ndarray], scaled: Sequence[np.ndarray]
+) -> list[EncodedImage]:
     """Encode images as one batch; scaled, (h, w, 3) uint8 RGB, they have one padded size."""
     padded = []
     for image in scaled:
         # (H, W, 3) seen as (1, 3, H, W) already is the channels_last layout that the convolutions want.
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(model.device)
-        padded.append(pad_to_multiple(tensor.permute(2, 0, 1)[None].float()))
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+        whole = not any(side % FACTOR for side in image.shape[:2])
+        padded.append((tensor, (0, 0, 0, 0)) if whole else pad_to_multiple(tensor))
     encoding = model.encode(joined([tensor for tensor, _ in padded]))
     return [
         EncodedImage(image, tensor, padding, Encoding(*sample(encoding, i)))
@@ -274,15 +278,3 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 def sample(batch: Sequence[Tensor], index: int) -> tuple[Tensor, ...]:
     """One sample, (1, ...), of tensors (B, ...)."""
     return tuple(tensor[index : index + 1] for tensor in batch)
-
-
-def as_it_came(sample: Unpacked, image: EncodedImage) -> Unpacked:
-    """Fields in px of what was encoded, without its padding, in px of the image as it came."""
-    left, right, top, bottom = image.padding
-
-    def resized(field: np.ndarray) -> np.ndarray:
-        inside = field[top : field.shape[0] - bottom, left : field.shape[1] - right]
-        return resize_field(inside, image.size)
-
-    uncertainty = None if sample.uncertainty is None else resized(sample.uncertainty)
-    return replace(sample, flow=resized(sample.flow), residual=resized(sample.residual), uncertainty=uncertainty)

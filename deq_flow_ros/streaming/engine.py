@@ -18,8 +18,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.streaming.clock import Clock, StageClock
-from deq_flow_ros.streaming.plan import Limits, number_of_pixels
+from deq_flow_ros.streaming.clock import Clock
+from deq_flow_ros.streaming.costs import StageTimes
+from deq_flow_ros.streaming.plan import Limits
 
 
 class Slot:
@@ -35,7 +36,7 @@ AnySlot = TypeVar("AnySlot", bound=Slot)
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike two frames are, see ``matching.likeness``.
+    """How alike two frames are, see ``likeness`` in ``model/cells.py``.
 
     :ivar still: at a flow of zero.
     :ivar carried: at the carried flow; that of ``still`` where there is none.
@@ -56,7 +57,7 @@ class Solved:
     :ivar evaluations: made for its batch.
     :ivar residual_px: RMS of the last update, px of what was processed.
     :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
-    :ivar likeness: of the frames at the flow that was found, see ``matching.likeness``.
+    :ivar likeness: of the frames at the flow that was found, see ``likeness`` in ``model/cells.py``.
     :ivar runtime: what computed it: "eager", "graphs" or "compiled".
     """
 
@@ -72,25 +73,21 @@ class Solved:
 
 
 class Engine(ABC, Generic[AnySlot]):
-    """Computes; each call is a stage, or a few, of one ``StageClock``, and takes the slots of a batch.
+    """Computes; each call is a stage, or a few, of its ``StageTimes``, and takes the slots of a batch.
 
-    The calls of a pair in their order: ``begin``, ``reencode`` where the scale changed, ``encode``, ``prepare`` where
-    it was not called ahead, ``match`` and perhaps ``start_cold``, ``solve``, ``finish``, ``advance``. Those of a first
-    frame: ``begin``, ``encode``, ``advance``. One thread at a time.
+    The calls of a pair in their order: ``stages.begin``, ``reencode`` where the scale changed, ``encode``, ``prepare``
+    where it was not called ahead, ``match`` and perhaps ``start_cold``, ``solve``, ``finish``, ``advance``. Those of a
+    first frame: ``stages.begin``, ``encode``, ``advance``. One thread at a time.
 
     :param model: what it computes with, on the device that does.
     :param clock: what the stages are timed by, and the deadlines of ``solve`` are on.
-    :ivar stages: the times of the calls since ``begin``.
+    :ivar stages: the times of the calls since its ``begin``.
     """
 
     def __init__(self, model: DEQFlow, clock: Clock) -> None:
         self.model, self.clock = model, clock
         self.device = model.device
-        self.stages: StageClock = clock.stages(self.device, 0)
-
-    def begin(self, size: tuple[int, int]) -> None:
-        """The calls that follow are of frames that are processed at this (H, W)."""
-        self.stages = self.clock.stages(self.device, number_of_pixels(size))
+        self.stages: StageTimes = clock.stages(self.device, 0)
 
     def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
         """Do now what is needed once for batches of frames of a (H, W) that are processed at a size: it may take long.

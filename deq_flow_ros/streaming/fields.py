@@ -7,7 +7,7 @@ Also images and fields at another resolution, on the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -72,6 +72,27 @@ def tell(solution: Solution, samples: Sequence[Unpacked]) -> list[Solved]:
         Solved(one.flow, one.residual, one.uncertainty, made, evaluations, residual_px, reason.value, one.likeness)
         for one, (made, residual_px, reason) in zip(samples, rows, strict=True)
     ]
+
+
+def unpack(
+    solution: Solution,
+    rows: np.ndarray,
+    size: tuple[int, int],
+    came: Sequence[tuple[tuple[int, int, int, int], tuple[int, int]]],
+) -> list[Solved]:
+    """What an engine answers, of the rows of what ``pack`` made, with fields at the resolution of their frames.
+
+    :param size: (H, W) of the fields, padding included.
+    :param came: of each sample the padding, for ``crop``, and (H, W) of the frame as it came.
+    """
+    samples = []
+    for row, ((left, right, top, bottom), there) in zip(rows, came, strict=True):
+        one = Unpacked.of(row, size)
+        inside = slice(top, size[0] - bottom), slice(left, size[1] - right)
+        flow, residual = resize_field(one.flow[inside], there), resize_field(one.residual[inside], there)
+        uncertainty = None if one.uncertainty is None else resize_field(one.uncertainty[inside], there)
+        samples.append(replace(one, flow=flow, residual=residual, uncertainty=uncertainty))
+    return tell(solution, samples)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deq_flow_ros.model import FACTOR
 from deq_flow_ros.model.deq_flow import MIN_SIDE
@@ -141,6 +141,8 @@ class Plan:
     :ivar ratio: then, this scale by that one; else 1.
     :ivar prepare: carry the state along and prepare the pair, as that was not done ahead, or for another scale.
     :ivar lowest: whether the scale could not be smaller.
+    :ivar moved: whether the scale is another one than that where the stream stood.
+    :ivar pixels: how many are processed.
     """
 
     scale: float
@@ -149,11 +151,11 @@ class Plan:
     ratio: float
     prepare: bool
     lowest: bool
+    moved: bool = False
+    pixels: int = field(init=False)
 
-    @property
-    def pixels(self) -> int:
-        """How many are processed."""
-        return number_of_pixels(self.size)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", number_of_pixels(self.size))
 
 
 def make_plan(moment: Moment, costs: CostModel) -> Plan:
@@ -168,6 +170,7 @@ def make_plan(moment: Moment, costs: CostModel) -> Plan:
         ratio=scale / before,
         prepare=again or not moment.ahead,
         lowest=scale <= moment.ladder[-1],
+        moved=scale != moment.standing,
     )
 
 
@@ -183,18 +186,24 @@ def choose_scale(moment: Moment, left_ms: float, costs: CostModel) -> float:
     last = len(scales) - 1
     index = list(scales).index(moment.standing)
     usual_ms = sorted(moment.recent_ms)[: EXCEPTIONS + 1][-1] if moment.recent_ms else left_ms
-    usually = () if moment.ahead else (PREPARE,)
+    usually: tuple[str, ...] = () if moment.ahead else (PREPARE,)
     changed = usually if moment.encoded_scale is None else (PREPARE, REENCODE)
 
     def pixels(place: int) -> int:
         return number_of_pixels(scaled_size(*moment.size, scales[place]))
 
+    known: dict[tuple[int, tuple[str, ...]], list[float]] = {}
+
+    def takes(place: int, iterations: int, besides: tuple[str, ...]) -> float:
+        if (place, besides) not in known:
+            known[place, besides] = costs.frames(pixels(place), ITERATIONS_UP, *besides)
+        return known[place, besides][iterations]
+
     def now(place: int, iterations: int) -> float:
-        besides = usually if scales[place] == moment.encoded_scale else changed
-        return costs.frame(pixels(place), iterations, *besides)
+        return takes(place, iterations, usually if scales[place] == moment.encoded_scale else changed)
 
     def every(place: int, iterations: int) -> float:
-        return costs.frame(pixels(place), iterations, *usually)
+        return takes(place, iterations, usually)
 
     if now(index, 0) > left_ms:
         while index < last and now(index, 1) > left_ms:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deq_flow_ros.streaming.matching import why_not_carried
+from deq_flow_ros.streaming.continuity import MIN_MATCH
 
 SUPERSEDED = "superseded by a newer frame"
 """Why a frame is dropped when a newer one comes while the frame before is processed."""
@@ -35,7 +35,7 @@ class FlowInfo:
     :ivar time_limit_ms: what the caller allowed from the call on, besides the budget; None without.
     :ivar batch_size: how many frames were processed together.
     :ivar likeness: mean cosine of the features of cells of one image and of those of the other that the flow leads to,
-        -1..1; see ``matching.likeness``. NaN where it is not known.
+        -1..1; see ``likeness`` in ``model/cells.py``. NaN where it is not known.
     :ivar starved: late with a single iteration at the lowest scale: nothing is left to give way, so the budget cannot
         be met on this machine, or not at present.
     :ivar runtime: what computed it: "eager", or "graphs" or "compiled" (graphs) on a GPU.
@@ -62,7 +62,7 @@ class FlowInfo:
     @property
     def matched(self) -> bool:
         """Whether the two images show one scene; of noise alone, or across a cut, no flow means anything."""
-        return why_not_carried(self.likeness) is None
+        return not self.likeness < MIN_MATCH
 
     @property
     def over_budget(self) -> bool:

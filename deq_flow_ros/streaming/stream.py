@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.stamps import StampOrder
-from deq_flow_ros.streaming.continuity import Seen
+from deq_flow_ros.streaming.continuity import MIN_MATCH, UNMATCHED, Seen, StampOrder, look, why_no_start
 from deq_flow_ros.streaming.costs import COARSE, CostModel
 from deq_flow_ros.streaming.engine import Likeness, Solved
-from deq_flow_ros.streaming.matching import why_no_start, why_not_carried
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
 from deq_flow_ros.streaming.result import FlowInfo
 from deq_flow_ros.streaming.settings import EstimatorSettings
@@ -80,6 +78,7 @@ class Stream:
         self.costs = CostModel()
         self.scale = settings.max_scale
         self._recent_ms: deque[float] = deque(maxlen=PATIENCE)
+        self._ladder: tuple[object, list[float]] = None, []
         self.reset("start")
 
     def reset(self, reason: str) -> None:
@@ -105,21 +104,23 @@ class Stream:
 
     def ladder(self, size: tuple[int, int]) -> list[float]:
         """The scales for frames of this (H, W), largest first."""
-        return scale_ladder(size, self.settings.min_scale, self.settings.max_scale, self.max_pixels)
+        limits = size, self.settings.min_scale, self.settings.max_scale
+        if limits != self._ladder[0]:
+            self._ladder = limits, scale_ladder(*limits, self.max_pixels)
+        return self._ladder[1]
 
     def take(self, image: np.ndarray, stamp_ns: int, arrival_ns: int, time_limit_ms: float | None) -> Turn | None:
         """Look at the next frame; where it does not continue the stream, that starts anew.
 
         :returns: None where the frame is left out (``left_out`` says why), and the stream stays as it was.
         """
-        self.left_out = self._order.why_out(stamp_ns)
-        if self.left_out is not None:
+        previous = None if self.last is None else self.last.seen
+        seen, reason = look(image, stamp_ns, self._order, previous, self.settings.max_gap_ms)
+        self.left_out = reason if seen is None else None
+        if seen is None:
             return None
-        seen = Seen.of(image, stamp_ns)
-        if self.last is not None:
-            reason = seen.break_after(self.last.seen, self.settings.max_gap_ms)
-            if reason is not None:
-                self._begin_anew(reason)
+        if reason is not None:
+            self._begin_anew(reason)
         return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None)
 
     def restore(self, last: Last) -> None:
@@ -133,7 +134,7 @@ class Stream:
 
     def plan(self, turn: Turn, now_ns: int, batch_size: int) -> Plan:
         """What is to be done for a frame, now that its turn has come."""
-        deadline = self.deadline(turn, now_ns)
+        deadline = turn.deadline = self.deadline(turn, now_ns)
         left_ms = None if deadline is None else (deadline.at_ns - now_ns) / 1e6
         if left_ms is not None:
             self._recent_ms.append(left_ms)
@@ -146,9 +147,9 @@ class Stream:
             left_ms=left_ms,
             recent_ms=self._recent_ms,
         )
-        plan = turn.plan = make_plan(moment, self.costs.of_batch(batch_size))
+        plan = turn.plan = make_plan(moment, self._costs(batch_size))
         if left_ms is not None:
-            if plan.scale != moment.standing:
+            if plan.moved:
                 self._recent_ms.clear()
             self.scale = plan.scale
         if plan.reencode:
@@ -163,11 +164,19 @@ class Stream:
             self.warm, self.reset_reason = False, reason
         return self.warm
 
-    def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int) -> Limits:
-        """When the solve of a frame ends, given what its stages took so far."""
+    def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int, alike: Likeness | None) -> Limits:
+        """When the solve of a frame ends, given what its stages took so far.
+
+        :param alike: how alike the two frames are, by which ``warm`` is decided; None: it is not asked for.
+        """
+        if alike is not None:
+            self.judge(alike)
         assert turn.plan is not None
-        settings, rest = self.settings, self.costs.of_batch(batch_size).rest(turn.plan.pixels, so_far_ms)
+        settings, rest = self.settings, self._costs(batch_size).rest(turn.plan.pixels, so_far_ms)
         return Limits.of(turn.plan, rest, turn.deadline, not self.warm, settings.max_iterations, settings.tolerance_px)
+
+    def _costs(self, batch_size: int) -> CostModel:
+        return self.costs if batch_size == 1 else self.costs.of_batch(batch_size)
 
     def begin(self, turn: Turn) -> None:
         """The frame is encoded, and the first of the stream."""
@@ -180,7 +189,7 @@ class Stream:
         """Learn what a pair cost, and tell how its field came about; the frame is the last one now."""
         plan, last, settings = turn.plan, self.last, self.settings
         assert plan is not None and last is not None
-        self.costs.of_batch(batch_size).add(plan.pixels, stage_ms, solved.evaluations)
+        self._costs(batch_size).add(plan.pixels, stage_ms, solved.evaluations)
         latency_ms = (now_ns - turn.arrival_ns) / 1e6
         late = settings.latency_budget_ms is not None and latency_ms > settings.latency_budget_ms
         info = FlowInfo(
@@ -205,9 +214,8 @@ class Stream:
         self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
         self.reset_reason, self.ahead, self.warm = None, False, settings.warm
         self.likeness = solved.likeness
-        unmatched = why_not_carried(solved.likeness)
-        if settings.warm and unmatched is not None:
-            self.warm, self.reset_reason = False, unmatched
+        if settings.warm and solved.likeness < MIN_MATCH:
+            self.warm, self.reset_reason = False, UNMATCHED
         if solved.stop_reason == "diverged":
             self.warm, self.reset_reason = False, "the state was not finite"
         return info

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from deq_flow_ros.streaming.clock import Clock, StageClock
-from deq_flow_ros.streaming.costs import REENCODE, REENCODE_PARTS, SOLVE
+from deq_flow_ros.streaming.clock import Clock
+from deq_flow_ros.streaming.costs import REENCODE, REENCODE_PARTS, SOLVE, StageTimes
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.result import FlowResult
 
@@ -96,7 +96,7 @@ class VirtualClock(Clock):
         """See ``Clock.now_ns``."""
         return self._now_ns
 
-    def stages(self, device: torch.device, pixels: int) -> StageClock:
+    def stages(self, device: torch.device, pixels: int) -> StageTimes:
         """See ``Clock.stages``."""
         return _ChargedStages(self, pixels)
 
@@ -111,20 +111,24 @@ class VirtualClock(Clock):
             self._now_ns += round(1e6 * times[self._random.integers(len(times))])
 
 
-class _ChargedStages(StageClock):
+class _ChargedStages(StageTimes):
     """Stages whose times are those that the clock charges."""
 
     def __init__(self, clock: VirtualClock, pixels: int) -> None:
-        self._clock, self._pixels = clock, pixels
-        self._times: dict[str, float] = {}
+        self._clock = clock
+        self.begin(pixels)
+
+    def begin(self, pixels: int) -> None:
+        """See ``StageTimes.begin``."""
+        self._pixels, self._times = pixels, dict[str, float]()
         self.restart()
 
     def restart(self) -> None:
-        """See ``StageClock.restart``."""
+        """See ``StageTimes.restart``."""
         self._start_ns = self._clock.now_ns()
 
     def lap(self, name: str) -> None:
-        """See ``StageClock.lap``. The stage "solve" takes what its iterations take."""
+        """See ``StageTimes.lap``. The stage "solve" takes what its iterations take."""
         if name != SOLVE:
             for part in REENCODE_PARTS if name == REENCODE else (name,):
                 self._clock.charge(part, self._pixels)
@@ -132,7 +136,7 @@ class _ChargedStages(StageClock):
         self.restart()
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """See ``StageClock.counted``."""
+        """See ``StageTimes.counted``."""
 
         def charged(*arguments: Any) -> Any:
             result = function(*arguments)
@@ -142,7 +146,7 @@ class _ChargedStages(StageClock):
         return charged
 
     def read(self, wait: bool = True) -> dict[str, float]:
-        """See ``StageClock.read``."""
+        """See ``StageTimes.read``."""
         return self._times
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the fixed point of the last pair puts the start of the next; ``matching`` says whether that is a start."""
+"""Where the fixed point of the last pair puts the start of the next; ``continuity`` says whether that is a start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
-from deq_flow_ros.model.grid import positions
+from deq_flow_ros.model.cells import positions
 
 
 def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:

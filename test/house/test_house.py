@@ -108,8 +108,8 @@ def is_private(name: str) -> bool:
 
 
 KNOWN_PRIVATE = {
-    "deq_flow_ros.equilibrium.state: old._version",
-    "deq_flow_ros.equilibrium.state: tensor._version",
+    "deq_flow_ros.equilibrium.fixed_point: old._version",
+    "deq_flow_ros.equilibrium.fixed_point: tensor._version",
     "training.run: torch.nn.modules.batchnorm._BatchNorm",
     "training.train: os._exit",
 }

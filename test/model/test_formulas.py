@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from deq_flow_ros.model.cells import FACTOR, convex_upsample
 from deq_flow_ros.model.update import SeparableConvGRU
-from deq_flow_ros.model.upsampling import FACTOR, convex_upsample
 from deq_flow_ros.streaming.warm_start import carry
 
 

@@ -3,7 +3,8 @@
 
 import pytest
 
-from deq_flow_ros.stamps import Pace, StampOrder, longest_gap_ms
+from deq_flow_ros.stamps import Pace, longest_gap_ms
+from deq_flow_ros.streaming.continuity import StampOrder
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_frames_may_come_while_a_status_is_made() -> None:
 
     def frames() -> None:
         for _ in range(500):
-            accounts.received(0)
+            accounts.arrivals.append((time.monotonic(), 0))
             accounts.processed(HEADER, info(), {})
 
     threads = [threading.Thread(target=frames) for _ in range(2)]
@@ -69,7 +69,7 @@ def test_an_account_costs_next_to_nothing() -> None:
     for _ in range(20):
         started = time.thread_time()
         for _ in range(20):
-            accounts.received(0)
+            accounts.arrivals.append((time.monotonic(), 0))
             accounts.processed(HEADER, one, {}, 1.0)
         costs.append((time.thread_time() - started) / 20)
     assert min(costs) < 1e-3
@@ -79,7 +79,7 @@ def test_accounts_are_counted_and_name_camera_and_age() -> None:
     """Whoever records `~/statistics` alone must know which camera it was and how old its images were."""
     accounts = FrameAccounts("cpu", "forward", "front")
     for _ in range(3):
-        accounts.received(1)
+        accounts.arrivals.append((time.monotonic(), 1))
     sent = [
         accounts.first(HEADER, "start", 4.0),
         accounts.processed(HEADER, info(direction="backward"), {"publish": 1.0}, 5.0),

@@ -165,7 +165,7 @@ def test_the_worker_begins_with_the_newest_of_frames_that_have_waited(monkeypatc
     pauses: list[float] = []
     clock = SimpleNamespace(monotonic_ns=lambda: NOW_NS, sleep=pauses.append)
     monkeypatch.setattr(worker, "time", clock)
-    camera = SimpleNamespace(name="", admits=lambda frame: True, begin=lambda frame, limit_ms: None)
+    camera = SimpleNamespace(name="", begin=lambda frame, limit_ms: None)
     alone = FrameWorker([], CPU, 0.0)
     try:
         for waited_ms, expected in ((100, 0), (1, 1), (100, 1)):

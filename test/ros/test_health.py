@@ -60,7 +60,7 @@ def test_when_all_is_well_the_message_says_where_the_time_goes(camera: CameraAt)
         OK, "10.0 flow fields/s from 10.0 images/s, latency 60 ms, most of it solve (40 ms)",
     )  # fmt: skip
     for _ in range(50):
-        camera.accounts.received(0)
+        camera.arrives(0)
         camera.accounts.dropped(HEADER, SUPERSEDED)
     level, message, values = look(camera)
     assert level == OK and "newer images supersede waiting ones" in message
@@ -82,7 +82,7 @@ def bad_images(camera: CameraAt) -> None:
             WARN,
             ["budget of 90 ms cannot be met", "lower min_scale"],
         ),
-        (lambda camera: camera.accounts.received(30), WARN, ["30 images were lost on the way", "config/fastdds.xml"]),
+        (lambda camera: camera.arrives(30), WARN, ["30 images were lost on the way", "config/fastdds.xml"]),
         (lambda camera: camera.runs(stop_reason="diverged"), ERROR, ["diverged 100 times", "weights"]),
     ],
     ids=["unusable", "late", "starved", "lost", "diverged"],

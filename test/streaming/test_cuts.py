@@ -9,10 +9,10 @@ import torch
 from streams import PERIOD_NS, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.matching import UNEXPLAINED, UNMATCHED, likeness, why_no_start, why_not_carried
+from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED, Thumbnail, why_no_start
 from deq_flow_ros.streaming.result import pair_values
-from deq_flow_ros.streaming.scene_cut import Thumbnail
 
 SIZE = 128, 160
 PLAIN = {"black": 0, "white": 255, "grey": 128}
@@ -124,4 +124,3 @@ def test_bounds_are_of_ratios_only_where_there_is_something_to_compare() -> None
     assert why_no_start(0.9, 0.9, 0.95) is None and why_no_start(0.9, 0.85, None) is None
     assert why_no_start(0.2, 0.3, 0.9) == why_no_start(0.9, 0.5, None) == UNEXPLAINED
     assert why_no_start(0.2, 0.1, None) is None
-    assert why_not_carried(0.5) is None and why_not_carried(0.1) == UNMATCHED

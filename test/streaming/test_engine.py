@@ -12,8 +12,8 @@ from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine, EstimatorSettings, FlowEstimator, Stream, UpdateRequest, update_together
+from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED
 from deq_flow_ros.streaming.engine import Likeness, Solved
-from deq_flow_ros.streaming.matching import UNEXPLAINED, UNMATCHED
 from deq_flow_ros.streaming.plan import MAX_PIXELS
 
 

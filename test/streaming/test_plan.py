@@ -62,7 +62,7 @@ def test_a_plan_says_what_is_to_be_done_besides(costs: CostModel) -> None:
     assert make_plan(Moment(SIZE, LADDER, 1.0), costs) == Plan(1.0, SIZE, False, 1.0, False, False)  # a first frame
     assert make_plan(Moment(SIZE, LADDER, 1.0, 1.0, ahead=False), costs).prepare
     moment = Moment(SIZE, LADDER, 1.0, 1.0, True, 1.0, (1.0,))
-    assert make_plan(moment, costs) == Plan(0.25, (120, 160), True, 0.25, True, True)
+    assert make_plan(moment, costs) == Plan(0.25, (120, 160), True, 0.25, True, True, moved=True)
 
 
 def test_a_solve_ends_in_time_for_what_follows_it(costs: CostModel) -> None:

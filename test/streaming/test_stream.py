@@ -9,8 +9,8 @@ import torch
 from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.stamps import SAME_STAMP
 from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming.continuity import SAME_STAMP
 from deq_flow_ros.streaming.warm_start import carry, forward_warp
 
 

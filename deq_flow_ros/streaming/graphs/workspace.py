@@ -13,11 +13,11 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
+from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
 from deq_flow_ros.streaming.fields import interpolation, pack
 from deq_flow_ros.streaming.graphs.device import Captured, Done, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts, tensors
-from deq_flow_ros.streaming.matching import likeness
 from deq_flow_ros.streaming.plan import padded_size
 
 

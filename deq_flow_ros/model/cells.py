@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells of 8x8 pixels: where they are, how alike they are, from pixels to cells and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deq_flow_ros.equilibrium import State
+
+P = ParamSpec("P")
+T = TypeVar("T")
+FACTOR = 8
+KEPT = 64
+"""Results kept per function, enough for several image sizes and scales on one or two devices."""
+LIKENESS_CELLS = 1000
+
+
+def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator that caches the results of a function of sizes and devices. Nobody may write to the results.
+
+    While a graph is traced for export or compilation, the cache is not used, because tensors of a trace are not valid
+    outside of it.
+    """
+
+    def make(*arguments: Hashable) -> T:
+        with torch.inference_mode(False):  # otherwise the result could not be used in training later
+            return function(*arguments)  # type: ignore[call-arg, arg-type]
+
+    kept = lru_cache(maxsize=KEPT)(make)
+
+    @wraps(function)
+    def get(*arguments: P.args, **named: P.kwargs) -> T:
+        return function(*arguments) if torch.compiler.is_compiling() else kept(*arguments)  # type: ignore[call-arg]
+
+    return get
+
+
+@once_per_size
+def positions(height: int, width: int, device: torch.device) -> Tensor:
+    """(2, height, width) float32: x and y of every cell."""
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
+        indexing="ij",
+    )
+    return torch.stack((x, y))
+
+
+def pooled(features: Tensor, levels: int) -> list[Tensor]:
+    """The map averaged over ``2**l x 2**l`` cells, for each level ``l`` until it cannot be halved any more.
+
+    Averages are computed in float32 from level to level, so each level is rounded only once.
+    """
+    maps, finer = [features], features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    while len(maps) < levels and min(finer.shape[-2:]) > 1:
+        finer = F.avg_pool2d(finer, 2)
+        maps.append(finer.to(features.dtype))
+    return maps
+
+
+def likeness(flows: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
+    """How alike cells of two images are that a flow says are the same: mean cosine of their features, -1..1.
+
+    Of about ``LIKENESS_CELLS`` cells, evenly spread; those that a flow leads outside do not count, and if it leads all
+    outside, or is not finite, there is no likeness (0). Nor is there one of features that are zero.
+
+    :param flows: (N, 2, H, W) in cells, x before y; flows to try.
+    :param features1: (1, C, H, W), of the image on whose pixels the flow lives.
+    :param features2: of the other.
+    :returns: (N,) float32, on the device of the flows; reading them makes the host wait for it.
+    """
+    height, width = flows.shape[-2:]
+    step = max(1, math.isqrt(height * width // LIKENESS_CELLS))
+    x, y = positions(height, width, flows.device)[:, ::step, ::step].unbind()
+    # Rounded, not interpolated: a mean of cells is less like each of them, and only a flow of zero would have none.
+    some = flows[:, :, ::step, ::step].nan_to_num(nan=math.inf)
+    to_x, to_y = ((at + some[:, i]).round().clamp(-1, 1e6).long() for i, at in enumerate((x, y)))
+    inside = (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
+    rows1, rows2 = (features[0].permute(1, 2, 0) for features in (features1, features2))
+    led_to = rows2[to_y.clamp(0, height - 1), to_x.clamp(0, width - 1)]
+    alike = F.cosine_similarity(rows1[::step, ::step].float(), led_to.float(), dim=-1)
+    return (alike * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
+
+
+def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
+    """Compute each fine pixel as a convex combination of its 3x3 coarse neighbours (RAFT, section 3.3).
+
+    :param flow: (B, 2, H, W) in coarse cells.
+    :param mask: (B, 9 * 64, H, W) logits, neighbour outermost, then fine row, then fine column.
+    :returns: (B, 2, 8 H, 8 W) in pixels.
+    """
+    batch, _, height, width = flow.shape
+    cells = batch * height * width
+    # With channels innermost, this is one matrix product per cell, (2, 9) times (9, 64), without a copy of the mask.
+    weights = mask.permute(0, 2, 3, 1).reshape(cells, 9, FACTOR * FACTOR).softmax(1)
+    neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, height * width).permute(0, 3, 1, 2)
+    # Matrices that are not contiguous would be multiplied one by one, which is several times slower on a CPU. Autocast
+    # would round the flow: near 30 px, the steps of bfloat16 are an eighth of a pixel.
+    lowered = torch.is_autocast_enabled(flow.device.type)
+    with torch.autocast(flow.device.type, enabled=False) if lowered else nullcontext():
+        fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights).transpose(1, 2)
+    blocks = fine.reshape(batch, height, width, FACTOR, FACTOR, 2).transpose(2, 3)
+    return blocks.reshape(batch, FACTOR * height, FACTOR * width, 2).permute(0, 3, 1, 2)
+
+
+def rescale(state: State, size: Sequence[int], ratio: float) -> State:
+    """Resize a state, (hidden, flow in cells), to another resolution.
+
+    :param size: (H, W) in cells of the new resolution.
+    :param ratio: the new resolution divided by the old one; lengths are multiplied by it.
+    """
+    hidden, flow = (F.interpolate(s.float(), size=tuple(size), mode="bilinear", align_corners=False) for s in state)
+    return hidden.to(state[0].dtype).contiguous(memory_format=torch.channels_last), flow * ratio
+
+
+def pad_to_multiple(image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Repeat the border until both sides are multiples of 8. Opposite sides share the padding.
+
+    :param image: (B, C, H, W).
+    :returns: the padded image, and (left, right, top, bottom) for ``crop``.
+    """
+    height, width = image.shape[-2:]
+    extra_h, extra_w = -height % FACTOR, -width % FACTOR
+    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
+    return (F.pad(image, padding, mode="replicate") if extra_h or extra_w else image), padding
+
+
+def crop(field: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+    """Undo ``pad_to_multiple`` for a field of the padded size, (B, C, H, W)."""
+    left, right, top, bottom = padding
+    return field[..., top : field.shape[-2] - bottom, left : field.shape[-1] - right]
