@@ -57,9 +57,13 @@ class SettingRun:
         """Take the next frame. Yields the outcomes that are known by now, of it or of earlier frames."""
         reason = frame.problem if frame.image is None else self._order.why_out(frame.stamp_ns)
         if reason:
-            yield FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, reason), frame=frame)
+            yield from self.leave_out(_dropped(frame, reason))
         else:
             yield from self.queue(frame)
+
+    def leave_out(self, outcome: FrameOutcome) -> Iterator[FrameOutcome]:
+        """Take a frame that does not fit into the stream; see ``take``."""
+        yield outcome
 
     def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
         """Take the next frame that fits into the stream; see ``take``."""
@@ -75,13 +79,16 @@ class SettingRun:
         :param arrival_ns: when the frame arrived, on the estimator's clock; None is now.
         """
         assert frame.image is not None
+        if self._previous is not None and (back_ns := self._previous.stamp_ns - frame.stamp_ns) > 0:
+            # Of two frames out of order, ``take`` has left out one; the estimator must not do so once more.
+            self.estimator.reset(f"time went back by {back_ns / 1e6:.1f} ms")
         try:
             with self.shares.of("computing"):
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)
         except ValueError as error:  # the frame is too small; the stream stays as it was
-            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, str(error)), frame=frame)
+            return _dropped(frame, str(error))
         if self.estimator.left_out:
-            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, self.estimator.left_out), frame=frame)
+            return _dropped(frame, self.estimator.left_out)
         previous, self._previous = self._previous, frame
         if result is None:
             reason = self.estimator.reset_reason or ""
@@ -106,6 +113,10 @@ class SettingRun:
         return PairFields(*images, result.flow, residual, truth, visible, backward, direction, result.uncertainty)
 
 
+def _dropped(frame: InputFrame, reason: str) -> FrameOutcome:
+    return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, reason), frame=frame)
+
+
 class SimulatedRun(SettingRun):
     """Runs one setting as on a robot: of the frames that arrive while it works, only the newest is kept.
 
@@ -118,6 +129,8 @@ class SimulatedRun(SettingRun):
         self._clock, self._period_ns, self._pace = clock, period_ns, Pace(period_ns)
         self._warm = False
         self._waiting: tuple[InputFrame, int] | None = None
+        self._behind: list[FrameOutcome] = []
+        """Of frames that came after the one that waits."""
         self._first_ns: int | None = None
         self._latest_ns = 0
         """Arrival of the frame that arrived last."""
@@ -131,18 +144,24 @@ class SimulatedRun(SettingRun):
         arrival_ns = self._arrival_ns(frame.stamp_ns)
         if self._waiting is not None:
             waiting, its_arrival_ns = self._waiting
-            if arrival_ns <= self._clock.now_ns():
-                record = FrameRecord(waiting.index, waiting.stamp_ns, DROPPED, SUPERSEDED)
-                yield FrameOutcome(record, frame=waiting)
-            else:
-                yield self._work(waiting, its_arrival_ns)
-        self._waiting = frame, arrival_ns
+            superseded = arrival_ns <= self._clock.now_ns()
+            yield _dropped(waiting, SUPERSEDED) if superseded else self._work(waiting, its_arrival_ns)
+            yield from self._behind
+        self._waiting, self._behind = (frame, arrival_ns), []
+
+    def leave_out(self, outcome: FrameOutcome) -> Iterator[FrameOutcome]:
+        """See ``SettingRun.leave_out``: outcomes keep the order of the frames."""
+        if self._waiting is None:
+            yield outcome
+        else:
+            self._behind.append(outcome)
 
     def finish(self) -> Iterator[FrameOutcome]:
         """See ``SettingRun.finish``."""
         if self._waiting is not None:
             yield self._work(*self._waiting)
-            self._waiting = None
+            yield from self._behind
+            self._waiting, self._behind = None, []
 
     def _arrival_ns(self, stamp_ns: int) -> int:
         """The arrival on the virtual clock: as long after the previous frame as the stamps say, without long gaps."""

@@ -16,6 +16,7 @@ from deq_flow_ros.evaluation.settings import Setting, with_parameters
 from deq_flow_ros.evaluation.wording import comparison
 from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.recordings import MediaError, open_source
+from deq_flow_ros.streaming.virtual_clock import CostTable
 
 SECOND = 10**9
 Evaluate = Callable[..., int]
@@ -23,10 +24,17 @@ MetricsOf = Callable[[Path], dict[str, Any]]
 MODES = ["offline", "--realtime"]
 
 
-def stamped(stamps: list[int]) -> list[Frame]:
-    """The usual pictures with these stamps, recorded at them."""
-    stream = frames(pictures(len(stamps)))
-    return [replace(one, stamp_ns=stamp, record_ns=stamp) for one, stamp in zip(stream, stamps, strict=True)]
+@pytest.fixture(autouse=True)
+def fast_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated robot has time for every frame, however busy this machine is."""
+    costs = CostTable({48 * 64: {name: [1.0] for name in ("encode", "coarse", "iteration", "output")}})
+    monkeypatch.setattr("deq_flow_ros.evaluation.recording.measure_setting", lambda *_: costs)
+
+
+def stamped(stamps: list[int], by_the_clock: bool = False) -> list[Frame]:
+    """The usual pictures with these stamps, recorded at them; or by the clock, at 30 Hz."""
+    stream = zip(frames(pictures(len(stamps))), stamps, strict=True)
+    return [replace(one, stamp_ns=t, record_ns=one.record_ns if by_the_clock else t) for one, t in stream]
 
 
 def run(evaluate: Evaluate, bag: Path, mode: str, *more: object) -> tuple[int, list[dict[str, str]], Path]:
@@ -72,7 +80,7 @@ def test_an_image_that_was_sent_twice_or_late_is_left_out_and_the_stream_goes_on
     """Drivers send one twice, or without a stamp; each one ended the stream, and every pair was cold."""
     twice = [FIRST_NS + PERIOD_NS * (i // 2) for i in range(8)]
     late = [*twice, twice[-1] + PERIOD_NS, 0, twice[-1] + 2 * PERIOD_NS]
-    bag = write_bag(tmp_path / "bag", [replace(one, record_ns=i) for i, one in enumerate(stamped(late))])
+    bag = write_bag(tmp_path / "bag", stamped(late, by_the_clock=True))
     status, rows, out = run(evaluate, bag, mode)
     left_out = [row for row in rows if row["outcome"] == "dropped" and row["reason"].endswith("left out")]
     assert [row["index"] for row in left_out] == ["1", "3", "5", "7", "9"] and status == 1
@@ -91,6 +99,17 @@ def test_a_clock_that_was_set_while_recording_costs_one_pair(
     assert [row["outcome"][0] for row in rows] == list("fppfppp")
     if mode == "--realtime":
         assert metrics_of(out)["run"]["played_seconds"] == pytest.approx(7 * PERIOD_NS / SECOND, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_clock_that_was_set_back_costs_one_frame_and_one_pair(
+    evaluate: Evaluate, tmp_path: Path, mode: str
+) -> None:
+    """The first frame out of order may be a late one, the second tells that it was none."""
+    stamps = [100 * SECOND + PERIOD_NS * i for i in range(3)] + [5 * SECOND + PERIOD_NS * i for i in range(4)]
+    bag = write_bag(tmp_path / "bag", stamped(stamps, by_the_clock=True))
+    _, rows, _ = run(evaluate, bag, mode)
+    assert [row["outcome"][0] for row in rows] == list("fppdfpp") and "time went back by" in rows[4]["reason"]
 
 
 @pytest.mark.parametrize("kind", ["bag", "folder"])
