@@ -17,12 +17,6 @@ from deq_flow_ros.streaming.engine import Likeness, Solved
 from deq_flow_ros.streaming.plan import MAX_PIXELS
 
 
-@pytest.fixture()
-def model() -> DEQFlow:
-    torch.manual_seed(0)
-    return DEQFlow("nano").eval().requires_grad_(False)
-
-
 def test_encoding_again_at_another_scale_is_timed_and_charged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: it takes as long as encoding the frame itself, and once was in no stage: such frames were late.
 

@@ -23,12 +23,6 @@ def nano() -> DEQFlow:
     return load_model("nano")
 
 
-@pytest.fixture()
-def model() -> DEQFlow:
-    torch.manual_seed(0)
-    return DEQFlow("nano").eval().requires_grad_(False)
-
-
 def requests(estimators: list[FlowEstimator], images: list[np.ndarray], i: int) -> list[UpdateRequest]:
     return [UpdateRequest(e, image, i * PERIOD_NS) for e, image in zip(estimators, images, strict=True)]
 

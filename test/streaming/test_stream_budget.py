@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from streams import PERIOD_NS
 
 from benchmarks.simulated_load import Account, scenarios, simulate
 from deq_flow_ros.model import DEQFlow
@@ -81,10 +84,12 @@ def test_stages_that_take_longer_than_ever_say_so_at_once() -> None:
 def test_scale_recovers_from_a_busy_time() -> None:
     """Why: costs of the higher scale are not measured while it is not used; they must not hold it down."""
     stream = Stream(EstimatorSettings(latency_budget_ms=88.0), MAX_PIXELS)
-    image = np.zeros((480, 640, 3), np.uint8)
+    image, stamps_ns = np.zeros((480, 640, 3), np.uint8), itertools.count(1, PERIOD_NS)
 
     def frame(load: float) -> float:
-        plan = stream.plan(stream.take(image, 0, 0, None), 0, 1)
+        turn = stream.take(image, next(stamps_ns), 0, None)
+        assert turn is not None
+        plan = stream.plan(turn, 0, 1)
         learn(stream.costs, plan.scale, load)
         return plan.scale
 

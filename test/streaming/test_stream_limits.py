@@ -4,17 +4,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
-
-
-@pytest.fixture()
-def model() -> DEQFlow:
-    torch.manual_seed(0)
-    return DEQFlow("nano").eval().requires_grad_(False)
 
 
 def test_a_time_limit_is_kept_as_the_budget_is(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:

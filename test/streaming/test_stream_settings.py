@@ -13,12 +13,6 @@ from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.plan import MAX_PIXELS, scale_ladder
 
 
-@pytest.fixture()
-def model() -> DEQFlow:
-    torch.manual_seed(0)
-    return DEQFlow("nano").eval().requires_grad_(False)
-
-
 def run(estimator: FlowEstimator, stream: list[np.ndarray], first: int, last: int) -> list[FlowResult | None]:
     return [estimator.update(stream[i], i * PERIOD_NS) for i in range(first, last + 1)]
 
