@@ -21,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,8 +41,12 @@ MAIN_WAY = (
     "streaming/stream.py",
     "streaming/eager.py",
     "ros/outputs.py",
+    "ros/accounts.py",
 )
-"""The rooms that a frame goes through; the others are asked for something and answer."""
+"""The rooms that a frame goes through; the others are asked for something and answer. The last is entered behind the
+published field."""
+LANES = ("ros", "imaging", "streaming", "model", "equilibrium")
+"""Packages, from the top of the figure to its bottom."""
 PARAMETERS = ("precision:=float32", "max_iterations:=2", "tolerance_px:=0.0", "latency_budget_ms:=10000.0")
 SIZE = (128, 160)
 FRAMES = 5
@@ -63,6 +68,11 @@ class Walk:
     def rooms(self) -> list[str]:
         """In the order in which they are first entered."""
         return list(dict.fromkeys(room for _, room, _ in self.changes))
+
+    @property
+    def main_rooms(self) -> list[str]:
+        """Those of the main way, in the order in which they are first entered."""
+        return [room for room in dict.fromkeys(room for _, room, _ in self.changes + self.after) if room in MAIN_WAY]
 
     def backward(self) -> list[str]:
         """Calls from a room of the main way to one that lies before it."""
@@ -150,6 +160,34 @@ def _image(number: int) -> Image:
     return message
 
 
+def draw(walk: Walk, path: Path) -> None:
+    """The rooms in the order in which they are first entered, by package, and who calls whom; as PNG.
+
+    It has the names of the rooms as its text "rooms", by which a test sees that it is true.
+    """
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    rooms = [*walk.rooms, MAIN_WAY[-1]]
+    place = {room: (number, -LANES.index(room.partition("/")[0])) for number, room in enumerate(rooms)}
+    calls = [*walk.changes, *((a, b, name) for a, b, name in walk.after if b == MAIN_WAY[-1])]
+    for (a, b), count in Counter((a, b) for a, b, _ in calls if a).items():
+        main = a in MAIN_WAY and b in MAIN_WAY
+        style = {"color": "#1f5fa8", "lw": 2.2} if main else {"color": "0.6", "lw": 0.5 + 0.2 * count}
+        bent = {"arrowstyle": "-|>", "shrinkA": 16, "shrinkB": 16, "connectionstyle": "arc3,rad=-0.15"}
+        axes.annotate("", place[b], place[a], arrowprops={**bent, **style})
+    for number, (room, (x, y)) in enumerate(place.items(), 1):
+        main = room in MAIN_WAY
+        box = {"boxstyle": "round", "fc": "#d6e6f7" if main else "white", "ec": "#1f5fa8" if main else "0.6"}
+        name = room.partition("/")[2].removesuffix(".py").replace("_", "\n")
+        axes.text(x, y, f"{number}\n{name}", ha="center", va="center", fontsize=7.5, bbox=box)
+    for lane, package in enumerate(LANES):
+        axes.text(-1.1, -lane, package, ha="right", va="center", fontsize=9, style="italic")
+        axes.axhline(-lane - 0.5, color="0.9", lw=0.8)
+    axes.set(xlim=(-2.6, len(rooms) - 0.3), ylim=(-len(LANES) + 0.5, 0.9))
+    axes.axis("off")
+    figure.savefig(path, dpi=120, metadata={"rooms": " ".join(rooms), "Software": None})
+
+
 def main() -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter)
@@ -158,14 +196,18 @@ def main() -> int:
     arguments = parser.parse_args()
     walk = trace()
     entered = Counter(room for _, room, _ in walk.changes)
-    print(f"to the published field: {len(walk.changes)} changes of file in {len(walk.rooms)} files; "
-          f"{len(walk.after)} more until the node is ready for the next frame")
+    print(
+        f"to the published field: {len(walk.changes)} changes of file in {len(walk.rooms)} files; "
+        f"{len(walk.after)} more until the node is ready for the next frame"
+    )
     for room in walk.rooms:
         print(f"{entered[room]:4} {room}{'  (main way)' if room in MAIN_WAY else ''}")
     if arguments.calls:
         for calls in (walk.changes, walk.after):
             print(*(f"{a:>30} -> {b} {name}" for a, b, name in calls), "", sep="\n")
-    print(*walk.backward(), sep="\n")
+    print(*walk.backward(), sep="\n", end="")
+    if arguments.figure:
+        draw(walk, arguments.figure)
     return 0
 
 
