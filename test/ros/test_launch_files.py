@@ -20,7 +20,7 @@ import rclpy
 from builtin_interfaces.msg import Time
 from conftest import set_ros_environment
 from installed_package import SHARE, install
-from launch.actions import IncludeLaunchDescription
+from launch.actions import IncludeLaunchDescription, SetLaunchConfiguration
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_testing.actions import ReadyToTest
 from launch_testing.asserts import assertExitCodes
@@ -78,7 +78,9 @@ def generate_test_description(name: str) -> LaunchDescription:
         cv2.imwrite(str(FOLDER / f"{number}.png"), np.roll(picture, number, axis=1))
     arguments = {"model": str(untrained_weights(FOLDER)), "params_file": str(parameters), **CASES[name]["arguments"]}
     source = PythonLaunchDescriptionSource(str(prefix / SHARE / "launch" / f"{name}.launch.py"))
-    return LaunchDescription([IncludeLaunchDescription(source, launch_arguments=arguments.items()), ReadyToTest()])
+    patience = SetLaunchConfiguration("sigterm_timeout", "60")  # s; on a busy machine 5 are too few to end in
+    include = IncludeLaunchDescription(source, launch_arguments=arguments.items())
+    return LaunchDescription([patience, include, ReadyToTest()])
 
 
 class TestFlowComes(unittest.TestCase):
