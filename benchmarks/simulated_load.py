@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real `FlowEstimator` under simulated costs: a network that computes nothing, on a clock that charges for it.
+"""The real ``FlowEstimator`` under simulated costs: a network that computes nothing, on a clock that charges for it.
 
 What the estimator does with its time (costs, scale, deadline, iterations) is what it does on a machine; thousands of
 frames take seconds, and an oracle can be asked what would have been possible, since all costs are known in advance.
@@ -96,7 +96,7 @@ class LoadedClock(VirtualClock):
         self._iterations = 0
 
     def charge(self, name: str, pixels: int) -> None:
-        """See `VirtualClock.charge`."""
+        """See ``VirtualClock.charge``."""
         self._now_ns = self.after(self._now_ns, name, pixels, self._iterations)
         self._iterations += name == ITERATION
 
@@ -134,34 +134,34 @@ class IdleNetwork(DEQFlow):
     """Computes nothing, in the shapes of a flow network with one channel."""
 
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
-        """See `DEQFlow.encode`."""
+        """See ``DEQFlow.encode``."""
         height, width = image.shape[-2:]
         cells = torch.ones(1, 1, height // FACTOR, width // FACTOR)
         return Encoding(cells, 0 * cells)
 
     def prepare(self, encoding1: Encoding) -> Any:
-        """See `DEQFlow.prepare`."""
+        """See ``DEQFlow.prepare``."""
         return ()
 
     def problem(self, encoding1: Encoding, encoding2: Encoding, *_: Any, **__: Any) -> Any:
-        """See `DEQFlow.problem`."""
+        """See ``DEQFlow.problem``."""
         return lambda hidden, flow: (hidden, 0.5 * flow)
 
     def initial_state(self, encoding: Encoding) -> State:
-        """See `DEQFlow.initial_state`."""
+        """See ``DEQFlow.initial_state``."""
         return encoding.context, encoding.context.expand(-1, 2, -1, -1)
 
     def coarse_start(self, image1: Tensor, image2: Tensor, *_: Any) -> State:
-        """See `DEQFlow.coarse_start`."""
+        """See ``DEQFlow.coarse_start``."""
         return self.initial_state(self.encode(image1))
 
     def upsample(self, state: State) -> Tensor:
-        """See `DEQFlow.upsample`."""
+        """See ``DEQFlow.upsample``."""
         height, width = state[1].shape[-2:]
         return torch.zeros(1, 2, FACTOR * height, FACTOR * width)
 
     def upsample_residual(self, solution: Any) -> Tensor:
-        """See `DEQFlow.upsample_residual`."""
+        """See ``DEQFlow.upsample_residual``."""
         return self.upsample(solution.state)[:, :1]
 
 

@@ -18,7 +18,7 @@ MEAN_LEVEL = 118  # of natural photographs
 
 
 class Shape(IntEnum):
-    """Kinds of outline; `rendering` has a function for each that says what the parameters mean."""
+    """Kinds of outline; ``rendering`` has a function for each that says what the parameters mean."""
 
     EVERYTHING = 0
     BLOB = 1
@@ -68,7 +68,7 @@ def bounded_polygon(planes: np.ndarray, low: np.ndarray, high: np.ndarray) -> Ou
 
 
 def rectangle(centre: np.ndarray, half_size: np.ndarray, angle: float) -> Outline:
-    """A box of this half width and height about `centre` (x, y in px), turned by `angle` in rad."""
+    """A box of this half width and height about ``centre`` (x, y in px), turned by ``angle`` in rad."""
     cos, sin = np.cos(angle), np.sin(angle)
     axes = np.array([[cos, sin], [-sin, cos]])
     normals = np.concatenate([axes, -axes])
@@ -81,9 +81,9 @@ def bars(
     centre: np.ndarray, angle: float, half_size: np.ndarray, period: float, thickness: float, crossing: bool = False,
     offset: float = 0.0,
 ) -> Outline:  # fmt: skip
-    """Bars of this thickness along the height of a box, every `period`, the first `offset` periods from its middle.
+    """Bars of this thickness along the height of a box, every ``period``, the first ``offset`` periods from its middle.
 
-    With `crossing`, others cross them. `half_size`, the box's half width and height, and the rest are in px.
+    With ``crossing``, others cross them. ``half_size``, the box's half width and height, and the rest are in px.
     """
     parameters = np.zeros(24)
     parameters[:9] = [*centre, angle, *half_size, period, thickness / 2, crossing, offset]
@@ -92,7 +92,7 @@ def bars(
 
 
 def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarray, radius: float) -> Outline:
-    """A random outline of about `radius` px around `centre` (x, y in px).
+    """A random outline of about ``radius`` px around ``centre`` (x, y in px).
 
     A blob, at times with a hole, a convex polygon, or thin bars: a pole, a fence, a grid.
     """
@@ -154,9 +154,9 @@ def draw_texture(
     rng: np.random.Generator, photographs: int, patterns: int, pattern_share: float, centre: np.ndarray,
     look: Look = USUAL,
 ) -> Texture:  # fmt: skip
-    """Choose one of `photographs` textures, or with probability `pattern_share` one of the `patterns` after them.
+    """Choose one of ``photographs`` textures, or with probability ``pattern_share`` one of the ``patterns`` after them.
 
-    Its middle comes to lie near `centre` (x, y in px).
+    Its middle comes to lie near ``centre`` (x, y in px).
     """
     pattern = photographs == 0 or rng.random() < pattern_share
     index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)

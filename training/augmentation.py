@@ -26,7 +26,7 @@ ERASED_SIDE_PX = (50, 100)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of colour and geometry; `augmentation(sample, rng)` gives a sample of the size of the crop.
+    """Random changes of colour and geometry; ``augmentation(sample, rng)`` gives a sample of the size of the crop.
 
     The results keep the sample's name; occluded pixels are, in addition, those whose target is outside of the crop.
 
@@ -83,7 +83,7 @@ class Augmentation:
             raise ValueError(f"crop: expected height and width of at least 1 px, got {self.crop}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The changed sample; everything random comes from `rng`."""
+        """The changed sample; everything random comes from ``rng``."""
         if sample.flow is None:
             raise ValueError(f"{sample.name} has no ground truth to train on")
         if rng.random() < self.eraser_probability:
@@ -153,7 +153,7 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _resample(array: np.ndarray, step: np.ndarray, start: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, ...) of `size` from an array: pixel p is interpolated linearly at p * step + start, in x and y."""
+    """(H, W, ...) of ``size`` from an array: pixel p is interpolated linearly at p * step + start, in x and y."""
     matrix = np.array([[step[0], 0, start[0]], [0, step[1], start[1]]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(array, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -166,7 +166,7 @@ def _interpolate(
     flow: np.ndarray, valid: np.ndarray, occluded: np.ndarray | None, step: np.ndarray, start: np.ndarray,
     size: tuple[int, int],
 ) -> Parts:  # fmt: skip
-    """Flow, still in pixels of before, validity and occlusion of `size`."""
+    """Flow, still in pixels of before, validity and occlusion of ``size``."""
     masks = [_resample(np.uint8(255) * mask, step, start, size) for mask in (valid, occluded) if mask is not None]
     known = np.where(valid[:, :, None], flow, np.float32(0))  # a NaN at an unknown pixel must not spread
     return _resample(known, step, start, size), masks[0] == 255, masks[1] > 127 if len(masks) > 1 else None
@@ -198,13 +198,13 @@ _COLOURS = list(permutations(range(3)))[1:]
 
 
 def transform(clip: Clip, use: int, numbers: Sequence[int]) -> Clip:
-    """The clip for its `use`-th use: 0 is the clip itself, then horizontally, vertically and doubly mirrored.
+    """The clip for its ``use``-th use: 0 is the clip itself, then horizontally, vertically and doubly mirrored.
 
     The flow is mirrored with the images, and their colour channels are exchanged, in each clip of the batch in a way of
     its own. Both are exact: nothing is resampled.
 
-    :param use: 0 to `USES` - 1.
-    :param numbers: which clips of the run these are; together with `use` they decide the exchange of the channels.
+    :param use: 0 to ``USES`` - 1.
+    :param numbers: which clips of the run these are; together with ``use`` they decide the exchange of the channels.
     """
     if use == 0:
         return clip

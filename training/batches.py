@@ -45,7 +45,7 @@ class Clips(Dataset[Clip]):
 class Mix(Dataset[Clip]):
     """Augmented pairs of several data sets; the index is a list of sample numbers.
 
-    One pass over the mix has every pair of a source `repeat` times, in an order of its own, as the literature mixes
+    One pass over the mix has every pair of a source ``repeat`` times, in an order of its own, as the literature mixes
     data sets (RAFT, arXiv 2003.12039).
     """
 
@@ -80,7 +80,7 @@ class Mix(Dataset[Clip]):
 def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
     """Pairs of one size as clips of two frames, (B, 2, 3, H, W) uint8 until they are on the device.
 
-    Flow of `max_flow_px` and more is invalid. What moves out of the frame counts as occluded even where the data set
+    Flow of ``max_flow_px`` and more is invalid. What moves out of the frame counts as occluded even where the data set
     does not say so: its match cannot be seen.
     """
     flows, valids, hidden = [], [], []
@@ -219,7 +219,7 @@ def choose_workers(making: float, training: float, spare: int) -> int:
 def spare_cores(threads: int) -> int:
     """Cores that are left for workers of this process.
 
-    :param threads: what each training process uses; those that `torchrun` started on this machine share its cores.
+    :param threads: what each training process uses; those that ``torchrun`` started on this machine share its cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - threads)

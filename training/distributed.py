@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes that train one model: `torchrun --nproc-per-node 4 -m training.train ...`, on any machines.
+"""Several processes that train one model: ``torchrun --nproc-per-node 4 -m training.train ...``, on any machines.
 
 Every process holds the whole model and takes its share of each batch; gradients are averaged by one explicit reduction
 per step. The objective calls the model's parts (encode, problem, upsample), not its forward pass, so the hooks of
@@ -80,7 +80,7 @@ class Processes:
 
 
 def join(device: str, patience: timedelta | None = None) -> tuple[Processes, torch.device]:
-    """Join the processes that `torchrun` started, if it did; and this process's device.
+    """Join the processes that ``torchrun`` started, if it did; and this process's device.
 
     :param device: "cpu" or "cuda"; each process of a machine takes a GPU of its own.
     :param patience: how long a process waits for the others in an exchange; None is PyTorch's own limit of minutes.
@@ -95,6 +95,6 @@ def join(device: str, patience: timedelta | None = None) -> tuple[Processes, tor
 
 
 def leave() -> None:
-    """End what `join` began."""
+    """End what ``join`` began."""
     if dist.is_initialized():
         dist.destroy_process_group()

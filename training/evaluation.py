@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running a model over a data set: cold, or along sequences with the fixed point of one pair as start of the next.
 
-The work can be shared by processes (`torchrun`). Each measures whole sequences of its own; what is gathered are the
+The work can be shared by processes (``torchrun``). Each measures whole sequences of its own; what is gathered are the
 tallies of every pair, put back into the order of the data set, so the figures do not depend on the number of processes.
 """
 
@@ -76,7 +76,7 @@ class Evaluator:
     """A model with what stays the same for all pairs.
 
     :param settings: what to compare; not empty.
-    :param coarse_levels: smaller resolutions that a cold start begins with, see `DEQFlow.coarse_start`.
+    :param coarse_levels: smaller resolutions that a cold start begins with, see ``DEQFlow.coarse_start``.
     :param solver: by name.
     """
 
@@ -91,7 +91,7 @@ class Evaluator:
         self._first = max(setting.iterations for setting in settings)
 
     def solve(self, sample: Sample, setting: SolveSetting, last: State | None = None) -> Prediction:
-        """One pair. A warm setting begins with `last`, the state of the pair before; without one it begins cold."""
+        """One pair. A warm setting begins with ``last``, the state of the pair before; without one it begins cold."""
         state = carry(last) if setting.warm and last is not None else None
         return self.model(
             to_tensor(sample.image1, self.model.device),
@@ -118,7 +118,7 @@ class Evaluator:
             yield Solved(index, follows, sample, predictions)
 
     def records(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Record]:
-        """Solve pairs as `solved` does, and measure them."""
+        """Solve pairs as ``solved`` does, and measure them."""
         for pair in self.solved(dataset, sequences):
             outcomes = [
                 Outcome(int(prediction.iterations), measure(to_array(prediction.flow), pair.sample))
@@ -190,7 +190,7 @@ def epe(record: Record, place: int) -> float | None:
 
 
 def warm_reaches_cold(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each fixed number of cold iterations in `results`, how few warm ones are as good; None where none are."""
+    """For each fixed number of cold iterations in ``results``, how few warm ones are as good; None where none are."""
     error: dict[str, dict[int, float]] = {"cold": {}, "warm": {}}
     for row in table:
         if row["tolerance_px"] is None and row["regions"] and row["regions"]["all"]["pixels"]:

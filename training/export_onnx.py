@@ -34,7 +34,7 @@ from deq_flow_ros.model.correlation import CorrelationPyramid
 
 GRAPHS = ("encode", "pair", "step", "upsample")
 TOLERANCE_PX = 1e-3
-"""How far the flow after `CHECKED_ITERATIONS` may be from PyTorch's, in px."""
+"""How far the flow after ``CHECKED_ITERATIONS`` may be from PyTorch's, in px."""
 CHECKED_ITERATIONS = 6
 CHECKED_SHAPES = ((1, 128, 176), (2, 200, 136))
 """(B, H, W) of the images compared: one wide, one high, with different batch sizes."""
@@ -76,7 +76,7 @@ class _Prepared:
         return tuple(leaves[place] for place in self._moving)
 
     def assemble(self, tensors: Sequence[Tensor]) -> Any:
-        """The inverse of `tensors`."""
+        """The inverse of ``tensors``."""
         leaves = list(self._template)
         for place, tensor in zip(self._moving, tensors, strict=True):
             leaves[place] = tensor
@@ -211,7 +211,7 @@ class OnnxFlow:
 
 
 def largest_difference(model: DEQFlow, folder: str | Path) -> float:
-    """Largest difference in px between the graphs' flow and the model's, over `CHECKED_SHAPES`."""
+    """Largest difference in px between the graphs' flow and the model's, over ``CHECKED_SHAPES``."""
     graphs, generator, worst = OnnxFlow(folder), torch.Generator().manual_seed(0), 0.0
     for batch, height, width in CHECKED_SHAPES:
         coarse = 255 * torch.rand(batch, 3, height // 4, width // 4, generator=generator)
@@ -224,9 +224,9 @@ def largest_difference(model: DEQFlow, folder: str | Path) -> float:
 
 
 def export_checked(model: DEQFlow, folder: str | Path) -> float:
-    """`export`, kept only if onnxruntime gives what PyTorch gives; returns the largest difference in px.
+    """``export``, kept only if onnxruntime gives what PyTorch gives; returns the largest difference in px.
 
-    :raises ValueError: if it does not, within `TOLERANCE_PX`; the folder is left as it was.
+    :raises ValueError: if it does not, within ``TOLERANCE_PX``; the folder is left as it was.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     folder = Path(folder)

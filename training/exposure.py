@@ -84,7 +84,7 @@ def _blur_kernel(rng: np.random.Generator) -> np.ndarray:
 def expose(images: torch.Tensor, exposures: Sequence[Exposure], generator: torch.Generator) -> torch.Tensor:
     """Fog, photometric changes, blur and noise on (n, T, 3, H, W); returns new images, clamped to 0..255.
 
-    Blur by motion (`Exposure.shutter`) is not done here: it needs the scene.
+    Blur by motion (``Exposure.shutter``) is not done here: it needs the scene.
     """
     n, frames, _, height, width = images.shape
     device = images.device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Procedural training clips with exact dense flow and occlusion: `ProceduralGenerator`.
+"""Procedural training clips with exact dense flow and occlusion: ``ProceduralGenerator``.
 
 Look at what training sees: python -m training.generator --out DIR [--clips N] [--textures DIR] [--kind KIND]
 """
@@ -42,7 +42,7 @@ class ProceduralGenerator:
     :param height, width: frame size in px, at least 16.
     :param batch_size: clips per batch.
     :param frames: frames per clip, at least 2.
-    :param textures: folder of photographs (see `load_photographs`), or None for procedural textures only.
+    :param textures: folder of photographs (see ``load_photographs``), or None for procedural textures only.
     :param device: where the textures live and the clips are made.
     :param seed: another seed, other clips.
     :param min_displacement_px, max_displacement_px: the typical displacement of background and layers between two
@@ -50,7 +50,7 @@ class ProceduralGenerator:
         farther.
     :param max_layers: most layers over the background, 0 to 8.
     :param static_share: share of clips in which nothing moves (they still differ by noise and light).
-    :param particle_share: share of clips that are particle images, see `particles`.
+    :param particle_share: share of clips that are particle images, see ``particles``.
     :param fine_share: share of clips in which the typical displacements lie below a pixel (0.05 to 1 px).
     :param patterns: number of different procedural textures.
     :param pattern_share: how often one of them is used when there are photographs too.
@@ -108,7 +108,7 @@ class ProceduralGenerator:
         )  # fmt: skip
 
     def batch(self, index: int) -> Clip:
-        """Batch number `index` (>= 0) of the endless sequence; shapes as in `Clip`, on the generator's device."""
+        """Batch number ``index`` (>= 0) of the endless sequence; shapes as in ``Clip``, on the generator's device."""
         return self.clips(range(index * self.batch_size, (index + 1) * self.batch_size))
 
     def clips(self, numbers: Sequence[int]) -> Clip:

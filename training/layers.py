@@ -30,7 +30,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What `draw_scene` needs to know; see `ProceduralGenerator` for the meaning of each."""
+    """What ``draw_scene`` needs to know; see ``ProceduralGenerator`` for the meaning of each."""
 
     height: int
     width: int
@@ -58,6 +58,7 @@ def object_radius(rng: np.random.Generator, settings: LayerSettings) -> float:
 
 
 def still(settings: LayerSettings) -> np.ndarray:
+    """Homographies (frames, 3, 3) that move nothing."""
     return np.tile(np.eye(3), (settings.frames, 1, 1))
 
 
@@ -78,7 +79,7 @@ def object_layers(
     rng: np.random.Generator, settings: LayerSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
     elastic_px: float,
 ) -> list[Layer]:  # fmt: skip
-    """An object that moves by `homographies` and passes `centre` at some time during the clip.
+    """An object that moves by ``homographies`` and passes ``centre`` at some time during the clip.
 
     If it always started there, fast objects would be gone from most of the later frames. Some rigid ones have several
     parts, outlines and textures of their own with one motion, as a chair has a seat and legs.

@@ -17,7 +17,7 @@ SHOWN = ("epe_cold", "epe_warm", "matching", "waiting")
 class Log:
     """The figures of a run. In processes that write no files it does nothing.
 
-    ``log.jsonl`` has an object per `every` steps, means over the steps since the last, and one per validation; the
+    ``log.jsonl`` has an object per ``every`` steps, means over the steps since the last, and one per validation; the
     same goes to TensorBoard, with a picture per validation. The bar shows running means. A run that was killed logs the
     steps since its last checkpoint twice, with the same figures.
 

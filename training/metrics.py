@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of flow fields as the benchmarks define them.
 
-`measure` counts on one image pair, `summarise` puts pairs together. Counts and sums are kept per pair, so that a data
-set measured in several processes gives exactly the figures of one. Which figures a benchmark quotes: `columns`.
+``measure`` counts on one image pair, ``summarise`` puts pairs together. Counts and sums are kept per pair, so that a
+data set measured in several processes gives exactly the figures of one. Which figures a benchmark quotes: ``columns``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
 """Regions by the length of the true flow in px, from the first to below the second (MPI-Sintel's s0-10, s10-40, s40+;
 Butler et al., ECCV 2012, section 4)."""
 REGIONS = ("all", "matched", "unmatched", *SPEEDS)
-"""Where errors are counted. `matched`: what image 1 shows is visible in image 2 as well (KITTI calls it "noc");
-`unmatched`: it is not (Sintel; Butler et al., section 4). Only where the data set says what is occluded."""
+"""Where errors are counted. ``matched``: what image 1 shows is visible in image 2 as well (KITTI calls it "noc");
+``unmatched``: it is not (Sintel; Butler et al., section 4). Only where the data set says what is occluded."""
 
 Summary = dict[str, float | None]
 
@@ -47,7 +47,7 @@ def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:
     """Tallies of an estimate (H, W, 2) px against the ground truth of its sample, by region.
 
     Regions that the data set does not tell apart are left out. Where a sample has alternatives (Spring), the least
-    error counts, against the longest vector for `fl`, and regions go by the mean length, as on its server.
+    error counts, against the longest vector for ``fl``, and regions go by the mean length, as on its server.
 
     :raises ValueError: for another shape, or a sample without ground truth.
     :raises FloatingPointError: where the estimate is not finite: no mean would mean anything.
@@ -84,7 +84,7 @@ def summarise(tallies: Sequence[Tally]) -> Summary:
     - ``images``, ``pixels``: how many have any, and how many those are.
     - ``epe_px``: endpoint error, mean over pixels.
     - ``epe_image_mean_px``: endpoint error, mean over pixels per image, then over images.
-    - ``over_1px_percent``, ``over_3px_percent``, ``fl_percent``: share of the pixels as in `Tally`, of all pixels.
+    - ``over_1px_percent``, ``over_3px_percent``, ``fl_percent``: share of the pixels as in ``Tally``, of all pixels.
     - ``over_3px_image_mean_percent``: share per image, mean over images.
     """
     tallies = [tally for tally in tallies if tally.pixels]
@@ -108,7 +108,7 @@ _MEASURES = (
 
 
 def by_region(measured: Sequence[Mapping[str, Tally]]) -> dict[str, Summary]:
-    """`summarise` for every region that any of the images has."""
+    """``summarise`` for every region that any of the images has."""
     return {
         region: summarise([tallies[region] for tallies in measured if region in tallies])
         for region in REGIONS
@@ -117,7 +117,7 @@ def by_region(measured: Sequence[Mapping[str, Tally]]) -> dict[str, Summary]:
 
 
 class Column(NamedTuple):
-    """A figure of a table: `key` of the summary of `region`."""
+    """A figure of a table: ``key`` of the summary of ``region``."""
 
     label: str
     region: str

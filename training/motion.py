@@ -14,7 +14,7 @@ WAVES = 3  # plane waves in an elastic field
 
 
 def pick(rng: np.random.Generator, weights: dict[Any, float]) -> Any:
-    """Draw a key with its weight (they sum to 1); a tenth of the time of `rng.choice`."""
+    """Draw a key with its weight (they sum to 1); a tenth of the time of ``rng.choice``."""
     rest = rng.random()
     for key, weight in weights.items():
         rest -= weight
@@ -62,9 +62,9 @@ def grid(centre: np.ndarray, half_size: npt.ArrayLike) -> np.ndarray:
 def planar_motion(
     rng: np.random.Generator, frames: int, centre: np.ndarray, radius: float, magnitude: float
 ) -> np.ndarray:
-    """Homographies (T, 3, 3) of a plane that shifts, turns, zooms and tilts about `centre` (x, y in px).
+    """Homographies (T, 3, 3) of a plane that shifts, turns, zooms and tilts about ``centre`` (x, y in px).
 
-    The mean displacement over `centre` +- `radius` px from frame 0 to frame 1 is `magnitude` px.
+    The mean displacement over ``centre`` +- ``radius`` px from frame 0 to frame 1 is ``magnitude`` px.
     """
     direction = rng.uniform(0, 2 * np.pi)
     shift = np.array([np.cos(direction), np.sin(direction)]) * pick(rng, {1.0: 0.67, 0.3: 0.33})
@@ -93,7 +93,7 @@ def planar_motion(
 
 
 def elastic(rng: np.random.Generator, frames: int, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
-    """An elastic field of at most `magnitude` px and with a Lipschitz constant of at most `MAX_LIPSCHITZ`.
+    """An elastic field of at most ``magnitude`` px and with a Lipschitz constant of at most ``MAX_LIPSCHITZ``.
 
     Returns plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase, and gains (T,) in
     0..1.

@@ -61,7 +61,7 @@ class Objective:
     :ivar scale_px: see ``robust``.
     :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``: the fixed point must not depend on it.
     :ivar random_start: share of the cold starts that are random states, see the function of that name. This and
-        `perturbation_px` are for generated clips; pairs of data sets are left as they are.
+        ``perturbation_px`` are for generated clips; pairs of data sets are left as they are.
     """
 
     cold_iterations: tuple[int, int] = (6, 10)

@@ -2,8 +2,8 @@
 """Image pairs with ground truth from a list in JSON, and the endpoint error on them.
 
 The list is an array of objects with ``name`` (its first component is the group), ``image1``, ``image2``, ``flow``
-(any file that `read_flow` reads) and optionally ``invalid`` (non-zero where the ground truth does not hold); paths are
-relative to the list.
+(any file that ``read_flow`` reads) and optionally ``invalid`` (non-zero where the ground truth does not hold); paths
+are relative to the list.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def open_pairs(path: str | Path) -> list[PairGroup]:
 
 
 def read_pairs(path: str | Path) -> list[Sample]:
-    """All pairs of a list, group by group; errors as `open_pairs`, and `MediaError` for a damaged file."""
+    """All pairs of a list, group by group; errors as ``open_pairs``, and ``MediaError`` for a damaged file."""
     return [group[index] for group in open_pairs(path) for index in range(len(group))]
 
 

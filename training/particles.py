@@ -108,7 +108,7 @@ class ParticleScene:
 def draw_field(rng: np.random.Generator, height: int, width: int, frames: int, magnitude: float) -> FlowField:
     """A flow of a few kinds at once whose mean displacement over the frame is ``magnitude`` px.
 
-    It is less where a flow as steep as this would have to exceed `MAX_GRADIENT`.
+    It is less where a flow as steep as this would have to exceed ``MAX_GRADIENT``.
     """
     size = np.array([width, height], dtype=float)
     extent = float(np.sqrt(size.prod()))
@@ -160,7 +160,7 @@ def draw_particles(
 ) -> ParticleScene:
     """Draw a flow, and the particles that it carries through all frames.
 
-    The mean displacement is log-uniform in `PARTICLE_RANGE_PX`, cut off at ``max_displacement_px``. Some particles
+    The mean displacement is log-uniform in ``PARTICLE_RANGE_PX``, cut off at ``max_displacement_px``. Some particles
     leave the laser sheet between two frames, and others enter it.
     """
     low, high = PARTICLE_RANGE_PX

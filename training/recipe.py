@@ -35,12 +35,13 @@ def _check(section: str, **checks: tuple[Any, bool, str]) -> None:
 class Source:
     """A data set in training or validation.
 
-    :ivar dataset: a name in `DATASETS`; "synthetic" for the procedural generator; "pairs" for a list of pairs in JSON
+    :ivar dataset: a name in ``DATASETS``; "synthetic" for the procedural generator; "pairs" for a list of pairs in JSON
         (training/pairs.py), the way to your own data.
     :ivar repeat: how often each of its pairs comes up in one pass over the mix (training).
     :ivar limit: so many pairs, evenly spread over the data set (validation); None takes all.
     :ivar options: of the data set, see docs/datasets.md.
-    :ivar augmentation: settings of `Augmentation` beside the crop (training); its sparse variant is chosen by the data.
+    :ivar augmentation: settings of ``Augmentation`` beside the crop (training); its sparse variant is chosen by the
+        data.
     """
 
     dataset: str
@@ -121,7 +122,7 @@ class Model:
 
     :ivar update: the update operator, "raft", "gma" or one of your own (docs/models.md).
     :ivar uncertainty: channels of the head that predicts how wrong the flow is. Above 0, that head alone is trained, on
-        the flow of the weights in `init`, which stay as they are (training/uncertainty.py).
+        the flow of the weights in ``init``, which stay as they are (training/uncertainty.py).
     """
 
     size: str = "nano"
@@ -193,7 +194,7 @@ class Validation:
 class Stage:
     """A part of a run with data and objective of its own.
 
-    In a recipe file, a stage's `data` and `objective` hold what differs from the recipe's.
+    In a recipe file, a stage's ``data`` and ``objective`` hold what differs from the recipe's.
 
     :ivar until: share of the run at which it ends, of the steps or of the time, whichever the schedule counts.
     """
@@ -208,7 +209,7 @@ class Recipe:
     """A training run, but for where it is written and on what machine.
 
     :ivar about: a line for people.
-    :ivar init: weights to start from, with a fresh optimizer: a name or path as in `load_model`.
+    :ivar init: weights to start from, with a fresh optimizer: a name or path as in ``load_model``.
     :ivar stages: in order, the last until 1; none if the whole run has the recipe's own data and objective. Validation
         is on the recipe's own data in all of them.
     """
@@ -251,7 +252,7 @@ class Recipe:
         return self.data.roots.get(dataset, self.data.roots.get(dataset.split("-", 1)[0]))
 
     def to_yaml(self) -> str:
-        """The whole recipe, of its stages what differs; `read_recipe` reads it back."""
+        """The whole recipe, of its stages what differs; ``read_recipe`` reads it back."""
         values = dataclasses.asdict(self)
         for stage in values["stages"]:
             for section in ("data", "objective"):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes from YAML files and changes to them.
 
-A recipe file (`training/recipes/*.yaml`) holds the sections of `Recipe`, with what differs from the defaults there.
-Beside them it may have `sizes` and `variants`: sections that apply to one model size, or when a variant is asked for.
-Later wins: defaults, file, size, variant, command line. That holds against stages, too: what a later layer sets in
-`data` or `objective` holds in every stage of an earlier one.
+A recipe file (``training/recipes/*.yaml``) holds the sections of ``Recipe``, with what differs from the defaults there.
+Beside them it may have ``sizes`` and ``variants``: sections that apply to one model size, or when a variant is asked
+for. Later wins: defaults, file, size, variant, command line. That holds against stages, too: what a later layer sets in
+``data`` or ``objective`` holds in every stage of an earlier one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def read_recipe(
     """A recipe by name or path, for a size, in a variant, with changes.
 
     :param size: of the model; None is the recipe's own.
-    :param variant: one of the recipe's `variants`.
-    :param changes: nested as the sections are, later ones win; `parse_change` makes one from a line.
+    :param variant: one of the recipe's ``variants``.
+    :param changes: nested as the sections are, later ones win; ``parse_change`` makes one from a line.
     :raises FileNotFoundError: if there is no such recipe.
     :raises RecipeError: for unknown keys, wrong types and impossible values, naming where.
     """
@@ -81,7 +81,7 @@ def read_recipe(
 
 
 def parse_change(text: str) -> dict[str, Any]:
-    """`section.key=value` with a value in YAML, as a nested mapping.
+    """``section.key=value`` with a value in YAML, as a nested mapping.
 
     :raises RecipeError: if it is not such.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the scenes of `scenes` with batched tensor operations: frames, exact flow, occlusion."""
+"""Draws the scenes of ``scenes`` with batched tensor operations: frames, exact flow, occlusion."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Canvas:
         return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(self.device)
 
     def select(self, chosen: list[int], count: int) -> torch.Tensor | slice:
-        """An index of `chosen` out of `count` rows that does not copy when all are chosen."""
+        """An index of ``chosen`` out of ``count`` rows that does not copy when all are chosen."""
         return slice(None) if len(chosen) == count else torch.tensor(chosen, device=self.device)
 
     def project(self, homographies: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -95,9 +95,9 @@ def render(
 ) -> Clip:  # fmt: skip
     """Draw n scenes, each a list of layers from far to near, on the banks' device.
 
-    `banks[i]` holds the textures halved i times, (N, 3, h, w) uint8. Flow of `limit_px` and more is invalid (and 0).
-    `shutters` (n) are the shares of the time between two frames for which the shutter is open, in the middle of which
-    a frame's flow holds; None: what moves is as sharp as what rests.
+    ``banks[i]`` holds the textures halved i times, (N, 3, h, w) uint8. Flow of ``limit_px`` and more is invalid (and
+    0). ``shutters`` (n) are the shares of the time between two frames for which the shutter is open, in the middle of
+    which a frame's flow holds; None: what moves is as sharp as what rests.
     """
     device = banks[0].device
     n, frames = len(scenes), len(scenes[0][0].homographies)
@@ -172,7 +172,7 @@ def _coverage(
 ) -> torch.Tensor:  # fmt: skip
     """How much of each pixel the layers cover, (n, T, H, W), at canonical coordinates x, y (n, T, H, W).
 
-    `units`: canonical px per frame px; `behind`: where a layer is behind the camera.
+    ``units``: canonical px per frame px; ``behind``: where a layer is behind the camera.
     """
     n = len(layers)
     alpha = torch.ones_like(x)
@@ -190,7 +190,7 @@ def _coverage(
 def _bend(
     x: torch.Tensor, y: torch.Tensor, waves: torch.Tensor, gains: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """c + e_t(c) for coordinates (n, T, H, W), waves (n, K, 5), gains (n, T)."""
+    """Coordinates plus waves, c + e_t(c), for c (n, T, H, W), waves (n, K, 5), gains (n, T)."""
     new_x, new_y = x, y
     for wave in waves.unbind(1):
         amplitude_x, amplitude_y, k_x, k_y, phase = (v[:, None, None, None] for v in wave.unbind(1))

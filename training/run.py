@@ -21,7 +21,7 @@ from training.uncertainty import UncertaintyLoss
 
 _REQUIRED = {"step", "seconds", "steps", "cooldown", "model", "ema", "optimizer", "architecture"}
 _LATER = {"samples": None, "best": None, "clips": None, "use": 0, "stage": 0, "tail": 0.0}
-"""What checkpoints of before did not have, see `Run`: all their samples were clips used once, in one stage."""
+"""What checkpoints of before did not have, see ``Run``: all their samples were clips used once, in one stage."""
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -38,7 +38,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Run.save` wrote, now or before there were all of today's keys; tensors on the CPU.
+    """What ``Run.save`` wrote, now or before there were all of today's keys; tensors on the CPU.
 
     :raises ValueError: if the file is not such.
     """
@@ -238,7 +238,7 @@ class Run:
 
 
 def initial_model(recipe: Recipe) -> DEQFlow:
-    """A model with random weights, or with those of `recipe.init`.
+    """A model with random weights, or with those of ``recipe.init``.
 
     A head for the uncertainty starts anew, or is left out where the flow is trained: it knows the errors of one flow.
 

@@ -23,7 +23,7 @@ WORLDS = {"ego-motion": open_world, "road": road_world, "flight": flight_world}
 
 
 def ego_motion_scene(rng: np.random.Generator, settings: LayerSettings, kind: str = "ego-motion") -> list[Layer]:
-    """A camera moves past the planes of one of the `WORLDS`; some objects also move by themselves."""
+    """A camera moves past the planes of one of the ``WORLDS``; some objects also move by themselves."""
     focal = rng.uniform(0.6, 1.3) * settings.width
     middle = rng.uniform(0.4, 0.6, 2) * (settings.width, settings.height)
     low, high = settings.min_displacement_px, settings.max_displacement_px
@@ -94,7 +94,7 @@ def draw_kind(rng: np.random.Generator, settings: LayerSettings) -> Kind:
 def draw_scene(rng: np.random.Generator, settings: LayerSettings, kind: Kind) -> list[Layer]:
     """Draw a scene of a kind; layers are ordered from the far to the near, the background first.
 
-    :raises ValueError: for "particles", which has no layers; see `particles`.
+    :raises ValueError: for "particles", which has no layers; see ``particles``.
     """
     if kind == "particles":
         raise ValueError("clips of particles have no layers; draw_particles draws them")

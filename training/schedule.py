@@ -29,18 +29,18 @@ class Schedule:
 
     The length is a number of steps, or a time. With a time, every share below is a share of the time.
 
-    :ivar kind: "constant": the rate rises for `warmup` steps, then stays, then falls to zero over `cooldown` steps. The
-        cool-down branches off: the constant-rate checkpoint stays as it is, so that the run can be continued any number
-        of times and cooled down whenever weights are wanted. It has no end in time. "trapezoid": the rate rises for
-        `warmup` steps, stays until the share `stable` of the run, then falls linearly to zero at its end (also known as
-        warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and down in straight lines over the whole run (Smith and
-        Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
+    :ivar kind: "constant": the rate rises for ``warmup`` steps, then stays, then falls to zero over ``cooldown`` steps.
+        The cool-down branches off: the constant-rate checkpoint stays as it is, so that the run can be continued any
+        number of times and cooled down whenever weights are wanted. It has no end in time. "trapezoid": the rate rises
+        for ``warmup`` steps, stays until the share ``stable`` of the run, then falls linearly to zero at its end (also
+        known as warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and down in straight lines over the whole run
+        (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
     :ivar steps: of the whole run; for a constant rate, of the part before the cool-down.
-    :ivar seconds: time of the whole run instead of `steps`, over all its starts: from the start of the process, with
+    :ivar seconds: time of the whole run instead of ``steps``, over all its starts: from the start of the process, with
         loading, validation and saving.
     :ivar rate: the largest learning rate.
     :ivar warmup: steps of rising rate; not for "one-cycle".
-    :ivar cooldown: steps of falling rate after `steps`, "constant" only.
+    :ivar cooldown: steps of falling rate after ``steps``, "constant" only.
     :ivar stable: share of the run after which the rate falls, "trapezoid" only.
     :ivar rise: share of the run in which the rate rises, "one-cycle" only.
     """
@@ -80,7 +80,7 @@ class Schedule:
         return self.steps + self.cooldown
 
     def rate_at(self, step: int, progress: float | None = None) -> float:
-        """Rate of the step that begins at `step`, counted from 0.
+        """Rate of the step that begins at ``step``, counted from 0.
 
         :param progress: share of the time that has passed, 0 to 1, for a timed schedule.
         """
@@ -101,7 +101,7 @@ class Schedule:
         return self.rate * rising
 
     def checkpoint_name(self, step: int) -> str:
-        """The file that holds the state after `step` steps."""
+        """The file that holds the state after ``step`` steps."""
         if self.kind != "constant":
             return f"{self.kind.replace('-', '_')}.pt"
         return "constant.pt" if step <= self.steps else "cooldown.pt"
@@ -127,7 +127,7 @@ class Clock:
     """The time of a run: that of its earlier starts, and of this one. Time in between does not count.
 
     :param before: seconds of the earlier starts.
-    :param began: when this start began, by `now`; None is at this moment.
+    :param began: when this start began, by ``now``; None is at this moment.
     :param now: a clock in seconds.
     """
 

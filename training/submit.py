@@ -67,7 +67,7 @@ SERVERS = {
     ),
 }  # fmt: skip
 """Sources: the README of MPI-Sintel; the readme files of the KITTI development kits (2012: files in the root of the
-archive, 2015: in its folder `flow`); the Spring benchmark's instructions."""
+archive, 2015: in its folder ``flow``); the Spring benchmark's instructions."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -124,7 +124,7 @@ def write_archive(folder: Path, path: Path) -> None:
 
 
 def write_part(evaluator: Evaluator, dataset: FlowDataset, folder: Path, suffix: str, warm: bool) -> Iterator[int]:
-    """Solve and write all pairs of a data set; yields per pair how many pixels were cut, see `write_checked`."""
+    """Solve and write all pairs of a data set; yields per pair how many pixels were cut, see ``write_checked``."""
     for pair in evaluator.solved(dataset, runs(dataset, as_sequences=warm)):
         name = pair.sample.name.removeprefix(f"{dataset.name}/")
         yield write_checked(folder / f"{name}{suffix}", to_array(pair.predictions[0].flow))

@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
-    """Read the photographs in `folder` and below it into one (N, 3, 320, 480) uint8 RGB tensor.
+    """Read the photographs in ``folder`` and below it into one (N, 3, 320, 480) uint8 RGB tensor.
 
     Each is scaled (area filter, so without aliasing) until it just covers the texture size, and cropped at its centre;
-    portraits are turned by a quarter first, since a crop would waste half of them. Beyond `limit` pictures an even
+    portraits are turned by a quarter first, since a crop would waste half of them. Beyond ``limit`` pictures an even
     selection is taken, and a warning says so: 2000 pictures take 0.9 GB.
 
     :raises FileNotFoundError: if the folder is missing.
@@ -59,7 +59,7 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
 
 
 def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
-    """Make `count` patterns as one (count, 3, 320, 480) uint8 RGB tensor, a pure function of (count, seed).
+    """Make ``count`` patterns as one (count, 3, 320, 480) uint8 RGB tensor, a pure function of (count, seed).
 
     In turn: dead leaves (overlapping shapes with power-law sizes, whose statistics come close to those of natural
     images: Lee, Mumford, Huang, IJCV 2001), multi-octave noise, repeated patterns (checkers, stripes, dots, bricks),
@@ -100,7 +100,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, coarsest: int, octaves: int, roughness: float, channels: int = 1) -> np.ndarray:
-    """Multi-octave noise (H, W, channels) with unit standard deviation; `coarsest` cells across in the first octave."""
+    """Multi-octave noise (H, W, channels) of unit standard deviation; the first has ``coarsest`` cells across."""
     height, width = TEXTURE_SIZE
     field = np.zeros((height, width, channels), np.float32)
     for octave in range(octaves):

@@ -204,7 +204,7 @@ def _street_side(
 def _pole(
     rng: np.random.Generator, settings: LayerSettings, foot: np.ndarray, unit: float, depth: float
 ) -> list[Plane]:
-    """A pole, or several at one depth, that stands at `foot` (px); some carry a sign or an arm. `unit` is in px."""
+    """A pole, or several at one depth, that stands at ``foot`` (px); some carry a sign or an arm. ``unit`` is in px."""
     half_height = min(0.5 * unit * log_uniform(rng, 1, 5), 2 * settings.height)
     lean, thickness = rng.normal(0, 0.03), _thickness(rng, settings)
     up = np.array([np.sin(lean), -np.cos(lean)])

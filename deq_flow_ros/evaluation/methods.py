@@ -129,7 +129,7 @@ class ReverseFlow:
 
 
 def load_models(settings: Iterable[Setting]) -> Models:
-    """Load every model that the settings name once. Raises the errors of ``load_model``."""
+    """Load every model that the settings name, once each. It fails as ``load_model`` does."""
     wanted = {setting.network for setting in settings if setting.solves}
     return {network: load_model(*network[:2], precision=network[2]) for network in sorted(wanted)}
 

@@ -76,7 +76,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> int:
-    """Play, record, analyse, report; returns the exit status. Raises ``MediaError`` and ``ChildError``."""
+    """Play, record, analyse, report.
+
+    :returns: the exit status.
+    :raises MediaError: for an input that cannot be read.
+    :raises ChildError: for a process that failed.
+    """
     out: Path = options.out
     try:
         out.mkdir(parents=True, exist_ok=True)

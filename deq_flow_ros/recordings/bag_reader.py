@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic of a bag; `count` messages as far as they can be read."""
+    """A topic of a bag; ``count`` messages as far as they can be read."""
 
     msgtype: str
     count: int
@@ -45,7 +45,7 @@ class Bag:
     """A rosbag2 (directory, .mcap or .db3), or a ROS 1 .bag, for reading.
 
     Split and zstd-compressed recordings (whole files or single messages) are read like any other; so are those without
-    `metadata.yaml`, or with a useless one. One file at a time is open, and unpacked if it is compressed.
+    ``metadata.yaml``, or with a useless one. One file at a time is open, and unpacked if it is compressed.
 
     :raises MediaError: where there is nothing that can be read, or an unknown compression.
 
@@ -169,7 +169,7 @@ class Bag:
             yield from scan(plain, lambda what: self.note(f"{file} is damaged: {what}"), topics)
 
     def note(self, problem: str) -> None:
-        """Add to `problems` what is not among them yet."""
+        """Add to ``problems`` what is not among them yet."""
         if problem not in self.problems:
             self.problems.append(problem)
 

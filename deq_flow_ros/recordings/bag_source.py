@@ -28,7 +28,7 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
 
 class BagSource(Source):
-    """The messages of one `sensor_msgs/Image` or `CompressedImage` topic, due at the time they were recorded."""
+    """The messages of one ``sensor_msgs/Image`` or ``CompressedImage`` topic, due at the time they were recorded."""
 
     kind = "bag"
 
@@ -47,8 +47,8 @@ class BagSource(Source):
         self.description = f"bag {path.name}: {self.topic} ({msgtype}), {self.count} frames at about {rate:.1f} Hz"
 
     def frames(self) -> Iterator[Frame]:
-        """See `Source.frames`. Raw images pass unchanged, compressed ones are decoded to rgb8. A message for which that
-        fails is named in `skipped`, like whatever is missing of the bag.
+        """See ``Source.frames``. Raw images pass unchanged, compressed ones are decoded to rgb8. A message for which
+        that fails is named in ``skipped``, like whatever is missing of the bag.
         """
         self.skipped = list(self._bag.problems)
         before, read, unreadable, self.left_out = len(self.skipped), 0, 0, 0
@@ -94,7 +94,10 @@ class BagSource(Source):
 
 
 def _frame(recorded: Recorded) -> Frame:
-    """Raises `MessageError` for a message, or a compressed image in it, that cannot be decoded."""
+    """The frame of a recorded message.
+
+    :raises MessageError: for a message, or a compressed image in it, that cannot be decoded.
+    """
     message = recorded.message()
     stamp_ns, frame_id, time_ns = stamp_to_ns(message.header.stamp), message.header.frame_id, recorded.time_ns
     if recorded.msgtype == IMAGE:

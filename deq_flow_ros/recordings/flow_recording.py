@@ -24,7 +24,7 @@ class FrameReport:
 
     @property
     def outcome(self) -> str:
-        """ "processed", "first" or "dropped"."""
+        """One of "processed", "first" and "dropped"."""
         return self.values.get("outcome", "")
 
     def number(self, key: str) -> float:

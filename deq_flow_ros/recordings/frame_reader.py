@@ -16,7 +16,7 @@ READ_AHEAD = 4
 
 
 class FrameReader:
-    """Iterates (pass number, frame) of a source, read ahead in a thread of its own; `None` where none is ready yet."""
+    """Iterates (pass number, frame) of a source, read ahead in a thread of its own; None where none is ready yet."""
 
     def __init__(self, source: Source, loop: bool) -> None:
         self._source = source

@@ -12,7 +12,7 @@ from deq_flow_ros.imaging.frame import Frame, MediaError
 
 
 class Source(abc.ABC):
-    """A stream of frames, opened by `open_source`."""
+    """A stream of frames, opened by ``open_source``."""
 
     kind: str
     """"bag", "video", "folder" or "camera"."""
@@ -23,15 +23,15 @@ class Source(abc.ABC):
     count: int | None = None
     """Number of frames as the file claims it; None where nobody knows."""
     calibration: Mapping[str, Any] | None = None
-    """Fields of `sensor_msgs/CameraInfo` but the header, as plain values under their ROS 2 names, `roi` a mapping as
-    well; None where the input has no calibration of the camera.
+    """Fields of ``sensor_msgs/CameraInfo`` but the header, as plain values under their ROS 2 names, ``roi`` a mapping
+    as well; None where the input has no calibration of the camera.
     """
     live: bool = False
     """True where frames appear by themselves, at their own pace, and cannot be read again."""
 
     def __init__(self) -> None:
         self.skipped: list[str] = []
-        """One line per frame that could not be read, filled while `frames()` runs."""
+        """One line per frame that could not be read, filled while ``frames()`` runs."""
         self.left_out = 0
         """Frames of this pass so far that were not yielded: they could not be read, or lie before ``start_s``."""
         self.start_s, self.stop_s = 0.0, math.inf
@@ -41,7 +41,7 @@ class Source(abc.ABC):
     def frames(self) -> Iterator[Frame]:
         """The frames from the first on; may be called again for another pass, except on a live source.
 
-        Raises `MediaError` when the input turns out to be unreadable while it is read.
+        :raises MediaError: if the input turns out to be unreadable while it is read.
         """
 
     def choose_part(self, start_s: float, stop_s: float) -> None:

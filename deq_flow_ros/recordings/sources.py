@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`open_source` and the sources that OpenCV reads: video files, image folders and cameras."""
+"""``open_source`` and the sources that OpenCV reads: video files, image folders and cameras."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def open_source(
 ) -> Source:  # fmt: skip
     """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
 
-    `topic` chooses the image topic of a bag that has several. `fps` is the rate of a folder
-    (default 30 Hz) or asked of a camera; bags and videos carry their own. Of a recording only the part
-    from `start_s` to before `stop_s` is read, in seconds from its first frame. Raises `MediaError` naming what is wrong
-    with the input.
+    :param topic: image topic of a bag that has several.
+    :param fps: rate of a folder (default 30 Hz), or asked of a camera; bags and videos carry their own.
+    :param start_s: of a recording only the part from here to before ``stop_s`` is read, in s from its first frame.
+    :raises MediaError: naming what is wrong with the input.
     """
     source = _open(input, topic, fps)
     try:
@@ -118,7 +118,7 @@ class VideoSource(Source):
         return capture
 
     def frames(self) -> Iterator[Frame]:
-        """See `Source.frames`. The frames are bgr8; stamps start at 1 s."""
+        """See ``Source.frames``. The frames are bgr8; stamps start at 1 s."""
         capture = self._open()
         number, stamp_ns, self.left_out = 0, 0, 0
         try:
@@ -173,7 +173,7 @@ class FolderSource(Source):
         self.description = f"folder {path.name}: {self.count} images at {fps:g} Hz"
 
     def frames(self) -> Iterator[Frame]:
-        """See `Source.frames`. A file that cannot be read leaves its time slot empty and is named in `skipped`."""
+        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
         numbers = [n for n in range(len(self.files)) if self.part_of(n * self.nominal_period_ns) == 0]
         if not numbers:
             self.check_part()
@@ -226,7 +226,7 @@ class CameraSource(Source):
         self.description = f"camera {index}: {width}x{height} at {actual:g} Hz"
 
     def frames(self) -> Iterator[Frame]:
-        """See `Source.frames`. Ends with `MediaError` when the camera stops delivering."""
+        """See ``Source.frames``. Ends with ``MediaError`` when the camera stops delivering."""
         try:
             while True:
                 read, image = self.capture.read()
@@ -238,5 +238,5 @@ class CameraSource(Source):
             self.close()
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """See ``Source.close``."""
         self.capture.release()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`sensor_msgs/CameraInfo`: as a camera model, and changed as the image that it describes is."""
+"""``sensor_msgs/CameraInfo``: as a camera model, and changed as the image that it describes is."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.camera import CameraModel, known_distortion
 
 Region = tuple[int, int, int, int]
-"""x, y, width, height in pixels of an image; all 0 is the whole image, as in `sensor_msgs/RegionOfInterest`."""
+"""x, y, width, height in pixels of an image; all 0 is the whole image, as in ``sensor_msgs/RegionOfInterest``."""
 WHOLE: Region = (0, 0, 0, 0)
 
 
 def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
-    """The camera of the images that `message` describes, its region of interest and binning included.
+    """The camera of the images that ``message`` describes, its region of interest and binning included.
 
-    Of the images as they were taken, by K and D, in the frame of the lens; with `rectified`, of those that image_proc
-    rectifies, by P, in the frame that R turns to. Raises ValueError for an uncalibrated camera, or values that
-    contradict each other or are unknown.
+    :param rectified: of the images that image_proc rectifies, by P, in the frame that R turns to; else of those as they
+        were taken, by K and D, in the frame of the lens.
+    :raises ValueError: for an uncalibrated camera, or values that contradict each other or are unknown.
     """
     name, matrix = ("P", message.p.reshape(3, 4)) if rectified else ("K", message.k.reshape(3, 3))
     if not message.k[0] or not matrix[0, 0]:
@@ -48,19 +48,21 @@ def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
 
 
 def image_size(message: CameraInfo) -> tuple[int, int]:
-    """Height and width of the images that `message` describes; 0 where an uncalibrated camera says none."""
+    """Height and width of the images that ``message`` describes; 0 where an uncalibrated camera says none."""
     _, _, width, height = _sensor_region(message)
     binning_x, binning_y = _binning(message)
     return height // binning_y, width // binning_x
 
 
 def adapted(message: CameraInfo, header: Header, roi: Region, size: tuple[int, int]) -> CameraInfo:
-    """The camera_info, with `header`, of the part `roi` of its image after that was resized to `size` (height, width).
+    """The camera_info, with ``header``, of the part ``roi`` of its image after that was resized to ``size`` (height,
+    width).
 
     A part changes the region of interest, in pixels of the sensor, as image_proc's crop_decimate does. Another size
     scales K and P, as image_proc's resize does; the region and the binning, which another scale would not leave whole
-    numbers, then become part of K and P. Raises ValueError for a part that is not within the image that `message`
-    describes.
+    numbers, then become part of K and P.
+
+    :raises ValueError: for a part that is not within the image that ``message`` describes.
     """
     result = copy.copy(message)
     result.header = header

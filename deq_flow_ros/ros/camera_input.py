@@ -263,7 +263,7 @@ class CameraInput:
 
 
 def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
-    """Where the images of a camera may come from, by the parameter `image_transport`; the best first.
+    """Where the images of a camera may come from, by the parameter ``image_transport``; the best first.
 
     Names are image_transport's: the compressed images of IMAGE are on IMAGE/compressed. A camera that has compressed
     images alone may as well publish them on IMAGE itself.
@@ -280,7 +280,8 @@ def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
 
 
 def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
-    """Topic of the calibration that belongs to an image topic: by image_transport's convention `camera_info` beside it.
+    """Topic of the calibration that belongs to an image topic: by image_transport's convention ``camera_info`` beside
+    it.
 
     None where that is what the node itself publishes.
     """
@@ -289,7 +290,8 @@ def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
 
 
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
-    """When a message arrived, on the clock of `monotonic_ns`, from the wall-clock time at which the middleware got it.
+    """When a message arrived, on the clock of ``monotonic_ns``, from the wall-clock time at which the middleware got
+    it.
 
     A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS of ROS
     Humble) give 0 for the time, and the wall clock may be set between the two readings.

@@ -75,14 +75,14 @@ def _bridgeable(message: Image) -> bool:
 
 
 def array_to_image(array: np.ndarray, encoding: str, header: Header) -> Image:
-    """Message of an (H, W) or (H, W, C) array whose type fits `encoding` (rgb8, 32FC1, 32FC2, ...); copies the data."""
+    """Message of an (H, W) or (H, W, C) array whose type fits ``encoding`` (rgb8, 32FC1, ...); copies the data."""
     if _bridge is not None:
         return _bridge.cv2_to_imgmsg(np.ascontiguousarray(array), encoding, header)
     return array_to_image_numpy(array, encoding, header)
 
 
 def array_to_image_numpy(array: np.ndarray, encoding: str, header: Header) -> Image:
-    """`array_to_image` without cv_bridge."""
+    """``array_to_image`` without cv_bridge."""
     height, width = array.shape[:2]
     channels = 1 if array.ndim == 2 else array.shape[2]
     step = width * channels * array.itemsize

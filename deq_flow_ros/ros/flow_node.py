@@ -75,7 +75,7 @@ class FlowNode(LifecycleNode):
         self.get_logger().info(f"images are converted by {convert.BACKEND}")
 
     def start(self, stop: process.StopRequest) -> None:
-        """Configure and activate, where the parameter `autostart` says so; a failure leaves the node unconfigured."""
+        """Configure and activate, where the parameter ``autostart`` says so; a failure leaves the node unconfigured."""
         if not self.get_parameter("autostart").value:
             return
         if self.trigger_configure() != SUCCESS:
@@ -139,7 +139,7 @@ class FlowNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free everything that `configure` made."""
+        """Free everything that ``configure`` made."""
         if not self._succeeds(self._free, "cleanup"):
             return ERROR
         return super().on_cleanup(state)

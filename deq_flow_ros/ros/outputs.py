@@ -37,14 +37,14 @@ _TOPICS = {
 class OutputOptions:
     """How the fields are published.
 
-    :ivar units: of `flow`: "px", or "normalized_per_second": velocity in normalized image coordinates (x / z, y / z).
+    :ivar units: of ``flow``: "px", or "normalized_per_second": velocity in normalized image coordinates (x / z, y / z).
     :ivar output_scale: size of the published fields as a part of the computed ones', in (0, 1].
-    :ivar points_stride: `points` has every so many-th pixel of the published field, across and down.
+    :ivar points_stride: ``points`` has every so many-th pixel of the published field, across and down.
     :ivar color_max_px: flow of this length, px of the image, has the full colour; 0: the longest of each field.
-    :ivar compressed_format: of `flow_color/compressed`, "jpeg" or "png".
+    :ivar compressed_format: of ``flow_color/compressed``, "jpeg" or "png".
     :ivar jpeg_quality: 1 to 100.
     :ivar roi: the part of the image that the fields cover; all 0 is the whole image.
-    :ivar image_size: height and width of the image; (0, 0): `roi` is known to be right.
+    :ivar image_size: height and width of the image; (0, 0): ``roi`` is known to be right.
     :ivar info_topic: where the camera_info comes from, for messages to people.
     :ivar rectified: whether the image is a rectified one, which P of its camera_info describes instead of K and D.
     """
@@ -62,7 +62,8 @@ class OutputOptions:
 
 
 class FlowOutputs:
-    """The publishers of one camera, from configure to cleanup, under `prefix`: "~/", or "~/NAME/" for a camera's name.
+    """The publishers of one camera, from configure to cleanup, under ``prefix``: "~/", or "~/NAME/" for a camera's
+    name.
 
     Best effort (sensor data), but for the reliable accounts, unless ROS's own QoS overrides say otherwise: the
     parameters ``qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}`` at start.
@@ -119,12 +120,11 @@ class FlowOutputs:
         options: OutputOptions,
         uncertainty: np.ndarray | None = None,
     ) -> None:
-        """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with `header`.
+        """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with ``header``.
 
-        Without an uncertainty none is published: the estimator is asked for it while somebody subscribes.
-        `elapsed_s` is the time from the image of the field to the one that its flow points to: below 0 for backward
-        flow. Raises ValueError, before anything is published, where flow in other units than px has no usable
-        camera_info.
+        :param elapsed_s: time from the image of the field to the one that its flow points to; below 0 if backward.
+        :param uncertainty: None where there is none; the estimator is asked for it while somebody subscribes.
+        :raises ValueError: before anything is published, if flow in other units than px has no usable camera_info.
         """
         wanted = self.wanted()
         if not wanted:

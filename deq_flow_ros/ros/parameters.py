@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of `flow_node`: one table, from which they are declared, checked and read."""
+"""The parameters of ``flow_node``: one table, from which they are declared, checked and read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ live = partial(configured, when="live")
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """Values of all parameters. `config/flow.yaml` lists them with the same defaults."""
+    """Values of all parameters. ``config/flow.yaml`` lists them with the same defaults."""
 
     cameras: tuple[str, ...] = configured(
         ("",),
@@ -184,7 +184,7 @@ class NodeSettings:
     def read(cls, node: Node, changes: Iterable[Parameter] = ()) -> NodeSettings:
         """Current values of a node's parameters, but for those about to change.
 
-        Raises ValueError, naming what was expected and got, for values that do not go together.
+        :raises ValueError: for values that do not go together, naming what was expected and what was got.
         """
         values: dict[str, Any] = {f.name: node.get_parameter(f.name).value for f in dataclasses.fields(cls)}
         values.update({change.name: change.value for change in changes if change.name in values})
@@ -194,7 +194,10 @@ class NodeSettings:
         return settings
 
     def check(self) -> None:
-        """Raises ValueError, naming what was expected and got, for values that do not go together."""
+        """Check what concerns several values.
+
+        :raises ValueError: for values that do not go together, naming what was expected and what was got.
+        """
         size = (self.warm_up_width, self.warm_up_height)
         if size != (0, 0) and min(size) < 16:
             raise ValueError(f"expected warm_up_width and warm_up_height to be both 0 or both at least 16, got {size}")
@@ -208,11 +211,11 @@ class NodeSettings:
             )
 
     def compute_threads(self) -> int:
-        """Number of threads that `threads` stands for."""
+        """Number of threads that ``threads`` stands for."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
     def of_estimator(self) -> dict[str, Any]:
-        """The settings of `FlowEstimator`, for which "none" is None instead of 0."""
+        """The settings of ``FlowEstimator``, for which "none" is None instead of 0."""
         return {
             "latency_budget_ms": self.latency_budget_ms or None,
             "max_iterations": self.max_iterations,

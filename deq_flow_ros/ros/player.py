@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`player`: a bag, video, image folder or camera as `sensor_msgs/Image` at the recorded rate.
+"""``player``: a bag, video, image folder or camera as ``sensor_msgs/Image`` at the recorded rate.
 
     player INPUT [--topic T] [--rate R] [--loop] [--compressed jpeg|png] [--wait-for-subscribers N] [--max-frames N]
         [--log FILE] [--start S] [--stop S] [--max-pause-s S]
 
-Every option is also a ROS parameter (`input`, `topic`, `rate`, ...), which wins over the command line. The header stamp
-of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a loop do;
-a subscriber that keeps state has to notice that time went back. With --compressed the images go out as
-`sensor_msgs/CompressedImage`, on `<topic>/compressed` alone. The calibration that a bag holds beside the images goes
-out on the sibling `camera_info`, with the header of each image. Pauses of the recording beyond --max-pause-s, and steps
-back of its clock, are skipped, and said. Exit status: 0 done or stopped, 2 unusable input or
+Every option is also a ROS parameter (``input``, ``topic``, ``rate``, ...), which wins over the command line. The header
+stamp of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a
+loop do; a subscriber that keeps state has to notice that time went back. With --compressed the images go out as
+``sensor_msgs/CompressedImage``, on ``<topic>/compressed`` alone. The calibration that a bag holds beside the images
+goes out on the sibling ``camera_info``, with the header of each image. Pauses of the recording beyond --max-pause-s,
+and steps back of its clock, are skipped, and said. Exit status: 0 done or stopped, 2 unusable input or
 option, 3 no subscriber came.
 """
 
@@ -56,7 +56,7 @@ class NoSubscriberError(Exception):
 
 
 class Player(Node):
-    """Publishes a source on `~/image`."""
+    """Publishes a source on ``~/image``."""
 
     def __init__(self, options: argparse.Namespace, stop: process.StopRequest) -> None:
         super().__init__("player")
@@ -84,7 +84,12 @@ class Player(Node):
         return self.get_parameter(name).value
 
     def play(self) -> Source:
-        """Publish everything, or until stopped. Raises `MediaError`, `NoSubscriberError`, ValueError for a bad rate."""
+        """Publish everything, or until stopped.
+
+        :raises MediaError: for an input that cannot be read.
+        :raises NoSubscriberError: if nobody subscribes in the time that was given for it.
+        :raises ValueError: for a rate that is not above 0.
+        """
         rate = self.option("rate")
         if not 0.0 < rate < float("inf"):
             raise ValueError(f"expected a rate above 0, got {rate}")
@@ -192,7 +197,7 @@ class Player(Node):
         self.stamps_ns = (self.stamps_ns[0] if self.stamps_ns else frame.stamp_ns, frame.stamp_ns)
 
     def _spin_until(self, due_ns: int) -> None:
-        """Serve parameter requests until a time on the `time.monotonic_ns` clock, or until stopped."""
+        """Serve parameter requests until a time on the ``time.monotonic_ns`` clock, or until stopped."""
         while not self._stop.requested and (left_s := (due_ns - time.monotonic_ns()) * 1e-9) > 0.0:
             if left_s > 0.003:
                 self._executor.spin_once(timeout_sec=min(left_s - 0.002, 0.1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flow as `sensor_msgs/PointCloud2`: by sensor_msgs_py where ROS provides it, by numpy where it does not."""
+"""Flow as ``sensor_msgs/PointCloud2``: by sensor_msgs_py where ROS provides it, by numpy where it does not."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def flow_points(
     camera: CameraModel | None,
     elapsed_s: float | None,
 ) -> PointCloud2:
-    """Every `stride`-th pixel of flow (H, W, 2) px and residual (H, W) px, from the first on, as an organized cloud.
+    """Every ``stride``-th pixel of flow (H, W, 2) px and residual (H, W) px, from the first on, as an organized cloud.
 
-    The fields are float32: the pixel `u`, `v` and its flow `du`, `dv`, NaN where there is none, and `residual`, all in
-    px. With the `camera` of the field's pixels also the unit bearing `x`, `y`, `z` of the pixel in the camera's optical
-    frame (REP 103), and `rate_x`, `rate_y`, `rate_z` rad/s: b x db/dt of the bearing b, as it turns from (u, v) to
-    (u + du, v + dv) in `elapsed_s`. That is the time from the field's image to the one that its flow points to, so
-    below 0 for backward flow; rates are NaN without it.
+    The fields are float32: the pixel ``u``, ``v`` and its flow ``du``, ``dv``, NaN where there is none, and
+    ``residual``, all in px. With the ``camera`` of the field's pixels also the unit bearing ``x``, ``y``, ``z`` of the
+    pixel in the camera's optical frame (REP 103), and ``rate_x``, ``rate_y``, ``rate_z`` rad/s: b x db/dt of the
+    bearing b, as it turns from (u, v) to (u + du, v + dv) in ``elapsed_s``. That is the time from the field's image to
+    the one that its flow points to, so below 0 for backward flow; rates are NaN without it.
     """
     height, width = residual.shape
     pixels = _grid(height, width, stride)
@@ -57,17 +57,18 @@ def flow_points(
 
 @lru_cache(maxsize=4)
 def _grid_bearings(camera: CameraModel, height: int, width: int, stride: int) -> np.ndarray:
-    """(N, 3) bearings of every `stride`-th pixel: the same for every field of a camera."""
+    """(N, 3) bearings of every ``stride``-th pixel: the same for every field of a camera."""
     return camera.bearings(_grid(height, width, stride))
 
 
 def _grid(height: int, width: int, stride: int) -> np.ndarray:
-    """(N, 2) float64: x and y of every `stride`-th pixel, row by row."""
+    """(N, 2) float64: x and y of every ``stride``-th pixel, row by row."""
     return np.mgrid[:height:stride, :width:stride][::-1].reshape(2, -1).T.astype(np.float64)
 
 
 def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) -> np.ndarray:
-    """(N, 3) rad/s: the constant rotation that turns unit vectors `here` (N, 3) to `there` the short way in that time.
+    """(N, 3) rad/s: the constant rotation that turns unit vectors ``here`` (N, 3) to ``there`` the short way in that
+    time.
 
     NaN without a time.
     """
@@ -90,7 +91,7 @@ def _cloud(header: Header, names: tuple[str, ...], points: np.ndarray) -> PointC
 
 
 def cloud_by_numpy(header: Header, fields: list[PointField], points: np.ndarray) -> PointCloud2:
-    """`create_cloud` of sensor_msgs_py for float32 points (N, fields)."""
+    """``create_cloud`` of sensor_msgs_py for float32 points (N, fields)."""
     cloud = PointCloud2(header=header, height=1, width=len(points), fields=fields, point_step=4 * len(fields))
     cloud.row_step = cloud.point_step * len(points)
     cloud.is_bigendian = sys.byteorder == "big"

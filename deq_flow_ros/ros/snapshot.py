@@ -28,7 +28,7 @@ from deq_flow_ros.recordings.flow_files import write_flow
 class Snapshot:
     """What a stream holds, to be written.
 
-    :ivar arrays: those of `FlowEstimator.snapshot`.
+    :ivar arrays: those of ``FlowEstimator.snapshot``.
     :ivar flow: (H, W, 2) px, of the last pair.
     :ivar residual: (H, W) px, of the last pair.
     :ivar metadata: whose it is, and how the flow came about.
@@ -41,12 +41,14 @@ class Snapshot:
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, about: Mapping[str, Any]) -> Path:
-    """Write a new folder `snapshot_TIME[_N]` into `folder`, which is made where it is missing; returns the new one.
+    """Write a new folder ``snapshot_TIME[_N]`` into ``folder``, which is made where it is missing; returns the new one.
 
-    It holds each (H, W, 3) uint8 RGB array as `NAME.png`, the others in `state.npz`; the flow as `flow.flo` (exact; NaN
-    becomes "unknown") and as colours in `flow.png`; the residual as `residual` in `state.npz`; the metadata, `about`
-    and the versions of what is installed in `snapshot.json`, where what JSON cannot hold stands as text. Nothing that
-    exists is overwritten. Raises OSError or `MediaError` where something cannot be written, and leaves no folder then.
+    It holds each (H, W, 3) uint8 RGB array as ``NAME.png``, the others in ``state.npz``; the flow as ``flow.flo``
+    (exact; NaN becomes "unknown") and as colours in ``flow.png``; the residual as ``residual`` in ``state.npz``; the
+    metadata, ``about`` and the versions of what is installed in ``snapshot.json``, where what JSON cannot hold stands
+    as text. Nothing that exists is overwritten.
+
+    :raises OSError: if something cannot be written, like ``MediaError``; no folder is left then.
     """
     target = _new_folder(folder.expanduser())
     try:

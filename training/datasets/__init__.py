@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark data sets, each read from its official folder layout: `open_dataset`. See docs/datasets.md."""
+"""The benchmark data sets, each read from its official folder layout: ``open_dataset``. See docs/datasets.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DATASETS: dict[str, Callable[..., FlowDataset]] = {
 def open_dataset(name: str, root: str | Path, split: str = "train", **options: Any) -> FlowDataset:
     """The pairs of a data set.
 
-    :param name: one of `DATASETS`.
+    :param name: one of ``DATASETS``.
     :param root: the folder that docs/datasets.md names.
     :param split: "train", and "test" or "val" where the data set has them.
     :raises ValueError: for an unknown name, split or option value.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all data sets share: `Sample`, the list of files of a pair, reading them, and saying what is missing."""
+"""What all data sets share: ``Sample``, the list of files of a pair, reading them, and saying what is missing."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from deq_flow_ros.recordings.flow_files import read_flow
 class Sample:
     """An image pair and its ground truth.
 
-    `name` begins with the name of the data set and a slash. `image1`, `image2`: (H, W, 3) uint8 RGB. `flow`: (H, W, 2)
-    float32 px from image 1 to image 2, 0 where it is not valid; None where the ground truth is not public. `valid`:
-    (H, W) bool, where the flow holds (nowhere without ground truth). `occluded`: (H, W) bool, True where what image 1
-    shows is hidden or outside in image 2; None where the data set does not say. `alternatives`: further flow fields
-    (H, W, 2), each as right as `flow` where that is valid; a benchmark that has them counts the least error of all.
+    ``name`` begins with the name of the data set and a slash. ``image1``, ``image2``: (H, W, 3) uint8 RGB. ``flow``:
+    (H, W, 2) float32 px from image 1 to image 2, 0 where it is not valid; None where the ground truth is not public.
+    ``valid``: (H, W) bool, where the flow holds (nowhere without ground truth). ``occluded``: (H, W) bool, True where
+    what image 1 shows is hidden or outside in image 2; None where the data set does not say. ``alternatives``: further
+    flow fields (H, W, 2), each as right as ``flow`` where that is valid; a benchmark that has them counts the least
+    error of all.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Sample:
 
 
 class Truth(NamedTuple):
-    """What a data set knows of a pair; shapes as in `Sample`."""
+    """What a data set knows of a pair; shapes as in ``Sample``."""
 
     flow: np.ndarray
     valid: np.ndarray
@@ -49,9 +50,9 @@ class Truth(NamedTuple):
 
 @dataclass(frozen=True)
 class PairFiles:
-    """Where the parts of a sample lie. Pairs with the same `sequence` follow each other in one recording.
+    """Where the parts of a sample lie. Pairs with the same ``sequence`` follow each other in one recording.
 
-    `name` is without that of the data set.
+    ``name`` is without that of the data set.
     """
 
     name: str
@@ -64,9 +65,11 @@ class PairFiles:
 class FlowDataset(abc.ABC):
     """Pairs of one data set, read from its official folder layout; map-style, picklable, deterministic in its order.
 
-    Opening lists the folders once and checks that every file that will be read is there. Raises FileNotFoundError,
-    naming the first that is missing and the layout, and ValueError for an unknown split or option. Reading a damaged
-    file raises `MediaError`.
+    Opening lists the folders once and checks that every file that will be read is there. Reading a damaged file raises
+    ``MediaError``.
+
+    :raises FileNotFoundError: naming the first file that is missing, and the layout.
+    :raises ValueError: for an unknown split or option.
     """
 
     layout: ClassVar[str]
@@ -123,7 +126,7 @@ class FlowDataset(abc.ABC):
         return ()
 
     def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
-        """Ground truth of a pair of images of `size` (H, W); the caller sees to the size of the flow."""
+        """Ground truth of a pair of images of ``size`` (H, W); the caller sees to the size of the flow."""
         return Truth(*read_flow(flow))
 
     def _missing(self, path: Path, what: str = "is missing") -> FileNotFoundError:
@@ -201,7 +204,10 @@ def leaves_image(flow: np.ndarray) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted. Raises `MediaError`."""
+    """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted.
+
+    :raises MediaError: for a file that is missing or damaged.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise MediaError(f"{path} cannot be read as an image; it is missing, cut short or damaged")
@@ -209,7 +215,10 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of that size, True where the picture is not black. Raises `MediaError`."""
+    """(H, W) bool of that size, True where the picture is not black.
+
+    :raises MediaError: for a file that is missing or damaged, or of another size.
+    """
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None:
         raise MediaError(f"{path} cannot be read as a mask; it is missing, cut short or damaged")

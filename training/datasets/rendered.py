@@ -65,8 +65,8 @@ class FlyingThings3D(FlowDataset):
     :param render_pass: "clean" or "final".
     :param side: camera, "left", "right" or "both".
     :param direction: "into_future", "into_past" or "both".
-    :param unused: the data set's own list of frames too difficult to be of use, `all_unused_files.txt`, with lines like
-        `TRAIN/A/0004/left/0006.png`; pairs with one of these are left out.
+    :param unused: the data set's own list of frames too difficult to be of use, ``all_unused_files.txt``, with lines
+        like ``TRAIN/A/0004/left/0006.png``; pairs with one of these are left out.
     """
 
     layout = (
@@ -107,10 +107,10 @@ class FlyingThings3D(FlowDataset):
 
 
 class Sintel(FlowDataset):
-    """One pass, clean or final. Invalid pixels are those of the masks `invalid`.
+    """One pass, clean or final. Invalid pixels are those of the masks ``invalid``.
 
-    Occluded pixels, "unmatched" on the leaderboard, are those of the masks `occlusions` and those that leave the image:
-    the masks alone do not mark these.
+    Occluded pixels, "unmatched" on the leaderboard, are those of the masks ``occlusions`` and those that leave the
+    image: the masks alone do not mark these.
 
     :param render_pass: "clean" or "final".
     """
@@ -149,7 +149,7 @@ class Spring(FlowDataset):
 
     The ground truth has twice the image's resolution in both directions; its vectors are in pixels of the image. As in
     the authors' loader, every second vector of every second row is the flow of an image pixel. The three beside it are
-    `alternatives`: the benchmark takes the least of the four errors, where all four are known.
+    ``alternatives``: the benchmark takes the least of the four errors, where all four are known.
 
     :param side: camera, "left", "right" or "both".
     :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
