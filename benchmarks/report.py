@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from deq_flow_ros import command_line
 from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status, set_threads
+from deq_flow_ros.host import machine, versions
 
 # Matplotlib and the readers of recordings are imported where they are used: inference_memory measures what a process
 # takes, and would count them.
@@ -82,16 +84,29 @@ class Benchmark(CommandLine):
 
 
 def origin(options: argparse.Namespace) -> Row:
-    """Where figures are from: the device, its threads, the version of PyTorch and the options."""
+    """Where figures are from: the commit, the machine, the device and its threads, versions and options."""
     device = torch.device(getattr(options, "device", "cpu"))
     cuda = device.type == "cuda"
     return {
+        "commit": commit(),
+        "machine": machine(),
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "versions": versions(),
         "options": {name: str(value) for name, value in vars(options).items()},
         **({"model": options.model} if getattr(options, "model", None) else {}),
     }
+
+
+def commit() -> str:
+    """What git calls the state of the code; empty where there is no git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return told.stdout.strip()
 
 
 def clock_s(device: torch.device) -> float:

@@ -40,6 +40,7 @@ def test_solvers_are_compared_cold_and_warm(pairs: Path, tmp_path: Path, capsys:
     assert solvers.main([*command, "--bound", "0.001", "--json", str(out), "--plot", str(picture)]) == 0
     report = json.loads(out.read_text())
     assert {row["case"] for row in report["summary"]} == {"pairs, cold", "sequence, cold", "sequence, warm"}
+    assert "cores of" in report["machine"] and report["options"]["frames"] == "3", "where the figures are from"
     assert all(len(row["residual_px"]) == 5 for row in report["curves"])
     needed = [row["iterations_to_px"]["residual"]["0.001"]["iterations"] for row in report["summary"]]
     assert None in needed, "infinity is no JSON: what was not reached is null"
