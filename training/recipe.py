@@ -40,8 +40,7 @@ class Source:
     :ivar repeat: how often each of its pairs comes up in one pass over the mix (training).
     :ivar limit: so many pairs, evenly spread over the data set (validation); None takes all.
     :ivar options: of the data set, see docs/datasets.md.
-    :ivar augmentation: settings of ``Augmentation`` beside the crop (training); its sparse variant is chosen by the
-        data.
+    :ivar augmentation: settings of ``Augmentation`` beside the crop (training); the data choose its sparse variant.
     """
 
     dataset: str

@@ -280,8 +280,7 @@ def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
 
 
 def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
-    """Topic of the calibration that belongs to an image topic: by image_transport's convention ``camera_info`` beside
-    it.
+    """Topic of the calibration of an image topic: by image_transport's convention ``camera_info`` beside it.
 
     None where that is what the node itself publishes.
     """
@@ -290,8 +289,7 @@ def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
 
 
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
-    """When a message arrived, on the clock of ``monotonic_ns``, from the wall-clock time at which the middleware got
-    it.
+    """When a message arrived, on the clock of ``monotonic_ns``, from the wall-clock time of the middleware.
 
     A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS of ROS
     Humble) give 0 for the time, and the wall clock may be set between the two readings.

@@ -62,8 +62,7 @@ class OutputOptions:
 
 
 class FlowOutputs:
-    """The publishers of one camera, from configure to cleanup, under ``prefix``: "~/", or "~/NAME/" for a camera's
-    name.
+    """The publishers of one camera, from configure to cleanup, under ``prefix``: "~/", or "~/NAME/" of a named camera.
 
     Best effort (sensor data), but for the reliable accounts, unless ROS's own QoS overrides say otherwise: the
     parameters ``qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}`` at start.

@@ -67,8 +67,7 @@ def _grid(height: int, width: int, stride: int) -> np.ndarray:
 
 
 def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) -> np.ndarray:
-    """(N, 3) rad/s: the constant rotation that turns unit vectors ``here`` (N, 3) to ``there`` the short way in that
-    time.
+    """(N, 3) rad/s: the constant rotation that turns unit vectors ``here`` (N, 3) to ``there`` the short way.
 
     NaN without a time.
     """

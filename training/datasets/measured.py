@@ -18,8 +18,7 @@ from training.datasets.base import FlowDataset, PairFiles, Truth, expect_size, n
 
 
 class Kitti(FlowDataset):
-    """Single pairs, frames 10 and 11. Occluded are the pixels with ground truth in ``flow_occ``, but not in
-    ``flow_noc``.
+    """Single pairs, frames 10 and 11. Pixels with ground truth in ``flow_occ`` but not in ``flow_noc`` are occluded.
 
     :param images: folder of the images, "colored_0" in 2012 and "image_2" in 2015.
     """
