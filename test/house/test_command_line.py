@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from deq_flow_ros.command_line import CommandLine, exit_status
@@ -68,3 +70,18 @@ def test_an_error_of_ours_is_not_hidden() -> None:
     with pytest.raises(KeyError):
         exit_status(work)
     assert exit_status(work, {KeyError: 3}) == 3 and exit_status(lambda: 1) == 1
+
+    def decode() -> int:
+        return int(b"\xff".decode())
+
+    assert exit_status(decode) == 2, "a kind of ValueError"
+    with pytest.raises(UnicodeDecodeError):
+        exit_status(decode, exactly=True)
+
+
+def test_no_other_module_makes_a_parser() -> None:
+    """Checks of values, help and endings that each command has of its own drift apart."""
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("deq_flow_ros", "training", "benchmarks") for file in (root / folder).rglob("*.py")]
+    found = {file.name for file in files if "ArgumentParser" in file.read_text()}
+    assert len(files) > 100 and found == {"command_line.py"}
