@@ -94,7 +94,7 @@ class Objective:
         for name in self.gradient.split(","):
             make_gradient(name)
         if self.linked and (not self.chained or "implicit" in self.gradient):
-            raise ValueError("linked needs chained corrections with phantom gradients; implicit ones are whole already")
+            raise ValueError("linked needs chained corrections with phantom gradients; implicit ones pass nothing on")
 
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs.

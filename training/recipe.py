@@ -233,7 +233,7 @@ class Recipe:
             stages=(ends, ordered, "rising shares from above 0 to 1 in until"),
         )
         if self.model.uncertainty and self.init is None:
-            raise RecipeError("model.uncertainty: expected --init WEIGHTS, whose flow the head is to judge, got none")
+            raise RecipeError("model.uncertainty: expected --init WEIGHTS, to whose flow the head belongs, got none")
 
     def stage_at(self, progress: float) -> int:
         """The stage at a share of the run, 0 to 1, as an index; 0 if there are none."""

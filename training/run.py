@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole training checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a complete training checkpoint: {str(error).splitlines()[0]}") from error
     missing = _REQUIRED - set(state) if isinstance(state, dict) else _REQUIRED
     if missing:
         raise ValueError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(missing))}")
@@ -252,8 +252,8 @@ def initial_model(recipe: Recipe) -> DEQFlow:
     found = dataclasses.replace(model.architecture, uncertainty_dim=expected.uncertainty_dim)
     if dataclasses.replace(found, flow_head_dim=expected.flow_head_dim) != expected:
         raise ValueError(
-            f"{recipe.init} does not fit the recipe's model. Choose --size, model.update and model.weight_norm after "
-            "it.\n"
+            f"{recipe.init} does not fit the recipe's model. Choose --size, model.update and model.weight_norm to "
+            "match it.\n"
             f"expected {expected}\ngot      {model.architecture}"
         )
     initial = DEQFlow(found)

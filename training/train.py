@@ -143,7 +143,7 @@ class Training:
             while self.position() < 1:
                 self.train_stage(log)
             if timed and run.step == 0 and not self.stop:
-                raise ValueError(f"{recipe.schedule.seconds:.0f} s are too short: start and validation take them all")
+                raise ValueError(f"{recipe.schedule.seconds:.0f} s are too short: start and validation use them up")
             if not self.stop and self.validated != run.step:
                 self.validate(log)
             self.save()

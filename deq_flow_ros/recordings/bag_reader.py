@@ -93,7 +93,7 @@ class Bag:
                     yield recorded
             lost = sum(max(0, count) for topic, count in missing.items() if not topics or topic in topics)
             if lost and not any(problem.startswith(f"{file} ") for problem in self.problems):
-                self.note(f"{file} is damaged: {lost} messages that its index counts are not in it")
+                self.note(f"{file} is damaged: it lacks {lost} messages that its index counts")
 
     def first(self, topic: str) -> Recorded | None:
         """The first message of a topic that can be read."""
@@ -108,8 +108,8 @@ class Bag:
             stems = {stem_of_part(name) for name in present}
             if len(stems) > 1:
                 raise MediaError(
-                    f"the folder {self.path} holds several recordings ({', '.join(sorted(stems)[:4])}), and no "
-                    "metadata.yaml that makes them one; name one of its files, or evaluate all of them with --bags"
+                    f"the folder {self.path} holds several recordings ({', '.join(sorted(stems)[:4])}) and no "
+                    "metadata.yaml that joins them; give one of its files, or evaluate all of them with --bags"
                 )
             return natural_order(present.values())
         missing = [name for name in listed if name not in present]
@@ -128,7 +128,7 @@ class Bag:
             listed = [PurePath(str(name)).name for name in information["relative_file_paths"]]
             compression = str(information.get("compression_format") or "")
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s says nothing of use (%r); reading the data files beside it", path, error)
+            log.warning("%s cannot be used (%r); reading the data files beside it", path, error)
             return None
         if compression not in ("", "zstd"):
             raise MediaError(f"the bag {self.path} is compressed by {compression!r}; expected zstd or none")
@@ -162,7 +162,7 @@ class Bag:
                 missing -= 1
                 yield Recorded(_channel(reader, connection), time_ns, raw)
             if missing > 0:
-                raise _Unreadable(f"its index does not lead to {missing} messages")
+                raise _Unreadable(f"{missing} messages cannot be found through its index")
 
     def _scanned(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
         with _unzipped(file) as plain:

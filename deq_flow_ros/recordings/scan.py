@@ -59,7 +59,7 @@ def _messages(path: Path, note: Note, topics: Collection[str]) -> Iterator[Recor
             yield from _ros1(file, note)
         else:
             raise Damage(
-                "it is no bag: neither MCAP nor SQLite nor ROS 1, or its beginning is lost" if magic else "it is empty"
+                "it is not a bag (MCAP, SQLite or ROS 1), or its beginning is lost" if magic else "it is empty"
             )
 
 
@@ -77,7 +77,7 @@ def _mcap(file: BinaryIO, note: Note) -> Iterator[Recorded]:
                 if complete and (found := _mcap_content(inner, content, schemas, channels)) is not None:
                     yield found
                 elif not complete and whole:
-                    raise Damage("a record in it is longer than it")
+                    raise Damage("it holds a record that is longer than itself")
         except Exception as error:  # each compression has errors of its own
             note(_lost("chunk" if chunk else "record", body, file, error))
     raise Damage(f"it breaks off after byte {file.tell()}")
@@ -110,7 +110,7 @@ def _mcap_chunk(body: bytes, whole: bool) -> bytes:
     compression, place = _text(body, 28)
     data = _unpacked(body[place + 8 :], compression, whole)
     if whole and checksum and crc32(data) != checksum:
-        raise Damage("its checksum does not fit")
+        raise Damage("its checksum is wrong")
     return data
 
 
@@ -132,7 +132,7 @@ def _mcap_content(
     elif kind == 0x05:
         number, _, time_ns, _ = struct.unpack_from("<HIQQ", body)
         if number not in channels:
-            raise Damage("nothing says where it belongs to")
+            raise Damage("nothing says to which topic it belongs")
         return Recorded(channels[number], time_ns, body[22:])
     elif 0x10 <= kind < 0x80:  # from there on, everybody may have own ones
         raise Damage(f"it is of an unknown kind, {kind:#x}")
@@ -151,7 +151,7 @@ def _ros1(file: BinaryIO, note: Note) -> Iterator[Recorded]:
                 if complete and (found := _ros1_content(_ros1_fields(inner), content, channels)) is not None:
                     yield found
                 elif not complete and whole:
-                    raise Damage("a record in it is longer than it")
+                    raise Damage("it holds a record that is longer than itself")
         except Exception as error:  # each compression has errors of its own
             note(_lost("chunk" if chunk else "record", data, file, error))
         if not whole:
@@ -185,7 +185,7 @@ def _ros1_content(fields: dict[str, bytes], data: bytes, channels: dict[int, Cha
         channels[number] = Channel(fields.get("topic", b"").decode(errors="replace"), ros_type(name), ros1=True)
     elif kind == b"\x02":
         if number not in channels:
-            raise Damage("nothing says where it belongs to")
+            raise Damage("nothing says to which topic it belongs")
         seconds, nanoseconds = struct.unpack("<II", fields["time"])
         return Recorded(channels[number], seconds * 1_000_000_000 + nanoseconds, data)
     elif kind not in (b"\x03", b"\x04", b"\x06"):

@@ -50,11 +50,11 @@ class Source(abc.ABC):
         :raises MediaError: where that is no part of a recording.
         """
         if not 0 <= start_s < stop_s:
-            raise MediaError(f"expected a part from 0 s or later to later than that, got {start_s:g} s to {stop_s:g} s")
+            raise MediaError(f"expected a part from 0 s or later to a later time, got {start_s:g} s to {stop_s:g} s")
         if (start_s, stop_s) == (self.start_s, self.stop_s):
             return
         if self.live:
-            raise MediaError(f"{self.description}: a camera has no beginning to count seconds from")
+            raise MediaError(f"{self.description}: a part can be chosen of recordings only, not of a camera")
         period_s = self.nominal_period_ns * 1e-9
         if self.count is not None:
             last = self.count if math.isinf(stop_s) else min(self.count, math.ceil(stop_s / period_s - 1e-6))
@@ -78,7 +78,7 @@ class Source(abc.ABC):
         :raises MediaError: unless the whole recording is read.
         """
         if not self.whole:
-            raise MediaError(f"no frame lies in the part that was asked for: {self.description}")
+            raise MediaError(f"no frame lies in the chosen part: {self.description}")
 
     def close(self) -> None:
         """Give back what the source holds, a camera for one; it yields no frames afterwards."""

@@ -61,7 +61,7 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
     if not path.exists():
         raise MediaError(f"{text} does not exist; expected a bag, a video file, a folder of images or a camera index")
     if not os.access(path, os.R_OK):
-        raise MediaError(f"{text} may not be read by this user; check its permissions")
+        raise MediaError(f"this user may not read {text}; check its permissions")
     if is_bag:
         return BagSource(path, topic)
     if path.is_dir():
@@ -96,7 +96,7 @@ class VideoSource(Source):
         width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         capture.release()
         if not 0 < fps < 1000:
-            log.warning("%s states no usable frame rate (%s); taking %g Hz", path, fps, DEFAULT_FPS)
+            log.warning("%s states no usable frame rate (%s); assuming %g Hz", path, fps, DEFAULT_FPS)
             fps = DEFAULT_FPS
         self.count = count if count > 0 else None
         self.nominal_period_ns = round(1e9 / fps)
@@ -142,10 +142,10 @@ class VideoSource(Source):
         if number == 0:
             self.check_part()
             raise MediaError(
-                f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or cut short"
+                f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or truncated"
             )
         if self.whole and self.count is not None and number < self.count:
-            lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be cut short"
+            lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be truncated"
             self.skipped = [lost]
             log.warning(lost)
 
@@ -163,7 +163,7 @@ class FolderSource(Source):
             there = sorted(child.name for child in path.iterdir())
             shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
             raise MediaError(
-                f"the folder {path} is no bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
+                f"the folder {path} is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
                 f"it holds {shown}"
             )
         self.files = natural_order(files)

@@ -62,14 +62,14 @@ def messages(path: Path, topics: Collection[str] = ()) -> Iterator[Recorded]:
             else:
                 odd += 1
     if odd:
-        raise Damage(f"{odd} of its rows are no messages of a topic")
+        raise Damage(f"{odd} of its rows are not messages of a topic")
 
 
 def _channels(database: apsw.Connection) -> dict[int, Channel]:
     try:
         rows = list(database.execute("SELECT id, name, type FROM topics"))
     except apsw.SQLError as error:
-        hint = f"did a file of the same name with {LOG} at its end, which a recorder writes first, stay behind?"
+        hint = f"is the file of the same name with {LOG} at its end missing, to which a recorder writes first?"
         raise Damage(f"{error}; {hint}") from error
     return {key: Channel(str(name), str(kind)) for key, name, kind in rows if isinstance(key, int)}
 
@@ -92,7 +92,7 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
             finally:
                 connection.close(True)
         except apsw.Error as error:
-            raise Damage(f"SQLite cannot read it, or not further ({error})") from error
+            raise Damage(f"SQLite cannot read it, or cannot read on ({error})") from error
 
 
 class _Files(apsw.VFS):

@@ -126,9 +126,9 @@ def test_a_part_of_a_recording_is_chosen_in_seconds(
     part = open_source(path, start_s=0.15)
     assert [bool(np.array_equal(a, one.data)) for a, one in zip(whole[5:], part.frames(), strict=True)] == 4 * [True]
     assert part.count == 4 and part.left_out == 5, "true flow is counted from the first frame of all"
-    with pytest.raises(MediaError, match=r"no frame lies in the part that was asked for: .*from 9 s to its end"):
+    with pytest.raises(MediaError, match=r"no frame lies in the chosen part: .*from 9 s to its end"):
         list(open_source(path, start_s=9).frames())
-    with pytest.raises(MediaError, match="expected a part from 0 s or later to later than that, got 2 s to 1 s"):
+    with pytest.raises(MediaError, match="expected a part from 0 s or later to a later time, got 2 s to 1 s"):
         open_source(path, start_s=2, stop_s=1)
 
 

@@ -78,7 +78,7 @@ def test_the_last_messages_of_a_killed_recorder_are_read(tmp_path: Path, kept: i
     if kept:
         assert read(killed)[1] == kept
     else:
-        with pytest.raises(MediaError, match=r"a file of the same name with -wal at its end.* stay behind"):
+        with pytest.raises(MediaError, match=r"file of the same name with -wal at its end missing"):
             read(killed)
 
 

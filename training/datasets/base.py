@@ -210,7 +210,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise MediaError(f"{path} cannot be read as an image; it is missing, cut short or damaged")
+        raise MediaError(f"{path} cannot be read as an image; it is missing, truncated or damaged")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # OpenCV before 4.11, as Ubuntu's, has no IMREAD_COLOR_RGB
 
 
@@ -221,7 +221,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     """
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        raise MediaError(f"{path} cannot be read as a mask; it is missing, cut short or damaged")
+        raise MediaError(f"{path} cannot be read as a mask; it is missing, truncated or damaged")
     expect_size(path, mask, size)
     return mask > 0
 
