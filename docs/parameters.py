@@ -62,7 +62,7 @@ def _row(field: dataclasses.Field) -> str:
     about, default = field.metadata, _default(field)
     kind = f"{TYPES[type(default[0])]} array" if isinstance(default, list) else TYPES[type(default)]
     limits = _range(field) or ", ".join(f"`{choice}`" for choice in about["choices"])
-    when = "live" if field.name in LIVE else "start" if about["read_only"] else "configure"
+    when = "live" if field.name in LIVE else "start" if about["at_start"] else "configure"
     description = about["description"].replace("|", "\\|") + (f" [{about['unit']}]" if about["unit"] else "")
     cells = (f"`{field.name}`", kind, f"`{json.dumps(default)}`", limits, when, description)
     return f"| {' | '.join(cells)} |\n"
@@ -72,7 +72,7 @@ def _entry(field: dataclasses.Field) -> str:
     """A parameter with what it is for, in YAML."""
     about = field.metadata
     limits = _range(field) or ", ".join(about["choices"])
-    mark = "(live) " if field.name in LIVE else "(start) " if about["read_only"] else ""
+    mark = "(live) " if field.name in LIVE else "(start) " if about["at_start"] else ""
     allowed = " ".join(filter(None, [f"[{about['unit']}]" if about["unit"] else "", limits]))
     text = f"{mark}{about['description']}{f' ({allowed})' if allowed else ''}"
     comment = textwrap.fill(text, 120, initial_indent="    # ", subsequent_indent="    # ", break_on_hyphens=False)

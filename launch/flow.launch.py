@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     "device": ("", "cpu, cuda or cuda:N" + KEEP, None),
     "image_transport": ("", "auto, raw or compressed" + KEEP, ["", "auto", "raw", "compressed"]),
     "autostart": ("", "configure and activate at start" + KEEP, ["", *BOOLEAN]),
+    "exit_on_failure": ("", "end with status 1 where the node cannot start" + KEEP, ["", *BOOLEAN]),
     "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
     "log_level": ("info", "of the node", ["debug", "info", "warn", "error", "fatal"]),
     "respawn": ("false", "start the node again when it ends", BOOLEAN),
@@ -72,8 +73,7 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     remappings += [_rule(text) for text in _list(value["remap"])]
     parameters: dict[str, str | bool | list[str]] = {"use_sim_time": value["use_sim_time"] == "true"}
     parameters |= {name: value[name] for name in ("model", "device", "image_transport") if value[name]}
-    if value["autostart"]:
-        parameters["autostart"] = value["autostart"] == "true"
+    parameters |= {name: value[name] == "true" for name in ("autostart", "exit_on_failure") if value[name]}
     if cameras != [""]:
         parameters["cameras"] = cameras
     logger = ".".join([*value["namespace"].strip("/").split("/"), value["name"]]).lstrip(".")
@@ -119,7 +119,7 @@ def _sibling(topic: str, name: str) -> str:
 
 
 def _params_file(name: str) -> str:
-    path = CONFIG / f"{name}.yaml" if name in TEMPLATES else Path(name)
+    path = CONFIG / f"{name}.yaml" if name in TEMPLATES else Path(name).expanduser()
     if not path.is_file():
         raise RuntimeError(f"params_file: expected a path or one of {', '.join(TEMPLATES)}, got {name!r}")
     return str(path)

@@ -93,7 +93,9 @@ def generate_launch_description() -> LaunchDescription:
             # The flow of the last frames is under way when the player ends; SIGINT lets the node finish it. Viewers may
             # be closed.
             RegisterEventHandler(OnProcessExit(target_action=_is_ours, on_exit=_end)),
-            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(flow_launch))),
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(str(flow_launch)), launch_arguments=[("exit_on_failure", "true")]
+            ),
             player,
         ]
     )

@@ -51,7 +51,7 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
     if fps is not None and not fps > 0:
         raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
-    path = Path(text)
+    path = Path(text).expanduser()  # in `input:=~/bag` no shell does
     camera = re.fullmatch(r"(?:/dev/video)?(\d+)", text)
     is_bag = path.name.lower().endswith(BAG_SUFFIXES) or (path.is_dir() and _holds_bag(path))
     if topic is not None and not is_bag:

@@ -20,16 +20,15 @@ from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.accounts import FrameAccounts
+from deq_flow_ros.ros.budget import BudgetWords
 from deq_flow_ros.ros.camera_info import WHOLE
 from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
 from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
-from deq_flow_ros.streaming import FlowEstimator, FlowInfo, FlowResult, UpdateRequest
+from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
 
-MAX_STAMP_AGE_MS = 10_000.0
-"""Oldest stamp that is believed where the budget counts from it."""
 OPTIONS = {field.name for field in fields(OutputOptions)} & {field.name for field in fields(NodeSettings)}  # parameters
 
 
@@ -75,10 +74,10 @@ class Camera:
         self._levels = Levels()
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
-        self._logged_scale = settings.max_scale
         self._accounts = FrameAccounts(str(model.device), settings.direction, name)
         self._outputs = FlowOutputs(node, self.prefix)
         self._logger = self._outputs.logger
+        self._budget = BudgetWords(self._logger, settings.max_scale)
 
     def destroy(self) -> None:
         """Free the publishers; the input is to be closed before."""
@@ -132,7 +131,7 @@ class Camera:
             settings = self._apply_changes()
             whole = convert.image_to_rgb(frame.message, self._levels)
             rgb = whole if settings.roi == WHOLE else convert.region(whole, settings.roi)
-            start_ns, latency_from = self._budget_start(frame, settings.latency_from)
+            start_ns, latency_from = self._budget.start(frame, settings.latency_from)
             request = UpdateRequest(self.estimator, rgb, frame.stamp_ns, start_ns, time_limit_ms)
             self._reset_if_another_source(frame.message)
         except Exception as error:
@@ -157,7 +156,7 @@ class Camera:
             self._publish(attempt, result, previous)
         except Exception as error:
             return self.fail(frame, error)
-        self._report(result.info)
+        self._budget.report(result.info)
         stage_ms = {
             "wait": (attempt.begun_ns - frame.arrival_ns) * 1e-6,
             "convert": (attempt.converted_ns - attempt.begun_ns) * 1e-6,
@@ -230,21 +229,6 @@ class Camera:
         elif wanted != self.estimator.stream.settings.uncertainty:
             self.estimator.change(uncertainty=wanted)
 
-    def _budget_start(self, frame: ReceivedFrame, latency_from: str) -> tuple[int, str]:
-        """When the budget of a frame starts to count, and from what: "stamp" or "arrival"."""
-        if latency_from == "arrival":
-            return frame.arrival_ns, "arrival"
-        if frame.age_ms is not None and 0.0 <= frame.age_ms <= MAX_STAMP_AGE_MS:
-            return frame.arrival_ns - round(1e6 * frame.age_ms), "stamp"
-        age = "unknown, as the ROS clock stands at zero" if frame.age_ms is None else f"{frame.age_ms:.0f} ms"
-        self._logger.warning(
-            f"latency_from is stamp, but the age of the images by their stamps is {age}, expected 0 to "
-            f"{MAX_STAMP_AGE_MS:.0f} ms: the budget counts from their arrival; synchronise the clocks, or set "
-            "use_sim_time",
-            throttle_duration_sec=10.0,
-        )
-        return frame.arrival_ns, "arrival"
-
     def _reset_if_another_source(self, message: ImageMessage) -> None:
         """The estimator sees only pixels and stamps; that another camera took over the topic shows in the message."""
         before, now = _source(self._previous or message), _source(message)
@@ -269,21 +253,6 @@ class Camera:
         )
         calibration = None if source is None else source.camera_info
         self._outputs.publish(result.flow, result.residual, header, calibration, elapsed_s, options, result.uncertainty)
-
-    def _report(self, info: FlowInfo) -> None:
-        """Say what the budget costs: a smaller scale, or flow that comes late."""
-        if info.scale != self._logged_scale and self._logger.info(
-            f"processing scale changed from {self._logged_scale:.3g} to {info.scale:.3g}", throttle_duration_sec=5.0
-        ):
-            self._logged_scale = info.scale
-        if info.starved:
-            self._logger.warning(
-                f"the budget of {info.budget_ms:g} ms cannot be met: one iteration at the lowest scale, "
-                f"{info.scale:.3g}, took until {info.latency_ms:.0f} ms. Each image gets that one iteration, its flow "
-                "comes late, and the newest image wins. Raise latency_budget_ms, lower min_scale, or use a faster "
-                "device",
-                throttle_duration_sec=10.0,
-            )
 
     def _publish_account(self, frame: ReceivedFrame, account: DiagnosticArray) -> None:
         frame.accounted = True

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
@@ -17,14 +16,13 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from rclpy.time import Time
 from rclpy.topic_endpoint_info import TopicEndpointInfo
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED
 from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.ros.topics import ImageMessage, Source, candidates, info_topic
 from deq_flow_ros.streaming.continuity import StampOrder
-
-ImageMessage: TypeAlias = Image | CompressedImage
 
 MAX_WAIT_NS = 1_000_000_000
 """Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
@@ -76,18 +74,6 @@ class RateLimit:
         return True
 
 
-@dataclass(frozen=True)
-class Source:
-    """A topic that may carry the images, and its message type."""
-
-    topic: str
-    kind: type[ImageMessage]
-
-    def type_name(self) -> str:
-        """As the ROS graph has it: "sensor_msgs/msg/Image"."""
-        return f"sensor_msgs/msg/{self.kind.__name__}"
-
-
 class CameraInput:
     """The subscriptions of one camera, from its construction to ``close``. For the executor's thread alone.
 
@@ -122,7 +108,7 @@ class CameraInput:
         self.info_topic = info_topic(node, image_topic, prefix)
         self.rectified = image_topic.rpartition("/")[2].startswith("image_rect")
         self._subscription: Subscription | None = None
-        self._info_subscription: Subscription | None = None
+        self._info_subscriptions: list[Subscription] = []
         self._timer = node.create_timer(WATCH_PERIOD_S, self._watch, clock=STEADY_CLOCK)
         try:
             self._subscribe(self._candidates[0])
@@ -144,11 +130,11 @@ class CameraInput:
         """Unsubscribe from everything."""
         self._closed = True
         self._node.destroy_timer(self._timer)
-        for subscription in (self._subscription, self._info_subscription):
+        for subscription in (self._subscription, *self._info_subscriptions):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
         # Their callbacks hold this object: the circle would keep the camera's memory until it is searched for.
-        del self._timer, self._subscription, self._info_subscription
+        del self._timer, self._subscription, self._info_subscriptions
 
     def _subscribe(self, source: Source) -> None:
         if self._subscription is not None:
@@ -173,13 +159,19 @@ class CameraInput:
         if self.info_topic is None:
             self._logger.info("no camera_info: remap the input image, and the camera_info beside it is used")
             return
-        self._info_subscription = self._node.create_subscription(
-            CameraInfo,
-            self.info_topic,
-            self._on_camera_info,
-            qos.sensor_data(),
-            qos_overriding_options=qos.override_options(self._node, self.info_topic),
-        )
+        overrides = qos.override_options(self._node, self.info_topic)
+        # Drivers send it with each image, for anyone; map servers, simulators and players once, for whoever comes
+        # later, which only a subscription that asks for it receives.
+        for profile, options in ((qos.sensor_data(), overrides), (qos.latched(), None)):
+            subscription = self._node.create_subscription(
+                CameraInfo,
+                self.info_topic,
+                self._on_camera_info,
+                profile,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),  # they would warn of the other
+                qos_overriding_options=options,
+            )
+            self._info_subscriptions.append(subscription)
 
     def _on_message(self, message: ImageMessage, info: dict[str, int]) -> None:
         arrival_ns = arrival(info["received_timestamp"], time.time_ns(), time.monotonic_ns())
@@ -260,32 +252,6 @@ class CameraInput:
         if silent_s >= limit_s * 2**self._warnings:
             self._warnings += 1
             self._logger.warning(reason)
-
-
-def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
-    """Where the images of a camera may come from, by the parameter ``image_transport``; the best first.
-
-    Names are image_transport's: the compressed images of IMAGE are on IMAGE/compressed. A camera that has compressed
-    images alone may as well publish them on IMAGE itself.
-    """
-    image = node.resolve_topic_name(f"{prefix}image")
-    raw, compressed_alone = Source(image, Image), Source(image, CompressedImage)
-    compressed = Source(node.resolve_topic_name(f"{image}/compressed"), CompressedImage)
-    by_transport = {
-        "raw": (raw,),
-        "compressed": (compressed, compressed_alone),
-        "auto": (raw, compressed, compressed_alone),
-    }
-    return by_transport[transport]
-
-
-def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
-    """Topic of the calibration of an image topic: by image_transport's convention ``camera_info`` beside it.
-
-    None where that is what the node itself publishes.
-    """
-    topic = node.resolve_topic_name(f"{image_topic.rpartition('/')[0]}/camera_info")
-    return None if topic == node.resolve_topic_name(f"{prefix}camera_info") else topic
 
 
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:

@@ -16,33 +16,33 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rclpy
-import rclpy.logging
 import torch
-from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.exceptions import ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.timer import Timer
-from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.ros import convert, process
+from deq_flow_ros.ros import convert, process, snapshot_service
 from deq_flow_ros.ros.camera import Camera
-from deq_flow_ros.ros.camera_input import STEADY_CLOCK
+from deq_flow_ros.ros.diagnostics import Diagnostics
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameter_checks import changed, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 from deq_flow_ros.ros.qos import unused_overrides
-from deq_flow_ros.ros.snapshot import write_snapshot
 from deq_flow_ros.ros.worker import FrameWorker
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
-SNAPSHOT_TIMEOUT_S = 5.0
 DISABLED = "disabled by ~/enable"
+USAGE = """Dense optical flow of a camera's images, as a lifecycle node. It takes the arguments of ROS alone:
+
+  ros2 run deq_flow_ros flow_node --ros-args -r '~/image:=/camera/image_raw' -p device:=cuda --params-file FILE
+
+docs/node.md describes its topics, docs/parameters.md (and `ros2 param describe`) its parameters."""
 
 
 class FlowNode(LifecycleNode):
@@ -56,7 +56,6 @@ class FlowNode(LifecycleNode):
         super().__init__("flow_node")
         self.cameras: list[Camera] = []
         self.worker: FrameWorker | None = None
-        self._diagnostics_timer: Timer | None = None
         self._enabled = True
         self._told: set[str] = set()
         self._health = Health(self.get_fully_qualified_name())
@@ -65,8 +64,8 @@ class FlowNode(LifecycleNode):
         NodeSettings.declare(self)
         for line in misspelt_overrides(self):
             self.get_logger().warning(line)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._publish_diagnostics_every(self.get_parameter("diagnostics_period_s").value)
+        self._diagnostics = Diagnostics(self, lambda: self._health.statuses(self.cameras))
+        self._diagnostics.publish_every(self.get_parameter("diagnostics_period_s").value)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/reset", self._on_reset)
         # Of a group of its own: while it waits for the disk, the callbacks of all others go on.
@@ -74,14 +73,26 @@ class FlowNode(LifecycleNode):
         process.refuse_impossible_transitions(self)
         self.get_logger().info(f"images are converted by {convert.BACKEND}")
 
-    def start(self, stop: process.StopRequest) -> None:
-        """Configure and activate, where the parameter ``autostart`` says so; a failure leaves the node unconfigured."""
+    def start(self, stop: process.StopRequest) -> bool:
+        """Configure and activate, where the parameter ``autostart`` says so; a failure leaves the node as it was.
+
+        :returns: whether the process is to go on.
+        """
         if not self.get_parameter("autostart").value:
-            return
-        if self.trigger_configure() != SUCCESS:
-            self.get_logger().error("not started; once what is named above is mended, call the transition configure")
-        elif not stop.requested:
-            self.trigger_activate()
+            return True
+        for transition, trigger in (("configure", self.trigger_configure), ("activate", self.trigger_activate)):
+            if stop.requested:
+                return True
+            if trigger() != SUCCESS:
+                ends: bool = self.get_parameter("exit_on_failure").value
+                then = "the process ends (exit_on_failure)" if ends else f"then call the transition {transition}"
+                self.get_logger().error(f"not started; mend what is named above; {then}")
+                return not ends
+        return True
+
+    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
+        """See rclpy; what has its value already is no change, though it may be for reading only."""
+        return super().set_parameters_atomically(changed(parameter_list, self))
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and measure its cost; on failure say what to do, and stay unconfigured."""
@@ -99,7 +110,7 @@ class FlowNode(LifecycleNode):
         torch.set_num_threads(settings.compute_threads())
         cv2.setNumThreads(settings.compute_threads())
         precision = choose_precision(settings.precision, settings.device)
-        model = load_model(settings.model, settings.device, precision=precision)
+        model = load_model(Path(settings.model).expanduser(), settings.device, precision=precision)
         self._device = model.device
         for name in settings.cameras:
             self.cameras.append(Camera(self, name, model, settings))
@@ -113,7 +124,7 @@ class FlowNode(LifecycleNode):
         runtime, threads = self.cameras[0].estimator.engine.about, torch.get_num_threads()
         about = {"precision": precision, "gpu_runtime": runtime, "threads": threads, "images": convert.BACKEND}
         self._health.configured(self._device, settings.model, **about)
-        self._publish_diagnostics_every(settings.diagnostics_period_s)
+        self._diagnostics.publish_every(settings.diagnostics_period_s)
         self.get_logger().info(
             f"model {settings.model} on {self._device} in {precision}, {runtime}, {threads} thread(s), "
             f"{len(self.cameras)} camera(s), budget {settings.latency_budget_ms:g} ms, {settings.direction} flow"
@@ -244,43 +255,26 @@ class FlowNode(LifecycleNode):
         if worker is None:
             response.success, response.message = False, "the node is not active: there is no stream"
             return response
-        log_folder = rclpy.logging.get_logging_directory()
-        folder = Path(self._settings.snapshot_folder or log_folder / "flow_snapshots").expanduser()
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
-
-        def write() -> list[str]:
-            copies = worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
-            return [str(write_snapshot(folder, copy, about)) for copy in copies if copy is not None]
-
-        try:
-            paths = await process.in_a_thread(write, self.executor, "snapshot")
-            response.success = bool(paths)
-            response.message = ", ".join(paths) or "no stream yet: no pair of images has been processed"
-        except TimeoutError as error:
-            response.success, response.message = False, f"no snapshot, the frame in hand takes too long: {error}"
-        except Exception as error:
-            response.success, response.message = False, f"cannot write into {folder}: {process.words_of(error)}"
-        return response
-
-    def _publish_diagnostics_every(self, period_s: float) -> None:
-        if self._diagnostics_timer is not None:
-            self.destroy_timer(self._diagnostics_timer)
-        self._diagnostics_timer = self.create_timer(period_s, self._publish_diagnostics, clock=STEADY_CLOCK)
-
-    def _publish_diagnostics(self) -> None:
-        header = Header(stamp=self.get_clock().now().to_msg())
-        self._diagnostics.publish(DiagnosticArray(header=header, status=self._health.statuses(self.cameras)))
+        folder = self._settings.snapshot_folder
+        return await snapshot_service.answer(response, worker, self.cameras, folder, about, self.executor)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the process until SIGINT or SIGTERM; returns its exit status: 0, or 2 for a wrong parameter."""
-    stop = process.start(args)
+    """Run the process until SIGINT or SIGTERM.
+
+    :returns: its exit status: 0; 1 where it could not start and `exit_on_failure` is set; 2 for a wrong parameter.
+    :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
+    """
+    process.parse_no_options("flow_node", USAGE, args)
     node = None
     try:
+        stop = process.start(args)
         node = FlowNode()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        node.start(stop)
+        if not node.start(stop):
+            return 1
         while not stop.requested:
             process.spin_once(executor, node)
     except ParameterException as error:

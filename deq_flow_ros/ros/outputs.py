@@ -17,10 +17,9 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.compressed import encode_image
-from deq_flow_ros.ros import convert
+from deq_flow_ros.ros import convert, qos
 from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
 from deq_flow_ros.ros.points import flow_points
-from deq_flow_ros.ros.qos import OVERRIDABLE, sensor_data
 
 _TOPICS = {
     "flow": Image,
@@ -64,8 +63,8 @@ class OutputOptions:
 class FlowOutputs:
     """The publishers of one camera, from configure to cleanup, under ``prefix``: "~/", or "~/NAME/" of a named camera.
 
-    Best effort (sensor data), but for the reliable accounts, unless ROS's own QoS overrides say otherwise: the
-    parameters ``qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}`` at start.
+    Reliable, with few messages kept, unless ROS's own QoS overrides say otherwise: the parameters
+    ``qos_overrides.TOPIC.publisher.{history,depth,reliability,durability}`` at start.
 
     :ivar logger: of this camera alone, so that throttling one camera's words does not swallow another's.
     :raises RuntimeError: for such a parameter with a value that is none; or rclpy's ParameterException.
@@ -81,7 +80,7 @@ class FlowOutputs:
         self._all: list[LifecyclePublisher] = []
         try:
             for name, kind in _TOPICS.items():
-                self._publishers[name] = self._publisher(kind, prefix + name, sensor_data())
+                self._publishers[name] = self._publisher(kind, prefix + name, qos.output())
             reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
             self._statistics = self._publisher(DiagnosticArray, f"{prefix}statistics", reliable)
         except Exception:
@@ -90,7 +89,7 @@ class FlowOutputs:
 
     def _publisher(self, kind: type, topic: str, profile: QoSProfile) -> LifecyclePublisher:
         # Overrides are written into the profile given.
-        options = QoSOverridingOptions(OVERRIDABLE)
+        options = QoSOverridingOptions(qos.OVERRIDABLE)
         self._all.append(self._node.create_lifecycle_publisher(kind, topic, profile, qos_overriding_options=options))
         return self._all[-1]
 

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of ``flow_node``: one table, from which they are declared, checked and read."""
+"""The parameters of ``flow_node``: one table, from which they are declared and read."""
 
 from __future__ import annotations
 
 import array
 import dataclasses
-import difflib
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -45,7 +44,7 @@ def configured(value: Any, description: str, when: str = "configure") -> Any:
     :param when: it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
     """
     value = value if isinstance(value, Value) else Value(value)
-    about = {**vars(value), "description": description, "live": when == "live", "read_only": when == "start"}
+    about = {**vars(value), "description": description, "live": when == "live", "at_start": when == "start"}
     return dataclasses.field(default=about.pop("default"), metadata=about)
 
 
@@ -172,11 +171,29 @@ class NodeSettings:
         "folder for what the service ~/snapshot writes, one folder each; empty = flow_snapshots beside ROS's log files",
     )
     autostart: bool = configured(True, "configure and activate at start; false = wait for a lifecycle manager", "start")
+    exit_on_failure: bool = configured(
+        False,
+        "what becomes of a node that autostart could not configure and activate: true = the process ends with status "
+        "1; false = it stays, so that an operator can mend what its log names and call the transitions",
+        "start",
+    )
 
     @classmethod
     def declare(cls, node: Node) -> None:
-        """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both."""
+        """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
+
+        An empty list stands for the default of a list: YAML has no type for it, and without any value rclpy would raise
+        an error where it is read.
+
+        :raises ParameterException: for a value that cannot be, or none where one is needed.
+        """
+        given = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
         for field in dataclasses.fields(cls):
+            if field.name in given and given[field.name].type_ == Parameter.Type.NOT_SET:
+                if not isinstance(field.default, tuple):
+                    expected = type(field.default).__name__
+                    raise ParameterException(f"{field.name}: expected a value of type {expected}, got none", field.name)
+                del given[field.name]
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             node.declare_parameter(field.name, default, _descriptor(field))
 
@@ -234,7 +251,7 @@ LIVE = frozenset(field.name for field in dataclasses.fields(NodeSettings) if fie
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     about = field.metadata
     unit = f" [{about['unit']}]" if about["unit"] else ""
-    descriptor = ParameterDescriptor(description=about["description"] + unit, read_only=about["read_only"])
+    descriptor = ParameterDescriptor(description=about["description"] + unit, read_only=about["at_start"])
     if about["choices"]:
         descriptor.additional_constraints = "one of: " + ", ".join(about["choices"])
     if about["minimum"] is not None:
@@ -245,59 +262,3 @@ def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
             limits = IntegerRange(from_value=about["minimum"], to_value=about["maximum"], step=1)
             descriptor.integer_range = [limits]
     return descriptor
-
-
-def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) -> SetParametersResult:
-    """Answer to a request to set parameters: what ranges cannot express, and whether it would have any effect now."""
-    fields = {field.name: field for field in dataclasses.fields(NodeSettings)}
-    ours = [parameter for parameter in parameters if parameter.name in fields]  # others: ROS's own, as use_sim_time
-    try:
-        for parameter in ours:
-            choices = fields[parameter.name].metadata["choices"]
-            if choices and parameter.value not in choices:
-                raise ValueError(f"{parameter.name}: expected one of {', '.join(choices)}, got {parameter.value!r}")
-            if parameter.name in _CHECKS:
-                _CHECKS[parameter.name](parameter.value)
-            if configured and parameter.name not in LIVE:
-                raise ValueError(
-                    f"{parameter.name} is read in configure: call the transitions deactivate and cleanup first"
-                )
-        # Before configure, values that belong together may still come one by one: configure checks them.
-        if configured and ours:
-            NodeSettings.read(node, ours)
-    except ValueError as error:
-        return SetParametersResult(successful=False, reason=str(error))
-    return SetParametersResult(successful=True)
-
-
-def _check_cameras(names: Sequence[str]) -> None:
-    valid = list(names) == [""] or (names and all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in names))
-    if not valid or len(set(names)) != len(names):
-        raise ValueError(
-            'cameras: expected [""] or different names of letters, digits and _ that start with a letter, '
-            f"got {list(names)}"
-        )
-
-
-def _check_roi(roi: Sequence[int]) -> None:
-    whole = not any(roi)
-    if len(roi) != 4 or not (whole or (min(roi[:2]) >= 0 and min(roi[2:]) >= 16 and max(roi) < 2**31)):
-        raise ValueError(
-            "roi: expected [x, y, width, height] with x, y >= 0 and width, height >= 16, or four times 0, "
-            f"got {list(roi)}"
-        )
-
-
-_CHECKS: dict[str, Callable[[Any], None]] = {"cameras": _check_cameras, "roi": _check_roi}
-"""Of arrays, for which ROS knows no ranges."""
-
-
-def misspelt_overrides(node: Node) -> list[str]:
-    """A line for each value given at start that no parameter takes, as ROS drops these silently."""
-    known = [field.name for field in dataclasses.fields(NodeSettings)]
-    lines = []
-    for name in getattr(node, "_parameter_overrides", {}):  # rclpy offers no public way to ask
-        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
-            close = difflib.get_close_matches(name, known, n=1)
-            lines.append(f"no parameter {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    return lines

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import re
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions
 from rclpy.executors import Executor, ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
@@ -26,12 +30,37 @@ def start(args: Sequence[str] | None) -> StopRequest:
     ROS's own handlers would close the context at once, and with it whatever is still to be published.
 
     :param args: the command line, ROS arguments included.
+    :raises SystemExit: with status 2 for ROS arguments that cannot be.
     """
     stop = StopRequest().__enter__()  # for as long as the process lives
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="[%(levelname)s] [%(name)s]: %(message)s")
-    rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:
+        told = re.sub(r", at /\S+:\d+", "", str(error))
+        form = "expected --ros-args -r FROM:=TO -p NAME:=VALUE --params-file FILE ..."
+        print(f"ROS cannot use these arguments: {told}; {form}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
     return stop
+
+
+def parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:
+    """Take a command line that may hold nothing but ROS arguments and a request for help.
+
+    :param usage: what that prints.
+    :raises SystemExit: with status 0 after the help, 2 for anything else.
+    """
+    parser = argparse.ArgumentParser(
+        name, description=usage, formatter_class=argparse.RawDescriptionHelpFormatter, usage=f"{name} [--ros-args ...]"
+    )
+    words = list(sys.argv if args is None else [name, *args])
+    # What stands between --ros-args and -- is ROS's, which may be malformed: rclpy.init says how.
+    own, within = [], False
+    for word in words[1:]:
+        within = (within or word == "--ros-args") and word != "--"
+        own += [] if within or word == "--" else [word]
+    parser.parse_args(own)
 
 
 def words_of(error: Exception) -> str:
@@ -65,6 +94,25 @@ def in_a_thread(job: Callable[[], Any], executor: Executor | None, name: str) ->
     return future
 
 
+_TRANSITIONS = {
+    getattr(Transition, name): name.removeprefix("TRANSITION_").lower()
+    for name in dir(Transition)
+    if name.startswith("TRANSITION_")
+}
+"""Names of the transitions by their numbers."""
+
+
+def _state_words(node: LifecycleNode) -> str:
+    """In which state a node is, and what may be asked of it there."""
+    service = next(service for service in node.services if service.srv_name.endswith("/get_available_transitions"))
+    possible = service.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
+    found = possible.available_transitions
+    if not found:
+        return "the node is finalized, and nothing is possible from there"
+    labels = ", ".join(sorted({each.transition.label for each in found}))
+    return f"the node is {found[0].start_state.label}, and possible from there are {labels}"
+
+
 def refuse_impossible_transitions(node: LifecycleNode) -> None:
     """Let a node answer the request of a transition that its state does not have with "no".
 
@@ -76,9 +124,11 @@ def refuse_impossible_transitions(node: LifecycleNode) -> None:
     def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
         try:
             return change(request, response)
-        except RuntimeError as error:
-            node.get_logger().warning(f"cannot do the transition that was asked for: {error}")
+        except RuntimeError:
             response.success = False
+            transition = request.transition
+            wanted = _TRANSITIONS.get(transition.id, f"with id {transition.id}") if transition.id else transition.label
+            node.get_logger().warning(f"the transition {wanted} was refused: {_state_words(node)}")
             return response
 
     service.callback = callback

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import QoSCompatibility, QoSPolicyKind, QoSProfile, qos_check_compatible, qos_profile_sensor_data
+from rclpy.qos import (
+    DurabilityPolicy,
+    QoSCompatibility,
+    QoSPolicyKind,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+    qos_profile_sensor_data,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
@@ -30,6 +38,23 @@ _REMEDIES = {
 def sensor_data() -> QoSProfile:
     """The sensor data profile, one of its own: QoS overrides are written into the profile given."""
     return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=qos_profile_sensor_data.reliability)
+
+
+def latched() -> QoSProfile:
+    """Of a message that was published once: the last one, also if it was before the subscription.
+
+    In a best-effort subscription the middleware leaves it out.
+    """
+    reliable, durable = ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL
+    return QoSProfile(depth=1, reliability=reliable, durability=durable)
+
+
+def output() -> QoSProfile:
+    """Of what the node publishes: reliable, so that subscribers of both kinds match.
+
+    Of a subscriber that does not keep up, only the last few messages wait for it, and the publisher never does.
+    """
+    return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def given_overrides(node: Node) -> Mapping[str, Any]:

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When an image came, and whether it came too soon: from times alone."""
+"""When an image came, and whether it came too soon: from times alone; and a calibration that comes once."""
 
 import random
+from collections import deque
 
 import pytest
 
-pytest.importorskip("rclpy", reason="needs ROS 2")
-from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, RateLimit, arrival
+rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+from node_client import NodeClient
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo
+
+from deq_flow_ros.ros import qos
+from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, CameraInput, RateLimit, arrival
+from deq_flow_ros.ros.parameters import NodeSettings
 
 MS = 1_000_000
 WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000
@@ -38,3 +45,25 @@ def test_a_rate_limit_keeps_its_rate_and_forgives_jitter() -> None:
         limit = RateLimit()
         passed = sum(limit.passes(time_ns, rate_hz) for time_ns in times)
         assert passed == pytest.approx(share * len(times), rel=0.02), rate_hz
+
+
+def test_a_calibration_that_was_published_once_for_late_comers_is_received() -> None:
+    """Simulators and players do so; without it there are no bearings, and nobody knows why."""
+    rclpy.init(args=["--ros-args", "-r", "~/image:=/once/image"])
+    client, node = NodeClient(), Node("flow_node")
+    try:
+        publisher = client.create_publisher(CameraInfo, "/once/camera_info", qos.latched())
+        publisher.publish(CameraInfo(width=123))
+        received = CameraInput(node, "~/", NodeSettings(), deque(), node.get_logger(), lambda frame: None)
+        client.executor.add_node(node)
+        client.until(lambda: received.camera_info, "the calibration")
+        assert received.camera_info is not None and received.camera_info.width == 123
+        client.create_publisher(CameraInfo, "/once/camera_info", qos.sensor_data())  # and one that sends it with images
+        later = CameraInfo(width=456)
+        again = list(client.publishers)[-1]
+        client.until(lambda: again.publish(later) or received.camera_info.width == 456, "the one that is sent")
+        received.close()
+    finally:
+        node.destroy_node()
+        client.destroy_node()
+        rclpy.shutdown()

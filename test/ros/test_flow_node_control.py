@@ -223,7 +223,7 @@ def test_silence_is_told_with_its_reason_and_so_is_its_end(node: NodeClient, log
 def test_a_budget_that_cannot_be_met_is_told_with_what_is_done(node: NodeClient, log: Path) -> None:
     """Flow that is always late looks like a slow network; the remedy is elsewhere."""
     assert node.set_parameters(latency_budget_ms=0.1) == ""
-    account = node.send(*(node.image() for _ in range(12)))[-1]  # a share of the window that is worth a warning
+    account = node.send(*(node.image() for _ in range(24)))[-1]  # one alone may be late for another reason
     assert (account["starved"], account["over_budget"], account["iterations"]) == ("true", "true", "1")
     node.until(lambda: "the budget of 0.1 ms cannot be met" in log.read_text(), "the warning")
     node.set_parameters(latency_budget_ms=0.0)
@@ -252,7 +252,8 @@ def test_diagnostics_name_process_and_camera(node: NodeClient) -> None:
 def test_a_transition_that_the_state_does_not_have_is_refused(node: NodeClient, log: Path) -> None:
     """rclpy raises an error then, which would end the node, and the caller would wait for ever."""
     assert not node.change_state("activate") and not node.change_state("cleanup")
-    assert node.state() == "active" and "cannot do the transition" in log.read_text()
+    words = "activate was refused: the node is active, and possible from there are deactivate, shutdown"
+    assert node.state() == "active" and words in log.read_text()
     assert node.send(node.image())[0]["outcome"] == "processed"
 
 

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import cv2
 import pytest
@@ -17,10 +19,11 @@ from node_parts import configured_node, service
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from std_srvs.srv import SetBool, Trigger
 
-from deq_flow_ros.ros import flow_node
+from deq_flow_ros.ros import flow_node, process, snapshot_service
 from deq_flow_ros.ros.flow_node import DISABLED, FlowNode
 
 NODE_TOPICS = {"/parameter_events", "/diagnostics"}
@@ -108,7 +111,7 @@ def test_everything_goes_on_while_a_snapshot_is_written(node: FlowNode, monkeypa
         assert written.wait(30.0)
         return Path("there")
 
-    monkeypatch.setattr(flow_node, "write_snapshot", slow)
+    monkeypatch.setattr(snapshot_service, "write_snapshot", slow)
     monkeypatch.setattr(node.cameras[0], "snapshot", lambda: "a copy")
     node.create_timer(0.01, lambda: ticks.append(1))
     user = Node("user")
@@ -146,3 +149,50 @@ def test_an_error_in_a_transition_leaves_a_node_that_can_be_configured(
         assert node.trigger_deactivate() == TransitionCallbackReturn.ERROR
     assert not node.cameras and node.worker is None
     assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_node_that_cannot_start_stays_to_be_mended_or_ends_the_process(
+    ends: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A robot's operator configures it anew; a replay, and whoever waits for it, must not wait for ever."""
+    with configured_node("model:=~/no/such/weights", f"exit_on_failure:={ends}".lower()) as node:
+        assert node.start(SimpleNamespace(requested=False)) is not ends
+        assert node.get_parameter("autostart").value
+        said = capfd.readouterr().err
+        assert f"no weights '{Path.home()}/no/such/weights'" in said  # no shell expands ~ in a file
+        assert ("the process ends" if ends else "then call the transition configure") in said
+
+
+def test_what_a_parameter_is_already_may_be_set_to_it(node: FlowNode) -> None:
+    """`ros2 param load` of what `ros2 param dump` wrote was refused for all that is read in configure or at start."""
+    for name in ("autostart", "device", "cameras"):
+        parameter = node.get_parameter(name)
+        assert node.set_parameters_atomically([parameter]).successful, name
+    assert "deactivate and cleanup first" in node.set_parameters_atomically([Parameter("threads", value=2)]).reason
+    assert not node.set_parameters_atomically([Parameter("autostart", value=False)]).successful
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--help"], 0, "ros2 run deq_flow_ros flow_node --ros-args -r"),
+        (["device=cuda"], 2, "unrecognized arguments: device=cuda"),
+        (["--ros-args", "-p", "device=cuda"], 2, "'-p device=cuda'"),
+        (["--ros-args", "-p", "threads:=two"], 2, "threads"),
+    ],
+    ids=["help", "unknown", "malformed", "wrong type"],
+)
+def test_the_command_line_helps_and_refuses_what_it_does_not_know(
+    words: list[str], status: int, said: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--help started the node, and a parameter without --ros-args was left out in silence."""
+    monkeypatch.setattr(process, "StopRequest", MagicMock())  # the signals stay those of the tests
+    try:
+        ended: object = flow_node.main(words)
+    except SystemExit as exit:
+        ended = exit.code
+    finally:
+        rclpy.try_shutdown()
+    printed = capfd.readouterr()
+    assert ended == status and said in printed.out + printed.err

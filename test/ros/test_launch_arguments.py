@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -150,3 +151,12 @@ def test_a_replay_that_cannot_be_starts_nothing(launch_folder: Path, tmp_path: P
     status, started = replay(launch_folder, tmp_path, **wrong)
     assert status != 0
     assert started == []
+
+
+def test_a_replay_whose_node_cannot_start_fails_at_once(launch_folder: Path, tmp_path: Path) -> None:
+    """The player would wait two minutes for a node that has no model, and the launch would then report success."""
+    began = time.monotonic()
+    status, started = replay(launch_folder, tmp_path, model="/nothing/here.safetensors")
+    assert status != 0
+    assert len(started) == 2
+    assert time.monotonic() - began < 60.0

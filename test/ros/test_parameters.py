@@ -14,7 +14,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameters import NodeSettings, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameter_checks import changed, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 
@@ -112,7 +113,8 @@ def answer(configured: bool, node: Node | None = None, **values: object) -> str:
 
 def test_a_change_is_refused_with_a_reason() -> None:
     """Wrong words, and values that would have no effect before the next configure."""
-    assert "expected one of forward, backward, got 'sideways'" in answer(False, direction="sideways")
+    assert answer(False, direction="sideways").endswith("expected one of forward, backward, got 'sideways'")
+    assert answer(False, direction="Forwards").endswith("got 'Forwards'; did you mean 'forward'?")
     assert "device is read in configure: call the transitions" in answer(True, device="cuda")
     assert answer(False, device="cuda") == answer(True, max_iterations=3) == answer(True, use_sim_time=True) == ""
 
@@ -157,5 +159,34 @@ def test_arrays_are_read_as_they_are_set() -> None:
 def test_a_misspelt_parameter_is_reported() -> None:
     """ROS ignores it silently, and the user wonders why nothing changed."""
     assert misspelt_overrides(make_node(max_iteration=3)) == [
-        "no parameter 'max_iteration'; did you mean 'max_iterations'?"
+        "no parameter 'max_iteration', so its value changes nothing; did you mean 'max_iterations'?"
     ]
+
+
+def with_file(folder: Path, text: str) -> Node:
+    """A node whose parameters a file sets."""
+    path = folder / "parameters.yaml"
+    path.write_text(f"/**: {{ros__parameters: {{{text}}}}}\n")
+    node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
+    NodeSettings.declare(node)
+    return node
+
+
+def test_an_empty_list_in_a_file_stands_for_the_default_and_no_value_at_all_is_named(tmp_path: Path) -> None:
+    """YAML gives neither a type; the node ended in a traceback."""
+    assert NodeSettings.read(with_file(tmp_path, "cameras: [], roi: [], threads: 3")) == dataclasses.replace(
+        NodeSettings(), threads=3
+    )
+    with pytest.raises(ParameterException, match="max_iterations: expected a value of type int, got none"):
+        with_file(tmp_path, "max_iterations: []")
+
+
+def test_what_was_dumped_from_a_node_is_taken_again_by_it() -> None:
+    """`ros2 param dump` writes all parameters, and `ros2 param load` sets them all, one by one."""
+    node = make_node(cameras=["front", "rear"], roi=[1, 2, 30, 40])
+    of_ros = ("use_sim_time", "start_type_description_service")
+    names = [*(field.name for field in dataclasses.fields(NodeSettings)), *of_ros]
+    dumped = [Parameter.from_parameter_msg(node.get_parameter(name).to_parameter_msg()) for name in names]
+    assert changed(dumped, node) == []
+    other = [Parameter("device", value="cuda"), Parameter("roi", value=[0, 0, 0, 0]), Parameter("unknown", value=1)]
+    assert changed([*dumped, *other], node) == other

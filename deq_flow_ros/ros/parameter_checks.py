@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be asked of the parameters of `flow_node`, and the words for what may not."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from deq_flow_ros.ros.parameters import LIVE, NodeSettings
+
+
+def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
+    """Those of the parameters whose value is another than the node's.
+
+    `ros2 param load` sets all that `ros2 param dump` wrote, be they for reading only or not to be changed now.
+    """
+    return [
+        parameter
+        for parameter in parameters
+        if not node.has_parameter(parameter.name)
+        or _plain(parameter.value) != _plain(node.get_parameter_or(parameter.name).value)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple, array.array)) else (type(value), value)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """"; did you mean 'x'?" with the known word that is closest, whatever its case; empty where none is close."""
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+
+
+def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) -> SetParametersResult:
+    """Answer to a request to set parameters: what ranges cannot express, and whether it would have any effect now."""
+    fields = {field.name: field for field in dataclasses.fields(NodeSettings)}
+    ours = [parameter for parameter in parameters if parameter.name in fields]  # others: ROS's own, as use_sim_time
+    try:
+        for parameter in ours:
+            choices = fields[parameter.name].metadata["choices"]
+            if choices and parameter.value not in choices:
+                hint = did_you_mean(str(parameter.value), choices)
+                raise ValueError(
+                    f"{parameter.name}: expected one of {', '.join(choices)}, got {parameter.value!r}{hint}"
+                )
+            if parameter.name in _CHECKS:
+                _CHECKS[parameter.name](parameter.value)
+            if configured and parameter.name not in LIVE:
+                raise ValueError(
+                    f"{parameter.name} is read in configure: call the transitions deactivate and cleanup first"
+                )
+        # Before configure, values that belong together may still come one by one: configure checks them.
+        if configured and ours:
+            NodeSettings.read(node, ours)
+    except ValueError as error:
+        return SetParametersResult(successful=False, reason=str(error))
+    return SetParametersResult(successful=True)
+
+
+def _check_cameras(names: Sequence[str]) -> None:
+    valid = list(names) == [""] or (names and all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in names))
+    if not valid or len(set(names)) != len(names):
+        raise ValueError(
+            'cameras: expected [""] or different names of letters, digits and _ that start with a letter, '
+            f"got {list(names)}"
+        )
+
+
+def _check_roi(roi: Sequence[int]) -> None:
+    whole = not any(roi)
+    if len(roi) != 4 or not (whole or (min(roi[:2]) >= 0 and min(roi[2:]) >= 16 and max(roi) < 2**31)):
+        raise ValueError(
+            "roi: expected [x, y, width, height] with x, y >= 0 and width, height >= 16, or four times 0, "
+            f"got {list(roi)}"
+        )
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {"cameras": _check_cameras, "roi": _check_roi}
+"""Of arrays, for which ROS knows no ranges."""
+
+
+def misspelt_overrides(node: Node) -> list[str]:
+    """A line for each value given at start that no parameter takes, as ROS drops these silently."""
+    known = [field.name for field in dataclasses.fields(NodeSettings)]
+    return [
+        f"no parameter {name!r}, so its value changes nothing{did_you_mean(name, known)}"
+        for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    ]
