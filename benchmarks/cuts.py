@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -28,7 +27,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, table
-from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, read_frames
+from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
@@ -57,9 +56,7 @@ def covering(image: np.ndarray) -> np.ndarray:
 def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Kind, Frames]]:
     """Frames that follow each other, and what they are of; each generated clip is a kind of its own."""
     for path in paths:
-        read = read_frames(path, count)
-        moving = [read[0], *(after for before, after in pairwise(read) if not np.array_equal(before, after))]
-        yield Path(path).stem, [covering(frame) for frame in moving]
+        yield Path(path).stem, [covering(frame) for frame in moving_frames(path, count)]
     scene = Scene()
     yield "demo scene", [scene.render(number) for number in range(min(count, 24))]
     for name, (low, high) in MOTIONS.items():

@@ -68,19 +68,20 @@ def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
     return frames
 
 
+def moving_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
+    """As ``read_frames``, without frames that equal the one before (a video converted to a higher rate has such)."""
+    frames = read_frames(path, count, skip)
+    return [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
+
+
 def first_pairs(path: Path, count: int | None) -> list[Sample]:
     """So many pairs of each group of a list, see ``training/pairs.py``; None: all."""
     return [group[index] for group in open_pairs(path) for index in range(len(group))[:count]]
 
 
 def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> ImageSequence:
-    """As ``read_frames``, of a video, bag or folder of images, made smaller to fit into ``size`` (H, W).
-
-    Frames that do not move at all (a video converted to a higher rate has such) are left out: there is nothing to find.
-    """
-    frames = read_frames(path, count, skip)
-    name = Path(path).stem
-    moving = [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
+    """As ``moving_frames``, of a video, bag or folder of images, made smaller to fit into ``size`` (H, W)."""
+    name, moving = Path(path).stem, moving_frames(path, count, skip)
     pairs = [fitted(without_truth(f"{name}/{number}", *images), size) for number, images in enumerate(pairwise(moving))]
     if len(pairs) < 2:
         raise ValueError(f"{path}: expected at least 3 frames that differ from the one before, got {len(moving)}")

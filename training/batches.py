@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from multiprocessing.synchronize import Event
 from types import TracebackType
 
@@ -52,24 +51,20 @@ class Mix(Dataset[Clip]):
     def __init__(self, parts: Sequence[tuple[FlowDataset, Augmentation, int]], seed: int, max_flow_px: float) -> None:
         self._parts, self._seed, self._max_flow_px = parts, seed, max_flow_px
         self._lengths = [len(dataset) * repeat for dataset, _, repeat in parts]
-        self._order = lru_cache(maxsize=1)(self._shuffle)
+        self._order: tuple[int, np.ndarray] = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
         return to_clip([self.sample(number) for number in numbers], self._max_flow_px)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_order": None}  # a cache does not pickle
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__ |= {**state, "_order": lru_cache(maxsize=1)(self._shuffle)}
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch, 1]).permutation(sum(self._lengths))
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch, 1]).permutation(sum(self._lengths))
+        return self._order[1]
 
     def sample(self, number: int) -> Sample:
         """The pair with this number (>= 0), augmented."""
         epoch, position = divmod(number, sum(self._lengths))
-        position = int(self._order(epoch)[position])
+        position = int(self._shuffled(epoch)[position])
         for (dataset, augmentation, _), length in zip(self._parts, self._lengths, strict=True):
             if position < length:
                 return augmentation(dataset[position % len(dataset)], np.random.default_rng([self._seed, number]))
