@@ -25,8 +25,9 @@ from training.datasets import FlowDataset, Sample, open_dataset
 from training.datasets.base import leaves_image
 from training.generator import ProceduralGenerator
 from training.pairs import open_pairs
-from training.recipe import PAIRS, Recipe, RecipeError, Source
+from training.recipe import PAIRS, Recipe, Source
 from training.rendering import Clip
+from training.schedule import RecipeError
 
 
 class Clips(Dataset[Clip]):

@@ -16,19 +16,9 @@ from deq_flow_ros.model import SIZES, Architecture
 from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
-from training.schedule import Schedule
+from training.schedule import RecipeError, Schedule, check
 
 SYNTHETIC, PAIRS = "synthetic", "pairs"
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used, and why."""
-
-
-def _check(section: str, **checks: tuple[Any, bool, str]) -> None:
-    for name, (value, ok, expected) in checks.items():
-        if not ok:
-            raise RecipeError(f"{section}.{name}: expected {expected}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class Source:
         names = [SYNTHETIC, PAIRS, *DATASETS]
         if self.dataset not in names:
             raise RecipeError(f"unknown data set {self.dataset!r}{hint(self.dataset, names)}")
-        _check(
+        check(
             f"source {self.dataset}",
             repeat=(self.repeat, self.repeat >= 1, "at least 1"),
             limit=(self.limit, self.limit is None or self.limit >= 1, "at least 1"),
@@ -100,7 +90,7 @@ class Data:
 
     def __post_init__(self) -> None:
         alone = len(self.sources) == 1 or all(source.dataset != SYNTHETIC for source in self.sources)
-        _check(
+        check(
             "data",
             sources=([s.dataset for s in self.sources], bool(self.sources) and alone, "data sets, or synthetic alone"),
             batch=(self.batch, self.batch >= 1, "at least 1"),
@@ -132,7 +122,7 @@ class Model:
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise RecipeError(f"model.size: expected one of {', '.join(SIZES)}, got {self.size!r}")
-        _check("model", uncertainty=(self.uncertainty, self.uncertainty >= 0, "at least 0"))
+        check("model", uncertainty=(self.uncertainty, self.uncertainty >= 0, "at least 0"))
 
     @property
     def architecture(self) -> Architecture:
@@ -159,7 +149,7 @@ class Optimization:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             "optimization",
             weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
             clip=(self.clip, self.clip > 0, "above 0"),
@@ -181,7 +171,7 @@ class Validation:
     coarse_levels: int = 2
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             "validation",
             every=(self.every, self.every >= 1, "at least 1"),
             iterations=(self.iterations, self.iterations >= 1, "at least 1"),
@@ -227,7 +217,7 @@ class Recipe:
     def __post_init__(self) -> None:
         ends = [stage.until for stage in self.stages]
         ordered = not ends or (ends[0] > 0 and ends[-1] == 1 and all(a < b for a, b in pairwise(ends)))
-        _check(
+        check(
             "recipe",
             seed=(self.seed, self.seed >= 0, "at least 0"),
             stages=(ends, ordered, "rising shares from above 0 to 1 in until"),

@@ -18,7 +18,8 @@ from typing import Any, get_type_hints
 import dacite
 import yaml
 
-from training.recipe import Model, Recipe, RecipeError, Source, Stage, hint
+from training.recipe import Model, Recipe, Source, Stage, hint
+from training.schedule import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
 _BESIDE = ("sizes", "variants")

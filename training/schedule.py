@@ -14,13 +14,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from deq_flow_ros.host import replacing
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used, and why."""
+
+
+def check(section: str, **checks: tuple[Any, bool, str]) -> None:
+    """Refuse values of a section of a recipe: each with whether it may be used, and what is expected.
+
+    :raises RecipeError: for the first that may not.
+    """
+    for name, (value, ok, expected) in checks.items():
+        if not ok:
+            raise RecipeError(f"{section}.{name}: expected {expected}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -55,17 +69,16 @@ class Schedule:
     rise: float = 0.05
 
     def __post_init__(self) -> None:
-        for name, value, ok, expected in (
-            ("steps", self.steps, self.steps >= 1, "at least 1"),
-            ("seconds", self.seconds, self.seconds is None or self.seconds > 0, "above 0"),
-            ("rate", self.rate, 0 < self.rate < 1, "between 0 and 1"),
-            ("warmup", self.warmup, self.warmup >= 0, "at least 0"),
-            ("cooldown", self.cooldown, self.cooldown >= 0, "at least 0"),
-            ("stable", self.stable, 0 <= self.stable < 1, "from 0 to below 1"),
-            ("rise", self.rise, 0 < self.rise < 1, "between 0 and 1"),
-        ):
-            if not ok:
-                raise ValueError(f"schedule.{name}: expected {expected}, got {value}")
+        check(
+            "schedule",
+            steps=(self.steps, self.steps >= 1, "at least 1"),
+            seconds=(self.seconds, self.seconds is None or self.seconds > 0, "above 0"),
+            rate=(self.rate, 0 < self.rate < 1, "between 0 and 1"),
+            warmup=(self.warmup, self.warmup >= 0, "at least 0"),
+            cooldown=(self.cooldown, self.cooldown >= 0, "at least 0"),
+            stable=(self.stable, 0 <= self.stable < 1, "from 0 to below 1"),
+            rise=(self.rise, 0 < self.rise < 1, "between 0 and 1"),
+        )
         if self.kind != "constant" and self.cooldown:
             raise ValueError(f"schedule.cooldown: a {self.kind} schedule has none, got {self.cooldown}")
         if self.kind == "constant" and self.seconds is not None:
