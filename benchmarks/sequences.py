@@ -174,7 +174,11 @@ class EncodedPair:
 
     def flow(self, state: State) -> Tensor:
         """The flow of a state at full resolution, (1, 2, H, W) px."""
-        return crop(self._model.upsample(state), self._padding)
+        return self.crop(self._model.upsample(state))
+
+    def crop(self, field: Tensor) -> Tensor:
+        """A field of the padded images, (1, C, h, w), without their padding."""
+        return crop(field, self._padding)
 
     def error(self, state: State, truth: Sample | None = None) -> float:
         """Mean endpoint error of the flow of a state, px, against that of ``truth``, or of the sample itself."""
