@@ -7,7 +7,8 @@ Every pair starts cold: from zero, and coarse to fine (the iterations shared by 
 and its quarter). Times are per pair, the images decoded: median over the pairs. With ``--scale`` the model also runs
 on enlarged images, again from a quarter of their own resolution up: its flow lives on cells of 8x8 pixels, and
 smaller motion needs finer ones. With ``--dtype`` weights and features are of another type than float32; the mean
-distance from the flow in float32 is then printed as well.
+distance from the flow in float32 is then printed as well. With ``--refinement`` the coarse-to-fine flows are also
+refined at the resolution of the images, in so many steps, as a stream does with the setting of that name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.console import Console
 from benchmarks.report import Benchmark, mean, median, table
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DTYPES, DEQFlow, load_model
+from deq_flow_ros.streaming.refinement import refined
 from training.datasets import Sample
 from training.pairs import group_means, model_flow, pair_errors, read_pairs
 
@@ -68,13 +70,26 @@ def measure(
     return results
 
 
-def model_methods(label: str, model: DEQFlow, iterations: Sequence[int], scale: float) -> dict[str, FlowFunction]:
-    """The model with each number of iterations: from zero, coarse to fine and, unless the scale is 1, enlarged."""
+def and_refined(function: FlowFunction, steps: int) -> FlowFunction:
+    """The flow of a function, refined."""
+    return lambda image1, image2: refined(function(image1, image2), image1, image2, steps)
+
+
+def model_methods(
+    label: str, model: DEQFlow, iterations: Sequence[int], scale: float, refinement: int = 0
+) -> dict[str, FlowFunction]:
+    """The model with each number of iterations: from zero, coarse to fine and, unless the scale is 1, enlarged.
+
+    :param refinement: steps; unless 0, those that are coarse to fine also refined.
+    """
     methods = {f"{label}, {n} from zero": model_flow(model, n) for n in iterations}
     methods |= {f"{label}, {n} coarse to fine": model_flow(model, n, coarse_levels=2) for n in iterations}
     if scale != 1:
         levels = 2 + round(math.log2(max(scale, 1)))
         methods |= {f"{label}, {n} coarse to fine, {scale:g}x": model_flow(model, n, levels, scale) for n in iterations}
+    if refinement:
+        fine = [name for name in methods if "coarse" in name]
+        methods |= {f"{name}, refined": and_refined(methods[name], refinement) for name in fine}
     return methods
 
 
@@ -100,7 +115,7 @@ def print_tables(results: dict[str, Any], console: Console) -> None:
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Every method on every pair of the list."""
     pairs = read_pairs(options.pairs)
-    label, given = Path(options.model).stem, (options.iterations, options.scale)
+    label, given = Path(options.model).stem, (options.iterations, options.scale, options.refinement)
     ours = model_methods(label, load_model(options.model, options.device, precision=options.dtype), *given)
     exact = None
     if options.dtype != "float32":
@@ -124,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_model()
     line.add_number("--iterations", [12, 24], "of each solve", least=1, nargs="+")
     line.add_number("--scale", 2.0, "also process enlarged so many times; 1: do not", above=0)
+    line.add_number("--refinement", 0, "steps of a refinement behind the network; 0: none", least=0)
     line.add_precision(list(DTYPES), "--dtype")
     return line.run(line.parse_args(arguments), run)
 

@@ -21,7 +21,7 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.cells import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
-from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE
+from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE, REFINE
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.virtual_clock import ITERATION, CostTable, VirtualClock
 
@@ -36,6 +36,7 @@ WORK = CostTable(
         }
     }
 )  # fmt: skip
+BEHIND = tuple(name for name in AFTER_SOLVE if name != REFINE)
 STEP_NS = 4_000_000  # in which the load of the machine is constant
 
 Slowness = Callable[[float], float]
@@ -88,7 +89,7 @@ class LoadedClock(VirtualClock):
 
     def frame(self, number: int) -> None:
         """Go over to the costs of this frame."""
-        names = (*BEFORE_SOLVE, PREPARE, "coarse", *AFTER_SOLVE, *(f"{ITERATION} {n}" for n in range(64)))
+        names = (*BEFORE_SOLVE, PREPARE, "coarse", *BEHIND, *(f"{ITERATION} {n}" for n in range(64)))
         normal = np.random.default_rng([self._seed, number]).standard_normal(len(names))
         # Of mean 1 whatever the spread.
         spread = self._scenario.spread
@@ -121,7 +122,7 @@ def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: f
             now_ns = clock.after(now_ns, name, pixels)
     for done in range(most + 1):
         ready_ns = now_ns
-        for name in AFTER_SOLVE:
+        for name in BEHIND:
             ready_ns = clock.after(ready_ns, name, pixels)
         if ready_ns > end_ns:
             return max(0, done - 1)

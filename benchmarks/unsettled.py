@@ -69,8 +69,9 @@ def row_of(model: DEQFlow, sample: Sample, early: int, iterations: int) -> Row:
         "smooth_cells_px": rms(smooth(cells)),
         "anderson_px": float(pair.settled(pair.coarse(), iterations).residual),
     }
-    if model.uncertainty is not None:
-        uncertainty = pair.crop(model.upsample_uncertainty(solution.state)).flatten()
+    expected = model.upsample_uncertainty(solution.state)
+    if expected is not None:
+        uncertainty = pair.crop(expected).flatten()
         row |= {"uncertainty_px": float(uncertainty.median()), "uncertainty_most_px": float(uncertainty[most].median())}
     return row
 

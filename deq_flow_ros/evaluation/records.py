@@ -26,7 +26,7 @@ from deq_flow_ros.streaming import FlowInfo
 PROCESSED, FIRST, DROPPED = OUTCOMES = ("processed", "first", "dropped")
 STAGES = (
     "wait", "convert", "resize", "encode", "prepare", "match", "correlate", "coarse", "solve", "upsample", "output",
-    "publish",
+    "refine", "publish",
 )  # fmt: skip
 """The stages of one update in the order in which they run."""
 

@@ -44,6 +44,7 @@ class Setting:
     min_scale: float = 0.25
     max_scale: float = 1.0
     uncertainty: bool = False
+    refinement: int = 0
     max_gap_ms: float | None = None
 
     def __post_init__(self) -> None:

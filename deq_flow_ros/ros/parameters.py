@@ -106,6 +106,9 @@ class NodeSettings:
         "largest part of the input resolution to compute at; above 1 images are enlarged, for finer flow at more "
         "cost; whatever this allows, none is computed at more than 4,194,304 pixels, or 1,048,576 by a model with GMA",
     )
+    refinement: int = live(
+        number(0, 0, 20), "steps of a refinement of the flow at the resolution of the image, on the CPU; 0 = none"
+    )
     max_gap_ms: float = live(
         number(1000.0, 1.0, 3600000.0, "ms"), "images further apart than this are not related: the stream starts anew"
     )
@@ -233,15 +236,9 @@ class NodeSettings:
 
     def of_estimator(self) -> dict[str, Any]:
         """The settings of ``FlowEstimator``, for which "none" is None instead of 0."""
-        return {
-            "latency_budget_ms": self.latency_budget_ms or None,
-            "max_iterations": self.max_iterations,
-            "tolerance_px": self.tolerance_px or None,
-            "direction": self.direction,
-            "min_scale": self.min_scale,
-            "max_scale": self.max_scale,
-            "max_gap_ms": self.max_gap_ms,
-        }
+        names = ("max_iterations", "direction", "min_scale", "max_scale", "refinement", "max_gap_ms")
+        limits = {name: getattr(self, name) or None for name in ("latency_budget_ms", "tolerance_px")}
+        return {**limits, **{name: getattr(self, name) for name in names}}
 
 
 LIVE = frozenset(field.name for field in dataclasses.fields(NodeSettings) if field.metadata["live"])

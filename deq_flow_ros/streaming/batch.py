@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from deq_flow_ros.model.deq_flow import MIN_SIDE
-from deq_flow_ros.streaming.engine import Engine, Slot
+from deq_flow_ros.streaming.costs import REFINE
+from deq_flow_ros.streaming.engine import Engine, Slot, Solved
 from deq_flow_ros.streaming.plan import Limits, number_of_pixels, padded_size, scaled_size
+from deq_flow_ros.streaming.refinement import refined
 from deq_flow_ros.streaming.result import FlowResult
 from deq_flow_ros.streaming.stream import Stream, Turn
 
@@ -192,6 +194,10 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
     engine.solve(slots, direction, limits[0] if len(limits) == 1 else Limits.common(limits), plan.scale)
     wanted = [member.stream.settings.uncertainty for member in batch]
     solved = engine.finish(slots, direction, any(wanted))
+    steps = [member.stream.settings.refinement for member in batch]
+    if any(steps):
+        solved = [refine(member, one, count) for member, one, count in zip(batch, solved, steps, strict=True)]
+        engine.stages.lap(REFINE)
     stage_ms = engine.stages.read()
     results = []
     for member, one, uncertain in zip(batch, solved, wanted, strict=True):
@@ -199,6 +205,15 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
         engine.advance(member.slot, keep_state=member.stream.warm)
         results.append(FlowResult(one.flow, one.residual, info, one.uncertainty if uncertain else None))
     return results
+
+
+def refine(member: Member, solved: Solved, steps: int) -> Solved:
+    """The same with a field that is refined between the frames as they came."""
+    assert member.stream.last is not None
+    first, second = member.stream.last.image, member.turn.image
+    if member.stream.settings.direction == "backward":
+        first, second = second, first
+    return replace(solved, flow=refined(solved.flow, first, second, steps)) if steps else solved
 
 
 def prepare(estimator: Estimator) -> None:

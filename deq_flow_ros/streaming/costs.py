@@ -17,13 +17,13 @@ OUTLIER = 4.0
 GUESS_COUNT = 10
 # How fast the load follows the frames, and by how much at most a single one of them may differ.
 LOAD_WEIGHT, LOAD_STEP = 0.4, 2.0
-BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "match", "correlate"), ("upsample", "output")
+BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "match", "correlate"), ("upsample", "output", "refine")
 # What is done ahead of a frame where there is time: charged to it only where it was not.
 PREPARE = "prepare"
 # The last frame encoded once more, at another scale: the work of these stages, and learnt from them.
 REENCODE, REENCODE_PARTS = "reencode", ("resize", "encode")
 # What a stage is called in the costs where it is divided among its repetitions.
-SOLVE, ITERATION, COARSE = "solve", "iteration", "coarse"
+SOLVE, ITERATION, COARSE, REFINE = "solve", "iteration", "coarse", "refine"
 
 
 class StageTimes:
@@ -202,6 +202,11 @@ class CostModel:
         """Drop what is known of frames of so many pixels."""
         self.stages.pop(pixels, None)
 
+    def forget_stage(self, name: str) -> None:
+        """Drop what is known of a stage."""
+        for stages in [known for model in (self, *self._batches.values()) for known in model.stages.values()]:
+            stages.pop(name, None)
+
     def expected(self, pixels: int, *names: str) -> Estimate:
         """The sum of the named stages; 0 for what was never measured."""
         total = Estimate()
@@ -224,11 +229,8 @@ class CostModel:
     def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> Rest:
         """What is still expected of a frame whose stages took so long so far."""
         slowdown = self.slowdown(pixels, so_far_ms)
-        return Rest(
-            slowdown * self.high(pixels, *AFTER_SOLVE),
-            slowdown * self.high(pixels, ITERATION),
-            slowdown * self.high(pixels, COARSE),
-        )
+        stages = (AFTER_SOLVE, (ITERATION,), (COARSE,))
+        return Rest(*(slowdown * self.high(pixels, *names) for names in stages))
 
     def slowdown(self, pixels: int, stage_ms: Mapping[str, float]) -> float:
         """How many times longer the stages of a frame took so far than they rarely exceed; at least 1.

@@ -116,6 +116,7 @@ class FlowEstimator:
                 direction=self.settings.direction,
                 warm=self.settings.warm,
                 uncertainty=self.settings.uncertainty,
+                refinement=self.settings.refinement,
             )
             trial.stream.costs = self.stream.costs
             self.engine.make_ready((height, width), scaled_size(height, width, scale))

@@ -25,6 +25,8 @@ class EstimatorSettings:
     :ivar max_gap_ms: a longer time between two frames starts the stream anew.
     :ivar warm: start each pair from the fixed point of the last one; False starts every pair cold, to compare with.
     :ivar uncertainty: also give the expected error of each pixel's flow; needs weights with a head for it.
+    :ivar refinement: steps of the refinement behind the network (``refinement.refined``), 0 to 20; 0: none. On the
+        CPU, whatever the network runs on.
     :raises ValueError: for values outside of these, naming the setting, what it may be, and what it was.
     """
 
@@ -37,6 +39,7 @@ class EstimatorSettings:
     max_gap_ms: float = 1000.0
     warm: bool = True
     uncertainty: bool = False
+    refinement: int = 0
 
     def __post_init__(self) -> None:
         scales = f"in (0, {LARGEST_SCALE:g}]"
@@ -50,6 +53,7 @@ class EstimatorSettings:
             ("max_gap_ms", _positive(self.max_gap_ms), "> 0"),
             ("warm", isinstance(self.warm, bool), "True or False"),
             ("uncertainty", isinstance(self.uncertainty, bool), "True or False"),
+            ("refinement", type(self.refinement) is int and 0 <= self.refinement <= 20, "a whole number from 0 to 20"),
         ):
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from deq_flow_ros.streaming.continuity import MIN_MATCH, UNMATCHED, Seen, StampOrder, look, why_no_start
-from deq_flow_ros.streaming.costs import COARSE, CostModel
+from deq_flow_ros.streaming.costs import COARSE, REFINE, CostModel
 from deq_flow_ros.streaming.engine import Likeness, Solved
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
 from deq_flow_ros.streaming.result import FlowInfo
@@ -99,6 +99,8 @@ class Stream:
         In another direction the last fixed point means something else, so the stream starts anew.
         """
         before, self.settings = self.settings, settings
+        if settings.refinement != before.refinement:
+            self.costs.forget_stage(REFINE)
         if settings.direction != before.direction and self.last is not None:
             self.reset(f"direction changed from {before.direction} to {settings.direction}")
 
