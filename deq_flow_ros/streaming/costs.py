@@ -20,8 +20,7 @@ LOAD_WEIGHT, LOAD_STEP = 0.4, 2.0
 BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "match", "correlate"), ("upsample", "output", "refine")
 # What is done ahead of a frame where there is time: charged to it only where it was not.
 PREPARE = "prepare"
-# The last frame encoded once more, at another scale: the work of these stages, and learnt from them.
-REENCODE, REENCODE_PARTS = "reencode", ("resize", "encode")
+REENCODE, REENCODE_PARTS = "reencode", ("resize", "encode")  # the last frame once more, at another scale
 # What a stage is called in the costs where it is divided among its repetitions.
 SOLVE, ITERATION, COARSE, REFINE = "solve", "iteration", "coarse", "refine"
 
@@ -246,8 +245,7 @@ class CostModel:
             str(pixels): {name: [cost.mean, cost.deviation, cost.count] for name, cost in stages.items()}
             for pixels, stages in self.stages.items()
         }
-        batches = {str(size): costs.plain() for size, costs in self._batches.items()}
-        return {"stages": known, "load": self.load, "batches": batches}
+        return {"stages": known, "load": self.load, "batches": {str(n): c.plain() for n, c in self._batches.items()}}
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any], single: CostModel | None = None, batch_size: int = 1) -> CostModel:
