@@ -46,11 +46,9 @@ def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
 @once_per_size
 def positions(height: int, width: int, device: torch.device) -> Tensor:
     """(2, height, width) float32: x and y of every cell."""
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
-        indexing="ij",
-    )
+    # Whole numbers first: TensorRT counts in these alone.
+    columns, rows = torch.arange(width, device=device).float(), torch.arange(height, device=device).float()
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack((x, y))
 
 
