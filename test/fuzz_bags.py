@@ -204,6 +204,7 @@ def main() -> int:
     """Run; the exit status is 1 where something was wrong."""
     parser = argparse.ArgumentParser(description="Read bags with seeded damage.")
     parser.add_argument("--seeds", type=int, default=2000, help="of each container (default: 2000)")
+    parser.add_argument("--only", default="", metavar="NAME", help="containers whose names begin so (default: all)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -212,7 +213,8 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         seeds = range(options.first, options.first + options.seeds)
-        for name, tally in try_bags(write_bags(folder), folder, seeds):
+        files = {name: file for name, file in write_bags(folder).items() if name.startswith(options.only)}
+        for name, tally in try_bags(files, folder, seeds):
             outcomes = ", ".join(f"{count} {what}" for what, count in sorted(tally.outcomes.items()))
             took = f"slowest {tally.slowest_s:.2f} s"
             print(f"{name}: {outcomes}; {tally.frames} frames; {took}; {len(tally.wrong)} wrong")
