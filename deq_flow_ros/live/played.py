@@ -13,10 +13,9 @@ import numpy as np
 from deq_flow_ros.demo.bag import ExactFlow
 from deq_flow_ros.evaluation.measures import PairFields, consistency, measure
 from deq_flow_ros.evaluation.methods import ReverseFlow
-from deq_flow_ros.evaluation.records import PROCESSED, STAGES, FrameOutcome, FrameRecord
+from deq_flow_ros.evaluation.records import PROCESSED, STAGES, FrameOutcome, FrameRecord, InputFrame
 from deq_flow_ros.evaluation.settings import Setting
-from deq_flow_ros.imaging.encodings import EncodingError, to_rgb
-from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.flow_recording import FrameReport, read_fields
@@ -192,9 +191,9 @@ class _FrameFinder:
     """Finds frames of a source by stamp while reading it once; only what may still be asked for is kept."""
 
     def __init__(self, source: Source) -> None:
-        self._frames = source.frames()
-        self._kept: dict[int, Frame] = {}
-        self._levels = Levels()
+        levels = Levels()
+        self._frames = (InputFrame.of(n, frame, levels=levels) for n, frame in enumerate(source.frames()))
+        self._kept: dict[int, InputFrame] = {}
 
     def pair(self, first_ns: int, second_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """The images of two stamps, (H, W, 3) uint8 RGB; pairs must be asked for in the order of the stream."""
@@ -207,14 +206,10 @@ class _FrameFinder:
             if stamp == first_ns:
                 break
             del self._kept[stamp]
-        return self._rgb(first_ns), self._rgb(second_ns)
+        return self._image(first_ns), self._image(second_ns)
 
-    def _rgb(self, stamp_ns: int) -> np.ndarray:
+    def _image(self, stamp_ns: int) -> np.ndarray:
         frame = self._kept[stamp_ns]
-        try:
-            size = (frame.height, frame.width)
-            return to_rgb(frame.data, *size, frame.step, frame.encoding, frame.is_bigendian, self._levels)
-        except EncodingError as error:
-            raise MediaError(
-                f"the frame stamped {stamp_ns} ns was processed, but cannot be read here: {error}"
-            ) from error
+        if frame.image is None:
+            raise MediaError(f"the frame stamped {stamp_ns} ns was processed, but cannot be read here: {frame.problem}")
+        return frame.image

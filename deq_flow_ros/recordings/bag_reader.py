@@ -157,7 +157,7 @@ class Bag:
     def _indexed(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
         with _opened(file) as reader:
             connections = [item for item in reader.connections if not topics or item.topic in topics]
-            missing = sum(item.msgcount for item in connections)
+            missing = sum(n for channel, n in _counts(reader).items() if not topics or channel.topic in topics)
             for connection, time_ns, raw in reader.messages(connections) if connections else ():
                 missing -= 1
                 yield Recorded(_channel(reader, connection), time_ns, raw)

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class BagSource(Source):
                 self.skipped.append(str(error))
                 log.warning("left out of %s: %s", self.topic, error)
                 continue
-            yield frame
+            yield replace(frame, record_ns=frame.stamp_ns) if self._recorded_at_once else frame
         self.skipped[before:before] = self._bag.problems[before:]
         if unreadable == read:
             if not read:
@@ -80,17 +81,18 @@ class BagSource(Source):
             raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
 
     def _period_ns(self) -> int:
-        """Usual time between two frames, by the times of recording; by the stamps, if these do not advance."""
-        messages = list(itertools.islice(self._bag.messages(self.topic), 21))
-        steps = np.diff([recorded.time_ns for recorded in messages])
-        if not (steps > 0).any():
-            stamps = []
-            for recorded in messages:
-                with contextlib.suppress(MessageError):
-                    stamps.append(stamp_to_ns(recorded.message().header.stamp))
-            steps = np.diff(stamps)
-        steps = steps[steps > 0]
-        return int(np.median(steps)) if steps.size else 100_000_000
+        """Usual time between two frames, by the times of recording or by the stamps, whichever is longer.
+
+        Images that are recorded together have no time between them, and those of some drivers no stamps.
+        """
+        times, stamps = [], []
+        for recorded in itertools.islice(self._bag.messages(self.topic), 21):
+            times.append(recorded.time_ns)
+            with contextlib.suppress(MessageError):
+                stamps.append(stamp_to_ns(recorded.message().header.stamp))
+        self._recorded_at_once = not np.diff(times).any()
+        known = [steps[steps > 0] for steps in (np.diff(times), np.diff(stamps))]
+        return max((int(np.median(steps)) for steps in known if steps.size), default=100_000_000)
 
 
 def _frame(recorded: Recorded) -> Frame:

@@ -161,6 +161,8 @@ def _ros1(file: BinaryIO, note: Note) -> Iterator[Recorded]:
 def _ros1_records(file: BinaryIO) -> Iterator[tuple[bytes, bytes, bool]]:
     """Header and content of every record, and whether both are all there."""
     while head := file.read(4):
+        if not any(head):
+            raise Damage(f"there is no record at byte {file.tell() - len(head)}")
         header = data = b""
         whole = len(head) == 4 and len(header := file.read(_size(head, file))) == int.from_bytes(head, "little")
         if whole and (whole := len(head := file.read(4)) == 4):

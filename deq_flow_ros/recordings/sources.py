@@ -46,7 +46,7 @@ def open_source(
 
 
 def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -> Source:
-    text = os.fspath(input)
+    text = os.path.expanduser(os.fspath(input))  # a launch file, or quotes, may leave it to us
     if not text:
         raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
     if fps is not None and not fps > 0:

@@ -12,11 +12,11 @@ from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
 from deq_flow_ros.evaluation.results import ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.imaging.frame import frame_from_array
-from deq_flow_ros.live.played import COLD, STREAMED, Recording, look_closer, read_run, solve_cold
+from deq_flow_ros.live.played import COLD, STREAMED, Recording, in_order, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.recordings.flow_recording import read_reports
+from deq_flow_ros.recordings.flow_recording import FrameReport, read_reports
 from deq_flow_ros.streaming import FlowEstimator
 
 STEP_NS = 100_000_000
@@ -129,3 +129,12 @@ def test_an_input_that_is_not_the_one_played_is_noticed(played: tuple[str, Path,
         list(read_run(recording, reports, open_source(tmp_path / "other"), None))
     elsewhere = Recording(recording.bag, "/none", "/residual")
     assert all(outcome.fields is None for outcome in read_run(elsewhere, reports, open_source(source), None))
+
+
+def test_reports_are_put_in_the_order_in_which_their_frames_were_played() -> None:
+    """Why: sorted by stamp, a recording whose clock was set back could not be held against its images."""
+    reports = [FrameReport(stamp, {"number": str(number)}) for number, stamp in enumerate((100, 133, 5, 5, 38))]
+    played = [100, 133, 5, 5, 38]
+    for arrived in (reports, [reports[1], *reports[2:], reports[0]]):
+        assert [report.stamp_ns for report in in_order(arrived, played)] == played
+    assert [report.stamp_ns for report in in_order([FrameReport(7, {}), *reports], played)] == [*played, 7], "unknown"

@@ -106,6 +106,25 @@ def test_a_clock_that_was_set_back_before_the_first_image_hides_none(tmp_path: P
     assert len(list(open_source(tmp_path / "bag", start_s=0.1).frames())) == COUNT - 3
 
 
+@pytest.mark.parametrize("kind", ["recorded at once", "sent twice", "without stamps"])
+def test_the_rate_of_a_recording_is_that_of_its_images(tmp_path: Path, kind: str) -> None:
+    """What is a gap, and how long a replay lasts, hang on it; a message sent twice made it 1,000,000,000 Hz."""
+    with BagWriter(tmp_path / "bag") as writer:
+        for n in range(COUNT):
+            one = frame(n)
+            if kind == "recorded at once":
+                one = replace(one, record_ns=FIRST_NS)
+            if kind == "without stamps":
+                one = replace(one, stamp_ns=0)
+            writer.write_frame(TOPIC, one)
+            if kind == "sent twice":
+                writer.write_frame(TOPIC, replace(one, record_ns=one.record_ns + 1))
+    source = open_source(tmp_path / "bag")
+    assert source.nominal_period_ns == STEP_NS
+    due = [one.record_ns - FIRST_NS for one in source.frames()]
+    assert due[:: 2 if kind == "sent twice" else 1] == [n * STEP_NS for n in range(COUNT)]
+
+
 def test_words_of_quality_of_service_that_nobody_knows_cost_nothing(tmp_path: Path) -> None:
     """Newer and patched recorders write others; they say nothing of the images."""
     file = write(tmp_path / "bag", "sqlite3")
