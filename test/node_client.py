@@ -38,6 +38,7 @@ QUICK = {
     "max_iterations": 2,
     "warm_up_width": 0,
     "warm_up_height": 0,
+    "always_on": True,  # that a subscription is known a moment later costs no image
     "qos_reliability": "reliable",
     "qos_depth": 100,
 }

@@ -24,7 +24,7 @@ MS = 1_000_000
 def configured_node(*parameters: str) -> Iterator[FlowNode]:
     """A node in this process; what it sets for the whole process is put back."""
     before = torch.get_num_threads(), cv2.getNumThreads()
-    quick = ("warm_up_width:=0", "warm_up_height:=0", "latency_budget_ms:=0.0", "max_iterations:=1")
+    quick = ("warm_up_width:=0", "warm_up_height:=0", "latency_budget_ms:=0.0", "max_iterations:=1", "always_on:=true")
     rclpy.init(args=["--ros-args", *(word for value in (*quick, *parameters) for word in ("-p", value))])
     try:
         node = FlowNode()

@@ -157,7 +157,9 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
     recorded = [*topics, image] if options.live else topics
     where = ["--storage", options.storage, "--strip", space]
     children.start("recorder", "deq_flow_ros.live.recorder", [str(options.bag), *recorded, *where])
-    parameters = [word for name, value in options.node_parameters.items() for word in ("-p", f"{name}:={value}")]
+    # A subscription is known to the node a moment after it is known here.
+    parameters = ["-p", "always_on:=true"]
+    parameters += [word for name, value in options.node_parameters.items() for word in ("-p", f"{name}:={value}")]
     children.start("flow_node", "deq_flow_ros.ros.flow_node", ["--ros-args", *remap, *parameters])
 
     progress.phase = "loading the model"

@@ -22,7 +22,8 @@ from deq_flow_ros.recordings.flow_bag import STATUS_NAME
 from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
 RATE_LIMITED = "skipped to keep to max_rate_hz"
-BY_DESIGN = (SUPERSEDED, RATE_LIMITED)
+UNHEARD = "nobody subscribes to the flow"
+BY_DESIGN = (SUPERSEDED, RATE_LIMITED, UNHEARD)
 """Reasons of drops that are no fault of the images; every other reason is one."""
 WINDOW_S = 10.0
 """Length of the sliding window."""

@@ -19,7 +19,7 @@ from rclpy.lifecycle import LifecycleNode
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
-from deq_flow_ros.ros.accounts import FrameAccounts
+from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.budget import BudgetWords
 from deq_flow_ros.ros.camera_info import WHOLE
 from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
@@ -71,7 +71,8 @@ class Camera:
         self._input: CameraInput | None = None
         # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
-        self._levels = Levels()
+        self._heard = True
+        self._levels = _levels(settings)
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
         self._accounts = FrameAccounts(str(model.device), settings.direction, name)
@@ -90,9 +91,28 @@ class Camera:
         :returns: the topics that they may come on.
         """
         self.idle = None
-        parts = self._settings, self._accounts.arrivals, self._logger, partial(take, self)
+        parts = self._settings, self._accounts.arrivals, self._logger, partial(self._hand_over, take)
         self._input = CameraInput(self._node, self.prefix, *parts)
         return self._input.topics()
+
+    def _hand_over(self, take: Callable[[Camera, ReceivedFrame], None], frame: ReceivedFrame) -> None:
+        if not self._is_heard() and frame.refused is None:
+            frame.refused = UNHEARD
+        take(self, frame)
+
+    def _is_heard(self) -> bool:
+        """Whether somebody subscribes to an output of this camera, or the node is to work without."""
+        heard = self._settings.always_on or bool(self._outputs.wanted())
+        if heard and not self._heard:
+            self.reset("nobody subscribed to the flow before", whatever_stamp=False)
+            self._logger.info("images are processed from now on")
+        elif self._heard and not heard:
+            self._logger.info(
+                "nobody subscribes to the flow or another output of this camera: its images are not processed until "
+                "somebody does (parameter always_on: also without); ~/statistics and /diagnostics do not count"
+            )
+        self._heard = heard
+        return heard
 
     def close(self, reason: str) -> None:
         """Unsubscribe; the stream starts anew with the next ``open``, for this reason."""
@@ -118,7 +138,10 @@ class Camera:
         """How the camera has been doing, for ``/diagnostics``."""
         topic = self._node.resolve_topic_name(f"{self.prefix}image")
         silence = self._input.silence if self._input else None
-        return camera_status(name, topic, self._accounts.window(), self.idle, silence)
+        idle = self.idle
+        if idle is None and silence is None and not self._heard:
+            idle = f"{UNHEARD}: images come and are not processed until somebody does, or always_on is set"
+        return camera_status(name, topic, self._accounts.window(), idle, silence)
 
     def drop(self, frame: ReceivedFrame, reason: str) -> None:
         """The account of a frame that gives no flow."""
@@ -210,6 +233,9 @@ class Camera:
             self._accounts.direction = settings.direction
             self._applied = settings
         self._ask_for_uncertainty()
+        if settings.intensity_range != before.intensity_range:
+            self._levels = _levels(settings)
+            self._reset_now(f"intensity_range changed to {list(settings.intensity_range)}")
         if settings.roi != before.roi:  # another part of the image, perhaps of the same size
             self._reset_now(f"roi changed from {list(before.roi)} to {list(settings.roi)}")
         if self._resets:
@@ -260,6 +286,12 @@ class Camera:
             self._outputs.publish_account(account)
         except Exception as error:  # one account that is lost must end neither the worker nor the executor
             self._logger.error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
+
+
+def _levels(settings: NodeSettings) -> Levels:
+    """Of the parameter ``intensity_range``, for which two zeros stand for the range of the images themselves."""
+    low, high = settings.intensity_range
+    return Levels((low, high) if high else None)
 
 
 def _source(message: ImageMessage) -> dict[str, str]:

@@ -131,7 +131,7 @@ class FlowOutputs:
         info = camera = None
         if wanted & {"flow", "points", "camera_info"}:
             info, camera, problem = _calibration(camera_info, header, residual.shape, options)
-            self._say(problem, wanted)
+            self._say(problem, wanted, info is not None)
         if "flow" in wanted:
             in_units = flow
             if options.units != "px":
@@ -170,12 +170,16 @@ class FlowOutputs:
             self._normalized = NormalizedFlow(camera)
         return self._normalized(flow) / np.float32(elapsed_s)
 
-    def _say(self, problem: str, wanted: set[str]) -> None:
-        """Name what is missing in what people subscribe to; once, until it changes."""
+    def _say(self, problem: str, wanted: set[str], described: bool) -> None:
+        """Name what is missing in what people subscribe to; once, until it changes.
+
+        :param described: whether camera_info goes out all the same.
+        """
         if problem != self._said and wanted & {"points", "camera_info"}:
             self._said = problem
             if problem:
-                self.logger.warning(f"no camera_info goes out, and points have no bearings: {problem}")
+                which = "camera_info goes out as it came, but" if described else "no camera_info goes out, and"
+                self.logger.warning(f"{which} points have no bearings: {problem}")
 
 
 def _resized(

@@ -85,7 +85,19 @@ def _check_roi(roi: Sequence[int]) -> None:
         )
 
 
-_CHECKS: dict[str, Callable[[Any], None]] = {"cameras": _check_cameras, "roi": _check_roi}
+def _check_intensity_range(ends: Sequence[int]) -> None:
+    if list(ends) != [0, 0] and not (len(ends) == 2 and 0 <= ends[0] < ends[1] < 2**16):
+        raise ValueError(
+            "intensity_range: expected [black, white] with 0 <= black < white <= 65535, or [0, 0] for the range of the "
+            f"images, got {list(ends)}"
+        )
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "cameras": _check_cameras,
+    "roi": _check_roi,
+    "intensity_range": _check_intensity_range,
+}
 """Of arrays, for which ROS knows no ranges."""
 
 

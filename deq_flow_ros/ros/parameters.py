@@ -149,6 +149,11 @@ class NodeSettings:
         "region of interest [x, y, width, height] in pixels of the image, which alone is processed and published; all"
         " 0 = the whole image; width and height are at least 16",
     )
+    intensity_range: tuple[int, int] = live(
+        (0, 0),
+        "[black, white] of a 16-bit camera in counts of 0 to 65535, such as [7000, 9000] of a thermal one; [0, 0] = "
+        "the range that its images use, held as long as they fit into it",
+    )
     output_scale: float = live(
         number(1.0, 0.0625, 1.0),
         "size of the published fields as a part of the image's (or region's); lengths are in pixels of the published "
@@ -172,6 +177,11 @@ class NodeSettings:
     snapshot_folder: str = live(
         "",
         "folder for what the service ~/snapshot writes, one folder each; empty = flow_snapshots beside ROS's log files",
+    )
+    always_on: bool = live(
+        False,
+        "process images also while nobody subscribes to an output of their camera, so that the stream is warm for the "
+        "first one who does; false = they are dropped, at no cost",
     )
     autostart: bool = configured(True, "configure and activate at start; false = wait for a lifecycle manager", "start")
     exit_on_failure: bool = configured(

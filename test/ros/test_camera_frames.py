@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+import numpy as np
 import torch
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from node_parts import MS, Said, configured_node, deliver, image
 from rclpy.lifecycle import LifecycleNode
+from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.ros import convert, worker
-from deq_flow_ros.ros.accounts import FrameAccounts
+from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.camera_input import ReceivedFrame
 from deq_flow_ros.ros.flow_node import FlowNode
@@ -147,6 +150,56 @@ def test_an_account_that_cannot_be_published_ends_no_thread(monkeypatch: pytest.
         said.wait_for(3)
     kinds = [message.split(":")[0] for message in said.all()]
     assert kinds == ["dropped", "dropped", "stream starts"]
+
+
+def test_images_are_not_processed_while_nobody_subscribes_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A robot that does not use the flow at the moment pays nothing for it; whoever reads the accounts is told why."""
+    user = None
+    with configured_node("always_on:=false") as node:
+        node.trigger_activate()
+        said = Said(node, monkeypatch)
+        publishers = {publisher.topic_name: publisher for publisher in node.publishers}
+
+        def subscribe(name: str, kind: type) -> None:
+            topic = f"/flow_node/{name}"
+            subscription = user.create_subscription(kind, topic, lambda message: None, 10)
+            give_up = time.monotonic() + 10.0
+            while not publishers[topic].get_subscription_count():
+                assert time.monotonic() < give_up and subscription is not None
+                time.sleep(0.005)
+
+        try:
+            user = Node("user")
+            subscribe("statistics", DiagnosticArray)  # hears of the images, not of the flow
+            for value in (1, 2):
+                deliver(node, image(value))
+            said.wait_for(2)
+            status = node.cameras[0].status("flow")
+            assert status.level == DiagnosticStatus.OK and status.message.startswith(UNHEARD)
+            subscribe("flow", Image)
+            for value in (3, 4):
+                deliver(node, image(value))
+                said.wait_for(value)
+            assert not node.cameras[0].status("flow").message.startswith(UNHEARD)
+        finally:
+            user.destroy_node()
+    dropped, first = f"dropped: {UNHEARD}", "stream starts: nobody subscribed to the flow before"
+    assert said.all()[:3] == [dropped, dropped, first] and said.all()[3].startswith(FLOW)
+    log = capfd.readouterr().err
+    assert log.count("its images are not processed until somebody does") == 1
+
+
+def test_the_counts_of_a_16_bit_camera_are_mapped_as_asked(cameras: tuple[LifecycleNode, list[Camera]]) -> None:
+    """A range of the images themselves is not that of another camera, or of another day."""
+    camera = cameras[1][0]
+    message = Image(height=32, width=32, step=64, encoding="mono16", data=np.full(1024, 7500, "<u2").tobytes())
+    asked = replace(NodeSettings(), intensity_range=(7000, 8000))
+    for settings, grey in ((asked, 128), (replace(asked, intensity_range=(7000, 9000)), 64)):
+        camera.change(settings)
+        attempt = camera.begin(ReceivedFrame(message, NOW_NS, 0), None)
+        assert attempt is not None and attempt.request.frame.max() == pytest.approx(grey, abs=1)
 
 
 def test_resets_asked_for_while_no_image_comes_are_one(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,14 @@ def test_a_region_that_cannot_be_is_refused(roi: list[int], configured: bool) ->
     assert "roi: expected [x, y, width, height]" in reason and str(roi) in reason
 
 
+@pytest.mark.parametrize("ends", [[0], [5, 5], [9, 3], [-1, 10], [0, 2**16], []])
+def test_a_range_of_counts_that_cannot_be_is_refused(ends: list[int]) -> None:
+    """Every image would be black, or dropped."""
+    parameter = Parameter("intensity_range", Parameter.Type.INTEGER_ARRAY, ends)
+    reason = check_change([parameter], make_node(), True).reason
+    assert "intensity_range: expected [black, white]" in reason and str(ends) in reason
+
+
 @pytest.mark.parametrize("names", [["front", ""], ["front", "front"], ["front/left"], ["1st"], ["~"], [""] * 2, []])
 def test_names_of_cameras_must_be_names_of_topics(names: list[str]) -> None:
     """Two cameras on one topic would mix two streams into one; a bad name would fail only in configure."""
