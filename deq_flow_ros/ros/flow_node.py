@@ -263,7 +263,7 @@ class FlowNode(LifecycleNode):
 def main(args: Sequence[str] | None = None) -> int:
     """Run the process until SIGINT or SIGTERM.
 
-    :returns: its exit status: 0; 1 where it could not start and `exit_on_failure` is set; 2 for a wrong parameter.
+    :returns: its exit status: 0; 1 where it could not start and ``exit_on_failure`` is set; 2 for a wrong parameter.
     :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
     """
     process.parse_no_options("flow_node", USAGE, args)

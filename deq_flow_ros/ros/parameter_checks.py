@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked of the parameters of `flow_node`, and the words for what may not."""
+"""What may be asked of the parameters of ``flow_node``, and the words for what may not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
     """Those of the parameters whose value is another than the node's.
 
-    `ros2 param load` sets all that `ros2 param dump` wrote, be they for reading only or not to be changed now.
+    ``ros2 param load`` sets all that ``ros2 param dump`` wrote, be they for reading only or not to be changed now.
     """
     return [
         parameter

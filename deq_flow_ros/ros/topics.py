@@ -26,7 +26,7 @@ class Source:
 
 
 def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
-    """Where the images of a camera may come from, by the parameter `image_transport`; the best first.
+    """Where the images of a camera may come from, by the parameter ``image_transport``; the best first.
 
     Names are image_transport's: the compressed images of IMAGE are on IMAGE/compressed. A camera that has compressed
     images alone may as well publish them on IMAGE itself.
@@ -43,7 +43,8 @@ def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
 
 
 def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
-    """Topic of the calibration that belongs to an image topic: by image_transport's convention `camera_info` beside it.
+    """Topic of the calibration that belongs to an image topic: by image_transport's convention ``camera_info`` beside
+    it.
 
     None where that is what the node itself publishes.
     """
