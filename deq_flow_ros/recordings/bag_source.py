@@ -90,7 +90,7 @@ class BagSource(Source):
             times.append(recorded.time_ns)
             with contextlib.suppress(MessageError):
                 stamps.append(stamp_to_ns(recorded.message().header.stamp))
-        self._recorded_at_once = not np.diff(times).any()
+        self._recorded_at_once = len(times) > 1 and not np.diff(times).any()
         known = [steps[steps > 0] for steps in (np.diff(times), np.diff(stamps))]
         return max((int(np.median(steps)) for steps in known if steps.size), default=100_000_000)
 
