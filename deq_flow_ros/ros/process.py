@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 import sys
@@ -21,6 +20,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
+from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 
 
@@ -51,16 +51,15 @@ def parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:
     :param usage: what that prints.
     :raises SystemExit: with status 0 after the help, 2 for anything else.
     """
-    parser = argparse.ArgumentParser(
-        name, description=usage, formatter_class=argparse.RawDescriptionHelpFormatter, usage=f"{name} [--ros-args ...]"
-    )
+    line = CommandLine(name, usage)
+    line.usage = f"{name} [--ros-args ...]"
     words = list(sys.argv if args is None else [name, *args])
     # What stands between --ros-args and -- is ROS's, which may be malformed: rclpy.init says how.
     own, within = [], False
     for word in words[1:]:
         within = (within or word == "--ros-args") and word != "--"
         own += [] if within or word == "--" else [word]
-    parser.parse_args(own)
+    line.parse_args(own)
 
 
 def words_of(error: Exception) -> str:
