@@ -40,6 +40,13 @@ class Frame:
     record_ns: int
     frame_id: str
 
+    @classmethod
+    def of(cls, array: np.ndarray, encoding: str, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
+        """The frame of an array (H, W) or (H, W, C) whose layout is that of the encoding."""
+        height, width = array.shape[:2]
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return cls(data, height, width, data.size // height, encoding, False, stamp_ns, record_ns, frame_id)
+
 
 def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
     """The frame of an image as OpenCV decodes it.
@@ -65,7 +72,4 @@ def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id:
         raise MediaError(
             f"expected an image of 8 or 16 bits with 1, 3 or 4 channels, got {image.dtype.name} of shape {image.shape}"
         )
-    image = np.ascontiguousarray(image)
-    height, width = image.shape[:2]
-    data = image.reshape(-1).view(np.uint8)
-    return Frame(data, height, width, data.size // height, encoding, False, stamp_ns, record_ns, frame_id)
+    return Frame.of(image, encoding, stamp_ns, record_ns, frame_id)

@@ -110,8 +110,7 @@ def _frame(recorded: Recorded) -> Frame:
         image = decode_image(np.asarray(message.data).view(np.uint8), message.format)
     except EncodingError as error:
         raise MessageError(f"frame stamped {stamp_ns}: {error}") from error
-    height, width = image.shape[:2]
-    return Frame(image.reshape(-1), height, width, 3 * width, "rgb8", False, stamp_ns, time_ns, frame_id)
+    return Frame.of(image, "rgb8", stamp_ns, time_ns, frame_id)
 
 
 def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:

@@ -90,23 +90,17 @@ class FlowBag:
         writer = self._writer
         try:
             if image is not None:
-                writer.write_frame(IMAGE_TOPIC, _message(image, "rgb8", stamp_ns, record_ns, frame_id))
+                writer.write_frame(IMAGE_TOPIC, Frame.of(image, "rgb8", stamp_ns, record_ns, frame_id))
             writer.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account, stamp_ns, record_ns)
             if flow is None or flow_stamp_ns is None:
                 return
             header = (flow_stamp_ns, record_ns, frame_id)
-            writer.write_frame(FLOW_TOPIC, _message(flow, "32FC2", *header))
-            writer.write_frame(COLOR_TOPIC, _message(flow_to_color(flow), "rgb8", *header))
+            writer.write_frame(FLOW_TOPIC, Frame.of(flow, "32FC2", *header))
+            writer.write_frame(COLOR_TOPIC, Frame.of(flow_to_color(flow), "rgb8", *header))
             if self._calibration is not None:
                 writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
             for topic, values in ((RESIDUAL_TOPIC, residual), (UNCERTAINTY_TOPIC, uncertainty)):
                 if values is not None:
-                    writer.write_frame(topic, _message(values, "32FC1", *header))
+                    writer.write_frame(topic, Frame.of(values, "32FC1", *header))
         except (OSError, sqlite3.Error) as error:
             raise MediaError(f"cannot write {self.path}: {error}; what is there so far is kept") from error
-
-
-def _message(array: np.ndarray, encoding: str, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
-    height, width = array.shape[:2]
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return Frame(data, height, width, data.size // height, encoding, False, stamp_ns, record_ns, frame_id)
