@@ -20,28 +20,29 @@ HEAD = """\
 <!-- Written by `python docs/parameters.py` from the table in deq_flow_ros/ros/parameters.py: change that, not this. -->
 # Parameters of flow_node
 
-[`config/flow.yaml`](../config/flow.yaml) has them all with their defaults; `ros2 param describe /flow_node NAME` prints
-the same texts. The column "when" says when a value is read:
+[`config/flow.yaml`](../config/flow.yaml) has all parameters with their defaults. `ros2 param describe /flow_node NAME`
+prints the same descriptions. The column "when" says when a value is read:
 
 - `live`: a change takes effect with the next image (`ros2 param set /flow_node latency_budget_ms 50.0`);
-- `configure`: in that transition; a change while the node is configured is refused with a reason;
+- `configure`: in the transition `configure`; while the node is configured, a change is refused with a reason;
 - `start`: when the process starts.
 
-Values that contradict each other (`min_scale` above `max_scale`) are refused as a set. A name that no parameter has, in
-a file or on the command line, is a warning when the node starts.
+Changes that contradict each other (such as `min_scale` above `max_scale`) are refused together. If a file or the
+command line gives a value for an unknown name, the node warns when it starts.
 
-ROS's own QoS overrides hold beside these, at start: `qos_overrides.TOPIC.subscription.POLICY` for the node's inputs and
-`qos_overrides.TOPIC.publisher.POLICY` for its outputs, with the full topic name after remapping and the policies
-`history`, `depth`, `reliability` and `durability`. One that no topic of the node takes is a warning.
+ROS's QoS overrides can be given as well, when the node starts: `qos_overrides.TOPIC.subscription.POLICY` for the node's
+inputs and `qos_overrides.TOPIC.publisher.POLICY` for its outputs, with the full topic name after remapping and the
+policies `history`, `depth`, `reliability` and `durability`. The node warns of an override that fits none of its topics.
 
 | parameter | type | default | range | when | what |
 | --- | --- | --- | --- | --- | --- |
 """
 CONFIG_HEAD = """\
 # Written by `python docs/parameters.py` from the table in deq_flow_ros/ros/parameters.py: change that, not this.
-# Parameters of flow_node, with their defaults. Copy, change what you need, and pass as params_file:=PATH to the launch
-# files. Those marked (live) may be changed while the node runs, `ros2 param set /flow_node NAME VALUE`, and take effect
-# with the next image. The others are read in the transition `configure`, or where it says so when the process starts.
+# Parameters of flow_node with their defaults. Copy this file, change what you need, and give it to the launch files as
+# params_file:=PATH. You can change those marked (live) while the node runs, `ros2 param set /flow_node NAME VALUE`; the
+# change takes effect with the next image. Those marked (start) are read when the process starts, and all others in the
+# transition `configure`.
 /**:
   ros__parameters:
 """

@@ -21,7 +21,7 @@ from deq_flow_ros.streaming import RUNTIMES
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What a parameter may be: a number from ``minimum`` to ``maximum`` in a unit, or one of ``choices``."""
+    """The allowed values of a parameter: a number from ``minimum`` to ``maximum`` in a unit, or one of ``choices``."""
 
     default: Any
     minimum: float | None = None
@@ -34,14 +34,16 @@ number = Value
 
 
 def one_of(default: str, *others: str) -> Value:
-    """One of these words."""
+    """A parameter whose value is one of these words."""
     return Value(default, choices=(default, *others))
 
 
 def configured(value: Any, description: str, when: str = "configure") -> Any:
-    """A row of the table: what the parameter may be, or its default alone, and what it is for.
+    """A row of the table.
 
-    :param when: it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
+    :param value: the allowed values, or only the default.
+    :param description: what the parameter is for.
+    :param when: when it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
     """
     value = value if isinstance(value, Value) else Value(value)
     about = {**vars(value), "description": description, "live": when == "live", "at_start": when == "start"}
@@ -57,137 +59,148 @@ class NodeSettings:
 
     cameras: tuple[str, ...] = configured(
         ("",),
-        "names of the cameras, which share one model: NAME has its topics below ~/NAME/ (~/NAME/image, ~/NAME/flow "
-        'and so on); the only name "" is one camera with its topics straight below the node',
+        "names of the cameras, which share one model. The topics of NAME are below ~/NAME/ (~/NAME/image, ~/NAME/flow "
+        'and so on). With the only name "", there is one camera, whose topics are directly below the node',
     )
     model: str = configured("nano", "name of a model that ships with the package, or path of a weights file")
-    device: str = configured("cpu", "where to compute: cpu, cuda or cuda:N; a device that is missing is an error")
+    device: str = configured("cpu", "device to compute on: cpu, cuda or cuda:N. A missing device is an error")
     precision: str = configured(
         one_of(*PRECISIONS),
-        "type of weights and features; auto is float16 on CUDA, bfloat16 on a CPU with instructions for it "
-        "(AVX512-BF16, AMX), and float32 elsewhere. The flow is float32 whatever it is",
+        "type of weights and features. auto is float16 on CUDA, bfloat16 on a CPU with instructions for it "
+        "(AVX512-BF16, AMX), and float32 elsewhere. The flow itself is always float32",
     )
     gpu_runtime: str = configured(
-        one_of(*RUNTIMES), "what computes on CUDA: eager, graphs, or graphs of compiled code; auto = the fastest"
+        one_of(*RUNTIMES),
+        "what computes on CUDA: eager, graphs, or graphs of compiled code. auto = the fastest of these",
     )
     threads: int = configured(
-        number(0, 0, 256), "threads to compute with on the CPU; 0 = all cores but one, left to the middleware"
+        number(0, 0, 256), "threads to compute with on the CPU. 0 = all cores but one, which is for the middleware"
     )
 
     latency_budget_ms: float = live(
-        number(90.0, 0.0, 60000.0, "ms"), "time from the arrival of an image to its flow; 0 = no budget"
+        number(90.0, 0.0, 60000.0, "ms"), "latency budget: time from the arrival of an image to its flow. 0 = no budget"
     )
     latency_from: str = live(
         one_of("arrival", "stamp"),
-        "where the budget starts to count: arrival of the image at this machine's middleware; or its stamp, by the "
-        "ROS clock, so that the camera's own delay counts as well (a stamp that is not 0 to 10 s old is not believed)",
+        "when the budget starts to count. arrival = when this machine's middleware receives the image; stamp = at the "
+        "stamp of the image, by the ROS clock, so that the delay of the camera counts as well (a stamp that is not 0 "
+        "to 10 s old is ignored)",
     )
     max_iterations: int = live(
         number(6, 1, 200),
-        "iterations of the equilibrium solver per pair of images, at most; a cold start (no pair before) makes up to "
-        "4 more at each of two smaller resolutions first, or of more where max_scale enlarges the image",
+        "largest number of iterations of the solver per pair of images. A cold start (without a previous pair) makes "
+        "up to 4 more at each of two smaller resolutions first, or of more if max_scale enlarges the image",
     )
     tolerance_px: float = live(
         number(0.1, 0.0, 10.0, "px"),
-        "RMS change of the flow at which iterating ends; 0 = only count and budget end it",
+        "the solver stops when the RMS change of the flow is at most this. 0 = only max_iterations and the budget "
+        "stop it",
     )
     direction: str = live(
         one_of("forward", "backward"),
-        "forward: flow from the previous image to the current one, on the pixels and with the header of the previous;"
-        " backward: from the current image to the previous one, on the pixels and with the header of the current",
+        "forward = flow from the previous image to the current one, on the pixels and with the header of the previous "
+        "image; backward = from the current image to the previous one, on the pixels and with the header of the "
+        "current image",
     )
     min_scale: float = live(
         number(0.25, 0.0625, 4.0),
-        "smallest part of the input resolution to compute at when the budget demands less work; images are not made "
-        "smaller than 96 px on their short side, whatever this allows",
+        "smallest scale of the images to compute at if time is short. Whatever this allows, images are not made "
+        "smaller than 96 px on their short side",
     )
     max_scale: float = live(
         number(1.0, 0.0625, 4.0),
-        "largest part of the input resolution to compute at; above 1 images are enlarged, for finer flow at more "
-        "cost; whatever this allows, none is computed at more than 4,194,304 pixels, or 1,048,576 by a model with GMA",
+        "largest scale of the images to compute at. Above 1, images are enlarged, for finer flow at more cost. "
+        "Whatever this allows, no image is computed at more than 4,194,304 pixels, or 1,048,576 by a model with GMA",
     )
     refinement: int = live(
-        number(0, 0, 20), "steps of a refinement of the flow at the resolution of the image, on the CPU; 0 = none"
+        number(0, 0, 20),
+        "steps of a refinement of the flow at the resolution of the image, on the CPU. 0 = no refinement",
     )
     max_gap_ms: float = live(
-        number(1000.0, 1.0, 3600000.0, "ms"), "images further apart than this are not related: the stream starts anew"
+        number(1000.0, 1.0, 3600000.0, "ms"),
+        "if the time between two images is longer than this, the stream starts anew",
     )
     warm_up_width: int = configured(
-        number(640, 0, 8192, "px"), "image width whose cost configure measures; 0 = learn it from the first images"
+        number(640, 0, 8192, "px"),
+        "image width for which configure measures the costs. 0 = learn them from the first images",
     )
     warm_up_height: int = configured(
-        number(480, 0, 8192, "px"), "image height whose cost configure measures; 0 = learn it from the first images"
+        number(480, 0, 8192, "px"),
+        "image height for which configure measures the costs. 0 = learn them from the first images",
     )
 
     image_transport: str = configured(
         one_of("auto", "raw", "compressed"),
-        "raw: the image topic; compressed: IMAGE/compressed beside it; auto: whichever is published, raw if both are."
-        " An image topic that itself carries sensor_msgs/CompressedImage is understood by auto and compressed",
+        "raw = the image topic; compressed = IMAGE/compressed beside it; auto = the one that is published, or raw if "
+        "both are. auto and compressed also read sensor_msgs/CompressedImage on the image topic itself",
     )
     qos_reliability: str = configured(
         one_of("best_effort", "reliable"),
-        "reliability asked of the image publisher: best_effort receives from any; reliable loses no image in "
-        "transport but receives nothing from a best-effort publisher",
+        "reliability that is requested from the image publisher. best_effort receives from any publisher; reliable "
+        "loses no image in transport, but receives nothing from a best-effort publisher",
     )
     qos_depth: int = configured(
         number(5, 1, 1000, "images"),
-        "images the middleware may hold for the node, which takes them at once and itself keeps only the newest; with"
-        " 1 it discards some without an account",
+        "images that the middleware may hold for the node. The node takes them at once and keeps only the newest. With "
+        "1, the middleware discards some images without an account",
     )
     max_rate_hz: float = live(
         number(0.0, 0.0, 1000.0, "Hz"),
-        "images processed per second and camera, at most, more than 1000 / max_gap_ms; 0 = every image",
+        "largest number of images processed per second and camera. It must be above 1000 / max_gap_ms. 0 = every image",
     )
     silence_warning_s: float = live(
         number(5.0, 0.0, 3600.0, "s"),
-        "time without an image after which the node warns and says why none comes, again at doubling intervals; 0 = "
-        "never",
+        "time without an image after which the node warns and gives the reason, and warns again at doubling intervals. "
+        "0 = never",
     )
 
     roi: tuple[int, int, int, int] = live(
         (0, 0, 0, 0),
-        "region of interest [x, y, width, height] in pixels of the image, which alone is processed and published; all"
-        " 0 = the whole image; width and height are at least 16",
+        "region of interest [x, y, width, height] in pixels of the image. Only this part is processed and published. "
+        "Width and height are at least 16. All 0 = the whole image",
     )
     intensity_range: tuple[int, int] = live(
         (0, 0),
-        "[black, white] of a 16-bit camera in counts of 0 to 65535, such as [7000, 9000] of a thermal one; [0, 0] = "
-        "the range that its images use, held as long as they fit into it",
+        "[black, white] of a 16-bit camera in counts of 0 to 65535, such as [7000, 9000] for a thermal camera. "
+        "[0, 0] = the range that its images use, kept as long as they fit into it",
     )
     output_scale: float = live(
         number(1.0, 0.0625, 1.0),
-        "size of the published fields as a part of the image's (or region's); lengths are in pixels of the published "
-        "field, and camera_info is scaled alike",
+        "size of the published fields relative to the image (or region). Lengths are in pixels of the published field, "
+        "and camera_info is scaled accordingly",
     )
     units: str = live(
         one_of("px", "normalized_per_second"),
-        "of the published flow: px, displacement in pixels; normalized_per_second, velocity in normalized image "
-        "coordinates (focal length 1), which needs camera_info",
+        "units of the published flow. px = displacement in pixels; normalized_per_second = velocity in normalized "
+        "image coordinates (focal length 1), which needs camera_info",
     )
     points_stride: int = live(
-        number(8, 1, 256, "px"), "distance of the points of ~/points, across and down, in the published flow"
+        number(8, 1, 256, "px"),
+        "distance between neighbouring points of ~/points, across and down, in the published flow",
     )
     color_max_px: float = live(
-        number(0.0, 0.0, 10000.0, "px"), "length of flow of full saturation in ~/flow_color; 0 = the field's largest"
+        number(0.0, 0.0, 10000.0, "px"),
+        "length of the flow with full saturation in ~/flow_color. 0 = the largest of each field",
     )
     compressed_format: str = live(one_of("jpeg", "png"), "format of ~/flow_color/compressed")
-    jpeg_quality: int = live(number(90, 1, 100), "quality of ~/flow_color/compressed as jpeg")
+    jpeg_quality: int = live(number(90, 1, 100), "JPEG quality of ~/flow_color/compressed")
 
     diagnostics_period_s: float = configured(number(1.0, 0.1, 3600.0, "s"), "time between two messages on /diagnostics")
     snapshot_folder: str = live(
         "",
-        "folder for what the service ~/snapshot writes, one folder each; empty = flow_snapshots beside ROS's log files",
+        "folder in which the service ~/snapshot writes a new folder for each snapshot. Empty = flow_snapshots beside "
+        "ROS's log files",
     )
     always_on: bool = live(
         False,
         "process images also while nobody subscribes to an output of their camera, so that the stream is warm for the "
-        "first one who does; false = they are dropped, at no cost",
+        "first subscriber. false = these images are dropped, at no cost",
     )
-    autostart: bool = configured(True, "configure and activate at start; false = wait for a lifecycle manager", "start")
+    autostart: bool = configured(True, "configure and activate at start. false = wait for a lifecycle manager", "start")
     exit_on_failure: bool = configured(
         False,
-        "what becomes of a node that autostart could not configure and activate: true = the process ends with status "
-        "1; false = it stays, so that an operator can mend what its log names and call the transitions",
+        "what happens if autostart cannot configure and activate the node. true = the process ends with status 1; "
+        "false = it stays, so that an operator can correct what its log names, and call the transitions",
         "start",
     )
 
