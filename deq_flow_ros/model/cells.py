@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
@@ -23,6 +24,30 @@ KEPT = 64
 LIKENESS_CELLS = 1000
 
 
+class _Keepers(threading.local):
+    """Per thread, where results are kept besides, see ``keeping``."""
+
+    def __init__(self) -> None:
+        self.lists: list[list[object]] = []
+
+
+_keepers = _Keepers()
+
+
+@contextmanager
+def keeping() -> Iterator[list[object]]:
+    """Collect the results that functions of sizes return within it, for code that has to keep them.
+
+    A captured graph works on their memory, and does not know when the cache lets go of them.
+    """
+    kept: list[object] = []
+    _keepers.lists.append(kept)
+    try:
+        yield kept
+    finally:
+        _keepers.lists.remove(kept)
+
+
 def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator that caches the results of a function of sizes and devices. Nobody may write to the results.
 
@@ -32,13 +57,22 @@ def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
 
     def make(*arguments: Hashable) -> T:
         with torch.inference_mode(False):  # otherwise the result could not be used in training later
-            return function(*arguments)  # type: ignore[call-arg, arg-type]
+            made = function(*arguments)  # type: ignore[call-arg, arg-type]
+        for device in (argument for argument in arguments if isinstance(argument, torch.device)):
+            if device.type == "cuda":  # the next who uses it may do so on another stream
+                torch.cuda.current_stream(device).synchronize()
+        return made
 
-    kept = lru_cache(maxsize=KEPT)(make)
+    cached = lru_cache(maxsize=KEPT)(make)
 
     @wraps(function)
     def get(*arguments: P.args, **named: P.kwargs) -> T:
-        return function(*arguments) if torch.compiler.is_compiling() else kept(*arguments)  # type: ignore[call-arg]
+        if torch.compiler.is_compiling():
+            return function(*arguments)  # type: ignore[call-arg]
+        value = cached(*arguments)
+        for kept in _keepers.lists:
+            kept.append(value)
+        return value
 
     return get
 

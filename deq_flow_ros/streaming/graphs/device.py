@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -89,6 +90,7 @@ class CudaDevice(GraphDevice):
             for _ in range(WARM_UPS):
                 function()
             side.synchronize()
+            gc.collect()  # what it frees later might not be freed within a capture
             # Other threads go on with work of their own: a stream that has no graphs of its size yet, for one.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:

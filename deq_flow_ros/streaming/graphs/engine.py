@@ -164,9 +164,9 @@ class GraphEngine(EagerEngine):
             return super().finish(slots, direction, uncertainty)
         space.finish[uncertainty].replay()
         self.stages.lap("upsample")
-        packed, there = space.download(uncertainty)
         for i, slot in enumerate(slots):
             slot.found = tuple(part.clone() for part in sample(space.samples.value, i))
+        packed, there = space.download(uncertainty)
         self.stages.lap("output")
         there.synchronize()
         rows = [Unpacked.of(row, space.size.source) for row in packed.numpy()]

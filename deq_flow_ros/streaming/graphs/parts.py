@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -67,6 +69,15 @@ class Parts:
         """
 
         def compiled(part: Function) -> Function:
-            return cast(Function, torch.compile(part, dynamic=False, fullgraph=True, **settings))
+            return cast(Function, torch.compile(_own(part), dynamic=False, fullgraph=True, **settings))
 
         return cls(compiled(encode), compiled(move), compiled(iterate), "compiled")
+
+
+_numbers = itertools.count()
+
+
+def _own(part: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with code of its own: PyTorch compiles one code for a few sizes, and refuses further ones."""
+    code = part.__code__
+    return FunctionType(code.replace(co_name=f"{part.__name__}_{next(_numbers)}"), part.__globals__)

@@ -87,7 +87,7 @@ class Shelf:
         if not self._behind:
             self.make(size)
         elif self._thread is None or not self._thread.is_alive():  # one at a time; another is asked for again
-            self._thread = threading.Thread(target=self.make, args=(size,), name="graphs", daemon=True)
+            self._thread = threading.Thread(target=self.make, args=(size,), name="graphs")
             self._thread.start()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
-from deq_flow_ros.model.cells import likeness
+from deq_flow_ros.model.cells import keeping, likeness
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
 from deq_flow_ros.streaming.fields import interpolation, pack
 from deq_flow_ros.streaming.graphs.device import Captured, Done, GraphDevice
@@ -95,6 +95,11 @@ class Workspace:
 
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
         self.size, self._device, self._model, self.runtime = size, device, model, parts.name
+        with keeping() as self._kept:
+            self._capture(parts)
+
+    def _capture(self, parts: Parts) -> None:
+        model, device, size = self._model, self._device, self.size
         pool = device.pool()
         self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
         self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
