@@ -49,11 +49,11 @@ class CameraAt:
         """An image comes, after some that were lost."""
         self.accounts.arrivals.append((self.now_s, lost_before))
 
-    def runs(self, seconds: float = 10.0, every_s: float = 0.1, **changes: Any) -> None:
+    def runs(self, seconds: float = 10.0, every_s: float = 0.1, age_ms: float = 5.0, **changes: Any) -> None:
         """Images at ``1 / every_s`` Hz all of which are processed."""
         for _ in range(round(seconds / every_s)):
             self.arrives()
-            self.accounts.processed(HEADER, info(**changes), {"wait": 2.0, "publish": 1.0}, 5.0)
+            self.accounts.processed(HEADER, info(**changes), {"wait": 2.0, "publish": 1.0}, age_ms)
             self.now_s += every_s
 
     def gives_no_flow(self, outcome: str, reason: str, seconds: float) -> None:

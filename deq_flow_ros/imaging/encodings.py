@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from deq_flow_ros.imaging.levels import Levels, eight_bits
+from deq_flow_ros.spelling import did_you_mean
 
 
 class EncodingError(ValueError):
@@ -128,7 +129,8 @@ def check_layout(size: int, height: int, width: int, step: int, encoding: str) -
     """
     layout = _LAYOUTS.get(encoding)
     if layout is None:
-        raise EncodingError(f"unknown encoding: expected one of {', '.join(ENCODINGS)}, got {encoding!r}")
+        hint = did_you_mean(encoding, ENCODINGS)
+        raise EncodingError(f"unknown encoding {encoding!r}{hint}: expected one of {', '.join(ENCODINGS)}")
     if height <= 0 or width <= 0:
         raise EncodingError(f"empty image: expected a height and width above 0, got height {height}, width {width}")
     for name, value, even in (("width", width, layout.even_width), ("height", height, layout.even_height)):

@@ -27,11 +27,15 @@ BY_DESIGN = (SUPERSEDED, RATE_LIMITED, UNHEARD)
 """Reasons of drops that are no fault of the images; every other reason is one."""
 WINDOW_S = 10.0
 """Length of the sliding window."""
+LATELY = 20
+"""Flow fields by which the budget is judged: a single one may be late because of another process."""
+STARVED_SHARE = 0.75
+"""Of the last ``LATELY`` fields: from there on the budget cannot be met."""
 MAX_KINDS = 20
 """Kinds of drops that are told apart; more go under ``OTHER``, so that a hostile camera cannot fill the memory."""
 OTHER = "other reasons"
-MAX_REASON = 200
-"""Characters kept of the reason why a stream starts; it may quote the camera."""
+MAX_REASON = 500
+"""Characters kept of a reason; it may quote the camera."""
 OUTCOMES = ("processed", "first", "dropped")
 
 
@@ -39,21 +43,23 @@ OUTCOMES = ("processed", "first", "dropped")
 def kind_of(reason: str) -> str:
     """A reason without what differs from frame to frame: numbers become N, quoted words '...', and it is cut short.
 
-    "expected 9216 bytes, got 9209" and "expected 9216 bytes, got 12" are of one kind.
+    "expected 9216 bytes, got 9209" and "expected 9216 bytes, got 12" are of one kind. Digits of names are no numbers.
     """
-    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'", "'...'", reason[:200]))[:80].strip()
+    return re.sub(r"\b\d+(\.\d+)?(x\d+)?\b", "N", re.sub(r"'[^']*'", "'...'", reason[:MAX_REASON]))[:80].strip()
 
 
 @dataclass(frozen=True)
 class Sample:
     """One frame: when it had its account, and what matters of it.
 
-    :ivar reason: why it was first; of a dropped one the kind of reason; else empty.
+    :ivar reason: why it was first or dropped; else empty.
+    :ivar kind: of the reason, by which such frames are counted.
     """
 
     time_s: float
     outcome: str
     reason: str
+    kind: str
     age_ms: float | None
     info: FlowInfo | None
     stage_ms: Mapping[str, float]
@@ -85,7 +91,11 @@ class Window:
     @cached_property
     def drops(self) -> Counter[str]:
         """Dropped frames by kind of reason."""
-        return Counter(sample.reason for sample in self.samples if sample.outcome == "dropped")
+        return Counter(sample.kind for sample in self.samples if sample.outcome == "dropped")
+
+    def latest_reason(self, kind: str) -> str:
+        """What was said of the last frame of a kind, numbers and names included."""
+        return next((sample.reason for sample in reversed(self.samples) if sample.kind == kind), kind)
 
     @cached_property
     def resets(self) -> list[str]:
@@ -219,8 +229,8 @@ class FrameAccounts:
             self._count_arrivals()
             self._counts[outcome] += 1
             pairs.update({f"frames_{name}": str(count) for name, count in self._counts.items()})
-            kept = self._kind(reason) if outcome == "dropped" else reason[:MAX_REASON]
-            self._samples.append(Sample(now_s, outcome, kept, age_ms, info, stage_ms or {}))
+            kind = self._kind(reason) if outcome == "dropped" else kind_of(reason)
+            self._samples.append(Sample(now_s, outcome, reason[:MAX_REASON], kind, age_ms, info, stage_ms or {}))
             while self._samples[0].time_s < now_s - self._window_s:
                 self._samples.popleft()
         name = f"{STATUS_NAME} {self._camera}".rstrip()

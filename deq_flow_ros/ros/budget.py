@@ -9,15 +9,12 @@ from collections.abc import Callable
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
+from deq_flow_ros.ros.accounts import LATELY, STARVED_SHARE
 from deq_flow_ros.ros.camera_input import ReceivedFrame
 from deq_flow_ros.streaming import FlowInfo
 
 MAX_STAMP_AGE_MS = 10_000.0
 """Oldest stamp that is believed where the budget counts from it."""
-LATELY = 20
-"""Flow fields by which the budget is judged: a single one may be late because of another process."""
-STARVED_SHARE = 0.75
-"""Of the last ``LATELY`` fields: from there on the budget cannot be met."""
 QUIET_S = 60.0
 """Least time between two words about the same; it doubles from one to the next."""
 

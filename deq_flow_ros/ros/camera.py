@@ -16,7 +16,6 @@ from functools import partial
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 
-from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
@@ -27,7 +26,9 @@ from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
+from deq_flow_ros.ros.troubles import Clocks
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
+from deq_flow_ros.streaming.continuity import FLAT
 
 OPTIONS = {field.name for field in fields(OutputOptions)} & {field.name for field in fields(NodeSettings)}  # parameters
 
@@ -72,7 +73,7 @@ class Camera:
         # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
         self._heard = True
-        self._levels = _levels(settings)
+        self._levels = settings.levels()
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
         self._accounts = FrameAccounts(str(model.device), settings.direction, name)
@@ -141,7 +142,8 @@ class Camera:
         idle = self.idle
         if idle is None and silence is None and not self._heard:
             idle = f"{UNHEARD}: images come and are not processed until somebody does, or always_on is set"
-        return camera_status(name, topic, self._accounts.window(), idle, silence)
+        clocks = Clocks() if self._input is None else self._input.clocks()
+        return camera_status(name, topic, self._accounts.window(), idle, silence, clocks)
 
     def drop(self, frame: ReceivedFrame, reason: str) -> None:
         """The account of a frame that gives no flow."""
@@ -171,8 +173,11 @@ class Camera:
             return self.drop(frame, left_out)
         previous, self._previous, self._last = self._previous, frame.message, result
         if result is None:
-            account = self._accounts.first(header, self.estimator.reset_reason or "start", frame.age_ms)
-            return self._publish_account(frame, account)
+            reason = self.estimator.reset_reason or "start"
+            if reason.startswith(FLAT):
+                words = "an image has no contrast to compute on: is the lens covered, or the exposure wrong?"
+                self._logger.warning(words, throttle_duration_sec=60.0)
+            return self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
         assert previous is not None
         estimated_ns = time.monotonic_ns()
         try:
@@ -234,7 +239,7 @@ class Camera:
             self._applied = settings
         self._ask_for_uncertainty()
         if settings.intensity_range != before.intensity_range:
-            self._levels = _levels(settings)
+            self._levels = settings.levels()
             self._reset_now(f"intensity_range changed to {list(settings.intensity_range)}")
         if settings.roi != before.roi:  # another part of the image, perhaps of the same size
             self._reset_now(f"roi changed from {list(before.roi)} to {list(settings.roi)}")
@@ -286,12 +291,6 @@ class Camera:
             self._outputs.publish_account(account)
         except Exception as error:  # one account that is lost must end neither the worker nor the executor
             self._logger.error(f"cannot publish the account of a frame: {error}", throttle_duration_sec=5.0)
-
-
-def _levels(settings: NodeSettings) -> Levels:
-    """Of the parameter ``intensity_range``, for which two zeros stand for the range of the images themselves."""
-    low, high = settings.intensity_range
-    return Levels((low, high) if high else None)
 
 
 def _source(message: ImageMessage) -> dict[str, str]:

@@ -22,6 +22,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.topics import ImageMessage, Source, candidates, info_topic
+from deq_flow_ros.ros.troubles import Clocks
 from deq_flow_ros.streaming.continuity import StampOrder
 
 MAX_WAIT_NS = 1_000_000_000
@@ -120,6 +121,15 @@ class CameraInput:
     def topics(self) -> set[str]:
         """What may be subscribed to: all that may carry the images, and the calibration."""
         return {source.topic for source in self._candidates} | ({self.info_topic} if self.info_topic else set())
+
+    def clocks(self) -> Clocks:
+        """What is known of the clocks of the images and of the node."""
+        names = {offer.node_name for offer in self._node.get_publishers_info_by_topic(self._source.topic)}
+        return Clocks(
+            played=any("player" in name for name in names),  # ours, and rosbag2's
+            simulated=bool(self._node.get_parameter_or("use_sim_time").value),
+            offered=self._node.count_publishers("/clock") > 0,
+        )
 
     def forget_order(self) -> None:
         """The next image is taken whatever its stamp."""

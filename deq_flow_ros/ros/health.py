@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -18,44 +17,36 @@ import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from deq_flow_ros.ros.accounts import BY_DESIGN, SUPERSEDED, Window, kind_of, status_of
+from deq_flow_ros.ros.accounts import Window, status_of
+from deq_flow_ros.ros.troubles import Clocks, troubles
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 PERCENTILES = (50, 95, 99)
 """Of the latency."""
-WORTH_A_WARNING = 0.05
-"""Share of frames that are late, lost or starved from which a camera is not well."""
-OLD_STAMP_MS, EARLY_STAMP_MS = 1000.0, -50.0
-"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree."""
-_OTHER_CAMERA = "do two cameras publish the topic (`ros2 topic info -v`)?"
-_REMEDIES = {
-    "gap of": "raise max_gap_ms above the time between two images, or see why they are so far apart",
-    "time ": f"mend the camera's stamps; or {_OTHER_CAMERA}",
-    "size changed": _OTHER_CAMERA,
-    "encoding changed": _OTHER_CAMERA,
-    "frame_id changed": _OTHER_CAMERA,
-    "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
-    "a frame failed": "the log says where",
-}
-"""Of a stream that starts anew with every image, by a word of the reason."""
 
 
 def camera_status(
-    name: str, topic: str, window: Window, idle: str | None = None, silence: str | None = None
+    name: str,
+    topic: str,
+    window: Window,
+    idle: str | None = None,
+    silence: str | None = None,
+    clocks: Clocks = Clocks(),  # noqa: B008  immutable
 ) -> DiagnosticStatus:
     """The status of a camera: level, a message that says what is wrong and what to do, all figures as values.
 
     :param idle: why no images are expected ("disabled by ~/enable"); None while they are.
     :param silence: why no image comes (``qos.silence``); None while they do.
+    :param clocks: by which old stamps are judged.
     """
     if idle is not None:
         level, message = OK, idle
     elif silence is not None:
         level, message = DiagnosticStatus.STALE, silence
-    elif found := troubles(window):
-        level, message = max(level for level, _ in found), "; ".join(text for _, text in found)
     else:
-        level, message = OK, summary(window)
+        found = troubles(window, clocks)
+        level = max((level for level, _ in found), default=OK)
+        message = "; ".join([summary(window)] * (level == OK) + [text for _, text in found])
     return status_of(level, name, message, topic, {"image_topic": topic, **figures(window)})
 
 
@@ -102,72 +93,7 @@ def summary(window: Window) -> str:
     slowest = max(stages, key=stages.__getitem__, default=None)
     most = "" if slowest is None else f", most of it {slowest} ({stages[slowest]:.0f} ms)"
     rates = f"{len(window.infos) / window.seconds:.1f} flow fields/s from {came_hz:.1f} images/s"
-    text = f"{rates}, latency {latency:.0f} ms{most}"
-    if window.drops[SUPERSEDED] > WORTH_A_WARNING * window.received:
-        text += ": slower than the camera, so newer images supersede waiting ones"
-    return text
-
-
-def troubles(window: Window) -> list[tuple[bytes, str]]:
-    """(level, what is wrong and what to do) of all that is not as it should be."""
-    found = []
-    span, infos, count = f"in the last {window.seconds:.0f} s", window.infos, len(window.infos)
-    refused = {kind: number for kind, number in window.drops.items() if kind not in BY_DESIGN}
-    if refused:
-        total, most = sum(refused.values()), max(refused, key=refused.__getitem__)
-        usable = any(sample.outcome != "dropped" for sample in window.samples)
-        text = f"{total} images could not be used {span}, most because: {most}"
-        found.append((WARN if usable else ERROR, text))
-    if window.full and not infos:
-        found += _without_flow(window, span)
-    diverged = sum(info.stop_reason == "diverged" for info in infos)
-    if diverged:
-        text = f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
-        found.append((ERROR if 2 * diverged > count else WARN, text))
-    late = [info for info in infos if info.over_budget]  # the budget may have changed since
-    if sum(info.starved for info in infos) > WORTH_A_WARNING * count:
-        text = (
-            f"the budget of {late[-1].budget_ms:g} ms cannot be met ({len(late)} of {count} flow fields were late "
-            f"{span}): one iteration at the lowest scale takes longer; raise latency_budget_ms, lower min_scale, "
-            "or use a faster device"
-        )
-        found.append((WARN, text))
-    elif len(late) > WORTH_A_WARNING * count:
-        text = (
-            f"{len(late)} of {count} flow fields came after the budget of {late[-1].budget_ms:g} ms {span} "
-            f"(mean wait before processing {window.stage_means.get('wait', 0.0):.0f} ms); is another process keeping "
-            "the processor busy? See `threads`, or raise latency_budget_ms"
-        )
-        found.append((WARN, text))
-    if window.lost > WORTH_A_WARNING * (window.received + window.lost):
-        text = (
-            f"{window.lost} images were lost on the way {span}: start the camera with this package's "
-            "config/fastdds.xml, and give /dev/shm more room"
-        )
-        found.append((WARN, text))
-    age = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
-    if not EARLY_STAMP_MS <= age <= OLD_STAMP_MS:
-        which = f"{age / 1000:.1f} s old on arrival" if age > 0 else f"{-age / 1000:.1f} s in the future"
-        found.append((WARN, f"stamps are {which}: synchronise the clocks, or set use_sim_time for a replay"))
-    return found
-
-
-def _without_flow(window: Window, span: str) -> list[tuple[bytes, str]]:
-    """Why nothing comes out, although images have come all the time."""
-    starts = Counter(kind_of(sample.reason) for sample in window.samples if sample.outcome == "first")
-    if starts:
-        most = max(starts, key=starts.__getitem__)
-        remedy = next((text for word, text in _REMEDIES.items() if word in most), "see `reason` in ~/statistics")
-        text = f"no flow {span}: the stream started anew {starts.total()} times, most because: {most}; {remedy}"
-        return [(WARN, text)]
-    if window.drops[SUPERSEDED] and not window.drops.keys() - set(BY_DESIGN):
-        text = (
-            f"no flow {span}: the worker is not answering, so that all {window.drops[SUPERSEDED]} images were "
-            "superseded by newer ones; a pair takes longer than this (set latency_budget_ms, or lower max_scale), "
-            "or it hangs: restart the node, and see its log"
-        )
-        return [(ERROR, text)]
-    return []
+    return f"{rates}, latency {latency:.0f} ms{most}"
 
 
 class Watched(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
+from deq_flow_ros.spelling import did_you_mean
 
 
 def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
@@ -32,13 +32,6 @@ def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple, array.array)) else (type(value), value)
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" with the known word that is closest, whatever its case; empty where none is close."""
-    by_lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
 
 
 def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) -> SetParametersResult:
@@ -105,7 +98,7 @@ def misspelt_overrides(node: Node) -> list[str]:
     """A line for each value given at start that no parameter takes, as ROS drops these silently."""
     known = [field.name for field in dataclasses.fields(NodeSettings)]
     return [
-        f"no parameter {name!r}, so its value changes nothing{did_you_mean(name, known)}"
+        f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
         for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
         if not node.has_parameter(name) and not name.startswith("qos_overrides.")
     ]

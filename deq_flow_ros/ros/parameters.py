@@ -15,6 +15,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import PRECISIONS
 from deq_flow_ros.streaming import RUNTIMES
 
@@ -256,6 +257,11 @@ class NodeSettings:
     def compute_threads(self) -> int:
         """Number of threads that ``threads`` stands for."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+
+    def levels(self) -> Levels:
+        """Those of ``intensity_range``, for which two zeros stand for the range of the images themselves."""
+        low, high = self.intensity_range
+        return Levels((low, high) if high else None)
 
     def of_estimator(self) -> dict[str, Any]:
         """The settings of ``FlowEstimator``, for which "none" is None instead of 0."""

@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rclpy import get_rmw_implementation_identifier
 from rclpy.node import Node
 from rclpy.qos import (
     DurabilityPolicy,
@@ -25,6 +28,9 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What ROS's own ``qos_overrides`` parameters may set of the node's topics."""
+
+SHARED_MEMORY, FULL_BYTES = Path("/dev/shm"), 64_000_000
+"""Of Fast DDS; a process takes 32 MB of it with this package's profile."""
 
 # By a word of rclpy's reasons ("Best effort publisher and reliable subscription", ...).
 _REMEDIES = {
@@ -107,6 +113,17 @@ def mismatch(topic: str, wanted: QoSProfile, offers: Sequence[TopicEndpointInfo]
     return f"{which} on {topic}: wanted {words_of(wanted)}, but {offered}; {'; '.join(remedies)}"
 
 
+def transport_advice() -> str:
+    """What to do where images are lost between a camera and the node; of /dev/shm where it is full."""
+    if "fastrtps" not in get_rmw_implementation_identifier():
+        return "give the sockets more memory (docs/troubleshooting.md), or use compressed images"
+    advice = "start the camera with this package's config/fastdds.xml, or over a network use compressed images"
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else FULL_BYTES
+    if free < FULL_BYTES:
+        advice = f"{SHARED_MEMORY} has {free / 1e6:.0f} MB left, so give it more room; {advice}"
+    return advice
+
+
 def silence(
     topic: str, expected_type: str, offers: Sequence[TopicEndpointInfo], seconds: float, wanted: QoSProfile
 ) -> str:
@@ -128,8 +145,7 @@ def silence(
     names = ", ".join(_name(offer) for offer in fitting)
     return (
         f"{start}: {names} publishes {topic} but nothing arrives; either it sends nothing (`ros2 topic hz {topic}`), "
-        "or images are lost on the way: start the camera with this package's config/fastdds.xml, and see that /dev/shm "
-        "and the network have room for them"
+        f"or images are lost on the way: {transport_advice()}"
     )
 
 

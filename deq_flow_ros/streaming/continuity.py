@@ -33,6 +33,7 @@ MIN_OF_LAST = 0.5
 # A start that leads to cells that are clearly less alike than no motion at all does: the motion has ended, or turned.
 MIN_OF_STILL = 0.85
 
+FLAT = "flat image"
 LEFT_OUT = "left out"
 """How every reason ends why a frame takes no part in its stream."""
 SAME_STAMP = f"the stamp of the frame before: {LEFT_OUT}"
@@ -111,9 +112,9 @@ class Seen:
         if elapsed_ms > max_gap_ms:
             return f"gap of {elapsed_ms:.0f} ms, longer than {max_gap_ms:.0f} ms"
         if self.thumbnail.flat:
-            return "flat image: nothing to match"
+            return f"{FLAT}: nothing to match"
         if previous.thumbnail.flat:
-            return "flat image before: nothing to match"
+            return f"{FLAT} before: nothing to match"
         if self.thumbnail.is_cut_from(previous.thumbnail):
             return "scene cut"
         return None

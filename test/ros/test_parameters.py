@@ -114,7 +114,7 @@ def answer(configured: bool, node: Node | None = None, **values: object) -> str:
 def test_a_change_is_refused_with_a_reason() -> None:
     """Wrong words, and values that would have no effect before the next configure."""
     assert answer(False, direction="sideways").endswith("expected one of forward, backward, got 'sideways'")
-    assert answer(False, direction="Forwards").endswith("got 'Forwards'; did you mean 'forward'?")
+    assert answer(False, direction="Forwards").endswith("got 'Forwards' (did you mean 'forward'?)")
     assert "device is read in configure: call the transitions" in answer(True, device="cuda")
     assert answer(False, device="cuda") == answer(True, max_iterations=3) == answer(True, use_sim_time=True) == ""
 
@@ -167,7 +167,7 @@ def test_arrays_are_read_as_they_are_set() -> None:
 def test_a_misspelt_parameter_is_reported() -> None:
     """ROS ignores it silently, and the user wonders why nothing changed."""
     assert misspelt_overrides(make_node(max_iteration=3)) == [
-        "no parameter 'max_iteration', so its value changes nothing; did you mean 'max_iterations'?"
+        "no parameter 'max_iteration' (did you mean 'max_iterations'?): its value changes nothing"
     ]
 
 

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is not as it should be with a camera's frames, in words that say what to do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from deq_flow_ros.ros import qos
+from deq_flow_ros.ros.accounts import BY_DESIGN, LATELY, STARVED_SHARE, SUPERSEDED, Window
+from deq_flow_ros.streaming.continuity import LEFT_OUT
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+WORTH_A_WARNING = 0.05
+"""Share of frames that are late, lost, left out or superseded from which it is worth a word."""
+OLD_STAMP_MS, EARLY_STAMP_MS, EARLY_CLOCK_MS = 1000.0, -50.0, -1000.0
+"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock, which is
+published now and then, may be behind by more than a machine's clock."""
+ANOTHER_TIME_MS = 24 * 3600e3
+"""A clock that is wrong by more is not one that has drifted: it was never set, or this is a recording."""
+_UNITS_MS = (("years", 365.25 * 86400e3), ("days", 86400e3), ("hours", 3600e3), ("minutes", 60e3), ("s", 1e3))
+_OTHER_CAMERA = "do two cameras publish the topic (`ros2 topic info -v`)?"
+_STAMPS = f"mend the camera's stamps; or {_OTHER_CAMERA}"
+_REMEDIES = {
+    "gap of": "raise max_gap_ms above the time between two images, or see why they are so far apart",
+    "time went back": _STAMPS,
+    "size changed": _OTHER_CAMERA,
+    "encoding changed": _OTHER_CAMERA,
+    "frame_id changed": _OTHER_CAMERA,
+    "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
+    "flat image": "is the lens covered, or the exposure wrong?",
+    "a frame failed": "the log says where",
+}
+"""Of a stream that starts anew with every image, by a word of the reason."""
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What is known of the clocks that stamps and ages come from.
+
+    :ivar played: whether a player publishes the images.
+    :ivar simulated: whether the node takes its time from /clock (``use_sim_time``).
+    :ivar offered: whether somebody publishes /clock.
+    """
+
+    played: bool = False
+    simulated: bool = False
+    offered: bool = False
+
+
+def troubles(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
+    """(level, what is wrong and what to do) of all that is worth a word, the worst first; what is no fault is OK."""
+    span = f"in the last {window.seconds:.0f} s"
+    found = [*_unusable(window, span), *_left_out(window, span)]
+    if window.full and not window.infos:
+        found += _without_flow(window, span)
+    found += [*_solves(window, span), *_transport(window, span), *_stamps(window, clocks)]
+    return sorted(found, key=lambda trouble: trouble[0], reverse=True)
+
+
+def _unusable(window: Window, span: str) -> list[tuple[bytes, str]]:
+    kinds = {kind: number for kind, number in window.drops.items() if kind not in BY_DESIGN and not _is_left_out(kind)}
+    if not kinds:
+        return []
+    most = max(kinds, key=kinds.__getitem__)
+    why = "because" if len(kinds) == 1 else f"{kinds[most]} of them because"
+    usable = any(sample.outcome != "dropped" for sample in window.samples)
+    text = f"{sum(kinds.values())} images could not be used {span}, {why}: {window.latest_reason(most)}"
+    return [(WARN if usable else ERROR, text)]
+
+
+def _is_left_out(kind: str) -> bool:
+    return kind.endswith(LEFT_OUT)
+
+
+def _left_out(window: Window, span: str) -> list[tuple[bytes, str]]:
+    """Of images that do not fit into the order of the stamps: a single one is no matter."""
+    kinds = {kind: number for kind, number in window.drops.items() if _is_left_out(kind)}
+    total = sum(kinds.values())
+    if total <= WORTH_A_WARNING * window.received:
+        return []
+    reason = window.latest_reason(max(kinds, key=kinds.__getitem__)).removesuffix(f": {LEFT_OUT}")
+    level = WARN if window.infos or not window.full else ERROR
+    return [(level, f"{total} of {window.received} images were left out {span}: {reason}; {_STAMPS}")]
+
+
+def _without_flow(window: Window, span: str) -> list[tuple[bytes, str]]:
+    """Why nothing comes out, although images have come all the time."""
+    starts = Counter(sample.kind for sample in window.samples if sample.outcome == "first")
+    if starts.total() > 1:
+        most = max(starts, key=starts.__getitem__)
+        remedy = next((text for word, text in _REMEDIES.items() if word in most), "see `reason` in ~/statistics")
+        why = f"the stream started anew {starts.total()} times, most because: {window.latest_reason(most)}"
+        return [(WARN, f"no flow {span}: {why}; {remedy}")]
+    if window.drops[SUPERSEDED] and not window.drops.keys() - set(BY_DESIGN):
+        text = (
+            f"no flow {span}: the worker is not answering, so that all {window.drops[SUPERSEDED]} images were "
+            "superseded by newer ones; a pair takes longer than this (set latency_budget_ms, or lower max_scale), "
+            "or it hangs: restart the node, and see its log"
+        )
+        return [(ERROR, text)]
+    return []
+
+
+def _solves(window: Window, span: str) -> list[tuple[bytes, str]]:
+    found = []
+    infos, count = window.infos, len(window.infos)
+    diverged = sum(info.stop_reason == "diverged" for info in infos)
+    if diverged:
+        text = f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
+        found.append((ERROR if 2 * diverged > count else WARN, text))
+    late, lately = [info for info in infos if info.over_budget], infos[-LATELY:]  # the budget may have changed since
+    if late and sum(info.starved for info in lately) >= STARVED_SHARE * LATELY:
+        text = (
+            f"the budget of {late[-1].budget_ms:g} ms cannot be met ({len(late)} of {count} flow fields were late "
+            f"{span}): one iteration at the lowest scale takes longer; raise latency_budget_ms, lower min_scale, "
+            "or use a faster device"
+        )
+        found.append((WARN, text))
+    elif len(late) > WORTH_A_WARNING * count:
+        text = (
+            f"{len(late)} of {count} flow fields came after the budget of {late[-1].budget_ms:g} ms {span} "
+            f"(mean wait before processing {window.stage_means.get('wait', 0.0):.0f} ms); is another process keeping "
+            "the processor busy? See `threads`, or raise latency_budget_ms"
+        )
+        found.append((WARN, text))
+    superseded = window.drops[SUPERSEDED]
+    if infos and superseded > WORTH_A_WARNING * window.received:
+        text = f"{superseded} of {window.received} images were superseded by newer ones: slower than the camera"
+        found.append((OK, text))
+    return found
+
+
+def _transport(window: Window, span: str) -> list[tuple[bytes, str]]:
+    if window.lost <= WORTH_A_WARNING * (window.received + window.lost):
+        return []
+    return [(WARN, f"{window.lost} images were lost on the way {span}: {qos.transport_advice()}")]
+
+
+def _stamps(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
+    """Stamps of a recording are no fault: nothing but their age depends on this machine's clock."""
+    age_ms = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
+    if (EARLY_CLOCK_MS if clocks.simulated else EARLY_STAMP_MS) <= age_ms <= OLD_STAMP_MS:
+        return []
+    stamps = f"stamps are {_duration(abs(age_ms))} {'old on arrival' if age_ms > 0 else 'in the future'}"
+    if clocks.simulated:
+        return [(WARN, f"{stamps} by /clock: it and the images do not belong to one recording")]
+    if clocks.offered:
+        return [(WARN, f"{stamps}, and /clock is published: set use_sim_time, so that ages are counted by it")]
+    if clocks.played:
+        return [(OK, f"{stamps}, as those of a recording are")]
+    if age_ms > ANOTHER_TIME_MS:
+        return [(OK, f"{stamps}: those of a recording, or of a camera whose clock was never set")]
+    return [(WARN, f"{stamps}: synchronise the clocks of the camera and of this machine")]
+
+
+def _duration(ms: float) -> str:
+    """In the largest unit that it has at least two of: "3.2 s", "5.0 days"."""
+    unit, length_ms = next(((unit, length) for unit, length in _UNITS_MS if ms >= 2 * length), _UNITS_MS[-1])
+    return f"{ms / length_ms:.1f} {unit}"
