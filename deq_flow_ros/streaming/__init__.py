@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams of frames under a latency budget. Knows time, but no ROS."""
+"""Optical flow of streams of frames under a latency budget, without ROS."""
 
 from deq_flow_ros.streaming.batch import UpdateRequest, update_together
 from deq_flow_ros.streaming.eager import EagerEngine

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``FlowEstimator``: frames in, flow out, as good as the time allows."""
+"""``FlowEstimator`` computes the flow of a stream of frames, as well as the time allows."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ from deq_flow_ros.streaming.stream import Last, Stream
 class FlowEstimator:
     """Dense flow of a stream of frames under a latency budget.
 
-    Each frame is encoded once. The fixed point of a pair, hidden state and flow, is moved along the motion and is the
-    start of the next. Costs are learnt, the solver gets an absolute deadline and stops before it would pass it; when
-    not even one iteration fits, the frames are processed at a smaller scale until there is room again.
+    Each frame is encoded once. The fixed point of a pair (hidden state and flow) is moved along the motion and becomes
+    the start of the next solve. The estimator learns the costs of its stages. The solver gets an absolute deadline and
+    stops before it. If not even one iteration fits, frames are processed at a smaller scale until there is time again.
 
-    One thread at a time, for all estimators of a model.
+    Only one thread at a time may use the estimators of a model.
 
-    :param model: from ``load_model``, on its device. Several estimators may share it. Or an engine, which has its own
-        clock.
-    :param clock: what deadlines and latencies are measured by; None is the machine's.
-    :param runtime: what computes, see ``choose_runtime``; an engine is one already.
-    :param settings: those of ``EstimatorSettings``, by name: ``latency_budget_ms=50``.
-    :ivar engine: what computes.
-    :ivar stream: what decides.
-    :ivar slot: what the engine keeps of the stream.
-    :raises ValueError: for settings that are none, or outside of their range, or a runtime that the device cannot have.
+    :param model: a model from ``load_model``, which several estimators may share; or an engine, which has a clock.
+    :param clock: the clock for deadlines and latencies; None: the clock of the machine.
+    :param runtime: see ``choose_runtime``; not used with an engine.
+    :param settings: settings of ``EstimatorSettings`` by name, such as ``latency_budget_ms=50``.
+    :ivar engine: computes the flow.
+    :ivar stream: decides what is computed.
+    :ivar slot: the data that the engine keeps for this stream.
+    :raises ValueError: for unknown settings, values outside of their range, or a runtime that the device cannot run.
     """
 
     def __init__(
@@ -54,36 +53,36 @@ class FlowEstimator:
 
     @property
     def model(self) -> DEQFlow:
-        """What the engine computes with."""
+        """The model of the engine."""
         return self.engine.model
 
     @property
     def clock(self) -> Clock:
-        """What deadlines and latencies are measured by."""
+        """The clock for deadlines and latencies."""
         return self.engine.clock
 
     @property
     def settings(self) -> EstimatorSettings:
-        """As they are now."""
+        """The present settings."""
         return self.stream.settings
 
     @property
     def reset_reason(self) -> str | None:
-        """Why the next pair begins anew, or the stream did with its last frame; None within a stream."""
+        """Why the next pair starts anew, or why the stream did with its last frame; None within a stream."""
         return self.stream.reset_reason
 
     @property
     def left_out(self) -> str | None:
-        """Why the last frame takes no part in the stream: it was sent twice, or came late; None where it does."""
+        """Why the last frame was left out of the stream (it was sent twice or came late); None if it was not."""
         return self.stream.left_out
 
     def change(self, **settings: Any) -> None:
-        """Go on with other settings: all of those named, or none of them if they are refused.
+        """Change some settings. If one of them is refused, none is changed.
 
-        The stream goes on as well, at another scale if the limits demand it; only another direction, in which the last
-        fixed point means something else, starts it anew.
+        The stream goes on, at another scale if the limits require it. Only another direction starts it anew, because
+        the last fixed point then means something else.
 
-        :raises ValueError: for settings that are none, or outside of their range.
+        :raises ValueError: for unknown settings, or values outside of their range.
         """
         self.stream.change(self._checked(self.settings.changed(**settings)))
         if self.stream.last is None:
@@ -98,12 +97,12 @@ class FlowEstimator:
         return settings
 
     def reset(self, reason: str) -> None:
-        """Forget the stream (not the learnt costs); the next frame is a first one, for this reason."""
+        """Forget the stream, but not the learnt costs. The next frame is a first one, with this reason."""
         self.stream.reset(reason)
         self.slot.clear()
 
     def warm_up(self, height: int, width: int) -> None:
-        """Learn the costs of frames of this size before the first one comes; leaves no stream behind."""
+        """Learn the costs of frames of this size before the first one comes. Afterwards there is no stream."""
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         ladder = self.stream.ladder((height, width))
         for scale in sorted({ladder[0], ladder[-1], *(s for s in ladder if s == 1)}, reverse=True):
@@ -124,44 +123,44 @@ class FlowEstimator:
                 trial.reset("warm-up")
                 trial.update(noise, 0)
                 trial.update(noise, 1)
-                if pair == 0:  # it paid for allocations and kernel choices
+                if pair == 0:  # its time includes allocations and the choice of kernels
                     self.stream.costs.forget(number_of_pixels(scaled_size(height, width, scale)))
         self.reset("start")
 
     def take_costs_of(self, other: FlowEstimator) -> None:
-        """Know what another estimator of the same model has learnt, in place of a warm-up of one's own."""
+        """Copy the costs that another estimator of the same model has learnt, instead of a warm-up."""
         self.stream.costs = copy.deepcopy(other.stream.costs)
 
     def update(
         self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None, time_limit_ms: float | None = None
     ) -> FlowResult | None:
-        """Take the next frame of the stream.
+        """Process the next frame of the stream.
 
-        :param frame: (H, W, 3) uint8 RGB, at least 16x16; kept until the next pair, so not to be written to.
+        :param frame: (H, W, 3) uint8 RGB, at least 16x16. It is kept until the next pair, so do not write to it.
         :param stamp_ns: its time stamp.
-        :param arrival_ns: when it arrived, on ``clock.now_ns()``; the budget counts from here. None is now.
-        :param time_limit_ms: take no longer than this from now on, whatever the budget allows; None: the budget alone.
-            It is kept as the budget is, and shortened as it is: fewer iterations first, then a smaller scale.
-        :returns: the flow between the last frame and this one. None where the frame is left out, as its stamp is not
-            after that of the last one: ``left_out`` then says so, and the stream stays as it was. None also if there
-            is no last frame to compare with: ``reset_reason`` then says why.
-        :raises ValueError: if frame or limit are not as described; the stream stays as it was.
+        :param arrival_ns: when it arrived, on ``clock.now_ns()``. The budget counts from then. None: now.
+        :param time_limit_ms: the longest time from now on, whatever the budget allows; None: only the budget holds. It
+            is kept in the same way as the budget: first by fewer iterations, then by a smaller scale.
+        :returns: the flow between the last frame and this one. None if the frame is left out because its stamp is not
+            later than the last one; then ``left_out`` says so, and the stream is unchanged. None also if there is no
+            last frame; then ``reset_reason`` says why.
+        :raises ValueError: if the frame or the limit is not as described; the stream is unchanged.
         """
         return batch.update_together([batch.UpdateRequest(self, frame, stamp_ns, arrival_ns, time_limit_ms)])[0]
 
     def prepare(self) -> None:
-        """Do what the next pair needs and its frame does not: to be called when a result is out, before a frame."""
+        """Compute ahead what does not depend on the next frame. Call it after a result, while waiting for a frame."""
         batch.prepare(self)
 
     def snapshot(self) -> dict[str, np.ndarray]:
-        """The stream as it stands, for a bug report; copies, on the CPU.
+        """The present state of the stream for a bug report, as copies on the CPU.
 
-        After the first frame ``image2`` (H, W, 3) uint8 RGB, ``stamp2_ns`` and ``scale``. After a pair also ``image1``,
-        ``stamp1_ns``, where its solve started, ``start_hidden`` (C, h, w) and ``start_flow`` (2, h, w), and where it
-        ended, ``hidden`` and ``flow`` (unless it diverged); the flow in cells of 8 px of the processed image, float32;
-        and ``likeness`` of its images at the flow that was found, -1..1, which that of the next pair is compared with.
+        After the first frame, it has ``image2`` (H, W, 3) uint8 RGB, ``stamp2_ns`` and ``scale``. After a pair, it also
+        has ``image1``, ``stamp1_ns``, the start of the solve, ``start_hidden`` (C, h, w) and ``start_flow`` (2, h, w),
+        its end, ``hidden`` and ``flow`` (unless it diverged), and the ``likeness`` of the images at the flow, -1..1,
+        with which that of the next pair is compared. Flow is float32, in cells of 8 px of the processed image.
 
-        :returns: by name; empty without a stream.
+        :returns: arrays by name; empty without a stream.
         """
         stream, last = self.stream, self.stream.last
         if last is None:
@@ -179,11 +178,11 @@ class FlowEstimator:
         return arrays | self.engine.snapshot(self.slot)
 
     def restore(self, arrays: Mapping[str, np.ndarray], reset_reason: str | None = None) -> None:
-        """Go on with the stream of a ``snapshot`` of an estimator with the same model and settings.
+        """Continue the stream of a ``snapshot`` of an estimator with the same model and settings.
 
-        What was learnt of costs is not part of it: see ``learnt``.
+        The learnt costs are not part of a snapshot; see ``learnt``.
 
-        :param reset_reason: that of the estimator when the snapshot was taken.
+        :param reset_reason: the ``reset_reason`` of the estimator when the snapshot was taken.
         """
         self.reset("restored")
         stream = self.stream
@@ -198,13 +197,13 @@ class FlowEstimator:
         stream.likeness = float(arrays["likeness"]) if "likeness" in arrays else None
 
     def learnt(self) -> bytes:
-        """What was learnt of costs, and where the processing scale stands; JSON, for ``learn``."""
+        """The learnt costs and the present processing scale as JSON, for ``learn``."""
         return json.dumps(self.stream.learnt(), allow_nan=False).encode()
 
     def learn(self, learnt: bytes) -> None:
-        """Go on with what an estimator with the same model and settings had ``learnt``.
+        """Take the result of ``learnt`` of an estimator with the same model and settings.
 
-        :raises ValueError: if it is anything else; the estimator stays as it was.
+        :raises ValueError: if it is anything else; the estimator is unchanged.
         """
         try:
             self.stream.learn(json.loads(learnt))

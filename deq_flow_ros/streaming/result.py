@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes out of a stream for each pair of frames."""
+"""The results of a stream for each pair of frames."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import numpy as np
 from deq_flow_ros.streaming.continuity import MIN_MATCH
 
 SUPERSEDED = "superseded by a newer frame"
-"""Why a frame is dropped when a newer one comes while the frame before is processed."""
+"""Why a frame is dropped if a newer one arrives while the previous one is processed."""
 
 
 @dataclass(frozen=True)
 class FlowInfo:
-    """How one flow field came about.
+    """How a flow field was computed.
 
     :ivar stamp_ns: stamp of the later image.
     :ivar previous_stamp_ns: stamp of the earlier image.
-    :ivar direction: "forward": flow on the earlier image's pixels; "backward": on the later one's, pointing back.
-    :ivar iterations: evaluations of the update operator (of a cold start, those at the processing scale).
+    :ivar direction: "forward": flow on the pixels of the earlier image; "backward": on those of the later one.
+    :ivar iterations: evaluations of the update operator (in a cold start, those at the processing scale).
     :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
     :ivar warm: whether the solve started from the last pair's fixed point.
-    :ivar residual_px: RMS of the last update, px of the input; NaN without any iteration.
-    :ivar reset_reason: why the stream began anew before this pair; None within a stream.
-    :ivar scale: processing scale, 1 is the input's resolution; above 1 the images were enlarged.
-    :ivar stage_ms: time by stage since the frame arrived; ``prepare`` is among them where it was not called ahead. Of
-        frames that were processed together, each has the times of all.
-    :ivar latency_ms: from the frame's arrival to its result.
-    :ivar budget_ms: what was allowed; None without a budget.
-    :ivar time_limit_ms: what the caller allowed from the call on, besides the budget; None without.
+    :ivar residual_px: RMS of the last update, px of the input; NaN if there was no iteration.
+    :ivar reset_reason: why the stream started anew before this pair; None within a stream.
+    :ivar scale: processing scale; 1 is the resolution of the input; above 1 the images were enlarged.
+    :ivar stage_ms: time of each stage since the frame arrived. It includes ``prepare`` if that was not called ahead.
+        Frames that were processed together all have the times of the batch.
+    :ivar latency_ms: time from the arrival of the frame to its result.
+    :ivar budget_ms: the latency budget; None without one.
+    :ivar time_limit_ms: the time that the caller allowed besides the budget; None without a limit.
     :ivar batch_size: how many frames were processed together.
-    :ivar likeness: mean cosine of the features of cells of one image and of those of the other that the flow leads to,
-        -1..1; see ``likeness`` in ``model/cells.py``. NaN where it is not known.
-    :ivar starved: late with a single iteration at the lowest scale: nothing is left to give way, so the budget cannot
-        be met on this machine, or not at present.
-    :ivar runtime: what computed it: "eager", or "graphs" or "compiled" (graphs) on a GPU.
+    :ivar likeness: mean cosine between the features of the cells of one image and those of the cells of the other image
+        to which the flow leads, -1..1; see ``likeness`` in ``model/cells.py``. NaN if it is not known.
+    :ivar starved: whether the frame was late with a single iteration at the lowest scale, so that this machine cannot
+        keep the budget, at least at present.
+    :ivar runtime: what computed the flow: "eager", or "graphs" or "compiled" (graphs) on a GPU.
     """
 
     stamp_ns: int
@@ -61,25 +61,24 @@ class FlowInfo:
 
     @property
     def matched(self) -> bool:
-        """Whether the two images show one scene; of noise alone, or across a cut, no flow means anything."""
+        """Whether the two images show the same scene. If not (noise, a cut), the flow means nothing."""
         return not self.likeness < MIN_MATCH
 
     @property
     def over_budget(self) -> bool:
-        """Whether the result came later than its budget allowed."""
+        """Whether the result came later than the budget allowed."""
         return self.budget_ms is not None and self.latency_ms > self.budget_ms
 
 
 @dataclass(frozen=True)
 class FlowResult:
-    """Flow of a pair of frames, float32, in px of the input.
+    """The flow of a pair of frames, float32, in px of the input.
 
     :ivar flow: (H, W, 2), x before y.
-    :ivar residual: (H, W), length of the last update: how far the iteration still moved. It says nothing about whether
-        it moved towards the true flow; where there is no texture it is small.
-    :ivar info: how the flow came about.
-    :ivar uncertainty: (H, W), expected endpoint error: how wrong the flow probably is. None unless
-        ``EstimatorSettings.uncertainty`` asks for it.
+    :ivar residual: (H, W), the length of the last update. A small residual does not mean that the flow is right; where
+        there is no texture, it is always small.
+    :ivar info: how the flow was computed.
+    :ivar uncertainty: (H, W), the expected endpoint error. None unless ``EstimatorSettings.uncertainty`` asks for it.
     """
 
     flow: np.ndarray
@@ -89,7 +88,7 @@ class FlowResult:
 
 
 def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]:
-    """What the account of a frame says of its pair (docs/node.md), as it is sent."""
+    """The values for the pair in the account of a frame (docs/node.md), as they are sent."""
     return {
         "image1_stamp_ns": str(info.previous_stamp_ns),
         "direction": info.direction,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stream is estimated with: one set of values, checked together."""
+"""The settings of a stream, which are checked together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 DIRECTIONS = ("forward", "backward")
-# Beyond, an image is mostly invented by its interpolation, and a small one already reaches ``costs.MAX_PIXELS``.
+# At larger scales, most of an image would be interpolated, and even a small one would reach ``costs.MAX_PIXELS``.
 LARGEST_SCALE = 4.0
 
 
@@ -16,18 +16,18 @@ LARGEST_SCALE = 4.0
 class EstimatorSettings:
     """The settings of a ``FlowEstimator``.
 
-    :ivar latency_budget_ms: from a frame's arrival to its result; None for no limit.
-    :ivar max_iterations: per pair, >= 1.
-    :ivar tolerance_px: stop when the RMS update is at or below this, in pixels of the input; None: iterate to the cap.
-    :ivar direction: "forward" (flow on the earlier image's pixels) or "backward" (on the later one's).
-    :ivar min_scale: the smallest processing scale that may be used, above 0 and at most ``max_scale``.
-    :ivar max_scale: the largest, at most 4: above 1 frames are enlarged before they are processed, for finer flow.
+    :ivar latency_budget_ms: time from the arrival of a frame to its result; None: no limit.
+    :ivar max_iterations: largest number of iterations per pair, >= 1.
+    :ivar tolerance_px: a solve stops when the RMS update is at most this, in pixels of the input; None: it never does.
+    :ivar direction: "forward" (flow on the pixels of the earlier image) or "backward" (on those of the later one).
+    :ivar min_scale: the smallest processing scale, above 0 and at most ``max_scale``.
+    :ivar max_scale: the largest processing scale, at most 4. Above 1, frames are enlarged, for finer flow.
     :ivar max_gap_ms: a longer time between two frames starts the stream anew.
-    :ivar warm: start each pair from the fixed point of the last one; False starts every pair cold, to compare with.
-    :ivar uncertainty: also give the expected error of each pixel's flow; needs weights with a head for it.
-    :ivar refinement: steps of the refinement behind the network (``refinement.refined``), 0 to 20; 0: none. On the
-        CPU, whatever the network runs on.
-    :raises ValueError: for values outside of these, naming the setting, what it may be, and what it was.
+    :ivar warm: whether to start each pair from the fixed point of the last one. False is for comparisons.
+    :ivar uncertainty: whether to compute the expected error of each pixel; needs weights with a head for it.
+    :ivar refinement: steps of the refinement after the network (``refinement.refined``), 0 to 20; 0: none. It runs on
+        the CPU, whatever device the network runs on.
+    :raises ValueError: for other values; the message names the setting, its range and the value.
     """
 
     latency_budget_ms: float | None = None
@@ -64,9 +64,9 @@ class EstimatorSettings:
             )
 
     def changed(self, **settings: Any) -> EstimatorSettings:
-        """These settings with others for those named, checked together.
+        """A copy with some settings changed, which are checked together.
 
-        :raises ValueError: for a name that is none, and as for the class.
+        :raises ValueError: for an unknown name, or for a value outside of its range.
         """
         known = [field.name for field in fields(self)]
         if unknown := [name for name in settings if name not in known]:
@@ -75,7 +75,7 @@ class EstimatorSettings:
 
     @property
     def solver(self) -> tuple[object, ...]:
-        """What two pairs must have in common to be solved as one batch."""
+        """The settings that two pairs must share to be solved as one batch."""
         return self.direction, self.max_iterations, self.tolerance_px
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the fixed point of the last pair puts the start of the next; ``continuity`` says whether that is a start."""
+"""Moves the fixed point of the last pair to the start of the next one; ``continuity`` decides whether it is used."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from deq_flow_ros.model.cells import positions
 
 
 def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Move every cell along its displacement, sharing it bilinearly among the four cells it lands on.
+    """Move every cell along its displacement and share it bilinearly among the four cells that it lands on.
 
     :param values: (B, C, H, W).
     :param displacement: (B, 2, H, W) in cells, x before y.
-    :returns: the weighted mean of what landed on each cell (zero where nothing did), and the weight, (B, 1, H, W).
+    :returns: the weighted mean of what landed on each cell (zero if nothing did), and the weight (B, 1, H, W).
     """
     batch, channels, height, width = values.shape
     x, y = positions(height, width, values.device)
-    # Far outside is outside: the clamp keeps the integers below finite whatever the displacement is.
+    # The clamp keeps the integers finite, whatever the displacement; far outside, nothing lands in the image.
     target_x = (x + displacement[:, 0]).clamp(-2, width + 1)
     target_y = (y + displacement[:, 1]).clamp(-2, height + 1)
     x0, y0 = target_x.floor(), target_y.floor()
@@ -43,9 +43,9 @@ def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def carry(state: State, direction: str = "forward") -> State:
-    """The state of one pair, moved to where the next pair's pixels are.
+    """The state of one pair, moved to the pixels of the next pair.
 
-    Hidden state and flow move together: flow alone is known to fail, the cold hidden state pulls it away again.
+    The hidden state and the flow move together. The flow alone is not enough: a cold hidden state would pull it away.
 
     :param state: (hidden, flow in cells) of the last pair.
     :param direction: "forward" (flow on the earlier image's pixels: content moves by the flow) or "backward" (flow on
@@ -55,11 +55,11 @@ def carry(state: State, direction: str = "forward") -> State:
 
 
 def carry_by(state: State, displacement: Tensor) -> State:
-    """A state, moved by a displacement (B, 2, H, W) in cells; see ``carry``."""
+    """The state, moved by a displacement (B, 2, H, W) in cells; see ``carry``."""
     hidden, flow = state
     moved, weight = forward_warp(torch.cat((hidden.float(), flow), 1), displacement)
-    # Nothing landed on a cell that was uncovered, or that the motion brought into view: there, what stood at the same
-    # place before is a better guess than zero.
+    # Nothing landed on a cell that was uncovered or came into view. There, the earlier state of the same cell is
+    # a better guess than zero.
     moved = torch.where(weight > 0.1, moved, torch.cat((hidden.float(), flow), 1))
     hidden_moved = moved[:, :-2].to(hidden.dtype).contiguous(memory_format=torch.channels_last)
     return hidden_moved, moved[:, -2:].contiguous()
