@@ -170,6 +170,9 @@ class FakeDevice(GraphDevice):
         self._pinned |= storages(memory)
         return memory
 
+    def trim(self) -> None:
+        pass
+
     def pause(self) -> None:
         self.pauses += 1
         self.clock.time_ns += 10_000

@@ -68,6 +68,10 @@ class GraphDevice(ABC):
         """Memory of the host that the device copies to and from by itself; used again when nobody has it any more."""
 
     @abstractmethod
+    def trim(self) -> None:
+        """Give back memory that nobody uses, such as that of the calls before captures."""
+
+    @abstractmethod
     def pause(self) -> None:
         """Let other threads of the host run before it looks again."""
 
@@ -107,6 +111,9 @@ class CudaDevice(GraphDevice):
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def trim(self) -> None:
+        torch.cuda.empty_cache()
 
     def pause(self) -> None:
         time.sleep(0)

@@ -97,6 +97,7 @@ class Workspace:
         self.size, self._device, self._model, self.runtime = size, device, model, parts.name
         with keeping() as self._kept:
             self._capture(parts)
+        device.trim()
 
     def _capture(self, parts: Parts) -> None:
         model, device, size = self._model, self._device, self.size
