@@ -14,7 +14,6 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
-from rclpy.time import Time
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo
 
@@ -192,7 +191,8 @@ class CameraInput:
             self._logger.info(f"images come on {self._source.topic} after {silent_s:.1f} s without any")
         self.silence = None
         self._arrived, self._warnings, self._heard_s = True, 0, time.monotonic()
-        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
+        stamp = message.header.stamp  # perhaps one that rclpy.time refuses: before 1970
+        stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
         self._arrivals.append((arrival_ns * 1e-9, self._lost_before(info["publication_sequence_number"])))
         now_ns = self._node.get_clock().now().nanoseconds  # 0: simulated time has not begun
         age_ms = (now_ns - (time.monotonic_ns() - arrival_ns) - stamp_ns) * 1e-6 if now_ns else None
