@@ -233,7 +233,7 @@ def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
 
 def test_a_recording_without_any_flow_is_no_success(evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path) -> None:
     """Whoever looks at the status only, or at the overview, must not take empty results for good ones."""
-    stream = [replace(frame, stamp_ns=frame.stamp_ns * number) for number, frame in enumerate(frames(pictures(3)), 1)]
+    stream = [replace(frame, stamp_ns=600 * n * frame.stamp_ns) for n, frame in enumerate(frames(pictures(3)))]
     for name, frames_of_it, why in (("one", stream[:1], "gave flow"), ("apart", stream, "2 x gap of … ms")):
         bag, out = write_bag(tmp_path / name, frames_of_it), tmp_path / f"{name}_out"
         assert evaluate(bag, "--out", out) == 1
