@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be done for a frame, given what was seen, what things cost and the time left: functions without a state.
+"""Functions without state that plan the work on a frame, from what the stream knows, the costs and the time left.
 
-The processing scale is the largest at which two iterations fit; it is left when not even one fits any more. In a stream
-that starts warm the second iteration still improves the flow, those after it hardly, and less than the next larger
-scale does: docs/budget.md has the figures.
+The processing scale is the largest at which two iterations fit, and is left when not even one fits any more. In a warm
+stream, the second iteration still improves the flow. Later ones improve it little, and less than the next larger scale
+does. docs/budget.md has the figures.
 """
 
 from __future__ import annotations
@@ -16,52 +16,53 @@ from deq_flow_ros.model import FACTOR
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import PREPARE, REENCODE, CostModel, Rest
 
-# Processing scales, each with about 0.7 of the pixels of the one before.
+# Processing scales. Each has about 0.7 of the pixels of the previous one.
 SCALES = (
     4.0, 3.5, 3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25, 0.21875,
     0.1875, 0.15625, 0.125, 0.109375, 0.09375, 0.078125, 0.0625,
 )  # fmt: skip
-# Below this short side there is little left to see.
+# Images with a shorter side than this show too little.
 MIN_SCALED_SIDE = 96
-# Frames with a shorter side than this are enlarged to MIN_SCALED_SIDE: the network computes on cells of 8x8 px, and
-# never saw images of a few cells. At their own size a motion of 3.6 px is missed by 3.5 px at 32x32, by 0.6 at 48x48.
+# Frames with a shorter side than this are enlarged to MIN_SCALED_SIDE. The network computes on cells of 8x8 px and was
+# not trained on images of a few cells. At the original size, a motion of 3.6 px has an error of 3.5 px at 32x32 and of
+# 0.6 px at 48x48.
 TINY_SIDE = 48
-# Of a processed frame, unless the model allows more: all pairs of their cells, 4 bytes each, take some 1 GB.
+# Largest processed frame, unless the model allows more. All pairs of its cells, 4 bytes each, take some 1 GB.
 MAX_PIXELS = 1 << 20
-# The scale goes down when one iteration does not fit any more, and up when so many do, in this share of the time.
+# The scale goes up if this number of iterations fits in this share of the cases.
 ITERATIONS_UP, ROOM = 2, 0.9
-# Frames at one scale before it goes up, against flapping: a change encodes one frame twice.
+# Number of frames at one scale before it goes up, because each change encodes one frame twice.
 PATIENCE = 15
-# So many of the last frames may have had less time than the scale needs: a frame that came at a bad moment.
+# Number of the last frames that may have had too little time for the scale, because they came at a bad moment.
 EXCEPTIONS = 2
-# Share of the time allowed that is left for what no stage measures: other threads, the scheduler.
+# Share of the allowed time that is reserved for what no stage measures: other threads, the scheduler.
 RESERVE = 0.03
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(H, W) at which a frame is processed, without padding."""
+    """The size (H, W) at which a frame is processed, without padding."""
     return max(MIN_SIDE, round(height * scale)), max(MIN_SIDE, round(width * scale))
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:
-    """(H, W) of what is encoded of an image of this size, padding included."""
+    """The size (H, W) of an encoded image, with padding."""
     return height + -height % FACTOR, width + -width % FACTOR
 
 
 def number_of_pixels(size: tuple[int, int]) -> int:
-    """Of a frame of this (H, W)."""
+    """The number of pixels of a frame of this size (H, W)."""
     return size[0] * size[1]
 
 
 def scale_ladder(
     size: tuple[int, int], min_scale: float, max_scale: float = 1.0, max_pixels: int = MAX_PIXELS
 ) -> list[float]:
-    """The scales that frames may be processed at, largest first; at least one.
+    """The scales at which frames may be processed, largest first; at least one.
 
     :param size: (H, W) of the frames.
-    :param min_scale: the lowest, above 0; frames are not made smaller than ``MIN_SCALED_SIDE``.
-    :param max_scale: the highest, at least ``min_scale``.
-    :param max_pixels: of a processed frame, ``DEQFlow.max_pixels``.
+    :param min_scale: the smallest, above 0; frames are not made smaller than ``MIN_SCALED_SIDE``.
+    :param max_scale: the largest, at least ``min_scale``.
+    :param max_pixels: the largest number of pixels of a processed frame, ``DEQFlow.max_pixels``.
     """
     between = [scale for scale in SCALES if min_scale < scale < max_scale]
     scales = [max_scale, *between, min_scale] if min_scale < max_scale else [max_scale]
@@ -80,8 +81,8 @@ def scale_ladder(
 class Deadline:
     """A time on a stream's clock.
 
-    :ivar at_ns: when the result has to be there.
-    :ivar work_until_ns: when the work should end: a reserve before.
+    :ivar at_ns: when the result must be ready.
+    :ivar work_until_ns: when the work should end, which is earlier by a reserve.
     """
 
     at_ns: int
@@ -89,7 +90,7 @@ class Deadline:
 
     @classmethod
     def soonest(cls, arrival_ns: int, budget_ms: float | None, limit_ms: float | None, now_ns: int) -> Deadline | None:
-        """Whichever comes first: the budget, which counts from the arrival, or the limit, which counts from now.
+        """The earlier end of the budget, which counts from the arrival, and of the limit, which counts from now.
 
         :returns: None without either.
         """
@@ -106,15 +107,15 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a stream knows when a frame's turn comes.
+    """What a stream knows when the turn of a frame comes.
 
     :ivar size: (H, W) of the frame.
-    :ivar ladder: the scales it may be processed at, largest first.
-    :ivar scale: where the stream stands.
-    :ivar encoded_scale: at which its last frame is encoded; None: this frame is the first.
-    :ivar ahead: whether what a pair needs besides its second frame is done already, at that scale.
-    :ivar left_ms: the time left for all of the work; None: any.
-    :ivar recent_ms: the time that the last frames at this scale had, this one the last of them; ``PATIENCE`` at most.
+    :ivar ladder: the scales at which it may be processed, largest first.
+    :ivar scale: the present scale of the stream.
+    :ivar encoded_scale: the scale at which the last frame is encoded; None: this frame is the first.
+    :ivar ahead: whether everything that does not depend on this frame is already done, at that scale.
+    :ivar left_ms: the time left for all of the work; None: no limit.
+    :ivar recent_ms: the time that the last frames at this scale had, up to and with this one; at most ``PATIENCE``.
     """
 
     size: tuple[int, int]
@@ -127,22 +128,22 @@ class Moment:
 
     @property
     def standing(self) -> float:
-        """The scale of the ladder where the stream stands."""
+        """The present scale of the stream, as one of the ladder."""
         return next((scale for scale in self.ladder if scale <= self.scale), self.ladder[-1])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done for a frame.
+    """What is done for a frame.
 
-    :ivar scale: to process it at.
-    :ivar size: (H, W) that this makes.
-    :ivar reencode: encode the last frame once more, as it was encoded at another scale.
-    :ivar ratio: then, this scale by that one; else 1.
-    :ivar prepare: carry the state along and prepare the pair, as that was not done ahead, or for another scale.
-    :ivar lowest: whether the scale could not be smaller.
-    :ivar moved: whether the scale is another one than that where the stream stood.
-    :ivar pixels: how many are processed.
+    :ivar scale: the processing scale.
+    :ivar size: the size (H, W) of the processed frame.
+    :ivar reencode: whether to encode the last frame once more, because it was encoded at another scale.
+    :ivar ratio: this scale divided by that one; else 1.
+    :ivar prepare: whether to move the state and prepare the pair now, because it was not done ahead at this scale.
+    :ivar lowest: whether there is no smaller scale.
+    :ivar moved: whether the stream has changed its scale.
+    :ivar pixels: the number of pixels of the processed frame.
     """
 
     scale: float
@@ -159,7 +160,7 @@ class Plan:
 
 
 def make_plan(moment: Moment, costs: CostModel) -> Plan:
-    """The plan for a frame; with a deadline, by what things cost."""
+    """The plan for a frame. With a deadline, it depends on the costs."""
     scale = moment.ladder[0] if moment.left_ms is None else choose_scale(moment, moment.left_ms, costs)
     before = scale if moment.encoded_scale is None else moment.encoded_scale
     again = scale != before
@@ -175,12 +176,12 @@ def make_plan(moment: Moment, costs: CostModel) -> Plan:
 
 
 def choose_scale(moment: Moment, left_ms: float, costs: CostModel) -> float:
-    """The scale for a frame that has so much time.
+    """The scale for a frame with this much time left.
 
-    Frames that arrive while the one before is processed have waited, so the time that is left differs from frame to
-    frame. What counts is the time that all but ``EXCEPTIONS`` of the last frames had. Only when a frame would be late
-    without any iteration the scale goes down for its sake. No other change is made with a frame that has no time for
-    it: it would have to encode two images.
+    A frame that arrives while the previous one is processed has to wait, so the time left differs from frame to frame.
+    The scale depends on the time that all but ``EXCEPTIONS`` of the last frames had. It goes down because of a single
+    frame only if that frame would be late without any iteration. Otherwise, the scale does not change with a frame that
+    has no time for the change, because such a frame has to encode two images.
     """
     scales = moment.ladder
     last = len(scales) - 1
@@ -225,12 +226,12 @@ def choose_scale(moment: Moment, left_ms: float, costs: CostModel) -> float:
 class Limits:
     """When a solve ends.
 
-    :ivar max_iterations: at most.
-    :ivar tolerance: of the RMS update, in pixels of what is processed; None: only the other limits end it.
-    :ivar deadline_ns: on the clock; what follows the solve must still fit before the frame's own deadline.
-    :ivar min_iterations: to make whatever the deadline says.
-    :ivar iteration_ms: expected cost of one.
-    :ivar coarse_ms: expected cost of the coarse solves of a cold start.
+    :ivar max_iterations: the largest number of iterations.
+    :ivar tolerance: of the RMS update, in pixels of the processed frame; None: only the other limits end the solve.
+    :ivar deadline_ns: on the clock. It leaves time for the stages after the solve, before the deadline of the frame.
+    :ivar min_iterations: the number of iterations to make whatever the deadline says.
+    :ivar iteration_ms: the expected cost of an iteration.
+    :ivar coarse_ms: the expected cost of the coarse solves of a cold start.
     """
 
     max_iterations: int
@@ -250,13 +251,13 @@ class Limits:
         max_iterations: int,
         tolerance_px: float | None,
     ) -> Limits:
-        """For one frame.
+        """The limits for one frame.
 
-        :param cold: whether its solve starts from nothing.
+        :param cold: whether its solve starts cold.
         :param tolerance_px: in pixels of the input.
         """
-        # A late answer is better than none: a cold state says nothing yet, and at the lowest scale nothing else is left
-        # to give way, so the flow would never change again.
+        # A late result is better than none. A cold state has no flow yet, and at the lowest scale nothing else can be
+        # reduced, so the flow would never change again.
         return cls(
             max_iterations=max_iterations,
             tolerance=None if tolerance_px is None else tolerance_px * plan.scale,
@@ -268,7 +269,7 @@ class Limits:
 
     @classmethod
     def common(cls, limits: Sequence[Limits]) -> Limits:
-        """Of frames that are solved as one batch: the soonest deadline, the highest expectation of any of them."""
+        """The limits for a batch of frames: the earliest deadline and the highest expected costs of any of them."""
         ends = [one.deadline_ns for one in limits if one.deadline_ns is not None]
         return cls(
             limits[0].max_iterations,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stream decides: where it begins anew, at which scale and until when a frame is worked on, where its solve starts.
+"""A stream decides when it starts anew, at which scale and until when a frame is processed, and where its solve starts.
 
-It knows times, costs and figures, no tensors; what it decides is done by an ``Engine``.
+It deals with times, costs and figures, and has no tensors. An ``Engine`` carries out its decisions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Turn:
     """A frame on its way through a stream.
 
     :ivar image: (H, W, 3) uint8 RGB.
-    :ivar time_limit_ms: from when the work on it begins.
-    :ivar starts: whether it is the first of its stream.
-    :ivar plan: once its turn has come.
-    :ivar deadline: likewise; None without a budget or limit.
+    :ivar time_limit_ms: the longest time of the work on it.
+    :ivar starts: whether it is the first frame of its stream.
+    :ivar plan: what is done for it, known once its turn has come.
+    :ivar deadline: known once its turn has come; None without a budget or limit.
     """
 
     image: np.ndarray
@@ -48,9 +48,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Last:
-    """The last frame of a stream, as it knows it.
+    """What a stream keeps of its last frame.
 
-    :ivar before: image and stamp of the frame before it, where a pair was solved.
+    :ivar before: image and stamp of the previous frame, if a pair was solved.
     """
 
     image: np.ndarray
@@ -62,15 +62,15 @@ class Last:
 class Stream:
     """The frames of one camera.
 
-    :param settings: as they are now.
-    :param max_pixels: of a frame that is processed.
-    :ivar reset_reason: why the next pair begins anew, or the stream did with its last frame; None within a stream.
-    :ivar left_out: why the last frame that came takes no part in the stream; None where it does.
-    :ivar costs: learnt so far.
-    :ivar last: the frame that the next pair begins with; None: the next frame is a first one.
-    :ivar warm: whether there is a state to begin the next solve with.
-    :ivar ahead: whether that was carried along already.
-    :ivar likeness: of the last pair's images at the flow that was found; None where that is not known.
+    :param settings: the present settings.
+    :param max_pixels: the largest number of pixels of a processed frame.
+    :ivar reset_reason: why the next pair starts anew, or why the stream did with its last frame; None within a stream.
+    :ivar left_out: why the last frame was left out of the stream; None if it was not.
+    :ivar costs: the costs learnt so far.
+    :ivar last: the first frame of the next pair; None: the next frame is a first one.
+    :ivar warm: whether there is a state from which the next solve can start.
+    :ivar ahead: whether that state was moved along already.
+    :ivar likeness: the likeness of the last pair at its flow; None if it is not known.
     """
 
     def __init__(self, settings: EstimatorSettings, max_pixels: int) -> None:
@@ -82,7 +82,7 @@ class Stream:
         self.reset("start")
 
     def reset(self, reason: str) -> None:
-        """Forget all but what was learnt of costs and scale."""
+        """Forget everything except the learnt costs and the scale."""
         self.left_out: str | None = None
         self._order = StampOrder()
         self._begin_anew(reason)
@@ -94,9 +94,9 @@ class Stream:
         self.likeness: float | None = None
 
     def change(self, settings: EstimatorSettings) -> None:
-        """Go on with other settings, at another scale if their limits demand it.
+        """Change the settings. The scale changes if their limits require it.
 
-        In another direction the last fixed point means something else, so the stream starts anew.
+        Another direction starts the stream anew, because the last fixed point then means something else.
         """
         before, self.settings = self.settings, settings
         if settings.refinement != before.refinement:
@@ -105,16 +105,16 @@ class Stream:
             self.reset(f"direction changed from {before.direction} to {settings.direction}")
 
     def ladder(self, size: tuple[int, int]) -> list[float]:
-        """The scales for frames of this (H, W), largest first."""
+        """The scales for frames of this size (H, W), largest first."""
         limits = size, self.settings.min_scale, self.settings.max_scale
         if limits != self._ladder[0]:
             self._ladder = limits, scale_ladder(*limits, self.max_pixels)
         return self._ladder[1]
 
     def take(self, image: np.ndarray, stamp_ns: int, arrival_ns: int, time_limit_ms: float | None) -> Turn | None:
-        """Look at the next frame; where it does not continue the stream, that starts anew.
+        """Take the next frame. If it does not continue the stream, the stream starts anew.
 
-        :returns: None where the frame is left out (``left_out`` says why), and the stream stays as it was.
+        :returns: None if the frame is left out (``left_out`` says why); then the stream is unchanged.
         """
         previous = None if self.last is None else self.last.seen
         seen, reason = look(image, stamp_ns, self._order, previous, self.settings.max_gap_ms)
@@ -126,16 +126,16 @@ class Stream:
         return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None)
 
     def restore(self, last: Last) -> None:
-        """Go on behind this frame."""
+        """Continue after this frame."""
         self.last = last
         self._order.why_out(last.seen.stamp_ns)
 
     def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
-        """That of a frame, if the work on it begins now."""
+        """The deadline of a frame if the work on it begins now."""
         return Deadline.soonest(turn.arrival_ns, self.settings.latency_budget_ms, turn.time_limit_ms, now_ns)
 
     def plan(self, turn: Turn, now_ns: int, batch_size: int) -> Plan:
-        """What is to be done for a frame, now that its turn has come."""
+        """The plan for a frame, now that its turn has come."""
         deadline = turn.deadline = self.deadline(turn, now_ns)
         left_ms = None if deadline is None else (deadline.at_ns - now_ns) / 1e6
         if left_ms is not None:
@@ -160,16 +160,16 @@ class Stream:
         return plan
 
     def judge(self, alike: Likeness) -> bool:
-        """Whether a pair starts warm: a cold start is better where the last motion does not fit."""
+        """Whether a pair starts warm. A cold start is better if the last motion does not fit."""
         reason = why_no_start(alike.still, alike.carried, self.likeness)
         if self.warm and reason is not None:
             self.warm, self.reset_reason = False, reason
         return self.warm
 
     def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int, alike: Likeness | None) -> Limits:
-        """When the solve of a frame ends, given what its stages took so far.
+        """When the solve of a frame ends, given the times of its stages so far.
 
-        :param alike: how alike the two frames are, by which ``warm`` is decided; None: it is not asked for.
+        :param alike: the likeness of the two frames, which decides on ``warm``; None: ``warm`` stays as it is.
         """
         if alike is not None:
             self.judge(alike)
@@ -181,14 +181,14 @@ class Stream:
         return self.costs if batch_size == 1 else self.costs.of_batch(batch_size)
 
     def begin(self, turn: Turn) -> None:
-        """The frame is encoded, and the first of the stream."""
+        """Note that a frame is encoded, and that it is the first of the stream."""
         assert turn.plan is not None
         self.last = Last(turn.image, turn.seen, turn.plan.scale)
 
     def conclude(
         self, turn: Turn, solved: Solved, stage_ms: dict[str, float], now_ns: int, batch_size: int
     ) -> FlowInfo:
-        """Learn what a pair cost, and tell how its field came about; the frame is the last one now."""
+        """Learn the costs of a pair, and return how its flow was computed. The frame is the last one now."""
         plan, last, settings = turn.plan, self.last, self.settings
         assert plan is not None and last is not None
         self._costs(batch_size).add(plan.pixels, stage_ms, solved.evaluations)
@@ -223,13 +223,13 @@ class Stream:
         return info
 
     def learnt(self) -> dict[str, Any]:
-        """What was learnt of costs, and where the scale stands, as plain values."""
+        """The learnt costs and the present scale as plain values."""
         return {"costs": self.costs.plain(), "scale": self.scale, "recent_ms": list(self._recent_ms)}
 
     def learn(self, plain: dict[str, Any]) -> None:
-        """Go on with what another stream had ``learnt``.
+        """Take the result of ``learnt`` of another stream.
 
-        :raises ValueError: if it is anything else (or KeyError, TypeError, AttributeError); nothing is changed then.
+        :raises ValueError: if it is anything else (or KeyError, TypeError, AttributeError); then nothing is changed.
         """
         costs, scale = CostModel.of_plain(plain["costs"]), float(plain["scale"])
         recent_ms = [float(value) for value in plain["recent_ms"]]
