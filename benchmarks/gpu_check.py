@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ class Drive:
             number += 1
 
 
+on_card = lru_cache(load_model)  # so that checks share an engine, and the graphs that it has made
+
+
 class Method:
     """A stream of one runtime, as ``count_copies`` takes it."""
 
@@ -96,7 +100,7 @@ class Method:
 
 def make_estimator(name: str, size: tuple[int, int], precision: str, runtime: str, **settings: Any) -> FlowEstimator:
     """An estimator on the card whose graphs are ready, of exactly ``ITERATIONS`` unless the settings say otherwise."""
-    model = load_model(name, "cuda", precision=precision)
+    model = on_card(name, "cuda", precision=precision)
     chosen: dict[str, Any] = {"max_iterations": ITERATIONS, "tolerance_px": None, **settings}
     estimator = FlowEstimator(model, runtime=runtime, **chosen)
     estimator.engine.make_ready(size, size)
@@ -128,8 +132,8 @@ def check_tests(files: tuple[str, ...]) -> Check:
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     print("\n".join(lines[-80:]) if done.returncode else "", done.stderr[-2000:])
     summary = next((line for line in reversed(lines) if "passed" in line or "failed" in line or "error" in line), "")
-    named = ", ".join(Path(file).stem for file in files)
-    return Check(f"tests: {named}", summary or f"exit status {done.returncode}", "all pass", done.returncode == 0)
+    name = f"tests: {', '.join(Path(file).stem for file in files)}"
+    return Check(name, summary or f"exit status {done.returncode}", "all pass", done.returncode == 0)
 
 
 def check_parity(runtimes: list[str]) -> Iterator[Check]:
@@ -246,10 +250,8 @@ def all_checks(options: argparse.Namespace, stages: list[Row]) -> Iterator[Check
     yield Check("runtime", f"{fastest}{'; ' + why if why else ''}", "compiled", fastest == "compiled")
     yield check_tests(ON_CUDA)
     fields, frames = (100, 500) if options.quick else (1000, 10_000)
-    parts: list[Iterator[Check]] = [check_parity(runtimes)]
-    parts += [check_times(name, size, runtimes, fields, stages) for name, size in WANTED]
-    parts += [check_deadlines(fastest, 2 * fields), check_memory(fastest, frames)]
-    for part in parts:
+    parts = [check_times(name, size, runtimes, fields, stages) for name, size in WANTED]
+    for part in (*parts, check_parity(runtimes), check_deadlines(fastest, 2 * fields), check_memory(fastest, frames)):
         yield from guarded(part)
 
 
@@ -270,9 +272,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     for check in all_checks(options, stages):
         checks.append(check)
         console.print(f"{check.name}: {check.figure}")
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else "no CUDA device"
-    console.print()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     if stages:
         names = dict.fromkeys(name for row in stages for name in row["stage_ms"])
         by_stage = table("median ms by stage, by CUDA events; copies per field", ["of"], [*names, "copies"])
