@@ -47,7 +47,9 @@ MAIN_WAY = (
 published field."""
 LANES = ("ros", "imaging", "streaming", "model", "equilibrium")
 """Packages, from the top of the figure to its bottom."""
-PARAMETERS = ("precision:=float32", "max_iterations:=2", "tolerance_px:=0.0", "latency_budget_ms:=10000.0")
+PARAMETERS = (
+    "always_on:=false", "precision:=float32", "max_iterations:=2", "tolerance_px:=0.0", "latency_budget_ms:=10000.0",
+)  # fmt: skip
 SIZE = (128, 160)
 FRAMES = 5
 """The last is traced: the stream is warm, and what is done once is done."""

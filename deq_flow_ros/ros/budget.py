@@ -33,10 +33,8 @@ class BudgetWords:
         self._unmet = False
         self._next_s, self._quiet_s = 0.0, QUIET_S
 
-    def start(self, frame: ReceivedFrame, latency_from: str) -> tuple[int, str]:
-        """When the budget of a frame starts to count, and from what: "stamp" or "arrival"."""
-        if latency_from == "arrival":
-            return frame.arrival_ns, "arrival"
+    def start(self, frame: ReceivedFrame) -> tuple[int, str]:
+        """When the budget of a frame starts to count, and from what: its "stamp", or else its "arrival"."""
         if frame.age_ms is not None and 0.0 <= frame.age_ms <= MAX_STAMP_AGE_MS:
             return frame.arrival_ns - round(1e6 * frame.age_ms), "stamp"
         if frame.age_ms is None:

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -72,7 +73,6 @@ class Camera:
         self._input: CameraInput | None = None
         # Asked for by one thread, done by the other: the last one, as all are done with the next frame.
         self._resets: deque[str] = deque(maxlen=1)
-        self._heard = True
         self._levels = settings.levels()
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
@@ -92,28 +92,9 @@ class Camera:
         :returns: the topics that they may come on.
         """
         self.idle = None
-        parts = self._settings, self._accounts.arrivals, self._logger, partial(self._hand_over, take)
+        parts = self._settings, self._outputs.wanted, self._accounts.arrivals, self._logger, partial(take, self)
         self._input = CameraInput(self._node, self.prefix, *parts)
         return self._input.topics()
-
-    def _hand_over(self, take: Callable[[Camera, ReceivedFrame], None], frame: ReceivedFrame) -> None:
-        if not self._is_heard() and frame.refused is None:
-            frame.refused = UNHEARD
-        take(self, frame)
-
-    def _is_heard(self) -> bool:
-        """Whether somebody subscribes to an output of this camera, or the node is to work without."""
-        heard = self._settings.always_on or bool(self._outputs.wanted())
-        if heard and not self._heard:
-            self.reset("nobody subscribed to the flow before", whatever_stamp=False)
-            self._logger.info("images are processed from now on")
-        elif self._heard and not heard:
-            self._logger.info(
-                "nobody subscribes to the flow or another output of this camera: its images are not processed until "
-                "somebody does (parameter always_on: also without); ~/statistics and /diagnostics do not count"
-            )
-        self._heard = heard
-        return heard
 
     def close(self, reason: str) -> None:
         """Unsubscribe; the stream starts anew with the next ``open``, for this reason."""
@@ -140,7 +121,7 @@ class Camera:
         topic = self._node.resolve_topic_name(f"{self.prefix}image")
         silence = self._input.silence if self._input else None
         idle = self.idle
-        if idle is None and silence is None and not self._heard:
+        if idle is None and silence is None and self._input is not None and not self._input.heard:
             idle = f"{UNHEARD}: images come and are not processed until somebody does, or always_on is set"
         clocks = Clocks() if self._input is None else self._input.clocks()
         return camera_status(name, topic, self._accounts.window(), idle, silence, clocks)
@@ -153,10 +134,12 @@ class Camera:
         """What the estimator is to be asked for a frame; None where the frame cannot be used: it has its account."""
         begun_ns = time.monotonic_ns()
         try:
-            settings = self._apply_changes()
+            settings = self._apply_changes(frame.wanted)
             whole = convert.image_to_rgb(frame.message, self._levels)
             rgb = whole if settings.roi == WHOLE else convert.region(whole, settings.roi)
-            start_ns, latency_from = self._budget.start(frame, settings.latency_from)
+            start_ns, latency_from = frame.arrival_ns, settings.latency_from
+            if latency_from == "stamp":
+                start_ns, latency_from = self._budget.start(frame)
             request = UpdateRequest(self.estimator, rgb, frame.stamp_ns, start_ns, time_limit_ms)
             self._reset_if_another_source(frame.message)
         except Exception as error:
@@ -230,14 +213,14 @@ class Camera:
         flow, residual, info = (None, None, {}) if last is None else (last.flow, last.residual, vars(last.info))
         return Snapshot(arrays, flow, residual, {"camera": self.name, "info": info}) if arrays else None
 
-    def _apply_changes(self) -> NodeSettings:
+    def _apply_changes(self, outputs: AbstractSet[str]) -> NodeSettings:
         """Take over what other threads have asked for since the last frame: settings, a reset."""
         settings, before = self._settings, self._applied
         if settings is not before:
             self.estimator.change(**settings.of_estimator())
             self._accounts.direction = settings.direction
             self._applied = settings
-        self._ask_for_uncertainty()
+        self._ask_for_uncertainty("uncertainty" in outputs)
         if settings.intensity_range != before.intensity_range:
             self._levels = settings.levels()
             self._reset_now(f"intensity_range changed to {list(settings.intensity_range)}")
@@ -247,9 +230,8 @@ class Camera:
             self._reset_now(self._resets.popleft())
         return settings
 
-    def _ask_for_uncertainty(self) -> None:
+    def _ask_for_uncertainty(self, wanted: bool) -> None:
         """Nobody pays for it while nobody subscribes to it."""
-        wanted = "uncertainty" in self._outputs.wanted()
         if wanted and self.estimator.model.uncertainty is None:
             text = (
                 f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head "

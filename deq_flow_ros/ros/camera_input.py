@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from rclpy.clock import Clock, ClockType
@@ -18,7 +19,7 @@ from rclpy.topic_endpoint_info import TopicEndpointInfo
 from sensor_msgs.msg import CameraInfo
 
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.accounts import RATE_LIMITED
+from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.topics import ImageMessage, Source, candidates, info_topic
 from deq_flow_ros.ros.troubles import Clocks
@@ -41,7 +42,8 @@ class ReceivedFrame:
     :ivar stamp_ns: of the message.
     :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
     :ivar refused: why it is not to be processed; None if it is.
-    :ivar went_back_ms: by how much the clock was set back since the last one that is; else 0.
+    :ivar starts_anew: why the stream starts anew before the next one that is processed; None if it does not.
+    :ivar wanted: the outputs that somebody subscribed to when it came.
     :ivar accounted: whether it has had its account.
     """
 
@@ -50,7 +52,8 @@ class ReceivedFrame:
     stamp_ns: int
     age_ms: float | None = None
     refused: str | None = None
-    went_back_ms: float = 0.0
+    starts_anew: str | None = None
+    wanted: AbstractSet[str] = frozenset()
     accounted: bool = False
 
 
@@ -78,12 +81,14 @@ class CameraInput:
     """The subscriptions of one camera, from its construction to ``close``. For the executor's thread alone.
 
     :param prefix: of the camera's names: "~/" or "~/NAME/".
+    :param wanted: gives the outputs that somebody subscribes to.
     :param arrivals: where it notes when an image came, in s, and how many the middleware lost before it.
     :param on_frame: called with each image that comes.
     :ivar settings: as they are now; transport and quality of service are those of the construction.
     :ivar camera_info: the last one that came, or None.
     :ivar info_topic: where it comes from; None where that would be the node's own output.
     :ivar rectified: whether the images are rectified, which by image_proc's convention the name ``image_rect`` says.
+    :ivar heard: whether somebody subscribed to an output when the last image came, or the node works without.
     :ivar silence: why no image comes (``qos.silence``); None while they do.
     """
 
@@ -92,6 +97,7 @@ class CameraInput:
         node: Node,
         prefix: str,
         settings: NodeSettings,
+        wanted: Callable[[], AbstractSet[str]],
         arrivals: deque[tuple[float, int]],
         logger: RcutilsLogger,
         on_frame: Callable[[ReceivedFrame], None],
@@ -99,7 +105,9 @@ class CameraInput:
         self.settings = settings
         self.silence: str | None = None
         self.camera_info: CameraInfo | None = None
-        self._node, self._arrivals, self._logger, self._on_frame = node, arrivals, logger, on_frame
+        self.heard = True
+        self._node, self._wanted, self._arrivals = node, wanted, arrivals
+        self._logger, self._on_frame = logger, on_frame
         self._rate = RateLimit()
         self.forget_order()
         self._closed = False
@@ -196,11 +204,21 @@ class CameraInput:
         self._arrivals.append((arrival_ns * 1e-9, self._lost_before(info["publication_sequence_number"])))
         now_ns = self._node.get_clock().now().nanoseconds  # 0: simulated time has not begun
         age_ms = (now_ns - (time.monotonic_ns() - arrival_ns) - stamp_ns) * 1e-6 if now_ns else None
-        frame = ReceivedFrame(message, arrival_ns, stamp_ns, age_ms)
+        frame = ReceivedFrame(message, arrival_ns, stamp_ns, age_ms, wanted=self._wanted())
         self._judge(frame)
         self._on_frame(frame)
 
     def _judge(self, frame: ReceivedFrame) -> None:
+        heard, before = self.settings.always_on or bool(frame.wanted), self.heard
+        self.heard = heard
+        if heard and not before:
+            frame.starts_anew = "nobody subscribed to the flow before"
+            self._logger.info("images are processed from now on")
+        elif before and not heard:
+            self._logger.info(
+                "nobody subscribes to the flow or another output of this camera: its images are not processed until "
+                "somebody does (parameter always_on: also without); ~/statistics and /diagnostics do not count"
+            )
         # Not in the stream behind: there a message that was sent twice would take the place of the image that waits.
         if not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
             frame.refused = RATE_LIMITED
@@ -209,7 +227,10 @@ class CameraInput:
             self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
         else:
             latest_ns, self._latest_ns = self._latest_ns, frame.stamp_ns
-            frame.went_back_ms = 0.0 if latest_ns is None else max(0.0, (latest_ns - frame.stamp_ns) / 1e6)
+            if latest_ns is not None and frame.stamp_ns < latest_ns:
+                frame.starts_anew = f"time went back by {(latest_ns - frame.stamp_ns) / 1e6:.1f} ms"
+        if not heard and frame.refused is None:
+            frame.refused = UNHEARD
 
     def _lost_before(self, number: int) -> int:
         """Messages that the middleware lost between the last one and this, by the publisher's numbers."""

@@ -147,11 +147,11 @@ class FrameWorker(FairWorker[Turn]):
 
     def take(self, camera: Camera, frame: ReceivedFrame) -> None:
         """Put a frame in its camera's place; one that still waited there is dropped."""
+        if frame.starts_anew is not None:
+            camera.reset(frame.starts_anew, whatever_stamp=False)
         if frame.refused is not None:
             camera.drop(frame, frame.refused)
             return
-        if frame.went_back_ms:
-            camera.reset(f"time went back by {frame.went_back_ms:.1f} ms", whatever_stamp=False)
         replaced = self.submit(camera.name, (camera, frame))
         if replaced is not None:
             camera.drop(replaced[1], SUPERSEDED)

@@ -54,7 +54,7 @@ def test_a_calibration_that_was_published_once_for_late_comers_is_received() -> 
     try:
         publisher = client.create_publisher(CameraInfo, "/once/camera_info", qos.latched())
         publisher.publish(CameraInfo(width=123))
-        received = CameraInput(node, "~/", NodeSettings(), deque(), node.get_logger(), lambda frame: None)
+        received = CameraInput(node, "~/", NodeSettings(), set, deque(), node.get_logger(), lambda frame: None)
         client.executor.add_node(node)
         client.until(lambda: received.camera_info, "the calibration")
         assert received.camera_info is not None and received.camera_info.width == 123
