@@ -22,13 +22,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, mean, median, picture, table
+from benchmarks.report import Benchmark, Row, grouped, mean, median, picture, table
 from benchmarks.sequences import CUTS, ImageSequence, generated, listed, read_frames, streamed
 from benchmarks.simulated_load import Account, Frame, Scenario, scenarios, simulate
 from deq_flow_ros.model import DEQFlow, load_model
@@ -80,29 +80,31 @@ def on_machine(model: DEQFlow, images: Sequence[np.ndarray], period_s: float, bu
 
 
 def stream_errors(
-    model: DEQFlow, sequence: ImageSequence, scale: float, iterations: int
+    model: DEQFlow, sequence: ImageSequence, scale: float, iterations: int, refinement: int = 0
 ) -> Iterator[tuple[float, float]]:
     """Of the warm pairs of a sequence, by a stream of this scale and number of iterations.
 
     :returns: mean endpoint error, px, and time from the frame to its field, ms, of one pair after the other.
     """
     limits = {"min_scale": scale, "max_scale": scale, "max_iterations": iterations, "tolerance_px": None}
-    for place, result in streamed(model, sequence, **limits):
+    for place, result in streamed(model, sequence, refinement=refinement, **limits):
         if result.info.warm:
             yield pair_errors(sequence.pairs[place], result.flow)[0], result.info.latency_ms
 
 
-def measured(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:
-    """Mean error (px) and median time (ms) of each group of sequences at every scale and number of iterations."""
+def measured(model: DEQFlow, sequences: Sequence[ImageSequence], refinements: Sequence[int] = (0,)) -> list[Row]:
+    """Mean error (px) and median time (ms) of each group of sequences at every scale and number of iterations.
+
+    :param refinements: steps of the refinement behind the network, one setting after the other.
+    """
     rows = []
-    for scale in SCALES:
-        for iterations in ITERATIONS:
-            pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-            for sequence in sequences:
-                pairs[sequence.group] += stream_errors(model, sequence, scale, iterations)
-            epe_px = {group: mean(error for error, _ in values) for group, values in pairs.items()}
-            ms = {group: median(taken for _, taken in values) for group, values in pairs.items()}
-            rows.append({"scale": scale, "iterations": iterations, "epe_px": epe_px, "ms": ms})
+    for scale, iterations, refinement in product(SCALES, ITERATIONS, refinements):
+        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for sequence in sequences:
+            pairs[sequence.group] += stream_errors(model, sequence, scale, iterations, refinement)
+        epe_px = {group: mean(error for error, _ in values) for group, values in pairs.items()}
+        ms = {group: median(taken for _, taken in values) for group, values in pairs.items()}
+        rows.append({"scale": scale, "iterations": iterations, "refinement": refinement, "epe_px": epe_px, "ms": ms})
     return rows
 
 
@@ -122,13 +124,13 @@ def print_accounts(accounts: Sequence[Account], console: Console) -> None:
 
 
 def print_errors(rows: Sequence[Row], console: Console) -> None:
-    """A table per group: scales down, iterations across."""
+    """A table per group: scales and refinements down, iterations across."""
     for group in rows[0]["epe_px"]:
         title = f"{group}: endpoint error of warm pairs, px, and ms from frame to field, by iterations"
-        errors = table(title, ["scale"], ITERATIONS)
-        for scale in SCALES:
-            cells = (f"{row['epe_px'][group]:.2f} {row['ms'][group]:4.0f}" for row in rows if row["scale"] == scale)
-            errors.add_row(f"{scale:g}", *cells)
+        errors = table(title, ["scale", "refinement"], ITERATIONS)
+        for (scale, refinement), some in grouped(rows, "scale", "refinement").items():
+            cells = (f"{row['epe_px'][group]:.2f} {row['ms'][group]:4.0f}" for row in some)
+            errors.add_row(f"{scale:g}", str(refinement), *cells)
         console.print(errors)
 
 
@@ -168,7 +170,7 @@ def run(options: argparse.Namespace, console: Console) -> Row:
         if options.measure:
             recorded = listed(options.pairs, SIZE) if options.pairs else iter(())
             made = (sequence for sequence in generated(options.clips, 5, SIZE) if sequence.group != CUTS)
-            errors = measured(model, list(chain(recorded, made)))
+            errors = measured(model, list(chain(recorded, made)), options.refinement)
             print_errors(errors, console)
             return {"errors": errors}
         images = read_frames(options.input, 100)
@@ -189,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_argument("--measure", action="store_true", help="measure the error by scale and iterations")
     line.add_pairs("with --measure: also the sequences of this list of pairs")
     line.add_number("--clips", 2, "generated sequences of each motion", least=1)
+    line.add_number("--refinement", [0], "with --measure: steps of the refinement", least=0, nargs="+")
     line.add_model()
     options = line.parse_args(arguments)
     if options.input and options.measure:
