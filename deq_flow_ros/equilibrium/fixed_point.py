@@ -247,7 +247,7 @@ def solve(
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     progress: Progress = Unseen() if not watch else Immediate() if on_host else Queued(device)
-    # The first iteration often costs more than the others, and on a GPU the host has seen only its begin. If there is
+    # The first iteration often costs more than the others, and on a GPU the host has seen only its start. If there is
     # an expected cost, the first iteration is therefore not used to estimate the cost.
     timed_after = 2 if iteration_cost_ns or not on_host else 1
     watched = tolerance is not None or deadline_ns is not None

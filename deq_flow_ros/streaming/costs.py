@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of a frame take: timed, and learnt from the frames before."""
+"""Measures the times of the stages of a frame, and learns their costs from earlier frames."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# So many mean deviations above the mean is what a cost rarely exceeds; docs/budget.md has what follows from it.
+# A cost rarely exceeds its mean by more than this number of mean deviations (docs/budget.md).
 DEVIATIONS = 2.5
-# A single value counts as no more than so many deviations, or what preempts a stage once would be feared for long.
+# A single value counts as at most this many deviations, so that one preemption has no lasting effect.
 OUTLIER = 4.0
-# What a guess between measured scales weighs against the first values there.
+# The weight of a guess between measured scales, as a number of values.
 GUESS_COUNT = 10
-# How fast the load follows the frames, and by how much at most a single one of them may differ.
+# How fast the load follows the frames, and the largest factor by which a single frame changes it.
 LOAD_WEIGHT, LOAD_STEP = 0.4, 2.0
 BEFORE_SOLVE, AFTER_SOLVE = ("resize", "encode", "match", "correlate"), ("upsample", "output", "refine")
-# What is done ahead of a frame where there is time: charged to it only where it was not.
+# This stage is done ahead of a frame if there is time. Only if it was not, the frame is charged for it.
 PREPARE = "prepare"
 REENCODE, REENCODE_PARTS = "reencode", ("resize", "encode")  # the last frame once more, at another scale
-# What a stage is called in the costs where it is divided among its repetitions.
+# Names of stages, and of their repetitions in the costs.
 SOLVE, ITERATION, COARSE, REFINE = "solve", "iteration", "coarse", "refine"
 
 
 class StageTimes:
-    """Times of named stages, ms: each from the end of the one before it, so that together they are all of the time.
+    """Times of named stages in ms. Each lasts from the end of the previous one, so together they are the whole time.
 
-    :param event: records a CUDA event, so that the device need not wait; None: work is done once it is asked for.
+    :param event: records a CUDA event, so that the device need not wait; None: work is done when its call returns.
     """
 
     def __init__(self, event: Callable[[], Any] | None = None) -> None:
@@ -36,25 +36,25 @@ class StageTimes:
         self.begin(0)
 
     def begin(self, pixels: int) -> None:
-        """Stages of another piece of work follow, on frames that are processed with so many pixels."""
+        """Begin another piece of work, on frames that are processed with this number of pixels."""
         self._laps: list[tuple[str, Any, Any]] = []
         self.restart()
 
     def restart(self) -> None:
-        """Let the next stage begin now; what was done since the last one belongs to none."""
+        """Let the next stage begin now. The time since the last one belongs to no stage."""
         self._last = self._mark()
 
     def lap(self, name: str) -> None:
-        """The stage of this name ends here; one that occurs twice counts both."""
+        """End the stage of this name here. A stage that occurs twice has the sum of both times."""
         before, self._last = self._last, self._mark()
         self._laps.append((name, before, self._last))
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as it is; where time is simulated, some passes with each call."""
+        """The function as it is. With simulated time, each of its calls takes some time."""
         return function
 
     def read(self, wait: bool = True) -> dict[str, float]:
-        """The times. On a device this waits for the last stage; or leaves out the stages that are not done."""
+        """The times. On a device, this waits for the last stage, or leaves out stages that have not ended."""
         times: dict[str, float] = {}
         for name, start, end in self._laps:
             if self._event is None:
@@ -73,22 +73,22 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a piece of work is expected to take, and its mean deviation from that, ms."""
+    """The expected cost of a piece of work and its mean deviation, ms."""
 
     mean: float = 0.0
     deviation: float = 0.0
 
     @property
     def high(self) -> float:
-        """What it will rarely exceed, ms."""
+        """The cost that it rarely exceeds, ms."""
         return self.mean + DEVIATIONS * self.deviation
 
     def times(self, factor: float) -> Estimate:
-        """Of work that takes so many times as long."""
+        """The estimate for work that takes this many times as long."""
         return Estimate(factor * self.mean, factor * self.deviation)
 
     def plus(self, other: Estimate, count: int = 1) -> Estimate:
-        """Of this work and then the other, so many times; what makes one of them late says nothing of the others."""
+        """The estimate for this work and ``count`` times the other, with independent deviations."""
         spread = math.hypot(self.deviation, math.sqrt(count) * other.deviation)
         return Estimate(self.mean + count * other.mean, spread)
 
@@ -103,7 +103,7 @@ class RunningCost:
 
     @classmethod
     def of(cls, mean: float, deviation: float, count: int) -> RunningCost:
-        """From its values, checked.
+        """Make one from its values, after checks.
 
         :raises ValueError: if they are not finite, or below 0.
         """
@@ -126,9 +126,9 @@ class RunningCost:
 
 @dataclass(frozen=True)
 class Rest:
-    """What is still expected of a frame after what was done so far, ms.
+    """The costs that the rest of a frame rarely exceeds, ms.
 
-    :ivar after: all that follows the solve.
+    :ivar after: all stages after the solve.
     :ivar iteration: one iteration.
     :ivar coarse: the coarse solves of a cold start.
     """
@@ -142,16 +142,16 @@ class Rest:
 class CostModel:
     """Costs of all stages, by the number of pixels processed, and the load of the machine.
 
-    Costs change for two reasons. What a stage takes in proportion to others, and at one scale in proportion to another,
-    is learnt slowly. How fast the machine is at present, as other processes and its temperature have it, is one factor
-    for all of them, the ``load``, and follows the last few frames. So a machine that has become slower is known to be
-    slower at the scales that are not in use as well.
+    Costs change for two reasons. The proportions between stages and between scales are learnt slowly. The present speed
+    of the machine, which depends on other processes and on its temperature, is a single factor for all of them, the
+    ``load``, which follows the last few frames. If the machine becomes slower, the model therefore expects this at the
+    scales that are not in use as well.
 
-    A number of pixels not met yet lies on the line between its measured neighbours. Beyond them it is in proportion to
-    the nearest, and the all-pairs correlation to its square: another scale, or another camera, starts with a guess.
+    The cost at an unknown number of pixels is interpolated between its measured neighbours. Beyond them it grows in
+    proportion to the pixels, and that of the all-pairs correlation to their square. A new scale starts with this guess.
 
-    Batches have a model each (``of_batch``), so that what they take is not taken for the cost of a single frame; until
-    a stage is measured there, it is guessed to take as long as one frame after the other.
+    Each batch size has a model of its own (``of_batch``), because batches and single frames cost differently. Until
+    a stage is measured there, it is expected to cost as much as the frames one after the other.
     """
 
     stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class CostModel:
 
     @property
     def load(self) -> float:
-        """How many times longer everything takes than it did when it was learnt; one machine has one load."""
+        """How many times longer everything takes than when it was learnt. The machine has one load."""
         return self._load if self.single is None else self.single.load
 
     @load.setter
@@ -173,14 +173,14 @@ class CostModel:
             self.single.load = value
 
     def of_batch(self, size: int) -> CostModel:
-        """The costs of so many frames processed as one batch; of 1, this model itself."""
+        """The costs of this number of frames processed as one batch; for 1, this model itself."""
         return self if size == 1 else self._batches.setdefault(size, CostModel(single=self, batch_size=size))
 
     def add(self, pixels: int, stage_ms: Mapping[str, float], iterations: int) -> None:
-        """Take in the stage times of one frame; "solve" is divided among its iterations.
+        """Learn from the stage times of one frame. "solve" is divided by the number of iterations.
 
-        That the last frame was encoded once more is left out: what it costs is known from the frame's own encoding. The
-        first batch of a size is left out: it pays for allocations and kernel choices, as no warm-up does it before.
+        Encoding the last frame once more is left out, because its cost is known from the encoding of a frame. The first
+        batch of a size is left out, because it includes allocations and the choice of kernels.
         """
         if self.single is not None and pixels not in self.stages:
             self.stages[pixels] = {}
@@ -198,49 +198,49 @@ class CostModel:
             known[name].add(value / self.load)
 
     def forget(self, pixels: int) -> None:
-        """Drop what is known of frames of so many pixels."""
+        """Forget the costs at this number of pixels."""
         self.stages.pop(pixels, None)
 
     def forget_stage(self, name: str) -> None:
-        """Drop what is known of a stage."""
+        """Forget the costs of a stage."""
         for stages in [known for model in (self, *self._batches.values()) for known in model.stages.values()]:
             stages.pop(name, None)
 
     def expected(self, pixels: int, *names: str) -> Estimate:
-        """The sum of the named stages; 0 for what was never measured."""
+        """The expected cost of the named stages together; 0 for stages that were never measured."""
         total = Estimate()
         for name in names:
             total = total.plus(self._idle(pixels, name))
         return total.times(self.load)
 
     def high(self, pixels: int, *names: str) -> float:
-        """What the named stages together will rarely exceed, ms."""
+        """The cost that the named stages together rarely exceed, ms."""
         return self.expected(pixels, *names).high
 
     def frames(self, pixels: int, most: int, *besides: str) -> list[float]:
-        """What a frame with 0, 1, ... and so many iterations will rarely exceed, ms.
+        """The costs that a frame with 0, 1, ..., ``most`` iterations rarely exceeds, ms.
 
-        :param besides: stages that not every frame has, ``PREPARE`` and ``REENCODE``, where this one has them.
+        :param besides: the stages that not every frame has, ``PREPARE`` and ``REENCODE``, if this one has them.
         """
         fixed, one = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides), self.expected(pixels, ITERATION)
         return [fixed.plus(one, count).high for count in range(most + 1)]
 
     def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> Rest:
-        """What is still expected of a frame whose stages took so long so far."""
+        """The costs of the rest of a frame, given the times of its stages so far."""
         slowdown = self.slowdown(pixels, so_far_ms)
         stages = (AFTER_SOLVE, (ITERATION,), (COARSE,))
         return Rest(*(slowdown * self.high(pixels, *names) for names in stages))
 
     def slowdown(self, pixels: int, stage_ms: Mapping[str, float]) -> float:
-        """How many times longer the stages of a frame took so far than they rarely exceed; at least 1.
+        """The time of the stages so far, divided by the time that they rarely exceed; at least 1.
 
-        The first sign that the machine has become slower, or is shared, before the frame is done and the load follows.
+        It is the first sign that the machine has become slower or is shared, before the load follows.
         """
         rarely_ms = self.high(pixels, *stage_ms)
         return max(1.0, sum(stage_ms.values()) / rarely_ms) if rarely_ms > 0 else 1.0
 
     def plain(self) -> dict[str, Any]:
-        """All that is known, for a JSON file."""
+        """All costs as plain values, for a JSON file."""
         known = {
             str(pixels): {name: [cost.mean, cost.deviation, cost.count] for name, cost in stages.items()}
             for pixels, stages in self.stages.items()
@@ -249,9 +249,9 @@ class CostModel:
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any], single: CostModel | None = None, batch_size: int = 1) -> CostModel:
-        """From what ``plain`` returned.
+        """Make a model from the result of ``plain``.
 
-        :raises ValueError: for what is no such thing (or KeyError, TypeError, AttributeError).
+        :raises ValueError: for anything else (or KeyError, TypeError, AttributeError).
         """
         costs = cls(single=single, batch_size=batch_size)
         for pixels, stages in plain["stages"].items():
@@ -265,10 +265,10 @@ class CostModel:
         return costs
 
     def _known(self, pixels: int, names: Iterable[str]) -> dict[str, RunningCost]:
-        """The costs of these stages, which the next values are added to.
+        """The costs of these stages, to which the next values are added.
 
-        What lies between measured numbers of pixels starts from the guess, as if it had been measured so a few times: a
-        scale tried in a busy moment would else be avoided for good.
+        A number of pixels between measured ones starts from the guess, as if it had been measured a few times.
+        Otherwise, a scale that is tried in a busy moment would never be tried again.
         """
         known = self.stages.setdefault(pixels, {})
         for name in names:
@@ -280,7 +280,7 @@ class CostModel:
         return known
 
     def _idle(self, pixels: int, name: str) -> Estimate:
-        """Of a stage, at a load of 1."""
+        """The estimate for a stage at a load of 1."""
         if name == REENCODE:
             parts = [self._idle(pixels, part) for part in REENCODE_PARTS]
             return parts[0].plus(parts[1])
