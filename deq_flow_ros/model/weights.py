@@ -21,6 +21,7 @@ from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.layout import WeightsError, check_layout
 from deq_flow_ros.model.precision import DTYPES, choose_precision
 from deq_flow_ros.model.released import from_released
+from deq_flow_ros.spelling import did_you_mean
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
@@ -65,8 +66,9 @@ def load_model(
             f"{', '.join(available_models()) or 'none'}. Give the path of a weights file instead."
         )
     if not path.is_file():
+        hint = did_you_mean(str(name_or_path), available_models())
         raise FileNotFoundError(
-            f"no weights {str(name_or_path)!r}: neither a file nor a model of this package, which has: "
+            f"no weights {str(name_or_path)!r}{hint}: neither a file nor a model of this package, which has: "
             f"{', '.join(available_models()) or 'none'}"
         )
     if path.suffix == ".safetensors":

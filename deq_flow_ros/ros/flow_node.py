@@ -28,6 +28,7 @@ from std_srvs.srv import SetBool, Trigger
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import convert, process, snapshot_service
+from deq_flow_ros.ros.bond import ManagerBond
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.diagnostics import Diagnostics
 from deq_flow_ros.ros.health import Health
@@ -58,6 +59,7 @@ class FlowNode(LifecycleNode):
         self.worker: FrameWorker | None = None
         self._enabled = True
         self._told: set[str] = set()
+        self._bond = ManagerBond(self)
         self._health = Health(self.get_fully_qualified_name())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
@@ -141,6 +143,7 @@ class FlowNode(LifecycleNode):
             self._stop("the node could not be activated")
             super().on_deactivate(state)
             return FAILURE
+        self._bond.form()
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -198,6 +201,7 @@ class FlowNode(LifecycleNode):
             camera.close(reason)
 
     def _stop(self, reason: str) -> None:
+        self._bond.end()
         try:
             self._close(reason)
         finally:

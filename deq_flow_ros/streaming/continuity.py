@@ -141,6 +141,8 @@ class StampOrder:
             self._late_ns = None  # the clock is where it was
             return SAME_STAMP
         self._late_ns = stamp_ns
+        if stamp_ns == 0:
+            return f"without a stamp: {LEFT_OUT}"
         return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms before the frame before: {LEFT_OUT}"
 
 

@@ -195,6 +195,7 @@ def test_images_sent_twice_late_or_without_a_stamp_are_left_out_by_name_and_the_
     ]  # fmt: skip
     assert accounts[1]["reason"].startswith("the stamp of the frame before")
     assert accounts[3]["reason"] == "stamped 33.3 ms before the frame before: left out"
+    assert accounts[4]["reason"] == "without a stamp: left out"
 
 
 def test_under_overload_the_newest_frame_wins_and_the_others_are_named(node: NodeClient) -> None:

@@ -3,11 +3,12 @@
 
 import ctypes
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
 import cv2
@@ -196,3 +197,39 @@ def test_the_command_line_helps_and_refuses_what_it_does_not_know(
         rclpy.try_shutdown()
     printed = capfd.readouterr()
     assert ended == status and said in printed.out + printed.err
+
+
+def test_a_manager_is_offered_a_bond_while_the_node_is_active(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """nav2's manager takes a node without one for dead after its bond_timeout. Its package is played by a stand-in."""
+    happened: list[object] = []
+
+    class Bond:
+        def __init__(self, node: Node, topic: str, id: str) -> None:
+            happened.append((topic, id))
+
+        def start(self) -> None:
+            happened.append("start")
+
+        def shutdown(self) -> None:
+            happened.append("shutdown")
+
+    def cycle(*parameters: str) -> list[object]:
+        happened.clear()
+        with configured_node(*parameters) as node:
+            node.trigger_activate()
+            formed = list(happened)
+            node.trigger_deactivate()
+            assert happened == [*formed, "shutdown"] * bool(formed)
+        return formed
+
+    assert cycle("autostart:=false") == [] and "give nav2's manager the bond_timeout 0.0" in capfd.readouterr().err
+    monkeypatch.setitem(sys.modules, "bondpy", ModuleType("bondpy"))
+    monkeypatch.setitem(sys.modules, "bondpy.bondpy", SimpleNamespace(Bond=Bond))
+    assert cycle("autostart:=false") == [("/bond", "flow_node"), "start"]
+    assert cycle() == []  # it starts by itself
+    monkeypatch.setattr(Bond, "start", MagicMock(side_effect=RuntimeError("no topic")))
+    with configured_node("autostart:=false") as node:
+        assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        assert "the bond on /bond cannot be formed: no topic" in capfd.readouterr().err
