@@ -14,8 +14,8 @@ from torch import Tensor
 from deq_flow_ros.model.cells import once_per_size, pooled, positions
 
 with warnings.catch_warnings():
-    # PyTorch says once per process, at the first sparse matrix, that they may change.
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    # At the first sparse matrix, PyTorch says once per process that they may change, in words that differ by version.
+    warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(torch.zeros(2), torch.zeros(0), torch.zeros(0), (1, 1), check_invariants=False)
 
 # Cells per step of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.

@@ -173,6 +173,19 @@ def test_sizes_are_bounded_and_given_back(model: DEQFlow) -> None:
     assert stream(engine, frames(2))[0].info.runtime == "eager"
 
 
+def test_more_sizes_at_a_time_than_are_kept_do_not_push_each_other_out(model: DEQFlow) -> None:
+    """Why: graphs would be made for each frame of each camera, and none would ever be used twice."""
+    engine, device = make_engine(model, kept=1)
+    estimators = [FlowEstimator(engine, max_iterations=1) for _ in range(2)]
+    images = [frames(8, width=width) for width in (64, 72)]
+    captures = []
+    for i in range(8):
+        for estimator, pictures in zip(estimators, images, strict=True):
+            estimator.update(pictures[i], i * PERIOD_NS)
+        captures.append(device.captures)
+    assert captures[4] == captures[-1]
+
+
 def test_graphs_are_made_behind_a_stream_that_goes_on(model: DEQFlow) -> None:
     """Why: making them takes seconds; the stream must not stand still, and somebody must see when they are there."""
     device = FakeDevice()

@@ -31,6 +31,7 @@ class Shelf:
         self._make, self._kept, self._behind = make, kept, behind
         self._spaces: OrderedDict[Size, Workspace] = OrderedDict()
         self._met: Counter[Size] = Counter()
+        self._used: set[Size] = set()  # since the last one was made
         self._lock, self._making = threading.RLock(), threading.Lock()
         self._thread: threading.Thread | None = None
         self.failures: dict[Size, str] = {}
@@ -41,9 +42,12 @@ class Shelf:
             space = self._spaces.get(size)
             if space is not None:
                 self._spaces.move_to_end(size)
+                self._used.add(size)
                 return space
             self._met[size] += 1
-            if self._met[size] >= MET and size not in self.failures:
+            # Where all are in use, as by more cameras than there is room for, one more would only push out another.
+            full = len(self._spaces) >= self._kept and self._used.issuperset(self._spaces)
+            if self._met[size] >= MET and size not in self.failures and not full:
                 self._request(size)
             return self._spaces.get(size)
 
@@ -66,6 +70,7 @@ class Shelf:
                 return
             with self._lock:
                 self._spaces[size] = space
+                self._used.clear()
                 while len(self._spaces) > self._kept:
                     self._spaces.popitem(last=False)
 
