@@ -56,7 +56,7 @@ def test_every_image_of_two_cameras_has_exactly_one_account(weights: Path, frame
     for camera in result["cameras"].values():
         accounts = camera["accounts"]
         assert accounts["processed"] + accounts["first"] + accounts["dropped"] == accounts["published"]
-    assert [line["holds"] for line in result["bounds"]] == [True, True]
+    assert len(result["bounds"]) >= 2 and all(line["holds"] for line in result["bounds"])
 
 
 def report(stamp_ns: int, **values: str) -> FrameReport:
