@@ -116,7 +116,7 @@ def nearest_stream(samples: Mapping[str, Samples], methods: Mapping[str, Method]
     """
     streams = {name: some.rms_px for name, some in samples.items() if methods[name].is_stream and some.squares}
     if not streams:
-        raise ValueError("there is no pair to compare on: a stream began anew at each of those that all methods had")
+        raise ValueError("no pair can be compared: a stream started anew at each pair that all methods processed")
     near = [name for name, rms_px in streams.items() if rms_px <= NEAR_PX]
     return min(near, key=lambda name: methods[name].iterations) if near else min(streams, key=lambda n: streams[n])
 

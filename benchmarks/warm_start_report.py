@@ -153,7 +153,7 @@ def print_tables(summary: Sequence[Row], bounds: Sequence[float], console: Conso
     title = "RMS distance after so many iterations, px; medians over the pairs"
     marks = list(curves[0]["distance_px"])
     console.print(_filled(title, marks, curves, lambda row: [f"{row['distance_px'][mark]:.2f}" for mark in marks]))
-    title = "error after so many iterations, px, mean over the pairs; *: against the settled state, there is no truth"
+    title = "mean error in px by iterations; *: distance from the settled state, as there is no true flow"
     console.print(_filled(title, [*marks, "settled"], summary, lambda row: _error_cells(row, marks)))
     for group, (row, *_) in grouped(curves, "group").items():
         settled, updates = row["settled"], row["settled"]["update_px"]

@@ -103,4 +103,4 @@ class FlowBag:
                 if values is not None:
                     writer.write_frame(topic, Frame.of(values, "32FC1", *header))
         except (OSError, sqlite3.Error) as error:
-            raise MediaError(f"cannot write {self.path}: {error}; what is there so far is kept") from error
+            raise MediaError(f"cannot write {self.path}: {error}; what was written so far is kept") from error

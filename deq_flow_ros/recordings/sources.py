@@ -113,7 +113,7 @@ class VideoSource(Source):
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
             raise MediaError(
                 f"{self.path} is not readable as a video, and no bag ({', '.join(BAG_SUFFIXES)}) by its name: "
-                "it is damaged, cut short or no video. Try to play it, or convert it to H.264 in .mp4"
+                "it is damaged, truncated or not a video. Try to play it, or convert it to H.264 in .mp4"
             )
         return capture
 
