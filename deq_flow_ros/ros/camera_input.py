@@ -106,6 +106,7 @@ class CameraInput:
         self.silence: str | None = None
         self.camera_info: CameraInfo | None = None
         self.heard = True
+        self._anew: str | None = None
         self._node, self._wanted, self._arrivals = node, wanted, arrivals
         self._logger, self._on_frame = logger, on_frame
         self._rate = RateLimit()
@@ -212,7 +213,7 @@ class CameraInput:
         heard, before = self.settings.always_on or bool(frame.wanted), self.heard
         self.heard = heard
         if heard and not before:
-            frame.starts_anew = "nobody subscribed to the flow before"
+            self._anew = "nobody subscribed to the flow before"
             self._logger.info("images are processed from now on")
         elif before and not heard:
             self._logger.info(
@@ -229,8 +230,10 @@ class CameraInput:
             latest_ns, self._latest_ns = self._latest_ns, frame.stamp_ns
             if latest_ns is not None and frame.stamp_ns < latest_ns:
                 frame.starts_anew = f"time went back by {(latest_ns - frame.stamp_ns) / 1e6:.1f} ms"
-        if not heard and frame.refused is None:
+        if frame.refused is None and not heard:
             frame.refused = UNHEARD
+        elif frame.refused is None and self._anew is not None:
+            frame.starts_anew, self._anew = self._anew, None
 
     def _lost_before(self, number: int) -> int:
         """Messages that the middleware lost between the last one and this, by the publisher's numbers."""

@@ -3,17 +3,20 @@
 
 import random
 from collections import deque
+from collections.abc import Iterator
 
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from node_client import NodeClient
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, CameraInput, RateLimit, arrival
 from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.ros.troubles import Clocks
 
 MS = 1_000_000
 WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000
@@ -47,23 +50,46 @@ def test_a_rate_limit_keeps_its_rate_and_forgives_jitter() -> None:
         assert passed == pytest.approx(share * len(times), rel=0.02), rate_hz
 
 
-def test_a_calibration_that_was_published_once_for_late_comers_is_received() -> None:
-    """Simulators and players do so; without it there are no bearings, and nobody knows why."""
+@pytest.fixture
+def client() -> Iterator[NodeClient]:
+    """Whose executor also has a node with the image topic /once/image."""
     rclpy.init(args=["--ros-args", "-r", "~/image:=/once/image"])
     client, node = NodeClient(), Node("flow_node")
+    client.executor.add_node(node)
     try:
-        publisher = client.create_publisher(CameraInfo, "/once/camera_info", qos.latched())
-        publisher.publish(CameraInfo(width=123))
-        received = CameraInput(node, "~/", NodeSettings(), set, deque(), node.get_logger(), lambda frame: None)
-        client.executor.add_node(node)
-        client.until(lambda: received.camera_info, "the calibration")
-        assert received.camera_info is not None and received.camera_info.width == 123
-        client.create_publisher(CameraInfo, "/once/camera_info", qos.sensor_data())  # and one that sends it with images
-        later = CameraInfo(width=456)
-        again = list(client.publishers)[-1]
-        client.until(lambda: again.publish(later) or received.camera_info.width == 456, "the one that is sent")
-        received.close()
+        yield client
     finally:
         node.destroy_node()
         client.destroy_node()
         rclpy.shutdown()
+
+
+def input_of(client: NodeClient) -> CameraInput:
+    """Of the node beside it."""
+    node = next(node for node in client.executor.get_nodes() if node.get_name() == "flow_node")
+    return CameraInput(node, "~/", NodeSettings(), set, deque(), node.get_logger(), lambda frame: None)
+
+
+def test_a_calibration_that_was_published_once_for_late_comers_is_received(client: NodeClient) -> None:
+    """Simulators and players do so; without it there are no bearings, and nobody knows why."""
+    client.create_publisher(CameraInfo, "/once/camera_info", qos.latched()).publish(CameraInfo(width=123))
+    received = input_of(client)
+    client.until(lambda: received.camera_info, "the calibration")
+    assert received.camera_info is not None and received.camera_info.width == 123
+    again = client.create_publisher(CameraInfo, "/once/camera_info", qos.sensor_data())  # and with each image
+    later = CameraInfo(width=456)
+    client.until(lambda: again.publish(later) or received.camera_info.width == 456, "the one that is sent")
+    received.close()
+
+
+def test_a_player_and_a_clock_are_noticed(client: NodeClient) -> None:
+    """By them it is judged whether old stamps are a fault, and whether use_sim_time is of any use."""
+    received = input_of(client)
+    assert received.clocks() == Clocks()
+    player = Node("rosbag2_player")
+    player.create_publisher(Image, "/once/image", 10)
+    client.until(lambda: received.clocks() == Clocks(played=True), "the player")
+    client.create_publisher(Clock, "/clock", 10)
+    client.until(lambda: received.clocks() == Clocks(played=True, offered=True), "the clock")
+    received.close()
+    player.destroy_node()
