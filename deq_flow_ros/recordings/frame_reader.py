@@ -24,7 +24,8 @@ class FrameReader:
         self._frames: queue.Queue[tuple[int, Frame] | Exception | None] = queue.Queue(READ_AHEAD)
         self._closed = False
         # A daemon, because a camera that delivers nothing cannot be interrupted.
-        threading.Thread(target=self._read, name="frame_reader", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, name="frame_reader", daemon=True)
+        self._thread.start()
 
     def _read(self) -> None:
         number = 0
@@ -61,5 +62,9 @@ class FrameReader:
             yield item
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead.
+
+        Waits a moment for the frame in hand: a process that ends while a thread of it decodes a video is aborted.
+        """
         self._closed = True
+        self._thread.join(timeout=1.0)
