@@ -36,7 +36,7 @@ MIN_OF_STILL = 0.85
 FLAT = "flat image"
 LEFT_OUT = "left out"
 """How every reason ends why a frame takes no part in its stream."""
-SAME_STAMP = f"the stamp of the frame before: {LEFT_OUT}"
+SAME_STAMP = f"the same stamp as the frame before: {LEFT_OUT}"
 UNMATCHED = "the two images before do not match"
 UNEXPLAINED = "the motion so far does not explain this frame"
 
@@ -143,7 +143,7 @@ class StampOrder:
         self._late_ns = stamp_ns
         if stamp_ns == 0:
             return f"without a stamp: {LEFT_OUT}"
-        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms before the frame before: {LEFT_OUT}"
+        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms earlier than the frame before: {LEFT_OUT}"
 
 
 def look(

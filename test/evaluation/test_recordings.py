@@ -47,7 +47,7 @@ def test_mixed_sizes_broken_stamps_and_unreadable_images_are_named_and_the_rest_
         rows = table(tmp_path / "out", setting)
         assert [row["outcome"][0] for row in rows] == list("fppdpdpfpp")
         assert "unknown encoding" in rows[3]["reason"]
-        assert rows[5]["reason"] == "the stamp of the frame before: left out"
+        assert rows[5]["reason"] == "the same stamp as the frame before: left out"
         assert "size changed from 64x48 to 32x32" in rows[7]["reason"]
     said = "\n".join(metrics_of(tmp_path / "out")["problems"])
     assert "frames that cannot be read: 1; the first is frame 3: unknown encoding" in said

@@ -193,8 +193,8 @@ def test_images_sent_twice_late_or_without_a_stamp_are_left_out_by_name_and_the_
     assert [account.get("warm", account["reason"].rpartition(": ")[2]) for account in accounts] == [
         "true", "left out", "true", "left out", "left out", "true",
     ]  # fmt: skip
-    assert accounts[1]["reason"].startswith("the stamp of the frame before")
-    assert accounts[3]["reason"] == "stamped 33.3 ms before the frame before: left out"
+    assert accounts[1]["reason"].startswith("the same stamp as the frame before")
+    assert accounts[3]["reason"] == "stamped 33.3 ms earlier than the frame before: left out"
     assert accounts[4]["reason"] == "without a stamp: left out"
 
 

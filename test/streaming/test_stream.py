@@ -85,7 +85,7 @@ def test_frames_sent_twice_late_or_without_a_stamp_are_left_out_and_the_stream_s
     for stamp, frame in zip(stamps, frames(len(stamps)), strict=True):
         result = estimator.update(frame, stamp * PERIOD_NS)
         warm.append(estimator.left_out if result is None else result.info.warm)
-    late = "stamped 33.0 ms before the frame before: left out"
+    late = "stamped 33.0 ms earlier than the frame before: left out"
     assert warm == [None, SAME_STAMP, False, SAME_STAMP, True, late, True, "without a stamp: left out", True]
 
 
