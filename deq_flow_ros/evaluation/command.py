@@ -74,7 +74,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_number("--max-scale", 1.0, "largest processing scale")
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     differing = "NAME:KEY=VALUE,... with differences to the main setting, as cold:warm=false fast:budget_ms=50"
-    add("--compare", nargs="+", default=[], metavar="SETTING", help=f"further settings: dis, farneback or {differing}")
+    further = f"further settings: dis, farneback or {differing}"
+    add("--compare", nargs="+", action="extend", default=[], metavar="SETTING", help=further)
     every = "solve every N-th pair in the other direction as well; 0: none"
     line.add_number("--consistency-every", 10, every, least=0, metavar="N")
     add("--no-bag", action="store_true", help="do not record the flow")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.model import choose_precision
+from deq_flow_ros.spelling import did_you_mean
 
 METHODS = {"deq": "", "dis": "OpenCV DIS, medium preset", "farneback": "OpenCV Farneback"}
 """The network of this package, and two classical methods of OpenCV to compare it with."""
@@ -110,6 +111,11 @@ def parse_setting(text: str, base: Setting) -> Setting:
     values: dict[str, Any] = {"name": name}
     if name in METHODS:
         values["method"] = name
+    elif not colon:  # the same setting once more, under the name of a method that was misspelt
+        raise ValueError(
+            f"expected a method ({', '.join(METHODS)}) or NAME:KEY=VALUE,..., got {text!r}"
+            f"{did_you_mean(text, METHODS)}; name the recording before --compare"
+        )
     known = {field.name: str(field.type) for field in fields(Setting) if field.name != "name"}
     for item in rest.split(",") if colon else ():
         key, equals, value = item.partition("=")

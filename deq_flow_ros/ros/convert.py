@@ -57,7 +57,10 @@ def region(rgb: np.ndarray, roi: Region) -> np.ndarray:
     """
     x, y, width, height = roi
     if x + width > rgb.shape[1] or y + height > rgb.shape[0]:
-        raise ValueError(f"roi {list(roi)} reaches outside of the image, {rgb.shape[1]}x{rgb.shape[0]}")
+        raise ValueError(
+            f"roi {list(roi)} reaches outside of the image, {rgb.shape[1]}x{rgb.shape[0]}; set the parameter "
+            "roi to a part of it, or to [0, 0, 0, 0] for all of it"
+        )
     return np.ascontiguousarray(rgb[y : y + height, x : x + width])
 
 

@@ -259,8 +259,9 @@ def encode_images(
     """Encode images as one batch; scaled, (h, w, 3) uint8 RGB, they have one padded size."""
     padded = []
     for image in scaled:
+        # PyTorch warns of arrays that cannot be written to, as Pillow's are, though nobody writes here.
         # (H, W, 3) seen as (1, 3, H, W) already is the channels_last layout that the convolutions want.
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+        tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(device).permute(2, 0, 1)[None].float()
         whole = not any(side % FACTOR for side in image.shape[:2])
         padded.append((tensor, (0, 0, 0, 0)) if whole else pad_to_multiple(tensor))
     encoding = model.encode(joined([tensor for tensor, _ in padded]))

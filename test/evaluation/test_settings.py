@@ -22,6 +22,7 @@ def test_settings_are_read_from_the_command_line() -> None:
         ("x:device=gpu", "expected the device cpu, cuda or cuda:N, got 'gpu'"),
         ("x:method=best", "expected one of the methods deq, dis, farneback"),
         (":warm=true", "expected a name"),
+        ("diss", r"got 'diss' \(did you mean 'dis'\?\)"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_setting(text, main)
