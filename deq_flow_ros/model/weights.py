@@ -186,6 +186,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or ["no reason given"])[0]
+        if "Weights only" in first_line:  # PyTorch advises to load it with all that it contains, code included
+            first_line = "it is not in PyTorch's format, or it contains more than tensors"
         raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {first_line}") from error
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
