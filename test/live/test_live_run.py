@@ -149,6 +149,8 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
     process = subprocess.Popen(
         command(pictures, "--out", out, "--model", own_model, "--rate", "0.01"),
         cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True,
+        # Of tests that a shell runs in the background, Ctrl-C is ignored, and would be by this as well.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
