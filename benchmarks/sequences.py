@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.report import Benchmark
 from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, update_px, usable_levels
@@ -213,3 +214,13 @@ def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
 def first_below(values: Sequence[float], bound: float) -> float:
     """The first iteration (from 1) whose value is at or below the bound; infinite if none is."""
     return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
+
+
+def add_inputs(line: Benchmark) -> None:
+    """Add the options that say what is solved, and by which models."""
+    line.add_pairs()
+    line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
+    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
+    line.add_number("--frames", 4, "frames of each --sequence", least=3)
+    line.add_size(240, 320, "images are made smaller to fit")
+    line.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths")

@@ -42,7 +42,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.report import Benchmark, Row, grouped, median, picture, table, watched
-from benchmarks.sequences import EncodedPair, first_pairs, fitted, recorded
+from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, fitted, recorded
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
@@ -275,12 +275,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     line = Benchmark(__file__, __doc__, plot="the curves")
-    line.add_pairs()
-    line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
-    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
-    line.add_number("--frames", 4, "frames of each --sequence", least=3)
-    line.add_size(240, 320, "images are made smaller to fit")
-    line.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths")
+    add_inputs(line)
     line.add_number("--iterations", 96, "from each start", least=2)
     line.add_number("--early", 24, "to compare the end with", least=1)
     line.add_number("--noise", 8.0, "px, of the random start's flow", above=0)

@@ -36,6 +36,17 @@ def sample(field: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(field, grid, align_corners=True)
 
 
+def warping_errors(clip: object, pair: int, inside: torch.Tensor, offset: float) -> list[float]:
+    """Mean difference in grey levels between an image and the next one warped onto it by the flow, per clip.
+
+    :param inside: (B, H, W) bool, where it counts; clips with 50 pixels or fewer of it are left out.
+    :param offset: px, added to both components of the flow.
+    """
+    warped = sample(clip.images[:, pair + 1], clip.flow[:, pair] + offset)
+    difference = (warped - clip.images[:, pair]).abs().mean(1)
+    return [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
+
+
 def layer(homographies: np.ndarray, outline: Outline = EVERYTHING, waves=None, gains=None) -> Layer:
     texture = Texture(0, 0, np.array([[1.0, 0, 40], [0, 1.0, 40]]), np.eye(3, 4))
     frames = len(homographies)

@@ -213,7 +213,7 @@ class RecordingEvaluation:
         """Let memory be taken and kernels be chosen before the first pair, whose time would show it."""
         with contextlib.suppress(MediaError, ValueError):  # what is wrong is told when its turn comes
             estimator = make_estimator(setting, model, None)
-            for stamp_ns, image in enumerate(self._first_images()[0][:2]):
+            for stamp_ns, image in enumerate(self._first_images(2)[0]):
                 estimator.update(image, stamp_ns)
 
     def _cost_table(self, setting: Setting, model: DEQFlow | None) -> CostTable:
@@ -231,11 +231,11 @@ class RecordingEvaluation:
         except ValueError as error:
             raise MediaError(str(error)) from error
 
-    def _first_images(self) -> tuple[list[np.ndarray], list[float]]:
+    def _first_images(self, number: int = 20) -> tuple[list[np.ndarray], list[float]]:
         """The first images of equal size, and the times that it took to decode them."""
         source = self._open()
         levels = Levels()
-        first = zip(range(20), source.frames(), strict=False)
+        first = zip(range(number), source.frames(), strict=False)
         frames = [InputFrame.of(index, frame, levels=levels) for index, frame in first]
         found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
         alike = [(image, ms) for image, ms in found if image.shape == found[0][0].shape][:8]

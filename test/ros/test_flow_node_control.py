@@ -28,22 +28,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeClie
         yield running
 
 
-@pytest.fixture
-def node(running: tuple[NodeClient, Children]) -> NodeClient:
-    """A client of an active node within a stream."""
-    node = running[0]
-    node.spin_for(0.1)
-    node.forget()
-    node.send(node.image(), node.image())
-    node.forget()
-    return node
-
-
-@pytest.fixture
-def log(running: tuple[NodeClient, Children]) -> Path:
-    return running[1].log("flow_node")
-
-
 def flow_size(node: NodeClient) -> tuple[int, int]:
     """Height and width of the next flow that comes."""
     node.until(lambda: node.flow, "a flow field")

@@ -28,22 +28,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeClie
         yield running
 
 
-@pytest.fixture
-def node(running: tuple[NodeClient, Children]) -> NodeClient:
-    """A client of an active node within a stream."""
-    node = running[0]
-    node.spin_for(0.1)
-    node.forget()
-    node.send(node.image(), node.image())
-    node.forget()
-    return node
-
-
-@pytest.fixture
-def log(running: tuple[NodeClient, Children]) -> Path:
-    return running[1].log("flow_node")
-
-
 def likely_value(rng: random.Random, name: str) -> Any:
     """A value of the parameter's own type, which may or may not be allowed."""
     default = getattr(NodeSettings, name, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from generated_scenes import HEIGHT, WIDTH, banks, draw, layer, make, sample, shifts
+from generated_scenes import HEIGHT, WIDTH, banks, draw, layer, make, sample, shifts, warping_errors
 
 from training.appearance import polygon
 from training.generator import Clip
@@ -31,9 +31,7 @@ def test_warping_by_the_flow_reproduces_the_previous_frame() -> None:
             edge = F.max_pool2d(clip.occluded[:, pair].float().unsqueeze(1), 5, 1, 2).squeeze(1) > 0
             inside = clip.valid[:, pair] & ~edge
             for offset, means in errors.items():
-                warped = sample(clip.images[:, pair + 1], clip.flow[:, pair] + offset)
-                difference = (warped - clip.images[:, pair]).abs().mean(1)
-                means += [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
+                means += warping_errors(clip, pair, inside, offset)
     right, wrong = np.array(errors[0.0]), np.array(errors[1.0])
     assert len(right) > 80
     assert right.mean() < 1.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from generated_scenes import HEIGHT, WIDTH, banks, layer, make, sample, shifts
+from generated_scenes import HEIGHT, WIDTH, banks, layer, make, shifts, warping_errors
 
 from training.appearance import EVERYTHING, rectangle
 from training.generator import main
@@ -58,9 +58,7 @@ def test_flow_is_true_where_cameras_drive_and_fly(kind: str) -> None:
         edge = F.max_pool2d(torch.maximum(occluded, (changes > 1).float()), 5, 1, 2).squeeze(1) > 0
         inside = clip.valid[:, pair] & ~edge
         for offset, means in errors.items():
-            warped = sample(clip.images[:, pair + 1], clip.flow[:, pair] + offset)
-            difference = (warped - clip.images[:, pair]).abs().mean(1)
-            means += [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
+            means += warping_errors(clip, pair, inside, offset)
     right, wrong = np.array(errors[0.0]), np.array(errors[1.0])
     assert len(right) > 30
     assert np.median(right) < 0.5
