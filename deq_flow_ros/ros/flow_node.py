@@ -32,7 +32,7 @@ from deq_flow_ros.ros.bond import ManagerBond
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.diagnostics import Diagnostics
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameter_checks import changed, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameter_checks import changed, check_change
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 from deq_flow_ros.ros.qos import unused_overrides
 from deq_flow_ros.ros.worker import FrameWorker
@@ -64,7 +64,7 @@ class FlowNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self.add_post_set_parameters_callback(self._on_parameters_set)
         NodeSettings.declare(self)
-        for line in misspelt_overrides(self):
+        for line in NodeSettings.misspelt_overrides(self):
             self.get_logger().warning(line)
         self._diagnostics = Diagnostics(self, lambda: self._health.statuses(self.cameras))
         self._diagnostics.publish_every(self.get_parameter("diagnostics_period_s").value)

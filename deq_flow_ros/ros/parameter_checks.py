@@ -14,7 +14,6 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
-from deq_flow_ros.spelling import did_you_mean
 
 
 def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
@@ -36,16 +35,11 @@ def _plain(value: Any) -> Any:
 
 def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) -> SetParametersResult:
     """Answer to a request to set parameters: what ranges cannot express, and whether it would have any effect now."""
-    fields = {field.name: field for field in dataclasses.fields(NodeSettings)}
+    fields = {field.name for field in dataclasses.fields(NodeSettings)}
     ours = [parameter for parameter in parameters if parameter.name in fields]  # others: ROS's own, as use_sim_time
     try:
+        NodeSettings.check_choices(ours)
         for parameter in ours:
-            choices = fields[parameter.name].metadata["choices"]
-            if choices and parameter.value not in choices:
-                hint = did_you_mean(str(parameter.value), choices)
-                raise ValueError(
-                    f"{parameter.name}: expected one of {', '.join(choices)}, got {parameter.value!r}{hint}"
-                )
             if parameter.name in _CHECKS:
                 _CHECKS[parameter.name](parameter.value)
             if configured and parameter.name not in LIVE:
@@ -92,13 +86,3 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "intensity_range": _check_intensity_range,
 }
 """Of arrays, for which ROS knows no ranges."""
-
-
-def misspelt_overrides(node: Node) -> list[str]:
-    """A line for each value given at start that no parameter takes, as ROS drops these silently."""
-    known = [field.name for field in dataclasses.fields(NodeSettings)]
-    return [
-        f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
-        for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
-        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
-    ]

@@ -3,59 +3,18 @@
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import os
-from collections.abc import Iterable
-from functools import partial
 from typing import Any
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import ParameterException
-from rclpy.node import Node
-from rclpy.parameter import Parameter
 
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import PRECISIONS
+from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
 from deq_flow_ros.streaming import RUNTIMES
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
-    """The allowed values of a parameter: a number from ``minimum`` to ``maximum`` in a unit, or one of ``choices``."""
-
-    default: Any
-    minimum: float | None = None
-    maximum: float | None = None
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-
-
-number = Value
-
-
-def one_of(default: str, *others: str) -> Value:
-    """A parameter whose value is one of these words."""
-    return Value(default, choices=(default, *others))
-
-
-def configured(value: Any, description: str, when: str = "configure") -> Any:
-    """A row of the table.
-
-    :param value: the allowed values, or only the default.
-    :param description: what the parameter is for.
-    :param when: when it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
-    """
-    value = value if isinstance(value, Value) else Value(value)
-    about = {**vars(value), "description": description, "live": when == "live", "at_start": when == "start"}
-    return dataclasses.field(default=about.pop("default"), metadata=about)
-
-
-live = partial(configured, when="live")
-
-
-@dataclasses.dataclass(frozen=True)
-class NodeSettings:
+class NodeSettings(ParameterTable):
     """Values of all parameters. ``config/flow.yaml`` lists them with the same defaults."""
 
     cameras: tuple[str, ...] = configured(
@@ -205,38 +164,6 @@ class NodeSettings:
         "start",
     )
 
-    @classmethod
-    def declare(cls, node: Node) -> None:
-        """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
-
-        An empty list stands for the default of a list: YAML has no type for it, and without any value rclpy would raise
-        an error where it is read.
-
-        :raises ParameterException: for a value that cannot be, or none where one is needed.
-        """
-        given = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
-        for field in dataclasses.fields(cls):
-            if field.name in given and given[field.name].type_ == Parameter.Type.NOT_SET:
-                if not isinstance(field.default, tuple):
-                    expected = type(field.default).__name__
-                    raise ParameterException(f"{field.name}: expected a value of type {expected}, got none", field.name)
-                del given[field.name]
-            default = list(field.default) if isinstance(field.default, tuple) else field.default
-            node.declare_parameter(field.name, default, _descriptor(field))
-
-    @classmethod
-    def read(cls, node: Node, changes: Iterable[Parameter] = ()) -> NodeSettings:
-        """Current values of a node's parameters, but for those about to change.
-
-        :raises ValueError: for values that do not go together, naming what was expected and what was got.
-        """
-        values: dict[str, Any] = {f.name: node.get_parameter(f.name).value for f in dataclasses.fields(cls)}
-        values.update({change.name: change.value for change in changes if change.name in values})
-        arrays = {name: tuple(value) for name, value in values.items() if isinstance(value, (list, array.array))}
-        settings = cls(**{**values, **arrays})
-        settings.check()
-        return settings
-
     def check(self) -> None:
         """Check what concerns several values.
 
@@ -270,21 +197,5 @@ class NodeSettings:
         return {**limits, **{name: getattr(self, name) for name in names}}
 
 
-LIVE = frozenset(field.name for field in dataclasses.fields(NodeSettings) if field.metadata["live"])
+LIVE = NodeSettings.names_of_live()
 """Names of the parameters that may change while the node is configured."""
-
-
-def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
-    about = field.metadata
-    unit = f" [{about['unit']}]" if about["unit"] else ""
-    descriptor = ParameterDescriptor(description=about["description"] + unit, read_only=about["at_start"])
-    if about["choices"]:
-        descriptor.additional_constraints = "one of: " + ", ".join(about["choices"])
-    if about["minimum"] is not None:
-        if isinstance(field.default, float):
-            limits = FloatingPointRange(from_value=about["minimum"], to_value=about["maximum"], step=0.0)
-            descriptor.floating_point_range = [limits]
-        else:
-            limits = IntegerRange(from_value=about["minimum"], to_value=about["maximum"], step=1)
-            descriptor.integer_range = [limits]
-    return descriptor

@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameter_checks import changed, check_change, misspelt_overrides
+from deq_flow_ros.ros.parameter_checks import changed, check_change
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
@@ -71,7 +71,7 @@ def test_a_config_file_that_ships_is_taken_as_it_is(path: Path) -> None:
     node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
     NodeSettings.declare(node)
     listed = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
-    assert misspelt_overrides(node) == []
+    assert NodeSettings.misspelt_overrides(node) == []
     values = dataclasses.asdict(NodeSettings.read(node))
     assert {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name in listed} == listed
 
@@ -166,7 +166,7 @@ def test_arrays_are_read_as_they_are_set() -> None:
 
 def test_a_misspelt_parameter_is_reported() -> None:
     """ROS ignores it silently, and the user wonders why nothing changed."""
-    assert misspelt_overrides(make_node(max_iteration=3)) == [
+    assert NodeSettings.misspelt_overrides(make_node(max_iteration=3)) == [
         "no parameter 'max_iteration' (did you mean 'max_iterations'?): its value changes nothing"
     ]
 

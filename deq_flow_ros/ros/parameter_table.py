@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of parameters: a dataclass whose fields say what is allowed and what for, from which a node declares them."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from deq_flow_ros.spelling import did_you_mean
+
+Table = TypeVar("Table", bound="ParameterTable")
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """The allowed values of a parameter: a number from ``minimum`` to ``maximum`` in a unit, or one of ``choices``."""
+
+    default: Any
+    minimum: float | None = None
+    maximum: float | None = None
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+
+
+number = Value
+
+
+def one_of(default: str, *others: str) -> Value:
+    """A parameter whose value is one of these words."""
+    return Value(default, choices=(default, *others))
+
+
+def configured(value: Any, description: str, when: str = "configure") -> Any:
+    """A row of the table.
+
+    :param value: the allowed values, or only the default.
+    :param description: what the parameter is for.
+    :param when: when it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
+    """
+    value = value if isinstance(value, Value) else Value(value)
+    about = {**vars(value), "description": description, "live": when == "live", "at_start": when == "start"}
+    return dataclasses.field(default=about.pop("default"), metadata=about)
+
+
+live = partial(configured, when="live")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterTable:
+    """Values of all parameters of a node; a node's own table inherits from this and adds a field for each."""
+
+    @classmethod
+    def declare(cls, node: Node) -> None:
+        """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
+
+        An empty list stands for the default of a list: YAML has no type for it, and without any value rclpy would raise
+        an error where it is read.
+
+        :raises ParameterException: for a value that cannot be, or none where one is needed.
+        """
+        given = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+        for field in dataclasses.fields(cls):
+            if field.name in given and given[field.name].type_ == Parameter.Type.NOT_SET:
+                if not isinstance(field.default, tuple):
+                    expected = type(field.default).__name__
+                    raise ParameterException(f"{field.name}: expected a value of type {expected}, got none", field.name)
+                del given[field.name]
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            node.declare_parameter(field.name, default, _descriptor(field))
+
+    @classmethod
+    def read(cls: type[Table], node: Node, changes: Iterable[Parameter] = ()) -> Table:
+        """Current values of a node's parameters, but for those about to change.
+
+        :raises ValueError: for values that do not go together, naming what was expected and what was got.
+        """
+        values: dict[str, Any] = {f.name: node.get_parameter(f.name).value for f in dataclasses.fields(cls)}
+        values.update({change.name: change.value for change in changes if change.name in values})
+        arrays = {name: tuple(value) for name, value in values.items() if isinstance(value, (list, array.array))}
+        settings = cls(**{**values, **arrays})
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Check what concerns several values.
+
+        :raises ValueError: for values that do not go together, naming what was expected and what was got.
+        """
+
+    @classmethod
+    def check_choices(cls, parameters: Iterable[Parameter]) -> None:
+        """Check words against ``choices``, for which ROS knows no ranges; names that are not in the table are passed.
+
+        :raises ValueError: naming the parameter, its choices and what was got.
+        """
+        choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(cls)}
+        for parameter in parameters:
+            allowed = choices.get(parameter.name)
+            if allowed and parameter.value not in allowed:
+                hint = did_you_mean(str(parameter.value), allowed)
+                raise ValueError(
+                    f"{parameter.name}: expected one of {', '.join(allowed)}, got {parameter.value!r}{hint}"
+                )
+
+    @classmethod
+    def misspelt_overrides(cls, node: Node) -> list[str]:
+        """A line for each value given at start that no parameter takes, as ROS drops these silently."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        return [
+            f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
+            for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+            if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+        ]
+
+    @classmethod
+    def names_of_live(cls) -> frozenset[str]:
+        """Names of the parameters of which a change takes effect at once."""
+        return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata["live"])
+
+
+def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
+    about = field.metadata
+    unit = f" [{about['unit']}]" if about["unit"] else ""
+    descriptor = ParameterDescriptor(description=about["description"] + unit, read_only=about["at_start"])
+    if about["choices"]:
+        descriptor.additional_constraints = "one of: " + ", ".join(about["choices"])
+    if about["minimum"] is not None:
+        if isinstance(field.default, float):
+            limits = FloatingPointRange(from_value=about["minimum"], to_value=about["maximum"], step=0.0)
+            descriptor.floating_point_range = [limits]
+        else:
+            limits = IntegerRange(from_value=about["minimum"], to_value=about["maximum"], step=1)
+            descriptor.integer_range = [limits]
+    return descriptor
