@@ -6,7 +6,7 @@ Memory does not grow with the length of a run, and there are never more than som
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from deq_flow_ros.evaluation.records import FrameRecord
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.metrics import photometric_map
-from deq_flow_ros.imaging.pictures import GAP, heat, top, write_video
+from deq_flow_ros.imaging.pictures import GAP, heat, top, write_animation, write_video
 
 PREVIEW_WIDTH = 320
 """Largest width of a picture, in px."""
@@ -30,6 +30,8 @@ RANKED_BY = ("epe_visible_px", "epe_px", "photometric")
 """Pairs are ranked by the first of these measures that they have."""
 MAX_VIDEO_FRAMES, SLOWEST_FPS = 100, 4.0
 """VP9 takes up to 0.1 s per frame. A video with a lower frame rate than this is sped up to it."""
+MAX_ANIMATION_FRAMES = 60
+"""Keeps an animation below 3 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +185,12 @@ def flow_picture(flow: np.ndarray, max_px: float) -> np.ndarray:
     return flow_to_color(flow.astype(np.float32), max_px)
 
 
-def write_flow_video(path: Path, gallery: Gallery) -> None:
-    """Write a video of the evenly spread previews, image and flow side by side, at the speed of the stream."""
+def write_moving_pictures(video: Path, animation: Path, gallery: Gallery) -> None:
+    """Write the evenly spread previews, image and flow side by side, at the speed of the stream.
+
+    :param video: an MP4 file.
+    :param animation: a WebP file of the first part of the same pictures.
+    """
     spread = gallery.spread()
     shown = spread[:: -(-len(spread) // MAX_VIDEO_FRAMES) or 1]
     sampled = [gallery.preview(index) for index in shown[:: -(-len(shown) // 20) or 1]]
@@ -192,8 +198,10 @@ def write_flow_video(path: Path, gallery: Gallery) -> None:
     period_ns = float(np.median(np.diff(first))) if len(first) > 1 else 0.0
     fps = min(max(SLOWEST_FPS, 1e9 / period_ns if period_ns > 0 else 0.0), 60.0)
 
-    def picture(preview: Preview) -> np.ndarray:
-        line = np.full((preview.image.shape[0], GAP, 3), 255, np.uint8)
-        return np.hstack([preview.image, line, flow_picture(preview.flow, max_px)])
+    def pictures(indices: Sequence[int]) -> Iterator[np.ndarray]:
+        for preview in map(gallery.preview, indices):
+            line = np.full((preview.image.shape[0], GAP, 3), 255, np.uint8)
+            yield np.hstack([preview.image, line, flow_picture(preview.flow, max_px)])
 
-    write_video(path, (picture(gallery.preview(index)) for index in shown), fps)
+    write_video(video, pictures(shown), fps)
+    write_animation(animation, pictures(shown[:MAX_ANIMATION_FRAMES]), fps)

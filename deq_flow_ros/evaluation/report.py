@@ -20,7 +20,8 @@ from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.pictures import data_uri
 from deq_flow_ros.recordings.files import write_text
 
-REPORT, METRICS, VIDEO, FRAMES = "report.html", "metrics.json", "flow.mp4", "frames.csv"
+REPORT, METRICS, FRAMES = "report.html", "metrics.json", "frames.csv"
+VIDEO, ANIMATION = "flow.mp4", "flow.webp"
 """Names of the result files."""
 
 

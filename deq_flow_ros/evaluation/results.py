@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from deq_flow_ros.evaluation.gallery import Gallery, write_flow_video
+from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
 from deq_flow_ros.evaluation.records import FrameOutcome, FrameTable, read_frames
-from deq_flow_ros.evaluation.report import FRAMES, METRICS, REPORT, VIDEO, write_report
+from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, VIDEO, write_report
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.bags import remove_recording
@@ -25,7 +25,7 @@ from deq_flow_ros.recordings.files import write_json, write_text
 from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
 from deq_flow_ros.streaming.result import pair_values
 
-RESULTS = (REPORT, METRICS, VIDEO, FRAMES)
+RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
 BAG = "flow"
 STATE = ".run"
 """Folder beside the results with the identity of the run, the lock, and files that are needed only during a run."""
@@ -186,7 +186,10 @@ class ResultWriter(ExitStack):
         self._bag.add(*header, account(outcome), image, *flow, flow_stamp_ns=here_ns)
 
     def finish(self, run: RunInfo) -> dict[str, Any]:
-        """Write ``metrics.json``, ``report.html`` and, if there is flow, ``flow.mp4``; returns the metrics."""
+        """Write ``metrics.json``, ``report.html`` and, if there is flow, ``flow.mp4`` and ``flow.webp``.
+
+        :returns: the metrics.
+        """
         frames = read_frames(self._out / FRAMES)
         main, *others = self._settings
         there = [main, *(setting for setting in others if (frames.setting == setting.name).any())]
@@ -194,7 +197,7 @@ class ResultWriter(ExitStack):
         write_json(self._out / METRICS, metrics)
         write_report(self._out / REPORT, there, frames, metrics, self._galleries)
         if len(self._galleries[main.name]):
-            write_flow_video(self._out / VIDEO, self._galleries[main.name])
+            write_moving_pictures(self._out / VIDEO, self._out / ANIMATION, self._galleries[main.name])
         return metrics
 
 

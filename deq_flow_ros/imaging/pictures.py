@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.frame import MediaError
@@ -105,6 +106,27 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
         partial.unlink(missing_ok=True)
         raise MediaError(f"cannot write {path}: {found} of {count} frames arrived there; is the disk full?")
     partial.replace(path)
+
+
+def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
+    """Write RGB pictures (H, W, 3) uint8 of one size as an animated WebP that repeats for ever.
+
+    Pages and READMEs show such a file like any other picture. It appears complete or not at all.
+
+    :raises MediaError: if there is no picture, or the file cannot be written.
+    """
+    frames = [Image.fromarray(picture) for picture in pictures]
+    if not frames:
+        raise MediaError("there is nothing to make an animation of")
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        frames[0].save(
+            partial, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0, quality=60
+        )
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise MediaError(f"cannot write {path}: {error}") from error
 
 
 def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:

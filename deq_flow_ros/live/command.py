@@ -2,9 +2,9 @@
 """``evaluate_bag --live [INPUT]``: plays a camera stream through the real node over DDS and reports how it did.
 
 INPUT is a bag, a video, a folder of images or a camera index; without one, a drive through a rendered hall whose exact
-flow is known. Writes into --out: ``report.html``, ``flow.mp4``, ``metrics.json``, ``frames.csv``, ``recording/`` (a
-rosbag2 of the node's outputs) and ``logs/``. Exit status: 0 all well, 1 no flow came out or frames are not accounted
-for, 2 unusable input or options, 3 a process failed, 130 interrupted.
+flow is known. Writes into --out: ``report.html``, ``flow.mp4``, ``flow.webp``, ``metrics.json``, ``frames.csv``,
+``recording/`` (a rosbag2 of the node's outputs) and ``logs/``. Exit status: 0 all well, 1 no flow came out or frames
+are not accounted for, 2 unusable input or options, 3 a process failed, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from deq_flow_ros.evaluation import gallery as gallery_module
-from deq_flow_ros.evaluation.gallery import Gallery, write_flow_video
+from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
 from deq_flow_ros.evaluation.measures import MEASURES, PairFields, measure
 from deq_flow_ros.evaluation.plots import run_plots
 from deq_flow_ros.evaluation.records import (
@@ -166,11 +167,11 @@ def test_a_video_that_the_disk_cut_short_is_none(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
         with pytest.raises(MediaError, match="of 29 frames arrived there; is the disk full"):
-            write_flow_video(tmp_path / "flow.mp4", gallery)
+            write_moving_pictures(tmp_path / "flow.mp4", tmp_path / "flow.webp", gallery)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(tmp_path.glob("*.mp4"))
-    write_flow_video(tmp_path / "flow.mp4", gallery)
+    assert not list(tmp_path.glob("*.mp4")) and not list(tmp_path.glob("*.webp"))
+    write_moving_pictures(tmp_path / "flow.mp4", tmp_path / "flow.webp", gallery)
     assert (tmp_path / "flow.mp4").stat().st_size > 4096
 
 
@@ -204,6 +205,8 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path, monkeypatc
     assert metrics["run"]["environment"] == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": None}
     assert metrics["settings"][0]["fields_per_second"] == 5 / 4, "as played"
     assert cv2.VideoCapture(str(tmp_path / "flow.mp4")).read()[0]
+    with Image.open(tmp_path / "flow.webp") as animation:
+        assert animation.n_frames == 5 and animation.info["loop"] == 0, "every pair, over and over"
     assert ("endpoint error", "0.50 px   (zero flow: 3.00)") in terminal_rows(metrics)
 
 
