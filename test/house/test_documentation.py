@@ -4,14 +4,18 @@
 import importlib.util
 import json
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 NODE_PAGE = ROOT / "docs" / "node.md"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def tables(heading: str) -> list[list[str]]:
@@ -39,6 +43,30 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert anchor in anchors, f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """A page that nobody can click to is not read; and `make docs` ends with an error for it."""
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    listed = [ROOT / name for name in re.findall(r"[\w/]+\.md", navigation)]
+    assert set(PAGES) <= set(listed) and all(page.exists() for page in listed)
+
+
+def test_the_examples_for_research_run_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are the first that a reader types. The fixed points of cos(x / 2) and cos(0.9 x) are known."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    for number in range(2):
+        cv2.imwrite(str(tmp_path / f"frame_{number}.png"), cv2.blur(np.roll(noise, number, axis=1), (5, 5)))
+    monkeypatch.chdir(tmp_path)
+    solver, pair = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "quickstart_research.md").read_text(), re.S)
+    names: dict = {}
+    exec(textwrap.dedent(solver), names)
+    assert capsys.readouterr().out.count("converged") == 2
+    torch.testing.assert_close(names["solution"].state[0].flatten(), torch.tensor([0.900367, 0.769576]), rtol=0, atol=1e-5)
+    exec(textwrap.dedent(pair).replace('"base"', '"nano"'), names)
+    assert capsys.readouterr().out.startswith("(64, 96, 2)")
 
 
 def test_the_page_of_parameters_is_that_of_the_table() -> None:
@@ -128,7 +156,6 @@ def test_the_table_of_services_is_what_the_node_has(names: dict[str, set[tuple[s
 def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     """Programs read accounts and diagnostics by these keys."""
     pytest.importorskip("rclpy", reason="needs ROS 2")
-    import torch
     from std_msgs.msg import Header
 
     from deq_flow_ros.ros.accounts import FrameAccounts
