@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
@@ -20,6 +19,7 @@ from sensor_msgs.msg import CameraInfo
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
+from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.topics import ImageMessage, Source, candidates, info_topic
 from deq_flow_ros.ros.troubles import Clocks
@@ -28,8 +28,6 @@ from deq_flow_ros.streaming.continuity import StampOrder
 MAX_WAIT_NS = 1_000_000_000
 """Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
 WATCH_PERIOD_S = 0.5
-STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
-"""For timers that must run on while simulated time stands still, as before a bag is played."""
 RATE_CAPACITY = 2.0
 """Room for one image more: without it, jitter would cost images of a camera whose rate lies at the limit."""
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.timer import Timer
 from std_msgs.msg import Header
 
-from deq_flow_ros.ros.camera_input import STEADY_CLOCK
+STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+"""For timers that must run on while simulated time stands still, as before a bag is played."""
 
 
 class Diagnostics:

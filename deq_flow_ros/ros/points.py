@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -48,7 +49,7 @@ def flow_points(
         columns += [*bearings.T, *rates.T]
         names += RAY_FIELDS
     points = np.column_stack(columns).astype(np.float32)
-    cloud = _cloud(header, names, points)
+    cloud = make_cloud(header, names, points)
     cloud.height, cloud.width = residual[::stride, ::stride].shape
     cloud.row_step = cloud.width * cloud.point_step
     cloud.is_dense = bool(np.isfinite(points).all())
@@ -79,7 +80,8 @@ def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) 
     return axis * (np.divide(angle, sine, out=np.ones_like(sine), where=sine > 0) / elapsed_s)[:, None]
 
 
-def _cloud(header: Header, names: tuple[str, ...], points: np.ndarray) -> PointCloud2:
+def make_cloud(header: Header, names: Sequence[str], points: np.ndarray) -> PointCloud2:
+    """A cloud of float32 ``points`` (N, fields), whose fields have these names."""
     fields = [
         PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
         for index, name in enumerate(names)

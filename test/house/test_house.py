@@ -16,11 +16,14 @@ LAYERS = {
     "deq_flow_ros.imaging": set(),
     "deq_flow_ros.recordings": {"imaging"},
     "deq_flow_ros.demo": {"imaging", "recordings"},
+    "deq_flow_ros.perception": {"imaging"},
     "deq_flow_ros.evaluation": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo"},
-    "deq_flow_ros.ros": {"equilibrium", "model", "streaming", "imaging", "recordings"},
+    "deq_flow_ros.ros": {"equilibrium", "model", "streaming", "imaging", "recordings", "perception"},
     "deq_flow_ros.live": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo", "evaluation", "ros"},
     "training": {"equilibrium", "model", "streaming", "imaging", "recordings"},
-    "benchmarks": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo", "evaluation", "training"},
+    "benchmarks": {
+        "equilibrium", "model", "streaming", "imaging", "recordings", "demo", "perception", "evaluation", "training",
+    },
 }
 """What each package may import of the others, as in docs/design.md. Single modules of `deq_flow_ros` are for all."""
 

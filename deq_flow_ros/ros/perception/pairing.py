@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of several topics of ``flow_node`` that belong to one flow field, brought together by their stamps.
+
+message_filters does the like, but is not there where ROS comes from wheels, and does not say what it gives up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from sensor_msgs.msg import Image
+
+from deq_flow_ros.imaging.frame import stamp_to_ns
+
+KINDS: dict[str, type] = {"flow": Image, "residual": Image, "uncertainty": Image, "statistics": DiagnosticArray}
+"""Topics of ``flow_node`` of which there is a message for each flow field."""
+PENDING = 10
+"""Stamps of which parts are kept while others are missing. The parts of a field are published at once."""
+
+
+class Pairing:
+    """Takes messages one by one, and hands over those of one stamp together.
+
+    A topic keeps its order, so that a part that has not come before the same part of a later field never comes.
+
+    :param names: of ``KINDS``, what a whole consists of; "flow" is among them.
+    :param on_whole: gets the messages of one stamp by their names.
+    :param on_drop: gets the name of what was missing for a flow field that is given up.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        on_whole: Callable[[Mapping[str, Any]], None],
+        on_drop: Callable[[str], None],
+    ) -> None:
+        self._names, self._on_whole, self._on_drop = names, on_whole, on_drop
+        self._pending: dict[int, dict[str, Any]] = {}  # in the order in which their first parts came
+
+    def add(self, name: str, message: Any) -> None:
+        """Take a message of the topic ``name``; an account of a frame without a flow field belongs to none."""
+        stamp_ns = account_of(message)[0] if name == "statistics" else stamp_to_ns(message.header.stamp)
+        if stamp_ns is None:
+            return
+        parts = self._pending.setdefault(stamp_ns, {})
+        parts[name] = message
+        if len(parts) == len(self._names):
+            while True:
+                first = next(iter(self._pending))
+                if first == stamp_ns:
+                    break
+                self._give_up(first)
+            self._on_whole(self._pending.pop(stamp_ns))
+        elif len(self._pending) > PENDING:
+            self._give_up(next(iter(self._pending)))
+
+    def forget(self) -> None:
+        """Start anew, without a word of the parts that wait."""
+        self._pending.clear()
+
+    def _give_up(self, stamp_ns: int) -> None:
+        parts = self._pending.pop(stamp_ns)
+        if "flow" in parts:
+            self._on_drop(next(name for name in self._names if name not in parts))
+
+
+def account_of(message: DiagnosticArray) -> tuple[int | None, float | None]:
+    """What an account on ``~/statistics`` says of the flow field of its frame; see docs/node.md.
+
+    :returns: the stamp of the field in ns, None where there is no field; and the time in s from the image of the field
+        to the one that its flow points to, which is below 0 for backward flow.
+    """
+    values = {pair.key: pair.value for status in message.status for pair in status.values}
+    if values.get("outcome") != "processed":
+        return None, None
+    first_ns, second_ns = int(values["image1_stamp_ns"]), int(values["image2_stamp_ns"])
+    if values["direction"] == "backward":
+        first_ns, second_ns = second_ns, first_ns
+    return first_ns, (second_ns - first_ns) * 1e-9
+
+
+def field_of(message: Image, encoding: str) -> np.ndarray:
+    """The field of an image message: (H, W, 2) float32 of "32FC2", (H, W) of "32FC1".
+
+    :raises ValueError: for another encoding, or fewer bytes than the size says.
+    """
+    if message.encoding != encoding:
+        raise ValueError(f"expected an image in {encoding}, as flow_node publishes it, got {message.encoding!r}")
+    height, width, channels = message.height, message.width, int(encoding[-1])
+    row = 4 * channels * width
+    if not height * width or message.step < row or len(message.data) < height * message.step:
+        got = f"{len(message.data)} bytes in rows of {message.step}"
+        raise ValueError(f"expected {height} rows of {row} bytes for {width}x{height} px in {encoding}, got {got}")
+    rows = np.frombuffer(message.data, np.uint8, height * message.step).reshape(height, message.step)[:, :row]
+    values = np.ascontiguousarray(rows).view(">f4" if message.is_bigendian else "<f4")
+    return values.astype(np.float32, copy=False).reshape((height, width, channels)[: 2 + (channels > 1)])
