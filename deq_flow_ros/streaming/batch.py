@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -35,11 +36,23 @@ class Estimator(Protocol):
         """What the engine keeps of the stream."""
 
 
+def whole_ns(value: Any, name: str) -> int:
+    """A time in nanoseconds as Python's integer, of those and numpy's.
+
+    :raises ValueError: for anything else: a stamp in seconds would be taken for one at the beginning of time.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        got = f"{value!r} ({type(value).__name__})"
+        raise ValueError(f"{name} must be an integer in nanoseconds, got {got}; of seconds, round(1e9 * s)") from None
+
+
 @dataclass(frozen=True, eq=False)
 class UpdateRequest:
     """The next frame of one estimator's stream; the values are those of ``FlowEstimator.update``.
 
-    :raises ValueError: if frame or limit are not as described there.
+    :raises ValueError: if frame, times or limit are not as described there.
     """
 
     estimator: Estimator
@@ -57,6 +70,9 @@ class UpdateRequest:
             raise ValueError(
                 f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}"
             )
+        for name in ("stamp_ns", "arrival_ns"):
+            if (value := getattr(self, name)) is not None or name == "stamp_ns":
+                object.__setattr__(self, name, whole_ns(value, name))
         if self.time_limit_ms is not None and not math.isfinite(self.time_limit_ms):
             raise ValueError(f"time_limit_ms must be a finite number or None, got {self.time_limit_ms!r}")
 

@@ -137,14 +137,14 @@ class FlowEstimator:
         """Process the next frame of the stream.
 
         :param frame: (H, W, 3) uint8 RGB, at least 16x16. It is kept until the next pair, so do not write to it.
-        :param stamp_ns: its time stamp.
-        :param arrival_ns: when it arrived, on ``clock.now_ns()``. The budget counts from then. None: now.
+        :param stamp_ns: its time stamp, an integer in nanoseconds.
+        :param arrival_ns: when it arrived, on ``clock.now_ns()``, likewise. The budget counts from then. None: now.
         :param time_limit_ms: the longest time from now on, whatever the budget allows; None: only the budget holds. It
             is kept in the same way as the budget: first by fewer iterations, then by a smaller scale.
         :returns: the flow between the last frame and this one. None if the frame is left out because its stamp is not
             later than the last one; then ``left_out`` says so, and the stream is unchanged. None also if there is no
             last frame; then ``reset_reason`` says why.
-        :raises ValueError: if the frame or the limit is not as described; the stream is unchanged.
+        :raises ValueError: if the frame, a time or the limit is not as described; the stream is unchanged.
         """
         return batch.update_together([batch.UpdateRequest(self, frame, stamp_ns, arrival_ns, time_limit_ms)])[0]
 

@@ -196,3 +196,16 @@ def test_impossible_requests_change_no_stream(model: DEQFlow) -> None:
         UpdateRequest(estimators[0], images[1], PERIOD_NS, time_limit_ms=float("nan"))
     assert all(result is not None for result in update_together(requests(estimators, [images[1]] * 2, 1)))
     assert update_together([]) == []
+
+
+def test_stamps_in_seconds_are_refused_and_integers_of_numpy_are_not(model: DEQFlow) -> None:
+    """Why: 0.033 s taken for nanoseconds is a stream of one moment; and unsigned integers have no negative gaps."""
+    estimator = FlowEstimator(model, max_iterations=1)
+    for wrong in (0.033, np.float64(1.7e18), "7", None):
+        with pytest.raises(ValueError, match="stamp_ns must be an integer in nanoseconds, got "):
+            estimator.update(frames(1)[0], wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"arrival_ns must be an integer .* got 0.5 \(float\)"):
+        estimator.update(frames(1)[0], 0, 0.5)  # type: ignore[arg-type]
+    for stamp_ns in (np.uint64(2 * PERIOD_NS), np.uint64(PERIOD_NS)):
+        assert estimator.update(frames(1)[0], stamp_ns) is None  # type: ignore[arg-type]
+    assert estimator.left_out == f"stamped {PERIOD_NS / 1e6:.1f} ms earlier than the frame before: left out"
