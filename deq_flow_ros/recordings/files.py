@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -15,13 +16,15 @@ from deq_flow_ros.host import replacing
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.names import (
     BAG_SUFFIXES,
-    DATA_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
+    has_metadata,
+    is_bag,
     natural_order,
-    stem_of_part,
     visible_files,
 )  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,27 +81,38 @@ def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
     """All recordings below a folder, in natural order: bags, videos and folders of images.
 
     A rosbag2 is one recording, whatever else its folder holds. A folder of images without any bag or video is one
-    recording as well. Hidden files and folders are left out.
+    recording as well, beside those in folders below it. Hidden files and folders are left out.
 
     :param without: a folder that is left out as well.
     :raises MediaError: if there is no recording, or the folder itself is one.
     """
     if not folder.is_dir():
         raise MediaError(f"expected a folder of recordings, got {folder}, which is not a folder")
-    found = list(_below(folder, None if without is None else without.resolve()))
-    if (folder / "metadata.yaml").exists() or (not found and _is_recording(folder)):
+    found = list(recordings_below(folder, None if without is None else without.resolve()))
+    if has_metadata(folder) or (not found and _holds_images(folder)):
         raise MediaError(f"expected a folder of recordings, got {folder}, which is a recording itself; omit --bags")
     if not found:
         raise MediaError(f"the folder {folder} holds no recording: neither a bag nor a video nor a folder of images")
     return found
 
 
-def _below(folder: Path, without: Path | None) -> Iterator[Path]:
+def recordings_below(folder: Path, without: Path | None = None, depth: int = 100) -> Iterator[Path]:
+    """Those of ``find_recordings``, as they are found.
+
+    :param without: a folder that is left out, as a path without links.
+    :param depth: so many levels of folders are looked through.
+    """
     for child in natural_order(visible_files(folder)):
-        if child.resolve() == without:
-            continue
         if child.is_dir():
-            yield from [child] if _is_recording(child) else _below(child, without)
+            real = child.resolve()
+            if real == without or real in child.absolute().parents:  # a link that leads back would be followed for ever
+                continue
+            try:
+                bag, images = is_bag(child), _holds_images(child)
+                yield from [child] if bag or images else []
+                yield from recordings_below(child, without, depth - 1) if depth > 1 and not bag else ()
+            except PermissionError as error:
+                log.warning("left out %s: %s", child, error)
         elif _holds_frames(child.name):
             yield child
 
@@ -107,12 +121,8 @@ def _holds_frames(name: str) -> bool:
     return name.lower().endswith(BAG_SUFFIXES) or Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _is_recording(folder: Path) -> bool:
+def _holds_images(folder: Path) -> bool:
+    """Whether it is a recording because of its images: beside a bag or a video, they are something else."""
     names = [entry.name for entry in visible_files(folder) if entry.is_file()]
-    if "metadata.yaml" in names:
-        return True
-    if not any(_holds_frames(name) for name in names):
-        return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-    # Without metadata.yaml, the parts of one recording are numbered.
-    stems = {stem_of_part(name) for name in names if name.endswith(DATA_SUFFIXES)}
-    return len(stems) == 1
+    images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
+    return images and not any(map(_holds_frames, names))

@@ -10,6 +10,7 @@ from pathlib import Path
 DATA_SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 """Data files of a rosbag2."""
 BAG_SUFFIXES = (*DATA_SUFFIXES, ".bag", ".bag.active")
+METADATA = "metadata.yaml"
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -29,3 +30,16 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(
         paths, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path.name))]
     )
+
+
+def has_metadata(folder: Path) -> bool:
+    """Whether a folder has the ``metadata.yaml`` of a rosbag2; data sets have others of this name."""
+    file = folder / METADATA
+    return file.is_file() and b"rosbag2_bagfile_information" in file.read_bytes()
+
+
+def is_bag(folder: Path) -> bool:
+    """Whether a folder is a rosbag2, which may have lost its ``metadata.yaml``, and not several of them."""
+    names = [child.name for child in visible_files(folder) if child.is_file()]
+    # Without it, the parts of one recording are numbered.
+    return has_metadata(folder) or len({stem_of_part(n) for n in names if n.endswith(DATA_SUFFIXES)}) == 1

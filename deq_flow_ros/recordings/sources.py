@@ -3,19 +3,28 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
 from deq_flow_ros.recordings.bag_source import BagSource
-from deq_flow_ros.recordings.names import BAG_SUFFIXES, DATA_SUFFIXES, IMAGE_SUFFIXES, natural_order, visible_files
+from deq_flow_ros.recordings.files import recordings_below
+from deq_flow_ros.recordings.names import (
+    BAG_SUFFIXES,
+    DATA_SUFFIXES,
+    IMAGE_SUFFIXES,
+    has_metadata,
+    natural_order,
+    visible_files,
+)  # fmt: skip
 from deq_flow_ros.recordings.source import Source
 
 log = logging.getLogger(__name__)
@@ -32,7 +41,8 @@ def open_source(
     """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
 
     :param topic: image topic of a bag that has several.
-    :param fps: rate of a folder (default 30 Hz), or asked of a camera; bags and videos carry their own.
+    :param fps: rate of a folder (default 30 Hz), or asked of a camera; refused for bags and videos, which carry their
+        own.
     :param start_s: of a recording only the part from here to before ``stop_s`` is read, in s from its first frame.
     :raises MediaError: naming what is wrong with the input.
     """
@@ -62,6 +72,9 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         raise MediaError(f"{text} does not exist; expected a bag, a video file, a folder of images or a camera index")
     if not os.access(path, os.R_OK):
         raise MediaError(f"this user may not read {text}; check its permissions")
+    if fps is not None and (is_bag or not path.is_dir()):
+        kind = "bag" if is_bag else "file"
+        raise MediaError(f"a frame rate ({fps:g} Hz) was given, but {text} is a {kind}, which has times of its own")
     if is_bag:
         return BagSource(path, topic)
     if path.is_dir():
@@ -72,8 +85,19 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
 
 
 def _holds_bag(folder: Path) -> bool:
-    files = visible_files(folder)
-    return any(file.name == "metadata.yaml" or file.name.endswith(DATA_SUFFIXES) for file in files)
+    return has_metadata(folder) or any(file.name.endswith(DATA_SUFFIXES) for file in visible_files(folder))
+
+
+def _what_is_in(folder: Path) -> str:
+    """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
+    below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
+    if below:
+        return f"the recordings below it: {_listed(below)}; give one of them, or all of them with evaluate_bag --bags"
+    return f"it holds {_listed(sorted(child.name for child in folder.iterdir())) or 'nothing'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _is_text(path: Path) -> bool:
@@ -160,11 +184,9 @@ class FolderSource(Source):
         self.path = path
         files = [child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES and child.is_file()]
         if not files:
-            there = sorted(child.name for child in path.iterdir())
-            shown = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "") if there else "nothing"
             raise MediaError(
                 f"the folder {path} is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                f"it holds {shown}"
+                f"{_what_is_in(path)}"
             )
         self.files = natural_order(files)
         fps = fps or DEFAULT_FPS

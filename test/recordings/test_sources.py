@@ -185,6 +185,18 @@ def test_folder_is_read_in_natural_order_and_gaps_stay_gaps(tmp_path: Path) -> N
     assert len(source.skipped) == 1 and source.skipped[0].startswith("f9.png")
 
 
+@pytest.mark.parametrize("inner", ["mav0/cam0/data", "drive_0001_sync/image_02/data", "P000/image_left", "rgb"])
+def test_the_outer_folder_of_a_data_set_names_the_inner_ones(tmp_path: Path, inner: str) -> None:
+    """EuRoC, KITTI, TartanAir, TUM RGB-D: whoever downloads one has the outer folder at hand."""
+    (tmp_path / inner).mkdir(parents=True)
+    (tmp_path / "rgb.txt").write_text("# timestamp filename\n")
+    cv2.imwrite(str(tmp_path / inner / "1403636579.763555.png"), picture(0))
+    with pytest.raises(MediaError, match=f"holds no image .* the recordings below it: {inner}; give one of them"):
+        open_source(tmp_path)
+    with pytest.raises(MediaError, match=r"a frame rate \(9 Hz\) .* is a file, which has times of its own"):
+        open_source(tmp_path / "rgb.txt", fps=9)
+
+
 def test_unusable_inputs_are_named(tmp_path: Path) -> None:
     """Each wrong input gets its own sentence: what it is, and what was expected."""
     (tmp_path / "empty").mkdir()
