@@ -171,15 +171,15 @@ def exit_status(
     :param work: returns the exit status if all goes well.
     :param errors: those that the user can mend, by their exit status; the first that fits counts.
     :param prefix: what the line begins with.
-    :param interrupted: what Ctrl-C leads to, in words.
+    :param interrupted: what Ctrl-C leads to, in words, unless the exception has some.
     :param stream: where the line goes; None is standard output.
     :param exactly: whether subclasses of ValueError and RuntimeError, unless they are among ``errors`` themselves, are
         faults of the program.
     """
     try:
         return work()
-    except KeyboardInterrupt:
-        say(f"{prefix}: {interrupted}", stream)
+    except KeyboardInterrupt as error:
+        say(f"{prefix}: {str(error) or interrupted}", stream)
         return INTERRUPTED
     except tuple(errors) as error:
         if exactly and type(error) not in errors and not isinstance(error, (UserError, OSError)):

@@ -28,7 +28,7 @@ from deq_flow_ros.evaluation.methods import Models, deterministic, load_models
 from deq_flow_ros.evaluation.recording import Plan, RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
 from deq_flow_ros.evaluation.report import METRICS, REPORT
-from deq_flow_ros.evaluation.results import BusyError, OccupiedError
+from deq_flow_ros.evaluation.results import BusyError, OccupiedError, has_begun
 from deq_flow_ros.evaluation.settings import Setting, all_settings, with_parameters
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging.frame import MediaError
@@ -37,6 +37,12 @@ from deq_flow_ros.recordings.files import find_recordings
 
 REALTIME_BUDGET_MS = 90.0
 """The default latency budget of the node (config/flow.yaml)."""
+OPTIONS = {
+    "model": "model", "device": "device", "precision": "precision", "direction": "direction",
+    "budget_ms": "latency_budget_ms", "max_iterations": "max_iterations", "tolerance_px": "tolerance_px",
+    "max_scale": "max_scale",
+}  # fmt: skip
+"""Options that set a parameter of flow_node, which ``--param`` can set as well."""
 LINE_S = 10.0
 """Time between two lines of progress if the output is not a terminal."""
 
@@ -57,8 +63,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--realtime", action="store_true", help="simulate the timing on a robot from measured costs")
     add("--costs", type=Path, metavar="METRICS", help="take the costs from this metrics.json, do not measure them")
     add("--topic", help="image topic of a bag that has several")
-    add("--stamps", choices=("header", "record"), default="header", help="which stamps of a bag's images to use")
-    add("--fps", type=float, help="rate of a folder of images (default: 30)")
+    add("--stamps", choices=("header", "record"), help="which stamps of a bag's images to use (default: header)")
+    line.add_number("--fps", None, "rate of a folder of images (default: 30)", above=0, kind=float)
     line.add_number("--max-frames", 0, "only the first N; 0: all", least=0, metavar="N")
     line.add_part()
     add("--truth", metavar="WHERE", help="true flow: a folder of flow files, or a 32FC2 topic of the bag")
@@ -86,6 +92,16 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         line.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
     if options.costs is not None and not options.realtime:
         line.error("--costs is for simulations: give --realtime as well")
+    if options.resume and options.overwrite:
+        line.error("--resume keeps complete results and --overwrite replaces them: give one of both")
+    if options.images and options.no_bag:
+        line.error("--images are recorded in the bag with the flow, which --no-bag leaves out: give one of both")
+    for text in options.param:
+        name, value = text.partition(":=")[::2]
+        option = next((option for option, its in OPTIONS.items() if its == name), None)
+        if option and getattr(options, option) != line.get_default(option):
+            named = "--" + option.replace("_", "-")
+            line.error(f"{named} sets the parameter {name}, and so does --param {name}:={value}: give one of both")
     return options
 
 
@@ -104,9 +120,10 @@ def main(arguments: Sequence[str]) -> int:
 
     # ``load_model``, settings and the system raise these errors for the user.
     errors: dict[type[Exception], int] = {WeightsError: UNUSABLE, **USER_ERRORS}
-    return exit_status(
-        work, errors, prefix="evaluate_bag", interrupted="interrupted; --resume starts again", exactly=True
-    )
+    later = "interrupted before there were results"
+    if options.bags is not None:
+        later = "interrupted; --resume goes on with the recordings that are left"
+    return exit_status(work, errors, prefix="evaluate_bag", interrupted=later, exactly=True)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
@@ -173,7 +190,12 @@ class _Command:
             if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
                 console.print(f"{wording.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
             with _ShownProgress(console) as progress:
-                metrics = evaluation.run(self.models, progress.show, self.stop)
+                try:
+                    metrics = evaluation.run(self.models, progress.show, self.stop)
+                except KeyboardInterrupt:
+                    if options.bags is None and has_begun(recording.out):
+                        raise KeyboardInterrupt("interrupted; --resume starts again") from None
+                    raise
         _print(recording.out, metrics, console)
         for problem in metrics["problems"]:
             console.print(f"evaluate_bag: {problem}", style="red")

@@ -45,7 +45,7 @@ class Plan:
 
     :ivar settings: the first one is the main one, whose flow is recorded.
     :ivar mode: "offline" (every frame) or "realtime" (as on a robot, simulated).
-    :ivar stamps: see ``InputFrame.of``.
+    :ivar stamps: see ``InputFrame.of``; None: those of the header.
     :ivar max_frames: the largest number of frames to evaluate; 0: all.
     :ivar start_s: start of the part to evaluate, see ``open_source``.
     :ivar stop_s: end of that part; None: the end of the recording.
@@ -61,7 +61,7 @@ class Plan:
     mode: str = "offline"
     topic: str | None = None
     fps: float | None = None
-    stamps: str = "header"
+    stamps: str | None = None
     max_frames: int = 0
     start_s: float = 0.0
     stop_s: float | None = None
@@ -107,6 +107,9 @@ class RecordingEvaluation:
         self.source.close()
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
+        if plan.stamps is not None and self.source.kind != "bag":
+            kind = f"{path} is a {self.source.kind}"
+            raise MediaError(f"stamps of the {plan.stamps} were asked for, but {kind}; only bags have such stamps")
         for read in filter(None, (path, None if plan.truth_topic else plan.truth)):
             _check_apart(Path(read).resolve(), out.resolve())
         self._shares = TimeShares()
@@ -145,6 +148,7 @@ class RecordingEvaluation:
             runs = [self._setting_run(setting, models) for setting in chosen]
             self._check_disk(frame)
         settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in chosen]
+        self.folder.begin()
         state, bag = self.folder.state, None
         if plan.bag:
             bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration)
@@ -173,11 +177,11 @@ class RecordingEvaluation:
     def _input_frames(self) -> Iterator[InputFrame]:
         """The frames as RGB. If the recording breaks off, the frames end there and the problem is noted."""
         frames, previous = iter(self.source.frames()), None
-        levels = Levels()
+        levels, stamps = Levels(), self.plan.stamps or "header"
         for index in range(self.plan.max_frames) if self.plan.max_frames else count():
             with self._shares.of("reading"):
                 try:
-                    frame = InputFrame.of(index, next(frames), self.plan.stamps, self.source.left_out, levels)
+                    frame = InputFrame.of(index, next(frames), stamps, self.source.left_out, levels)
                 except StopIteration:
                     return
                 except MediaError as error:

@@ -7,8 +7,10 @@ the video are made from them.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +22,7 @@ from deq_flow_ros.evaluation.records import FrameOutcome, FrameTable, read_frame
 from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, VIDEO, write_report
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.recordings.bags import remove_recording
+from deq_flow_ros.recordings.bags import check_recording, remove_recording
 from deq_flow_ros.recordings.files import write_json, write_text
 from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
 from deq_flow_ros.streaming.result import pair_values
@@ -60,7 +62,8 @@ def refuse_foreign(path: Path, names: Iterable[str]) -> None:
 class ResultFolder:
     """A folder for the results of one run. The run locks it until ``close``.
 
-    Only files that an evaluation wrote are ever removed.
+    Nothing in it is changed before ``begin``: a run that fails until then leaves earlier results, and nothing of its
+    own. Only files that an evaluation wrote are ever removed.
 
     :param identity: everything that the results depend on, as plain values.
     :param resume: whether to keep complete results of this identity and replace incomplete ones.
@@ -75,17 +78,14 @@ class ResultFolder:
         self.complete = False
         self._identity = dict(identity)
         self._lock: IO[str] | None = None
+        self._made: list[Path] = []
         try:
             if path.is_dir() and not has_begun(path):
                 self._check_foreign(overwrite)
-            self.state.mkdir(parents=True, exist_ok=True)
-            # Two runs in one folder would mix their frames. The system releases the lock when the process ends.
-            self._lock = (self.state / LOCK).open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._made = [folder for folder in (self.state, path) if not folder.exists()]
+            self._lock = self._locked()
             if has_begun(path):
-                self._take_over(json.loads((self.state / RUN).read_text()), resume, overwrite)
-            if not self.complete:
-                self._note(complete=False)
+                self._check_earlier(json.loads((self.state / RUN).read_text()), resume, overwrite)
         except BaseException as error:
             self.close()
             if isinstance(error, BlockingIOError):
@@ -94,8 +94,40 @@ class ResultFolder:
                 raise MediaError(f"cannot write to {path}: {error}") from error
             raise
 
+    def _locked(self) -> IO[str]:
+        """The lock. Two runs in one folder would mix their frames. The system releases it when the process ends."""
+        while True:
+            self.state.mkdir(parents=True, exist_ok=True)
+            lock = (self.state / LOCK).open("a")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), (self.state / LOCK).stat()):
+                    return lock
+            lock.close()  # a run that left nothing has just removed it
+
+    def begin(self) -> None:
+        """Remove what is left of an earlier run, and note that this one writes its results from now on.
+
+        :raises MediaError: if that cannot be done.
+        """
+        try:
+            if has_begun(self.path):
+                remove_recording(self.path / BAG, TOPICS)
+                for name in RESULTS:
+                    (self.path / name).unlink(missing_ok=True)
+                self._clear_state()
+            self._note(complete=False)
+        except OSError as error:
+            raise MediaError(f"cannot write to {self.path}: {error}") from error
+
     def close(self) -> None:
         """Let others write to the folder."""
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            if not has_begun(self.path):
+                if self._lock is not None:
+                    (self.state / LOCK).unlink(missing_ok=True)
+                for folder in self._made:
+                    folder.rmdir()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -115,7 +147,7 @@ class ResultFolder:
                 "to write beside them"
             )
 
-    def _take_over(self, before: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    def _check_earlier(self, before: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         if not resume and not overwrite:
             what, hint = "an interrupted run", "--resume starts it again, --overwrite replaces them"
             if before.get("complete"):
@@ -129,13 +161,7 @@ class ResultFolder:
                 )
             self.complete = bool(before.get("complete"))
         if not self.complete:
-            bag = self.path / BAG
-            if bag.is_dir() and not any(bag.iterdir()):
-                bag.rmdir()
-            remove_recording(bag, TOPICS)
-            for name in RESULTS:
-                (self.path / name).unlink(missing_ok=True)
-            self._clear_state()
+            check_recording(self.path / BAG, TOPICS)
 
     def _clear_state(self) -> None:
         for child in self.state.iterdir():

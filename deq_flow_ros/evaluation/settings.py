@@ -15,6 +15,8 @@ from deq_flow_ros.spelling import did_you_mean
 
 METHODS = {"deq": "", "dis": "OpenCV DIS, medium preset", "farneback": "OpenCV Farneback"}
 """The network of this package, and two classical methods of OpenCV to compare it with."""
+OF_ALL_METHODS = ("method", "direction", "max_gap_ms")
+"""What can be set of OpenCV's methods as well."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,15 @@ class Setting:
     """One method of computing flow, with its settings.
 
     :ivar name: unique within a run; it appears in tables and plots.
-    :ivar method: one of ``METHODS``; OpenCV's methods use ``direction`` only.
+    :ivar method: one of ``METHODS``; OpenCV's methods use ``OF_ALL_METHODS`` only.
     :ivar model: see ``load_model``.
     :ivar device: "cpu", "cuda" or "cuda:N".
     :ivar precision: see ``load_model``; "auto" is replaced by the precision that it stands for.
     :ivar warm: see ``EstimatorSettings``, as for all that follow.
     :ivar budget_ms: time from the arrival of a frame to its flow, in ms; None: no limit.
     :ivar max_gap_ms: None: the default, or three periods of the recording if that is longer.
-    :raises ValueError: for an unknown method, device or precision, or a name that cannot appear in a table.
+    :raises ValueError: for an unknown method, device or precision, a gap that is none, or a name that cannot appear in
+        a table.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Setting:
             raise ValueError(f"expected one of the methods {', '.join(METHODS)}, got {self.method!r}")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"expected the device cpu, cuda or cuda:N, got {self.device!r}")
+        if self.max_gap_ms is not None and self.max_gap_ms <= 0:
+            raise ValueError(f"expected max_gap_ms above 0, got {self.max_gap_ms:g}")
         object.__setattr__(self, "precision", choose_precision(self.precision, self.device))
         if not self.name or not self.name.isprintable() or set(self.name) & set(":,="):
             raise ValueError(f"expected a name without the characters : , =, got {self.name!r}")
@@ -92,11 +97,10 @@ def with_parameters(setting: Setting, texts: Sequence[str]) -> Setting:
             raise ValueError(f"expected --param NAME:=VALUE, got {text!r}")
         if name not in known:
             raise ValueError(
-                f"expected --param with one of {', '.join(known)}, which the flow depends on, got {name}; the other "
-                "parameters of flow_node can be set with --live only"
+                f"expected --param with one of {', '.join(known)}, which the flow depends on, got {name}"
+                f"{did_you_mean(name, known)}; the other parameters of flow_node can be set with --live only"
             )
-        given = _value(name, value, str(known[name].type))
-        values[known[name].name] = None if "None" in str(known[name].type) and given == 0 else given
+        _set(values, known[name].name, value, name, "with --param")
     return replace(setting, **values)
 
 
@@ -108,21 +112,41 @@ def parse_setting(text: str, base: Setting) -> Setting:
     :raises ValueError: for a text that is wrong; the message says why.
     """
     name, colon, rest = text.partition(":")
-    values: dict[str, Any] = {"name": name}
-    if name in METHODS:
-        values["method"] = name
-    elif not colon:  # the same setting once more, under the name of a method that was misspelt
+    values: dict[str, Any] = {}
+    if name not in METHODS and not colon:  # the same setting once more, under the name of a method that was misspelt
         raise ValueError(
             f"expected a method ({', '.join(METHODS)}) or NAME:KEY=VALUE,..., got {text!r}"
             f"{did_you_mean(text, METHODS)}; name the recording before --compare"
         )
-    known = {field.name: str(field.type) for field in fields(Setting) if field.name != "name"}
     for item in rest.split(",") if colon else ():
         key, equals, value = item.partition("=")
-        if not equals or key not in known:
-            raise ValueError(f"expected NAME:KEY=VALUE,... with the keys {', '.join(known)}, got {text!r}")
-        values[key] = _value(key, value, known[key])
-    return replace(base, **values)
+        if not equals or key not in _KINDS:
+            hint = did_you_mean(key, _KINDS) if equals else ""
+            raise ValueError(f"expected NAME:KEY=VALUE,... with the keys {', '.join(_KINDS)}, got {text!r}{hint}")
+        _set(values, key, value, key, f"in {text!r}")
+    method = values.setdefault("method", name if name in METHODS else base.method)
+    if name in METHODS and method != name:
+        raise ValueError(f"expected another name for the method {method} than that of the method {name}, got {text!r}")
+    if method != "deq" and (foreign := [key for key in values if key not in OF_ALL_METHODS]):
+        raise ValueError(
+            f"the method {method} has no {' and no '.join(foreign)}; what can be set of it is "
+            f"{' and '.join(OF_ALL_METHODS[1:])}, got {text!r}"
+        )
+    return replace(base, name=name, **values)
+
+
+_KINDS = {field.name: str(field.type) for field in fields(Setting) if field.name != "name"}
+
+
+def _set(values: dict[str, Any], key: str, text: str, name: str, where: str) -> None:
+    """Add the value of a text, which the user calls ``name``.
+
+    :raises ValueError: if it is wrong, or there is one already. A budget or tolerance of 0 means none.
+    """
+    if key in values:
+        raise ValueError(f"expected one value of {name}, got several {where}")
+    value = _value(name, text, _KINDS[key])
+    values[key] = None if key in ("budget_ms", "tolerance_px") and value == 0 else value
 
 
 _TYPES: dict[str, Callable[[str], Any]] = {

@@ -53,6 +53,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the recording")
     options = line.parse_args(arguments)
+    names = [text.partition(":=")[0].strip() for text in options.param]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        line.error(f"expected one value of {twice[0]}, got several with --param")
     for text in options.param:
         name, assigned, _ = text.partition(":=")
         if not assigned:

@@ -122,8 +122,8 @@ class BagWriter:
         return self._types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
 
-def remove_recording(path: Path, topics: Collection[str]) -> None:
-    """Delete an earlier recording of ``topics``, if there is one, to make room for a new one.
+def check_recording(path: Path, topics: Collection[str]) -> None:
+    """Check that a path is free, or holds an earlier recording of ``topics`` or an empty folder, to be replaced.
 
     :raises MediaError: for anything but a rosbag2 that holds at least one of ``topics`` or no message at all. It may be
         somebody's data, so it is left alone.
@@ -133,6 +133,8 @@ def remove_recording(path: Path, topics: Collection[str]) -> None:
     wrong = None
     if path.is_symlink() or not path.is_dir():
         wrong = "is not a directory"
+    elif not any(path.iterdir()):
+        return
     elif not (path / "metadata.yaml").is_file():
         wrong = "is not a bag (it has no metadata.yaml)"
     else:
@@ -144,6 +146,16 @@ def remove_recording(path: Path, topics: Collection[str]) -> None:
             f"the outputs are to be recorded into {path}, but that {wrong} and is left alone; "
             "move it away, or choose another --out"
         )
+
+
+def remove_recording(path: Path, topics: Collection[str]) -> None:
+    """Delete an earlier recording of ``topics``, if there is one, to make room for a new one.
+
+    :raises MediaError: see ``check_recording``.
+    """
+    check_recording(path, topics)
+    if not path.exists():
+        return
     try:
         shutil.rmtree(path)
     except OSError as error:

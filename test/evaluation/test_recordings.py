@@ -90,18 +90,36 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         ((folder, "--compare", "dis", "dis"), "got dis more than once"),
         ((folder, "--model", "missing.safetensors"), "missing.safetensors"),
         ((folder, "--truth", tmp_path / "two"), "holds no flow file"),
+        ((folder, "--stamps", "record"), "pictures is a folder; only bags have such stamps"),
+        ((tmp_path / "two", "--topic", "/left", "--fps", "10"), "two is a bag, which has times of its own"),
         ((folder, "--realtime", "--costs", folder / "0.png"), "expected a metrics.json of a run with --realtime"),
         ((folder, "--max-iterations", "0"), "max_iterations must be a whole number >= 1"),
     ):
         assert evaluate(*arguments, "--out", out) == 2
-        assert message in capsys.readouterr().out and not (out / "metrics.json").exists()
-        if out.exists():
-            assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 2, "another plan"
-            assert evaluate(folder, "--out", out, "--no-bag", "--overwrite") == 0
-            shutil.rmtree(out)
-    for wrong in ((), ("a", "--bags", "b"), ("a", "--max-frames", "-1"), ("a", "--costs", "c")):
+        assert message in capsys.readouterr().out
+        assert not out.exists(), "there is nothing that --resume could go on with"
+    for wrong, message in (
+        ((), "expected a recording"),
+        (("a", "--bags", "b"), "expected a recording"),
+        (("a", "--max-frames", "-1"), "at least 0"),
+        (("a", "--costs", "c"), "give --realtime as well"),
+        (("a", "--fps", "0"), "above 0"),
+        (("a", "--resume", "--overwrite"), "give one of both"),
+        (("a", "--images", "--no-bag"), "give one of both"),
+        (("a", "--budget-ms", "9", "--param", "latency_budget_ms:=8"), "--budget-ms sets the parameter"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             parse_options(wrong)
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_start_leaves_earlier_results_as_they_are(evaluate: Evaluate, tmp_path: Path) -> None:
+    """A misspelt value beside --overwrite must not cost what is there."""
+    folder, out = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "out"
+    assert evaluate(folder, "--out", out) == 0
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert evaluate(folder, "--out", out, "--overwrite", "--max-iterations", "0") == 2
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_results_and_foreign_files_are_not_overwritten(
@@ -203,9 +221,11 @@ def test_ctrl_c_before_the_first_frame_ends_at_once(
 
     monkeypatch.setattr("deq_flow_ros.evaluation.recording.measure_setting", interrupted)
     assert evaluate("--bags", data, "--out", out, "--realtime", "--resume") == 130
-    assert "interrupted" in capsys.readouterr().out and not (out / "b" / "metrics.json").exists()
+    assert "--resume goes on" in capsys.readouterr().out and not (out / "b").exists()
     states = [row["state"] for row in json.loads((out / "recordings.json").read_text())]
-    assert states == ["complete", "unfinished"]
+    assert states == ["complete", "to do"]
+    assert evaluate(data / "b", "--out", out / "b", "--realtime") == 130
+    assert "interrupted before there were results" in capsys.readouterr().out and not (out / "b").exists()
 
 
 def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
@@ -226,6 +246,13 @@ def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
     (data / "one").mkdir()
     (data / "one" / "run.mcap").touch()
     assert find_recordings(data / "one") == [data / "one" / "run.mcap"]
+    (data / "one" / "back").symlink_to(data)
+    (data / "one" / "inner").mkdir()
+    cv2.imwrite(str(data / "one" / "inner" / "0.png"), pictures(1)[0])
+    (data / "one" / "inner" / "metadata.yaml").write_text("camera: left\n")
+    write_folder(data / "one" / "inner" / "more", pictures(1))
+    found = [str(path.relative_to(data)) for path in find_recordings(data / "one")]
+    assert found == ["one/inner", "one/inner/more", "one/run.mcap"], "no link back, no bag, and none hidden by a photo"
     for single in (data / "pictures", data / "day" / "bag2"):
         with pytest.raises(MediaError, match="a recording itself; omit --bags"):
             find_recordings(single)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from deq_flow_ros.evaluation.settings import Setting, all_settings, parse_setting
+from deq_flow_ros.evaluation.settings import Setting, all_settings, parse_setting, with_parameters
 
 
 def test_settings_are_read_from_the_command_line() -> None:
@@ -22,7 +22,23 @@ def test_settings_are_read_from_the_command_line() -> None:
         ("x:device=gpu", "expected the device cpu, cuda or cuda:N, got 'gpu'"),
         ("x:method=best", "expected one of the methods deq, dis, farneback"),
         (":warm=true", "expected a name"),
+        ("x:warm=false,warm=true", "expected one value of warm, got several in 'x:warm"),
+        ("x:max_iteration=3", r"\(did you mean 'max_iterations'\?\)"),
+        ("dis:refinement=5", "dis has no refinement; what can be set of it is direction and max_gap_ms"),
+        ("x:method=farneback,warm=false", "farneback has no warm"),
+        ("dis:method=farneback", "another name for the method farneback"),
         ("diss", r"got 'diss' \(did you mean 'dis'\?\)"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_setting(text, main)
+
+
+def test_a_parameter_that_is_given_twice_is_refused() -> None:
+    """Taking the last one would evaluate something else than half of the command line says."""
+    for texts, message in (
+        (["refinement:=5", "refinement:=0"], "expected one value of refinement, got several with --param"),
+        (["latency_budget:=50"], r"did you mean 'latency_budget_ms'\?"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            with_parameters(Setting("main"), texts)
+    assert with_parameters(Setting("main", budget_ms=9.0), ["latency_budget_ms:=0"]).budget_ms is None
