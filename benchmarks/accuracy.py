@@ -42,8 +42,8 @@ def measure(
 ) -> dict[str, Any]:
     """Endpoint error (px) and Fl (%) per pair and group, and the median time (ms), of every method.
 
-    :param exact: the same of some of them in float32: "distance_px" is then the mean over the pairs of the mean length
-        of the difference, px.
+    :param exact: some of the methods in float32. For these, "distance_px" is the mean length of the difference between
+        the two flows, in px, averaged over the pairs.
     """
     results: dict[str, Any] = {}
     for name, function in methods.items():
@@ -71,7 +71,7 @@ def measure(
 
 
 def and_refined(function: FlowFunction, steps: int) -> FlowFunction:
-    """The flow of a function, refined."""
+    """A function whose flow is that of the given function after the refinement."""
     return lambda image1, image2: refined(function(image1, image2), image1, image2, steps)
 
 
@@ -80,7 +80,7 @@ def model_methods(
 ) -> dict[str, FlowFunction]:
     """The model with each number of iterations: from zero, coarse to fine and, unless the scale is 1, enlarged.
 
-    :param refinement: steps; unless 0, those that are coarse to fine also refined.
+    :param refinement: number of steps. Unless it is 0, the coarse-to-fine flows are added once more, refined.
     """
     methods = {f"{label}, {n} from zero": model_flow(model, n) for n in iterations}
     methods |= {f"{label}, {n} coarse to fine": model_flow(model, n, coarse_levels=2) for n in iterations}
@@ -94,7 +94,7 @@ def model_methods(
 
 
 def print_tables(results: dict[str, Any], console: Console) -> None:
-    """Groups first, then every pair."""
+    """Print a table of the groups, then one of all pairs."""
     first = next(iter(results.values()))
     groups = list(first["epe_px"])
     halved = any(result["distance_px"] is not None for result in results.values())
@@ -113,7 +113,7 @@ def print_tables(results: dict[str, Any], console: Console) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Every method on every pair of the list."""
+    """Measure every method on every pair of the list, and print the tables."""
     pairs = read_pairs(options.pairs)
     label, given = Path(options.model).stem, (options.iterations, options.scale, options.refinement)
     ours = model_methods(label, load_model(options.model, options.device, precision=options.dtype), *given)

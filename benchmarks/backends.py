@@ -28,14 +28,16 @@ from deq_flow_ros.model import FACTOR, DEQFlow, load_model
 from training.export_onnx import GRAPHS, OnnxFlow, export
 
 Stages = Mapping[str, Callable[[], Any]]
-"""By the names of ``GRAPHS``."""
+"""What computes each stage; the keys are those of ``GRAPHS``."""
 Run = Callable[..., dict[str, np.ndarray]]
-"""Of a graph's name, and its inputs by keyword: its outputs by name."""
+"""Takes the name of a graph, and its inputs by keyword; returns its outputs by name."""
 ROUNDS = 9
 
 
 def pytorch(model: DEQFlow, image: np.ndarray, iterations: int, compiled: bool = False) -> Stages:
-    """The model's own calls, or compiled ones; the correlation is that of so many lookups."""
+    """The calls of the model itself, or compiled ones, with all-pairs or on-demand correlation as that many lookups
+    need it.
+    """
     first, second = torch.from_numpy(image), torch.from_numpy(image).roll(2, 3)
     wrap: Callable[..., Any] = torch.compile(dynamic=False) if compiled else lambda function: function
     encode, update, upsample = wrap(model.encode), wrap(model.update_block), wrap(model.upsample)
@@ -54,7 +56,7 @@ def pytorch(model: DEQFlow, image: np.ndarray, iterations: int, compiled: bool =
 
 
 def graphs(run: Run, model: DEQFlow, image: np.ndarray) -> Stages:
-    """The exported graphs of the model by another runtime."""
+    """The stages as exported graphs that another runtime executes."""
     first, second = run("encode", image=image), run("encode", image=np.roll(image, 2, 3))
     features = {"features1": first["features"], "features2": second["features"], "context1": first["context"]}
     pair = run("pair", **features)
@@ -70,7 +72,7 @@ def graphs(run: Run, model: DEQFlow, image: np.ndarray) -> Stages:
 
 
 def openvino(folder: str, precision: str) -> Run:
-    """A runner for ``graphs``."""
+    """A runner of OpenVINO for ``graphs``."""
     import openvino  # type: ignore[import-not-found]
 
     hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
@@ -83,7 +85,7 @@ def openvino(folder: str, precision: str) -> Run:
 
 
 def backends(model: str, image: np.ndarray, iterations: int, console: Console) -> dict[str, Stages]:
-    """Every runtime that is here, by name."""
+    """Every runtime that is installed, by name."""
     float32, half = load_model(model), load_model(model, precision="bfloat16")
     found = {}
     for precision, network in (("float32", float32), ("bfloat16", half)):
@@ -106,7 +108,9 @@ def backends(model: str, image: np.ndarray, iterations: int, console: Console) -
 
 
 def measure(stages: Mapping[str, Stages], iterations: int) -> dict[str, dict[str, float]]:
-    """Median ms of each stage by each runtime, and of a field; "start_s" is how long the first calls took, s."""
+    """The median time in ms of each stage and of a whole field, by runtime; "start_s" is the time of the first calls
+    in s.
+    """
     starts: dict[str, float] = {}
     for name, functions in stages.items():
         began = time.perf_counter()
@@ -130,7 +134,7 @@ def measure(stages: Mapping[str, Stages], iterations: int) -> dict[str, dict[str
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Every runtime that is here."""
+    """Measure every runtime that is installed, and print the table."""
     image = 255 * np.random.default_rng(0).random((1, 3, options.height, options.width), np.float32)
     with torch.inference_mode():
         rows = measure(backends(options.model, image, options.iterations, console), options.iterations)

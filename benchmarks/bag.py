@@ -49,23 +49,27 @@ RECORDINGS = {
     "folder": ("video/bedroom_frames",),
     "video": ("video/intel_car-detection.mp4",),
 }
-"""Below --data: forms of one recording that are there already."""
+"""Recordings below --data. Those of one key are the same recording in several forms."""
 STEP_NS = 33_333_333
 GENERATED = (480, 640)
 MOST_GROWTH, MOST_GROWTH_MB = 0.05, 32.0
-"""Of the memory from the first quarter of the frames to the last; more than both is no constant memory."""
+"""How much memory may grow from the first quarter of the frames to the last. If it grows by more than both limits
+(share, MB), it is not constant.
+"""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one process said, and how its memory went: (bytes of frames.csv, MB of what it holds besides files)."""
+    """What one process printed, and how its memory developed: pairs of (bytes of frames.csv, MB that it held besides
+    files).
+    """
 
     metrics: Row
     memory_mb: list[tuple[int, float]]
 
 
 class EvaluationError(UserError):
-    """An evaluation that failed, with what it said."""
+    """An evaluation failed. The message has its output."""
 
 
 def images(source: str | Path, count: int) -> Iterator[np.ndarray]:
@@ -113,7 +117,9 @@ def evaluate(source: str | Path, out: Path, arguments: Sequence[str]) -> Evaluat
 
 
 def held_mb(pid: int) -> float | None:
-    """What a process holds besides pages of files, which the system takes back when it likes, MB; None if it ended."""
+    """Memory that a process holds besides pages of files, which the system can take back, in MB; None if it has
+    ended.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -122,7 +128,7 @@ def held_mb(pid: int) -> float | None:
 
 
 def digest(arrays: Iterator[np.ndarray]) -> str:
-    """SHA-256 of arrays one after the other, hexadecimal."""
+    """SHA-256 of the arrays in their order, hexadecimal."""
     whole = hashlib.sha256()
     for array in arrays:
         whole.update(np.ascontiguousarray(array).tobytes())
@@ -151,7 +157,7 @@ def all_forms(options: argparse.Namespace, console: Console) -> Row:
 
 
 def differences(rows: Sequence[Row]) -> list[str]:
-    """Forms of one recording that have other pixels than its first, or the same pixels and other flow."""
+    """Forms of one recording with other pixels than its first form, or with the same pixels and another flow."""
     problems = []
     for row in rows:
         first = next(other for other in rows if other["recording"] == row["recording"])
@@ -163,7 +169,7 @@ def differences(rows: Sequence[Row]) -> list[str]:
 
 
 def print_forms(rows: Sequence[Row], console: Console) -> None:
-    """What the flow is like, and what it cost, one line a form each."""
+    """Print the flow figures and the costs, one line per form."""
     quality = table(
         "mean over the pairs; flow: its digest",
         ["form"],
@@ -228,7 +234,7 @@ def long_recording(options: argparse.Namespace, console: Console) -> Row:
 
 
 def generate(bag: Path, frames: int, height: int, width: int) -> None:
-    """A camera that goes round in circles over a texture, as an mcap of rgb8 images at 30 Hz."""
+    """Write an mcap of rgb8 images at 30 Hz: a camera that moves in circles over a texture."""
     noise = np.random.default_rng(0).uniform(0, 255, (height + 128, width + 128, 3)).astype(np.float32)
     texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     with BagWriter(bag) as writer:
@@ -239,7 +245,7 @@ def generate(bag: Path, frames: int, height: int, width: int) -> None:
 
 
 def held_at(memory_mb: Sequence[tuple[int, float]], part: float) -> float:
-    """The most that was held while up to a part 0..1 of the frames were done, MB."""
+    """The largest amount of memory in MB that the process held until a share (0 to 1) of the frames was done."""
     whole = memory_mb[-1][0]
     return max(held for done, held in memory_mb if done <= part * whole)
 

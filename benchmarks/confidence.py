@@ -47,17 +47,17 @@ COLOURS = {
 }  # fmt: skip
 COARSE_LEVELS = 2
 PATTERNS = 120
-"""Different procedural textures of the generated clips."""
+"""Number of procedural textures of the generated clips."""
 BINS = np.geomspace(0.02, 64, 25)
-"""Edges of the bins of the expected error, px; what lies beyond is in the first and the last."""
+"""Edges of the bins of the expected error, in px. Values beyond them are counted in the first and the last bin."""
 MIN_SHARE = 0.002
-"""Of the pixels, for a bin of the calibration to be shown."""
+"""Smallest share of the pixels with which a bin of the calibration is shown."""
 
 
 def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterator[Sample]:
-    """Pairs that no training has seen, each as it is and then with a part of it without texture.
+    """Pairs that no training has seen, each as it is and then with a part of the image without texture.
 
-    :param textures: folder of photographs; None: procedural textures only.
+    :param textures: folder of photographs; None uses procedural textures only.
     """
     generator = ProceduralGenerator(
         *size, batch_size=1, frames=2, textures=textures, seed=HELD_OUT_SEED, patterns=PATTERNS,
@@ -70,12 +70,12 @@ def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterat
 
 
 def plain_area(size: tuple[int, int]) -> tuple[slice, slice]:
-    """The part of an image, (H, W), that ``without_texture`` makes plain: the middle, a quarter of it."""
+    """The part of an image, (H, W), that ``without_texture`` makes plain: a quarter of it, in the middle."""
     return slice(size[0] // 4, 3 * size[0] // 4), slice(size[1] // 4, 3 * size[1] // 4)
 
 
 def without_texture(pair: Sample) -> Sample:
-    """The pair with the middle of both images in one colour; its true flow is what it was."""
+    """The pair with the middle of both images in one colour. Its true flow stays as it is."""
     area = plain_area(pair.image1.shape[:2])
     colour = pair.image1[area].mean((0, 1)).round().astype(np.uint8)
     image1, image2 = pair.image1.copy(), pair.image2.copy()
@@ -84,9 +84,9 @@ def without_texture(pair: Sample) -> Sample:
 
 
 def forward_backward(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """(H, W) px: how far from each pixel the flow forth, (H, W, 2) px, and from there the flow back leads.
+    """(H, W) px: how far from each pixel the forward flow, (H, W, 2) px, followed by the backward flow ends.
 
-    Where the flow leads outside, the flow back is that of the nearest pixel at the border.
+    Where the forward flow leads outside the image, the backward flow is that of the nearest pixel at the border.
     """
     y, x = np.mgrid[: forward.shape[0], : forward.shape[1]].astype(np.float32)
     there = cv2.remap(
@@ -96,7 +96,7 @@ def forward_backward(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
 
 
 def gradient_strength(image: np.ndarray) -> np.ndarray:
-    """(H, W): length of the gradient of the grey values of an (H, W, 3) image."""
+    """(H, W): the length of the gradient of the grey values of an (H, W, 3) image."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
 
@@ -139,7 +139,9 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
 
 
 def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
-    """Per bin of the expected error: its share of the pixels, and that times the mean expected and mean true error."""
+    """For each bin of the expected error: its share of the pixels, and the mean expected and true error times this
+    share.
+    """
     place = np.digitize(expected, BINS[1:-1])
     count = len(BINS) - 1
     sums = {"share": None, "expected_px": expected, "error_px": error}
@@ -147,7 +149,7 @@ def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
 
 
 def means(rows: Sequence[Row], made: Collection[str] = MADE) -> dict[str, Row]:
-    """By group, and for ``pairs``, the mean over the groups that are not made: what is a mean over pairs."""
+    """The means of each group over its pairs, and, as ``pairs``, the mean over the groups of the list."""
     summary = {}
     for group, some in grouped(rows, "group").items():
         summary[group] = _means(some)
@@ -170,9 +172,10 @@ def _means(some: Sequence[Row]) -> Row:
 
 
 def calibration(rows: Sequence[Row], made: Sequence[str] = MADE) -> dict[str, dict[str, list[float]]]:
-    """For the listed pairs and for the first kind that is made: mean true by mean expected error in each bin.
+    """The mean true error by the mean expected error in each bin, for the listed pairs and for the first kind of
+    generated ones.
 
-    Every pair counts alike, whatever its number of pixels; bins with hardly any pixel are left out.
+    Every pair has the same weight, whatever its number of pixels. Bins with hardly any pixels are left out.
     """
     kinds = {PAIRS: [row for row in rows if row["group"] not in made]}
     kinds[made[0]] = [row for row in rows if row["group"] == made[0]]
@@ -190,7 +193,7 @@ def calibration(rows: Sequence[Row], made: Sequence[str] = MADE) -> dict[str, di
 def print_tables(
     rows: Sequence[Row], summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], console: Console
 ) -> None:
-    """AUSE by group and by pair, what the measures say of a plain area, and the calibration."""
+    """Print the AUSE by group and by pair, what the measures say about a plain area, and the calibration."""
     columns = list(rows[0]["ause"])
     title = "AUSE, over the mean error; 0 is perfect; px: mean error, and the expected one"
     ause = table(title, ["pairs"], ["error, px", "expected", *columns])
@@ -221,7 +224,7 @@ def print_tables(
 
 
 def plot(summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Sparsification curves of the pairs and of what is made, and the calibration of both."""
+    """Draw the sparsification curves and the calibration, both for the pairs and for the generated clips."""
     kinds = [kind for kind in (PAIRS, *MADE) if kind in summary]
     count = len(kinds) + bool(curve)
     with picture(path, 3.1 * count + 0.4, 3.5) as figure:
@@ -245,7 +248,7 @@ def plot(summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], path
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Every measure on every pair."""
+    """Measure everything on every pair, and print the tables."""
     model = load_model(options.model, options.device)
     pairs = read_pairs(options.pairs) if options.pairs else []
     made = generated(options.clips, (options.height, options.width), options.textures) if options.clips else ()

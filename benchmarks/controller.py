@@ -44,7 +44,7 @@ Runs = dict[float, list[tuple[Scenario, list[Frame]]]]
 
 
 def simulated(options: argparse.Namespace) -> tuple[list[Account], Runs]:
-    """Every scenario under every budget, and the frames of each run by budget."""
+    """Run every scenario with every budget; also returns the frames of each run by budget."""
     runs: Runs = {}
     for budget_ms in options.budget_ms:
         runs[budget_ms] = [
@@ -60,7 +60,9 @@ def simulated(options: argparse.Namespace) -> tuple[list[Account], Runs]:
 
 
 def on_machine(model: DEQFlow, images: Sequence[np.ndarray], period_s: float, budget_ms: float, count: int) -> Account:
-    """A recording in real time, the newest frame as soon as the one before is done; until there are so many fields."""
+    """Process a recording in real time, always the newest frame once the previous one is done, until there is a
+    given number of fields.
+    """
     estimator = FlowEstimator(model, latency_budget_ms=budget_ms)
     estimator.warm_up(*images[0].shape[:2])
     there_and_back = [*images, *images[-2:0:-1]]  # without a cut where the recording starts over
@@ -82,9 +84,9 @@ def on_machine(model: DEQFlow, images: Sequence[np.ndarray], period_s: float, bu
 def stream_errors(
     model: DEQFlow, sequence: ImageSequence, scale: float, iterations: int, refinement: int = 0
 ) -> Iterator[tuple[float, float]]:
-    """Of the warm pairs of a sequence, by a stream of this scale and number of iterations.
+    """The errors of the warm pairs of a sequence, solved by a stream at this scale with this number of iterations.
 
-    :returns: mean endpoint error, px, and time from the frame to its field, ms, of one pair after the other.
+    :returns: for each pair in turn, the mean endpoint error in px and the time from the frame to its field in ms.
     """
     limits = {"min_scale": scale, "max_scale": scale, "max_iterations": iterations, "tolerance_px": None}
     for place, result in streamed(model, sequence, refinement=refinement, **limits):
@@ -95,7 +97,7 @@ def stream_errors(
 def measured(model: DEQFlow, sequences: Sequence[ImageSequence], refinements: Sequence[int] = (0,)) -> list[Row]:
     """Mean error (px) and median time (ms) of each group of sequences at every scale and number of iterations.
 
-    :param refinements: steps of the refinement behind the network, one setting after the other.
+    :param refinements: the numbers of refinement steps to try.
     """
     rows = []
     for scale, iterations, refinement in product(SCALES, ITERATIONS, refinements):
@@ -109,7 +111,7 @@ def measured(model: DEQFlow, sequences: Sequence[ImageSequence], refinements: Se
 
 
 def print_accounts(accounts: Sequence[Account], console: Console) -> None:
-    """The table of the module's text."""
+    """Print the table that the docstring of the module describes."""
     columns = [
         "frames", "late, %", "late in a row", "iterations", "of oracle, %", "none, %", "scale", "changes/min",
     ]  # fmt: skip
@@ -124,7 +126,7 @@ def print_accounts(accounts: Sequence[Account], console: Console) -> None:
 
 
 def print_errors(rows: Sequence[Row], console: Console) -> None:
-    """A table per group: scales and refinements down, iterations across."""
+    """Print a table per group, with scales and refinements as rows and iterations as columns."""
     for group in rows[0]["epe_px"]:
         title = f"{group}: endpoint error of warm pairs, px, and ms from frame to field, by iterations"
         errors = table(title, ["scale", "refinement"], ITERATIONS)
@@ -135,7 +137,9 @@ def print_errors(rows: Sequence[Row], console: Console) -> None:
 
 
 def plot(path: Path, runs: Runs) -> None:
-    """Latency as a share of the budget, scale and iterations over time: a column per scenario, a colour per budget."""
+    """Draw latency as a share of the budget, scale and iterations over time: one column per scenario, one colour per
+    budget.
+    """
     columns = len(next(iter(runs.values())))
     with picture(path, 11, 5, font_size=8) as figure:
         axes = figure.subplots(3, columns, sharex=True, sharey="row")
@@ -160,7 +164,7 @@ def plot(path: Path, runs: Runs) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """The one of the three that is asked for."""
+    """Run the one of the three measurements that the options ask for."""
     if not (options.input or options.measure):
         accounts, runs = simulated(options)
         if options.plot:

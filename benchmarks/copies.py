@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a field crosses between host and device."""
+"""How often data of a field is copied between host and device."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ WARM_UP, FIELDS = 3, 4
 
 
 class Stream(Protocol):
-    """What gives fields; see ``benchmarks.peers.Method``."""
+    """What computes the fields; see ``benchmarks.peers.Method``."""
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
         """The flow of a pair."""
 
     def prepare(self) -> None:
-        """Work that can be done before the next image arrives."""
+        """Do the work that is possible before the next image arrives."""
 
 
 def count_copies(method: Stream, frames: Sequence[np.ndarray], device: torch.device) -> dict[str, float]:
-    """Copies per field that a CUDA device made, by kind, from the profiler; of any other device none are counted.
+    """The number of copies per field that a CUDA device made, by kind, from the profiler; on any other device, none are
+    counted.
 
-    :param frames: at least two, of a stream that goes on.
+    :param frames: at least two frames, of a stream that has already begun.
     """
     if device.type != "cuda":
         return {}

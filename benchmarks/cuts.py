@@ -44,7 +44,7 @@ Frames = list[np.ndarray]
 
 
 def covering(image: np.ndarray) -> np.ndarray:
-    """The middle of an image (H, W, 3), scaled to cover ``SIZE``."""
+    """The middle of an image (H, W, 3), scaled so that it covers ``SIZE``."""
     height, width = SIZE
     scale = max(height / image.shape[0], width / image.shape[1])
     size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
@@ -54,7 +54,7 @@ def covering(image: np.ndarray) -> np.ndarray:
 
 
 def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Kind, Frames]]:
-    """Frames that follow each other, and what they are of; each generated clip is a kind of its own."""
+    """Sequences of successive frames, each with its kind. Every generated clip is a kind of its own."""
     for path in paths:
         yield Path(path).stem, [covering(frame) for frame in moving_frames(path, count)]
     scene = Scene()
@@ -70,13 +70,13 @@ def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Ki
 
 
 def stream(model: DEQFlow, frames: Frames, iterations: int, warm: bool = True) -> list[FlowResult | None]:
-    """What an estimator gives for each frame."""
+    """The results of an estimator for all frames."""
     estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None, warm=warm)
     return [estimator.update(frame, number * PERIOD_NS) for number, frame in enumerate(frames)]
 
 
 def alarms(model: DEQFlow, frames: Frames, iterations: int) -> list[str]:
-    """Why pairs but the first did not start warm."""
+    """The reasons why pairs other than the first did not start warm."""
     results = stream(model, frames, iterations)[2:]
     return [
         "no flow" if result is None else str(result.info.reset_reason)
@@ -86,7 +86,9 @@ def alarms(model: DEQFlow, frames: Frames, iterations: int) -> list[str]:
 
 
 def worse_behind_cut(model: DEQFlow, before: Frames, after: Frames, iterations: int) -> float | None:
-    """How much worse than cold the pair right behind a cut is, px; None if the cut was noticed."""
+    """How much larger than after a cold start the error of the pair right behind a cut is, in px; None if the cut
+    was noticed.
+    """
     across, behind = stream(model, [*before, *after], iterations)[-2:]
     if across is None or behind is None or not across.info.warm or not behind.info.warm:
         return None
@@ -97,14 +99,14 @@ def worse_behind_cut(model: DEQFlow, before: Frames, after: Frames, iterations: 
 
 
 def flat_gives_flow(model: DEQFlow, frames: Frames, level: int, iterations: int) -> bool:
-    """Whether a frame of one colour in front of the last two does anything but end the stream."""
+    """Whether the stream does anything but end at a frame of one colour that stands before the last two frames."""
     flat = np.full_like(frames[0], level)
     at, behind, last = stream(model, [*frames[:-2], flat, *frames[-2:]], iterations)[-3:]
     return at is not None or behind is not None or last is None or last.info.warm
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Everything that the module's text names; what must not be is a problem."""
+    """Measure everything that the docstring of the module names; what must not happen is reported as a problem."""
     model = load_model(options.model, options.device)
     known = list(sequences(options.sequence, options.frames, options.clips))
     found = table(f"{options.model}, {options.iterations} iterations a pair", ["what", "tried", "wrong"], ["which"])

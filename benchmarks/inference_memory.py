@@ -26,7 +26,7 @@ from deq_flow_ros.model.weights import check_device
 
 
 def process_peak() -> int:
-    """The most memory that this process ever held, bytes."""
+    """The most memory that this process has ever held, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -35,7 +35,7 @@ def process_peak() -> int:
 
 @torch.inference_mode()
 def infer(name: str, device: str, height: int, width: int, iterations: int, all_pairs: bool) -> Row:
-    """Peaks of one pair's flow, bytes."""
+    """The peak memory of computing the flow of one pair, in bytes."""
     model = load_model(name, device)
     before = process_peak()
     image = torch.rand(1, 3, height, width, device=device)
@@ -54,13 +54,13 @@ def infer(name: str, device: str, height: int, width: int, iterations: int, all_
 
 
 def measure(*arguments: Any) -> Row:
-    """``infer`` in a new process, whose memory nothing else has enlarged."""
+    """Run ``infer`` in a new process, whose memory nothing else has enlarged."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(infer, *arguments).result()
 
 
 def size(text: str) -> tuple[int, int]:
-    """(height, width) of ``WIDTHxHEIGHT``; both are rounded up to multiples of 8, as a model pads them."""
+    """(height, width) from ``WIDTHxHEIGHT``, both rounded up to multiples of 8, as a model pads them."""
     try:
         width, height = (int(part) for part in text.split("x"))
     except ValueError:
@@ -71,7 +71,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Every size with both correlations."""
+    """Measure every size with both forms of the correlation, and print the table."""
     check_device(options.device)
     load_model(options.model)  # that there are such weights is to be said before the first process
     columns, rows = ("process", "tensors", "volume"), []

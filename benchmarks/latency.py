@@ -43,7 +43,7 @@ from deq_flow_ros.streaming import RUNTIMES, choose_runtime
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
 KINDS = ("stream", "unrolled", "pairwise")
 FIRST_SCENE_FRAME = 20
-"""Where the rendered drive is on its way."""
+"""The frame of the rendered drive at which the camera moves at its usual speed."""
 COLOURS = {
     "encode": "#2b6cb0", "prepare": "#2f855a", "match": "#4a5568", "correlate": "#805ad5", "iteration": "#dd6b20",
     "upsample": "#b83280", "output": "#a0aec0",
@@ -51,7 +51,9 @@ COLOURS = {
 
 
 def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
-    """The model, and once more in float32 with nothing folded; untrained where no weights are given or ship with it."""
+    """The model, and a second one in float32 with no layers folded. It is untrained if no weights are given and none
+    ship for the size.
+    """
     device, dtype = check_device(options.device), DTYPES[options.dtype]
     if is_trained(options):
         name = options.model or options.size
@@ -64,12 +66,12 @@ def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
 
 
 def is_trained(options: argparse.Namespace) -> bool:
-    """Whether there are weights for what is asked for."""
+    """Whether there are weights for the model that is asked for."""
     return bool(options.model) or options.size in available_models()
 
 
 def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
-    """As many frames as asked for, (H, W, 3) uint8 RGB, of the size asked for.
+    """The number of frames asked for, (H, W, 3) uint8 RGB, in the size asked for.
 
     :raises ValueError: if the recording has fewer.
     """
@@ -87,13 +89,13 @@ def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
 
 
 def slower_runtimes(fastest: str) -> list[str]:
-    """The runtimes that a device has besides its fastest, to be measured beside it."""
+    """The other runtimes of a device, to be measured beside its fastest."""
     names = [name for name in RUNTIMES if name != "auto"]
     return names[: names.index(fastest)]
 
 
 def print_methods(rows: Mapping[str, Row], ours: str, console: Console) -> None:
-    """Latency, throughput, ratios and distances, one line each."""
+    """Print latency, throughput, ratios and distances, one line per method."""
     methods = table(
         f"latency of a field, ms; work and wait: by those of '{ours}'; distance, px",
         ["method"],
@@ -110,7 +112,7 @@ def print_methods(rows: Mapping[str, Row], ours: str, console: Console) -> None:
 
 
 def print_stages(report: Row, console: Console) -> None:
-    """Where the time of each kind of method goes, and what its tensors take."""
+    """Print how the time of each kind of method is divided among its stages, and how much memory its tensors take."""
     names = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
     by_stage = table("median ms by stage; the most memory of tensors, besides weights", ["method"], [*names, "MiB"])
     runtimes = [name for name in report["copies"] if not name.startswith("stream")]
@@ -126,14 +128,15 @@ def print_stages(report: Row, console: Console) -> None:
 
 
 def digits(ms: float) -> int:
-    """Decimal places for a time, so that a GPU's are told apart."""
+    """Number of decimal places that a time is printed with; the short times of a GPU need more."""
     return 1 if ms >= 10 else 2
 
 
 def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int, frames: int = 2) -> None:
-    """When the work on a frame is done, with the work ahead done after a field and with it done with the next frame.
+    """Draw when the work on a frame is done, with the work ahead after the previous field, and with it at the arrival
+    of the frame.
 
-    :param stage_ms: medians of a stream's stages; "ahead" is what is done between a field and the next frame.
+    :param stage_ms: the median times of a stream's stages; "ahead" is the work between a field and the next frame.
     """
     after = [(name, stage_ms[name]) for name in ("encode", "match", "correlate")]
     after += [("iteration", stage_ms["iteration"])] * iterations
@@ -164,7 +167,7 @@ def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int, fr
 
 
 def _draw(axes: Axes, lane: int, start: float, parts: list[tuple[str, float]]) -> float:
-    """Bars one after the other; returns where the last ends."""
+    """Draw bars one after the other; returns where the last one ends."""
     for name, ms in parts:
         axes.barh(lane, ms, 0.5, left=start, color=COLOURS[name], edgecolor="white", linewidth=0.6)
         start += ms
@@ -172,7 +175,7 @@ def _draw(axes: Axes, lane: int, start: float, parts: list[tuple[str, float]]) -
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """All figures. The memory comes first, as long as nothing is there that a method might keep and use again."""
+    """Measure everything. Memory comes first, while there is nothing yet that a method could keep and reuse."""
     model, plain = load_models(options)
     frames = load_frames(options)
     device, dtype = model.device, DTYPES[options.dtype]
@@ -208,7 +211,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
 
 
 def print_report(report: Row, console: Console) -> None:
-    """The tables, and what has to be known to read them."""
+    """Print the tables, and what one has to know to read them."""
     print_methods(report["methods"], report["ours"], console)
     print_stages(report, console)
     print_roofline(report["roofline"], report["ours"], console)

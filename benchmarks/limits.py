@@ -30,15 +30,15 @@ from training.pairs import open_pairs, pair_errors
 SETTLED = 36
 SCALE = {"min_scale": 1.0, "max_scale": 1.0}
 CAPS = (1, 2, 3, 4, 6, 8, 12, 24)
-"""Iterations per warm pair, without a tolerance."""
+"""Limits of iterations per warm pair, without a tolerance."""
 TOLERANCES = ((12, 0.2), (12, 0.1), (12, 0.05), (12, 0.02), (6, 0.1), (8, 0.1), (8, 0.05))
-"""Limits of warm pairs that have both."""
+"""(limit of iterations, tolerance in px) of warm pairs."""
 COARSE, FINE = (0, 1, 2, 3, 4, 6, 8), (1, 2, 4, 6, 8, 12, 24)
-"""Iterations of cold pairs."""
+"""Numbers of iterations of cold pairs, at each smaller resolution and at the full one."""
 
 
 def warm_rows(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:
-    """Mean error (px) and iterations of each group of sequences, by limit and tolerance."""
+    """Mean error (px) and number of iterations of each group of sequences, by limit and tolerance."""
     unknown = [sequence for sequence in sequences if sequence.pairs[0].flow is None]
     settled = {
         (sequence.group, place): result.flow
@@ -62,7 +62,9 @@ def warm_rows(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:
 
 @torch.inference_mode()
 def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]]) -> list[Row]:
-    """Mean error (px) of each group after every number of fine iterations, by coarse ones; median time of these, ms."""
+    """Mean error (px) of each group by the number of fine and of coarse iterations, and the median time of the
+    coarse ones in ms.
+    """
     errors: dict[int, dict[str, list[list[float]]]] = {coarse: defaultdict(list) for coarse in COARSE}
     taken: dict[int, list[float]] = defaultdict(list)
     for group, sample in pairs:
@@ -84,7 +86,7 @@ def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]]) -> list[Row]:
 
 
 def print_warm(rows: Sequence[Row], console: Console) -> None:
-    """Limits down, groups across."""
+    """Print a table with the limits as rows and the groups as columns."""
     filled = table("warm pairs: error, px (iterations made)", ["at most", "tolerance, px"], rows[0]["groups"])
     for row in rows:
         tolerance = "none" if row["tolerance_px"] is None else f"{row['tolerance_px']:g}"
@@ -94,7 +96,9 @@ def print_warm(rows: Sequence[Row], console: Console) -> None:
 
 
 def print_cold(rows: Sequence[Row], listed_groups: Sequence[str], console: Console) -> None:
-    """A table per group, and one of the mean of those of the list: coarse iterations down, fine ones across."""
+    """Print a table per group, and one of the mean over the groups of the list: coarse iterations as rows, fine ones
+    as columns.
+    """
     titles = {group: [group] for group in rows[0]["epe_px"]}
     if listed_groups:
         titles["mean of the list"] = list(listed_groups)
@@ -107,7 +111,7 @@ def print_cold(rows: Sequence[Row], listed_groups: Sequence[str], console: Conso
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Both tables, or the one that is asked for."""
+    """Make both tables, or the one that is asked for."""
     size = options.height, options.width
     model = load_model(options.model, options.device)
     figures: Row = {}

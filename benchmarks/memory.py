@@ -35,7 +35,9 @@ Result = TypeVar("Result")
 
 
 def objectives() -> dict[str, Objective]:
-    """The recurrent counterpart, and the gradients of the equilibrium model."""
+    """The losses to compare: that of the recurrent counterpart, and the equilibrium model with each of its
+    gradients.
+    """
     one = Objective(corrections=1, matching=0.0)
     return {
         "recurrent": replace(one, recurrent=True),
@@ -47,7 +49,7 @@ def objectives() -> dict[str, Objective]:
 
 
 def make_clip(height: int, width: int, batch: int, device: torch.device) -> Clip:
-    """A pair of noise images, 3 px apart: what the values are does not change what is stored."""
+    """A pair of noise images that differ by a shift of 3 px. How much is stored does not depend on the values."""
     rng = np.random.default_rng(0)
     image = rng.uniform(0, 255, (batch, 3, height, width + 3)).astype(np.float32)
     images = torch.from_numpy(np.stack((image[..., 3:], image[..., :-3]), 1)).to(device)
@@ -58,7 +60,7 @@ def make_clip(height: int, width: int, batch: int, device: torch.device) -> Clip
 
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Result]) -> tuple[Result, int]:
-    """What ``forward`` returns, and the bytes that autograd holds for its backward pass."""
+    """The return value of ``forward``, and the number of bytes that autograd holds for its backward pass."""
     permanent = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     sizes: dict[int, int] = {}
 
@@ -91,7 +93,9 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
 
 
 def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int], compare: int, repeats: int) -> Row:
-    """Bytes saved for each number of iterations; peak and the median time of a whole step for one of them."""
+    """The bytes saved for each number of iterations; the peak memory and the median time of a whole step for one of
+    them.
+    """
     device = model.device
 
     def forward(iterations: int) -> Tensor:
@@ -120,7 +124,7 @@ def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int],
 
 
 def print_table(results: dict[str, Row], compare: int, console: Console) -> None:
-    """One row per method; ratios to the first, the plain recurrent network."""
+    """Print one row per method, with ratios to the first, which is the plain recurrent network."""
     base = next(iter(results.values()))
     methods = table(
         f"one training step, MiB and s at {compare} iterations; *: recompute; ÷, x: to the first",
@@ -141,7 +145,7 @@ def print_table(results: dict[str, Row], compare: int, console: Console) -> None
 
 
 def plot(results: dict[str, Row], path: Path) -> None:
-    """Bytes saved against iterations."""
+    """Draw the bytes saved against the number of iterations."""
     colours = {"recurrent": "#c53030", "one-step": "#2b6cb0", "phantom-3": "#dd6b20", "implicit": "#2f855a"}
     with picture(path, 6, 3.2) as figure:
         axes = figure.subplots()
@@ -156,7 +160,7 @@ def plot(results: dict[str, Row], path: Path) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Every method, as it is and with recomputation."""
+    """Measure every method, with and without recomputation."""
     device = check_device(options.device)
     counts = sorted({*options.iterations, options.compare})
     torch.manual_seed(0)

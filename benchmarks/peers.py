@@ -28,10 +28,10 @@ from training.pairs import to_array
 
 
 class Method:
-    """One way to the flow of a stream.
+    """One way to compute the flow of a stream.
 
-    :ivar is_stream: whether it has to see every pair, as it goes on from the one before.
-    :ivar stage_ms: time by stage of the last field; empty where the stages are not known.
+    :ivar is_stream: whether the method must see every pair, because it continues from the one before.
+    :ivar stage_ms: the times of the stages of the last field; empty where the stages are not known.
     :ivar iterations: of the update operator per field; 0 for methods without one.
     """
 
@@ -42,17 +42,21 @@ class Method:
         self.stage_ms: dict[str, float] = {}
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
-        """The flow of a pair; None where a stream began anew, and has none or a cold one, which takes longer."""
+        """The flow of a pair. None if a stream began anew and therefore has no flow, or one from a cold start, which
+        takes longer.
+        """
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Work that can be done before the next image arrives; none where nothing is kept from pair to pair."""
+        """Do the work that is possible before the next image arrives; methods that keep nothing from pair to pair
+        have none.
+        """
 
 
 class Streamed(Method):
-    """Ours: ``FlowEstimator`` with a fixed number of iterations, which has seen the earlier image already.
+    """Our stream: ``FlowEstimator`` with a fixed number of iterations, which has already seen the earlier image.
 
-    :param runtime: what computes, ready before the first field.
+    :param runtime: the runtime that computes; it is ready before the first field.
     """
 
     is_stream = True
@@ -76,7 +80,7 @@ class Streamed(Method):
 
 
 class Classical(Method):
-    """A function of two images, such as OpenCV's."""
+    """A method that is a function of two images, such as those of OpenCV."""
 
     def __init__(self, function: FlowFunction) -> None:
         super().__init__()
@@ -110,9 +114,10 @@ class Stateless(Method):
 
 
 class Unrolled(Stateless):
-    """A recurrent network of RAFT's kind: both images encoded, from zero, so many iterations, upsampled once.
+    """A recurrent network in the manner of RAFT: encode both images, start from zero, iterate a fixed number of times,
+    upsample once.
 
-    Its parts are our own at their fastest: correlation and lookup, context out of the loop, weights folded.
+    It is made of our own parts at their fastest: correlation and lookup, context outside of the loop, weights folded.
     """
 
     def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
@@ -136,7 +141,7 @@ class Unrolled(Stateless):
 def as_released(model: DEQFlow) -> DEQFlow:
     """The model with weight normalisation, as the release has it, in PyTorch's default memory layout.
 
-    :param model: from ``load_model(..., fold=False)``; changed in place.
+    :param model: from ``load_model(..., fold=False)``; it is changed in place.
     :raises ValueError: for an update operator that the release does not have.
     """
     if not isinstance(model.update_block, (RaftUpdate, GmaUpdate)):
@@ -177,7 +182,7 @@ class Pairwise(Stateless):
 def _encode_pair(
     model: DEQFlow, image1: Tensor, image2: Tensor, layout: torch.memory_format
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of both images, encoded as one batch, and the context of the first, as far as the encoder allows."""
+    """Features of both images, encoded as one batch where the encoder allows that, and the context of the first."""
     both = (2 * (torch.cat((image1, image2)) / 255) - 1).to(next(model.parameters()).dtype)
     both = both.contiguous(memory_format=layout)
     encoder = model.encoder
@@ -191,7 +196,9 @@ def _encode_pair(
 
 
 def _pooled_volumes(features1: Tensor, features2: Tensor, levels: int) -> list[Tensor]:
-    """Similarities of all positions, (B * H * W, 1, h, w) per level, each half the size of the one before."""
+    """Similarities of all positions, (B * H * W, 1, h, w) for each level; each level has half the size of the
+    previous one.
+    """
     batch, channels, height, width = features1.shape
     volume = torch.matmul(features1.flatten(2).transpose(1, 2), features2.flatten(2)).float() / channels**0.5
     pyramid = [volume.view(batch * height * width, 1, height, width)]
@@ -203,7 +210,9 @@ def _pooled_volumes(features1: Tensor, features2: Tensor, levels: int) -> list[T
 
 
 def _grid_sampled(pyramid: list[Tensor], flow: Tensor, radius: int) -> Tensor:
-    """Correlation around ``position + flow``: (B, levels * (2 radius + 1)**2, H, W), the x offset outermost."""
+    """The correlation around ``position + flow``: (B, levels * (2 radius + 1)**2, H, W), with the x offset as the
+    outer index.
+    """
     batch, _, height, width = flow.shape
     flow = flow.float()
     y, x = torch.meshgrid(
@@ -224,7 +233,7 @@ def _grid_sampled(pyramid: list[Tensor], flow: Tensor, radius: int) -> Tensor:
 def _update(
     model: DEQFlow, hidden: Tensor, flow: Tensor, correlation: Tensor, context: Tensor, attention: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One iteration, nothing of it computed beforehand."""
+    """One iteration in which nothing was computed beforehand."""
     block = model.update_block
     assert isinstance(block, (RaftUpdate, GmaUpdate))
     motion = block.encoder(correlation, flow)
@@ -242,7 +251,7 @@ def _update(
 
 
 def opencv() -> dict[str, Method]:
-    """The classical methods by name."""
+    """The classical methods of OpenCV, by name."""
     return {
         "DIS fast": Classical(dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST)),
         "DIS medium": Classical(dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)),

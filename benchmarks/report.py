@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark does: read its options, measure, print tables, draw, and write figures with their origin."""
+"""What every benchmark does: read its options, measure, print tables, draw, and write the figures together with
+their origin.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,12 @@ Measure = Callable[[argparse.Namespace, Console], Row]
 
 
 class Benchmark(CommandLine):
-    """The command line of a benchmark, with the options that all have, and how it is run.
+    """The command line of a benchmark: the options that all of them have, and how it is run.
 
-    :param file: of the benchmark's module.
+    :param file: the file of the benchmark's module.
     :param about: its docstring.
-    :param device: whether it runs on a GPU as well.
-    :param plot: what ``--plot`` draws, if there is anything to draw.
+    :param device: whether the benchmark can also run on a GPU.
+    :param plot: what ``--plot`` draws; None if there is nothing to draw.
     :param threads: as in ``add_threads``.
     """
 
@@ -62,10 +64,11 @@ class Benchmark(CommandLine):
     def run(
         self, options: argparse.Namespace, measure: Measure, errors: dict[type[Exception], int] | None = None
     ) -> int:
-        """Measure, write what ``--json`` asks for, and return the exit status: 1 if there are "problems".
+        """Measure, write the file that ``--json`` asks for, and return the exit status, which is 1 if there are
+        "problems".
 
         :param measure: prints the figures, and returns them by name.
-        :param errors: what leads to another exit status than 2.
+        :param errors: errors that lead to another exit status than 2.
         """
         console = Console(highlight=False) if Console().is_terminal else Console(width=160)  # a file has room
 
@@ -84,7 +87,7 @@ class Benchmark(CommandLine):
 
 
 def origin(options: argparse.Namespace) -> Row:
-    """Where figures are from: the commit, the machine, the device and its threads, versions and options."""
+    """Where the figures come from: commit, machine, device, threads, versions and options."""
     device = torch.device(getattr(options, "device", "cpu"))
     cuda = device.type == "cuda"
     return {
@@ -100,7 +103,7 @@ def origin(options: argparse.Namespace) -> Row:
 
 
 def commit() -> str:
-    """What git calls the state of the code; empty where there is no git."""
+    """The name that git gives to the present state of the code; empty where there is no git."""
     try:
         command = ["git", "describe", "--always", "--dirty"]
         told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -110,7 +113,9 @@ def commit() -> str:
 
 
 def clock_s(device: torch.device) -> float:
-    """Processor time on a CPU, which a busy neighbour does not lengthen; on a GPU wall time, its queue emptied, s."""
+    """A time in s: on a CPU processor time, which other processes do not lengthen; on a GPU wall time after its
+    queue is empty.
+    """
     if device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -118,9 +123,9 @@ def clock_s(device: torch.device) -> float:
 
 
 def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
-    """All rows, while a terminal says which was made last.
+    """Return all rows; meanwhile, a terminal shows which one was made last.
 
-    :param label: names values of the row in braces.
+    :param label: a format string with names of values of the row in braces.
     """
     done = []
     with console.status("") as status:
@@ -131,7 +136,9 @@ def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
-    """Rows by what they have under these keys, a tuple unless it is one key, in the order in which these come."""
+    """Rows grouped by their values under these keys (a tuple, or a single value for one key), in order of first
+    appearance.
+    """
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         values = tuple(row[key] for key in keys)
@@ -140,19 +147,19 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
 
 
 def median(values: Iterable[float]) -> float:
-    """Median of at least one value."""
+    """The median of at least one value."""
     return float(np.median(list(values)))
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean of at least one value."""
+    """The mean of at least one value."""
     return float(np.mean(list(values)))
 
 
 def table(title: str, names: Sequence[str], figures: Iterable[Any]) -> Table:
     """An empty table.
 
-    :param names: headings of the columns that say what a row is of.
+    :param names: headings of the columns that name what a row describes.
     :param figures: headings of the columns with figures.
     """
     empty = Table(title=title, title_justify="left")
@@ -165,7 +172,7 @@ def table(title: str, names: Sequence[str], figures: Iterable[Any]) -> Table:
 
 @contextmanager
 def picture(path: Path, width: float, height: float, font_size: float = 9) -> Iterator[Figure]:
-    """A figure of so many inches to draw into, which is written at the end."""
+    """A figure of the given size in inches to draw into; it is written at the end."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -41,7 +41,7 @@ REPEATS = 5
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations, and bytes read and written."""
+    """Numbers of floating-point operations and of bytes that are read and written."""
 
     operations: int
     bytes: int
@@ -49,14 +49,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine reached: operations of a matrix product, and bytes read and written by a copy, per second."""
+    """What the machine reached: operations of a matrix product per second, and bytes read and written by a copy per
+    second.
+    """
 
     operations: float
     bytes: float
 
 
 class _Tally(TorchDispatchMode):
-    """Bytes read and written, and the floating-point operations that PyTorch's counter does not know of."""
+    """Counts the bytes read and written, and the floating-point operations that PyTorch's counter does not know."""
 
     bytes, operations = 0, 0
 
@@ -82,7 +84,7 @@ class _Tally(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    """All tensors, of sparse matrices their parts."""
+    """All tensors in a value; of sparse matrices, their parts."""
     tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
     return [part for tensor in tensors for part in _parts(tensor)]
 
@@ -94,12 +96,12 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def _stored_bytes(tensor: Tensor) -> int:
-    """Of an expanded tensor only what there is of it."""
+    """The bytes that a tensor really occupies; an expanded tensor occupies less than its size."""
     return min(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
 def count(function: Callable[[], Any]) -> tuple[Any, Work]:
-    """What a function returns, and the work it did."""
+    """The return value of a function, and the work that it did."""
     with FlopCounterMode(display=False) as known, _Tally() as tally:
         result = function()
     return result, Work(known.get_total_flops() + tally.operations, tally.bytes)
@@ -107,7 +109,9 @@ def count(function: Callable[[], Any]) -> tuple[Any, Work]:
 
 @torch.inference_mode()
 def stage_work(model: DEQFlow, earlier: np.ndarray, later: np.ndarray, iterations: int) -> dict[str, Work]:
-    """The work of each stage of a warm field of so many iterations, and of one of them; images (H, W, 3) uint8 RGB."""
+    """The work of each stage of a warm field with a number of iterations, and of one iteration; images are (H, W, 3)
+    uint8 RGB.
+    """
     first = _encode(model, earlier).encoding
     second, encode = count(lambda: _encode(model, later).encoding)
     start = model.initial_state(first)
@@ -131,7 +135,9 @@ def _encode(model: DEQFlow, image: np.ndarray) -> Any:
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
-    """Time a large matrix product and a large copy, the best of some; float32 on a GPU as its convolutions have it."""
+    """Time a large matrix product and a large copy, and take the best of several runs. On a GPU, float32 means what
+    its convolutions use.
+    """
     cuda = device.type == "cuda"
     side, block = (8192, 1 << 30) if cuda else (2048, 1 << 28)
     a, b = torch.rand(2, side, side, device=device).to(dtype)
@@ -159,7 +165,9 @@ def _best_seconds(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def compare(works: Mapping[str, Work], peaks: Peaks, stage_ms: Mapping[str, float], iterations: int) -> dict[str, Any]:
-    """Each stage of a field of the stream against the machine's limits, and the field, whose limit is their sum."""
+    """Compare each stage of a field with the limits of the machine. The limit of the whole field is the sum of those
+    of the stages.
+    """
     stages: dict[str, dict[str, Any]] = {}
     for name in STAGES:
         by = {
@@ -181,7 +189,7 @@ def compare(works: Mapping[str, Work], peaks: Peaks, stage_ms: Mapping[str, floa
 
 
 def print_roofline(report: dict[str, Any], ours: str, console: Console) -> None:
-    """One line a stage."""
+    """Print one line per stage."""
     stages = table(
         f"'{ours}' against the machine: {report['peak_operations_per_s'] / 1e9:.0f} GFLOP/s (matrix product), "
         f"{report['peak_bytes_per_s'] / 1e9:.1f} GB/s (copy)",
@@ -198,6 +206,6 @@ def print_roofline(report: dict[str, Any], ours: str, console: Console) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU is done, so that a clock read afterwards has seen its work."""
+    """Wait until a GPU has finished, so that a clock that is read afterwards includes its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

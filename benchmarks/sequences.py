@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks run on: image sequences, recorded (with and without ground truth) and generated, and their pairs."""
+"""The data that benchmarks run on: pairs and sequences of images, recorded (with and without ground truth) or
+generated.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,20 @@ from training.pairs import clip_pairs, open_pairs, pair_errors, to_array, to_ten
 from training.validation import HELD_OUT_SEED
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
-"""Typical displacement between two frames of a generated sequence, px at a width of 320."""
+"""Smallest and largest typical displacement between two frames of a generated sequence, in px at a width of 320 px."""
 CUTS = "cuts"
 PATTERNS = 24
-"""Different textures in generated sequences."""
+"""Number of textures in generated sequences."""
 PERIOD_NS = 33_333_333
-"""From frame to frame, of a camera at 30 Hz."""
+"""Time between two frames of a camera at 30 Hz."""
 
 
 @dataclass(frozen=True)
 class ImageSequence:
-    """Pairs that follow each other: image 2 of one is image 1 of the next.
+    """Pairs that follow each other: image 2 of one pair is image 1 of the next.
 
     :ivar group: sequences of one group are summarised together.
-    :ivar measured: places of the pairs to measure; those before lead up to them.
+    :ivar measured: indices of the pairs to measure. The others lead up to them.
     """
 
     group: str
@@ -50,14 +52,14 @@ class ImageSequence:
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """One more than there are pairs, (H, W, 3) uint8 RGB each."""
+        """All frames, (H, W, 3) uint8 RGB each; there is one more frame than there are pairs."""
         return [self.pairs[0].image1, *(pair.image2 for pair in self.pairs)]
 
 
 def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
-    """So many frames of a source, the first or those after ``skip`` others, (H, W, 3) RGB each.
+    """A number of frames of a source, after leaving out the first ``skip``; (H, W, 3) RGB each.
 
-    :raises ValueError: if there are fewer than three, for a pair with one before it.
+    :raises ValueError: if there are fewer than three; a pair that has a predecessor needs three.
     """
     frames = [
         to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
@@ -70,18 +72,20 @@ def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
 
 
 def moving_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
-    """As ``read_frames``, without frames that equal the one before (a video converted to a higher rate has such)."""
+    """As ``read_frames``, but without frames that equal the previous one, as in a video that was converted to a
+    higher rate.
+    """
     frames = read_frames(path, count, skip)
     return [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
 
 
 def first_pairs(path: Path, count: int | None) -> list[Sample]:
-    """So many pairs of each group of a list, see ``training/pairs.py``; None: all."""
+    """The first pairs of each group of a list (see ``training/pairs.py``), at most this number; None means all."""
     return [group[index] for group in open_pairs(path) for index in range(len(group))[:count]]
 
 
 def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> ImageSequence:
-    """As ``moving_frames``, of a video, bag or folder of images, made smaller to fit into ``size`` (H, W)."""
+    """As ``moving_frames``, for a video, bag or folder of images, made smaller to fit into ``size`` (H, W)."""
     name, moving = Path(path).stem, moving_frames(path, count, skip)
     pairs = [fitted(without_truth(f"{name}/{number}", *images), size) for number, images in enumerate(pairwise(moving))]
     if len(pairs) < 2:
@@ -90,7 +94,7 @@ def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> Ima
 
 
 def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
-    """The sequences among the pairs of a list, see ``training/pairs.py``, made smaller to fit into ``size`` (H, W)."""
+    """The sequences among the pairs of a list (see ``training/pairs.py``), made smaller to fit into ``size`` (H, W)."""
     for group in open_pairs(path):
         for run in group.sequences():
             if len(run) > 1:
@@ -99,9 +103,10 @@ def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
 
 
 def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageSequence]:
-    """``count`` procedural sequences of each of ``MOTIONS``, then as many with a cut from one scene to another.
+    """``count`` procedural sequences of each kind in ``MOTIONS``, and the same number with a cut from one scene to
+    another.
 
-    Of those with a cut only the pair right behind it is measured.
+    In those with a cut, only the pair right behind the cut is measured.
 
     :param size: of the frames, (H, W).
     """
@@ -125,7 +130,7 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
 
 
 def streamed(model: DEQFlow, sequence: ImageSequence, **settings: Any) -> Iterator[tuple[int, FlowResult]]:
-    """The measured pairs of a sequence, by their place, as a stream with these settings solves them."""
+    """The results of a stream with these settings for the measured pairs of a sequence, by the index of the pair."""
     estimator = FlowEstimator(model, max_gap_ms=1e9, **settings)
     estimator.update(sequence.pairs[0].image1, 0)
     for place, pair in enumerate(sequence.pairs):
@@ -138,16 +143,18 @@ def streamed(model: DEQFlow, sequence: ImageSequence, **settings: Any) -> Iterat
 def padded_pair(
     image1: np.ndarray, image2: np.ndarray, device: torch.device
 ) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
-    """The padding, for ``crop``, and images (H, W, 3) uint8 as (1, 3, h, w) float32, h and w multiples of 8."""
+    """The padding, for ``crop``, and the images (H, W, 3) uint8 as (1, 3, h, w) float32, with h and w multiples of
+    8.
+    """
     (first, padding), (second, _) = (pad_to_multiple(to_tensor(image, device).float()) for image in (image1, image2))
     return padding, first, second
 
 
 class EncodedPair:
-    """A pair of images, encoded: its problem, the cold starts of it, and what a state is as flow.
+    """An encoded pair of images: its fixed-point problem, its cold starts, and the flow of a state.
 
     :ivar sample: the images, with their true flow if it is known.
-    :ivar problem: its fixed point is the flow.
+    :ivar problem: the flow is its fixed point.
     """
 
     def __init__(self, model: DEQFlow, sample: Sample) -> None:
@@ -158,19 +165,19 @@ class EncodedPair:
         self.problem = model.problem(self._first, second)
 
     def zero(self) -> State:
-        """Hidden state and flow zero."""
+        """The start with hidden state and flow zero."""
         return self._model.initial_state(self._first)
 
     def coarse(self, iterations: int = COARSE_ITERATIONS) -> State:
-        """As the estimator starts a pair without predecessor.
+        """The start that the estimator uses for a pair without a predecessor.
 
-        :param iterations: at each of the smaller versions.
+        :param iterations: at each of the smaller resolutions.
         """
         levels = min(COARSE_LEVELS, usable_levels(*self._images[0].shape[-2:]))
         return self._model.coarse_start(*self._images, levels, iterations) or self.zero()
 
     def settled(self, start: State, iterations: int) -> Solution:
-        """The state of least update that Anderson's method finds from a start."""
+        """The state with the smallest update that Anderson's method finds from a start."""
         return solve(self.problem, start, solver="anderson", max_iterations=iterations, measure=update_px)
 
     def flow(self, state: State) -> Tensor:
@@ -182,17 +189,21 @@ class EncodedPair:
         return crop(field, self._padding)
 
     def error(self, state: State, truth: Sample | None = None) -> float:
-        """Mean endpoint error of the flow of a state, px, against that of ``truth``, or of the sample itself."""
+        """The mean endpoint error of the flow of a state in px, relative to the flow of the state ``truth`` or to
+        that of the sample.
+        """
         return pair_errors(truth or self.sample, to_array(self.flow(state)))[0]
 
 
 def without_truth(name: str, image1: np.ndarray, image2: np.ndarray) -> Sample:
-    """A pair whose flow nobody knows."""
+    """A pair whose true flow is not known."""
     return Sample(name, image1, image2, None, np.zeros(image1.shape[:2], bool), None)
 
 
 def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
-    """The pair and its truth, made smaller to fit into ``size`` (H, W), its aspect kept; unchanged if it does."""
+    """The pair and its true flow, made smaller to fit into ``size`` (H, W) with the same aspect ratio; unchanged if
+    it fits.
+    """
     height, width = pair.image1.shape[:2]
     scale = min(size[0] / height, size[1] / width, 1.0)
     if scale == 1.0:
@@ -212,12 +223,12 @@ def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
 
 
 def first_below(values: Sequence[float], bound: float) -> float:
-    """The first iteration (from 1) whose value is at or below the bound; infinite if none is."""
+    """The number of the first iteration (from 1) whose value is at or below the bound; infinite if there is none."""
     return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
 
 
 def add_inputs(line: Benchmark) -> None:
-    """Add the options that say what is solved, and by which models."""
+    """Add the options that choose the inputs and the models."""
     line.add_pairs()
     line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
     line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")

@@ -50,21 +50,21 @@ from training.datasets import Sample
 from training.pairs import group_means, pair_errors, to_array
 
 STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "#c05621", "noise": "#b83280"}
-"""And their colours."""
+"""The starts, and their colours in the plot."""
 ERROR_MARKS = (6, 12, 24, 48, 96)
 MARKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-"""Iterations that the distance to the end is taken after, for the plot."""
+"""Numbers of iterations at which the distance to the end is measured, for the plot."""
 STILL_PX = 0.05
-"""Between ``--early`` and the end, of a pixel that has settled."""
+"""A pixel has settled if it moves by no more than this between ``--early`` and the end."""
 PREDECESSOR_ITERATIONS = 24
-"""Of the reversed pair, where there is none before."""
+"""Iterations of the reversed pair that stands in for a missing predecessor."""
 ADJOINT_ITERATIONS = 30
 SMOOTH = 4
-"""Knots, in each direction, of the random motion."""
+"""Number of knots of the random motion in each direction."""
 
 
 def random_states(pair: EncodedPair, noise_px: float, seed: int = 0) -> dict[str, State]:
-    """The starts *random* and *noise*; the same numbers on every device."""
+    """The starts *random* and *noise*, with the same numbers on every device."""
     hidden, flow = pair.zero()
     generator = torch.Generator().manual_seed(seed)
     noisy_hidden = torch.randn(hidden.shape, generator=generator).tanh().to(hidden)
@@ -78,14 +78,14 @@ def random_states(pair: EncodedPair, noise_px: float, seed: int = 0) -> dict[str
 
 
 def reversed_state(model: DEQFlow, sample: Sample) -> State:
-    """A warm start out of the pair itself: the state from image 2 to image 1, turned round."""
+    """A warm start made from the pair itself: the state from image 2 to image 1, with its flow reversed."""
     pair = EncodedPair(model, replace(sample, image1=sample.image2, image2=sample.image1))
     hidden, flow = carry(solve(pair.problem, pair.coarse(), max_iterations=PREDECESSOR_ITERATIONS).state)
     return hidden, -flow
 
 
 def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
-    """Of the Jacobian of the update at a state: its spectral radius, and how well the adjoint equation is solved.
+    """The spectral radius of the Jacobian of the update at a state, and how well the adjoint equation is solved there.
 
     The latter is the relative residual after ``ADJOINT_ITERATIONS`` of Anderson's method, for the gradient of the mean
     squared flow.
@@ -104,12 +104,12 @@ def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
 
 
 def rms(difference: Tensor) -> float:
-    """Of the length of vectors, (1, 2, H, W)."""
+    """The RMS length of vectors, (1, 2, H, W)."""
     return float(difference.square().sum(1).mean().sqrt())
 
 
 class Bench:
-    """A model with what is measured of it."""
+    """A model, and the measurements that are made with it."""
 
     def __init__(self, model: DEQFlow, iterations: int, early: int, noise_px: float, jacobian: bool = False) -> None:
         self.model, self.iterations, self.early, self.noise_px = model, iterations, early, noise_px
@@ -117,9 +117,10 @@ class Bench:
         self.marks = sorted({n for n in (*MARKS, *ERROR_MARKS, early) if n < iterations} | {iterations})
 
     def run(self, samples: Sequence[Sample]) -> Iterator[Row]:
-        """A row per pair and start.
+        """One row for each pair and start.
 
-        :param samples: in the order of the list; where image 2 of one is image 1 of the next, the next starts from it.
+        :param samples: in the order of the list. If image 2 of a pair is image 1 of the next pair, the next one starts
+            from it.
         """
         last: tuple[Sample, State] | None = None
         for sample in samples:
@@ -132,7 +133,7 @@ class Bench:
             last = sample, settled
 
     def pair(self, sample: Sample, warm: State) -> tuple[list[Row], State]:
-        """The rows of one pair, and the state that the stream would carry on."""
+        """The rows of one pair, and the state that the stream would carry to the next pair."""
         pair = EncodedPair(self.model, sample)
         starts = {"zero": pair.zero(), "coarse": pair.coarse(), "warm": warm, **random_states(pair, self.noise_px)}
         solutions = {
@@ -160,7 +161,7 @@ class Bench:
         return rows, settled
 
     def errors(self, sample: Sample, flows: dict[int, Tensor]) -> dict[int, float]:
-        """Endpoint error, px, at the marks and at the end; nothing without a truth."""
+        """The endpoint error in px at the marks and at the end; empty without ground truth."""
         if sample.flow is None:
             return {}
         marks = sorted({*ERROR_MARKS, self.iterations} & flows.keys())
@@ -168,7 +169,9 @@ class Bench:
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Of each model, case and start: medians over the pairs, and the endpoint error as the mean over the groups."""
+    """For each model, case and start: the medians over the pairs, and the endpoint error as the mean over the
+    groups.
+    """
     return [
         {
             "model": model, "case": case, "start": start, "pairs": len(some),
@@ -182,14 +185,14 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def group_errors(rows: Sequence[Row]) -> dict[int, float]:
-    """At each mark, the mean over the groups of the list of the mean error of their pairs, px."""
+    """At each mark, the mean error of the pairs of each group in px, averaged over the groups of the list."""
     with_truth = [row for row in rows if row["epe_px"]]
     marks = with_truth[0]["epe_px"] if with_truth else ()
     return {n: group_means((row["pair"], row["epe_px"][n]) for row in with_truth)["mean"] for n in marks}
 
 
 def print_tables(summary: Sequence[Row], rows: Sequence[Row], early: int, console: Console) -> None:
-    """Each model, case and start, then each pair."""
+    """Print a table of each model, case and start, then one of all pairs."""
     marks = next((list(row["epe_px"]) for row in summary if row["epe_px"]), [])
     moved = (f"moved after {early}", "still", "last update")
     by_start = table(
@@ -220,9 +223,10 @@ def print_tables(summary: Sequence[Row], rows: Sequence[Row], early: int, consol
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """A line of panels per model: update, distance to the end and error against iterations, a curve per start.
+    """Draw a row of panels per model: update, distance to the end and error against iterations, with one curve per
+    start.
 
-    Of the pairs of the list; if there are none, of the sequences.
+    The curves are of the pairs of the list or, if there are none, of the sequences.
     """
     models = grouped([row for row in rows if row["case"] == "pairs"] or rows, "model")
     with picture(path, 10, 2.9 * len(models)) as figure:
@@ -250,14 +254,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_samples(options: argparse.Namespace) -> list[Sample]:
-    """The pairs of the list, ``--first`` of each group, then those of the sequences, made smaller to fit."""
+    """The first ``--first`` pairs of each group of the list, then those of the sequences, made smaller to fit."""
     size = options.height, options.width
     samples = [fitted(pair, size) for pair in first_pairs(options.pairs, options.first)] if options.pairs else []
     return samples + [pair for path in options.sequence for pair in recorded(path, options.frames, size).pairs]
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Every model on every pair from every start."""
+    """Measure every model on every pair from every start."""
     samples = read_samples(options)
     models = {Path(name).stem: load_model(name, options.device) for name in options.models}
     given = options.iterations, options.early, options.noise, options.jacobian

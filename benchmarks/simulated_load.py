@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real ``FlowEstimator`` under simulated costs: a network that computes nothing, on a clock that charges for it.
+"""The real ``FlowEstimator`` with simulated costs: a network that computes nothing, on a clock that charges for its
+calls.
 
-What the estimator does with its time (costs, scale, deadline, iterations) is what it does on a machine; thousands of
-frames take seconds, and an oracle can be asked what would have been possible, since all costs are known in advance.
+The estimator decides about its time (costs, scale, deadline, iterations) as it does on a real machine. Thousands of
+frames take seconds. All costs are known in advance, so an oracle can tell what would have been possible.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ Slowness = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Scenario:
-    """What the machine does to the costs.
+    """How the machine changes the costs over time.
 
-    :ivar slowness: how many times longer than on an idle machine work takes, at a time in s.
-    :ivar spread: standard deviation of the logarithm of every single cost besides.
+    :ivar slowness: how many times longer work takes than on an idle machine, as a function of the time in s.
+    :ivar spread: standard deviation of the logarithm of every single cost, in addition to this.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Scenario:
 
 
 def bursts(rng: np.random.Generator, seconds: float, every_s: float = 5.0, length_s: float = 0.5) -> Slowness:
-    """A neighbour that takes half of the core for a while, now and then."""
+    """Another process takes half of the core for a while, now and then."""
     starts = np.cumsum(length_s + rng.exponential(every_s, max(1, math.ceil(2 * seconds / every_s))))
 
     def slowness(time_s: float) -> float:
@@ -67,7 +68,7 @@ def bursts(rng: np.random.Generator, seconds: float, every_s: float = 5.0, lengt
 
 
 def scenarios(seconds: float, seed: int) -> list[Scenario]:
-    """Those of the benchmark, for runs of so many seconds."""
+    """The scenarios of the benchmark, for runs of this many seconds."""
     third = seconds / 3
     return [
         Scenario("random costs", lambda _: 1.0, 0.2),
@@ -78,8 +79,8 @@ def scenarios(seconds: float, seed: int) -> list[Scenario]:
 
 
 class LoadedClock(VirtualClock):
-    """Time that passes as a scenario has it. Costs depend on the frame, the stage and the moment, not on what was done
-    before: so they can be known in advance.
+    """A clock whose time passes as a scenario determines. Costs depend on the frame, the stage and the moment, but
+    not on what was done before, so that they can be known in advance.
     """
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
@@ -88,7 +89,7 @@ class LoadedClock(VirtualClock):
         self.frame(0)
 
     def frame(self, number: int) -> None:
-        """Go over to the costs of this frame."""
+        """Use the costs of this frame from now on."""
         names = (*BEFORE_SOLVE, PREPARE, "coarse", *BEHIND, *(f"{ITERATION} {n}" for n in range(64)))
         normal = np.random.default_rng([self._seed, number]).standard_normal(len(names))
         # Of mean 1 whatever the spread.
@@ -102,7 +103,7 @@ class LoadedClock(VirtualClock):
         self._iterations += name == ITERATION
 
     def after(self, now_ns: int, name: str, pixels: int, iteration: int = 0) -> int:
-        """When a stage that begins now will be done."""
+        """When a stage that begins now will be finished."""
         (work_ms,) = WORK.times(name, pixels) or [0.0]
         left_ns = 1e6 * work_ms * self._factors[f"{name} {iteration % 64}" if name == ITERATION else name]
         while left_ns > 0:
@@ -114,7 +115,7 @@ class LoadedClock(VirtualClock):
 
 
 def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: float, most: int) -> int:
-    """How many iterations an oracle makes that knows what each stage will take; 0 if it cannot be in time with one."""
+    """How many iterations an oracle would make that knows the time of every stage; 0 if not even one can be in time."""
     pixels = number_of_pixels(scaled_size(HEIGHT, WIDTH, scale))
     now_ns = start_ns
     for name in BEFORE_SOLVE:
@@ -132,7 +133,7 @@ def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: f
 
 
 class IdleNetwork(DEQFlow):
-    """Computes nothing, in the shapes of a flow network with one channel."""
+    """A network that computes nothing, with the shapes of a flow network that has one channel."""
 
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
         """See ``DEQFlow.encode``."""
@@ -168,9 +169,10 @@ class IdleNetwork(DEQFlow):
 
 @dataclass(frozen=True)
 class Frame:
-    """What was done with one, and how many iterations an oracle would have made at the same scale, where that is known.
+    """What was done with one frame, and how many iterations an oracle would have made at the same scale, where that is
+    known.
 
-    :ivar time_s: of its arrival.
+    :ivar time_s: the time of its arrival.
     """
 
     time_s: float
@@ -181,7 +183,7 @@ class Frame:
 def simulate(
     scenario: Scenario, budget_ms: float, seconds: float, period_ms: float = 33.3, seed: int = 0, **settings: Any
 ) -> list[Frame]:
-    """Frames arrive at a steady rate; the newest is taken up as soon as the one before is done, as by the node."""
+    """Frames arrive at a steady rate. As in the node, the newest frame is taken when the previous one is done."""
     clock = LoadedClock(scenario, seed)
     settings = {"latency_budget_ms": budget_ms, "tolerance_px": None} | settings
     estimator = FlowEstimator(IdleNetwork().eval(), clock, **settings)
@@ -211,12 +213,14 @@ def simulate(
 class Account:
     """How a budget was kept and used; one row of the benchmark.
 
-    :ivar late_percent: of the frames with flow, how many came after their budget.
-    :ivar longest_late: frames in a row.
-    :ivar iterations: mean.
-    :ivar of_oracle_percent: of the iterations that would have fitted, all costs known in advance; None if they are not.
-    :ivar none_percent: frames for which no iteration was made: the flow of the frame before, carried along.
-    :ivar scale: mean.
+    :ivar late_percent: share of the frames with flow whose flow came after the budget.
+    :ivar longest_late: the largest number of late frames in a row.
+    :ivar iterations: mean number.
+    :ivar of_oracle_percent: iterations relative to those that would have fitted if all costs had been known; None if
+        this is not known.
+    :ivar none_percent: share of the frames without any iteration; their flow is that of the previous frame, carried
+        along.
+    :ivar scale: mean scale.
     """
 
     name: str
@@ -232,7 +236,7 @@ class Account:
 
     @classmethod
     def of(cls, name: str, budget_ms: float, seconds: float, frames: Sequence[Frame]) -> Account:
-        """Of frames that came in so many seconds; at least one."""
+        """The account of the frames that came within a number of seconds; there must be at least one."""
         infos = [frame.info for frame in frames]
         late = "".join("x" if info.over_budget else " " for info in infos)
         made = sum(info.iterations for info in infos)

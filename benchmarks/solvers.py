@@ -38,18 +38,18 @@ SOLVERS: dict[str, Solver] = {
 COLOURS = ("#2b6cb0", "#a0aec0", "#dd6b20", "#2f855a")
 PAIRS, COLD, WARM = "pairs, cold", "sequence, cold", "sequence, warm"
 MARKS = (1, 2, 4, 8, 12, 24)
-"""Iterations that the endpoint error is printed for."""
+"""Numbers of iterations at which the endpoint error is printed."""
 
 
 class Bench:
-    """A model with what is measured of it."""
+    """A model, and the measurements that are made with it."""
 
     def __init__(self, model: DEQFlow, options: argparse.Namespace) -> None:
         self.model, self.iterations = model, options.iterations
         self.reference = options.iterations * options.reference
 
     def rows(self, options: argparse.Namespace) -> Iterator[Row]:
-        """A row per case, pair and solver: the list cold, then the sequence cold and from the pair before."""
+        """One row per case, pair and solver: the list cold, then the sequence cold and from the previous pair."""
         size = options.height, options.width
         samples = [fitted(sample, size) for sample in first_pairs(options.pairs, options.first)]
         following = recorded(options.sequence, options.frames, size).pairs if options.sequence else []
@@ -66,7 +66,7 @@ class Bench:
             warm = carry(settled)
 
     def start(self, case: str, pair: EncodedPair, start: State) -> tuple[Iterator[Row], State]:
-        """A row per solver from one start, each measured when it is asked for; and the reference."""
+        """One row per solver from one start, each measured when it is asked for, and the reference."""
         settled = pair.settled(start, self.reference)
         about = {"case": case, "pair": pair.sample.name, "reference_residual_px": float(settled.residual)}
         rows = (
@@ -76,7 +76,7 @@ class Bench:
         return rows, settled.state
 
     def curves(self, pair: EncodedPair, start: State, solver: Solver, settled: State, with_error: bool) -> Row:
-        """Residual and distance (px) at each iteration, ms per iteration, and errors at the marked iterations."""
+        """Residual and distance (px) at each iteration, ms per iteration, and the errors at the marked iterations."""
         everywhere, device = range(1, self.iterations + 1), self.model.device
         began = clock_s(device)
         solution = solve(
@@ -94,7 +94,7 @@ class Bench:
 
 
 def summarise(rows: list[Row], bounds: list[float]) -> list[Row]:
-    """Of each case and solver: iterations to each bound, median over the pairs, and how many pairs got there."""
+    """For each case and solver: the iterations to each bound (median over the pairs), and how many pairs reached it."""
     summary = []
     for (case, solver), some in grouped(rows, "case", "solver").items():
         needed: dict[str, Row] = {"residual": {}, "distance": {}}
@@ -114,7 +114,7 @@ def summarise(rows: list[Row], bounds: list[float]) -> list[Row]:
 
 
 def print_tables(summary: list[Row], console: Console) -> None:
-    """Iterations needed, then endpoint errors."""
+    """Print the iterations needed, then the endpoint errors."""
     needed = [(what, bound) for what, entries in summary[0]["iterations_to_px"].items() for bound in entries]
     title = "iterations to so many px: median over the pairs (how many got there)"
     iterations = table(title, ["case", "solver"], [*(" ".join(column) for column in needed), "ms / it."])
@@ -134,7 +134,7 @@ def print_tables(summary: list[Row], console: Console) -> None:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Residual against iterations, one panel per case, median over the pairs."""
+    """Draw the residual against iterations, median over the pairs, with one panel per case."""
     cases = grouped(rows, "case")
     with picture(path, 3.4 * len(cases), 3.2) as figure:
         panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
@@ -149,7 +149,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Every solver on every pair."""
+    """Measure every solver on every pair."""
     bench = Bench(load_model(options.model, options.device), options)
     with torch.inference_mode():
         rows = watched(bench.rows(options), console, "{case}: {pair}, {solver}")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparsification: what a measure of uncertainty is worth, as the error of the pixels left when the worst are taken out.
+"""Sparsification tells what a measure of uncertainty is worth: it gives the error of the pixels that are left when the
+most uncertain ones are taken out.
 
 Ilg et al., "Uncertainty Estimates and Multi-Hypotheses Networks for Optical Flow" (ECCV 2018, arXiv 1802.07095),
 section 5.
@@ -16,10 +17,11 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Sparsification:
-    """Curves over the share of pixels taken out, 0, 1/100, ..., 99/100; 1 is the mean error of all pixels.
+    """Curves over the share of pixels taken out: 0, 1/100, ..., 99/100. A value of 1 is the mean error of all pixels.
 
-    :ivar curve: (100,) mean error of the pixels left, the most uncertain by the measure taken out first.
-    :ivar oracle: (100,) the same by the error itself: no measure can lie below.
+    :ivar curve: (100,) mean error of the pixels left when those that are most uncertain by the measure are taken out
+        first.
+    :ivar oracle: (100,) the same by the error itself. No measure can be below it.
     """
 
     curve: np.ndarray
@@ -27,23 +29,25 @@ class Sparsification:
 
     @property
     def ause(self) -> float:
-        """Area under the sparsification error, the mean distance of the curve from the oracle's; 0 is perfect."""
+        """Area under the sparsification error, which is the mean distance of the curve from that of the oracle; 0 is
+        perfect.
+        """
         return float((self.curve - self.oracle).mean())
 
     @property
     def random(self) -> float:
-        """The same area of a measure that knows nothing: its curve stays at 1."""
+        """The area for a measure that knows nothing, whose curve stays at 1."""
         return float((1 - self.oracle).mean())
 
 
 def sparsify(error: np.ndarray, uncertainty: np.ndarray) -> Sparsification:
-    """Curves of one pair of images.
+    """The curves of one pair of images.
 
-    Pixels of one uncertainty are taken out together, as their mean: no order of the pixels in the image may help or
-    harm a measure that cannot tell them apart.
+    Pixels of equal uncertainty are taken out together and count with their mean error, so that the order of the pixels
+    in the image does not matter.
 
     :param error: (N,) endpoint error, px.
-    :param uncertainty: (N,) in any unit; NaN, no opinion, counts as the largest.
+    :param uncertainty: (N,) in any unit. NaN means "not known" and counts as the largest.
     :raises ValueError: if the shapes differ, there are too few pixels, or the error is zero everywhere or not finite.
     """
     if error.ndim != 1 or error.shape != uncertainty.shape or error.size < STEPS:
@@ -61,7 +65,7 @@ def sparsify(error: np.ndarray, uncertainty: np.ndarray) -> Sparsification:
 
 
 def _curve(ascending: np.ndarray) -> np.ndarray:
-    """Errors in the order in which they are kept, to the mean of those left at each share taken out."""
+    """The mean error that is left at each share taken out, from the errors in the order in which they are kept."""
     left = np.round(len(ascending) * (1 - np.arange(STEPS) / STEPS)).astype(int)
     sums = np.cumsum(ascending)
     curve: np.ndarray = sums[left - 1] / left / (sums[-1] / len(ascending))

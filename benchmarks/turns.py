@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that take turns on the pairs of one stream, and what is to be said of each afterwards."""
+"""Methods that take turns on the pairs of one stream, and the figures of each afterwards."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ NEAR_PX = 0.1
 
 @dataclass
 class Samples:
-    """Of one method: latency and work ahead of the next image, ms by pair; its stages; its distance from the reference.
+    """The measurements of one method.
 
-    :ivar squares: mean squared distance of each pair, px^2.
-    :ivar medians: median distance of each pair, px.
-    :ivar resets: pairs without warm flow, because the stream began anew.
+    :ivar latency_ms: the time from an image to its field in ms, by pair.
+    :ivar ahead_ms: the time of the work before the next image in ms, by pair.
+    :ivar stage_ms: the times of the stages of each field.
+    :ivar squares: mean squared distance from the reference of each pair, px^2.
+    :ivar medians: median distance from the reference of each pair, px.
+    :ivar resets: number of pairs without warm flow, because the stream began anew.
     """
 
     latency_ms: dict[int, float] = field(default_factory=dict)
@@ -37,12 +40,12 @@ class Samples:
     resets: int = 0
 
     def work_ms(self, pair: int) -> float:
-        """All that one field took."""
+        """The whole time that one field took."""
         return self.latency_ms[pair] + self.ahead_ms[pair]
 
     @property
     def rms_px(self) -> float:
-        """Over all pixels; NaN without a pair to compare."""
+        """The RMS distance from the reference over all pixels; NaN without a pair to compare."""
         return float(np.sqrt(np.mean(self.squares))) if self.squares else float("nan")
 
 
@@ -53,11 +56,11 @@ def take_turns(
     every: int,
     device: torch.device,
 ) -> dict[str, Samples]:
-    """Let every method have each pair of frames, (H, W, 3) uint8 RGB; another one begins each time.
+    """Let every method compute each pair of frames, (H, W, 3) uint8 RGB. Each time, another method begins.
 
-    :param methods: by name; the last is the reference for distances.
-    :param warm_up: pairs at the begin that do not count, at least 1.
-    :param every: only streams get all pairs, the others each so-many-th.
+    :param methods: by name. The last one is the reference for distances.
+    :param warm_up: number of pairs at the beginning that do not count, at least 1.
+    :param every: streams compute all pairs, other methods only every n-th.
     """
     samples = {name: Samples() for name in methods}
     reference = list(methods)[-1]
@@ -87,7 +90,7 @@ def take_turns(
 def _one_turn(
     method: Method, earlier: np.ndarray, later: np.ndarray, stamp_ns: int, device: torch.device
 ) -> tuple[np.ndarray | None, float, float]:
-    """The field, what it took, and what was done after it for the next, ms."""
+    """The field, its latency, and the time of the work after it for the next image, both in ms."""
     synchronize(device)
     began = time.perf_counter()
     flow = method.field(earlier, later, stamp_ns)
@@ -99,7 +102,7 @@ def _one_turn(
 
 
 def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.device) -> float:
-    """The most that tensors take during two fields, MiB, beyond what there was before."""
+    """The largest amount of memory in MiB that tensors took during two fields, beyond what they took before."""
 
     def fields() -> None:
         for number, (earlier, later) in enumerate(pairwise(frames[:3])):
@@ -110,9 +113,10 @@ def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.devic
 
 
 def nearest_stream(samples: Mapping[str, Samples], methods: Mapping[str, Method]) -> str:
-    """The stream that the others are compared with: the shortest within ``NEAR_PX`` RMS, or else the nearest.
+    """The stream that the other methods are compared with: the shortest one within ``NEAR_PX`` RMS, or else the
+    nearest.
 
-    :raises ValueError: if there is no pair of which all methods gave a field.
+    :raises ValueError: if there is no pair of which all methods computed a field.
     """
     streams = {name: some.rms_px for name, some in samples.items() if methods[name].is_stream and some.squares}
     if not streams:
@@ -122,7 +126,9 @@ def nearest_stream(samples: Mapping[str, Samples], methods: Mapping[str, Method]
 
 
 def summarise(samples: Mapping[str, Samples], methods: Mapping[str, Method], ours: str) -> dict[str, Row]:
-    """The figures of each method; "by_ours": a median over the pairs, of its time by that of the stream ``ours``."""
+    """The figures of each method. "by_ours" compares its time with that of the stream ``ours`` on each pair, and is
+    the median of these ratios.
+    """
     rows, base = {}, samples[ours]
     for name, some in samples.items():
         latency = list(some.latency_ms.values())
@@ -148,7 +154,9 @@ def summarise(samples: Mapping[str, Samples], methods: Mapping[str, Method], our
 
 
 def _stages(samples: Samples, iterations: int) -> dict[str, float]:
-    """Median time by stage, ms; of the solve that of one iteration. "ahead" is the work ahead of the next image."""
+    """The median time of each stage in ms; for the solve, that of one iteration. "ahead" is the work for the next
+    image.
+    """
     if not samples.stage_ms[0]:
         return {}
     names = dict.fromkeys(name for stages in samples.stage_ms for name in stages)

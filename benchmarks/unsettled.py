@@ -32,11 +32,11 @@ from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from training.datasets import Sample
 
 UNSETTLED = 0.05
-"""Share of the pixels, those that moved most."""
+"""Share of the pixels that count as unsettled: those that moved most."""
 
 
 def rms(difference: Tensor) -> float:
-    """Of the length of vectors, (1, 2, H, W)."""
+    """The RMS length of vectors, (1, 2, H, W)."""
     return float(difference.square().sum(1).mean().sqrt())
 
 
@@ -46,7 +46,7 @@ def smooth(cells: Tensor) -> Tensor:
 
 
 def row_of(model: DEQFlow, sample: Sample, early: int, iterations: int) -> Row:
-    """What the module's text says, of one pair."""
+    """The figures of one pair that the docstring of the module describes."""
     pair = EncodedPair(model, sample)
     marks = (early, iterations - 2, iterations - 1, iterations)
     solution = solve(
@@ -77,7 +77,7 @@ def row_of(model: DEQFlow, sample: Sample, early: int, iterations: int) -> Row:
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """A row per model and pair."""
+    """One row per model and pair."""
     size = options.height, options.width
     samples = [fitted(pair, size) for pair in first_pairs(options.pairs, options.first)] if options.pairs else []
     for path in options.sequence:

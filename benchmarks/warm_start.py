@@ -49,7 +49,7 @@ from training.pairs import pair_errors, to_array
 def starts(pair: EncodedPair, last: State) -> dict[str, Callable[[], State]]:
     """The ways to start a pair, by name.
 
-    :param last: the state of the pair before.
+    :param last: the state of the previous pair.
     """
     return {
         "zero": pair.zero,
@@ -62,25 +62,25 @@ def starts(pair: EncodedPair, last: State) -> dict[str, Callable[[], State]]:
 
 
 def distance_px(state: State, settled: State) -> float:
-    """RMS over the cells of the length of the difference in flow, px of the full resolution."""
+    """The RMS length of the difference in flow over the cells, in px of the full resolution."""
     return float(FACTOR * (state[1] - settled[1]).square().sum(1).mean().sqrt())
 
 
 def motion_px(truth: Sample) -> float:
-    """Mean length of the true flow."""
+    """The mean length of the true flow."""
     assert truth.flow is not None
     return float(np.linalg.norm(truth.flow, axis=2)[truth.valid].mean())
 
 
 class Bench:
-    """A model with what is measured of it."""
+    """A model, and the measurements that are made with it."""
 
     def __init__(self, model: DEQFlow, options: argparse.Namespace) -> None:
         self.model, self.iterations, self.marks = model, options.iterations, sorted(set(options.marks))
         self.reference, self.carried = options.reference, options.carried
 
     def sequence(self, sequence: ImageSequence) -> Iterator[Row]:
-        """Every start on every measured pair of a sequence, one row each."""
+        """One row for each measured pair of a sequence and each start."""
         results = {mark: self.stream(sequence, mark) for mark in self.marks}
         last: State | None = None
         for place, sample in enumerate(sequence.pairs[: max(sequence.measured) + 1]):
@@ -95,15 +95,17 @@ class Bench:
             last = solve(pair.problem, start, max_iterations=self.carried, check_start=False).state
 
     def stream(self, sequence: ImageSequence, iterations: int) -> list[FlowResult | None]:
-        """Each pair by an estimator that makes so many iterations; None where it saw a new stream begin."""
+        """The results of an estimator that makes this number of iterations for each pair; None where it began a new
+        stream.
+        """
         estimator = FlowEstimator(self.model, max_iterations=iterations, tolerance_px=None)
         return [estimator.update(frame, n * PERIOD_NS) for n, frame in enumerate(sequence.frames)][1:]
 
     def pair(self, pair: EncodedPair, last: State, stream: dict[int, FlowResult | None]) -> Iterator[Row]:
-        """Every start on one pair.
+        """Measure every start on one pair.
 
-        :param last: the state of the pair before.
-        :param stream: what the estimator gave, by its iterations.
+        :param last: the state of the previous pair.
+        :param stream: the results of the estimator, by its number of iterations.
         """
         settled = [pair.settled(start, self.reference) for start in (pair.coarse(), carry(last))]
         states = [solution.state for solution in settled]
@@ -126,7 +128,9 @@ class Bench:
         yield {"start": STREAM, **of_pair, "error_px": errors}
 
     def curves(self, pair: EncodedPair, make: Callable[[], State], settled: list[State], truth: Sample) -> Row:
-        """From one start: what is measured at each iteration, from 0, the start itself, on (updates: from 1)."""
+        """The measurements from one start at each iteration, from 0, which is the start itself (the updates: from
+        1).
+        """
         device = self.model.device
         began = clock_s(device)
         start = make()
@@ -150,7 +154,7 @@ class Bench:
 
 
 def sequences(options: argparse.Namespace) -> Iterator[ImageSequence]:
-    """All that the options ask for."""
+    """All sequences that the options ask for."""
     size = options.height, options.width
     listed_ones = listed(options.pairs, size) if options.pairs else iter(())
     videos = (recorded(path, options.frames, size, options.skip) for path in options.sequence)
@@ -159,9 +163,9 @@ def sequences(options: argparse.Namespace) -> Iterator[ImageSequence]:
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Every start on every pair.
+    """Measure every start on every pair.
 
-    :raises ValueError: if there is no pair with one before it.
+    :raises ValueError: if no pair has a predecessor.
     """
     model = load_model(options.model, options.device)
     bench = Bench(model, options)

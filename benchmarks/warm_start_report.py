@@ -24,32 +24,36 @@ COLOURS = {
 COLD = ("zero", "coarse")
 REACHED = {"update": "update_px", "distance": "distance_rms_px"}
 SETTLED_PX = 0.02
-"""At most so much larger than that of the settled state is an error that has got there."""
+"""An error counts as settled if it exceeds that of the settled state by no more than this."""
 PHASES = ((1, 2), (2, 4), (4, 8), (8, 16))
-"""Iterations between which the update's factor per iteration is told."""
+"""Ranges of iterations over which the mean factor of the update per iteration is reported."""
 SLACK_PX = 0.01
-"""Between two solves of one pair whose images were encoded in different batches: floating point alone."""
+"""Allowed difference between two solves of one pair whose images were encoded in different batches; it is due to
+rounding alone.
+"""
 
 
 def iterations_to(row: Row, what: str, bound: float) -> float:
-    """How many iterations a start takes to a bound; 0 if it is within from the first; infinite if it never is."""
+    """How many iterations a start needs to reach a bound; 0 if it is below the bound at once, infinite if it never
+    gets there.
+    """
     values = row[REACHED[what]]
     return first_below(values, bound) - (what != "update")  # a distance has the start's own before those of iterations
 
 
 def iterations_to_error(row: Row) -> float:
-    """How many a start takes to the settled state's error; infinite if it never gets there."""
+    """How many iterations a start needs to reach the error of the settled state; infinite if it never does."""
     return first_below(row["errors_px"], row["settled"]["error_px"] + SETTLED_PX) - 1
 
 
 def factors(row: Row) -> list[float]:
-    """By how much each iteration shrinks the update, geometric mean within each of ``PHASES``."""
+    """The factor by which each iteration reduces the update, as the geometric mean within each of ``PHASES``."""
     updates = row["update_px"]
     return [(updates[to - 1] / updates[since - 1]) ** (1 / (to - since)) for since, to in PHASES if to <= len(updates)]
 
 
 def summarise(rows: Sequence[Row], bounds: Sequence[float]) -> list[Row]:
-    """Medians (errors: means) over the pairs of each group, for each start."""
+    """For each group and start, the medians over the pairs; of errors, the means."""
     summary = []
     for (group, start), some in grouped(rows, "group", "start").items():
         settled = [row["settled"] for row in some]
@@ -80,10 +84,10 @@ def summarise(rows: Sequence[Row], bounds: Sequence[float]) -> list[Row]:
 
 
 def _reached(of_group: Sequence[Row], some: Sequence[Row], what: str, bound: float) -> Row:
-    """Iterations and time to a bound, how many pairs got there, and the ratios to the iterations of cold starts.
+    """Iterations and time to a bound, how many pairs reached it, and the ratios to the iterations of cold starts.
 
-    Ratios are medians over the pairs in which either start got there. A cold start that did not counts as if it had
-    with its last iteration: the ratio is then at most so much.
+    Ratios are medians over the pairs in which either start reached the bound. A cold start that did not reach it counts
+    as if it had done so with its last iteration. The true ratio is then at most this large.
     """
     counts = [iterations_to(row, what, bound) for row in some]
     times = [row["start_ms"] + n * row["iteration_ms"] for row, n in zip(some, counts, strict=True)]
@@ -100,7 +104,7 @@ def _reached(of_group: Sequence[Row], some: Sequence[Row], what: str, bound: flo
 
 
 def _to_error(of_group: Sequence[Row], some: Sequence[Row]) -> Row:
-    """Mean iterations and time to the settled state's error, and their ratios to those of cold starts."""
+    """Mean iterations and time to the error of the settled state, and their ratios to those of cold starts."""
 
     def taken(members: Sequence[Row]) -> np.ndarray:
         counts = [min(iterations_to_error(row), len(row["update_px"])) for row in members]
@@ -116,7 +120,9 @@ def _to_error(of_group: Sequence[Row], some: Sequence[Row]) -> Row:
 
 
 def cut_problems(rows: Sequence[Row]) -> list[str]:
-    """Pairs right behind a cut that the estimator solved worse than from a cold start, with as many iterations."""
+    """Pairs right behind a cut which the estimator solved worse than a cold start with the same number of
+    iterations.
+    """
     behind = [row for row in rows if row["group"] == CUTS]
     cold = {row["pair"]: row["error_px"] for row in behind if row["start"] == "coarse"}
     return [
@@ -130,7 +136,7 @@ def cut_problems(rows: Sequence[Row]) -> list[str]:
 
 
 def print_tables(summary: Sequence[Row], bounds: Sequence[float], console: Console) -> None:
-    """Iterations to each bound, distances, errors, and what the settled states are worth."""
+    """Print the iterations to each bound, distances, errors, and how good the settled states are."""
     curves = [row for row in summary if "to_px" in row]
     for bound in bounds:
         title = (
@@ -196,7 +202,9 @@ def _error_cells(row: Row, marks: Sequence[int]) -> list[str]:
 
 
 def plot(rows: Sequence[Row], bound: float, path: Path) -> None:
-    """Distance above, error below, against iterations; a column for each group, medians and means over its pairs."""
+    """Draw distance (above) and error (below) against iterations: one column per group, medians and means over its
+    pairs.
+    """
     groups = grouped(rows, "group")
     with picture(path, 2.3 * len(groups) + 0.6, 5.2) as figure:
         panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
