@@ -89,9 +89,7 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
             if writer is None:
                 size = picture.shape[1], picture.shape[0]
                 writer = _video_writer(partial, fps, size)
-            if picture.shape[1::-1] != size:
-                picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            writer.write(cv2.cvtColor(_of_size(picture, size), cv2.COLOR_RGB2BGR))
             count += 1
     finally:
         if writer is not None:
@@ -109,13 +107,16 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
 
 
 def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Write RGB pictures (H, W, 3) uint8 of one size as an animated WebP that repeats for ever.
+    """Write RGB pictures (H, W, 3) uint8 as an animated WebP that repeats for ever.
 
-    Pages and READMEs show such a file like any other picture. It appears complete or not at all.
+    Pages and READMEs show such a file like any other picture. It appears complete or not at all. Pictures of another
+    size than the first are resized to it.
 
     :raises MediaError: if there is no picture, or the file cannot be written.
     """
-    frames = [Image.fromarray(picture) for picture in pictures]
+    frames: list[Image.Image] = []
+    for picture in pictures:
+        frames.append(Image.fromarray(_of_size(picture, frames[0].size if frames else None)))
     if not frames:
         raise MediaError("there is nothing to make an animation of")
     partial = path.with_name(f".partial-{path.name}")
@@ -127,6 +128,11 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise MediaError(f"cannot write {path}: {error}") from error
+
+
+def _of_size(picture: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    same = size is None or picture.shape[1::-1] == size
+    return picture if same else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
