@@ -4,13 +4,16 @@
 Bytes are changed, the file is cut, parts of it are exchanged, doubled, removed or zeroed, and sizes of records are
 replaced. Whatever comes of it, reading ends soon, either with a ``MediaError`` or with frames; each frame comes once,
 and its content is that of a frame that was written, unless a byte of it was changed; and where frames are missing,
-something is said to be wrong. ``test/recordings/test_bags_fuzz.py`` does a few of each in the suite.
+something is said to be wrong. With ``--command-every N``, every N-th is given to ``evaluate_bag`` as well, in a process
+of its own: its exit status, what it prints and its counts are those of what could be read (with N = 83, all kinds of
+damage have their turn). ``test/recordings/test_bags_fuzz.py`` does a few of each in the suite.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import random
 import shutil
@@ -24,12 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evaluation_inputs import write_model
+from forked import start
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from deq_flow_ros.evaluation.command import main as evaluate_bag
 from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bag_source import IMAGE
@@ -151,11 +157,15 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     frames: int = 0
     slowest_s: float = 0.0
+    commands: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
-def try_bags(files: dict[str, Path], folder: Path, seeds: range) -> Iterator[tuple[str, Tally]]:
+def try_bags(
+    files: dict[str, Path], folder: Path, seeds: range, command_every: int = 0
+) -> Iterator[tuple[str, Tally]]:
     """Damage and read each of the files with each of the seeds."""
+    model = write_model(folder / "any.safetensors") if command_every else None
     known = {pixels(number).tobytes(): number for number in range(COUNT)}
     for name, whole in files.items():
         tally, content = Tally(), whole.read_bytes()
@@ -170,6 +180,9 @@ def try_bags(files: dict[str, Path], folder: Path, seeds: range) -> Iterator[tup
             tally.slowest_s = max(tally.slowest_s, took)
             if took > LONGEST_S:
                 wrong = f"took {took:.1f} s"
+            if model is not None and not wrong and seed % command_every == 0:
+                tally.commands += 1
+                wrong = _try_command(path, model, folder / "out")
             if wrong:
                 tally.wrong.append(f"{name}, seed {seed} ({damage.__name__}): {wrong}")
         yield name, tally
@@ -200,11 +213,46 @@ def _try(path: Path, known: dict[bytes, int], tally: Tally) -> str:
     return ""
 
 
+def _try_command(path: Path, model: Path, out: Path) -> str:
+    """Evaluate one file; says what is wrong with what the command does."""
+    source, frames, refused = None, 0, False
+    with contextlib.suppress(MediaError):
+        source = open_source(path)
+    try:
+        frames = sum(1 for _ in source.frames()) if source else 0
+    except MediaError:
+        refused = not frames
+    refused |= source is None
+    log = out.with_suffix(".log")
+    usual = ["--model", model, "--max-iterations", 1, "--consistency-every", 0, "--no-bag", "--threads", 1]
+    process = start(evaluate_bag, [path, "--out", out, *usual], log)
+    process.join(120)
+    status, said = process.exitcode, log.read_text()
+    process.kill()
+    metrics = out / "metrics.json"
+    results = json.loads(metrics.read_text()) if metrics.exists() else None
+    shutil.rmtree(out, ignore_errors=True)
+    if status not in (0, 1, 2) or "Traceback" in said:
+        return f"evaluate_bag ends with {status} and says {said[-500:]!r}"
+    if refused or results is None:
+        right = refused and status == 2 and results is None and said.startswith("evaluate_bag: ")
+        return "" if right else f"evaluate_bag ends with {status}, and the recording can be read: {not refused}"
+    counts, problems = results["settings"][0]["frames"], results["problems"]
+    if counts["all"] != frames or sum(counts[name] for name in ("processed", "first", "dropped")) != frames:
+        return f"evaluate_bag counts {counts} of {frames} frames"
+    shown = f"{frames}   ({counts['processed']} with flow, {counts['first']} first, {counts['dropped']} dropped)"
+    if shown not in said or any(problem not in said for problem in problems):
+        return f"evaluate_bag does not print {shown!r} or one of {problems}: {said!r}"
+    return "" if status == bool(problems) else f"evaluate_bag ends with {status}, of {problems}"
+
+
 def main() -> int:
     """Run; the exit status is 1 where something was wrong."""
     parser = argparse.ArgumentParser(description="Read bags with seeded damage.")
     parser.add_argument("--seeds", type=int, default=2000, help="of each container (default: 2000)")
     parser.add_argument("--only", default="", metavar="NAME", help="containers whose names begin so (default: all)")
+    every = "evaluate every N-th with evaluate_bag as well; 0: none (default)"
+    parser.add_argument("--command-every", type=int, default=0, metavar="N", help=every)
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
@@ -214,10 +262,11 @@ def main() -> int:
         stack.callback(shutil.rmtree, folder)
         seeds = range(options.first, options.first + options.seeds)
         files = {name: file for name, file in write_bags(folder).items() if name.startswith(options.only)}
-        for name, tally in try_bags(files, folder, seeds):
+        for name, tally in try_bags(files, folder, seeds, options.command_every):
             outcomes = ", ".join(f"{count} {what}" for what, count in sorted(tally.outcomes.items()))
             took = f"slowest {tally.slowest_s:.2f} s"
-            print(f"{name}: {outcomes}; {tally.frames} frames; {took}; {len(tally.wrong)} wrong")
+            ran = f"{tally.commands} evaluated; " if options.command_every else ""
+            print(f"{name}: {outcomes}; {tally.frames} frames; {took}; {ran}{len(tally.wrong)} wrong")
             print("".join(f"  {line}\n" for line in tally.wrong[:20]), end="", flush=True)
             wrong += len(tally.wrong)
     return 1 if wrong else 0
