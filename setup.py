@@ -34,6 +34,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "apsw",
+        "av>=17",
         'backports.zstd; python_version < "3.14"',
         "h5py",
         "jinja2",

@@ -239,7 +239,7 @@ class RecordingEvaluation:
         """The first images of equal size, and the times that it took to decode them."""
         source = self._open()
         levels = Levels()
-        first = zip(range(number), source.frames(), strict=False)
+        first = zip(range(number), (frame for frame in source.frames() if not frame.problem), strict=False)
         frames = [InputFrame.of(index, frame, levels=levels) for index, frame in first]
         found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
         alike = [(image, ms) for image, ms in found if image.shape == found[0][0].shape][:8]

@@ -70,10 +70,11 @@ class InputFrame:
         :param levels: maps 16 bits to 8 for the whole recording; None for a single image.
         """
         start = time.perf_counter()
-        image, problem = None, ""
+        image, problem = None, frame.problem
         try:
             size = (frame.height, frame.width)
-            image = to_rgb(frame.data, *size, frame.step, frame.encoding, frame.is_bigendian, levels)
+            if not problem:
+                image = to_rgb(frame.data, *size, frame.step, frame.encoding, frame.is_bigendian, levels)
         except EncodingError as error:
             problem = str(error)
         took_ms = 1e3 * (time.perf_counter() - start)

@@ -28,6 +28,7 @@ class Frame:
     :ivar step: length of a row in bytes, padding included.
     :ivar stamp_ns: the stamp of the message header.
     :ivar record_ns: when the frame is due in a replay; only differences matter.
+    :ivar problem: why there is no image, where a video has none that can be used; empty: there is one.
     """
 
     data: np.ndarray
@@ -39,6 +40,7 @@ class Frame:
     stamp_ns: int
     record_ns: int
     frame_id: str
+    problem: str = ""
 
     @classmethod
     def of(cls, array: np.ndarray, encoding: str, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
@@ -46,6 +48,11 @@ class Frame:
         height, width = array.shape[:2]
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return cls(data, height, width, data.size // height, encoding, False, stamp_ns, record_ns, frame_id)
+
+    @classmethod
+    def without_image(cls, problem: str, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
+        """A frame that should be there; see ``problem``."""
+        return cls(np.empty(0, np.uint8), 0, 0, 0, "", False, stamp_ns, record_ns, frame_id, problem)
 
 
 def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:

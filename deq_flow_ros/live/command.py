@@ -95,7 +95,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     frames = _limit(options, source, console)
     rate = options.rate or _rate(source, console)
     # A camera is the player's alone; nothing is known of its images yet.
-    first = None if source.live else next(iter(source.frames()))
+    first = None if source.live else next(frame for frame in source.frames() if not frame.problem)
     if first is not None:
         check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
     run = RunOptions(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from deq_flow_ros.demo.bag import ExactFlow
 from deq_flow_ros.evaluation.measures import PairFields, consistency, measure
 from deq_flow_ros.evaluation.methods import ReverseFlow
-from deq_flow_ros.evaluation.records import PROCESSED, STAGES, FrameOutcome, FrameRecord, InputFrame
+from deq_flow_ros.evaluation.records import DROPPED, PROCESSED, STAGES, FrameOutcome, FrameRecord, InputFrame
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.levels import Levels
@@ -52,7 +53,8 @@ def read_run(
 ) -> Iterator[FrameOutcome]:
     """Every reported frame in turn; with its fields where it was processed and they were recorded.
 
-    Only what may still be asked for is kept in memory.
+    Only what may still be asked for is kept in memory. Frames that could not be played, because a video has no picture
+    for them, come last.
 
     :param reports: in the order of the stream.
     :param source: what was played.
@@ -70,6 +72,10 @@ def read_run(
         before = last[1] if last is not None and last[0] == record.previous_stamp_ns else None
         last = record.stamp_ns, pair
         yield FrameOutcome(replace(record, measures=measure(pair, before)), pair)
+    reported = {report.stamp_ns for report in reports}
+    unplayed = (frame for frame in finder.unreadable() if frame.stamp_ns not in reported)
+    for index, frame in enumerate(unplayed, len(reports)):
+        yield FrameOutcome(FrameRecord(index, frame.stamp_ns, DROPPED, frame.problem))
 
 
 def record_of(index: int, report: FrameReport) -> FrameRecord:
@@ -194,6 +200,7 @@ class _FrameFinder:
         levels = Levels()
         self._frames = (InputFrame.of(n, frame, levels=levels) for n, frame in enumerate(source.frames()))
         self._kept: dict[int, InputFrame] = {}
+        self._unreadable: list[InputFrame] = []
 
     def pair(self, first_ns: int, second_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """The images of two stamps, (H, W, 3) uint8 RGB; pairs must be asked for in the order of the stream."""
@@ -202,11 +209,17 @@ class _FrameFinder:
             if frame is None:
                 raise MediaError(f"the input holds no frames stamped {first_ns} and {second_ns} ns, in this order")
             self._kept[frame.stamp_ns] = frame
+            if frame.image is None:
+                self._unreadable.append(frame)
         for stamp in list(self._kept):
             if stamp == first_ns:
                 break
             del self._kept[stamp]
         return self._image(first_ns), self._image(second_ns)
+
+    def unreadable(self) -> list[InputFrame]:
+        """The frames so far, and those that follow at once, that have no image."""
+        return [*self._unreadable, *takewhile(lambda frame: frame.image is None, self._frames)]
 
     def _image(self, stamp_ns: int) -> np.ndarray:
         frame = self._kept[stamp_ns]

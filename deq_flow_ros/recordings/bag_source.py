@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,11 @@ import numpy as np
 from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
 from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
+from deq_flow_ros.imaging.h264 import is_key
+from deq_flow_ros.imaging.video import VideoDecoder, codec_of
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import MessageError, Recorded
+from deq_flow_ros.recordings.packets import VIDEO, packet_of
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.stamps import Pace
 
@@ -29,7 +33,7 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 
 
 class BagSource(Source):
-    """The messages of one ``sensor_msgs/Image`` or ``CompressedImage`` topic, due at the time they were recorded."""
+    """The messages of one topic with images, compressed images or video, due at the time they were recorded."""
 
     kind = "bag"
 
@@ -38,47 +42,71 @@ class BagSource(Source):
         self.path = path
         self._bag = bag = Bag(path)
         self.topic = _choose_topic(bag, topic)
-        msgtype, self.count = bag.topics[self.topic].msgtype, bag.topics[self.topic].count
+        self._msgtype, self.count = bag.topics[self.topic].msgtype, bag.topics[self.topic].count
         if self.count == 0:
             raise MediaError(f"the topic {self.topic} of the bag {path} holds no messages; it holds: {_listing(bag)}")
         self.calibration = _calibration(bag, self.topic)
         self.nominal_period_ns = self._period_ns()
         self.skipped = list(bag.problems)
-        rate = 1e9 / self.nominal_period_ns
-        self.description = f"bag {path.name}: {self.topic} ({msgtype}), {self.count} frames at about {rate:.1f} Hz"
+        rate = f"{self.count} frames at about {1e9 / self.nominal_period_ns:.1f} Hz"
+        self.description = f"bag {path.name}: {self.topic} ({self._msgtype}), {rate}"
 
     def frames(self) -> Iterator[Frame]:
         """See ``Source.frames``. Raw images pass unchanged, compressed ones are decoded to rgb8. A message for which
-        that fails is named in ``skipped``, like whatever is missing of the bag.
+        that fails is named in ``skipped``, like whatever is missing of the bag. Of video, each packet gives a frame in
+        rgb8, or one without an image, which says why; decoding begins at the key frame before the part that is read.
         """
         self.skipped = list(self._bag.problems)
-        before, read, unreadable, self.left_out = len(self.skipped), 0, 0, 0
-        pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
-        for recorded in self._bag.messages(self.topic):
-            offset_ns += pace.step(recorded.time_ns)[0]
-            part = self.part_of(offset_ns)
+        before, read, unreadable, problem, self.left_out = len(self.skipped), 0, 0, "there is none", 0
+        decoder = VideoDecoder() if self._msgtype in VIDEO else None
+        key = self._key_before() if decoder is not None and self.start_s > 0 else 0
+        for number, (part, recorded) in enumerate(self._messages()):
             if part > 0:
                 break
             if part < 0:
                 self.left_out += 1
+                if decoder is not None and number >= key:
+                    with contextlib.suppress(MessageError, EncodingError):
+                        decoder.decode(packet_of(recorded.message()))
                 continue
             read += 1
             try:
-                frame = _frame(recorded)
+                frame = _frame(recorded, decoder)
             except MessageError as error:
                 self.left_out += 1
                 unreadable += 1
                 self.skipped.append(str(error))
                 log.warning("left out of %s: %s", self.topic, error)
                 continue
+            if frame.problem:
+                unreadable, problem = unreadable + 1, frame.problem
             yield replace(frame, record_ns=frame.stamp_ns) if self._recorded_at_once else frame
         self.skipped[before:before] = self._bag.problems[before:]
         if unreadable == read:
             if not read:
                 self.check_part()
-            why = self.skipped[-1] if self.skipped else "there is none"
+            why = self.skipped[-1] if self.skipped else problem
             none = f"none of the {read} images" if read else "no image"
             raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
+
+    def _messages(self) -> Iterator[tuple[int, Recorded]]:
+        """Those of the topic, and where each lies (``part_of``)."""
+        pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
+        for recorded in self._bag.messages(self.topic):
+            offset_ns += pace.step(recorded.time_ns)[0]
+            yield self.part_of(offset_ns), recorded
+
+    def _key_before(self) -> int:
+        """Number of the message where decoding has to begin for the first picture of the part that is read."""
+        key = 0
+        for number, (part, recorded) in enumerate(self._messages()):
+            with contextlib.suppress(MessageError, EncodingError):
+                packet = packet_of(recorded.message())
+                if is_key(packet.data, codec_of(packet.format)):
+                    key = number
+            if part >= 0:
+                break
+        return key
 
     def _period_ns(self) -> int:
         """Usual time between two frames, by the times of recording or by the stamps, whichever is longer.
@@ -89,18 +117,30 @@ class BagSource(Source):
         for recorded in itertools.islice(self._bag.messages(self.topic), 21):
             times.append(recorded.time_ns)
             with contextlib.suppress(MessageError):
-                stamps.append(stamp_to_ns(recorded.message().header.stamp))
+                stamps.append(_stamp_ns(recorded.message()))
         self._recorded_at_once = len(times) > 1 and not np.diff(times).any()
         known = [steps[steps > 0] for steps in (np.diff(times), np.diff(stamps))]
         return max((int(np.median(steps)) for steps in known if steps.size), default=100_000_000)
 
 
-def _frame(recorded: Recorded) -> Frame:
+def _stamp_ns(message: Any) -> int:
+    return stamp_to_ns(message.timestamp if hasattr(message, "timestamp") else message.header.stamp)
+
+
+def _frame(recorded: Recorded, decoder: VideoDecoder | None) -> Frame:
     """The frame of a recorded message.
 
+    :param decoder: of the topic, if it holds video.
     :raises MessageError: for a message, or a compressed image in it, that cannot be decoded.
     """
     message = recorded.message()
+    if decoder is not None:
+        packet = packet_of(message)
+        times_and_id = packet.stamp_ns, recorded.time_ns, packet.frame_id
+        try:
+            return Frame.of(decoder.decode(packet).rgb(), "rgb8", *times_and_id)
+        except EncodingError as error:
+            return Frame.without_image(str(error), *times_and_id)
     stamp_ns, frame_id, time_ns = stamp_to_ns(message.header.stamp), message.header.frame_id, recorded.time_ns
     if recorded.msgtype == IMAGE:
         data, height, width = np.asarray(message.data).view(np.uint8), message.height, message.width
@@ -117,7 +157,8 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     """First calibration beside an image topic, where image_transport puts it; one that changes while recording is not
     followed, and one that cannot be decoded is a problem of the bag.
     """
-    topic = image_topic.removesuffix("/compressed").rpartition("/")[0] + "/camera_info"
+    base = re.sub("/(compressed|ffmpeg|foxglove)$", "", image_topic)
+    topic = base.rpartition("/")[0] + "/camera_info"
     if topic not in bag.topics or bag.topics[topic].msgtype != CAMERA_INFO:
         return None
     recorded = bag.first(topic)
@@ -145,12 +186,13 @@ def _listing(bag: Bag) -> str:
 
 def _choose_topic(bag: Bag, wanted: str | None) -> str:
     """The wanted image topic; without a wish, the only one whose images can be read."""
-    images = {name: topic for name, topic in bag.topics.items() if topic.msgtype in (IMAGE, COMPRESSED_IMAGE)}
+    images = {name: topic for name, topic in bag.topics.items() if topic.msgtype in (IMAGE, COMPRESSED_IMAGE, *VIDEO)}
     if not images:
         foreign = any(" in " in topic.msgtype for topic in bag.topics.values())
-        hint = "; only messages of ROS can be read here" if foreign else ""
+        hint = "; only messages of ROS, and foxglove.CompressedVideo, can be read here" if foreign else ""
         raise MediaError(
-            f"the bag {bag.path} holds no images (no topic of type {IMAGE} or {COMPRESSED_IMAGE}); "
+            f"the bag {bag.path} holds no images (no topic of type {IMAGE}, {COMPRESSED_IMAGE} "
+            f"or of video: {', '.join(VIDEO)}); "
             f"it holds: {_listing(bag)}{hint}"
         )
     if wanted is not None and wanted not in images:
@@ -178,6 +220,8 @@ def _look(bag: Bag, topic: str) -> tuple[bool, str]:
         message = recorded.message()
         if recorded.msgtype == IMAGE:
             return message.encoding in ENCODINGS, f"{message.width}x{message.height} {message.encoding}"
+        if recorded.msgtype in VIDEO:
+            return True, f"{codec_of(packet_of(message).format)} video"
         height, width = decode_image(np.asarray(message.data).view(np.uint8), message.format).shape[:2]
     except (MessageError, EncodingError) as error:
         return False, str(error)

@@ -12,6 +12,7 @@ from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
 from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.recordings.packets import FOREIGN, add_types
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -77,7 +78,7 @@ class Recorded:
         types = _types(self.channel.ros1)
         decode = types.deserialize_ros1 if self.channel.ros1 else types.deserialize_cdr
         try:
-            return decode(raw, self.msgtype)
+            return FOREIGN[self.msgtype](raw) if self.msgtype in FOREIGN else decode(raw, self.msgtype)
         except Exception as error:
             # With damaged bytes, the code that rosbags generates may raise any error.
             raise self._unreadable(error) from error
@@ -99,4 +100,4 @@ def ros_type(name: str) -> str:
 
 @cache
 def _types(ros1: bool) -> Typestore:
-    return get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
+    return add_types(get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY))

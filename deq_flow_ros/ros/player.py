@@ -156,7 +156,7 @@ class Player(Node):
             due_ns = first_due_ns + round(played_ns / rate)
             try:
                 message = self._message(frame)
-            except ValueError as error:  # it contradicts itself, or no message can hold its stamp
+            except ValueError as error:  # no image, it contradicts itself, or no message can hold its stamp
                 self.left_out += 1
                 self.get_logger().warning(f"left out the frame stamped {frame.stamp_ns} ns: {error}")
                 continue
@@ -175,6 +175,8 @@ class Player(Node):
         self.publisher.wait_for_all_acked(Duration(seconds=5))
 
     def _message(self, frame: Frame) -> Image | CompressedImage:
+        if frame.problem:
+            raise ValueError(frame.problem)
         header = Header(stamp=ns_to_stamp(frame.stamp_ns), frame_id=frame.frame_id)
         pixels = (frame.data, frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
         if not self._compressed:
