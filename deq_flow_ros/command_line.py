@@ -10,6 +10,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -176,6 +177,9 @@ def exit_status(
     :param exactly: whether subclasses of ValueError and RuntimeError, unless they are among ``errors`` themselves, are
         faults of the program.
     """
+    for each in (sys.stdout, sys.stderr):
+        if isinstance(each, TextIOWrapper):  # names of files may have signs that a terminal cannot show
+            each.reconfigure(errors="backslashreplace")
     try:
         return work()
     except KeyboardInterrupt as error:

@@ -25,6 +25,7 @@ from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.bags import check_recording, remove_recording
 from deq_flow_ros.recordings.files import write_json, write_text
 from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
+from deq_flow_ros.recordings.names import check_name
 from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
@@ -79,6 +80,7 @@ class ResultFolder:
         self._identity = dict(identity)
         self._lock: IO[str] | None = None
         self._made: list[Path] = []
+        check_name(path)
         try:
             if path.is_dir() and not has_begun(path):
                 self._check_foreign(overwrite)

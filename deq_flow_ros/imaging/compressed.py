@@ -42,7 +42,10 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
         if image.width * image.height > MAX_PIXELS:
             raise EncodingError(f"expected at most {MAX_PIXELS} pixels, got {image.width} x {image.height}{said}")
         try:
-            # 16-bit grey keeps its bits; of 16-bit colour, Pillow reads the upper ones.
+            if image.format == "PNG" and image.mode.startswith("RGB") and data[24] == 16:
+                image.load()  # in full, but of 16 bits only the upper ones
+                colour = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+                return cv2.cvtColor(eight_bits(colour[:, :, :3], levels or Levels()), cv2.COLOR_BGR2RGB)
             if image.mode.startswith("I"):
                 grey = eight_bits(np.asarray(image).astype(np.uint16), levels or Levels())
                 return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)

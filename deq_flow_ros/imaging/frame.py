@@ -58,20 +58,18 @@ class Frame:
 def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id: str) -> Frame:
     """The frame of an image as OpenCV decodes it.
 
-    16-bit colour keeps only its upper 8 bits, because ROS has no widely supported encoding for it.
-
     :param image: (H, W) or (H, W, 3 or 4), uint8 or uint16, with colour as BGR(A).
     :raises MediaError: for any other layout.
     """
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
-    if image.ndim == 3 and image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
     encodings = {
         (2, 1, "uint8"): "mono8",
         (2, 1, "uint16"): "mono16",
         (3, 3, "uint8"): "bgr8",
         (3, 4, "uint8"): "bgra8",
+        (3, 3, "uint16"): "bgr16",
+        (3, 4, "uint16"): "bgra16",
     }
     channels = 1 if image.ndim == 2 else image.shape[2]
     encoding = encodings.get((image.ndim, channels, image.dtype.name))

@@ -18,6 +18,7 @@ from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
 from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.h264 import is_key
+from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.imaging.video import VideoDecoder, codec_of
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import MessageError, Recorded
@@ -58,7 +59,7 @@ class BagSource(Source):
         """
         self.skipped = list(self._bag.problems)
         before, read, unreadable, problem, self.left_out = len(self.skipped), 0, 0, "there is none", 0
-        decoder = VideoDecoder() if self._msgtype in VIDEO else None
+        levels, decoder = Levels(), VideoDecoder() if self._msgtype in VIDEO else None
         key = self._key_before() if decoder is not None and self.start_s > 0 else 0
         for number, (part, recorded) in enumerate(self._messages()):
             if part > 0:
@@ -71,7 +72,7 @@ class BagSource(Source):
                 continue
             read += 1
             try:
-                frame = _frame(recorded, decoder)
+                frame = _frame(recorded, levels, decoder)
             except MessageError as error:
                 self.left_out += 1
                 unreadable += 1
@@ -127,9 +128,10 @@ def _stamp_ns(message: Any) -> int:
     return stamp_to_ns(message.timestamp if hasattr(message, "timestamp") else message.header.stamp)
 
 
-def _frame(recorded: Recorded, decoder: VideoDecoder | None) -> Frame:
+def _frame(recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> Frame:
     """The frame of a recorded message.
 
+    :param levels: maps 16 bits to 8 in compressed images of the topic.
     :param decoder: of the topic, if it holds video.
     :raises MessageError: for a message, or a compressed image in it, that cannot be decoded.
     """
@@ -147,7 +149,7 @@ def _frame(recorded: Recorded, decoder: VideoDecoder | None) -> Frame:
         big = bool(message.is_bigendian)
         return Frame(data, height, width, message.step, message.encoding, big, stamp_ns, time_ns, frame_id)
     try:
-        image = decode_image(np.asarray(message.data).view(np.uint8), message.format)
+        image = decode_image(np.asarray(message.data).view(np.uint8), message.format, levels)
     except EncodingError as error:
         raise MessageError(f"frame stamped {stamp_ns}: {error}") from error
     return Frame.of(image, "rgb8", stamp_ns, time_ns, frame_id)

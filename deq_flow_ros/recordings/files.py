@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="replace")  # file names may be in another
     except OSError as error:
         raise MediaError(f"cannot write {path}: {error}") from error
 

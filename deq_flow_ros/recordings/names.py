@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from deq_flow_ros.imaging.frame import MediaError
 
 DATA_SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 """Data files of a rosbag2."""
@@ -18,6 +21,19 @@ IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif
 def stem_of_part(name: str) -> str:
     """What the names of a split recording's files have in common: "drive" of "drive_3.mcap"."""
     return re.sub(r"_\d+$", "", name.partition(".")[0])
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse the name of a file or folder that not every library can handle: OpenCV ends the process.
+
+    :raises MediaError: for a name that is not UTF-8, from an old disk or a foreign system for instance.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise MediaError(
+            f"expected a name in UTF-8, got {os.fsencode(path)!r}; rename it, or give a link to it"
+        ) from None
 
 
 def visible_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import math
@@ -13,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
 from deq_flow_ros.recordings.bag_source import BagSource
@@ -21,6 +24,7 @@ from deq_flow_ros.recordings.names import (
     BAG_SUFFIXES,
     DATA_SUFFIXES,
     IMAGE_SUFFIXES,
+    check_name,
     has_metadata,
     natural_order,
     visible_files,
@@ -57,6 +61,7 @@ def open_source(
 
 def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -> Source:
     text = os.path.expanduser(os.fspath(input))  # a launch file, or quotes, may leave it to us
+    check_name(text)
     if not text:
         raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
     if fps is not None and not fps > 0:
@@ -68,6 +73,8 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         raise MediaError(f"a topic ({topic}) was given, but {text} is not a bag; only bags have topics")
     if camera and not path.is_file() and not path.is_dir():
         return CameraSource(int(camera[1]), fps)
+    if "://" in text:
+        raise MediaError(f"{text} is an address; expected a file or folder. A camera driver receives streams for ROS")
     if not path.exists():
         raise MediaError(f"{text} does not exist; expected a bag, a video file, a folder of images or a camera index")
     if not os.access(path, os.R_OK):
@@ -80,7 +87,9 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
     if path.is_dir():
         return FolderSource(path, fps)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise MediaError(f"{text} is a single image, which shows no motion; give the folder that holds the sequence")
+        pictures = _read_picture(path)[1]
+        what = f"an image file: {_several(pictures)}" if pictures > 1 else "a single image, which shows no motion"
+        raise MediaError(f"{text} is {what}; give the folder that holds the sequence")
     return VideoSource(path)
 
 
@@ -174,6 +183,35 @@ class VideoSource(Source):
             log.warning(lost)
 
 
+def _read_picture(file: Path) -> tuple[np.ndarray, int]:
+    """An image file as OpenCV decodes it, and the number of pictures in it, of which this is the first.
+
+    :raises MediaError: if it is no image, or not a whole one.
+    """
+    data = np.fromfile(file, np.uint8)  # given a name that is not UTF-8, OpenCV ends the process
+    pictures = 1
+    try:
+        # OpenCV makes a picture of half a JPEG file, and says nothing of the further pages of a file.
+        with Image.open(io.BytesIO(data.data)) as look:
+            if look.format in ("JPEG", "MPO"):
+                look.draft(None, (1, 1))  # an eighth of the size, which is decoded fast
+                look.load()
+            else:
+                pictures = getattr(look, "n_frames", 1)
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        pass
+    except (OSError, ValueError) as error:
+        raise MediaError(f"not a whole image: {error}") from error
+    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if image is None:
+        raise MediaError("not a readable image")
+    return image, pictures
+
+
+def _several(pictures: int) -> str:
+    return f"it holds {pictures} pictures, of which only the first is read; a video of them is read to its end"
+
+
 class FolderSource(Source):
     """The images of a folder in natural order (2 before 10); their sizes may differ and are passed on as they are."""
 
@@ -182,7 +220,9 @@ class FolderSource(Source):
     def __init__(self, path: Path, fps: float | None) -> None:
         super().__init__()
         self.path = path
-        files = [child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES and child.is_file()]
+        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
+        # A link that leads nowhere is an image that cannot be read.
+        files = [child for child in named if child.is_file() or (child.is_symlink() and not child.exists())]
         if not files:
             raise MediaError(
                 f"the folder {path} is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
@@ -199,25 +239,27 @@ class FolderSource(Source):
         numbers = [n for n in range(len(self.files)) if self.part_of(n * self.nominal_period_ns) == 0]
         if not numbers:
             self.check_part()
-        self.skipped, self.left_out = [], numbers[0]
+        self.skipped, self.left_out, unreadable = [], numbers[0], 0
         for number in numbers:
             file, stamp_ns = self.files[number], FIRST_STAMP_NS + number * self.nominal_period_ns
-            image = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
             try:
-                if image is None:
-                    raise MediaError("not a readable image")
+                image, pictures = _read_picture(file)
                 frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
-            except MediaError as error:
+            except (MediaError, OSError) as error:
                 self.skipped.append(f"{file.name}: {error}")
                 self.left_out += 1
                 log.warning("left out %s: %s", file, error)
+                unreadable += 1
                 continue
+            if pictures > 1:
+                self.skipped.append(f"{file.name}: {_several(pictures)}")
+                log.warning("%s: %s", file, self.skipped[-1])
             yield frame
-        if len(self.skipped) == len(numbers):
+        if unreadable == len(numbers):
             none = f"none of the {len(numbers)} images in {self.path} can be read"
             raise MediaError(f"{none}; the first: {self.skipped[0]}")
-        if self.skipped:
-            log.warning("%d of %d images in %s could not be read", len(self.skipped), len(numbers), self.path)
+        if unreadable:
+            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
 
 
 class CameraSource(Source):

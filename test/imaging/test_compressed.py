@@ -57,7 +57,10 @@ def test_grey_alpha_and_sixteen_bits_are_read() -> None:
     assert np.abs(decode_image(compress(".jpg", grey)).astype(int) - expected).max() <= 3
     alpha = np.dstack([picture(), np.full((40, 56), 9, np.uint8)])
     assert np.array_equal(decode_image(compress(".png", alpha)), picture())
-    assert np.array_equal(decode_image(compress(".png", picture().astype(np.uint16) * 257)), picture())
+    wide = compress(".png", picture().astype(np.uint16) * 257)
+    assert np.array_equal(decode_image(wide, levels=Levels(FULL)), picture())
+    few = decode_image(compress(".png", picture().astype(np.uint16)))
+    assert few.max() - few.min() > 150, "of few counts, the upper bits are a black picture"
 
 
 def test_the_orientation_of_a_photograph_is_ignored() -> None:

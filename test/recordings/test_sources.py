@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image sources: every kind of input yields frames with its own stamps, and what cannot be read is named."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 from evaluation_inputs import add_compressed
+from PIL import Image
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
+from deq_flow_ros.imaging.levels import Levels, eight_bits
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO
 from deq_flow_ros.recordings.bags import BagWriter
@@ -92,6 +95,17 @@ def test_compressed_images_are_decoded_and_broken_ones_named(tmp_path: Path, cap
     assert [frame.stamp_ns for frame in frames] == [0, 2]
     assert frames[1].encoding == "rgb8" and np.array_equal(frames[1].data.reshape(24, 32, 3)[..., ::-1], picture(2))
     assert len(source.skipped) == 1 and "stamped 1" in source.skipped[0]
+
+
+def test_compressed_images_of_16_bits_share_their_range(tmp_path: Path) -> None:
+    """A range of its own for each image would make a scene brighter and darker that is not, unlike raw images."""
+    ramp = np.arange(0, 24 * 32, dtype=np.uint16).reshape(24, 32)
+    with BagWriter(tmp_path / "bag") as writer:
+        for number, counts in enumerate((ramp, ramp // 2 + 100)):
+            add_compressed(writer, "/c", cv2.imencode(".png", counts)[1].tobytes(), number)
+    levels = Levels()
+    for frame, counts in zip(open_source(tmp_path / "bag").frames(), (ramp, ramp // 2 + 100), strict=True):
+        assert np.array_equal(frame.data.reshape(24, 32, 3)[..., 0], eight_bits(counts, levels))
 
 
 def test_bag_topic_is_found_where_there_is_one_and_listed_where_there_are_several(tmp_path: Path) -> None:
@@ -195,6 +209,40 @@ def test_the_outer_folder_of_a_data_set_names_the_inner_ones(tmp_path: Path, inn
         open_source(tmp_path)
     with pytest.raises(MediaError, match=r"a frame rate \(9 Hz\) .* is a file, which has times of its own"):
         open_source(tmp_path / "rgb.txt", fps=9)
+
+
+def test_images_that_are_there_in_part_only_are_named(tmp_path: Path) -> None:
+    """OpenCV makes a grey half of half a JPEG file, and takes the first of several pictures, without a word."""
+    whole = cv2.imencode(".jpg", picture(0, 48, 64))[1].tobytes()
+    (tmp_path / "0.jpg").write_bytes(whole)
+    (tmp_path / "1.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (tmp_path / "2.png").symlink_to(tmp_path / "moved.png")
+    first, *others = (Image.fromarray(picture(n, 48, 64)) for n in range(3))
+    first.save(tmp_path / "3.webp", save_all=True, append_images=others)
+    source = open_source(tmp_path)
+    assert [frame.stamp_ns for frame in source.frames()] == [1_000_000_000, 1_099_999_999]
+    expected = ("1.jpg: not a whole image", "2.png: ", "3.webp: it holds 3 pictures, of which")
+    assert all(text.startswith(start) for text, start in zip(source.skipped, expected, strict=True))
+    with pytest.raises(MediaError, match="holds 3 pictures, of which only the first is read; a video of them"):
+        open_source(tmp_path / "3.webp")
+
+
+def test_names_that_are_not_utf_8_do_not_end_the_process(tmp_path: Path) -> None:
+    """Of such a name OpenCV dies with a segmentation fault; disks of foreign systems have them."""
+    (tmp_path / os.fsdecode(b"bild\xe4.png")).write_bytes(cv2.imencode(".png", picture(3))[1].tobytes())
+    (frame,) = open_source(tmp_path).frames()
+    assert np.array_equal(frame.data.reshape(24, 32, 3), picture(3))
+    with pytest.raises(MediaError, match="expected a name in UTF-8, got b'fahrt"):
+        open_source(os.fsdecode(b"fahrt\xe4.mp4"))
+    with pytest.raises(MediaError, match="is an address"):
+        open_source("rtsp://camera/1")
+
+
+def test_sixteen_bits_of_colour_are_kept(tmp_path: Path) -> None:
+    """Of a camera that uses few of its counts, the upper eight bits are a black picture."""
+    cv2.imwrite(str(tmp_path / "0.png"), np.full((8, 9, 3), (7, 8, 900), np.uint16))
+    (frame,) = open_source(tmp_path).frames()
+    assert (frame.encoding, frame.step) == ("bgr16", 54) and frame.data.view(np.uint16)[:3].tolist() == [7, 8, 900]
 
 
 def test_unusable_inputs_are_named(tmp_path: Path) -> None:
