@@ -44,8 +44,8 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
         try:
             if image.format == "PNG" and image.mode.startswith("RGB") and data[24] == 16:
                 image.load()  # in full, but of 16 bits only the upper ones
-                colour = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-                return cv2.cvtColor(eight_bits(colour[:, :, :3], levels or Levels()), cv2.COLOR_BGR2RGB)
+                colour = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH))
+                return cv2.cvtColor(eight_bits(colour, levels or Levels()), cv2.COLOR_BGR2RGB)
             if image.mode.startswith("I"):
                 grey = eight_bits(np.asarray(image).astype(np.uint16), levels or Levels())
                 return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
