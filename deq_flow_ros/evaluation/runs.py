@@ -24,7 +24,7 @@ from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.stamps import Pace
 from deq_flow_ros.streaming import FlowResult
-from deq_flow_ros.streaming.continuity import StampOrder
+from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.result import SUPERSEDED
 from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
@@ -79,9 +79,9 @@ class SettingRun:
         :param arrival_ns: when the frame arrived, on the estimator's clock; None is now.
         """
         assert frame.image is not None
-        if self._previous is not None and (back_ns := self._previous.stamp_ns - frame.stamp_ns) > 0:
+        if self._previous is not None and (anew := why_anew(self._previous.stamp_ns, frame.stamp_ns)):
             # Of two frames out of order, ``take`` has left out one; the estimator must not do so once more.
-            self.estimator.reset(f"time went back by {back_ns / 1e6:.1f} ms")
+            self.estimator.reset(anew)
         try:
             with self.shares.of("computing"):
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from deq_flow_ros.ros.accounts import LATELY, STARVED_SHARE
-from deq_flow_ros.ros.camera_input import ReceivedFrame
+from deq_flow_ros.ros.topics import ReceivedFrame
 from deq_flow_ros.streaming import FlowInfo
 
 MAX_STAMP_AGE_MS = 10_000.0

@@ -22,11 +22,12 @@ from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.budget import BudgetWords
 from deq_flow_ros.ros.camera_info import WHOLE
-from deq_flow_ros.ros.camera_input import CameraInput, ImageMessage, ReceivedFrame
+from deq_flow_ros.ros.camera_input import CameraInput
 from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
+from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame
 from deq_flow_ros.ros.troubles import Clocks
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
 from deq_flow_ros.streaming.continuity import FLAT

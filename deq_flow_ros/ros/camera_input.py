@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
 from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.impl.rcutils_logger import RcutilsLogger
@@ -21,38 +20,17 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
 from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.ros.topics import ImageMessage, Source, candidates, info_topic
+from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame, Source, candidates, info_topic
 from deq_flow_ros.ros.troubles import Clocks
-from deq_flow_ros.streaming.continuity import StampOrder
+from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 
 MAX_WAIT_NS = 1_000_000_000
 """Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
+STEP_NS = 10_000_000_000
+"""A clock that is set by less is believed at once. Beyond, a single stamp may be garbage."""
 WATCH_PERIOD_S = 0.5
 RATE_CAPACITY = 2.0
 """Room for one image more: without it, jitter would cost images of a camera whose rate lies at the limit."""
-
-
-@dataclass(eq=False)
-class ReceivedFrame:
-    """A message, when it came, and how old it was then.
-
-    :ivar arrival_ns: on the ``time.monotonic_ns`` clock.
-    :ivar stamp_ns: of the message.
-    :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
-    :ivar refused: why it is not to be processed; None if it is.
-    :ivar starts_anew: why the stream starts anew before the next one that is processed; None if it does not.
-    :ivar wanted: the outputs that somebody subscribed to when it came.
-    :ivar accounted: whether it has had its account.
-    """
-
-    message: ImageMessage
-    arrival_ns: int
-    stamp_ns: int
-    age_ms: float | None = None
-    refused: str | None = None
-    starts_anew: str | None = None
-    wanted: AbstractSet[str] = frozenset()
-    accounted: bool = False
 
 
 class RateLimit:
@@ -140,7 +118,7 @@ class CameraInput:
     def forget_order(self) -> None:
         """The next image is taken whatever its stamp."""
         self._order = StampOrder()
-        self._latest_ns: int | None = None
+        self._latest: tuple[int, int] | None = None  # stamp and arrival
 
     def close(self) -> None:
         """Unsubscribe from everything."""
@@ -221,17 +199,21 @@ class CameraInput:
         # Not in the stream behind: there a message that was sent twice would take the place of the image that waits.
         if not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
             frame.refused = RATE_LIMITED
-        elif (reason := self._order.why_out(frame.stamp_ns)) is not None:
+        elif (reason := self._order.why_out(frame.stamp_ns, self._furthest_ns(frame))) is not None:
             frame.refused = reason
             self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
         else:
-            latest_ns, self._latest_ns = self._latest_ns, frame.stamp_ns
-            if latest_ns is not None and frame.stamp_ns < latest_ns:
-                frame.starts_anew = f"time went back by {(latest_ns - frame.stamp_ns) / 1e6:.1f} ms"
+            latest, self._latest = self._latest, (frame.stamp_ns, frame.arrival_ns)
+            frame.starts_anew = why_anew(latest[0], frame.stamp_ns) if latest else None
         if frame.refused is None and not heard:
             frame.refused = UNHEARD
         elif frame.refused is None and self._anew is not None:
             frame.starts_anew, self._anew = self._anew, None
+
+    def _furthest_ns(self, frame: ReceivedFrame) -> int:
+        """How far a stamp may be ahead of the last one: as far as time went on since then, and a step or gap more."""
+        since_ns = frame.arrival_ns - self._latest[1] if self._latest else 0
+        return since_ns + max(STEP_NS, round(1e6 * self.settings.max_gap_ms))
 
     def _lost_before(self, number: int) -> int:
         """Messages that the middleware lost between the last one and this, by the publisher's numbers."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the images of a camera, and its calibration, may come from."""
+"""Where the images of a camera, and its calibration, may come from; and an image that came."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +12,29 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
 ImageMessage: TypeAlias = Image | CompressedImage
+
+
+@dataclass(eq=False)
+class ReceivedFrame:
+    """A message, when it came, and how old it was then.
+
+    :ivar arrival_ns: on the ``time.monotonic_ns`` clock.
+    :ivar stamp_ns: of the message.
+    :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
+    :ivar refused: why it is not to be processed; None if it is.
+    :ivar starts_anew: why the stream starts anew before the next one that is processed; None if it does not.
+    :ivar wanted: the outputs that somebody subscribed to when it came.
+    :ivar accounted: whether it has had its account.
+    """
+
+    message: ImageMessage
+    arrival_ns: int
+    stamp_ns: int
+    age_ms: float | None = None
+    refused: str | None = None
+    starts_anew: str | None = None
+    wanted: AbstractSet[str] = frozenset()
+    accounted: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import BY_DESIGN, LATELY, STARVED_SHARE, SUPERSEDED, Window
-from deq_flow_ros.streaming.continuity import LEFT_OUT
+from deq_flow_ros.streaming.continuity import FLAT, LEFT_OUT
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 WORTH_A_WARNING = 0.05
@@ -31,10 +33,12 @@ _REMEDIES = {
     "encoding changed": _OTHER_CAMERA,
     "frame_id changed": _OTHER_CAMERA,
     "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
-    "flat image": "is the lens covered, or the exposure wrong?",
+    FLAT: "there is no contrast to compute on; is the lens covered, or the exposure wrong?",
     "a frame failed": "the log says where",
 }
 """Of a stream that starts anew with every image, by a word of the reason."""
+AT_ONCE = 3
+"""So many in a row, or so many times, are worth a word before a window has gone by."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,8 @@ def troubles(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
     """(level, what is wrong and what to do) of all that is worth a word, the worst first; what is no fault is OK."""
     span = f"in the last {window.seconds:.0f} s"
     found = [*_unusable(window, span), *_left_out(window, span)]
-    if window.full and not window.infos:
-        found += _without_flow(window, span)
-    found += [*_solves(window, span), *_transport(window, span), *_stamps(window, clocks)]
+    found += _without_flow(window, span) if window.full and not window.infos else _breaks(window, span)
+    found += [*_unmatched(window, span), *_solves(window, span), *_transport(window, span), *_stamps(window, clocks)]
     return sorted(found, key=lambda trouble: trouble[0], reverse=True)
 
 
@@ -92,7 +95,7 @@ def _without_flow(window: Window, span: str) -> list[tuple[bytes, str]]:
     starts = Counter(sample.kind for sample in window.samples if sample.outcome == "first")
     if starts.total() > 1:
         most = max(starts, key=starts.__getitem__)
-        remedy = next((text for word, text in _REMEDIES.items() if word in most), "see `reason` in ~/statistics")
+        remedy = _remedy(most) or "see `reason` in ~/statistics"
         why = f"the stream started anew {starts.total()} times, most because: {window.latest_reason(most)}"
         return [(WARN, f"no flow {span}: {why}; {remedy}")]
     if window.drops[SUPERSEDED] and not window.drops.keys() - set(BY_DESIGN):
@@ -103,6 +106,47 @@ def _without_flow(window: Window, span: str) -> list[tuple[bytes, str]]:
         )
         return [(ERROR, text)]
     return []
+
+
+def _remedy(reason: str) -> str:
+    return next((text for word, text in _REMEDIES.items() if word in reason), "")
+
+
+def _faults(faulty: Sequence[bool]) -> range:
+    """Which of these are worth a word: the last ones in a row, or all where it is so time and again; or none."""
+    row = len(list(takewhile(bool, reversed(faulty))))
+    times = sum(now and not before for before, now in pairwise([False, *faulty]))
+    if row >= AT_ONCE:
+        return range(len(faulty) - row, len(faulty))
+    return range(len(faulty) if times >= AT_ONCE and times > WORTH_A_WARNING * len(faulty) else 0)
+
+
+def _breaks(window: Window, span: str) -> list[tuple[bytes, str]]:
+    """Of a stream that starts anew with each image at present, or again and again, for a reason that has a remedy."""
+    taken = [sample for sample in window.samples if sample.outcome != "dropped"]
+    faults = _faults([sample.outcome == "first" and bool(_remedy(sample.kind)) for sample in taken])
+    if not faults:
+        return []
+    starts = Counter(taken[number].kind for number in faults if taken[number].outcome == "first")
+    most = max(starts, key=starts.__getitem__)
+    told = f"{window.latest_reason(most)}; {_remedy(most)}"
+    if faults.start or starts.total() == len(taken):
+        return [(WARN, f"no flow from the last {len(faults)} images, because: {told}")]
+    return [(WARN, f"the stream started anew {starts.total()} times {span}, most because: {told}")]
+
+
+def _unmatched(window: Window, span: str) -> list[tuple[bytes, str]]:
+    """Of flow that was published and means nothing."""
+    faults = _faults([not info.matched for info in window.infos])
+    if not faults:
+        return []
+    count = sum(not window.infos[number].matched for number in faults)
+    which = f"the last {count} flow fields" if count == len(faults) else f"{count} of {len(faults)} flow fields {span}"
+    text = (
+        f"{which} mean nothing (`matched` is false in ~/statistics), as their images have nothing in "
+        f"common: is the lens covered, the motion too fast, or {_OTHER_CAMERA}"
+    )
+    return [(WARN, text)]
 
 
 def _solves(window: Window, span: str) -> list[tuple[bytes, str]]:

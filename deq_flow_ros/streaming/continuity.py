@@ -36,6 +36,8 @@ MIN_OF_STILL = 0.85
 FLAT = "flat image"
 LEFT_OUT = "left out"
 """How every reason ends why a frame takes no part in its stream."""
+FAR_NS = 24 * 3600 * 10**9
+"""No pause of a stream is so long: a stamp further ahead than this is garbage, or the clock was set."""
 SAME_STAMP = f"the same stamp as the frame before: {LEFT_OUT}"
 UNMATCHED = "the two images before do not match"
 UNEXPLAINED = "the motion so far does not explain this frame"
@@ -120,30 +122,51 @@ class Seen:
         return None
 
 
+def why_anew(last_ns: int, stamp_ns: int) -> str | None:
+    """Why a stream starts anew with a frame that ``StampOrder`` took; None if it fits to the last frame taken.
+
+    An estimator that is reset for this reason does not find the same fault once more.
+    """
+    ahead_ns = stamp_ns - last_ns
+    if ahead_ns < 0:
+        return f"time went back by {-ahead_ns / 1e6:.1f} ms"
+    return f"time went on by {ahead_ns / 1e9:.1f} s" if ahead_ns > FAR_NS else None
+
+
 class StampOrder:
     """Finds frames that do not fit into the order of the stamps, so that one of them does not end a stream.
 
-    A message that was sent twice, a late one, or one with a stamp of zero is left out. Where a second frame comes after
-    the first one that was late, the time did go back, and the stream starts anew from there.
+    A message that was sent twice, a late one, one with a stamp of zero, or one from a far future is left out. Where a
+    second frame comes after the first one that was late, or early, the clock was set, and the stream starts anew there.
     """
 
     def __init__(self) -> None:
         self._last_ns: int | None = None
-        self._late_ns: int | None = None
+        self._odd_ns: int | None = None
+        self._period_ns = 0
 
-    def why_out(self, stamp_ns: int) -> str | None:
-        """Why the next frame is to be left out; None if it is to be taken."""
-        last_ns, late_ns = self._last_ns, self._late_ns
-        if last_ns is None or stamp_ns > last_ns or (late_ns is not None and late_ns < stamp_ns < last_ns):
-            self._last_ns, self._late_ns = stamp_ns, None
-            return None
+    def why_out(self, stamp_ns: int, furthest_ns: int = FAR_NS) -> str | None:
+        """Why the next frame is to be left out; None if it is to be taken.
+
+        :param furthest_ns: a frame that is further ahead of the last one, and of three times the last step, is early.
+        """
+        last_ns, odd_ns, self._odd_ns = self._last_ns, self._odd_ns, None
         if stamp_ns == last_ns:
-            self._late_ns = None  # the clock is where it was
             return SAME_STAMP
-        self._late_ns = stamp_ns
-        if stamp_ns == 0:
-            return f"without a stamp: {LEFT_OUT}"
-        return f"stamped {(last_ns - stamp_ns) / 1e6:.1f} ms earlier than the frame before: {LEFT_OUT}"
+        if last_ns is not None:
+            follows = odd_ns is not None and stamp_ns > odd_ns and (stamp_ns > last_ns) == (odd_ns > last_ns)
+            early = stamp_ns - last_ns > max(furthest_ns, 3 * self._period_ns)
+            if not follows and (early or stamp_ns < last_ns):
+                self._odd_ns = stamp_ns
+                if stamp_ns == 0:
+                    return f"without a stamp: {LEFT_OUT}"
+                apart = f"{(last_ns - stamp_ns) / 1e6:.1f} ms earlier"
+                if early:
+                    apart = f"{(stamp_ns - last_ns) / 1e9:.1f} s later"
+                return f"stamped {apart} than the frame before: {LEFT_OUT}"
+            self._period_ns = stamp_ns - (odd_ns if follows and odd_ns is not None else last_ns)
+        self._last_ns = stamp_ns
+        return None
 
 
 def look(

@@ -4,7 +4,10 @@
 import pytest
 
 from deq_flow_ros.stamps import Pace, longest_gap_ms
-from deq_flow_ros.streaming.continuity import StampOrder
+from deq_flow_ros.streaming.continuity import FAR_NS, StampOrder, why_anew
+
+SECOND = 10**9
+DAYS = 2 * FAR_NS
 
 
 @pytest.mark.parametrize(
@@ -17,9 +20,14 @@ from deq_flow_ros.streaming.continuity import StampOrder
         ([10, 11, 12, 5, 6, 7], [10, 11, 12, 6, 7]),  # the clock was set back, or a recording starts over
         ([0, 0, 0], [0]),  # a driver that never stamps
         ([10, 11, 8, 11, 9, 12], [10, 11, 12]),  # late and repeated
+        ([10, 11, 2**31 * SECOND, 12, 13], [10, 11, 12, 13]),  # garbage
+        ([10, 11, DAYS, DAYS, 12, DAYS + 5, 13], [10, 11, 12, 13]),  # garbage again and again
+        ([10, 11, DAYS, 0, 12, 13], [10, 11, 12, 13]),
+        ([10, 11, DAYS, DAYS + 1, DAYS + 2], [10, 11, DAYS + 1, DAYS + 2]),  # the clock was set, and stays
+        ([10, DAYS, 2 * DAYS, 3 * DAYS, 4 * DAYS], [10, 2 * DAYS, 3 * DAYS, 4 * DAYS]),  # one image every other day
     ],
 )
-def test_one_frame_out_of_order_is_left_out_and_two_are_a_clock_that_went_back(
+def test_one_frame_out_of_order_is_left_out_and_two_are_a_clock_that_was_set(
     stamps: list[int], taken: list[int]
 ) -> None:
     """Why: a message that arrives twice or late made every pair a cold one."""
@@ -35,7 +43,14 @@ def test_a_gap_is_judged_by_the_rate_of_the_stream(period_ms: float, gap_ms: flo
     assert longest_gap_ms(1000.0, period_ms * 1e6) == gap_ms
 
 
-SECOND = 10**9
+def test_a_frame_that_is_early_by_the_time_that_passed_is_left_out_and_one_behind_a_pause_is_not() -> None:
+    """Why: a stamp of an hour later began the stream anew twice, and a camera that pauses for an hour is no fault."""
+    order = StampOrder()
+    assert order.why_out(0, SECOND) is None
+    assert order.why_out(3600 * SECOND, SECOND) == "stamped 3600.0 s later than the frame before: left out"
+    assert order.why_out(SECOND // 30, SECOND) is order.why_out(3600 * SECOND, 3600 * SECOND) is None
+    assert why_anew(0, 3600 * SECOND) is None  # a gap like others
+    assert why_anew(0, DAYS) == "time went on by 172800.0 s"
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_images_without_any_flow_are_not_well(
     camera: CameraAt, outcome: str, reason: str, level: bytes, words: list[str]
 ) -> None:
     """A node that takes in images and gives out nothing is what these statuses are there for."""
-    camera.gives_no_flow(outcome, reason, 9.5)
+    camera.gives_no_flow(outcome, reason, 0.2)
     assert look(camera)[0] == OK  # a first pair may take its time
     camera.gives_no_flow(outcome, reason, 10.5)
     got, message, _ = look(camera)
@@ -211,7 +211,40 @@ def test_images_without_any_flow_are_not_well(
     camera.runs(seconds=1.0)
     assert look(camera)[0] == OK
     camera.now_s += 60.0  # silence, and then the first image again
-    camera.gives_no_flow(outcome, reason, 1.0)
+    camera.gives_no_flow(outcome, reason, 0.2)
+    assert look(camera)[0] == OK
+
+
+FLAT_IMAGE = "flat image: nothing to match"
+
+
+def test_two_cameras_in_turn_and_black_pictures_are_told_at_once_and_so_is_their_end(camera: CameraAt) -> None:
+    """For ten seconds all was well by the diagnostics, while nothing or nonsense came out."""
+    camera.runs()
+    for reason, words in (("frame_id changed from 'a' to 'b'", "two cameras"), (FLAT_IMAGE, "no contrast to compute")):
+        camera.gives_no_flow("first", reason, 0.2)
+        assert look(camera)[0] == OK  # a flash, a driver that is started anew
+        camera.gives_no_flow("first", reason, 0.1)
+        level, message, _ = look(camera)
+        assert level == WARN and f"no flow from the last 3 images, because: {reason}; " in message and words in message
+        camera.runs(seconds=0.1)
+        assert look(camera)[0] == OK
+
+
+def test_breaks_and_flow_of_noise_now_and_then_are_told_where_they_are_often(camera: CameraAt) -> None:
+    """A second camera that sends less often leaves flow fields between, and a covered lens gives noise, not black."""
+    for _ in range(3):
+        assert look(camera)[0] == OK
+        camera.runs(seconds=1.0)
+        camera.gives_no_flow("first", "frame_id changed from 'a' to 'b'", 0.2)
+    level, message, _ = look(camera)
+    assert level == WARN and "the stream started anew 6 times in the last 10 s, most because: frame_id" in message
+    camera.now_s += 20.0
+    camera.runs()
+    camera.runs(seconds=0.3, likeness=0.1)
+    level, message, _ = look(camera)
+    assert level == WARN and "the last 3 flow fields mean nothing" in message
+    camera.runs(seconds=0.1)
     assert look(camera)[0] == OK
 
 
