@@ -22,7 +22,7 @@ from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame, Source, candidates, info_topic
 from deq_flow_ros.ros.troubles import Clocks
-from deq_flow_ros.streaming.continuity import StampOrder, why_anew
+from deq_flow_ros.streaming.continuity import StampOrder
 
 MAX_WAIT_NS = 1_000_000_000
 """Longest time in the middleware that is believed; beyond it, the wall clock was set, or no time was given."""
@@ -118,7 +118,7 @@ class CameraInput:
     def forget_order(self) -> None:
         """The next image is taken whatever its stamp."""
         self._order = StampOrder()
-        self._latest: tuple[int, int] | None = None  # stamp and arrival
+        self._latest_arrival_ns: int | None = None
 
     def close(self) -> None:
         """Unsubscribe from everything."""
@@ -203,8 +203,8 @@ class CameraInput:
             frame.refused = reason
             self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
         else:
-            latest, self._latest = self._latest, (frame.stamp_ns, frame.arrival_ns)
-            frame.starts_anew = why_anew(latest[0], frame.stamp_ns) if latest else None
+            self._latest_arrival_ns = frame.arrival_ns
+            frame.starts_anew = self._order.anew
         if frame.refused is None and not heard:
             frame.refused = UNHEARD
         elif frame.refused is None and self._anew is not None:
@@ -212,7 +212,7 @@ class CameraInput:
 
     def _furthest_ns(self, frame: ReceivedFrame) -> int:
         """How far a stamp may be ahead of the last one: as far as time went on since then, and a step or gap more."""
-        since_ns = frame.arrival_ns - self._latest[1] if self._latest else 0
+        since_ns = 0 if self._latest_arrival_ns is None else frame.arrival_ns - self._latest_arrival_ns
         return since_ns + max(STEP_NS, round(1e6 * self.settings.max_gap_ms))
 
     def _lost_before(self, number: int) -> int:

@@ -138,9 +138,12 @@ class StampOrder:
 
     A message that was sent twice, a late one, one with a stamp of zero, or one from a far future is left out. Where a
     second frame comes after the first one that was late, or early, the clock was set, and the stream starts anew there.
+
+    :ivar anew: ``why_anew`` of the last frame that was taken.
     """
 
     def __init__(self) -> None:
+        self.anew: str | None = None
         self._last_ns: int | None = None
         self._odd_ns: int | None = None
         self._period_ns = 0
@@ -165,6 +168,7 @@ class StampOrder:
                     apart = f"{(stamp_ns - last_ns) / 1e9:.1f} s later"
                 return f"stamped {apart} than the frame before: {LEFT_OUT}"
             self._period_ns = stamp_ns - (odd_ns if follows and odd_ns is not None else last_ns)
+            self.anew = why_anew(last_ns, stamp_ns)
         self._last_ns = stamp_ns
         return None
 

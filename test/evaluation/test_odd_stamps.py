@@ -90,15 +90,15 @@ def test_an_image_that_was_sent_twice_or_late_is_left_out_and_the_stream_goes_on
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_clock_that_was_set_while_recording_costs_one_pair(
+def test_a_clock_that_was_set_while_recording_costs_one_frame_and_one_pair(
     evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path, mode: str
 ) -> None:
     """A robot that boots in 1970 and learns the time later; a simulated run took the step for decades without flow."""
     stamps = [5 * SECOND + PERIOD_NS * i for i in range(3)] + [1_700_000_000 * SECOND + PERIOD_NS * i for i in range(4)]
     _, rows, out = run(evaluate, write_bag(tmp_path / "bag", stamped(stamps)), mode)
-    assert [row["outcome"][0] for row in rows] == list("fppfppp")
+    assert [row["outcome"][0] for row in rows] == list("fppdfpp"), "the first might be garbage"
     if mode == "--realtime":
-        assert metrics_of(out)["run"]["played_seconds"] == pytest.approx(7 * PERIOD_NS / SECOND, abs=1e-3)
+        assert metrics_of(out)["run"]["played_seconds"] == pytest.approx(6 * PERIOD_NS / SECOND, abs=1e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)
