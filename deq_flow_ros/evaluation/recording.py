@@ -107,9 +107,8 @@ class RecordingEvaluation:
         self.source.close()
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
-        if plan.stamps is not None and self.source.kind != "bag":
-            kind = f"{path} is a {self.source.kind}"
-            raise MediaError(f"stamps of the {plan.stamps} were asked for, but {kind}; only bags have such stamps")
+        if plan.stamps and (kind := self.source.kind) != "bag":
+            raise MediaError(f"stamps of the {plan.stamps} were asked for, but {path} is a {kind}; only bags have them")
         for read in filter(None, (path, None if plan.truth_topic else plan.truth)):
             _check_apart(Path(read).resolve(), out.resolve())
         self._shares = TimeShares()

@@ -8,7 +8,7 @@ import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -21,9 +21,9 @@ from rosbags.rosbag2 import Reader as Reader2
 
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings import sqlite_bag
-from deq_flow_ros.recordings.messages import Channel, Damage, Recorded
-from deq_flow_ros.recordings.names import DATA_SUFFIXES, natural_order, stem_of_part, visible_files
-from deq_flow_ros.recordings.scan import ROS1_MAGIC, scan
+from deq_flow_ros.recordings.messages import ZSTD_MAGIC, Channel, Damage, Recorded
+from deq_flow_ros.recordings.names import DATA_SUFFIXES, missing_parts, natural_order, stem_of_part, visible_files
+from deq_flow_ros.recordings.scan import MCAP_MAGIC, ROS1_MAGIC, scan
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -35,10 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic of a bag; ``count`` messages as far as they can be read."""
+    """A topic of a bag: how many messages can be read, by type. Nearly every topic has a single type."""
 
-    msgtype: str
-    count: int
+    counts: Mapping[str, int]
+
+    def of_type(self, *types: str) -> str | None:
+        """The most frequent of some types; None if there is none of them."""
+        return max((kind for kind in types if kind in self.counts), key=self.counts.__getitem__, default=None)
 
 
 class Bag:
@@ -61,13 +64,11 @@ class Bag:
         self._announced: dict[Path, Counter[str]] = {}
         """Number of messages by topic, as the index of a file has it."""
         self.topics: dict[str, Topic] = {}
-        counts: Counter[str] = Counter()
-        types: dict[str, str] = {}
+        counts: dict[str, Counter[str]] = {}
         for file in self._files:
             for channel, count in self._list(file).items():
-                types.setdefault(channel.topic, channel.msgtype)
-                counts[channel.topic] += count
-        self.topics = {topic: Topic(msgtype, counts[topic]) for topic, msgtype in types.items()}
+                counts.setdefault(channel.topic, Counter())[channel.msgtype] += count
+        self.topics = {topic: Topic(by_type) for topic, by_type in counts.items()}
         if not self.topics and self.problems:
             raise MediaError(f"the bag {path} cannot be read: {'; '.join(self.problems)}")
 
@@ -95,9 +96,13 @@ class Bag:
             if lost and not any(problem.startswith(f"{file} ") for problem in self.problems):
                 self.note(f"{file} is damaged: it lacks {lost} messages that its index counts")
 
-    def first(self, topic: str) -> Recorded | None:
-        """The first message of a topic that can be read."""
-        return next(self.messages(topic), None)
+    def of_type(self, topic: str, msgtype: str) -> Iterator[Recorded]:
+        """The messages of a topic that are of this type."""
+        return (recorded for recorded in self.messages(topic) if recorded.msgtype == msgtype)
+
+    def first(self, topic: str, msgtype: str) -> Recorded | None:
+        """The first message of a topic and type that can be read."""
+        return next(self.of_type(topic, msgtype), None)
 
     def _find_files(self) -> list[Path]:
         if not self.path.is_dir():
@@ -111,11 +116,15 @@ class Bag:
                     f"the folder {self.path} holds several recordings ({', '.join(sorted(stems)[:4])}) and no "
                     "metadata.yaml that joins them; give one of its files, or evaluate all of them with --bags"
                 )
+            if gaps := missing_parts(present, self.path.resolve().name):
+                self.note(f"the parts {', '.join(gaps)} of {self.path} are missing, as the numbers of the others say")
             return natural_order(present.values())
         missing = [name for name in listed if name not in present]
         self.problems += [f"the file {self.path / name}, which metadata.yaml names, is missing" for name in missing]
         if other := sorted(set(present) - set(listed)):
-            log.warning("left out %s: metadata.yaml of %s does not name it", ", ".join(other), self.path)
+            what = f"left out {', '.join(other)}: metadata.yaml of {self.path} does not name it"
+            alike = {stem_of_part(name) for name in listed} & {stem_of_part(name) for name in other}
+            self.note(what) if alike else log.warning(what)
         return [present[name] for name in listed if name in present]
 
     def _listed(self) -> list[str] | None:
@@ -165,8 +174,9 @@ class Bag:
                 raise _Unreadable(f"{missing} messages cannot be found through its index")
 
     def _scanned(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
-        with _unzipped(file) as plain:
-            yield from scan(plain, lambda what: self.note(f"{file} is damaged: {what}"), topics)
+        with _unzipped(file, self.note) as plain:
+            if plain == file or plain.stat().st_size:
+                yield from scan(plain, lambda what: self.note(f"{file} is damaged: {what}"), topics)
 
     def note(self, problem: str) -> None:
         """Add to ``problems`` what is not among them yet."""
@@ -181,7 +191,7 @@ class _Unreadable(Exception):
 @contextmanager
 def _opened(file: Path) -> Iterator[Reader1 | Reader2]:
     try:
-        with _unzipped(file) as plain, (Reader1 if _is_ros1(plain) else Reader2)(plain) as reader:
+        with _unzipped(file) as plain, (Reader1 if _begins(plain, ROS1_MAGIC) else Reader2)(plain) as reader:
             yield reader
     except (MediaError, GeneratorExit, _Unreadable):
         raise
@@ -205,9 +215,12 @@ def _channel(reader: Reader1 | Reader2, connection: Connection) -> Channel:
 
 
 @contextmanager
-def _unzipped(file: Path) -> Iterator[Path]:
-    """The file itself; or, of one that is compressed as a whole, its content in a temporary file."""
-    if file.suffix != ".zstd":
+def _unzipped(file: Path, note: Callable[[str], None] = log.warning) -> Iterator[Path]:
+    """The file itself; or, of one that is compressed as a whole, its content in a temporary file.
+
+    :param note: hears what cannot be unpacked.
+    """
+    if file.suffix != ".zstd" or not _begins(file, ZSTD_MAGIC):
         yield file
         return
     with TemporaryDirectory(prefix="bag_") as folder:
@@ -217,13 +230,18 @@ def _unzipped(file: Path) -> Iterator[Path]:
                 shutil.copyfileobj(content, written, 1 << 20)
         except (zstd.ZstdError, EOFError) as error:
             # What came out until then may still be read from the front.
-            log.warning("%s cannot be unpacked to its end: %s", file, error)
+            note(f"{file} is damaged: it cannot be unpacked to its end ({error})")
         except OSError as error:
             hint = "; set TMPDIR to a folder with more room" if error.errno == errno.ENOSPC else ""
             raise MediaError(f"cannot unpack {file} into {folder}: {error}{hint}") from error
         yield plain
 
 
-def _is_ros1(file: Path) -> bool:
+def is_bag_file(file: Path) -> bool:
+    """Whether a file begins as those of bags do, whatever its name is."""
+    return file.is_file() and any(_begins(file, magic) for magic in (MCAP_MAGIC, ROS1_MAGIC, sqlite_bag.MAGIC))
+
+
+def _begins(file: Path, magic: bytes) -> bool:
     with file.open("rb") as opened:
-        return opened.read(len(ROS1_MAGIC)) == ROS1_MAGIC
+        return opened.read(len(magic)) == magic

@@ -24,6 +24,7 @@ from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import MessageError, Recorded
 from deq_flow_ros.recordings.packets import VIDEO, packet_of
 from deq_flow_ros.recordings.source import Source
+from deq_flow_ros.spelling import did_you_mean
 from deq_flow_ros.stamps import Pace
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO)
 
 
 class BagSource(Source):
@@ -43,7 +45,11 @@ class BagSource(Source):
         self.path = path
         self._bag = bag = Bag(path)
         self.topic = _choose_topic(bag, topic)
-        self._msgtype, self.count = bag.topics[self.topic].msgtype, bag.topics[self.topic].count
+        counts = bag.topics[self.topic].counts
+        self._msgtype = bag.topics[self.topic].of_type(*IMAGE_TYPES) or ""
+        self.count = counts[self._msgtype]
+        for other in sorted(set(counts) & set(IMAGE_TYPES) - {self._msgtype}):
+            bag.note(f"left out {counts[other]} messages of type {other} on {self.topic}; most are {self._msgtype}")
         if self.count == 0:
             raise MediaError(f"the topic {self.topic} of the bag {path} holds no messages; it holds: {_listing(bag)}")
         self.calibration = _calibration(bag, self.topic)
@@ -93,7 +99,7 @@ class BagSource(Source):
     def _messages(self) -> Iterator[tuple[int, Recorded]]:
         """Those of the topic, and where each lies (``part_of``)."""
         pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
-        for recorded in self._bag.messages(self.topic):
+        for recorded in self._bag.of_type(self.topic, self._msgtype):
             offset_ns += pace.step(recorded.time_ns)[0]
             yield self.part_of(offset_ns), recorded
 
@@ -115,7 +121,7 @@ class BagSource(Source):
         Images that are recorded together have no time between them, and those of some drivers no stamps.
         """
         times, stamps = [], []
-        for recorded in itertools.islice(self._bag.messages(self.topic), 21):
+        for recorded in itertools.islice(self._bag.of_type(self.topic, self._msgtype), 21):
             times.append(recorded.time_ns)
             with contextlib.suppress(MessageError):
                 stamps.append(_stamp_ns(recorded.message()))
@@ -161,9 +167,7 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     """
     base = re.sub("/(compressed|ffmpeg|foxglove)$", "", image_topic)
     topic = base.rpartition("/")[0] + "/camera_info"
-    if topic not in bag.topics or bag.topics[topic].msgtype != CAMERA_INFO:
-        return None
-    recorded = bag.first(topic)
+    recorded = bag.first(topic, CAMERA_INFO) if topic in bag.topics else None
     if recorded is None:
         return None
     try:
@@ -182,15 +186,15 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
 
 def _listing(bag: Bag) -> str:
     """Every topic of a bag with its type and number of messages."""
-    topics = [f"{name} ({topic.msgtype}, {topic.count} messages)" for name, topic in sorted(bag.topics.items())]
-    return ", ".join(topics) or "no topics"
+    counts = [(name, *item) for name, topic in sorted(bag.topics.items()) for item in topic.counts.items()]
+    return ", ".join(f"{name} ({kind}, {count} messages)" for name, kind, count in counts) or "no topics"
 
 
 def _choose_topic(bag: Bag, wanted: str | None) -> str:
     """The wanted image topic; without a wish, the only one whose images can be read."""
-    images = {name: topic for name, topic in bag.topics.items() if topic.msgtype in (IMAGE, COMPRESSED_IMAGE, *VIDEO)}
+    images = {name: kind for name, topic in bag.topics.items() if (kind := topic.of_type(*IMAGE_TYPES)) is not None}
     if not images:
-        foreign = any(" in " in topic.msgtype for topic in bag.topics.values())
+        foreign = any(" in " in kind for topic in bag.topics.values() for kind in topic.counts)
         hint = "; only messages of ROS, and foxglove.CompressedVideo, can be read here" if foreign else ""
         raise MediaError(
             f"the bag {bag.path} holds no images (no topic of type {IMAGE}, {COMPRESSED_IMAGE} "
@@ -198,26 +202,38 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
             f"it holds: {_listing(bag)}{hint}"
         )
     if wanted is not None and wanted not in images:
-        got = f"is of type {bag.topics[wanted].msgtype}" if wanted in bag.topics else "is not in it"
+        got = f"is not in it{did_you_mean(wanted, images)}"
+        if wanted in bag.topics:
+            got = f"is of type {' and '.join(bag.topics[wanted].counts)}"
         raise MediaError(
             f"expected an image topic of the bag {bag.path}, but {wanted} {got}; its image topics: "
             f"{', '.join(sorted(images))}"
         )
     if wanted is not None or len(images) == 1:
         return wanted or next(iter(images))
-    looks = {name: _look(bag, name) for name in sorted(images)}
+    looks = {name: _look(bag, name, images[name]) for name in sorted(images)}
     usable = [name for name, (ok, _) in looks.items() if ok]
     if len(usable) == 1:
         return usable[0]
-    lines = [f"{n} ({images[n].msgtype}, {images[n].count} images, {look})" for n, (_, look) in looks.items()]
+    counts = {name: bag.topics[name].counts[images[name]] for name in images}
+    lines = [f"{name} ({images[name]}, {counts[name]} images, {look})" for name, (_, look) in looks.items()]
     raise MediaError(f"the bag {bag.path} has several image topics; choose one with --topic: {'; '.join(lines)}")
 
 
-def _look(bag: Bag, topic: str) -> tuple[bool, str]:
-    """Whether the first image of a topic is a picture, and its size and encoding for people."""
-    recorded = bag.first(topic)
-    if recorded is None:
-        return False, "empty"
+def _look(bag: Bag, topic: str, msgtype: str) -> tuple[bool, str]:
+    """Whether a topic holds pictures, not depth or flow, and their size and encoding for people.
+
+    Its first messages say so: one of them may be damaged, and then the topic is still that of a camera.
+    """
+    look = False, "empty"
+    for recorded in itertools.islice(bag.of_type(topic, msgtype), 5):
+        look = _look_at(recorded)
+        if look[0]:
+            break
+    return look
+
+
+def _look_at(recorded: Recorded) -> tuple[bool, str]:
     try:
         message = recorded.message()
         if recorded.msgtype == IMAGE:

@@ -23,6 +23,21 @@ def stem_of_part(name: str) -> str:
     return re.sub(r"_\d+$", "", name.partition(".")[0])
 
 
+def missing_parts(names: Iterable[str], folder: str) -> list[str]:
+    """The parts of a split recording that must have been there: rosbag2 numbers them from 0, without leading zeros.
+
+    :param names: of the files that are there.
+    :param folder: name of their folder, which rosbag2 names its files after.
+    """
+    parts = {name.partition(".")[0] for name in names}
+    numbers = [re.fullmatch(r"(.*)_(0|[1-9]\d{0,4})", part) for part in parts]
+    found = {int(match[2]): match[1] for match in numbers if match}
+    stem = next(iter(found.values()), "")
+    if len(found) < len(parts) or (len(parts) < 2 and stem != folder):
+        return []
+    return [f"{stem}_{number}" for number in range(max(found, default=0)) if number not in found]
+
+
 def check_name(path: str | os.PathLike[str]) -> None:
     """Refuse the name of a file or folder that not every library can handle: OpenCV ends the process.
 

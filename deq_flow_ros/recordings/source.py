@@ -10,6 +10,10 @@ from typing import Any
 
 from deq_flow_ros.imaging.frame import Frame, MediaError
 
+FIRST_STAMP_NS = 1_000_000_000
+"""Stamp of the first frame where the input has none: not 0, which ROS reads as "no stamp"."""
+DEFAULT_FPS = 30.0
+
 
 class Source(abc.ABC):
     """A stream of frames, opened by ``open_source``."""

@@ -1,41 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``open_source`` and the sources that OpenCV reads: video files, image folders and cameras."""
+"""``open_source``, and the sources that OpenCV's video reader opens: video files and cameras."""
 
 from __future__ import annotations
 
-import io
-import itertools
+import contextlib
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
-import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
+from deq_flow_ros.recordings.bag_reader import is_bag_file
 from deq_flow_ros.recordings.bag_source import BagSource
-from deq_flow_ros.recordings.files import recordings_below
+from deq_flow_ros.recordings.folder_source import FolderSource, read_picture, several
 from deq_flow_ros.recordings.names import (
     BAG_SUFFIXES,
     DATA_SUFFIXES,
     IMAGE_SUFFIXES,
     check_name,
     has_metadata,
-    natural_order,
     visible_files,
 )  # fmt: skip
-from deq_flow_ros.recordings.source import Source
+from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 
 log = logging.getLogger(__name__)
-
-FIRST_STAMP_NS = 1_000_000_000
-"""Stamp of the first frame where the input has none: not 0, which ROS reads as "no stamp"."""
-DEFAULT_FPS = 30.0
 
 
 def open_source(
@@ -50,7 +43,7 @@ def open_source(
     :param start_s: of a recording only the part from here to before ``stop_s`` is read, in s from its first frame.
     :raises MediaError: naming what is wrong with the input.
     """
-    source = _open(input, topic, fps)
+    source = _open(input, topic or None, fps)
     try:
         source.choose_part(start_s, stop_s)
     except MediaError:
@@ -67,8 +60,8 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
     if fps is not None and not fps > 0:
         raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
     path = Path(text).expanduser()  # in `input:=~/bag` no shell does
-    camera = re.fullmatch(r"(?:/dev/video)?(\d+)", text)
-    is_bag = path.name.lower().endswith(BAG_SUFFIXES) or (path.is_dir() and _holds_bag(path))
+    camera = re.fullmatch(r"(?:/dev/video)?([0-9]+)", text)
+    is_bag = path.name.lower().endswith(BAG_SUFFIXES) or (_holds_bag(path) if path.is_dir() else is_bag_file(path))
     if topic is not None and not is_bag:
         raise MediaError(f"a topic ({topic}) was given, but {text} is not a bag; only bags have topics")
     if camera and not path.is_file() and not path.is_dir():
@@ -87,26 +80,16 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
     if path.is_dir():
         return FolderSource(path, fps)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        pictures = _read_picture(path)[1]
-        what = f"an image file: {_several(pictures)}" if pictures > 1 else "a single image, which shows no motion"
+        pictures = 1
+        with contextlib.suppress(MediaError):
+            pictures = read_picture(path)[1]
+        what = f"an image file: {several(pictures)}" if pictures > 1 else "a single image, which shows no motion"
         raise MediaError(f"{text} is {what}; give the folder that holds the sequence")
     return VideoSource(path)
 
 
 def _holds_bag(folder: Path) -> bool:
     return has_metadata(folder) or any(file.name.endswith(DATA_SUFFIXES) for file in visible_files(folder))
-
-
-def _what_is_in(folder: Path) -> str:
-    """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
-    below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
-    if below:
-        return f"the recordings below it: {_listed(below)}; give one of them, or all of them with evaluate_bag --bags"
-    return f"it holds {_listed(sorted(child.name for child in folder.iterdir())) or 'nothing'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _is_text(path: Path) -> bool:
@@ -181,85 +164,6 @@ class VideoSource(Source):
             lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be truncated"
             self.skipped = [lost]
             log.warning(lost)
-
-
-def _read_picture(file: Path) -> tuple[np.ndarray, int]:
-    """An image file as OpenCV decodes it, and the number of pictures in it, of which this is the first.
-
-    :raises MediaError: if it is no image, or not a whole one.
-    """
-    data = np.fromfile(file, np.uint8)  # given a name that is not UTF-8, OpenCV ends the process
-    pictures = 1
-    try:
-        # OpenCV makes a picture of half a JPEG file, and says nothing of the further pages of a file.
-        with Image.open(io.BytesIO(data.data)) as look:
-            if look.format in ("JPEG", "MPO"):
-                look.draft(None, (1, 1))  # an eighth of the size, which is decoded fast
-                look.load()
-            else:
-                pictures = getattr(look, "n_frames", 1)
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        pass
-    except (OSError, ValueError) as error:
-        raise MediaError(f"not a whole image: {error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if image is None:
-        raise MediaError("not a readable image")
-    return image, pictures
-
-
-def _several(pictures: int) -> str:
-    return f"it holds {pictures} pictures, of which only the first is read; a video of them is read to its end"
-
-
-class FolderSource(Source):
-    """The images of a folder in natural order (2 before 10); their sizes may differ and are passed on as they are."""
-
-    kind = "folder"
-
-    def __init__(self, path: Path, fps: float | None) -> None:
-        super().__init__()
-        self.path = path
-        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
-        # A link that leads nowhere is an image that cannot be read.
-        files = [child for child in named if child.is_file() or (child.is_symlink() and not child.exists())]
-        if not files:
-            raise MediaError(
-                f"the folder {path} is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                f"{_what_is_in(path)}"
-            )
-        self.files = natural_order(files)
-        fps = fps or DEFAULT_FPS
-        self.count = len(files)
-        self.nominal_period_ns = round(1e9 / fps)
-        self.description = f"folder {path.name}: {self.count} images at {fps:g} Hz"
-
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
-        numbers = [n for n in range(len(self.files)) if self.part_of(n * self.nominal_period_ns) == 0]
-        if not numbers:
-            self.check_part()
-        self.skipped, self.left_out, unreadable = [], numbers[0], 0
-        for number in numbers:
-            file, stamp_ns = self.files[number], FIRST_STAMP_NS + number * self.nominal_period_ns
-            try:
-                image, pictures = _read_picture(file)
-                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
-            except (MediaError, OSError) as error:
-                self.skipped.append(f"{file.name}: {error}")
-                self.left_out += 1
-                log.warning("left out %s: %s", file, error)
-                unreadable += 1
-                continue
-            if pictures > 1:
-                self.skipped.append(f"{file.name}: {_several(pictures)}")
-                log.warning("%s: %s", file, self.skipped[-1])
-            yield frame
-        if unreadable == len(numbers):
-            none = f"none of the {len(numbers)} images in {self.path} can be read"
-            raise MediaError(f"{none}; the first: {self.skipped[0]}")
-        if unreadable:
-            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
 
 
 class CameraSource(Source):

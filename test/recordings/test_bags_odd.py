@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from rosbags.typesys import Stores, get_typestore
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bags import BagWriter
+from deq_flow_ros.recordings.names import missing_parts
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 McapWriter = pytest.importorskip("mcap.writer").Writer
 
@@ -221,3 +228,45 @@ def test_signs_that_look_like_digits_are_no_numbers(tmp_path: Path) -> None:
     for number in (10, 9):
         cv2.imwrite(str(tmp_path / f"1²{number}.png"), np.full((8, 8), number, np.uint8))
     assert [int(one.data[0]) for one in open_source(tmp_path).frames()] == [9, 10]
+
+
+def test_a_topic_with_messages_of_two_types_gives_its_images(tmp_path: Path) -> None:
+    """Two programs may disagree about the type of a topic; then a bag has messages of both."""
+    text, _ = JAZZY.generate_msgdef("sensor_msgs/msg/Image", ros_version=2)
+    with (tmp_path / "two.mcap").open("wb") as file:
+        writer = McapWriter(file)
+        writer.start("ros2", "test")
+        other = writer.register_schema("std_msgs/msg/String", "ros2msg", b"string data")
+        words = writer.register_channel(TOPIC, "cdr", other)
+        schema = writer.register_schema("sensor_msgs/msg/Image", "ros2msg", text.encode())
+        images = writer.register_channel(TOPIC, "cdr", schema)
+        for recorded in Bag(write(tmp_path / "bag")).messages():
+            writer.add_message(words, recorded.time_ns, b"\0\1\0\0\2\0\0\0a\0", recorded.time_ns)
+            writer.add_message(images, recorded.time_ns, recorded.raw(), recorded.time_ns)
+        writer.finish()
+    assert read(tmp_path / "two.mcap") == WHOLE
+    assert read((tmp_path / "two.mcap").rename(tmp_path / "renamed")) == WHOLE, "its content says that it is a bag"
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_lost_parts_of_a_recording_are_named_without_its_metadata(tmp_path: Path, lost: int) -> None:
+    """What a copy has left out is known by the numbers of the other parts."""
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    for number in range(3):
+        if number != lost:
+            shutil.copy(write(tmp_path / f"{number}"), folder / f"drive_{number}.mcap")
+    source = open_source(folder)
+    assert source.skipped == [f"the parts drive_{lost} of {folder} are missing, as the numbers of the others say"]
+    for dated in (("d_2024_05_12.mcap",), ("d_2024_05_12.mcap", "d_2024_05_x.mcap"), ("a.mcap",)):
+        assert missing_parts(dated, "d") == []
+
+
+def test_a_file_that_cannot_be_unpacked_is_said_to_be_that(tmp_path: Path) -> None:
+    """Not "empty"; and one that only has the name of a compressed file is read as it is."""
+    plain = write(tmp_path / "bag")
+    assert read(Path(shutil.copy(plain, tmp_path / "plain.mcap.zstd"))) == WHOLE
+    packed = zstd.compress(plain.read_bytes())
+    (tmp_path / "cut.mcap.zstd").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(MediaError, match=r"cut.mcap.zstd is damaged: it cannot be unpacked to its end \(.*\)$"):
+        open_source(tmp_path / "cut.mcap.zstd")
