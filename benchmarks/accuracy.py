@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.report import Benchmark, mean, median, table
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
-from deq_flow_ros.model import DTYPES, DEQFlow, load_model
+from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
 from deq_flow_ros.streaming.refinement import refined
 from training.datasets import Sample
 from training.pairs import group_means, model_flow, pair_errors, read_pairs
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_number("--iterations", [12, 24], "of each solve", least=1, nargs="+")
     line.add_number("--scale", 2.0, "also process enlarged so many times; 1: do not", above=0)
     line.add_number("--refinement", 0, "steps of a refinement behind the network; 0: none", least=0)
-    line.add_precision(list(DTYPES), "--dtype")
+    line.add_precision(PRECISIONS[1:], "--dtype")
     return line.run(line.parse_args(arguments), run)
 
 

@@ -36,7 +36,8 @@ from benchmarks.sequences import PERIOD_NS, read_frames
 from benchmarks.turns import NEAR_PX, nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import keep_freed_memory, machine, peak_memory_mb
-from deq_flow_ros.model import DTYPES, SIZES, DEQFlow, available_models, load_model
+from deq_flow_ros.model import PRECISIONS, SIZES, DEQFlow, available_models, load_model
+from deq_flow_ros.model.precision import INT8, number_type
 from deq_flow_ros.model.weights import check_device
 from deq_flow_ros.streaming import RUNTIMES, choose_runtime
 
@@ -54,10 +55,12 @@ def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
     """The model, and a second one in float32 with no layers folded. It is untrained if no weights are given and none
     ship for the size.
     """
-    device, dtype = check_device(options.device), DTYPES[options.dtype]
+    device, dtype = check_device(options.device), number_type(options.dtype)
     if is_trained(options):
         name = options.model or options.size
         return load_model(name, device, precision=options.dtype), load_model(name, device, fold=False)
+    if options.dtype == INT8:
+        raise ValueError(f"--dtype int8 needs weights, and none of {options.size} ship; give --model")
     models = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -178,7 +181,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     """Measure everything. Memory comes first, while there is nothing yet that a method could keep and reuse."""
     model, plain = load_models(options)
     frames = load_frames(options)
-    device, dtype = model.device, DTYPES[options.dtype]
+    device, dtype = model.device, number_type(options.dtype)
     reference = as_released(plain)
     released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
     streams: dict[str, Method] = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
@@ -244,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_argument("--input", help="bag, video or folder of images (default: a rendered drive)")
     line.add_argument("--size", default="nano", choices=sorted(SIZES), help="model size")
     line.add_argument("--model", help="weights, by path (default: those that ship with the size; untrained if none)")
-    line.add_precision(list(DTYPES), "--dtype")
+    line.add_precision(PRECISIONS[1:], "--dtype")
     line.add_size(480, 640, "frames are resized to it")
     line.add_number("--iterations", [1, 2, 3, 4], "of streams", least=1, nargs="+")
     line.add_number("--frames", 40, "pairs to measure", least=1)

@@ -13,6 +13,7 @@ and its bytes, if they come from memory, at the other; the longer of both is its
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class _Tally(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name == "sparse_sampled_addmm":  # an inner product per place
             self.operations += 2 * args[0].values().numel() * args[1].shape[1]
+        if name == "qconv2d_pointwise":  # of packed weights
+            self.operations += 2 * result.numel() * math.prod(args[3].shape[1:])
         inputs = _tensors((args, {name: value for name, value in kwargs.items() if name != "out"}))
         outputs = _tensors(result)
         # ``reshape`` and ``to`` give a view where they can, and a copy where they cannot.
@@ -92,7 +95,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     if tensor.layout == torch.sparse_csr:
         return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    return (tensor,)
+    return (tensor,) if tensor.layout == torch.strided else ()  # weights that oneDNN packed show no storage
 
 
 def _stored_bytes(tensor: Tensor) -> int:

@@ -14,6 +14,7 @@ from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.cells import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.correlation import CorrelationPyramid, correlate
 from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm
+from deq_flow_ros.model.int8 import Int8Encoder
 from deq_flow_ros.model.operators import Prepared, make_update_operator
 from deq_flow_ros.model.prediction import Prediction
 from deq_flow_ros.model.recompute import recomputed
@@ -124,13 +125,13 @@ class DEQFlow(nn.Module):
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
         """Encode an image. The result contains everything that it contributes to any pair.
 
-        :param image: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
+        :param image: (B, 3, H, W) RGB 0..255, uint8 or float, H and W multiples of 8.
         :param recompute: whether to run each block again in the backward pass, which saves memory in training.
         """
-        dtype = next(self.parameters()).dtype
-        image = (2 * (image / 255) - 1).to(dtype).contiguous(memory_format=torch.channels_last)
-        encoding: Encoding = self.encoder(image, recompute)
-        return encoding
+        if not isinstance(self.encoder, Int8Encoder):  # which takes pixels as they are
+            image = (image - 127.5).mul_(2 / 255).to(next(self.parameters()))
+            image = image.contiguous(memory_format=torch.channels_last)
+        return self.encoder(image, recompute)  # type: ignore[no-any-return]
 
     def prepare(self, encoding1: Encoding) -> Prepared:
         """Compute the part of ``problem`` that needs only the image on whose pixels the flow is defined."""
@@ -187,8 +188,8 @@ class DEQFlow(nn.Module):
         state, above = None, 1
         for level in range(levels, 0, -1):
             size = (height >> level, width >> level)
-            small1, small2 = (pad_to_multiple(F.interpolate(image, size, mode="area"))[0] for image in (image1, image2))
-            encoding1, encoding2 = self.encode(small1), self.encode(small2)
+            smaller = (F.interpolate(image.float(), size, mode="area") for image in (image1, image2))
+            encoding1, encoding2 = (self.encode(pad_to_multiple(image)[0]) for image in smaller)
             if state is None:
                 state = self.initial_state(encoding1)
             else:

@@ -18,8 +18,9 @@ from torch import Tensor
 from deq_flow_ros.host import replacing
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
+from deq_flow_ros.model.int8 import Int8Encoder
 from deq_flow_ros.model.layout import WeightsError, check_layout
-from deq_flow_ros.model.precision import DTYPES, choose_precision
+from deq_flow_ros.model.precision import DTYPES, INT8, choose_precision, number_type
 from deq_flow_ros.model.released import from_released
 from deq_flow_ros.spelling import did_you_mean
 
@@ -48,15 +49,16 @@ def load_model(
     :param device: the device of the model. A missing CUDA device is an error; the CPU is never used instead.
     :param fold: whether to fold weight norm and batch norm into the convolutions, which makes inference cheaper. False
         keeps them, to train further (after ``model.train().requires_grad_(True)``), to save or to export.
-    :param precision: type of weights and features: float32, bfloat16, float16, or auto; see ``choose_precision``. On a
-        processor without instructions for it, half precision is slower than float32.
+    :param precision: type of weights and features: float32, bfloat16, float16, int8, or auto; see ``choose_precision``.
+        On a processor without instructions for it, half precision is slower than float32.
     :raises FileNotFoundError: if there is no such name or file.
     :raises WeightsError: for a file that is truncated, of another kind, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
-    :raises ValueError: for an unknown precision.
+    :raises ValueError: for an unknown precision, or int8 where the machine or the model has none.
     """
     device = check_device(device)
-    dtype = DTYPES[choose_precision(precision, device)]
+    precision = choose_precision(precision, device)
+    dtype = number_type(precision)
     path = Path(name_or_path)
     if str(name_or_path) in available_models():
         path = WEIGHTS_DIR / f"{name_or_path}.safetensors"
@@ -84,6 +86,8 @@ def load_model(
     model.eval()
     if fold:
         model = model.folded()
+    if precision == INT8:
+        model.encoder = Int8Encoder(model.encoder, dtype)
     return model.to(device, dtype).requires_grad_(False)
 
 

@@ -27,7 +27,8 @@ class NodeSettings(ParameterTable):
     precision: str = configured(
         one_of(*PRECISIONS),
         "type of weights and features. auto is float16 on CUDA, bfloat16 on a CPU with instructions for it "
-        "(AVX512-BF16, AMX), and float32 elsewhere. The flow itself is always float32",
+        "(AVX512-BF16, AMX), and float32 elsewhere. int8 is auto with an encoder of int8, on a CPU with VNNI. The "
+        "flow itself is always float32",
     )
     gpu_runtime: str = configured(
         one_of(*RUNTIMES),

@@ -201,9 +201,7 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
     found = engine.match([member.slot for member in compared], direction) if compared else []
     alike = {member.place: likeness for member, likeness in zip(compared, found, strict=True)}
     so_far_ms = engine.stages.read(wait=False)
-    limits = [
-        member.stream.limits(member.turn, so_far_ms, len(batch), alike.get(member.place)) for member in batch
-    ]
+    limits = [member.stream.limits(member.turn, so_far_ms, len(batch), alike.get(member.place)) for member in batch]
     for member in compared:
         if not member.stream.warm:
             engine.start_cold(member.slot)

@@ -33,7 +33,7 @@ class EncodedImage:
     """An image and all that it contributes to a pair.
 
     :ivar image: (H, W, 3) uint8 RGB, as it came.
-    :ivar tensor: (1, 3, h, w) float32, what was encoded: scaled, padded.
+    :ivar tensor: (1, 3, h, w) uint8 or float32, what was encoded: scaled, padded.
     :ivar padding: how much of it is padding, for ``crop``.
     """
 
@@ -261,9 +261,9 @@ def encode_images(
     for image in scaled:
         # PyTorch warns of arrays that cannot be written to, as Pillow's are, though nobody writes here.
         # (H, W, 3) seen as (1, 3, H, W) already is the channels_last layout that the convolutions want.
-        tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(device).permute(2, 0, 1)[None].float()
+        tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(device).permute(2, 0, 1)[None]
         whole = not any(side % FACTOR for side in image.shape[:2])
-        padded.append((tensor, (0, 0, 0, 0)) if whole else pad_to_multiple(tensor))
+        padded.append((tensor, (0, 0, 0, 0)) if whole else pad_to_multiple(tensor.float()))
     encoding = model.encode(joined([tensor for tensor, _ in padded]))
     return [
         EncodedImage(image, tensor, padding, Encoding(*sample(encoding, i)))

@@ -29,16 +29,16 @@ def test_half_precision_is_chosen_where_the_device_has_it(
     if flags is not None:
         cpu_info.write_text(f"model name\t: a processor with no avx512_bf16 in its name\nflags\t\t: {flags}\n")
     monkeypatch.setattr(precision, "_CPU_INFO", cpu_info)
-    precision.cpu_has_bfloat16.cache_clear()
+    precision._cpu_flags.cache_clear()
     try:
         assert choose_precision("auto", device) == chosen
         assert choose_precision("float16", device) == "float16"
         assert Setting("main", device=device).network == ("nano", device, chosen)
     finally:
-        precision.cpu_has_bfloat16.cache_clear()
+        precision._cpu_flags.cache_clear()
 
 
 def test_a_precision_that_is_none_is_named() -> None:
     """Why: a misspelt one must not be float32 in silence."""
-    with pytest.raises(ValueError, match=r"auto, float32, bfloat16, float16, got 'fp16'"):
+    with pytest.raises(ValueError, match=r"auto, float32, bfloat16, float16, int8, got 'fp16'"):
         load_model("nano", precision="fp16")
