@@ -115,9 +115,15 @@ class VideoSource(Source):
             log.warning("%s states no usable frame rate (%s); assuming %g Hz", path, fps, DEFAULT_FPS)
             fps = DEFAULT_FPS
         self.count = count if count > 0 else None
+        with path.open("rb") as file:
+            head = file.read(12)
+        self._counted = head[4:8] == b"ftyp" or head[:4] == b"RIFF"
+        """Whether the file (MP4, MOV, AVI) counts its frames. OpenCV guesses from length and rate of any other."""
         self.nominal_period_ns = round(1e9 / fps)
+        count_words = f"{'' if self._counted else 'about '}{self.count}" if self.count else "unknown number of"
         self.description = (
-            f"video {path.name}: {width}x{height} at {fps:g} Hz, {self.count or 'unknown number of'} frames"
+            f"video {path.name}: {width}x{height} at {fps:g} Hz, "
+            f"{count_words} frames"
         )
 
     def _open(self) -> cv2.VideoCapture:
@@ -160,10 +166,17 @@ class VideoSource(Source):
             raise MediaError(
                 f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or truncated"
             )
+        self.skipped = []
         if self.whole and self.count is not None and number < self.count:
-            lost = f"{self.path.name} states {self.count} frames, only {number} can be decoded; it may be truncated"
-            self.skipped = [lost]
-            log.warning(lost)
+            states, found = f"{self.count} frames", f"{number}"
+            if not self._counted:
+                length_s = self.count * self.nominal_period_ns * 1e-9
+                read_s = (stamp_ns - FIRST_STAMP_NS + self.nominal_period_ns) * 1e-9
+                if length_s - read_s < 3 * self.nominal_period_ns * 1e-9:  # only its rate is not constant
+                    return
+                states, found = f"a length of {length_s:.1f} s", f"{read_s:.1f} s"
+            self.skipped = [f"{self.path.name} states {states}, only {found} can be decoded; it may be truncated"]
+            log.warning(self.skipped[0])
 
 
 class CameraSource(Source):
