@@ -84,7 +84,10 @@ class CameraModel:
         counts = COEFFICIENTS.get(self.distortion_model)
         if counts is None:
             known = ", ".join(COEFFICIENTS)
-            raise ValueError(f"expected a distortion model of {known}, got {self.distortion_model!r}")
+            raise ValueError(
+                f"expected a distortion model of {known}, got {self.distortion_model!r} with coefficients that are not "
+                "all zero; calibrate the camera with one of these models, or use its rectified images (image_rect)"
+            )
         if len(self.distortion) not in counts or not all(map(math.isfinite, self.distortion)):
             expected = " or ".join(filter(None, [", ".join(map(str, counts[:-1])), str(counts[-1])]))
             raise ValueError(f"{self.distortion_model} expects {expected} finite coefficients, got {self.distortion}")

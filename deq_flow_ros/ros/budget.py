@@ -15,6 +15,11 @@ from deq_flow_ros.streaming import FlowInfo
 
 MAX_STAMP_AGE_MS = 10_000.0
 """Oldest stamp that is believed where the budget counts from it."""
+UNMET_REMEDY = (
+    "raise latency_budget_ms, use a faster device, or lower min_scale, which helps until the short side of the images "
+    "is processed at 96 px"
+)
+"""What to do where one iteration at the lowest scale takes longer than the budget."""
 QUIET_S = 60.0
 """Least time between two words about the same; it doubles from one to the next."""
 
@@ -72,6 +77,5 @@ class BudgetWords:
         self._logger.warning(
             f"the budget of {info.budget_ms:g} ms cannot be met: of the last {LATELY} flow fields {starved} were late "
             f"with a single iteration at the lowest scale, {info.scale:.3g}, by up to {latest_ms:.0f} ms. Each image "
-            "gets that one iteration, its flow comes late, and the newest image wins. Raise latency_budget_ms, lower "
-            "min_scale, or use a faster device"
+            f"gets that one iteration, its flow comes late, and the newest image wins. {UNMET_REMEDY.capitalize()}"
         )

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import array
 import dataclasses
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
@@ -61,8 +66,9 @@ class ParameterTable:
     def declare(cls, node: Node) -> None:
         """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
 
-        An empty list stands for the default of a list: YAML has no type for it, and without any value rclpy would raise
-        an error where it is read.
+        A whole number is taken for a parameter that is a real one: ``-p latency_budget_ms:=50`` means 50.0. An empty
+        list stands for the default of a list: YAML has no type for it, and without any value rclpy would raise an error
+        where it is read.
 
         :raises ParameterException: for a value that cannot be, or none where one is needed.
         """
@@ -73,6 +79,8 @@ class ParameterTable:
                     expected = type(field.default).__name__
                     raise ParameterException(f"{field.name}: expected a value of type {expected}, got none", field.name)
                 del given[field.name]
+            if field.name in given:
+                given[field.name] = as_declared(given[field.name], field.default)
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             node.declare_parameter(field.name, default, _descriptor(field))
 
@@ -114,7 +122,7 @@ class ParameterTable:
     def misspelt_overrides(cls, node: Node) -> list[str]:
         """A line for each value given at start that no parameter takes, as ROS drops these silently."""
         known = [field.name for field in dataclasses.fields(cls)]
-        return [
+        return files_for_others(sys.argv, node.get_fully_qualified_name()) + [
             f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
             for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
             if not node.has_parameter(name) and not name.startswith("qos_overrides.")
@@ -124,6 +132,53 @@ class ParameterTable:
     def names_of_live(cls) -> frozenset[str]:
         """Names of the parameters of which a change takes effect at once."""
         return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata["live"])
+
+
+def files_for_others(words: Sequence[str], node: str) -> list[str]:
+    """A line for each parameter file of a command line that has values, but none for this node.
+
+    :param words: the command line; what ROS cannot read is left to ROS.
+    :param node: the name of the node with its namespace.
+    """
+    lines = []
+    for option, path in pairwise(words):
+        if option != "--params-file":
+            continue
+        try:
+            names = _nodes_of(yaml.safe_load(Path(path).read_text()))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if names and not any(_fits(name, node) for name in names):
+            lines.append(
+                f"the parameter file {path} has values for {', '.join(names)} and none for {node}: they change "
+                f"nothing; name {node} or /** there"
+            )
+    return lines
+
+
+def _nodes_of(tree: object, prefix: str = "") -> list[str]:
+    """The names, with namespaces, that a parameter file has values for."""
+    if not isinstance(tree, dict):
+        return []
+    if "ros__parameters" in tree:
+        return [prefix]
+    return [name for key, below in tree.items() for name in _nodes_of(below, f"{prefix}/{str(key).strip('/')}")]
+
+
+def _fits(pattern: str, node: str) -> bool:
+    """Whether a name of a parameter file means a node: * is one part of a name, ** is any number of them."""
+    parts = {"**": r"(/[^/]+)*", "*": "/[^/]+"}
+    return bool(re.fullmatch("".join(parts.get(part, "/" + re.escape(part)) for part in pattern.split("/")[1:]), node))
+
+
+def as_declared(parameter: Parameter, present: Any) -> Parameter:
+    """The parameter, with a whole number as a real one where the parameter has real values.
+
+    :param present: a value of the type that the parameter has.
+    """
+    if isinstance(present, float) and parameter.type_ == Parameter.Type.INTEGER:
+        return Parameter(parameter.name, Parameter.Type.DOUBLE, float(parameter.value))
+    return parameter
 
 
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:

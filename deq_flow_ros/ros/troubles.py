@@ -13,6 +13,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import BY_DESIGN, LATELY, STARVED_SHARE, SUPERSEDED, Window
+from deq_flow_ros.ros.budget import UNMET_REMEDY
 from deq_flow_ros.streaming.continuity import FLAT, LEFT_OUT
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -160,8 +161,7 @@ def _solves(window: Window, span: str) -> list[tuple[bytes, str]]:
     if late and sum(info.starved for info in lately) >= STARVED_SHARE * LATELY:
         text = (
             f"the budget of {late[-1].budget_ms:g} ms cannot be met ({len(late)} of {count} flow fields were late "
-            f"{span}): one iteration at the lowest scale takes longer; raise latency_budget_ms, lower min_scale, "
-            "or use a faster device"
+            f"{span}): one iteration at the lowest scale takes longer; {UNMET_REMEDY}"
         )
         found.append((WARN, text))
     elif len(late) > WORTH_A_WARNING * count:

@@ -81,6 +81,8 @@ def test_a_region_is_cut_out_and_a_wrong_one_is_named(node: NodeClient) -> None:
 def test_limits_that_contradict_each_other_are_refused_together_and_taken_together(node: NodeClient) -> None:
     """Each is in range; one at a time they would stop every image."""
     assert "min_scale <= max_scale, got 2 and 1" in node.set_parameters(min_scale=2.0)
+    assert "no parameter 'min_scal' (did you mean 'min_scale'?)" in node.set_parameters(min_scal=2.0)
+    assert node.set_parameters(max_gap_ms=1000) == ""  # a whole number for a real one
     request = SetParametersAtomically.Request()
     request.parameters = [Parameter(n, value=2.0).to_parameter_msg() for n in ("min_scale", "max_scale")]
     assert node.call(SetParametersAtomically, "set_parameters_atomically", request).result.successful
@@ -176,6 +178,7 @@ def test_a_budget_from_the_stamp_counts_the_delay_where_it_can_be_believed(
 ) -> None:
     """With clocks that differ, every deadline would be past, or never come."""
     assert node.set_parameters(latency_from="stamp", latency_budget_ms=10_000.0) == ""
+    node.call(Trigger, "reset", Trigger.Request())  # these stamps are of another time than those before
     images = [node.image(), node.image()]
     for number, image in enumerate(images):
         now_ns = node.get_clock().now().nanoseconds + number * PERIOD_NS - round(delay_s * 1e9)

@@ -14,7 +14,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameter_checks import changed, check_change
+from deq_flow_ros.ros.parameter_checks import changed, check_change, unknown
+from deq_flow_ros.ros.parameter_table import files_for_others
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
@@ -93,6 +94,45 @@ def test_a_wrong_value_at_start_is_refused(name: str, value: object, words: list
     with pytest.raises(ParameterException) as error:
         make_node(**{name: value})
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_whole_number_is_taken_for_a_real_one() -> None:
+    """Who types `-p latency_budget_ms:=50` means 50.0; ROS's own words for it name types and no cure."""
+    assert NodeSettings.read(make_node(latency_budget_ms=50)).latency_budget_ms == 50.0
+    node = make_node()
+    (meant,) = changed([Parameter("latency_budget_ms", value=70)], node)
+    assert meant.type_ == Parameter.Type.DOUBLE and meant.value == 70.0
+    assert changed([Parameter("max_gap_ms", value=1000)], node) == []  # as it is
+
+
+def test_a_parameter_that_there_is_not_is_refused_by_name() -> None:
+    """rclpy answers with the text of an exception, without what might have been meant."""
+    reason = unknown([Parameter("max_iterations", value=3), Parameter("latency_budget", value=3.0)], make_node())
+    assert reason == "no parameter 'latency_budget' (did you mean 'latency_budget_ms'?); nothing was changed"
+    assert unknown([Parameter("max_iterations", value=3)], make_node()) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "matches"),
+    [
+        ("/**: {ros__parameters: {threads: 1}}", True),
+        ("flow_node: {ros__parameters: {threads: 1}}", False),  # the node has a namespace
+        ("/robot/flow_node: {ros__parameters: {threads: 1}}", True),
+        ("robot: {flow_node: {ros__parameters: {threads: 1}}}", True),
+        ("/*/flow_node: {ros__parameters: {threads: 1}}", True),
+        ("/other: {ros__parameters: {threads: 1}}\n/**/flow_node: {ros__parameters: {}}", True),
+        ("/other: {ros__parameters: {threads: 1}}", False),
+        ("/**/other: {ros__parameters: {threads: 1}}", False),
+        ("threads: 1", True),  # ROS says what is wrong with it
+    ],
+)
+def test_a_parameter_file_for_another_node_is_named(tmp_path: Path, content: str, matches: bool) -> None:
+    """Whoever renames the node, or misspells it in the file, would run on defaults without a word."""
+    path = tmp_path / "parameters.yaml"
+    path.write_text(content)
+    lines = files_for_others(["node", "--ros-args", "--params-file", str(path)], "/robot/flow_node")
+    assert (lines == []) == matches
+    assert matches or (f"{path} has values for /" in lines[0] and "none for /robot/flow_node" in lines[0])
 
 
 def test_every_parameter_is_described_to_ros() -> None:
