@@ -67,10 +67,10 @@ def words_of(error: Exception) -> str:
     return str(error) if isinstance(error, (OSError, ValueError, RuntimeError)) else traceback.format_exc()
 
 
-def spin_once(executor: Executor, node: Node) -> None:
+def spin_once(executor: Executor, node: Node, timeout_s: float = 0.2) -> None:
     """Do what is next; rclpy raises for requests that are malformed, and one client's must not end the node."""
     try:
-        executor.spin_once(timeout_sec=0.2)
+        executor.spin_once(timeout_sec=timeout_s)
     except ExternalShutdownException:
         raise
     except Exception:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a page says of a flow node, from its accounts and diagnostics: its state, with a cure, and its figures."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+QUIET_S = 3.0
+"""Without an account for so long no images come; without diagnostics for twice as long no node runs."""
+HISTORY = 60
+"""Flow fields in the bars."""
+COUNTS = ("received", "processed", "first", "dropped", "lost")
+LATEST = ("latency_ms", "budget_ms", "iterations", "stop_reason", "residual_px", "scale")
+LEVELS = ("ok", "warning", "error", "stale")
+"""By the levels of ``diagnostic_msgs/DiagnosticStatus``."""
+SEVERITY = ("ok", "warning", "stale", "error")
+
+
+class Figures:
+    """Collects what one camera of a node says, from when somebody begins to look.
+
+    :param node: full name of the node, "/robot/flow_node".
+    :param camera: name of the camera; empty for one without a name.
+    :param clock: seconds.
+    :ivar image_topic: where the node expects its images; empty as long as that is unknown.
+    """
+
+    def __init__(self, node: str, camera: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._node, self._camera, self._clock = node, camera or "flow", clock
+        self.image_topic = ""
+        self._began_s = self._account_s = self._flow_s = self._diagnostics_s = clock()
+        self._statuses: dict[str, tuple[str, str]] = {}
+        self._rates: dict[str, str] = {}
+        self._account: dict[str, str] = {}
+        self._latest: dict[str, str] = {}
+        self._history: deque[tuple[float, int]] = deque(maxlen=HISTORY)
+
+    def take_account(self, values: Mapping[str, str]) -> None:
+        """An account of ``~/statistics`` (docs/node.md)."""
+        self._account, self._account_s = dict(values), self._clock()
+        if values["outcome"] == "processed":
+            self._flow_s = self._account_s
+            self._latest = {name: values[name] for name in LATEST}
+            self._history.append((float(values["latency_ms"]), int(values["iterations"])))
+
+    def take_status(self, level: int, name: str, message: str, values: Mapping[str, str]) -> None:
+        """A status of ``/diagnostics``; those of other nodes are left out."""
+        node, colon, what = name.partition(": ")
+        if not colon or node != self._node.lstrip("/"):
+            return
+        self._diagnostics_s = self._clock()
+        self._statuses[what] = LEVELS[level], message
+        if what == self._camera:
+            self.image_topic = values.get("image_topic", "")
+            self._rates = {key: values[key] for key in ("in_hz", "out_hz") if key in values}
+
+    def summary(self, running: Callable[[], Sequence[str]]) -> dict[str, Any]:
+        """All that the page shows beside the pictures.
+
+        :param running: gives the names of the flow nodes that run; asked where this one does not.
+        """
+        state, headline, cure = self._state(running)
+        what, (level, message) = max(
+            self._statuses.items(), key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", ""))
+        )
+        return {
+            "node": self._node,
+            "state": state,
+            "headline": headline,
+            "cure": cure,
+            "counts": {name: self._account.get(f"frames_{name}", "") for name in COUNTS},
+            "latest": self._latest,
+            "rates": self._rates,
+            "history": list(self._history),
+            "worst": {"level": level, "of": what, "message": message},
+        }
+
+    def _state(self, running: Callable[[], Sequence[str]]) -> tuple[str, str, str]:
+        """In a word, in a headline, and what to do."""
+        now_s = self._clock()
+        if now_s - self._flow_s < QUIET_S and self._latest:
+            return "live", f"flow of {self.image_topic}", ""
+        if now_s - self._began_s < QUIET_S:
+            return "connecting", f"connecting to {self._node}", ""
+        quiet = now_s - self._account_s >= QUIET_S
+        if (quiet and now_s - self._diagnostics_s >= 2 * QUIET_S) or not (self._statuses or self._account):
+            there = ", ".join(running())
+            cure = f"these run: {there}; give the arguments namespace and name" if there else "start it"
+            return "waiting", f"waiting for the flow node {self._node}", cure
+        message = self._statuses.get(self._camera, ("", ""))[1]
+        if self._statuses and not message:
+            cameras = ", ".join(sorted(set(self._statuses) - {"process"}))
+            if cameras:
+                return "waiting", f"{self._node} has no camera {self._camera}", f"give camera, one of {cameras}"
+            return "waiting", f"{self._node} is not configured", self._statuses["process"][1]
+        if quiet:
+            return "waiting", f"waiting for images on {self.image_topic}", message
+        return "waiting", f"images come on {self.image_topic}, but no flow", self._account.get("reason") or message

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node behind the page: subscribes to a flow node while somebody looks, and puts up what it shows and says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.srv import GetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from rclpy.task import Future
+from sensor_msgs.msg import CompressedImage, Image
+
+from deq_flow_ros.ros import process
+from deq_flow_ros.ros.view.board import Board
+from deq_flow_ros.ros.view.figures import Figures
+from deq_flow_ros.ros.view.pictures import FIELDS, NAMES, Pictures
+
+Topic: TypeAlias = tuple[str, type]
+"""Name and message type."""
+
+PARAMETERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "node": ("flow_node", "name of the flow node; without a leading slash, in the namespace of this node", {}),
+    "camera": ("", "name of its camera; empty = the one without a name", {}),
+    "host": ("127.0.0.1", "address to serve the page on; 0.0.0.0 = all: whoever reaches it sees the camera", {}),
+    "port": (8080, "port of the page; 0 = a free one", {"integer_range": [IntegerRange(from_value=0, to_value=65535)]}),
+    "rate_hz": (
+        8.0, "pictures a second at most", {"floating_point_range": [FloatingPointRange(from_value=0.5, to_value=30.0)]}
+    ),
+    "width": (
+        480, "width of a picture at most, px", {"integer_range": [IntegerRange(from_value=64, to_value=4096)]}
+    ),
+}  # fmt: skip
+MOST = 25
+"""Messages taken for one picture at most; of a flood, the middleware drops the oldest."""
+
+
+class FlowView(Node):
+    """Looks at one camera of a flow node.
+
+    Of pictures, only the newest message waits in the middleware until it is time for the next one; the others are never
+    converted to Python, which would be most of the work.
+    """
+
+    def __init__(self, board: Board) -> None:
+        super().__init__("flow_view")
+        for name, (default, text, ranges) in PARAMETERS.items():
+            self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True, **ranges))
+        self._board = board
+        self._flow_node = self.resolve_topic_name(self.option("node"))
+        self._prefix = "/".join(filter(None, [self._flow_node, self.option("camera")]))
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self)
+        self._asking = self.create_client(GetParameters, f"{self._flow_node}/get_parameters")
+        self._units: Future | None = None
+        self._open: dict[str, tuple[Topic, Subscription]] = {}
+        self._arrived: list[tuple[str, Any]] = []
+        self._figures: Figures | None = None
+
+    def option(self, name: str) -> Any:
+        """Value of a parameter."""
+        return self.get_parameter(name).value
+
+    def step(self) -> None:
+        """Put up what is new, or see whether somebody looks; takes as long as there is time for it."""
+        wanted, began_s = self._board.looked_at(), time.monotonic()
+        if not wanted:
+            self._fall_asleep()
+            process.spin_once(self._executor, self)
+            return
+        figures = self._wake_up()
+        self._follow(self._topics(wanted, figures))
+        pictures = self._take_all(figures)
+        self._board.put_up(figures.summary(self._running), pictures)
+        time.sleep(max(0.0, began_s + 1.0 / self.option("rate_hz") - time.monotonic()))
+
+    def _wake_up(self) -> Figures:
+        if self._figures is None:
+            self.get_logger().info(f"somebody looks: subscribed to {self._prefix}")
+            self._figures = Figures(self._flow_node, self.option("camera"))
+            self._pictures = Pictures(self.option("width"))
+            self._units = None
+        if self._units is None and self._asking.service_is_ready():
+            self._units = self._asking.call_async(GetParameters.Request(names=["units"]))
+        if self._units is not None and self._units.done() and (answer := self._units.result()) and answer.values:
+            self._pictures.in_px = answer.values[0].string_value in ("px", "")
+        return self._figures
+
+    def _fall_asleep(self) -> None:
+        if self._figures is not None:
+            self._figures = None
+            self._follow({})
+            self._arrived.clear()
+            self._board.clear()
+            self.get_logger().info("nobody looks: subscribed to nothing")
+
+    def _topics(self, wanted: set[str], figures: Figures) -> dict[str, Topic]:
+        topics: dict[str, Topic] = {name: (f"{self._prefix}/{name}", Image) for name in FIELDS if name in wanted}
+        topics["accounts"] = f"{self._prefix}/statistics", DiagnosticArray
+        topics["diagnostics"] = "/diagnostics", DiagnosticArray
+        if "image" in wanted and (images := self._images(figures.image_topic)):
+            topics["image"] = images
+        return topics
+
+    def _images(self, topic: str) -> Topic | None:
+        """Where the images are that the flow node takes: on this topic or beside it, as image_transport names it."""
+        places = ((topic, Image), (f"{topic}/compressed", CompressedImage), (topic, CompressedImage)) if topic else ()
+        return next((place for place in places if self._is_published(*place)), None)
+
+    def _is_published(self, topic: str, kind: type) -> bool:
+        offers = self.get_publishers_info_by_topic(topic)
+        return f"sensor_msgs/msg/{kind.__name__}" in {offer.topic_type for offer in offers}
+
+    def _follow(self, topics: dict[str, Topic]) -> None:
+        """Subscribe to these, and to nothing else."""
+        for name, (topic, subscription) in list(self._open.items()):
+            if topics.get(name) != topic:
+                self.destroy_subscription(subscription)
+                del self._open[name]
+        for name, topic in topics.items():
+            if name not in self._open:
+                place, kind = topic
+                depth = MOST if kind is DiagnosticArray else 1
+                qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
+                take = partial(self._take, name)
+                self._open[name] = topic, self.create_subscription(kind, place, take, qos)
+
+    def _take(self, name: str, message: Any) -> None:
+        self._arrived.append((name, message))
+
+    def _take_all(self, figures: Figures) -> dict[str, dict[str, str]]:
+        """Take what waits in the middleware; returns the pictures of it."""
+        arrived, idle = self._arrived, 0
+        while idle < 2 and len(arrived) < MOST:  # events of the middleware come in between
+            before = len(arrived)
+            process.spin_once(self._executor, self, 0.0)
+            idle = idle + 1 if len(arrived) == before else 0
+        newest = dict(arrived)
+        for name, message in arrived:
+            for status in message.status if name in ("accounts", "diagnostics") else ():
+                values = {pair.key: pair.value for pair in status.values}
+                if name == "accounts":
+                    figures.take_account(values)
+                else:
+                    figures.take_status(ord(status.level), status.name, status.message, values)
+        arrived.clear()
+        return {name: self._pictures.draw(name, newest[name]) for name in NAMES if name in newest}
+
+    def _running(self) -> Sequence[str]:
+        """Names of the flow nodes that run, with those of their cameras."""
+        suffix, kind = "/statistics", "diagnostic_msgs/msg/DiagnosticArray"
+        found = self.get_topic_names_and_types()
+        return [name.removesuffix(suffix) for name, kinds in found if name.endswith(suffix) and kind in kinds]

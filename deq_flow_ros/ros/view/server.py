@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Serves the page and what is on the board to browsers. Knows no ROS, and nothing but the standard library."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import json
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from deq_flow_ros.ros.view.board import Board
+
+PAGE = Path(__file__).parent / "page"
+FILES = {"/": "index.html", "/view.css": "view.css", "/view.js": "view.js"}
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+MAX_CONNECTIONS = 64
+"""Browsers keep one or two each; more are turned away, so that nobody can fill the memory with threads."""
+WAIT_S = 1.0
+"""An answer comes at least once in this time, also where nothing is new."""
+DEAD_S = 10.0
+"""A connection that neither sends nor takes anything for so long is given up."""
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a server on ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class ViewServer(ThreadingHTTPServer):
+    """Listens from its construction on; ``start`` answers in threads of its own, until ``close``.
+
+    :param host: name or address of the interface to listen on.
+    :param port: 0 takes a free one.
+    :param pictures: names of the pictures that may be asked for.
+    :raises OSError: where it cannot listen there; the message says what to do.
+    :ivar url: of the page.
+    """
+
+    daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
+
+    def __init__(self, board: Board, host: str, port: int, pictures: Sequence[str]) -> None:
+        self.board, self.pictures, self.local = board, frozenset(pictures), is_local(host)
+        self.files = {path: (TYPES[Path(name).suffix], (PAGE / name).read_bytes()) for path, name in FILES.items()}
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise OSError(_cannot_listen(error, host, port)) from None
+        anywhere = host in ("", "0.0.0.0", "::")
+        name = socket.gethostname() if anywhere else f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{self.server_port}/"
+
+    def start(self) -> None:
+        """Answer from now on."""
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True, name="http").start()
+
+    def close(self) -> None:
+        """Answer nobody any more, and free the port."""
+        self.board.close()
+        self.shutdown()
+        self.server_close()
+
+    def server_bind(self) -> None:
+        """See ``socketserver``; that of ``http.server`` would ask the name service who we are, for seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = "", self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """See ``socketserver``."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """See ``socketserver``."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """See ``socketserver``; browsers that go away in the middle of an answer are no error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # one connection for all requests of a page
+    server_version, sys_version = "flow_view", ""
+    timeout = DEAD_S
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    server: ViewServer
+
+    def do_GET(self) -> None:
+        target = urlsplit(self.path)
+        # A page of somebody else, whose name was made to lead here, must not see what the camera sees (DNS rebinding).
+        if self.server.local and not is_local(_name_of(self.headers.get("Host", ""))):
+            self._say(HTTPStatus.FORBIDDEN, "expected a request to localhost; see the parameter host")
+        elif target.path in self.server.files:
+            self._answer(HTTPStatus.OK, *self.server.files[target.path])
+        elif target.path == "/live":
+            self._live(parse_qs(target.query))
+        else:
+            self._say(HTTPStatus.NOT_FOUND, f"nothing is at {target.path[:100]}; the page is at /")
+
+    def _live(self, query: dict[str, list[str]]) -> None:
+        after, names = query.get("after", ["0"])[0], query.get("pictures", [""])[0].split(",")
+        if not after.isdecimal() or len(after) > 18 or not self.server.pictures.issuperset(names):
+            known = ",".join(sorted(self.server.pictures))
+            self._say(HTTPStatus.BAD_REQUEST, f"expected /live?after=NUMBER&pictures={known} or some of these")
+            return
+        seen = self.server.board.look(int(after), names, WAIT_S)
+        self._answer(HTTPStatus.OK, "application/json", json.dumps(seen).encode())
+
+    def _say(self, status: HTTPStatus, words: str) -> None:
+        self._answer(status, "text/plain", f"{words}\n".encode())
+
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {**HEADERS, "Content-Type": f"{kind}; charset=utf-8"}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """See ``http.server``; the log of a robot has no room for each picture of each browser."""
+
+
+def _name_of(host: str) -> str:
+    """Of a name or address with or without a port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _cannot_listen(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use, perhaps by another view: choose another one, such as port:={port + 1}"
+    if error.errno == errno.EACCES:
+        return f"port {port} is for the system alone: choose one of 1024 or above, such as port:=8080"
+    return f"cannot listen on {host}: {error.strerror or error}; host is an address of this machine, such as 127.0.0.1"
