@@ -20,6 +20,7 @@ setup(
         package_name: ["py.typed"],
         f"{package_name}.model": ["weights/*.safetensors", "weights/*.md"],
         f"{package_name}.evaluation": ["*.yaml", "*.mplstyle", "templates/*"],
+        f"{package_name}.ros.view": ["page/*"],
     },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),

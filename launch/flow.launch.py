@@ -14,6 +14,8 @@ from launch.logging import get_logger, launch_config
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
+from deq_flow_ros.ros.view.board import Board
+from deq_flow_ros.ros.view.server import ViewServer
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 CONFIG = Path(get_package_share_directory("deq_flow_ros")) / "config"
@@ -43,6 +45,10 @@ ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
     "log_level": ("info", "of the node", ["debug", "info", "warn", "error", "fatal"]),
     "respawn": ("false", "start the node again when it ends", BOOLEAN),
+    "node": ("true", "start the flow node; false = the viewers alone, for one of this name that runs already", BOOLEAN),
+    "view": ("false", "serve a web page with live pictures (of the first camera)", BOOLEAN),
+    "host": ("127.0.0.1", "address of the page; 0.0.0.0 = of all networks: whoever is there sees the camera", None),
+    "port": ("8080", "port of the page", None),
     "rviz": ("false", "show image, flow and points in RViz (of the first camera)", BOOLEAN),
     "foxglove": ("false", "start foxglove_bridge; where the layout to import is, it says", BOOLEAN),
     "foxglove_port": ("8765", "port of foxglove_bridge", None),
@@ -91,7 +97,8 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output="screen",
         emulate_tty=True,
     )
-    return [node, *_rviz(value, cameras[0], images[0]), *_foxglove(value, cameras, images)]
+    viewers = [*_rviz(value, cameras[0], images[0]), *_foxglove(value, cameras, images)]
+    return [*[node] * (value["node"] == "true"), *_view(value, cameras[0]), *viewers]
 
 
 def _list(text: str) -> list[str]:
@@ -145,6 +152,37 @@ def _outputs(value: dict[str, str], camera: str) -> str:
     return "/" + "/".join(filter(None, [value["namespace"].strip("/"), value["name"], camera]))
 
 
+def _port(value: dict[str, str], argument: str) -> int:
+    text, example = value[argument], ARGUMENTS[argument][0]
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**16):
+        raise RuntimeError(f"{argument}: expected a port number such as {example}, got {text!r}")
+    return int(text)
+
+
+def _view(value: dict[str, str], camera: str) -> list[LaunchDescriptionEntity]:
+    if value["view"] != "true":
+        return []
+    port, own = _port(value, "port"), _outputs(value, "")
+    try:  # before anything starts
+        ViewServer(Board(), value["host"], port, []).server_close()
+    except OSError as error:
+        raise RuntimeError(f"view: {error}") from None
+    rules = [_rule(text) for text in _list(value["remap"])]
+    return [
+        Node(
+            package="deq_flow_ros",
+            executable="flow_view",
+            name="flow_view",
+            namespace=value["namespace"],
+            parameters=[{"node": own, "camera": camera, "host": value["host"], "port": port}],
+            remappings=[(own + name[1:], other) for name, other in rules if name.startswith("~")],
+            additional_env=TRANSPORT,
+            output="screen",
+            emulate_tty=True,
+        )
+    ]
+
+
 def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescriptionEntity]:
     if value["rviz"] != "true" or not _installed("rviz2", "rviz"):
         return []
@@ -167,9 +205,7 @@ def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescript
 def _foxglove(value: dict[str, str], cameras: list[str], images: list[str]) -> list[LaunchDescriptionEntity]:
     if value["foxglove"] != "true" or not _installed("foxglove_bridge", "foxglove"):
         return []
-    if not value["foxglove_port"].isdecimal():
-        raise RuntimeError(f"foxglove_port: expected a port number such as 8765, got {value['foxglove_port']!r}")
-    port = int(value["foxglove_port"])
+    port = _port(value, "foxglove_port")
     layouts = [_foxglove_layout(value, *one) for one in zip(cameras, images, strict=True)]
     get_logger("flow.launch").info(
         f"Foxglove: connect to ws://localhost:{port} and import the layout {' or '.join(layouts)}"

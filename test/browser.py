@@ -98,6 +98,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", features=[scheme])
         self("Page.navigate", url=url)
+        self.until("document.readyState == 'complete'")
 
     def value(self, script: str) -> Any:
         """Value of an expression of JavaScript in the page."""

@@ -3,28 +3,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import re
-import sys
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import pytest
+from ros_environment import set_ros_environment
 
 if TYPE_CHECKING:
     from exported_graphs import Exported
 
-ROOT = Path(__file__).parent.parent
-
 # Before any test module imports torch: one thread here and in each child process. The tests share the machine, and a
 # second thread that waits for a busy core is slower than none.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-DOMAINS = range(10, 100)
-"""ROS domains for tests. Linux has ports for those up to 101; those below 10 are what people use by hand."""
 
 
 @functools.cache
@@ -64,33 +57,3 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 def ros_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """See `set_ros_environment`."""
     set_ros_environment(tmp_path_factory.mktemp("ros_log"))
-
-
-def set_ros_environment(log_folder: Path) -> None:
-    """ROS of this run alone: a domain of its own, on this machine, with its own logs and our transport profile."""
-    os.environ["ROS_DOMAIN_ID"] = str(take_domain())
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ["ROS_LOG_DIR"] = str(log_folder)
-    os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(ROOT / "config" / "fastdds.xml")
-    os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
-    # Child processes find the package whether or not it is installed.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-
-
-_taken: list[TextIO] = []  # open, and so locked, until this process ends
-
-
-def take_domain() -> int:
-    """A ROS domain that no other test process on this machine has, be it of this run or of another one.
-
-    :raises RuntimeError: where all are taken.
-    """
-    for domain in DOMAINS:
-        try:
-            lock = open(Path(tempfile.gettempdir()) / f"deq_flow_ros_test_domain_{domain}", "w")  # noqa: SIM115
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # taken, or another user's
-            continue
-        _taken.append(lock)
-        return domain
-    raise RuntimeError(f"all ROS domains from {DOMAINS[0]} to {DOMAINS[-1]} are in use by tests; end some of them")

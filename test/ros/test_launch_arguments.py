@@ -4,6 +4,7 @@
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("launch_ros", reason="launch_ros is not among the wheels: test/launch_environment.sh")
 from installed_package import SHARE, install
@@ -43,7 +45,7 @@ def visit(path: Path, **arguments: str) -> list:
     return [action for entity in description.entities for action in entity.visit(context) or []]
 
 
-@pytest.mark.parametrize("name", ["flow", "multi_camera", "replay"])
+@pytest.mark.parametrize("name", ["flow", "multi_camera", "replay", "view"])
 def test_arguments_are_described(launch_folder: Path, name: str) -> None:
     """`ros2 launch --show-args` is where people look first; included files must show theirs as well."""
     description = get_launch_description_from_python_launch_file(str(launch_folder / f"{name}.launch.py"))
@@ -76,6 +78,8 @@ def test_cameras_of_a_parameter_file_are_not_left_without_topics(launch_folder: 
         ({"log_level": "loud"}, "loud"),
         ({"image_transport": "theora"}, "theora"),
         ({"foxglove": "yes"}, "yes"),
+        ({"view": "true", "port": "http"}, "port: expected a port number such as 8080, got 'http'"),
+        ({"view": "true", "host": "203.0.113.1"}, "view: cannot listen on 203.0.113.1"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(launch_folder: Path, arguments: dict[str, str], words: str) -> None:
@@ -100,6 +104,26 @@ def test_the_node_starts_without_viewers_that_are_not_installed(
         ("ERROR", "rviz2"),
         ("ERROR", "bridge"),
     ]
+
+
+def test_the_page_is_of_the_node_that_is_launched_or_runs_already(launch_folder: Path) -> None:
+    """Its name, camera and remapped topics are known to the launch file alone; a port in use ends it at once."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(RuntimeError, match=f"view: port {port} of 127.0.0.1 is in use"):
+            visit(launch_folder / "flow.launch.py", view="true", port=port)
+    names = {"namespace": "robot", "name": "eye", "cameras": "left,right", "remap": "~/left/flow:=/flow"}
+    for node, programs in (("true", ["flow_node", "flow_view"]), ("false", ["flow_view"])):
+        actions = visit(launch_folder / "flow.launch.py", view="true", port=port, node=node, **names)
+        assert [action.node_executable for action in actions] == programs
+        context = LaunchContext()
+        view = actions[-1]
+        view._perform_substitutions(context)
+        [(path, _)] = view._Node__expanded_parameter_arguments
+        written = yaml.safe_load(Path(path).read_text())
+        [parameters] = [section["ros__parameters"] for section in written.values()]
+        assert parameters == {"node": "/robot/eye", "camera": "left", "host": "127.0.0.1", "port": int(port)}
+        assert view.expanded_remapping_rules == [("/robot/eye/left/flow", "/flow")]
 
 
 def test_foxglove_gets_a_layout_for_each_camera(

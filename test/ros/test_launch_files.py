@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each launch file started for real, by launch_testing: its images reach the node, flow comes out where it says."""
 
+import http.client
+import json
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -18,7 +21,6 @@ launch_testing = pytest.importorskip(
 )
 import rclpy
 from builtin_interfaces.msg import Time
-from conftest import set_ros_environment
 from installed_package import SHARE, install
 from launch.actions import IncludeLaunchDescription, SetLaunchConfiguration
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -26,6 +28,7 @@ from launch_testing.actions import ReadyToTest
 from launch_testing.asserts import assertExitCodes
 from node_client import untrained_weights
 from rclpy.qos import qos_profile_sensor_data
+from ros_environment import set_ros_environment
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
@@ -34,11 +37,13 @@ from launch import LaunchDescription
 
 FOLDER = Path(tempfile.mkdtemp(prefix="launch_test_"))
 """Not a fixture's: launch_testing has none."""
+with socket.create_server(("127.0.0.1", 0)) as free:
+    PORT = free.getsockname()[1]
 CASES: dict[str, dict[str, Any]] = {
     "flow": {
         "arguments": {
             "namespace": "robot", "name": "eye", "image": "/cam/image_raw", "camera_info": "/calibration",
-            "remap": "~/residual:=/certainty",
+            "remap": "~/residual:=/certainty", "view": "true", "port": str(PORT),
         },
         "cameras": ["/cam/image_raw"],
         "infos": ["/calibration"],
@@ -83,6 +88,19 @@ def generate_test_description(name: str) -> LaunchDescription:
     return LaunchDescription([patience, include, ReadyToTest()])
 
 
+def page_shows_flow() -> bool:
+    """Whether the page of the view has the flow of the node that was launched beside it."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+    try:
+        connection.request("GET", "/live?pictures=image,flow")
+        seen = json.loads(connection.getresponse().read())
+    except OSError:  # it has not started yet
+        return False
+    finally:
+        connection.close()
+    return seen.get("state") == "live" and seen["pictures"].keys() == {"image", "flow"}
+
+
 class TestFlowComes(unittest.TestCase):
     """While the launch file runs."""
 
@@ -99,8 +117,8 @@ class TestFlowComes(unittest.TestCase):
             images = [node.create_publisher(Image, topic, 10) for topic in case["cameras"]]
             infos = [node.create_publisher(CameraInfo, topic, 10) for topic in case["infos"]]
             give_up, sent = time.monotonic() + 90.0, 0
-            while len(received) < len(case["outputs"]):
-                assert time.monotonic() < give_up, f"nothing came on {set(case['outputs']) - set(received)}"
+            while len(received) < len(case["outputs"]) or not ("port" not in case["arguments"] or page_shows_flow()):
+                assert time.monotonic() < give_up, f"nothing came on {set(case['outputs']) - set(received)}, or no page"
                 sent += 1
                 header = Header(stamp=Time(sec=1 + sent // 20, nanosec=sent % 20 * 50_000_000), frame_id="lens")
                 pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

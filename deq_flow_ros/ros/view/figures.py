@@ -52,6 +52,8 @@ class Figures:
         if not colon or node != self._node.lstrip("/"):
             return
         self._diagnostics_s = self._clock()
+        if what == "process":  # the first of a message
+            self._statuses.clear()
         self._statuses[what] = LEVELS[level], message
         if what == self._camera:
             self.image_topic = values.get("image_topic", "")
@@ -87,14 +89,18 @@ class Figures:
             return "connecting", f"connecting to {self._node}", ""
         quiet = now_s - self._account_s >= QUIET_S
         if (quiet and now_s - self._diagnostics_s >= 2 * QUIET_S) or not (self._statuses or self._account):
-            there = ", ".join(running())
-            cure = f"these run: {there}; give the arguments namespace and name" if there else "start it"
+            found = running()
+            if any(name == self._node or name.startswith(f"{self._node}/") for name in found):
+                return "waiting", f"{self._node} is starting", "loading its model; its log says more"
+            cure = "start it (ros2 launch deq_flow_ros flow.launch.py image:=TOPIC), or set its ROS_DOMAIN_ID here"
+            if found:
+                cure = f"these run: {', '.join(found)}; give namespace:= and name:= of one"
             return "waiting", f"waiting for the flow node {self._node}", cure
         message = self._statuses.get(self._camera, ("", ""))[1]
         if self._statuses and not message:
             cameras = ", ".join(sorted(set(self._statuses) - {"process"}))
             if cameras:
-                return "waiting", f"{self._node} has no camera {self._camera}", f"give camera, one of {cameras}"
+                return "waiting", f"{self._node} has no camera {self._camera}", f"give cameras:= one of {cameras}"
             return "waiting", f"{self._node} is not configured", self._statuses["process"][1]
         if quiet:
             return "waiting", f"waiting for images on {self.image_topic}", message

@@ -60,6 +60,7 @@ class ViewServer(ThreadingHTTPServer):
     def __init__(self, board: Board, host: str, port: int, pictures: Sequence[str]) -> None:
         self.board, self.pictures, self.local = board, frozenset(pictures), is_local(host)
         self.files = {path: (TYPES[Path(name).suffix], (PAGE / name).read_bytes()) for path, name in FILES.items()}
+        self.closing = False
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -72,10 +73,11 @@ class ViewServer(ThreadingHTTPServer):
 
     def start(self) -> None:
         """Answer from now on."""
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True, name="http").start()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True, name="http").start()
 
     def close(self) -> None:
         """Answer nobody any more, and free the port."""
+        self.closing = True
         self.board.close()
         self.shutdown()
         self.server_close()
@@ -140,6 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, "text/plain", f"{words}\n".encode())
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        if self.server.closing:  # threads of open connections outlive the listening
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in {**HEADERS, "Content-Type": f"{kind}; charset=utf-8"}.items():
             self.send_header(name, value)
