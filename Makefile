@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo [INPUT=bag|video|folder|camera index]   camera stream in, flow stream, report and video out (build/demo)
 # make test [PYTEST_ARGS=...] [TEST_PROCESSES=0]     ruff, mypy, pytest
+# make test [OPENCV=4.6] [NUMPY=1.26] [ROS=kilted]   the same with versions that a distribution has, in an environment of its own
 # make gpu-check [GPU_CHECK_ARGS=--quick]            all that needs a card, in one table; PyTorch of your own, no ROS
 # make docs                                         the pages as a site, build/site/index.html
 # make venv                                         only set up .venv (ROS 2 Jazzy and torch as wheels)
@@ -11,7 +12,15 @@
 .DELETE_ON_ERROR:
 .PHONY: demo test docs gpu-check lint venv clean distclean check-machine
 
-VENV := $(CURDIR)/.venv
+# Versions other than those of constraints.txt, for any target: what Ubuntu 22.04, 24.04 and 26.04 have of OpenCV and numpy, and
+# the ROS distributions that wheels exist for. Each choice has an environment of its own, such as .venv-opencv4.6-numpy1.26.
+ROS := jazzy
+OPENCV :=
+NUMPY :=
+offered = $(or $(filter $(2),$($(1))),$(error $(1)=$($(1)) is not offered, expected one of: $(2)))
+PINS := $(if $(OPENCV),opencv-python-headless==$(call offered,OPENCV,4.5 4.6 4.10).*) \
+    $(if $(NUMPY),numpy==$(call offered,NUMPY,1.26 2.3).*) $(if $(filter 1.%,$(NUMPY)),pandas==2.*)
+VENV := $(CURDIR)/.venv$(filter-out -jazzy,-$(call offered,ROS,jazzy kilted))$(OPENCV:%=-opencv%)$(NUMPY:%=-numpy%)
 RUN := $(VENV)/bin/python
 PYTHON_RANGE := (3, 10) <= sys.version_info[:2] <= (3, 13)
 # The first interpreter that starts and fits; shims of version managers may exist and yet fail, so each is tried.
@@ -71,7 +80,11 @@ venv: $(INSTALLED)
 $(DEPENDENCIES): requirements.txt requirements-ros.txt requirements-training.txt requirements-dev.txt constraints.txt | check-machine
 	@test -x $(RUN) || "$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "Cannot create $(VENV) with $(PYTHON). On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
-	$(PIP) install --quiet -c constraints.txt $(foreach f,$(filter requirements%,$^),-r $(f))
+	@sed 's/^ros-jazzy-/ros-$(ROS)-/' requirements-ros.txt >$(VENV)/requirements-ros.txt
+	@{ grep -v $(foreach pin,$(PINS),-e '^$(firstword $(subst ==, ,$(pin)))==') -e '^#' constraints.txt; \
+	    printf '%s\n' $(patsubst %,'%',$(PINS)); } >$(VENV)/constraints.txt
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -r $(VENV)/requirements-ros.txt \
+	    $(foreach f,requirements.txt requirements-training.txt requirements-dev.txt,-r $(f))
 	@touch $@
 
 # Editable: code is used from the tree. An editable install leaves out the data files (launch, config, package index), so
