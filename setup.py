@@ -48,9 +48,7 @@ setup(
         "PyYAML",
         "rich",
         "rosbags",
-        "safetensors",
         "torch",
-        "tqdm",
     ],
     extras_require={
         "onnx": ["onnx", "onnxruntime", "onnxscript"],  # for training.export --to onnx

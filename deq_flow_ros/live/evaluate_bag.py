@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from deq_flow_ros.packages import program
+
 LIVE = "--live"
 
 
@@ -18,10 +20,12 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv if args is None else args
     if LIVE in args:
         # Imported here: only this needs ROS, and only the others need not wait for it.
-        from deq_flow_ros.live.command import main as live
+        with program("evaluate_bag"):
+            from deq_flow_ros.live.command import main as live
 
         return live([arg for arg in args if arg != LIVE])
-    from deq_flow_ros.evaluation.command import main as offline
+    with program("evaluate_bag"):
+        from deq_flow_ros.evaluation.command import main as offline
 
     return offline(args[1:])
 

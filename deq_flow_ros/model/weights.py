@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 import re
@@ -11,11 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from deq_flow_ros.host import replacing
+from deq_flow_ros.model import safetensors_file
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.int8 import Int8Encoder
@@ -133,7 +131,7 @@ def save_model(
     if tensors.keys() != whole.keys():
         raise ValueError(f"cannot save {path}: this model is folded for inference; load it with fold=False to save it")
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
-    replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=header))
+    replace_file(Path(path), lambda temporary: safetensors_file.write(temporary, tensors, header))
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -158,21 +156,19 @@ def replace_file(path: Path, write: Callable[[str], None]) -> None:
     try:
         with replacing(path) as temporary:
             write(str(temporary))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # PyTorch raises its own error after that of the system, and safetensors quotes the system's error as text.
+    except (OSError, RuntimeError) as error:
+        # PyTorch raises its own error after that of the system.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, (OSError, SafetensorError)):
+        if not isinstance(cause, OSError):
             raise
-        number, reason = (cause.errno, cause.strerror) if isinstance(cause, OSError) else (errno.EIO, str(cause))
-        raise OSError(number, f"cannot write {path}, what was there before is untouched: {reason}") from error
+        reason = f"cannot write {path}, what was there before is untouched: {cause.strerror}"
+        raise OSError(cause.errno, reason) from error
 
 
 def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = safetensors_file.read(path)
+    except (safetensors_file.FormatError, OSError) as error:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
     if _ARCHITECTURE_KEY not in metadata:
         raise WeightsError(

@@ -22,8 +22,16 @@ from rosbags.rosbag2 import Reader as Reader2
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings import sqlite_bag
 from deq_flow_ros.recordings.messages import ZSTD_MAGIC, Channel, Damage, Recorded
-from deq_flow_ros.recordings.names import DATA_SUFFIXES, missing_parts, natural_order, stem_of_part, visible_files
-from deq_flow_ros.recordings.scan import MCAP_MAGIC, ROS1_MAGIC, scan
+from deq_flow_ros.recordings.names import (
+    DATA_SUFFIXES,
+    ROS1_MAGIC,
+    begins,
+    missing_parts,
+    natural_order,
+    stem_of_part,
+    visible_files,
+)
+from deq_flow_ros.recordings.scan import scan
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -191,7 +199,7 @@ class _Unreadable(Exception):
 @contextmanager
 def _opened(file: Path) -> Iterator[Reader1 | Reader2]:
     try:
-        with _unzipped(file) as plain, (Reader1 if _begins(plain, ROS1_MAGIC) else Reader2)(plain) as reader:
+        with _unzipped(file) as plain, (Reader1 if begins(plain, ROS1_MAGIC) else Reader2)(plain) as reader:
             yield reader
     except (MediaError, GeneratorExit, _Unreadable):
         raise
@@ -235,13 +243,3 @@ def _unzipped(file: Path, note: Callable[[str], None] = log.warning) -> Iterator
             hint = "; set TMPDIR to a folder with more room" if error.errno == errno.ENOSPC else ""
             raise MediaError(f"cannot unpack {file} into {folder}: {error}{hint}") from error
         yield plain
-
-
-def is_bag_file(file: Path) -> bool:
-    """Whether a file begins as those of bags do, whatever its name is."""
-    return file.is_file() and any(_begins(file, magic) for magic in (MCAP_MAGIC, ROS1_MAGIC, sqlite_bag.MAGIC))
-
-
-def _begins(file: Path, magic: bytes) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(len(magic)) == magic

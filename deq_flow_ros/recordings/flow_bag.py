@@ -16,14 +16,13 @@ from rich.filesize import decimal
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.frame import Frame, MediaError
 from deq_flow_ros.recordings.bags import BagWriter
+from deq_flow_ros.recordings.names import STATUS_NAME
 
 IMAGE_TOPIC = "/camera/image_raw"
 FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
     f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
 )
 TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
-STATUS_NAME = "deq_flow_ros: flow"
-"""The name of the status of a frame's account on ``STATISTICS_TOPIC``. A camera's name is appended."""
 RECORDED_BYTES = 19
 """Bytes per pixel and frame that the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
 

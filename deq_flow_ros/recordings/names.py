@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of files: which are recordings, which belong together, and in which order they come."""
+"""Names of files: which are recordings, which belong together, and in which order they come; and a name within them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,24 @@ from deq_flow_ros.imaging.frame import MediaError
 DATA_SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
 """Data files of a rosbag2."""
 BAG_SUFFIXES = (*DATA_SUFFIXES, ".bag", ".bag.active")
+MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n", b"SQLite format 3\0"
+"""What the files of bags begin with."""
 METADATA = "metadata.yaml"
+STATUS_NAME = "deq_flow_ros: flow"
+"""The name of the status of a frame's account, in recordings and on the topic. A camera's name is appended."""
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def is_bag_file(file: Path) -> bool:
+    """Whether a file begins as those of bags do, whatever its name is."""
+    return file.is_file() and any(begins(file, magic) for magic in (MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC))
+
+
+def begins(file: Path, magic: bytes) -> bool:
+    """Whether a file begins with these bytes."""
+    with file.open("rb") as opened:
+        return opened.read(len(magic)) == magic
 
 
 def stem_of_part(name: str) -> str:

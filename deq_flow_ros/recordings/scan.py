@@ -21,13 +21,13 @@ import lz4.frame
 
 from deq_flow_ros.recordings import sqlite_bag
 from deq_flow_ros.recordings.messages import Channel, Damage, Recorded, ros_type
+from deq_flow_ros.recordings.names import MCAP_MAGIC, ROS1_MAGIC
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-MCAP_MAGIC, ROS1_MAGIC = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n"
 LARGEST_RECORD = 1 << 30
 """A record that claims more bytes is damaged."""
 Note = Callable[[str], None]

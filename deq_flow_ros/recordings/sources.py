@@ -15,8 +15,7 @@ from pathlib import Path
 import cv2
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
-from deq_flow_ros.recordings.bag_reader import is_bag_file
-from deq_flow_ros.recordings.bag_source import BagSource
+from deq_flow_ros.packages import needed_by
 from deq_flow_ros.recordings.folder_source import FolderSource, read_picture, several
 from deq_flow_ros.recordings.names import (
     BAG_SUFFIXES,
@@ -24,6 +23,7 @@ from deq_flow_ros.recordings.names import (
     IMAGE_SUFFIXES,
     check_name,
     has_metadata,
+    is_bag_file,
     visible_files,
 )  # fmt: skip
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
@@ -76,6 +76,8 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         kind = "bag" if is_bag else "file"
         raise MediaError(f"a frame rate ({fps:g} Hz) was given, but {text} is a {kind}, which has times of its own")
     if is_bag:
+        with needed_by(f"reading the bag {path}"):  # what reads bags is not for apt to install
+            from deq_flow_ros.recordings.bag_source import BagSource
         return BagSource(path, topic)
     if path.is_dir():
         return FolderSource(path, fps)

@@ -16,8 +16,8 @@ from typing import Any
 import apsw
 
 from deq_flow_ros.recordings.messages import Channel, Damage, Recorded
+from deq_flow_ros.recordings.names import SQLITE_MAGIC
 
-MAGIC = b"SQLite format 3\0"
 LOG = "-wal"
 """What SQLite appends to the name of a file for that of its write-ahead log."""
 
@@ -25,8 +25,8 @@ LOG = "-wal"
 def is_sqlite(path: Path) -> bool:
     """Whether a file is an SQLite database; one whose content is in its write-ahead log alone is empty."""
     with path.open("rb") as file:
-        start = file.read(len(MAGIC))
-    return start == MAGIC or (not start and _has_log(path))
+        start = file.read(len(SQLITE_MAGIC))
+    return start == SQLITE_MAGIC or (not start and _has_log(path))
 
 
 def _has_log(path: Path) -> bool:
