@@ -228,7 +228,7 @@ def _unzipped(file: Path, note: Callable[[str], None] = log.warning) -> Iterator
 
     :param note: hears what cannot be unpacked.
     """
-    if file.suffix != ".zstd" or not _begins(file, ZSTD_MAGIC):
+    if file.suffix != ".zstd" or not begins(file, ZSTD_MAGIC):
         yield file
         return
     with TemporaryDirectory(prefix="bag_") as folder:
