@@ -97,24 +97,49 @@ class Scene:
             camera then, where it is NaN.
         """
         height, width = self.settings.height, self.settings.width
-        y, x = (grid.ravel().astype(np.float64) for grid in np.indices((height, width)))
-        time = second / self.settings.fps
-        rotation, position = camera_at(time)
-        bodies = bodies_at(time)
-        seen = np.empty((3, len(x)))
-        for part in self._parts(first, x, y, width):
-            body = bodies[part.number]
-            seen[:, part.rays_hit] = rotation.T @ (body.rotation @ part.point + (body.centre - position)[:, None])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            target = self.focal * seen[:2] / seen[2] + self._principal[:, None]
-        ahead = seen[2] > NEAR
+        x, y = self._pixels()
+        target, depth, _ = self._targets(first, second, second)
+        ahead = depth > NEAR
         flow = np.where(ahead, target - np.stack([x, y]), np.nan)
         inside = ahead & (target >= -0.5).all(axis=0) & (target[0] <= width - 0.5) & (target[1] <= height - 0.5)
         visible = np.zeros(len(x), bool)
         # A second ray through the target decides: it hits the same point, or something nearer.
         _, nearest, _ = self._cast(second, target[0, inside], target[1, inside], None)
-        visible[inside] = nearest > seen[2, inside] * (1 - 1e-4) - 1e-3
+        visible[inside] = nearest > depth[inside] * (1 - 1e-4) - 1e-3
         return np.ascontiguousarray(flow.T, np.float32).reshape(height, width, 2), visible.reshape(height, width)
+
+    def own_motion(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+        """How far what each pixel of frame ``first`` shows moves by itself until frame ``second``.
+
+        :returns: the length (H, W) float32 px of the difference between the exact flow and the one that there would be
+            if nothing but the camera moved; and the number (H, W) of the body that the pixel shows.
+        """
+        target, _, owner = self._targets(first, second, second)
+        resting, _, _ = self._targets(first, second, first)
+        shape = self.settings.height, self.settings.width
+        return np.hypot(*(target - resting)).astype(np.float32).reshape(shape), owner.reshape(shape)
+
+    def _pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image coordinates x and y, (N,) float64 each, of all pixels, row by row."""
+        y, x = np.indices((self.settings.height, self.settings.width), np.float64)
+        return x.ravel(), y.ravel()
+
+    def _targets(self, first: int, second: int, moved_until: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where the points that the pixels of frame ``first`` show appear to the camera of frame ``second``.
+
+        :param moved_until: the frame in which the bodies are where they are taken to be.
+        :returns: the image positions (2, N) px, the depths (N,), and the numbers (N,) of the bodies.
+        """
+        x, y = self._pixels()
+        rotation, position = camera_at(second / self.settings.fps)
+        bodies = bodies_at(moved_until / self.settings.fps)
+        seen, owner = np.empty((3, len(x))), np.empty(len(x), np.int8)
+        for part in self._parts(first, x, y, self.settings.width):
+            body = bodies[part.number]
+            seen[:, part.rays_hit] = rotation.T @ (body.rotation @ part.point + (body.centre - position)[:, None])
+            owner[part.rays_hit] = part.number
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.focal * seen[:2] / seen[2] + self._principal[:, None], seen[2], owner
 
     @property
     def _principal(self) -> np.ndarray:

@@ -32,7 +32,7 @@ def test_everything_is_where_ros_looks_for_it(prefix: Path) -> None:
     assert {"flow.launch.py", "replay.launch.py"} <= {path.name for path in LAUNCH_FILES}
     assert {"flow.yaml", "fastdds.xml"} <= {path.name for path in (prefix / SHARE / "config").iterdir()}
     assert (prefix / "modules/deq_flow_ros/py.typed").is_file()
-    for name in ("flow_node", "flow_view", "player", "evaluate_bag"):
+    for name in ("flow_node", "flow_view", "player", "evaluate_bag", "motion_mask"):
         assert os.access(prefix / "lib/deq_flow_ros" / name, os.X_OK), name
     for folder in ("deq_flow_ros/evaluation", "deq_flow_ros/evaluation/templates", "deq_flow_ros/ros/view/page"):
         expected = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}

@@ -59,6 +59,12 @@ CASES: dict[str, dict[str, Any]] = {
             "/flow_node/rear/camera_info": CameraInfo,
         },
     },
+    "motion_mask": {
+        "arguments": {"name": "eye", "image": "/cam/image_raw", "mask_params_file": str(FOLDER / "mask.yaml")},
+        "cameras": ["/cam/image_raw"],
+        "infos": ["/cam/camera_info"],
+        "outputs": {"/motion_mask/mask": Image},
+    },
     "replay": {
         "arguments": {"namespace": "show", "input": str(FOLDER), "loop": "true", "compressed": "jpeg"},
         "cameras": [],
@@ -78,6 +84,9 @@ def generate_test_description(name: str) -> LaunchDescription:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of the wrappers
     parameters = FOLDER / "small.yaml"
     parameters.write_text("/**: {ros__parameters: {warm_up_width: 0, warm_up_height: 0, threads: 1}}\n")
+    # What untrained weights give is nothing to rely on.
+    trusting = "{min_inliers: 0.0, max_uncertainty_px: 1000.0}"
+    (FOLDER / "mask.yaml").write_text(f"/**: {{ros__parameters: {trusting}}}\n")
     picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     for number in range(6):
         cv2.imwrite(str(FOLDER / f"{number}.png"), np.roll(picture, number, axis=1))

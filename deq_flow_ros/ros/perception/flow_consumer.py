@@ -110,10 +110,9 @@ class FlowConsumer(Node):
         super().__init__(name)
         self._table, self._inputs = table, tuple(inputs)
         table.declare(self)
-        self._check_choices()
         for line in table.misspelt_overrides(self):
             self.get_logger().warning(line)
-        self.settings = table.read(self)
+        self.settings = self._read()
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._outputs = {
             topic: self.create_publisher(kind, f"~/{topic}", qos.output()) for topic, kind in outputs.items()
@@ -163,9 +162,10 @@ class FlowConsumer(Node):
     def _names_of_outputs(self) -> list[str]:
         return [publisher.topic_name for publisher in self._outputs.values()]
 
-    def _check_choices(self) -> None:
+    def _read(self) -> ConsumerSettings:
         try:
             self._table.check_choices(self._parameters.values())
+            return self._table.read(self)
         except ValueError as error:
             raise ParameterException(str(error), "") from None
 

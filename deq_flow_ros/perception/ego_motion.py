@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The motion of the camera, fitted robustly to a flow field, and how far each pixel deviates from it.
+
+Positions are normalized image coordinates (x / z, y / z) of a calibrated camera. Without a calibration they may be
+pixels by any focal length, and a homography is all that can be fitted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+
+CONFIDENCE, MAX_ITERATIONS = 0.999, 1000
+"""Of the random search of USAC."""
+FEWEST = 50
+"""Positions below which no fit is tried."""
+INLIER = 2.5
+"""Expected errors within which a position counts as explained."""
+REFINEMENTS, STEP = 5, 1e-6
+"""Of the least squares: how many, and the change of a parameter by which slopes are measured."""
+PAIRS = 60
+"""Tried for the translation that goes with a known rotation."""
+Model: TypeAlias = tuple[np.ndarray, np.ndarray | None]
+"""Matrix and translation of an ``EgoMotion``."""
+
+
+@dataclass(frozen=True)
+class EgoMotion:
+    """How what stands still moves through the image, because the camera moves.
+
+    :ivar matrix: (3, 3), takes homogeneous positions of the first image to those of the second: a homography, or the
+        rotation, which is where points at an infinite distance appear.
+    :ivar translation: (3,) unit vector: what is nearer than that is displaced towards it, in homogeneous positions of
+        the second image, by an unknown length. None: there is no such displacement (a homography).
+    :ivar inliers: share, 0..1, of the positions that it was fitted to which it explains.
+    :ivar cost: what chose between the models, in units of the squared expected error; the smaller, the better.
+    """
+
+    matrix: np.ndarray
+    translation: np.ndarray | None
+    inliers: float
+    cost: float
+
+    @property
+    def model(self) -> str:
+        """In a word: "homography" or "essential matrix"."""
+        return "homography" if self.translation is None else "essential matrix"
+
+    def deviation(self, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """How far positions are from where something that stands still could be.
+
+        A point that stands still, seen at ``here``, appears on a half-line that begins where a point at infinity would
+        appear, and leads on along the epipolar line the nearer the point is (Hartley & Zisserman, "Multiple View
+        Geometry", 2nd edition, section 9.6). The distance is that to the half-line. On its other side are points behind
+        the camera.
+
+        :param here: (N, 2) in the first image.
+        :param there: (N, 2) in the second one.
+        :returns: (N,), in the units of the positions; NaN where a position is.
+        """
+        away, across, progress = self.split(here, there)
+        distance = np.hypot(*away.T)
+        return distance if self.translation is None else np.where(progress >= 0, np.abs(across), distance)
+
+    def split(self, here: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The way from where a point at infinity would appear, (N, 2), and its parts across and along the line."""
+        far = here @ self.matrix[:, :2].T + self.matrix[:, 2]
+        away = there - far[:, :2] / far[:, 2:]
+        t = np.zeros(3) if self.translation is None else self.translation
+        x, y = (t[axis] * far[:, 2] - far[:, axis] * t[2] for axis in (0, 1))
+        length = np.maximum(np.hypot(x, y), 1e-12)
+        return away, (away[:, 0] * y - away[:, 1] * x) / length, (away[:, 0] * x + away[:, 1] * y) / length
+
+
+def fit_ego_motion(
+    here: np.ndarray,
+    there: np.ndarray,
+    sigma: np.ndarray,
+    calibrated: bool = True,
+    rotation: np.ndarray | None = None,
+) -> EgoMotion | None:
+    """Fit the motion of the camera to positions in two images, by USAC with MAGSAC++ (Barath et al., CVPR 2020).
+
+    Of the models that can be fitted, the one is taken that explains the positions best, by the criterion GRIC (Torr,
+    "Geometric motion segmentation and model selection", 1998), which charges a model for the freedom that it has: an
+    essential matrix lets each point move along a line, a homography leaves it no freedom.
+
+    :param here: (N, 2) positions in the first image, finite.
+    :param there: (N, 2) in the second one.
+    :param sigma: (N,) expected errors of ``there``, in its units, above 0.
+    :param calibrated: whether the positions are normalized coordinates; else a homography is all that is fitted.
+    :param rotation: (3, 3), takes directions of the first camera to those of the second, where it was measured
+        (a gyroscope). Then only the direction of the translation is fitted, if there is any.
+    :returns: None where fewer than ``FEWEST`` positions are given.
+    """
+    if len(here) < FEWEST:
+        return None
+    here, there = np.ascontiguousarray(here, np.float64), np.ascontiguousarray(there, np.float64)
+    if rotation is not None:
+        candidates: list[Model] = [(rotation, None)]
+        if calibrated:
+            turned = rotation, _translation(rotation, here, there, sigma)
+            candidates.append(_refined(turned, here, there, sigma, fixed_rotation=True))
+    else:
+        at_rest: Model = (np.eye(3), None)
+        candidates = [at_rest, *_searched(here, there, sigma, calibrated)]
+    fitted = [_judged(candidate, here, there, sigma) for candidate in candidates]
+    return min(fitted, key=lambda motion: motion.cost)
+
+
+def _searched(here: np.ndarray, there: np.ndarray, sigma: np.ndarray, calibrated: bool) -> list[Model]:
+    """What USAC finds."""
+    found: list[Model] = []
+    limit = 2 * float(np.median(sigma))
+    matrix, _ = cv2.findHomography(here, there, cv2.USAC_MAGSAC, limit, maxIters=MAX_ITERATIONS, confidence=CONFIDENCE)
+    if matrix is not None:
+        found.append((matrix / matrix[2, 2], None))
+    if calibrated:
+        essential, _ = cv2.findEssentialMat(here, there, np.eye(3), cv2.USAC_MAGSAC, CONFIDENCE, limit)
+        if essential is not None and essential.shape == (3, 3):
+            found.append(_pose(essential, here, there, sigma))
+    return [_refined(model, here, there, sigma) for model in found]
+
+
+def _judged(model: Model, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> EgoMotion:
+    """A model with its share of inliers and its GRIC, divided by the number of positions."""
+    matrix, translation = model
+    motion = EgoMotion(matrix, translation, 0.0, 0.0)
+    squared = (motion.deviation(here, there) / sigma) ** 2
+    # Torr's terms: four measurements for each position, on a manifold of as many dimensions.
+    dimensions, parameters = (2, 8) if translation is None else (3, 5)
+    most = 2.0 * (4 - dimensions)
+    penalty = math.log(4) * dimensions + math.log(4 * len(here)) * parameters / len(here)
+    cost = float(np.minimum(squared, most).mean()) + penalty
+    return replace(motion, inliers=float(np.mean(squared < INLIER**2)), cost=cost)
+
+
+def _pose(essential: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> Model:
+    """The rotation and translation of an essential matrix that have most positions in front of the camera."""
+    one, other, translation = cv2.decomposeEssentialMat(essential)
+    poses: list[Model] = [(turn, sign * translation[:, 0]) for turn in (one, other) for sign in (1, -1)]
+    return min(poses, key=lambda pose: _judged(pose, here, there, sigma).cost)
+
+
+def _refined(
+    model: Model, here: np.ndarray, there: np.ndarray, sigma: np.ndarray, fixed_rotation: bool = False
+) -> Model:
+    """The model of a kind that fits best near the one given: least squares, in which outliers lose their weight.
+
+    USAC takes what is within its limit for an inlier; here, what deviates less counts more (Geman and McClure).
+    """
+    parameters = 8 if model[1] is None else 5
+    varied = np.eye(parameters)[3 if fixed_rotation else 0 :]
+
+    def deviations(step: np.ndarray) -> np.ndarray:
+        away, across, _ = EgoMotion(*_moved(model, step), 0.0, 0.0).split(here, there)
+        return away.T if model[1] is None else across[None]
+
+    for _ in range(REFINEMENTS):
+        now = deviations(np.zeros(parameters))
+        slopes = [(deviations(step) - now) / STEP for step in STEP * varied]
+        weight = np.broadcast_to(1 / (sigma * (1 + np.sum((now / sigma) ** 2, axis=0))), now.shape).ravel()
+        weighted = np.stack([slope.ravel() * weight for slope in slopes], axis=1)
+        model = _moved(model, np.linalg.lstsq(weighted, -now.ravel() * weight, rcond=None)[0] @ varied)
+    return model
+
+
+def _moved(model: Model, step: np.ndarray) -> Model:
+    """A model changed in all its parameters: the entries of a homography; a rotation, and a turn of the translation."""
+    matrix, translation = model
+    if translation is None:
+        return matrix + np.append(step, 0.0).reshape(3, 3), None
+    side = np.cross(translation, np.eye(3)[np.argmin(np.abs(translation))])
+    side /= np.linalg.norm(side)
+    moved = translation + step[3] * side + step[4] * np.cross(translation, side)
+    return cv2.Rodrigues(step[:3])[0] @ matrix, moved / np.linalg.norm(moved)
+
+
+def _translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """The direction that explains most positions together with a known rotation, (3,).
+
+    Each position allows directions in one plane, so that two give one; the best of many such pairs is taken.
+    """
+    far = here @ rotation[:, :2].T + rotation[:, 2]
+    normals = np.cross(far, np.column_stack([there, np.ones(len(there))]))
+    first, second = np.random.default_rng(0).integers(0, len(here), (2, PAIRS))
+    directions = np.cross(normals[first], normals[second])
+    lengths = np.linalg.norm(directions, axis=1)
+    directions = directions[lengths > 0] / lengths[lengths > 0, None]
+    tried = [_judged((rotation, sign * each), here, there, sigma) for each in directions for sign in (1, -1)]
+    best = min(tried, key=lambda motion: motion.cost).translation
+    assert best is not None
+    return best

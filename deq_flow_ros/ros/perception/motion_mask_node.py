@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``motion_mask``: what moves by itself while the camera moves, from the flow of ``flow_node``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from sensor_msgs.msg import Image, Imu, PointCloud2
+
+from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.perception.gyroscope import Gyroscope, rotation_of
+from deq_flow_ros.perception.motion_mask import MaskSettings, MotionMask, MotionSegmenter
+from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.parameter_table import configured, live, number
+from deq_flow_ros.ros.perception.boxes import DETECTIONS, box_table, detections
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
+from deq_flow_ros.ros.perception.process import run
+from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
+from deq_flow_ros.ros.qos import sensor_data
+
+USAGE = """Where the image moves by itself, and not because the camera moves, from the flow of flow_node:
+
+  ros2 run deq_flow_ros motion_mask --ros-args -r flow_node/flow:=FLOW -r flow_node/uncertainty:=UNCERTAINTY \\
+      -r flow_node/camera_info:=INFO -p threshold:=1.0
+
+docs/motion_mask.md describes its topics and parameters."""
+_DEFAULTS = MaskSettings()
+
+
+@dataclass(frozen=True)
+class MaskNodeSettings(ConsumerSettings):
+    """The parameters of ``motion_mask``; the first ones are those of ``MaskSettings``."""
+
+    threshold: float = live(
+        number(_DEFAULTS.threshold, 0.0, 100.0),
+        "how far a pixel must deviate from the camera's motion, as a multiple of the uncertainty of its flow",
+    )
+    min_motion_px: float = live(
+        number(_DEFAULTS.min_motion_px, 0.01, 1000.0, "px"), "and how far in any case, however certain the flow is"
+    )
+    grow: float = live(
+        number(_DEFAULTS.grow, 0.05, 1.0),
+        "share of these limits down to which the surroundings of what exceeds them belong to it",
+    )
+    min_area: float = live(
+        number(_DEFAULTS.min_area, 0.0, 1.0), "smallest area of a moving region, as a share of the image"
+    )
+    smoothing_px: int = live(
+        number(_DEFAULTS.smoothing_px, 1, 99, "px"), "size of specks that go and of gaps that are closed. 1 = none"
+    )
+    min_inliers: float = live(
+        number(_DEFAULTS.min_inliers, 0.0, 1.0),
+        "share of the pixels that the camera's motion must explain; below, no mask is published",
+    )
+    max_uncertainty_px: float = live(
+        number(_DEFAULTS.max_uncertainty_px, 0.0, 1000.0, "px"),
+        "median uncertainty of the flow above which no mask is published: too little texture or light",
+    )
+    imu: bool = configured(
+        False, "whether the topic imu gives the rotation of the camera; it needs camera_info", "start"
+    )
+    imu_to_camera: tuple[float, ...] = configured(
+        (0.0, 0.0, 0.0, 1.0),
+        "quaternion [x, y, z, w] that turns directions from the axes of the IMU to those of the camera's optical frame",
+        "start",
+    )
+
+    def check(self) -> None:
+        """See ``ParameterTable``.
+
+        :raises ValueError: for a quaternion that is none.
+        """
+        if len(self.imu_to_camera) != 4:
+            raise ValueError(f"imu_to_camera: expected [x, y, z, w], got {list(self.imu_to_camera)}")
+        rotation_of(np.array(self.imu_to_camera))
+
+
+class MotionMaskNode(FlowConsumer):
+    """Publishes ``~/mask``, ``~/boxes`` and, where vision_msgs is installed, ``~/detections``."""
+
+    def __init__(self) -> None:
+        outputs = {"mask": Image, "boxes": PointCloud2} | ({"detections": DETECTIONS} if DETECTIONS else {})
+        super().__init__("motion_mask", MaskNodeSettings, outputs, ("flow", "uncertainty", "statistics"))
+        assert isinstance(self.settings, MaskNodeSettings)
+        self._segmenter: MotionSegmenter | None = None
+        self._gyroscope: Gyroscope | None = None
+        if self.settings.imu:
+            self._gyroscope = Gyroscope(rotation_of(np.array(self.settings.imu_to_camera)))
+            profile = sensor_data()
+            profile.depth = 200  # some IMUs send 1000 messages a second
+            self.create_subscription(Imu, "imu", self._on_imu, profile)
+        if DETECTIONS is None:
+            self.get_logger().info("no ~/detections: vision_msgs is not installed; ~/boxes has the same boxes")
+
+    def process(self, given: FlowField) -> Verdict:
+        """See ``FlowConsumer``."""
+        assert isinstance(self.settings, MaskNodeSettings) and given.uncertainty is not None
+        shape = given.uncertainty.shape
+        if self._segmenter is None or (self._segmenter.shape, self._segmenter.camera) != (shape, given.camera):
+            self._segmenter = MotionSegmenter((shape[0], shape[1]), given.camera)
+        names = [field.name for field in fields(MaskSettings)]
+        settings = MaskSettings(**{name: getattr(self.settings, name) for name in names})
+        rotation, doubt = self._rotation(given)
+        found = self._segmenter(given.flow, given.uncertainty, settings, rotation)
+        if not found.problem:
+            self._publish(given, found)
+        return _verdict(found, given.camera_problem, doubt)
+
+    def _rotation(self, given: FlowField) -> tuple[np.ndarray | None, str]:
+        """The measured rotation of the camera from the field's image to the other one, and why there is none."""
+        if self._gyroscope is None or given.elapsed_s is None:
+            return None, ""
+        first_ns = stamp_to_ns(given.header.stamp)
+        rotation = self._gyroscope.rotation(first_ns, first_ns + round(given.elapsed_s * 1e9))
+        if rotation is not None:
+            return rotation, ""
+        topic = self.resolve_topic_name("imu")
+        return None, f"no measurements on {topic} around the two images, so that the rotation was fitted as well"
+
+    def _on_imu(self, message: Imu) -> None:
+        rate = message.angular_velocity
+        if self._gyroscope is not None and message.angular_velocity_covariance[0] != -1:  # -1: it measures none
+            self._gyroscope.add(stamp_to_ns(message.header.stamp), np.array([rate.x, rate.y, rate.z]))
+
+    def _publish(self, given: FlowField, found: MotionMask) -> None:
+        wanted = self.wanted()
+        if "mask" in wanted:
+            self.publish("mask", array_to_image(found.mask.astype(np.uint8) * 255, "mono8", given.header))
+        if "boxes" in wanted:
+            self.publish("boxes", box_table(given.header, found.boxes))
+        if "detections" in wanted:
+            self.publish("detections", detections(given.header, found.boxes))
+
+
+def _verdict(found: MotionMask, no_camera: str, no_rotation: str) -> Verdict:
+    motion = found.ego_motion
+    values = {"moving_share": f"{found.mask.mean():.4f}", "boxes": str(len(found.boxes))}
+    if motion is not None:
+        values |= {"model": motion.model, "inliers": f"{motion.inliers:.3f}"}
+    if found.problem or motion is None:
+        return Verdict(f"no mask, because {found.problem}", WARN, values)
+    words = f"{motion.model} explains {motion.inliers:.0%} of the flow, {len(found.boxes)} moving regions"
+    if no_camera:
+        words += f"; what is nearer or farther may count as moving, because {no_camera}"
+    if no_rotation:
+        words += f"; {no_rotation}"
+    return Verdict(words, WARN if no_camera or no_rotation else OK, values)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the process until SIGINT or SIGTERM; returns its exit status."""
+    return run(MotionMaskNode, "motion_mask", USAGE, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
