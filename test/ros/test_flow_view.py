@@ -91,6 +91,8 @@ def test_it_subscribes_to_what_is_looked_at_while_it_is(
     assert fake.heard() == TOPICS.keys() - {"/robot/eye/front/uncertainty"}
     assert seen["node"] == "/robot/eye" and seen["latest"]["latency_ms"] == "61.5"
     assert seen["pictures"]["image"]["note"] == "64x48" and "4.2 px" in seen["pictures"]["flow"]["note"]
+    view.create_subscription(DiagnosticArray, "/nobody/statistics", print, 1)
+    assert view._running() == ["/robot/eye/front"], "a subscription is no node that runs"
     looked_s = time.monotonic()
     while fake.heard():
         assert time.monotonic() < looked_s + 10

@@ -156,5 +156,5 @@ class FlowView(Node):
     def _running(self) -> Sequence[str]:
         """Names of the flow nodes that run, with those of their cameras."""
         suffix, kind = "/statistics", "diagnostic_msgs/msg/DiagnosticArray"
-        found = self.get_topic_names_and_types()
-        return [name.removesuffix(suffix) for name, kinds in found if name.endswith(suffix) and kind in kinds]
+        found = [name for name, kinds in self.get_topic_names_and_types() if name.endswith(suffix) and kind in kinds]
+        return [name.removesuffix(suffix) for name in found if self.count_publishers(name)]  # we ourselves subscribe
