@@ -14,8 +14,10 @@ from launch.logging import get_logger, launch_config
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
+from deq_flow_ros.ros.launch_arguments import refuse_unknown
 from deq_flow_ros.ros.view.board import Board
 from deq_flow_ros.ros.view.server import ViewServer
+from deq_flow_ros.spelling import did_you_mean
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 CONFIG = Path(get_package_share_directory("deq_flow_ros")) / "config"
@@ -128,7 +130,8 @@ def _sibling(topic: str, name: str) -> str:
 def _params_file(name: str) -> str:
     path = CONFIG / f"{name}.yaml" if name in TEMPLATES else Path(name).expanduser()
     if not path.is_file():
-        raise RuntimeError(f"params_file: expected a path or one of {', '.join(TEMPLATES)}, got {name!r}")
+        hint = did_you_mean(name, TEMPLATES)
+        raise RuntimeError(f"params_file: expected a path or one of {', '.join(TEMPLATES)}, got {name!r}{hint}")
     return str(path)
 
 
@@ -252,6 +255,7 @@ def generate_launch_description() -> LaunchDescription:
     """Arguments, the node and the viewers asked for."""
     return LaunchDescription(
         [
+            OpaqueFunction(function=refuse_unknown, args=[__file__]),
             *(
                 DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
                 for name, (default, text, choices) in ARGUMENTS.items()

@@ -24,6 +24,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from deq_flow_ros.recordings import MediaError, open_source
+from deq_flow_ros.ros.launch_arguments import refuse_unknown
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SHARE = Path(get_package_share_directory("deq_flow_ros"))
@@ -85,6 +86,7 @@ def generate_launch_description() -> LaunchDescription:
     )
     return LaunchDescription(
         [
+            OpaqueFunction(function=refuse_unknown, args=[__file__]),
             *(
                 DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
                 for name, (default, text, choices) in ARGUMENTS.items()

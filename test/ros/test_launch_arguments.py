@@ -54,6 +54,21 @@ def test_arguments_are_described(launch_folder: Path, name: str) -> None:
     assert {"image", "namespace", "params_file", "model", "device", "log_level", "rviz", "foxglove"} <= set(arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "word", "hint"),
+    [("flow", "imgae:=/camera", "image"), ("replay", "input_:=bag", "input"), ("view", "image_topic:=/x", "")],
+)
+def test_a_misspelt_argument_is_refused(
+    launch_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, word: str, hint: str
+) -> None:
+    """`ros2 launch` passes over what it does not know, and the node waits for images on another topic."""
+    monkeypatch.setattr("sys.argv", ["ros2", "launch", "deq_flow_ros", f"{name}.launch.py", word])
+    with pytest.raises(RuntimeError, match=f"no argument '{word.partition(':=')[0]}'.*{hint}.*it has .*params_file"):
+        visit(launch_folder / f"{name}.launch.py", input=str(launch_folder))
+    monkeypatch.setattr("sys.argv", ["ros2", "launch", "mine", "mine.launch.py", word])
+    visit(launch_folder / "flow.launch.py")
+
+
 def test_cameras_of_a_parameter_file_are_not_left_without_topics(launch_folder: Path, tmp_path: Path) -> None:
     """The launch file sets topics by the cameras' names; the node would wait on others without a word."""
     parameters = tmp_path / "two.yaml"
