@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model.older_torch import is_autocast_enabled, is_compiling
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,7 +68,7 @@ def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def get(*arguments: P.args, **named: P.kwargs) -> T:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return function(*arguments)  # type: ignore[call-arg]
         value = cached(*arguments)
         for kept in _keepers.lists:
@@ -136,7 +137,7 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, height * width).permute(0, 3, 1, 2)
     # Matrices that are not contiguous would be multiplied one by one, which is several times slower on a CPU. Autocast
     # would round the flow: near 30 px, the steps of bfloat16 are an eighth of a pixel.
-    lowered = torch.is_autocast_enabled(flow.device.type)
+    lowered = is_autocast_enabled(flow.device.type)
     with torch.autocast(flow.device.type, enabled=False) if lowered else nullcontext():
         fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights).transpose(1, 2)
     blocks = fine.reshape(batch, height, width, FACTOR, FACTOR, 2).transpose(2, 3)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.model.cells import once_per_size, pooled, positions
+from deq_flow_ros.model.older_torch import is_compiling
 
 with warnings.catch_warnings():
     # At the first sparse matrix, PyTorch says once per process that they may change, in words that differ by version.
@@ -93,7 +94,7 @@ class OnDemandCorrelation:
         if flow.device.type == "cpu":
             products = _sampled_products
         else:
-            products = _fused_products if torch.compiler.is_compiling() else _gathered_products
+            products = _fused_products if is_compiling() else _gathered_products
         values = products(self._sources, self._targets, index.flatten(1)).view(index.shape)
         values = values.to(self._dtype).float()
         values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])

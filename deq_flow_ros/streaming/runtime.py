@@ -55,6 +55,8 @@ def why_not_compiled() -> str:
     """What of PyTorch's compiler for GPUs is missing here; "" if it is all there."""
     if find_spec("triton") is None:
         return "Triton is not installed; it comes with PyTorch's CUDA builds for Linux on x86-64 and Arm (pip: triton)"
+    if not hasattr(torch.compiler, "is_compiling"):
+        return f"PyTorch {torch.__version__} is too old for it"
     compiler = os.environ.get("CC", "").split()
     if not any(shutil.which(name) for name in (*compiler[:1], *COMPILERS)):
         return f"no C compiler, which Triton needs for its launchers; install one of {', '.join(COMPILERS)}, or set CC"

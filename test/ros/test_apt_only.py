@@ -56,7 +56,7 @@ def test_what_is_missing_is_said_with_the_command_that_installs_it(
     (tmp_path / "drive.mcap").touch()
     for command, module, remedy in (
         (("scripts/flow_node",), "torch", "pip install torch"),
-        (("scripts/evaluate_bag", str(tmp_path / "drive.mcap")), "rosbags", "pip install rosbags"),
+        (("scripts/evaluate_bag", str(tmp_path / "drive.mcap")), "pandas", "apt install python3-pandas"),
         (("scripts/player", str(tmp_path / "drive.mcap")), "rosbags", "pip install rosbags"),
     ):
         without(tmp_path, monkeypatch, module)
