@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
-from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.msg import Transition, TransitionDescription
 from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions
 from rclpy.executors import Executor, ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode
@@ -101,33 +101,38 @@ _TRANSITIONS = {
 """Names of the transitions by their numbers."""
 
 
-def _state_words(node: LifecycleNode) -> str:
-    """In which state a node is, and what may be asked of it there."""
+def _possible(node: LifecycleNode) -> list[TransitionDescription]:
+    """What may be asked of a node in its state."""
     service = next(service for service in node.services if service.srv_name.endswith("/get_available_transitions"))
-    possible = service.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
-    found = possible.available_transitions
-    if not found:
+    answer = service.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
+    return list(answer.available_transitions)
+
+
+def _state_words(possible: Sequence[TransitionDescription]) -> str:
+    """In which state a node is, and what may be asked of it there."""
+    if not possible:
         return "the node is finalized, and nothing is possible from there"
-    labels = ", ".join(sorted({each.transition.label for each in found}))
-    return f"the node is {found[0].start_state.label}, and possible from there are {labels}"
+    labels = ", ".join(sorted({each.transition.label for each in possible}))
+    return f"the node is {possible[0].start_state.label}, and possible from there are {labels}"
 
 
 def refuse_impossible_transitions(node: LifecycleNode) -> None:
-    """Let a node answer the request of a transition that its state does not have with "no".
+    """Let a node answer the request of a transition that its state does not have with "no", and say why in the log.
 
-    rclpy raises an error in the executor instead, and the caller waits for ever.
+    Up to Jazzy, rclpy raises an error in the executor instead, and the caller waits for ever. Since Kilted it answers,
+    and the log has the number of the transition alone.
     """
     service = next(service for service in node.services if service.srv_type is ChangeState)
     change = service.callback
 
     def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-        try:
+        asked, possible = request.transition, _possible(node)
+        known = [each.transition.label if asked.label else each.transition.id for each in possible]
+        if (asked.label or asked.id) in known:
             return change(request, response)
-        except RuntimeError:
-            response.success = False
-            transition = request.transition
-            wanted = _TRANSITIONS.get(transition.id, f"with id {transition.id}") if transition.id else transition.label
-            node.get_logger().warning(f"the transition {wanted} was refused: {_state_words(node)}")
-            return response
+        response.success = False
+        wanted = asked.label or _TRANSITIONS.get(asked.id, f"with id {asked.id}")
+        node.get_logger().warning(f"the transition {wanted} was refused: {_state_words(possible)}")
+        return response
 
     service.callback = callback
