@@ -41,7 +41,7 @@ ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
                     + ", ".join(TEMPLATES), None),
     "model": ("", "model name or weights file" + KEEP, None),
     "device": ("", "cpu, cuda or cuda:N" + KEEP, None),
-    "image_transport": ("", "auto, raw or compressed" + KEEP, ["", "auto", "raw", "compressed"]),
+    "image_transport": ("", "auto, raw, compressed or video" + KEEP, ["", "auto", "raw", "compressed", "video"]),
     "autostart": ("", "configure and activate at start" + KEEP, ["", *BOOLEAN]),
     "exit_on_failure": ("", "end with status 1 where the node cannot start" + KEEP, ["", *BOOLEAN]),
     "use_sim_time": ("false", "take the time from /clock", BOOLEAN),

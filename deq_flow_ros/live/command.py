@@ -237,12 +237,13 @@ def _analyse(
     recording, exact = Recording(run.bag, FLOW_TOPIC, RESIDUAL_TOPIC), exact_flow(Path(run.input))
     outcomes = read_run(recording, in_order(reports, published.stamps_ns), source, exact)
     shown = track(outcomes, "analysing", len(reports), console=console, transient=True)
-    found = False
+    found, unplayed = False, []
     try:
         with ResultWriter(options.out, [SettingEntry(STREAMED, values, note), cold], options.out / PREVIEWS) as writer:
             for setting, outcome in look_closer(shown, model, options.direction, every):
                 writer.add(setting, outcome)
                 found |= outcome.fields is not None
+                unplayed += [outcome.record.reason] if outcome.record.index >= len(reports) else []
         if not found:
             raise MediaError(
                 f"no processed frame has both its flow and its residual in {run.bag}, each stamped as its report says; "
@@ -250,6 +251,8 @@ def _analyse(
             )
         about.seconds = shares.seconds
         about.problems += source.skipped
+        if unplayed:
+            about.problems.append(f"frames that could not be played: {len(unplayed)}; the first: {unplayed[0]}")
         return writer.finish(about)
     finally:
         shutil.rmtree(options.out / PREVIEWS, ignore_errors=True)

@@ -22,6 +22,7 @@ from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame, Source, candidates, info_topic
 from deq_flow_ros.ros.troubles import Clocks
+from deq_flow_ros.ros.video import VIDEO, VideoInput
 from deq_flow_ros.streaming.continuity import StampOrder
 
 MAX_WAIT_NS = 1_000_000_000
@@ -134,6 +135,7 @@ class CameraInput:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
         self._source = source
+        self._video = VideoInput() if source.kind in VIDEO else None
         self._mismatched = False
         reliability = ReliabilityPolicy[self.settings.qos_reliability.upper()]
         self._qos = QoSProfile(depth=self.settings.qos_depth, reliability=reliability)
@@ -176,12 +178,15 @@ class CameraInput:
             self._logger.info(f"images come on {self._source.topic} after {silent_s:.1f} s without any")
         self.silence = None
         self._arrived, self._warnings, self._heard_s = True, 0, time.monotonic()
+        lost, refused = self._lost_before(info["publication_sequence_number"]), None
+        if self._video is not None:
+            message, refused = self._video.image(message, lost)
         stamp = message.header.stamp  # perhaps one that rclpy.time refuses: before 1970
         stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
-        self._arrivals.append((arrival_ns * 1e-9, self._lost_before(info["publication_sequence_number"])))
+        self._arrivals.append((arrival_ns * 1e-9, lost))
         now_ns = self._node.get_clock().now().nanoseconds  # 0: simulated time has not begun
         age_ms = (now_ns - (time.monotonic_ns() - arrival_ns) - stamp_ns) * 1e-6 if now_ns else None
-        frame = ReceivedFrame(message, arrival_ns, stamp_ns, age_ms, wanted=self._wanted())
+        frame = ReceivedFrame(message, arrival_ns, stamp_ns, age_ms, refused, wanted=self._wanted())
         self._judge(frame)
         self._on_frame(frame)
 
@@ -197,7 +202,9 @@ class CameraInput:
                 "somebody does (parameter always_on: also without); ~/statistics and /diagnostics do not count"
             )
         # Not in the stream behind: there a message that was sent twice would take the place of the image that waits.
-        if not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
+        if frame.refused is not None:  # video without a picture
+            self._logger.warning(f"an image takes no part: {frame.refused}", throttle_duration_sec=10.0)
+        elif not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
             frame.refused = RATE_LIMITED
         elif (reason := self._order.why_out(frame.stamp_ns, self._furthest_ns(frame))) is not None:
             frame.refused = reason

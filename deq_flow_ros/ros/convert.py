@@ -14,6 +14,7 @@ from deq_flow_ros.imaging.compressed import decode_image
 from deq_flow_ros.imaging.encodings import check_layout, has_padded_rows, to_rgb
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.ros.camera_info import Region
+from deq_flow_ros.ros.video import VideoImage
 
 try:
     from cv_bridge import CvBridge
@@ -33,13 +34,16 @@ _BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"} 
 }
 
 
-def image_to_rgb(message: Image | CompressedImage, levels: Levels | None = None) -> np.ndarray:
+def image_to_rgb(message: Image | CompressedImage | VideoImage, levels: Levels | None = None) -> np.ndarray:
     """RGB of an image message.
 
     :param levels: of the stream, which map 16 bits to 8; None for an image by itself.
     :returns: (H, W, 3) uint8, contiguous; may be a view of the message.
     :raises EncodingError: naming what is wrong.
     """
+    if isinstance(message, VideoImage):
+        assert message.picture is not None  # one without is not processed
+        return message.picture.rgb()
     if isinstance(message, CompressedImage):
         return decode_image(np.frombuffer(message.data, np.uint8), message.format, levels)
     if _bridge is None or not _bridgeable(message):

@@ -91,9 +91,10 @@ class NodeSettings(ParameterTable):
     )
 
     image_transport: str = configured(
-        one_of("auto", "raw", "compressed"),
-        "raw = the image topic; compressed = IMAGE/compressed beside it; auto = the one that is published, or raw if "
-        "both are. auto and compressed also read sensor_msgs/CompressedImage on the image topic itself",
+        one_of("auto", "raw", "compressed", "video"),
+        "raw = the image topic; compressed = IMAGE/compressed beside it; video = H.264 or H.265 on IMAGE/ffmpeg or "
+        "IMAGE/foxglove; auto = the one that is published, in this order. All but raw also read such messages on the "
+        "image topic itself",
     )
     qos_reliability: str = configured(
         one_of("best_effort", "reliable"),

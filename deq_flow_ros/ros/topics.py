@@ -11,7 +11,9 @@ from typing import TypeAlias
 from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
-ImageMessage: TypeAlias = Image | CompressedImage
+from deq_flow_ros.ros.video import FFMPEG, FOXGLOVE, VideoImage
+
+ImageMessage: TypeAlias = Image | CompressedImage | VideoImage
 
 
 @dataclass(eq=False)
@@ -42,27 +44,38 @@ class Source:
     """A topic that may carry the images, and its message type."""
 
     topic: str
-    kind: type[ImageMessage]
+    kind: type
 
     def type_name(self) -> str:
         """As the ROS graph has it: "sensor_msgs/msg/Image"."""
-        return f"sensor_msgs/msg/{self.kind.__name__}"
+        return f"{self.kind.__module__.partition('.')[0]}/msg/{self.kind.__name__}"
 
 
 def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
     """Where the images of a camera may come from, by the parameter ``image_transport``; the best first.
 
-    Names are image_transport's: the compressed images of IMAGE are on IMAGE/compressed. A camera that has compressed
-    images alone may as well publish them on IMAGE itself.
+    Names are image_transport's: the compressed images of IMAGE are on IMAGE/compressed, video is on IMAGE/ffmpeg or
+    IMAGE/foxglove. A camera that has compressed images or video alone may as well publish them on IMAGE itself.
+
+    :raises ValueError: for video whose messages are not installed.
     """
     image = node.resolve_topic_name(f"{prefix}image")
     raw, compressed_alone = Source(image, Image), Source(image, CompressedImage)
     compressed = Source(node.resolve_topic_name(f"{image}/compressed"), CompressedImage)
+    named = [(name, kind) for name, kind in (("ffmpeg", FFMPEG), ("foxglove", FOXGLOVE)) if kind is not None]
+    video = [Source(node.resolve_topic_name(f"{image}/{name}"), kind) for name, kind in named]
+    video += [Source(image, kind) for _, kind in named]
     by_transport = {
         "raw": (raw,),
         "compressed": (compressed, compressed_alone),
-        "auto": (raw, compressed, compressed_alone),
+        "video": (*video,),
+        "auto": (raw, compressed, *video, compressed_alone),
     }
+    if not by_transport[transport]:
+        raise ValueError(
+            "image_transport is video, but no package of its messages is installed: "
+            "apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs or ros-$ROS_DISTRO-foxglove-msgs"
+        )
     return by_transport[transport]
 
 
