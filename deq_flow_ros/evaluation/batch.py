@@ -7,7 +7,6 @@ recordings, so it does not matter which process evaluated which recording, or wh
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from rich.table import Table
 from deq_flow_ros.evaluation import wording
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.report import METRICS, REPORT, write_page
-from deq_flow_ros.evaluation.results import has_begun
+from deq_flow_ros.evaluation.results import has_begun, read_json
 from deq_flow_ros.evaluation.wording import Figure, number, percent
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.files import write_json, write_text
@@ -63,9 +62,8 @@ class Assignment:
         row: dict[str, Any] = {"input": self.path, "results": self.out.relative_to(out).as_posix()}
         if self._failure.is_file():
             return row | {"state": FAILED, "problems": [self._failure.read_text().strip()]}
-        if not (self.out / METRICS).is_file():
+        if (metrics := read_json(self.out / METRICS)) is None:
             return row | {"state": UNFINISHED if has_begun(self.out) else TO_DO}
-        metrics = json.loads((self.out / METRICS).read_text())
         row["state"] = COMPLETE if metrics["complete"] else INTERRUPTED
         return row | {key: metrics[key] for key in ("problems", "settings", "comparison")}
 

@@ -28,7 +28,7 @@ from deq_flow_ros.evaluation.methods import Models, deterministic, load_models
 from deq_flow_ros.evaluation.recording import Plan, RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
 from deq_flow_ros.evaluation.report import METRICS, REPORT
-from deq_flow_ros.evaluation.results import BusyError, OccupiedError, has_begun
+from deq_flow_ros.evaluation.results import BusyError, OccupiedError, has_begun, read_json
 from deq_flow_ros.evaluation.settings import Setting, all_settings, with_parameters
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging.frame import MediaError
@@ -185,7 +185,7 @@ class _Command:
         with closing(evaluation.folder):
             if evaluation.folder.complete:
                 console.print(f"{recording.path}: already complete, see {recording.out}")
-                return 1 if json.loads((recording.out / METRICS).read_text())["problems"] else 0
+                return 1 if (read_json(recording.out / METRICS) or {}).get("problems") else 0
             console.print(evaluation.source.description)
             if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
                 console.print(f"{wording.BY_THE_CLOCK}; a simulation with --realtime can be repeated")

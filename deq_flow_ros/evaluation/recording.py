@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -22,7 +23,7 @@ from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
-from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth
+from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth, unlike_number
 from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.levels import Levels
@@ -102,19 +103,19 @@ class RecordingEvaluation:
     """
 
     def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
-        self.path, self.out, self.plan = path, out, plan
+        self.path, self.out, self.plan = os.path.expanduser(path), out, plan
         self.source = self._open()
         self.source.close()
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
         if plan.stamps and (kind := self.source.kind) != "bag":
             raise MediaError(f"stamps of the {plan.stamps} were asked for, but {path} is a {kind}; only bags have them")
-        for read in filter(None, (path, None if plan.truth_topic else plan.truth)):
+        for read in filter(None, (self.path, None if plan.truth_topic else plan.truth)):
             _check_apart(Path(read).resolve(), out.resolve())
         self._shares = TimeShares()
         self._problems: dict[str, tuple[int, str]] = {}
         self._costs: dict[str, Any] = {}
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(path))]
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(self.path))]
         identity = {"input": stats, "plan": asdict(plan), "version": versions().get("deq_flow_ros", "")}
         self.folder = ResultFolder(out, json.loads(json.dumps(identity)), resume, overwrite)
 
@@ -245,7 +246,7 @@ class RecordingEvaluation:
         return [image for image, _ in alike], [ms for _, ms in alike]
 
     def _truth(self) -> Truth | None:
-        if self.plan.truth_topic is not None:
+        if self.plan.truth_topic is not None and self.source.kind == "bag":
             return TopicTruth(Path(self.path), self.plan.truth_topic, self._note_unreadable)
         return folder_truth(Path(self.plan.truth)) if self.plan.truth is not None else scene_truth(Path(self.path))
 
@@ -259,11 +260,10 @@ class RecordingEvaluation:
             check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", self.plan.images)
 
     def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
-        skipped, problems = self.source.skipped, self._problems.items()
+        skipped, noted = self.source.skipped, self._problems.items()
         sentences = skipped[:5] + ([f"and {len(skipped) - 5} more like these"] if len(skipped) > 5 else [])
-        sentences += [f"frames that {kind}: {number}; the first is {first}" for kind, (number, first) in problems]
-        sentences += self._missing() if complete else []
-        digest = ""
+        sentences += [f"frames that {kind}: {number}; the first is {first}" for kind, (number, first) in noted]
+        sentences, digest = sentences + (self._missing() if complete else []), ""
         # Only if the recording was read to its end. Reading the rest could take longer than the evaluation.
         if complete and self.frames == self.source.count and self.source.whole:
             with self._shares.of("reading"):
@@ -283,11 +283,12 @@ class RecordingEvaluation:
         frames = frames[frames.setting == self.plan.settings[0].name]
         pairs = int((frames.outcome == PROCESSED).sum())
         if not pairs:
-            reasons = count_words(frames, "reason", FIRST) | count_words(frames, "reason", DROPPED)
-            why = "".join(f"; {count} x {reason}" for reason, count in reasons.items())
+            reasons = (count_words(frames, "reason", FIRST) | count_words(frames, "reason", DROPPED)).items()
+            why = "".join(f"; {count} x {reason}" for reason, count in reasons)
             return [f"none of the {len(frames)} frames gave flow, which needs two successive frames{why}"]
         if self.plan.truth is None or frames.epe_px.notna().any():
-            return []
+            of_whole = not self.plan.truth_topic and self.frames == self.source.count and self.source.whole
+            return unlike_number(self.plan.truth, len(frames) + self.source.left_out) if of_whole else []
         expected = "its files must be forward flow between successive frames, from the first frame on"
         if self.plan.truth_topic:
             expected = "its messages must have the stamp of the image on whose pixels the flow is defined"
@@ -295,6 +296,5 @@ class RecordingEvaluation:
 
 
 def _check_apart(read: Path, out: Path) -> None:
-    """Refuse results that would replace their input or become part of it."""
     if read == out or read in out.parents or out in read.parents:
         raise MediaError(f"the input {read} and the results {out} lie inside of each other; choose another --out")

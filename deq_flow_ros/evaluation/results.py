@@ -48,6 +48,15 @@ def has_begun(path: Path) -> bool:
     return (path / STATE / RUN).is_file()
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a run has written into a file; None if it is not there, or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def refuse_foreign(path: Path, names: Iterable[str]) -> None:
     """Refuse a folder that holds files of these names which no known run has written.
 
@@ -87,12 +96,12 @@ class ResultFolder:
             self._made = [folder for folder in (self.state, path) if not folder.exists()]
             self._lock = self._locked()
             if has_begun(path):
-                self._check_earlier(json.loads((self.state / RUN).read_text()), resume, overwrite)
+                self._check_earlier(read_json(self.state / RUN) or {}, resume, overwrite)
         except BaseException as error:
             self.close()
             if isinstance(error, BlockingIOError):
                 raise BusyError(f"another run writes to {path}; wait for it, or choose another --out") from None
-            if isinstance(error, (OSError, ValueError)):
+            if isinstance(error, OSError):
                 raise MediaError(f"cannot write to {path}: {error}") from error
             raise
 
@@ -161,7 +170,7 @@ class ResultFolder:
                     f"the run in {self.path} had another {' and '.join(other)}; repeat its options, choose another "
                     "--out, or start anew with --overwrite"
                 )
-            self.complete = bool(before.get("complete"))
+            self.complete = bool(before.get("complete")) and read_json(self.path / METRICS) is not None
         if not self.complete:
             check_recording(self.path / BAG, TOPICS)
 

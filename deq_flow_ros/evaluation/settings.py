@@ -164,7 +164,8 @@ def _value(key: str, text: str, type_name: str) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError
     except (KeyError, ValueError):
-        raise ValueError(f"expected {key} to be {type_name.replace('bool', 'true or false')}, got {text!r}") from None
+        words = {"bool": "true or false", "int": "a whole number", "float": "a number"}.get(kind, type_name)
+        raise ValueError(f"expected {key} to be {words}{' or none' if optional else ''}, got {text!r}") from None
     return value
 
 
@@ -176,5 +177,6 @@ def all_settings(main: Setting, compared: Sequence[str]) -> tuple[Setting, ...]:
     settings = (main, *(parse_setting(text, main) for text in compared))
     names = [setting.name for setting in settings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"expected different names for the settings, got {', '.join(twice)} more than once")
+        taken = f"(the main one is {main.name})"
+        raise ValueError(f"expected different names for the settings {taken}, got {', '.join(twice)} more than once")
     return settings

@@ -16,7 +16,7 @@ from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bags import read_image
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.recordings.messages import MessageError, Recorded
-from deq_flow_ros.recordings.names import natural_order
+from deq_flow_ros.recordings.names import natural_order, visible_files
 
 KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
 """Flow (H, W, 2) px, NaN where it is not known; and whether pixels are visible in both images, (H, W) bool, or None."""
@@ -37,18 +37,41 @@ def scene_truth(bag: Path) -> Truth | None:
     return truth
 
 
+def flow_files(folder: Path) -> list[Path]:
+    """The flow files of a folder in natural order.
+
+    :raises MediaError: if it is no folder, or holds none, or files of several formats, whose order nobody knows.
+    """
+    if not folder.is_dir():
+        raise MediaError(f"expected a folder of flow files, got {folder}")
+    files = natural_order(child for child in visible_files(folder) if child.suffix.lower() in FLOW_SUFFIXES)
+    if not files:
+        raise MediaError(f"the folder {folder} holds no flow file ({', '.join(FLOW_SUFFIXES)})")
+    if len(formats := sorted({file.suffix.lower() for file in files})) > 1:
+        raise MediaError(f"expected flow files of one format in {folder}, got {' and '.join(formats)}")
+    return files
+
+
+def unlike_number(folder: str | None, frames: int) -> list[str]:
+    """Say if there are not as many files of true flow as pairs, or as frames: they may be of other frames.
+
+    :param folder: None if there is no true flow.
+    :param frames: number of frames of the whole recording.
+    """
+    if folder is None or (files := len(flow_files(Path(folder)))) in (frames - 1, frames):
+        return []
+    pairs = f"the recording has {frames} frames, which are {frames - 1} pairs"
+    return [f"the true flow {folder} has {files} files, and {pairs}: is the first file the flow of the first pair?"]
+
+
 def folder_truth(folder: Path) -> Truth:
     """True flow from files in natural order: the first one is the flow from the first frame to the second, and so on.
 
     Only forward flow between successive frames is known.
 
-    :raises MediaError: if the folder holds no flow file.
+    :raises MediaError: see ``flow_files``.
     """
-    if not folder.is_dir():
-        raise MediaError(f"expected a folder of flow files, got {folder}")
-    files = natural_order(child for child in folder.iterdir() if child.suffix.lower() in FLOW_SUFFIXES)
-    if not files:
-        raise MediaError(f"the folder {folder} holds no flow file ({', '.join(FLOW_SUFFIXES)})")
+    files = flow_files(folder)
 
     def truth(earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
         if direction != "forward" or later.place != earlier.place + 1 or earlier.place >= len(files):
@@ -71,12 +94,15 @@ class TopicTruth:
     """
 
     def __init__(self, bag: Path, topic: str, note: Callable[[str], None]) -> None:
-        self._topic, self._note = topic, note
-        self._messages: Iterator[Any] = filter(None, map(self._decoded, Bag(bag).messages(topic)))
+        self._topic, self._note, source = topic, note, Bag(bag)
+        self._messages: Iterator[Any] = filter(None, map(self._decoded, source.messages(topic)))
         self._waiting: dict[int, np.ndarray] = {}
         first = next(self._messages, None)
         if first is None:
-            raise MediaError(f"the recording {bag} holds no readable message on {topic}, where true flow was expected")
+            raise MediaError(
+                f"expected true flow in {topic}, but that is neither a folder nor a topic of {bag} with readable "
+                f"messages; its topics: {', '.join(sorted(source.topics)) or 'none'}"
+            )
         self._add(first)
 
     def __call__(self, earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
@@ -112,6 +138,6 @@ class TopicTruth:
 def _of_size(flow: np.ndarray, frame: InputFrame, what: str) -> np.ndarray:
     assert frame.image is not None
     if flow.shape[:2] != frame.image.shape[:2]:
-        expected = frame.image.shape[:2]
-        raise MediaError(f"expected true flow of the image's size {expected}, got {flow.shape[:2]}: {what}")
+        (height, width), (h, w) = frame.image.shape[:2], flow.shape[:2]
+        raise MediaError(f"expected true flow of the image's size {width}x{height}, got {w}x{h}: {what}")
     return flow

@@ -219,11 +219,18 @@ def test_a_batch_gets_past_what_is_broken_and_resumes_with_what_is_not_complete(
     assert states()["a"] == "complete"
 
 
-def test_a_recording_that_changed_is_not_taken_for_complete(evaluate: Evaluate, tmp_path: Path) -> None:
-    """The results would be of other frames than those that are there."""
+def test_results_that_are_damaged_or_of_other_frames_are_not_taken_for_complete(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path
+) -> None:
+    """A recording may have changed since, and a disk may have been full."""
     folder, out = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "out"
     assert evaluate(folder, "--out", out, "--no-bag") == 0
     assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 0, "complete: nothing to do"
+    (out / "metrics.json").write_text("{")
+    assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 0, "damaged: started again"
+    assert metrics_of(out)["complete"]
+    (out / ".run" / "run.json").write_text("{")
+    assert evaluate(folder, "--out", out, "--no-bag") == 2 and evaluate(folder, "--out", out, "--overwrite") == 0
     cv2.imwrite(str(folder / "3.png"), np.zeros((48, 64, 3), np.uint8))
     assert evaluate(folder, "--out", out, "--no-bag", "--resume") == 2
     assert len(table(out)) == 3

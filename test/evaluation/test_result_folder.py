@@ -7,12 +7,14 @@ import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evaluation_inputs import frames, pictures, write_folder
 
 from deq_flow_ros.evaluation.command import parse_options
 from deq_flow_ros.recordings import flow_bag
 from deq_flow_ros.recordings.bags import BagWriter
+from deq_flow_ros.recordings.flow_files import write_flow
 
 Evaluate = Callable[..., int]
 
@@ -27,6 +29,9 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
     with BagWriter(tmp_path / "none") as writer:
         writer.write_diagnostics("/status", "engine", {}, 0, 0)
     folder, out = write_folder(tmp_path / "pictures", pictures(2)), tmp_path / "out"
+    (mixed := tmp_path / "mixed").mkdir()
+    for name in ("0.flo", "0.pfm"):
+        write_flow(mixed / name, np.zeros((48, 64, 2), np.float32))
     for arguments, message in (
         ((tmp_path / "nowhere",), "nowhere does not exist"),
         ((tmp_path / "two",), "choose one with --topic: /left"),
@@ -36,6 +41,9 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         ((folder, "--compare", "dis", "dis"), "got dis more than once"),
         ((folder, "--model", "missing.safetensors"), "missing.safetensors"),
         ((folder, "--truth", tmp_path / "two"), "holds no flow file"),
+        ((folder, "--truth", mixed), "expected flow files of one format in"),
+        ((folder, "--truth", tmp_path / "nowhere"), "expected a folder of flow files, got"),
+        ((tmp_path / "two", "--topic", "/left", "--truth", "/flow"), "neither a folder nor a topic of"),
         ((folder, "--stamps", "record"), "pictures is a folder; only bags have them"),
         ((tmp_path / "two", "--topic", "/left", "--fps", "10"), "two is a bag, which has times of its own"),
         ((folder, "--realtime", "--costs", folder / "0.png"), "expected a metrics.json of a run with --realtime"),

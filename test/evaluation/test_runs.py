@@ -27,6 +27,7 @@ from deq_flow_ros.evaluation.methods import make_estimator
 from deq_flow_ros.evaluation.records import InputFrame
 from deq_flow_ros.evaluation.runs import SettingRun
 from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.evaluation.truth import unlike_number
 from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import flow_bag
@@ -167,6 +168,21 @@ def test_true_flow_comes_from_files_or_a_topic_and_is_of_frames_that_follow_each
         rows = table(tmp_path / name)
         assert [row["epe_still_px"] for row in rows] == ["", "", "12", "13"]
         assert [bool(row["epe_px"]) for row in rows] == [bool(row["fl_percent"]) for row in rows]
+    assert unlike_number(str(tmp_path / "truth"), 5) == unlike_number(str(tmp_path / "truth"), 6) == []
+
+
+def test_true_flow_of_another_number_of_frames_is_named(
+    evaluate: Callable[..., int], metrics_of: Callable[[Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    """Files that begin with another frame than the recording would be compared with the wrong pairs."""
+    folder, truth = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "truth"
+    truth.mkdir()
+    for number in range(5):
+        write_flow(truth / f"{number}.flo", np.zeros((48, 64, 2), np.float32))
+        (truth / f"._{number}.flo").write_bytes(b"of macOS")
+    assert evaluate(folder, "--out", tmp_path / "out", "--no-bag", "--truth", truth) == 1
+    (problem,) = metrics_of(tmp_path / "out")["problems"]
+    assert "has 5 files, and the recording has 3 frames, which are 2 pairs: is the first file" in problem
 
 
 def test_true_flow_is_found_by_header_stamps_and_its_absence_told(

@@ -16,8 +16,8 @@ def test_settings_are_read_from_the_command_line() -> None:
     assert (second.method, second.solves, second.direction) == ("dis", False, "backward")
     for text, message in (
         ("x:warm=maybe", "expected warm to be true or false, got 'maybe'"),
-        ("x:max_iterations=2.5", "expected max_iterations to be int, got '2.5'"),
-        ("x:budget_ms=nan", "expected budget_ms"),
+        ("x:max_iterations=2.5", "expected max_iterations to be a whole number, got '2.5'"),
+        ("x:budget_ms=nan", "expected budget_ms to be a number or none"),
         ("x:name=y", "expected NAME:KEY=VALUE"),
         ("x:device=gpu", "expected the device cpu, cuda or cuda:N, got 'gpu'"),
         ("x:method=best", "expected one of the methods deq, dis, farneback"),
