@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
-from deq_flow_ros.command_line import UNUSABLE, say
+from deq_flow_ros.command_line import INTERRUPTED, UNUSABLE, say
 from deq_flow_ros.errors import UserError
 
 _APT = {"cv2": "opencv", "PIL": "pil", "yaml": "yaml"} | {
@@ -56,10 +56,11 @@ def needed_by(what: str) -> Iterator[None]:
 
 @contextmanager
 def program(name: str, torch: bool = True) -> Iterator[None]:
-    """Around the imports of a program: a package that is missing or too old ends it with a message, not a traceback.
+    """Around the imports of a program, which take seconds: a package that is missing or too old, or Ctrl-C, ends it
+    with a message, not a traceback.
 
     :param torch: whether the program uses PyTorch.
-    :raises SystemExit: with status 2.
+    :raises SystemExit: with status 2, of Ctrl-C with 130.
     """
     try:
         if torch:
@@ -69,6 +70,9 @@ def program(name: str, torch: bool = True) -> Iterator[None]:
     except MissingPackage as error:
         say(str(error), sys.stderr)
         raise SystemExit(UNUSABLE) from None
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted", sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _check_torch(what: str) -> None:

@@ -3,6 +3,9 @@
 
 import sys
 
-from deq_flow_ros.evaluation.command import main
+from deq_flow_ros.packages import program
+
+with program("evaluate_bag"):
+    from deq_flow_ros.evaluation.command import main
 
 sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deq_flow_ros.command_line import CommandLine, exit_status
+from deq_flow_ros.packages import program
 
 
 def line() -> CommandLine:
@@ -85,3 +86,10 @@ def test_no_other_module_makes_a_parser() -> None:
     files = [file for folder in ("deq_flow_ros", "training", "benchmarks") for file in (root / folder).rglob("*.py")]
     found = {file.name for file in files if "ArgumentParser" in file.read_text()}
     assert len(files) > 100 and found == {"command_line.py"}
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """PyTorch and OpenCV take seconds; whoever has mistyped a command does not wait for them."""
+    with pytest.raises(SystemExit) as stopped, program("evaluate_bag"):
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130 and capsys.readouterr().err == "evaluate_bag: interrupted\n"
