@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo [INPUT=bag|video|folder|camera index]   camera stream in, flow stream, report and video out (build/demo)
+# make view [INPUT=...]                             such a stream in a web page, http://127.0.0.1:8080, until Ctrl-C
 # make test [PYTEST_ARGS=...] [TEST_PROCESSES=0]     ruff, mypy, pytest
 # make test [OPENCV=4.6] [NUMPY=1.26] [ROS=kilted]   the same with versions that a distribution has, in an environment of its own
 # make gpu-check [GPU_CHECK_ARGS=--quick]            all that needs a card, in one table; PyTorch of your own, no ROS
@@ -10,7 +11,7 @@
 # libraries, point PIP_EXTRA_INDEX_URL at PyTorch's CPU index before the first run.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test docs gpu-check lint venv clean distclean check-machine
+.PHONY: demo view test docs gpu-check lint venv clean distclean check-machine
 
 # Versions other than those of constraints.txt, for any target: what Ubuntu 22.04, 24.04 and 26.04 have of OpenCV and numpy, and
 # the ROS distributions that wheels exist for. Each choice has an environment of its own, such as .venv-opencv4.6-numpy1.26.
@@ -44,6 +45,14 @@ DEPENDENCIES := $(VENV)/.dependencies
 demo: $(INSTALLED)
 	@mkdir -p $(ROS_LOG_DIR)
 	$(RUN) -m deq_flow_ros.live.evaluate_bag --live $(if $(INPUT),"$(INPUT)") --out build/demo $(DEMO_ARGS)
+
+# All end with the player, which names an input that it cannot read. The scene is what make demo has rendered.
+view: INPUT ?= build/scene
+view: $(INSTALLED)
+	@mkdir -p $(ROS_LOG_DIR)
+	@$(RUN) scripts/flow_node --ros-args -r '~/image:=/image' & node=$$!; \
+	$(RUN) scripts/flow_view & page=$$!; trap 'kill $$node $$page 2>/dev/null; wait' EXIT; trap : INT; \
+	$(RUN) scripts/player "$(INPUT)" --loop --wait-for-subscribers 1 --wait-timeout-s 120 --ros-args -r '~/image:=/image'
 
 # One process: some tests look at times, and a busy neighbour makes them fail. TEST_PROCESSES=2 takes two thirds of the
 # time on a quiet machine; all tests that use ROS then share one process, see test/conftest.py.

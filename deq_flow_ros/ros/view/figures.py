@@ -65,8 +65,9 @@ class Figures:
         :param running: gives the names of the flow nodes that run; asked where this one does not.
         """
         state, headline, cure = self._state(running)
+        latest_first = reversed(self._statuses.items())  # of equal ones, cameras before the process
         what, (level, message) = max(
-            self._statuses.items(), key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", ""))
+            latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", ""))
         )
         return {
             "node": self._node,

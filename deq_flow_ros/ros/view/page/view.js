@@ -55,7 +55,7 @@ function show(live) {
     ...Object.entries(COUNTS).map(([key, name]) => [name, live.counts[key]])];
   shown.forEach(([name, value], i) => write(`count-${i}`, value || "–"));
   byId("worst").dataset.level = live.worst.level;
-  write("worst-level", live.worst.level && `Diagnostics: ${live.worst.level}.`);
+  write("worst-level", live.worst.level && `Diagnostics of ${live.worst.of}: ${live.worst.level}.`);
   write("worst-message", live.worst.message);
 }
 
