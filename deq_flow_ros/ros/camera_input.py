@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
-from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -19,6 +18,7 @@ from sensor_msgs.msg import CameraInfo
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
 from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
+from deq_flow_ros.ros.distributions import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks, with_info
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame, Source, candidates, info_topic
 from deq_flow_ros.ros.troubles import Clocks
@@ -142,7 +142,7 @@ class CameraInput:
         self._subscription = self._node.create_subscription(
             source.kind,
             source.topic,
-            self._on_message,
+            with_info(self._on_message),
             self._qos,
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
             qos_overriding_options=qos.override_options(self._node, source.topic),
