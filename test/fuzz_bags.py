@@ -161,9 +161,7 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def try_bags(
-    files: dict[str, Path], folder: Path, seeds: range, command_every: int = 0
-) -> Iterator[tuple[str, Tally]]:
+def try_bags(files: dict[str, Path], folder: Path, seeds: range, command_every: int = 0) -> Iterator[tuple[str, Tally]]:
     """Damage and read each of the files with each of the seeds."""
     model = write_model(folder / "any.safetensors") if command_every else None
     known = {pixels(number).tobytes(): number for number in range(COUNT)}

@@ -127,9 +127,7 @@ def misbehaving(
             yield Shot(begin_s + shot.due_s, shot.message, 0, -loops * round(1e9 * LOOP_S))
 
 
-def faulty(
-    messages: Sequence[bytearray], smaller: Sequence[bytearray], options: argparse.Namespace
-) -> Iterator[Shot]:
+def faulty(messages: Sequence[bytearray], smaller: Sequence[bytearray], options: argparse.Namespace) -> Iterator[Shot]:
     """What is left of a run with faults, of which `begin_s` seconds are over."""
     numbers = range(round((options.seconds - options.begin_s) * options.rate))
     shown = zip(back_and_forth(messages), back_and_forth(smaller), strict=False)

@@ -45,7 +45,7 @@ def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
         rows = np.where(finite, v * pull, 0).astype(np.int32)
     side = 2 * TABLE_RADIUS + 5
     index = (rows + (TABLE_RADIUS + 2)) * side + columns + (TABLE_RADIUS + 2)
-    color = _table().take(index.ravel(), axis=0).reshape(*flow.shape[:2], 3)
+    color = color_table().take(index.ravel(), axis=0).reshape(*flow.shape[:2], 3)
     if not finite.all():
         color[~finite] = 0
     return color
@@ -63,7 +63,7 @@ def _wheel() -> np.ndarray:
 
 
 @cache
-def _table() -> np.ndarray:
+def color_table() -> np.ndarray:
     """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
 
     The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.

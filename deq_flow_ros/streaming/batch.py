@@ -207,7 +207,8 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
             engine.start_cold(member.slot)
     engine.solve(slots, direction, limits[0] if len(limits) == 1 else Limits.common(limits), plan.scale)
     wanted = [member.stream.settings.uncertainty for member in batch]
-    solved = engine.finish(slots, direction, any(wanted))
+    palettes = [None if member.stream.settings.refinement else member.stream.settings.palette for member in batch]
+    solved = engine.finish(slots, direction, any(wanted), palettes)
     steps = [member.stream.settings.refinement for member in batch]
     if any(steps):
         solved = [refine(member, one, count) for member, one, count in zip(batch, solved, steps, strict=True)]
@@ -217,7 +218,8 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
     for member, one, uncertain in zip(batch, solved, wanted, strict=True):
         info = member.stream.conclude(member.turn, one, stage_ms, engine.clock.now_ns(), len(batch))
         engine.advance(member.slot, keep_state=member.stream.warm)
-        results.append(FlowResult(one.flow, one.residual, info, one.uncertainty if uncertain else None))
+        uncertainty = one.uncertainty if uncertain else None
+        results.append(FlowResult(one.flow, one.residual, info, uncertainty, one.colors))
     return results
 
 

@@ -17,6 +17,7 @@ from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved
 from deq_flow_ros.streaming.fields import pack, resize_image, unpack
+from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits
 from deq_flow_ros.streaming.warm_start import carry
 
@@ -64,6 +65,7 @@ class EagerSlot(Slot):
     :ivar prepared: ``DEQFlow.prepare`` of the last frame, where that is known ahead.
     :ivar began: where the last solve did begin.
     :ivar found: what it found.
+    :ivar carried: a state, and the same carried along, if that was queued already.
     """
 
     last: EncodedImage | None = None
@@ -73,6 +75,7 @@ class EagerSlot(Slot):
     prepared: Prepared | None = None
     began: State | None = None
     found: State | None = None
+    carried: tuple[State, State] | None = None
 
     def pair(self, direction: str) -> tuple[EncodedImage, EncodedImage]:
         """The image on whose pixels the flow lives, and the other."""
@@ -196,7 +199,13 @@ class EagerEngine(Engine[EagerSlot]):
         return [sample(state, place) for place in range(len(cold))]
 
     @torch.inference_mode()
-    def finish(self, slots: Sequence[EagerSlot], direction: str, uncertainty: bool = False) -> list[Solved]:
+    def finish(
+        self,
+        slots: Sequence[EagerSlot],
+        direction: str,
+        uncertainty: bool = False,
+        palettes: Sequence[Palette | None] = (),
+    ) -> list[Solved]:
         solution, self._solution = self._solution, None
         assert solution is not None
         flow = self.model.upsample(solution.state)

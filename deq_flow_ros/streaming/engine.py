@@ -20,6 +20,7 @@ import numpy as np
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming.clock import Clock
 from deq_flow_ros.streaming.costs import StageTimes
+from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits
 
 
@@ -59,6 +60,8 @@ class Solved:
     :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
     :ivar likeness: of the frames at the flow that was found, see ``likeness`` in ``model/cells.py``.
     :ivar runtime: what computed it: "eager", "graphs" or "compiled".
+    :ivar colors: (H, W, 3) uint8 RGB, the flow in the colours of the palette that was given; None if none was, or if
+        the engine leaves painting to others.
     """
 
     flow: np.ndarray
@@ -70,6 +73,7 @@ class Solved:
     stop_reason: str
     likeness: float
     runtime: str = "eager"
+    colors: np.ndarray | None = None
 
 
 class Engine(ABC, Generic[AnySlot]):
@@ -146,10 +150,18 @@ class Engine(ABC, Generic[AnySlot]):
         """
 
     @abstractmethod
-    def finish(self, slots: Sequence[AnySlot], direction: str, uncertainty: bool = False) -> list[Solved]:
+    def finish(
+        self,
+        slots: Sequence[AnySlot],
+        direction: str,
+        uncertainty: bool = False,
+        palettes: Sequence[Palette | None] = (),
+    ) -> list[Solved]:
         """The fields at the resolution of the frames as they came ("upsample", "output"); waits for the device.
 
         :param uncertainty: also find the expected error of each pixel; the model has a head for it.
+        :param palettes: of each slot, what its flow is also painted with; none for slots beyond its end. An engine may
+            leave it to others.
         """
 
     @abstractmethod

@@ -21,17 +21,25 @@ FIGURES = 5
 """Of each sample: those of ``Solution.figures``, and the likeness."""
 
 
-def pack(solution: Solution, flow: Tensor, residual: Tensor, uncertainty: Tensor | None, likenesses: Tensor) -> Tensor:
+def pack(
+    solution: Solution,
+    flow: Tensor,
+    residual: Tensor,
+    uncertainty: Tensor | None,
+    likenesses: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
     """(B, N) float32, on the device; see ``unpack``.
 
     :param flow: (B, H, W, 2).
     :param residual: (B, H, W).
     :param uncertainty: (B, H, W) or None.
     :param likenesses: (B,).
+    :param out: where to; None: into a new tensor.
     """
     fields = [flow, residual, *([] if uncertainty is None else [uncertainty])]
     figures = [solution.figures().float(), likenesses.float()[:, None]]
-    return torch.cat([*(field.flatten(1) for field in fields), *figures], 1)
+    return torch.cat([*(field.flatten(1) for field in fields), *figures], 1, out=out)
 
 
 @dataclass(frozen=True)

@@ -79,12 +79,15 @@ class FlowResult:
         there is no texture, it is always small.
     :ivar info: how the flow was computed.
     :ivar uncertainty: (H, W), the expected endpoint error. None unless ``EstimatorSettings.uncertainty`` asks for it.
+    :ivar colors: (H, W, 3) uint8 RGB, the flow in the colours of ``EstimatorSettings.palette``. None unless that asks
+        for it, and the device painted it: a GPU with captured graphs does, without ``refinement``.
     """
 
     flow: np.ndarray
     residual: np.ndarray
     info: FlowInfo
     uncertainty: np.ndarray | None = None
+    colors: np.ndarray | None = None
 
 
 def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]:

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from deq_flow_ros.streaming.palette import Palette
+
 DIRECTIONS = ("forward", "backward")
 # At larger scales, most of an image would be interpolated, and even a small one would reach ``costs.MAX_PIXELS``.
 LARGEST_SCALE = 4.0
@@ -27,6 +29,7 @@ class EstimatorSettings:
     :ivar uncertainty: whether to compute the expected error of each pixel; needs weights with a head for it.
     :ivar refinement: steps of the refinement after the network (``refinement.refined``), 0 to 20; 0: none. It runs on
         the CPU, whatever device the network runs on.
+    :ivar palette: also paint the flow with it, if the device does that sooner than the host; None: do not.
     :raises ValueError: for other values; the message names the setting, its range and the value.
     """
 
@@ -40,6 +43,7 @@ class EstimatorSettings:
     warm: bool = True
     uncertainty: bool = False
     refinement: int = 0
+    palette: Palette | None = None
 
     def __post_init__(self) -> None:
         scales = f"in (0, {LARGEST_SCALE:g}]"
@@ -54,6 +58,7 @@ class EstimatorSettings:
             ("warm", isinstance(self.warm, bool), "True or False"),
             ("uncertainty", isinstance(self.uncertainty, bool), "True or False"),
             ("refinement", type(self.refinement) is int and 0 <= self.refinement <= 20, "a whole number from 0 to 20"),
+            ("palette", self.palette is None or isinstance(self.palette, Palette), "a Palette or None"),
         ):
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")

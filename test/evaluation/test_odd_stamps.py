@@ -102,9 +102,7 @@ def test_a_clock_that_was_set_while_recording_costs_one_frame_and_one_pair(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_clock_that_was_set_back_costs_one_frame_and_one_pair(
-    evaluate: Evaluate, tmp_path: Path, mode: str
-) -> None:
+def test_a_clock_that_was_set_back_costs_one_frame_and_one_pair(evaluate: Evaluate, tmp_path: Path, mode: str) -> None:
     """The first frame out of order may be a late one, the second tells that it was none."""
     stamps = [100 * SECOND + PERIOD_NS * i for i in range(3)] + [5 * SECOND + PERIOD_NS * i for i in range(4)]
     bag = write_bag(tmp_path / "bag", stamped(stamps, by_the_clock=True))

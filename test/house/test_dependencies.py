@@ -63,7 +63,7 @@ def declared(kind: str) -> set[str]:
 
 def names(text: str) -> set[str]:
     """Names of packages in the lines of requirements; versions, extras and comments are left out."""
-    lines = (re.match(r"[A-Za-z0-9._-]+", line.strip().strip('"\'')) for line in text.splitlines())
+    lines = (re.match(r"[A-Za-z0-9._-]+", line.strip().strip("\"'")) for line in text.splitlines())
     return {line.group() for line in lines if line}
 
 

@@ -22,7 +22,15 @@ LAYERS = {
     "deq_flow_ros.live": {"equilibrium", "model", "streaming", "imaging", "recordings", "demo", "evaluation", "ros"},
     "training": {"equilibrium", "model", "streaming", "imaging", "recordings"},
     "benchmarks": {
-        "equilibrium", "model", "streaming", "imaging", "recordings", "demo", "perception", "evaluation", "training",
+        "equilibrium",
+        "model",
+        "streaming",
+        "imaging",
+        "recordings",
+        "demo",
+        "perception",
+        "evaluation",
+        "training",
     },
 }
 """What each package may import of the others, as in docs/design.md. Single modules of `deq_flow_ros` are for all."""
@@ -117,6 +125,7 @@ KNOWN_PRIVATE = {
     "training.train: os._exit",
 }
 """Of libraries, which have no public name for it."""
+
 
 def test_no_file_is_too_long_to_be_read_at_once() -> None:
     """Why: a file above 300 lines does more than one thing."""

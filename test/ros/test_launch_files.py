@@ -42,8 +42,13 @@ with socket.create_server(("127.0.0.1", 0)) as free:
 CASES: dict[str, dict[str, Any]] = {
     "flow": {
         "arguments": {
-            "namespace": "robot", "name": "eye", "image": "/cam/image_raw", "camera_info": "/calibration",
-            "remap": "~/residual:=/certainty", "view": "true", "port": str(PORT),
+            "namespace": "robot",
+            "name": "eye",
+            "image": "/cam/image_raw",
+            "camera_info": "/calibration",
+            "remap": "~/residual:=/certainty",
+            "view": "true",
+            "port": str(PORT),
         },
         "cameras": ["/cam/image_raw"],
         "infos": ["/calibration"],

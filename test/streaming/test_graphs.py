@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_graphs import CaptureError, FakeDevice
+from fake_capture import CaptureError
+from fake_graphs import FakeDevice, assert_same, make_engine, stream
 from streams import PERIOD_NS, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
@@ -21,30 +22,6 @@ from deq_flow_ros.streaming.warm_start import carry
 @pytest.fixture(scope="module")
 def model() -> DEQFlow:
     return load_model("nano")
-
-
-def make_engine(model: DEQFlow, **settings: object) -> tuple[GraphEngine, FakeDevice]:
-    device = FakeDevice()
-    return GraphEngine(model, device.clock, device, behind=False, **settings), device
-
-
-def stream(engine: EagerEngine, images: list[np.ndarray], **settings: object) -> list[FlowResult]:
-    estimator = FlowEstimator(engine, **{"max_iterations": 3, **settings})
-    results = []
-    for i, image in enumerate(images):
-        results.append(estimator.update(image, i * PERIOD_NS))
-        estimator.prepare()
-    return [result for result in results if result is not None]
-
-
-def assert_same(got: list[FlowResult], expected: list[FlowResult]) -> None:
-    assert len(got) == len(expected) > 0
-    for one, other in zip(got, expected, strict=True):
-        np.testing.assert_allclose(one.flow, other.flow, atol=1e-5 * max(1.0, np.abs(other.flow).max()))
-        np.testing.assert_allclose(one.residual, other.residual, atol=1e-5, rtol=1e-4)
-        assert one.info.iterations == other.info.iterations and one.info.stop_reason == other.info.stop_reason
-        assert one.info.warm == other.info.warm and one.info.scale == other.info.scale
-        assert one.info.residual_px == pytest.approx(other.info.residual_px, rel=1e-3)
 
 
 @pytest.mark.parametrize(

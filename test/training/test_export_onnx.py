@@ -12,6 +12,7 @@ from training import export, export_onnx
 pytest.importorskip("onnxscript", reason="the exporter needs onnxscript, which is a package for development")
 onnxruntime = pytest.importorskip("onnxruntime", reason="no ONNX runtime to compare with")
 
+
 def test_the_graphs_give_the_flow_of_the_model(exported: Exported) -> None:
     """Why: a size that became a constant while tracing gives flow that only looks right. Both sizes compared differ
     from the one traced; with GMA, whose attention has two dimensions that depend on the size.

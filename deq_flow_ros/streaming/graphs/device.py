@@ -7,8 +7,9 @@ import gc
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -60,8 +61,19 @@ class GraphDevice(ABC):
         """
 
     @abstractmethod
+    def beside(self) -> AbstractContextManager[object]:
+        """Within it, what is queued runs beside the other work: copies between the device and page-locked memory.
+
+        Nothing but marks keeps the two in order. What is copied must not be memory of a pool, which other graphs use.
+        """
+
+    @abstractmethod
+    def hold(self, mark: Done) -> None:
+        """What is queued from now on waits for a mark, on the device. The host does not wait."""
+
+    @abstractmethod
     def mark(self) -> Done:
-        """The end of what is queued so far."""
+        """The end of what is queued so far; within ``beside``, of what is queued there."""
 
     @abstractmethod
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -77,11 +89,15 @@ class GraphDevice(ABC):
 
 
 class CudaDevice(GraphDevice):
-    """A CUDA device, by PyTorch's graphs and events."""
+    """A CUDA device, by PyTorch's graphs and events.
+
+    Work is on the current stream of the thread, and copies are on another one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._side = torch.cuda.Stream(device)  # one for all captures: memory of a pool is shared within a stream
+        self._copies = torch.cuda.Stream(device)  # not that of the captures, which other threads make meanwhile
 
     def pool(self) -> Any:
         return torch.cuda.graph_pool_handle()
@@ -103,6 +119,12 @@ class CudaDevice(GraphDevice):
                 graph.capture_end()
         main.wait_stream(side)
         return Captured(graph.replay, outputs)
+
+    def beside(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._copies)
+
+    def hold(self, mark: Done) -> None:
+        torch.cuda.current_stream(self.device).wait_event(cast(torch.cuda.Event, mark))
 
     def mark(self) -> Done:
         event = torch.cuda.Event()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts
 from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf, first_line
 from deq_flow_ros.streaming.graphs.workspace import Size, Workspace
+from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits, padded_size
 
 LOG = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class GraphEngine(EagerEngine):
         self._shelf = Shelf(self._make, kept, behind)
         self._space: Workspace | None = None  # of the frames in work
         self._loaded = self._paired = False
+        self._painted: tuple[np.ndarray, Tensor] | None = None
         self._made: tuple[int, StopReason] = (0, StopReason.ITERATIONS)
 
     @property
@@ -86,8 +89,7 @@ class GraphEngine(EagerEngine):
         scaled = [resize_image(image, sizes[0]) for image in images]
         if scaled[0] is not images[0]:
             self.stages.lap("resize")
-        space.upload(scaled)
-        space.encode.replay()
+        space.encode_images(scaled)
         encoding, padded = space.encode.outputs
         padding = _padding(sizes[0])
         for i, (slot, image) in enumerate(zip(slots, images, strict=True)):
@@ -97,18 +99,10 @@ class GraphEngine(EagerEngine):
 
     @torch.inference_mode()
     def prepare(self, slot: EagerSlot, direction: str, alone: bool = True) -> None:
-        last = slot.last
-        assert last is not None
-        alone_size = Size(last.size, last.scaled, 1)
-        space = self._shelf.get(alone_size) if self._shelf.has(alone_size) else None
-        if space is None or slot.state is None:
+        if slot.carried is None or slot.carried[0] is not slot.state:
             super().prepare(slot, direction, alone)
             return
-        _copy(space.state, slot.state)
-        space.sign.fill_(1.0 if direction == "forward" else -1.0)
-        space.carry.replay()
-        slot.start = tuple(part.clone() for part in space.carry.outputs)
-        slot.prepared = None
+        slot.start, slot.prepared, slot.carried = slot.carried[1], None, None
         self.stages.lap("prepare")
 
     @torch.inference_mode()
@@ -158,19 +152,48 @@ class GraphEngine(EagerEngine):
         self.stages.lap("solve")
 
     @torch.inference_mode()
-    def finish(self, slots: Sequence[EagerSlot], direction: str, uncertainty: bool = False) -> list[Solved]:
+    def finish(
+        self,
+        slots: Sequence[EagerSlot],
+        direction: str,
+        uncertainty: bool = False,
+        palettes: Sequence[Palette | None] = (),
+    ) -> list[Solved]:
         space = self._space
         if space is None:
             return super().finish(slots, direction, uncertainty)
-        space.finish[uncertainty].replay()
+        flows = space.make_fields(uncertainty)
+        pictures = [
+            None if palette is None else palette.paint(flow, self._table(palette))
+            for flow, palette in zip_longest(flows, palettes)
+        ]
         self.stages.lap("upsample")
-        for i, slot in enumerate(slots):
-            slot.found = tuple(part.clone() for part in sample(space.samples.value, i))
-        packed, there = space.download(uncertainty)
-        self.stages.lap("output")
+        packed, on_host, there = space.download(uncertainty, pictures)
+        with self._graphs.beside():
+            self.stages.lap("output")
+        self._carry(space, slots, direction)
         there.synchronize()
         rows = [Unpacked.of(row, space.size.source) for row in packed.numpy()]
-        return [replace(one, runtime=space.runtime) for one in tell(space.solution(*self._made), rows)]
+        colors = [None if picture is None else picture.numpy() for picture in on_host]
+        told = zip(tell(space.solution(*self._made), rows), colors, strict=True)
+        return [replace(one, runtime=space.runtime, colors=picture) for one, picture in told]
+
+    def _carry(self, space: Workspace, slots: Sequence[EagerSlot], direction: str) -> None:
+        """Carry along what was found, while it is copied to the host. A stream that begins anew does not ask for it."""
+        _copy(space.state, space.samples.value)
+        space.sign.fill_(1.0 if direction == "forward" else -1.0)
+        space.carry.replay()
+        for i, slot in enumerate(slots):
+            found, start = (
+                tuple(part.clone() for part in sample(state, i)) for state in (space.state, space.carry.outputs)
+            )
+            slot.found, slot.carried = found, (found, start)
+
+    def _table(self, palette: Palette) -> Tensor:
+        """The table of a palette on the device; that of the last one stays there."""
+        if self._painted is None or self._painted[0] is not palette.table:
+            self._painted = palette.table, torch.from_numpy(palette.table).to(self.device)
+        return self._painted[1]
 
     def _solve_coarsely(
         self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], cold: Sequence[int], levels: int

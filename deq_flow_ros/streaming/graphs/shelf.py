@@ -39,17 +39,17 @@ class Shelf:
     def get(self, size: Size) -> Workspace | None:
         """The workspace for a size; None as long as there is none."""
         with self._lock:
+            if size not in self._spaces:
+                self._met[size] += 1
+                # Where all are in use, as by more cameras than there is room for, one more would push out another.
+                full = len(self._spaces) >= self._kept and self._used.issuperset(self._spaces)
+                if self._met[size] >= MET and size not in self.failures and not full:
+                    self._request(size)
             space = self._spaces.get(size)
             if space is not None:
                 self._spaces.move_to_end(size)
                 self._used.add(size)
-                return space
-            self._met[size] += 1
-            # Where all are in use, as by more cameras than there is room for, one more would only push out another.
-            full = len(self._spaces) >= self._kept and self._used.issuperset(self._spaces)
-            if self._met[size] >= MET and size not in self.failures and not full:
-                self._request(size)
-            return self._spaces.get(size)
+            return space
 
     def has(self, size: Size) -> bool:
         """Whether there is one, without asking for it."""

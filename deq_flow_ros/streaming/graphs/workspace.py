@@ -15,7 +15,7 @@ from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.cells import keeping, likeness
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
-from deq_flow_ros.streaming.fields import interpolation, pack
+from deq_flow_ros.streaming.fields import FIGURES, interpolation, pack
 from deq_flow_ros.streaming.graphs.device import Captured, Done, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts, tensors
 from deq_flow_ros.streaming.plan import padded_size
@@ -91,6 +91,7 @@ class Workspace:
     :ivar tolerance: () float32, -1 for none.
     :ivar sign: () float32, of the direction.
     :ivar samples: of the solve.
+    :ivar packed: what ``pack`` makes, (B, N), without and with the uncertainty.
     """
 
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
@@ -104,6 +105,7 @@ class Workspace:
         pool = device.pool()
         self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
         self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
+        self._encoded = self._downloaded = device.mark()
         self.encode: Captured[tuple[Encoding, Tensor]] = device.capture(lambda: parts.encode(model, self.pixels), pool)
         encoding, image = self.encode.outputs
         self.first, self.second = Encoding(*map(torch.zeros_like, encoding)), torch.zeros_like(encoding.features)
@@ -124,30 +126,60 @@ class Workspace:
         self.coarse = device.capture(lambda: self._coarse(levels), pool) if levels else None
         self._resize = _Resize(size, device.device)
         heads = (False, True) if model.uncertainty is not None else (False,)
+        # Not in the pool: copies read it while the next graphs run.
+        self.packed = {head: self._row(3 + head) for head in heads}
         self.finish = {head: device.capture(lambda head=head: self._finish(head), pool) for head in heads}  # type: ignore[misc]
 
-    def upload(self, images: Sequence[np.ndarray]) -> None:
-        """Queue the copies of images to ``pixels``; of two buffers on the host the one is filled that was used before
-        the last time.
+    def encode_images(self, images: Sequence[np.ndarray]) -> None:
+        """Queue the copy of images to ``pixels``, and their encoding.
+
+        The copy runs beside other work, such as carrying the last state along. Of two buffers on the host, the one is
+        filled that was used before the last time.
         """
+        device = self._device
         staged, copied = self._staging.pop(0)
         if not copied.query():
             copied.synchronize()
         for row, image in zip(staged.numpy(), images, strict=True):
             row[:] = image
-        self.pixels.copy_(staged, non_blocking=True)
-        self._staging.append((staged, self._device.mark()))
+        with device.beside():
+            device.hold(self._encoded)
+            self.pixels.copy_(staged, non_blocking=True)
+            copied = device.mark()
+        self._staging.append((staged, copied))
+        device.hold(copied)
+        self.encode.replay()
+        self._encoded = device.mark()
 
     def likenesses(self) -> tuple[Tensor, Done]:
         """(B, 2) of a zero and the starting flow, on the host once the mark is reached."""
         return self._likenesses, self._device.mark()
 
-    def download(self, head: bool) -> tuple[Tensor, Done]:
-        """What ``pack`` made, on the host once the mark is reached; nobody writes to it afterwards."""
-        packed = self.finish[head].outputs
-        host = self._device.pinned(packed.shape, packed.dtype)
-        host.copy_(packed, non_blocking=True)
-        return host, self._device.mark()
+    def make_fields(self, head: bool) -> Tensor:
+        """Queue the fields and figures of the samples; returns the flow, (B, H, W, 2), that will be there."""
+        self._device.hold(self._downloaded)
+        self.finish[head].replay()
+        height, width = self.size.source
+        return self.packed[head][:, : 2 * height * width].view(-1, height, width, 2)
+
+    def download(self, head: bool, pictures: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None], Done]:
+        """What ``pack`` made and these tensors, on the host once the mark is reached; nobody writes to it afterwards.
+
+        The copies run beside what is queued from now on.
+        """
+        device = self._device
+        made = device.mark()
+        with device.beside():
+            device.hold(made)
+            packed = self._to_host(self.packed[head])
+            on_host = [None if picture is None else self._to_host(picture) for picture in pictures]
+            self._downloaded = device.mark()
+        return packed, on_host, self._downloaded
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        host = self._device.pinned(tensor.shape, tensor.dtype)
+        host.copy_(tensor, non_blocking=True)
+        return host
 
     def solution(self, evaluations: int = 0, exhausted: StopReason = StopReason.ITERATIONS) -> Solution:
         """Of the samples as they are."""
@@ -181,7 +213,12 @@ class Workspace:
     def _coarse(self, levels: int) -> State | None:
         return self._model.coarse_start(*self.images, levels, COARSE_ITERATIONS, watch=False)
 
-    def _finish(self, head: bool) -> Tensor:
+    def _row(self, fields: int) -> Tensor:
+        """For ``pack``, with so many numbers for a pixel."""
+        height, width = self.size.source
+        return torch.zeros(self.size.batch, fields * height * width + FIGURES, device=self._device.device)
+
+    def _finish(self, head: bool) -> None:
         solution = self.solution()
         flow, residual = self._model.upsample(solution.state), self._model.upsample_residual(solution)
         expected = self._model.upsample_uncertainty(solution.state) if head else None
@@ -192,7 +229,9 @@ class Workspace:
         resized = [None if field is None else self._resize(field) for field in (flow, residual, expected)]
         assert resized[0] is not None and resized[1] is not None
         uncertainty = None if resized[2] is None else resized[2][:, 0]
-        return pack(solution, resized[0].permute(0, 2, 3, 1), resized[1][:, 0], uncertainty, torch.cat(alike))
+        pack(
+            solution, resized[0].permute(0, 2, 3, 1), resized[1][:, 0], uncertainty, torch.cat(alike), self.packed[head]
+        )
 
 
 class _Resize:
