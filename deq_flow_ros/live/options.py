@@ -31,9 +31,7 @@ REFUSED = {
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     """Read a command line; ends the process with status 2 where it is wrong."""
-    line = CommandLine(
-        "evaluate_bag --live", "Play a camera stream through flow_node over DDS and report how it did."
-    )
+    line = CommandLine("evaluate_bag --live", "Play a camera stream through flow_node over DDS and report how it did.")
     add = line.add_argument
     add("input", nargs="?", help="bag, video, folder of images or camera index (default: a rendered drive)")
     line.add_path("--out", "folder for the results", default=Path("build/demo"))

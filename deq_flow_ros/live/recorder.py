@@ -180,9 +180,7 @@ def main(args: Sequence[str] | None = None) -> int:
     line.add_argument("bag", help="directory of the new bag")
     line.add_argument("topics", nargs="+", help="topics to record")
     line.add_argument("--storage", choices=sorted(STORAGES), default="mcap", help="default: mcap")
-    line.add_argument(
-        "--strip", default="", metavar="NAMESPACE", help="leave this out of the topics' names in the bag"
-    )
+    line.add_argument("--strip", default="", metavar="NAMESPACE", help="leave this out of the topics' names in the bag")
     options = line.parse_args(remove_ros_args(args)[1:])
     stop = process.start(args)
 

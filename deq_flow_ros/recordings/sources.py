@@ -123,10 +123,7 @@ class VideoSource(Source):
         """Whether the file (MP4, MOV, AVI) counts its frames. OpenCV guesses from length and rate of any other."""
         self.nominal_period_ns = round(1e9 / fps)
         count_words = f"{'' if self._counted else 'about '}{self.count}" if self.count else "unknown number of"
-        self.description = (
-            f"video {path.name}: {width}x{height} at {fps:g} Hz, "
-            f"{count_words} frames"
-        )
+        self.description = f"video {path.name}: {width}x{height} at {fps:g} Hz, {count_words} frames"
 
     def _open(self) -> cv2.VideoCapture:
         # FFmpeg would play a text file, as a terminal that shows it.

@@ -24,7 +24,7 @@ from deq_flow_ros.ros.budget import BudgetWords
 from deq_flow_ros.ros.camera_info import WHOLE
 from deq_flow_ros.ros.camera_input import CameraInput
 from deq_flow_ros.ros.health import camera_status
-from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
+from deq_flow_ros.ros.outputs import COLORED, FlowOutputs, OutputOptions, make_palette
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
 from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame
@@ -222,6 +222,10 @@ class Camera:
             self._accounts.direction = settings.direction
             self._applied = settings
         self._ask_for_uncertainty("uncertainty" in outputs)
+        painted = settings.output_scale == 1.0 and outputs & COLORED
+        palette = make_palette(settings.color_max_px) if painted else None
+        if palette is not self.estimator.stream.settings.palette:
+            self.estimator.change(palette=palette)
         if settings.intensity_range != before.intensity_range:
             self._levels = settings.levels()
             self._reset_now(f"intensity_range changed to {list(settings.intensity_range)}")
@@ -266,7 +270,8 @@ class Camera:
             **{name: getattr(attempt.settings, name) for name in OPTIONS},
         )
         calibration = None if source is None else source.camera_info
-        self._outputs.publish(result.flow, result.residual, header, calibration, elapsed_s, options, result.uncertainty)
+        asked_for = result.uncertainty, result.colors
+        self._outputs.publish(result.flow, result.residual, header, calibration, elapsed_s, options, *asked_for)
 
     def _publish_account(self, frame: ReceivedFrame, account: DiagnosticArray) -> None:
         frame.accounted = True

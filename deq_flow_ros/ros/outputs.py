@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -15,11 +16,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.colour import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.imaging.compressed import encode_image
 from deq_flow_ros.ros import convert, qos
 from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
 from deq_flow_ros.ros.points import flow_points
+from deq_flow_ros.streaming.palette import Palette
 
 _TOPICS = {
     "flow": Image,
@@ -30,6 +32,18 @@ _TOPICS = {
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
+
+
+COLORED = frozenset(("flow_color", "flow_color/compressed"))
+
+
+@lru_cache(maxsize=8)
+def make_palette(max_px: float) -> Palette:
+    """The colours of ``flow_to_color``, for a device that paints.
+
+    :param max_px: as ``OutputOptions.color_max_px``.
+    """
+    return Palette(color_table(), TABLE_RADIUS, max_px or None)
 
 
 @dataclass(frozen=True)
@@ -117,11 +131,13 @@ class FlowOutputs:
         elapsed_s: float | None,
         options: OutputOptions,
         uncertainty: np.ndarray | None = None,
+        colors: np.ndarray | None = None,
     ) -> None:
         """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with ``header``.
 
         :param elapsed_s: time from the image of the field to the one that its flow points to; below 0 if backward.
         :param uncertainty: None where there is none; the estimator is asked for it while somebody subscribes.
+        :param colors: (H, W, 3) uint8 RGB, the flow as ``make_palette`` paints it; None: it is painted here.
         :raises ValueError: before anything is published, if flow in other units than px has no usable camera_info.
         """
         wanted = self.wanted()
@@ -146,8 +162,10 @@ class FlowOutputs:
         if "points" in wanted:
             cloud = flow_points(flow, residual, options.points_stride, header, camera, elapsed_s)
             self._publishers["points"].publish(cloud)
-        if wanted & {"flow_color", "flow_color/compressed"}:
-            self._publish_color(flow_to_color(sampled, options.color_max_px or None), header, wanted, options)
+        if wanted & COLORED:
+            if colors is None or options.output_scale != 1.0:
+                colors = flow_to_color(sampled, options.color_max_px or None)
+            self._publish_color(colors, header, wanted, options)
 
     def _publish_color(self, rgb: np.ndarray, header: Header, wanted: set[str], options: OutputOptions) -> None:
         if "flow_color" in wanted:

@@ -166,6 +166,18 @@ def test_nobody_pays_for_what_nobody_wants(rig: Rig, monkeypatch: pytest.MonkeyP
     assert messages["flow_color/compressed"].format == "rgb8; jpeg compressed bgr8"
 
 
+def test_what_the_device_painted_is_published(rig: Rig) -> None:
+    """Why: painting takes the host longer than the whole field takes a GPU. A smaller field is painted here."""
+    painted = np.full((*field()[1].shape, 3), 7, np.uint8)
+    rig.subscribe("flow_color")
+    for scale, expected in ((1.0, painted), (0.5, None)):
+        rig.outputs.publish(*field(), HEADER, None, 0.1, OutputOptions(output_scale=scale), None, painted)
+        rig.until(lambda: all(rig.received.values()))
+        got = image_to_rgb(rig.received["flow_color"].pop())
+        assert expected is None or np.array_equal(got, expected)
+        assert (got.shape == painted.shape) == (scale == 1.0)
+
+
 def test_smaller_fields_keep_their_meaning(rig: Rig) -> None:
     """Values in pixels of the published field, colours and camera_info to match, no value mixed of two."""
     rig.subscribe("flow", "residual", "uncertainty", "flow_color", "points", "camera_info")
