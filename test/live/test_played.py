@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,23 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     assert again is not None and again.fields is not None
     assert again.record.index == item.index and again.record.iterations == 4
     assert again.fields.truth is fields.truth and not np.array_equal(again.fields.flow, fields.flow)
+
+
+def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[str, Path, Recording]) -> None:
+    """The node never heard of it: its rows come last, up to the end of what was played."""
+    _, source, recording = played
+    reports = read_reports(recording.bag, "/statistics")
+    frames = list(open_source(source).frames())
+    lost = [Frame.without_image("no key frame yet", stamp, stamp, "camera") for stamp in (-5, 250_000_000, 550_000_000)]
+    video = SimpleNamespace(frames=lambda: iter([lost[0], *frames[:3], lost[1], *frames[3:], lost[2]]))
+    *others, first, second, third = read_run(recording, reports, video, exact)
+    assert [one.record.outcome for one in others] == [
+        one.record.outcome for one in read_run(recording, reports, open_source(source), exact)
+    ]
+    assert [(one.record.index, one.record.stamp_ns, one.record.outcome) for one in (first, second, third)] == [
+        (6, -5, DROPPED), (7, 250_000_000, DROPPED), (8, 550_000_000, DROPPED)
+    ]  # fmt: skip
+    assert first.record.reason == "no key frame yet"
 
 
 def test_an_input_that_is_not_the_one_played_is_noticed(played: tuple[str, Path, Recording], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import video_streams as video
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -24,6 +25,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from deq_flow_ros.imaging.frame import frame_from_array, stamp_to_ns
+from deq_flow_ros.recordings import open_source
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.recordings.bags import BagWriter
 
@@ -194,6 +196,24 @@ def test_a_message_that_cannot_be_sent_or_read_costs_itself_only(subscriber: Sub
     assert [stamp_to_ns(picture.header.stamp) for picture in pictures] == [i * PERIOD_NS for i in (0, 1, 3, 5)]
     assert f"recorded at {2 * PERIOD_NS} ns cannot be decoded" in err
     assert f"left out the frame stamped {4 * PERIOD_NS} ns" in err
+
+
+def test_video_goes_out_as_images_and_what_is_lost_of_it_is_said(subscriber: Subscriber, tmp_path: Path) -> None:
+    """So whatever reads images can be tried on it; in a loop, each pass is decoded anew."""
+    packets = video.encode(video.source_pictures(), "libx264")
+    sent = {number: data for number, data in enumerate(packets) if number not in (0, 1, 2)}
+    decoded = {(one.stamp_ns - video.FIRST_NS) // video.PERIOD_NS: one for one in open_source(
+        video.write_ros(tmp_path / "bag", sent, video.FFMPEG, "libx264")).frames()}  # fmt: skip
+    process = start(tmp_path / "bag", "--wait-for-subscribers", 1, "--loop", "--max-frames", 10, "--rate", 4)
+    subscriber.spin_while(process, 30.0)
+    status, last_line, err = finish(process)
+    assert status == 0 and "Traceback" not in err and last_line.endswith(", 2 not readable")
+    numbers = [(stamp_to_ns(m.header.stamp) - video.FIRST_NS) // video.PERIOD_NS for _, m in subscriber.received]
+    assert numbers == [*range(4, 12), 4, 5]
+    for number, (_, message) in zip(numbers, subscriber.received, strict=True):
+        assert (message.encoding, message.header.frame_id) == ("rgb8", "eye")
+        assert np.array_equal(message.data, decoded[number].data)
+    assert err.count("left out the frame stamped 1700000000120000000 ns: no key frame yet") == 2
 
 
 def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_played_once(
