@@ -7,13 +7,13 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
-
-from rosbags.typesys import get_types_from_msg
-from rosbags.typesys.store import Typestore
+from typing import TYPE_CHECKING, Any
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.imaging.video import VideoPacket
+
+if TYPE_CHECKING:
+    from rosbags.typesys.store import Typestore
 
 FFMPEG_PACKET, COMPRESSED_VIDEO = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket", "foxglove_msgs/msg/CompressedVideo"
 _DEFINITIONS = {
@@ -25,6 +25,8 @@ _DEFINITIONS = {
 
 def add_types(store: Typestore) -> Typestore:
     """Teach rosbags the ROS messages, which its own stores lack."""
+    from rosbags.typesys import get_types_from_msg  # not at the top: the node reads messages, and needs no rosbags
+
     for name, definition in _DEFINITIONS.items():
         store.register(get_types_from_msg(definition, name))
     return store

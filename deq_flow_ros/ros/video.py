@@ -8,7 +8,6 @@ They have no wheel on PyPI. On a machine with ROS: ``apt install ros-$ROS_DISTRO
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -16,18 +15,17 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import EncodingError
 from deq_flow_ros.imaging.video import Picture, VideoDecoder
-from deq_flow_ros.recordings.packets import COMPRESSED_VIDEO, FFMPEG_PACKET, packet_of
+from deq_flow_ros.recordings.packets import packet_of
 
+try:
+    from ffmpeg_image_transport_msgs.msg import FFMPEGPacket as FFMPEG
+except ImportError:
+    FFMPEG = None
+try:
+    from foxglove_msgs.msg import CompressedVideo as FOXGLOVE
+except ImportError:
+    FOXGLOVE = None
 
-def _installed(name: str) -> type | None:
-    package, _, kind = name.split("/")
-    try:
-        return getattr(import_module(f"{package}.msg"), kind)
-    except ImportError:
-        return None
-
-
-FFMPEG, FOXGLOVE = _installed(FFMPEG_PACKET), _installed(COMPRESSED_VIDEO)
 VIDEO = tuple(kind for kind in (FFMPEG, FOXGLOVE) if kind is not None)
 """The types of messages that hold video and are installed."""
 
