@@ -90,7 +90,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     _clear(out, options.input)
     prepare_environment(profiles_file(), out / LOGS)
     path = options.input or str(_render(out.parent / "scene", console))
-    source = open_source(path, options.topic, start_s=options.start, stop_s=options.stop or math.inf)
+    source = open_source(path, options.topic, options.fps or None, options.start, options.stop or math.inf)
     source.close()
     frames = _limit(options, source, console)
     rate = options.rate or _rate(source, console)
@@ -100,7 +100,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
     run = RunOptions(
         path, options.topic, rate, frames, source.live, node_parameters(options, source, first),
-        out / "recording", out / LOGS, options.storage, options.start, options.stop, options.max_pause_s,
+        out / "recording", out / LOGS, options.storage, options.start, options.stop, options.max_pause_s, options.fps,
     )  # fmt: skip
     published = _play(run, frames or source.count, console)
     if not published.stamps_ns:

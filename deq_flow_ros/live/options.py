@@ -10,6 +10,7 @@ from pathlib import Path
 from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.model import PRECISIONS
 from deq_flow_ros.recordings import Frame, Source
+from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.stamps import MAX_PAUSE_S, longest_gap_ms
 from deq_flow_ros.streaming import EstimatorSettings
 
@@ -40,6 +41,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_number("--rate", None, rate, above=0, kind=float)
     line.add_number("--seconds", 30.0, "play so much of the stream; 0: all", least=0)
     line.add_number("--max-frames", 0, "and at most so many frames; 0: all", least=0)
+    line.add_number("--fps", 0.0, f"rate of a folder of images; 0: {DEFAULT_FPS:g}", metavar="HZ", least=0)
     line.add_part()
     pauses = "skip pauses of the recording that last longer; 0: wait them out"
     line.add_number("--max-pause-s", MAX_PAUSE_S, pauses, least=0, metavar="S")

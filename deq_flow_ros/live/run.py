@@ -37,7 +37,7 @@ QUIET_S = 3.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What to play and how; a ``stop_s`` of 0 is the end."""
+    """What to play and how; a ``stop_s`` of 0 is the end, and an ``fps`` of 0 the default."""
 
     input: str
     topic: str | None
@@ -51,6 +51,7 @@ class RunOptions:
     start_s: float = 0.0
     stop_s: float = 0.0
     max_pause_s: float = MAX_PAUSE_S
+    fps: float = 0.0
 
 
 @dataclass
@@ -174,7 +175,7 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
     log.unlink(missing_ok=True)
     arguments = [options.input, "--rate", str(options.rate), "--log", str(log), "--max-frames", str(options.max_frames)]
     arguments += ["--start", str(options.start_s), "--stop", str(options.stop_s)]
-    arguments += ["--max-pause-s", str(options.max_pause_s)]
+    arguments += ["--max-pause-s", str(options.max_pause_s), "--fps", str(options.fps)]
     arguments += ["--wait-for-subscribers", "2" if options.live else "1"]
     arguments += ["--topic", options.topic] if options.topic else []
     children.start("player", "deq_flow_ros.ros.player", [*arguments, "--ros-args", *remap])

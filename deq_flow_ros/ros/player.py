@@ -2,7 +2,7 @@
 """``player``: a bag, video, image folder or camera as ``sensor_msgs/Image`` at the recorded rate.
 
     player INPUT [--topic T] [--rate R] [--loop] [--compressed jpeg|png] [--wait-for-subscribers N] [--max-frames N]
-        [--log FILE] [--start S] [--stop S] [--max-pause-s S]
+        [--log FILE] [--start S] [--stop S] [--max-pause-s S] [--fps HZ]
 
 Every option is also a ROS parameter (``input``, ``topic``, ``rate``, ...), which wins over the command line. The header
 stamp of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a
@@ -41,8 +41,10 @@ from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.recordings.frame_reader import FrameReader
+from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
+from deq_flow_ros.spelling import did_you_mean
 from deq_flow_ros.stamps import MAX_PAUSE_S, Pace
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -62,6 +64,10 @@ class Player(Node):
         super().__init__("player")
         for name, value in vars(options).items():
             self.declare_parameter(name, value)
+        for name in getattr(self, "_parameter_overrides", {}):  # rclpy offers no public way to ask
+            if name not in options and not name.startswith("qos_overrides.") and not self.has_parameter(name):
+                hint = did_you_mean(name, vars(options))
+                self.get_logger().warning(f"no parameter {name!r}{hint}: its value changes nothing")
         self._stop = stop
         self._compressed = self.option("compressed")
         if self._compressed not in ("", *FORMATS):
@@ -93,11 +99,14 @@ class Player(Node):
         rate = self.option("rate")
         if not 0.0 < rate < float("inf"):
             raise ValueError(f"expected a rate above 0, got {rate}")
+        for name in ("max_frames", "wait_for_subscribers", "wait_timeout_s", "fps"):
+            if not 0 <= self.option(name) < math.inf:
+                raise ValueError(f"expected {name} of at least 0, got {self.option(name)}")
         if not self.option("input"):
             raise MediaError("no input given: name a bag, a video, a folder of images or a camera index")
         source = open_source(
-            self.option("input"), self.option("topic") or None, start_s=self.option("start"),
-            stop_s=self.option("stop") or math.inf,
+            self.option("input"), self.option("topic") or None, self.option("fps") or None, self.option("start"),
+            self.option("stop") or math.inf,
         )  # fmt: skip
         self.get_logger().info(f"{source.description} -> {self.publisher.topic_name}")
         if source.calibration:
@@ -112,6 +121,8 @@ class Player(Node):
                 self._publish_all(reader, source, rate, log_file)
         finally:
             reader.close()
+            for problem in source.skipped:
+                self.get_logger().warning(f"of the recording: {problem}")
         return source
 
     def _wait_for_subscribers(self, wanted: int, timeout_s: float) -> None:
@@ -211,8 +222,8 @@ class Player(Node):
         if self.stamps_ns is None:
             return "player: published 0 frames"
         first, last = (f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in self.stamps_ns)
-        unreadable = self.left_out + (len(source.skipped) if source else 0)
-        skipped = f", {unreadable} not readable" if unreadable else ""
+        problems = self.left_out + (len(source.skipped) if source else 0)
+        skipped = f", {problems} problems, named above" if problems else ""
         return f"player: published {self.published} frames, first stamp {first}, last stamp {last}{skipped}"
 
 
@@ -224,9 +235,10 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     line.add_number("--rate", 1.0, "speed; 1: as recorded")
     line.add_argument("--loop", action="store_true", help="start over at the end; the stamps start over as well")
     line.add_argument("--compressed", default="", metavar="jpeg|png", help="publish compressed images instead of raw")
-    line.add_number("--wait-for-subscribers", 0, "start when N have come", metavar="N")
-    line.add_number("--wait-timeout-s", 30.0, "and give up after S seconds", metavar="S")
-    line.add_number("--max-frames", 0, "stop after N frames; 0: never", metavar="N")
+    line.add_number("--wait-for-subscribers", 0, "start when N have come", metavar="N", least=0)
+    line.add_number("--wait-timeout-s", 30.0, "and give up after S seconds", metavar="S", least=0)
+    line.add_number("--max-frames", 0, "stop after N frames; 0: never", metavar="N", least=0)
+    line.add_number("--fps", 0.0, f"rate of a folder of images; 0: {DEFAULT_FPS:g}", metavar="HZ", least=0)
     line.add_part()
     line.add_number("--max-pause-s", MAX_PAUSE_S, "skip pauses that last longer; 0: wait them out", metavar="S")
     line.add_argument("--log", default="", metavar="FILE", help="write one JSON line per published frame")

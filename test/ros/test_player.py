@@ -189,10 +189,12 @@ def test_a_message_that_cannot_be_sent_or_read_costs_itself_only(subscriber: Sub
     pictures: list[CompressedImage] = []
     topic = "/player/image/compressed"
     subscriber.create_subscription(CompressedImage, topic, pictures.append, QoSProfile(depth=100))
+    (tmp_path / "bag" / "bag_1.mcap").write_bytes(b"of another recording")
     process = start(tmp_path / "bag", "--compressed", "png", "--wait-for-subscribers", 1)
     subscriber.spin_while(process, 30.0)
     status, last_line, err = finish(process)
-    assert status == 0 and "Traceback" not in err and last_line.endswith(", 2 not readable")
+    assert "bag_1.mcap: metadata.yaml of" in err, "what is wrong with the recording as a whole is named as well"
+    assert status == 0 and "Traceback" not in err and last_line.endswith(", 3 problems, named above")
     assert [stamp_to_ns(picture.header.stamp) for picture in pictures] == [i * PERIOD_NS for i in (0, 1, 3, 5)]
     assert f"recorded at {2 * PERIOD_NS} ns cannot be decoded" in err
     assert f"left out the frame stamped {4 * PERIOD_NS} ns" in err
@@ -239,6 +241,7 @@ def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_p
         (["/no/such/file"], 2, ["/no/such/file", "does not exist"]),
         ([], 2, ["no input given"]),
         (["FOLDER", "--rate", "0"], 2, ["rate above 0, got 0.0"]),
+        (["FOLDER", "--ros-args", "-p", "max_frame:=3", "-p", "max_frames:=-3"], 2, ["did you mean 'max_frames'", "-3"]),
         (["FOLDER", "--compressed", "webp"], 2, ["compressed to be jpeg or png", "'webp'"]),
         (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),
         (["FOLDER", "--wait-for-subscribers", "1", "--wait-timeout-s", "0.2"], 3, ["1 subscriber(s) on /player/image"]),
