@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
+import statistics
 import sys
 import tempfile
 import threading
@@ -64,7 +65,8 @@ def start_view(children: Children, parameters: Sequence[str]) -> None:
 
 def measure(options: argparse.Namespace, children: Children, accounts: list[dict[str, str]]) -> None:
     """Print a row for each phase."""
-    columns = ("", "view [%]", "node [%]", "images", "with flow", "superseded", "lost", "late", "pictures/s", "kB/s")
+    columns = ("", "view [%]", "node [%]", "images", "with flow", "superseded", "lost", "late", "publish [ms]")
+    columns += ("pictures/s", "kB/s")
     print(*columns, sep=" | ")
     print(*["---", *["---:"] * (len(columns) - 1)], sep=" | ")
     for name, browsers in PHASES:
@@ -90,8 +92,9 @@ def measure(options: argparse.Namespace, children: Children, accounts: list[dict
         lost = int(phase[-1]["frames_lost"]) - int(phase[0]["frames_lost"])
         late = sum(account["over_budget"] == "true" for account in flows)
         costs = f"{share.get('view', 0.0):.1f}", f"{share['node']:.0f}"
+        publish_ms = f"{statistics.median(float(flow['stage_publish_ms']) for flow in flows):.1f}"
         fetched = f"{rates.get('pictures', 0.0):.1f}", f"{rates.get('bytes', 0.0) / 1e3:.0f}"
-        print(name, *costs, len(phase), len(flows), superseded, lost, late, *fetched, sep=" | ", flush=True)
+        print(name, *costs, len(phase), len(flows), superseded, lost, late, publish_ms, *fetched, sep=" | ", flush=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:

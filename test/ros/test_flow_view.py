@@ -91,6 +91,11 @@ def test_it_subscribes_to_what_is_looked_at_while_it_is(
     assert fake.heard() == TOPICS.keys() - {"/robot/eye/front/uncertainty"}
     assert seen["node"] == "/robot/eye" and seen["latest"]["latency_ms"] == "61.5"
     assert seen["pictures"]["image"]["note"] == "64x48" and "4.2 px" in seen["pictures"]["flow"]["note"]
+    fake.destroy_publisher(fake.topics.pop("/lens/compressed"))
+    while "nobody publishes" not in seen["pictures"].get("image", {}).get("note", ""):
+        assert time.monotonic() < give_up, seen
+        seen = board.look(0, ["image"], 0.0)
+        view.step()
     view.create_subscription(DiagnosticArray, "/nobody/statistics", print, 1)
     assert view._running() == ["/robot/eye/front"], "a subscription is no node that runs"
     looked_s = time.monotonic()

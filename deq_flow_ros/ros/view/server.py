@@ -11,8 +11,9 @@ import sys
 import threading
 from collections.abc import Sequence
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -44,17 +45,19 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-class ViewServer(ThreadingHTTPServer):
+class ViewServer(ThreadingTCPServer):
     """Listens from its construction on; ``start`` answers in threads of its own, until ``close``.
+
+    Not one of ``http.server``, which would ask the name service who we are, for seconds.
 
     :param host: name or address of the interface to listen on.
     :param port: 0 takes a free one.
     :param pictures: names of the pictures that may be asked for.
     :raises OSError: where it cannot listen there; the message says what to do.
-    :ivar url: of the page.
+    :ivar url: of the page; on ``server_port``.
     """
 
-    daemon_threads = True
+    daemon_threads = allow_reuse_address = True
     request_queue_size = MAX_CONNECTIONS
 
     def __init__(self, board: Board, host: str, port: int, pictures: Sequence[str]) -> None:
@@ -67,6 +70,7 @@ class ViewServer(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as error:
             raise OSError(_cannot_listen(error, host, port)) from None
+        self.server_port = self.server_address[1]
         anywhere = host in ("", "0.0.0.0", "::")
         name = socket.gethostname() if anywhere else f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.server_port}/"
@@ -81,13 +85,6 @@ class ViewServer(ThreadingHTTPServer):
         self.board.close()
         self.shutdown()
         self.server_close()
-
-    def server_bind(self) -> None:
-        """See ``socketserver``; that of ``http.server`` would ask the name service who we are, for seconds."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = "", self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """See ``socketserver``."""
