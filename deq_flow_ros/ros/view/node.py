@@ -77,9 +77,10 @@ class FlowView(Node):
             return
         figures = self._wake_up()
         self._follow(self._topics(wanted, figures))
+        imageless = "image" in wanted - self._open.keys() and figures.image_topic
         pictures = self._take_all(figures)
-        if "image" in wanted and figures.image_topic and "image" not in self._open:
-            pictures["image"] = {"note": "nobody publishes raw or compressed images there"}
+        if imageless:
+            pictures["image"] = {"note": f"nobody publishes raw or compressed images on {figures.image_topic}"}
         self._board.put_up(figures.summary(self._running), pictures)
         time.sleep(max(0.0, began_s + 1.0 / self.option("rate_hz") - time.monotonic()))
 
