@@ -108,6 +108,11 @@ class Scene:
         visible[inside] = nearest > depth[inside] * (1 - 1e-4) - 1e-3
         return np.ascontiguousarray(flow.T, np.float32).reshape(height, width, 2), visible.reshape(height, width)
 
+    @property
+    def body_count(self) -> int:
+        """The number of bodies; those that move are the last ones."""
+        return len(bodies_at(0.0))
+
     def own_motion(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
         """How far what each pixel of frame ``first`` shows moves by itself until frame ``second``.
 
