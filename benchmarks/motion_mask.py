@@ -163,7 +163,9 @@ def recorded(options: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
 
 def _words(found: MotionMask) -> str:
     motion = found.ego_motion
-    return found.problem or f"{motion.model if motion else ''}, {len(found.boxes)} regions"
+    if found.problem or motion is None:
+        return "not to be trusted, no mask"
+    return f"{motion.model}, {len(found.boxes)} regions"
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
@@ -198,9 +200,9 @@ def run(options: argparse.Namespace, console: Console) -> Row:
         chosen = [n for n in range(step // 2, len(shown) // 2, step)][:SHOWN]
         rows = [[shown[2 * n + method] for n in chosen] for method in (0, 1)]
         extra = recorded(options)
-        with picture(options.plot, 12.0, 5.2 + 3.4 * bool(extra)) as figure:
+        with picture(options.plot, 10.0, 4.4 + 3.0 * bool(extra)) as figure:
             upper, *lower = figure.subfigures(
-                1 + bool(extra), 1, height_ratios=[5.2, 3.4][: 1 + bool(extra)], squeeze=False
+                1 + bool(extra), 1, height_ratios=[4.4, 3.0][: 1 + bool(extra)], squeeze=False
             )[:, 0]
             places = [*zip(upper.subplots(2, SHOWN).ravel(), [*rows[0], *rows[1]], strict=False)]
             for part in lower:

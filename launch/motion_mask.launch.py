@@ -14,6 +14,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
+from deq_flow_ros.ros.launch_arguments import refuse_unknown
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SHARE = Path(get_package_share_directory("deq_flow_ros"))
@@ -66,6 +67,7 @@ def generate_launch_description() -> LaunchDescription:
     """Arguments, the flow node unless one runs already, and the mask."""
     return LaunchDescription(
         [
+            OpaqueFunction(function=refuse_unknown, args=[__file__]),
             *(
                 DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
                 for name, (default, text, choices) in ARGUMENTS.items()

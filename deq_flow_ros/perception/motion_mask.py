@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.perception.ego_motion import FEWEST, EgoMotion, fit_ego_motion
+from deq_flow_ros.perception.ego_motion import FEWEST, INLIER, EgoMotion, fit_ego_motion
 
 FITTED = 1200
 """About so many pixels are used for the fit."""
@@ -23,7 +23,8 @@ class MaskSettings:
     """What counts as moving, and when the camera's motion is believed.
 
     :ivar threshold: deviation from the camera's motion, as a multiple of the flow's uncertainty at the pixel, ...
-    :ivar min_motion_px: ... and in px; what exceeds both moves by itself.
+    :ivar noise: ... as a multiple of the median deviation of the pixels that it explains, ...
+    :ivar min_motion_px: ... and in px; what exceeds all three moves by itself.
     :ivar grow: share of these limits down to which the surroundings of what exceeds them belong to it.
     :ivar min_area: of what exceeds them in a region, as a share of the image.
     :ivar smoothing_px: side of the ellipses that open and close the mask.
@@ -32,6 +33,7 @@ class MaskSettings:
     """
 
     threshold: float = 0.5
+    noise: float = 3.7  # 2.5 standard deviations of a normal distribution, each of which is 1.48 medians
     min_motion_px: float = 0.5
     grow: float = 0.5
     min_area: float = 0.002
@@ -60,12 +62,14 @@ class MotionMask:
     :ivar boxes: the connected regions of the mask, the largest first.
     :ivar ego_motion: what was fitted; None where nothing could be.
     :ivar problem: why the mask is not to be trusted, and what to do; empty where it is.
+    :ivar noise_px: the median deviation of the pixels that the camera's motion explains.
     """
 
     mask: np.ndarray
     boxes: Sequence[Box]
     ego_motion: EgoMotion | None
     problem: str
+    noise_px: float = float("nan")
 
 
 class MotionSegmenter:
@@ -113,7 +117,9 @@ class MotionSegmenter:
             return MotionMask(nothing, (), None, problem)
         deviation = np.where(known, motion.deviation(self._here, there), 0.0)
         deviation_px = deviation.reshape(self.shape) * self._focal
-        least_px = np.maximum(settings.threshold * uncertainty, settings.min_motion_px)
+        explained = chosen & (deviation < INLIER * sigma)
+        noise_px = float(np.median(deviation[explained])) * self._focal if explained.any() else 0.0
+        least_px = np.maximum(settings.threshold * uncertainty, max(settings.noise * noise_px, settings.min_motion_px))
         score = np.where(known.reshape(self.shape), deviation_px / least_px, 0.0)
         mask, boxes = _regions(score, deviation_px, settings)
         if motion.inliers < settings.min_inliers:
@@ -121,7 +127,7 @@ class MotionSegmenter:
                 f"the {motion.model} explains {motion.inliers:.0%} of the flow, below min_inliers "
                 f"{settings.min_inliers:.0%}: most of the image moves by itself, or the flow is wrong"
             )
-        return MotionMask(mask, boxes, motion, problem)
+        return MotionMask(mask, boxes, motion, problem, noise_px)
 
 
 def _unusable(fitted: int, uncertainty: np.ndarray, settings: MaskSettings) -> str:

@@ -38,9 +38,11 @@ class MaskNodeSettings(ConsumerSettings):
         number(_DEFAULTS.threshold, 0.0, 100.0),
         "how far a pixel must deviate from the camera's motion, as a multiple of the uncertainty of its flow",
     )
-    min_motion_px: float = live(
-        number(_DEFAULTS.min_motion_px, 0.01, 1000.0, "px"), "and how far in any case, however certain the flow is"
+    noise: float = live(
+        number(_DEFAULTS.noise, 0.0, 100.0),
+        "and as a multiple of the noise of the flow: the median deviation of what the camera's motion explains",
     )
+    min_motion_px: float = live(number(_DEFAULTS.min_motion_px, 0.01, 1000.0, "px"), "and in any case")
     grow: float = live(
         number(_DEFAULTS.grow, 0.05, 1.0),
         "share of these limits down to which the surroundings of what exceeds them belong to it",
@@ -139,7 +141,7 @@ def _verdict(found: MotionMask, no_camera: str, no_rotation: str) -> Verdict:
     motion = found.ego_motion
     values = {"moving_share": f"{found.mask.mean():.4f}", "boxes": str(len(found.boxes))}
     if motion is not None:
-        values |= {"model": motion.model, "inliers": f"{motion.inliers:.3f}"}
+        values |= {"model": motion.model, "inliers": f"{motion.inliers:.3f}", "noise_px": f"{found.noise_px:.3f}"}
     if found.problem or motion is None:
         return Verdict(f"no mask, because {found.problem}", WARN, values)
     words = f"{motion.model} explains {motion.inliers:.0%} of the flow, {len(found.boxes)} moving regions"
