@@ -27,6 +27,7 @@ from rich.console import Console
 from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
+from deq_flow_ros.evaluation.methods import dense_inverse_search
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.perception.motion_mask import MaskSettings, MotionMask, MotionSegmenter
@@ -52,13 +53,6 @@ def stream(options: argparse.Namespace) -> FlowEstimator:
     settings = {name: given[name] for name in names} | {"max_scale": options.max_scale}
     model = load_model(options.model, options.device, precision=choose_precision("auto", options.device))
     return FlowEstimator(model, latency_budget_ms=None, tolerance_px=None, max_gap_ms=1e9, uncertainty=True, **settings)
-
-
-def dis(here: np.ndarray, there: np.ndarray) -> Field:
-    """DIS flow between two images, which says nothing of its uncertainty."""
-    medium = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow = medium.calc(*(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (here, there)), None)
-    return flow, np.zeros(flow.shape[:2], np.float32)
 
 
 def sparse(here: np.ndarray, there: np.ndarray) -> Field:
@@ -101,7 +95,7 @@ def pairs(scene: Scene, options: argparse.Namespace) -> Iterator[tuple[int, int,
     """Frames ``here`` and ``there`` (the one before), the flow of each method between them, and the image of here."""
     estimator, settings = stream(options), scene.settings
     numbers = range(0, settings.frames, options.every)
-    images = {numbers[0]: scene.render(numbers[0])}
+    images, dis = {numbers[0]: scene.render(numbers[0])}, dense_inverse_search()
     estimator.update(images[numbers[0]], settings.stamp_ns(numbers[0]))
     for there, here in pairwise(numbers):
         images = {there: images[there], here: scene.render(here)}
@@ -109,7 +103,12 @@ def pairs(scene: Scene, options: argparse.Namespace) -> Iterator[tuple[int, int,
         if result is not None and result.uncertainty is not None:
             both = images[here], images[there]
             dense = {options.model: (result.flow, result.uncertainty)}
-            yield here, there, dense | {"DIS medium": dis(*both), "KLT points": sparse(*both)}, images[here]
+            yield (
+                here,
+                there,
+                dense | {"DIS medium": (dis(*both), np.zeros_like(result.uncertainty)), "KLT points": sparse(*both)},
+                images[here],
+            )
 
 
 def counts(mask: np.ndarray, numbers: np.ndarray, ignored: np.ndarray) -> np.ndarray:
