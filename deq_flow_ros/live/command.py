@@ -235,7 +235,7 @@ def _analyse(
     cold = SettingEntry(COLD, {**values, "warm": False, "budget_ms": None}, COLD_NOTE)
     every = max(1, sum(report.outcome == "processed" for report in reports) // COMPARED_PAIRS)
     recording, exact = Recording(run.bag, FLOW_TOPIC, RESIDUAL_TOPIC), exact_flow(Path(run.input))
-    outcomes = read_run(recording, in_order(reports, published.stamps_ns), source, exact)
+    outcomes = read_run(recording, in_order(reports, published.stamps_ns), source, exact, options.roi)
     shown = track(outcomes, "analysing", len(reports), console=console, transient=True)
     found, unplayed = False, []
     try:

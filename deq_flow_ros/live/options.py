@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,6 @@ OWN_OPTIONS = {
 """Parameters of flow_node that have an option of their own."""
 REFUSED = {
     "cameras": "one camera is played, on ~/image",
-    "roi": "the flow of a part of the image cannot be held against whole images",
     "output_scale": "flow of another size cannot be held against the images",
     "units": "the measures are of pixels",
 }
@@ -64,7 +64,25 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
             line.error(f"expected {OWN_OPTIONS[name.strip()]} for the parameter {name.strip()}, got --param {text}")
         if name.strip() in REFUSED:
             line.error(f"expected no --param {name.strip()} ({REFUSED[name.strip()]}), got --param {text}")
+    try:
+        options.roi = region_of(options.param)
+    except ValueError:
+        line.error("expected --param roi:=[X,Y,WIDTH,HEIGHT] in whole pixels")
     return options
+
+
+def region_of(parameters: Sequence[str]) -> list[int]:
+    """The node's parameter ``roi`` among the ``NAME:=VALUE``; empty where it is not.
+
+    :raises ValueError: if it is not four whole numbers from 0.
+    """
+    text = dict(text.split(":=", 1) for text in parameters).get("roi")
+    if text is None:
+        return []
+    roi = json.loads(text)
+    if not isinstance(roi, list) or len(roi) != 4 or not all(type(value) is int and value >= 0 for value in roi):
+        raise ValueError(text)
+    return roi
 
 
 def node_parameters(options: argparse.Namespace, source: Source, first: Frame | None) -> dict[str, str]:
@@ -84,5 +102,6 @@ def node_parameters(options: argparse.Namespace, source: Source, first: Frame | 
         "autostart": "true",
     }
     if first is not None and min(first.width, first.height) >= 16:
-        parameters |= {"warm_up_width": str(first.width), "warm_up_height": str(first.height)}
+        width, height = options.roi[2:] if any(options.roi) else (first.width, first.height)
+        parameters |= {"warm_up_width": str(width), "warm_up_height": str(height)}
     return parameters | dict(text.split(":=", 1) for text in options.param)

@@ -49,8 +49,9 @@ def in_order(reports: Sequence[FrameReport], published_ns: Sequence[int]) -> lis
 
 
 def read_run(
-    recording: Recording, reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None
-) -> Iterator[FrameOutcome]:
+    recording: Recording, reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None,
+    roi: Sequence[int] = (),
+) -> Iterator[FrameOutcome]:  # fmt: skip
     """Every reported frame in turn; with its fields where it was processed and they were recorded.
 
     Only what may still be asked for is kept in memory. Frames that could not be played, because a video has no picture
@@ -58,9 +59,10 @@ def read_run(
 
     :param reports: in the order of the stream.
     :param source: what was played.
+    :param roi: x, y, width and height of the part of the images that the node processed; nothing: all of them.
     :raises MediaError: where recording, source and reports do not match.
     """
-    finder, fields = _FrameFinder(source), _FieldFinder(recording, reports)
+    finder, fields = _FrameFinder(source, roi), _FieldFinder(recording, reports)
     last: tuple[int, PairFields] | None = None
     for index, report in enumerate(reports):
         record = record_of(index, report)
@@ -166,7 +168,7 @@ def _pair(
     if exact is None:
         return pair
     truth, visible = exact(*((first_ns, second_ns) if report.forward else (second_ns, first_ns)))
-    return replace(pair, truth=truth, visible=visible)
+    return replace(pair, truth=finder.part(truth), visible=finder.part(visible))
 
 
 class _FieldFinder:
@@ -196,7 +198,8 @@ class _FieldFinder:
 class _FrameFinder:
     """Finds frames of a source by stamp while reading it once; only what may still be asked for is kept."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, roi: Sequence[int]) -> None:
+        self._roi = roi
         levels = Levels()
         self._frames = (InputFrame.of(n, frame, levels=levels) for n, frame in enumerate(source.frames()))
         self._kept: dict[int, InputFrame] = {}
@@ -225,4 +228,11 @@ class _FrameFinder:
         frame = self._kept[stamp_ns]
         if frame.image is None:
             raise MediaError(f"the frame stamped {stamp_ns} ns was processed, but cannot be read here: {frame.problem}")
-        return frame.image
+        return self.part(frame.image)
+
+    def part(self, array: np.ndarray) -> np.ndarray:
+        """The part of an image or field that the node processed."""
+        if not any(self._roi):
+            return array
+        x, y, width, height = self._roi
+        return np.ascontiguousarray(array[y : y + height, x : x + width])

@@ -209,7 +209,7 @@ def test_wrong_inputs_and_options_end_at_once(tmp_path: Path, capsys: pytest.Cap
         (("--param", "latency_budget_ms:=5.0"), "expected --budget-ms for the parameter latency_budget_ms"),
         (("--param", "model:=other"), "expected --model for the parameter model"),
         (("--param", "units:=normalized_per_second"), "expected no --param units (the measures are of pixels)"),
-        (("--param", "roi:=[0, 0, 64, 64]"), "expected no --param roi (the flow of a part"),
+        (("--param", "roi:=[0, 0, 64]"), "expected --param roi:=[X,Y,WIDTH,HEIGHT]"),
         (("--param", "output_scale:=0.5"), "expected no --param output_scale (flow of another size"),
         (("--param", "cameras:=[left, right]"), "expected no --param cameras (one camera is played"),
         (("--param", "device:=cuda"), "expected --device for the parameter device"),

@@ -91,6 +91,27 @@ def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Pa
     assert [item.warm for item, _ in found] == [False, True, True, True]
 
 
+def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
+    played: tuple[str, Path, Recording], tmp_path: Path
+) -> None:
+    """With the node's parameter ``roi``, what was played is larger than the flow that came out."""
+    _, source, recording = played
+    around = ((4, 6), (8, 2))
+    with BagWriter(tmp_path / "larger") as writer:
+        for number, frame in enumerate(open_source(source).frames()):
+            larger = np.pad(picture(number)[:, :, ::-1], (*around, (0, 0)))
+            writer.write_frame("/image", frame_from_array(larger, frame.stamp_ns, frame.stamp_ns, "camera"))
+
+    def of_larger(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
+        flow, visible = exact(here, there)
+        return np.pad(flow, (*around, (0, 0)), constant_values=99), np.pad(visible, around)
+
+    reports = read_reports(recording.bag, "/statistics")
+    whole = list(read_run(recording, reports, open_source(source), exact))
+    part = list(read_run(recording, reports, open_source(tmp_path / "larger"), of_larger, [8, 4, 64, 40]))
+    assert [outcome.record for outcome in part] == [outcome.record for outcome in whole]
+
+
 def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction(
     played: tuple[str, Path, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
