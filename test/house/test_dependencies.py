@@ -18,8 +18,8 @@ KEYS = {"cv2": "python3-opencv", "PIL": "python3-pil", "yaml": "python3-yaml"} |
 }
 """Keys of rosdep that apt has packages for. Modules of ROS have their own names as keys."""
 PIP = {
-    "PIL": "pillow", "backports": "backports.zstd", "cv2": "opencv-python-headless", "google": "protobuf",
-    "yaml": "PyYAML",
+    "PIL": "pillow", "backports": "backports.zstd", "catkin_pkg": "catkin-pkg",
+    "cv2": "opencv-python-headless", "google": "protobuf", "yaml": "PyYAML",
 }  # fmt: skip
 """Names on PyPI, where they are not those of the modules."""
 NO_KEY = {"apsw", "av", "backports", "lz4", "rosbags"}
