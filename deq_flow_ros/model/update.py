@@ -29,7 +29,8 @@ class MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(c2 + f2, motion_dim - 2, 3, padding=1)
 
     def forward(self, correlation: Tensor, flow: Tensor) -> Tensor:
-        flow = flow.to(correlation.dtype)
+        # In one layout with the rest; otherwise every convolution after it would change the layout of all of its input.
+        flow = flow.to(correlation.dtype, memory_format=torch.channels_last)
         c = F.relu(self.convc2(F.relu(self.convc1(correlation))))
         f = F.relu(self.convf2(F.relu(self.convf1(flow))))
         return torch.cat((F.relu(self.conv(torch.cat((c, f), 1))), flow), 1)
