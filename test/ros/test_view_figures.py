@@ -90,6 +90,8 @@ def test_figures_are_those_of_the_accounts_and_of_the_worst_status() -> None:
         scene.figures.take_account({**ACCOUNT, "latency_ms": "70.0", "iterations": "2"})
     scene.figures.take_account(ACCOUNT)
     scene.figures.take_account(DROPPED)
+    for wrong in ({}, {"outcome": "processed"}, {**ACCOUNT, "iterations": "many"}):
+        scene.figures.take_account(wrong)
     summary = scene.figures.summary(list)
     assert summary["counts"] == {"received": "7", "processed": "4", "first": "1", "dropped": "2", "lost": "0"}
     assert summary["latest"].items() <= ACCOUNT.items() and summary["latest"]["latency_ms"] == "61.5"

@@ -39,12 +39,15 @@ class Figures:
         self._history: deque[tuple[float, int]] = deque(maxlen=HISTORY)
 
     def take_account(self, values: Mapping[str, str]) -> None:
-        """An account of ``~/statistics`` (docs/node.md)."""
+        """An account of ``~/statistics`` (docs/node.md); anything else that comes there is left out."""
+        try:
+            if values["outcome"] == "processed":
+                latest = {name: values[name] for name in LATEST}
+                self._history.append((float(values["latency_ms"]), int(values["iterations"])))
+                self._latest, self._flow_s = latest, self._clock()
+        except (KeyError, ValueError):
+            return
         self._account, self._account_s = dict(values), self._clock()
-        if values["outcome"] == "processed":
-            self._flow_s = self._account_s
-            self._latest = {name: values[name] for name in LATEST}
-            self._history.append((float(values["latency_ms"]), int(values["iterations"])))
 
     def take_status(self, level: int, name: str, message: str, values: Mapping[str, str]) -> None:
         """A status of ``/diagnostics``; those of other nodes are left out."""
@@ -54,7 +57,7 @@ class Figures:
         self._diagnostics_s = self._clock()
         if what == "process":  # the first of a message
             self._statuses.clear()
-        self._statuses[what] = LEVELS[level], message
+        self._statuses[what] = LEVELS[min(level, 3)], message
         if what == self._camera:
             self.image_topic = values.get("image_topic", "")
             self._rates = {key: values[key] for key in ("in_hz", "out_hz") if key in values}
