@@ -27,11 +27,10 @@ from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.ros import convert, process, snapshot_service
+from deq_flow_ros.ros import convert, distributions, process, snapshot_service
 from deq_flow_ros.ros.bond import ManagerBond
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.diagnostics import Diagnostics
-from deq_flow_ros.ros.distributions import after_parameters_set
 from deq_flow_ros.ros.health import Health
 from deq_flow_ros.ros.parameter_checks import changed, check_change, unknown
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
@@ -63,7 +62,7 @@ class FlowNode(LifecycleNode):
         self._bond = ManagerBond(self)
         self._health = Health(self.get_fully_qualified_name())
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        after_parameters_set(self, self._on_parameters_set)
+        distributions.after_parameters_set(self, self._on_parameters_set)
         NodeSettings.declare(self)
         for line in NodeSettings.misspelt_overrides(self):
             self.get_logger().warning(line)
