@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from deq_flow_ros.live.children import Children
 from deq_flow_ros.perception.motion_mask import Box
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.perception.boxes import FIELDS, detections
-from deq_flow_ros.ros.perception.motion_mask_node import MotionMaskNode
+from deq_flow_ros.ros.perception.motion_mask_node import MaskNodeSettings, MotionMaskNode
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 130.0
 RATE = 0.3  # rad/s, of the camera about its y
@@ -152,3 +154,17 @@ def test_detections_have_the_fields_of_vision_msgs() -> None:
     assert (found.bbox.center.position.x, found.bbox.center.position.y) == (12.0, 21.5)
     assert (found.bbox.size_x, found.bbox.size_y) == (5.0, 4.0) and array.header.frame_id == "lens"
     assert found.results[0].hypothesis.class_id == "moving" and found.results[0].hypothesis.score == 0.75
+
+
+def test_the_page_has_the_parameters_as_they_are() -> None:
+    """Name, default and range of each; a row is missed or left behind easily."""
+    page = (Path(__file__).parents[2] / "docs" / "motion_mask.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if line.startswith("| `")]
+    written = {row[0].strip("`"): row[1:] for row in rows}
+    for parameter in dataclasses.fields(MaskNodeSettings):
+        about, default = parameter.metadata, parameter.default
+        shown = json.dumps(list(default) if isinstance(default, tuple) else default)
+        limits = ", ".join(f"`{choice}`" for choice in about["choices"])
+        if about["minimum"] is not None:
+            limits = f"{about['minimum']:g} to {about['maximum']:g}"
+        assert written.get(parameter.name) == [f"`{shown}`", limits], parameter.name
