@@ -130,6 +130,16 @@ def test_what_cannot_be_trusted_is_said() -> None:
     assert "too little texture" in result.problem
 
 
+def test_the_limit_follows_the_noise_of_the_field() -> None:
+    """Flow on bare asphalt wavers in patches by more than the least motion that counts; what moves still stands out."""
+    waver = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(HEIGHT, WIDTH, 2)), (0, 0), 6)
+    field = flow() + (0.4 * waver / waver.std()).astype(np.float32)
+    assert found(field, noise=0.0).mask.any()
+    assert not found(field).mask.any()
+    field[BOX] += (-2.0, 4.0)
+    assert overlap(found(field).mask) > 0.8
+
+
 def test_a_measured_rotation_is_taken_as_it_is() -> None:
     """Two thirds of the view are a bus: fitted to all, the rest would move as well; the gyroscope knows better."""
     field = flow(TURN, (0.0, 0.0, -0.3))
