@@ -134,10 +134,11 @@ def test_the_limit_follows_the_noise_of_the_field() -> None:
     """Flow on bare asphalt wavers in patches by more than the least motion that counts; what moves still stands out."""
     waver = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(HEIGHT, WIDTH, 2)), (0, 0), 6)
     field = flow() + (0.4 * waver / waver.std()).astype(np.float32)
-    assert found(field, noise=0.0).mask.any()
-    assert not found(field).mask.any()
+    segment, wavering = MotionSegmenter((HEIGHT, WIDTH), CAMERA), 3 * UNCERTAINTY
+    assert segment(field, wavering, MaskSettings(noise=0.0)).mask.any()
+    assert not segment(field, wavering, MaskSettings()).mask.any()
     field[BOX] += (-2.0, 4.0)
-    assert overlap(found(field).mask) > 0.8
+    assert overlap(segment(field, wavering, MaskSettings()).mask) > 0.8
 
 
 def test_a_measured_rotation_is_taken_as_it_is() -> None:
