@@ -233,7 +233,7 @@ def _try_command(path: Path, model: Path, out: Path) -> str:
     if status not in (0, 1, 2) or "Traceback" in said:
         return f"evaluate_bag ends with {status} and says {said[-500:]!r}"
     if refused or results is None:
-        right = refused and status == 2 and results is None and said.startswith("evaluate_bag: ")
+        right = refused and status == 2 and results is None and "\nevaluate_bag: " in f"\n{said}"
         return "" if right else f"evaluate_bag ends with {status}, and the recording can be read: {not refused}"
     counts, problems = results["settings"][0]["frames"], results["problems"]
     if counts["all"] != frames or sum(counts[name] for name in ("processed", "first", "dropped")) != frames:

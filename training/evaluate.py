@@ -69,6 +69,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     options = line.parse_args(arguments)
     if not options.data and not options.pairs:
         line.error("nothing to evaluate: give --data NAME=ROOT, or --pairs")
+    if options.split and not options.data:
+        line.error("--split is of the data sets of --data: the list of --pairs has none")
     names = [name for name, _ in options.data]
     if len(set(names)) != len(names):
         line.error(f"--data: expected each data set once, got {' '.join(names)}")

@@ -9,6 +9,7 @@ are relative to the list.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def open_pairs(path: str | Path) -> list[PairGroup]:
         if missing:
             raise ValueError(f"pair {dict(entry)} has no {', '.join(sorted(missing))}")
         groups.setdefault(_group(entry["name"]), []).append(entry)
+    names = Counter(entry["name"] for entry in entries)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{path}: expected each name once, got several pairs of the name {twice[0]}")
     return [PairGroup(name, path.parent, members) for name, members in groups.items()]
 
 

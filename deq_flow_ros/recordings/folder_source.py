@@ -21,9 +21,11 @@ from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 log = logging.getLogger(__name__)
 
 
-def read_picture(file: Path) -> tuple[np.ndarray, int]:
+def read_picture(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> tuple[np.ndarray, int]:
     """An image file as OpenCV decodes it, and the number of pictures in it, of which this is the first.
 
+    :param flags: of ``cv2.imdecode``.
+    :raises OSError: if the file cannot be read.
     :raises MediaError: if it is no image, or not a whole one.
     """
     data = np.fromfile(file, np.uint8)  # given a name that is not UTF-8, OpenCV ends the process
@@ -40,7 +42,7 @@ def read_picture(file: Path) -> tuple[np.ndarray, int]:
         pass
     except (OSError, ValueError) as error:
         raise MediaError(f"not a whole image: {error}") from error
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    image = cv2.imdecode(data, flags) if data.size else None
     if image is None:
         raise MediaError("not a readable image")
     return image, pictures

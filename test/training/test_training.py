@@ -274,15 +274,16 @@ def test_matching_loss_rewards_the_true_match() -> None:
 def test_a_list_of_pairs_that_does_not_fit_is_named(tmp_path: Path) -> None:
     """Why: a benchmark on the wrong files gives figures that look real."""
     path = tmp_path / "pairs.json"
-    path.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        read_pairs(path)
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="non-empty array"):
-        read_pairs(path)
-    path.write_text('[{"name": "a", "image1": "b"}]')
-    with pytest.raises(ValueError, match="has no flow, image2"):
-        read_pairs(path)
+    pair = '{"name": "g/a", "image1": "b", "image2": "b", "flow": "b"}'
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[]", "non-empty array"),
+        ('[{"name": "a", "image1": "b"}]', "has no flow, image2"),
+        (f"[{pair}, {pair}]", "expected each name once, got several pairs of the name g/a"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_pairs(path)
     _write_pair(path)
     (tmp_path / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.png is missing"):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deq_flow_ros.spelling import did_you_mean
 from training.datasets.base import FlowDataset, Sample
 from training.datasets.measured import Hd1k, Kitti, Middlebury
 from training.datasets.rendered import FlyingChairs, FlyingThings3D, Sintel, Spring, TartanAir
@@ -40,5 +41,6 @@ def open_dataset(name: str, root: str | Path, split: str = "train", **options: A
     :raises FileNotFoundError: naming the first file or folder that is missing.
     """
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: there are {', '.join(DATASETS)}")
+        hint = did_you_mean(name, DATASETS)
+        raise ValueError(f"unknown data set {name!r}{hint}: there are {', '.join(DATASETS)}")
     return DATASETS[name](name, root, split, **options)

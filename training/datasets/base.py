@@ -16,6 +16,7 @@ import numpy as np
 
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow
+from deq_flow_ros.recordings.folder_source import read_picture
 
 
 @dataclass(frozen=True)
@@ -208,9 +209,10 @@ def read_image(path: Path) -> np.ndarray:
 
     :raises MediaError: for a file that is missing or damaged.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise MediaError(f"{path} cannot be read as an image; it is missing, truncated or damaged")
+    try:
+        image, _ = read_picture(path, cv2.IMREAD_COLOR)
+    except (OSError, MediaError) as error:
+        raise MediaError(f"{path} cannot be read as an image: {error}") from error
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # OpenCV before 4.11, as Ubuntu's, has no IMREAD_COLOR_RGB
 
 
