@@ -85,8 +85,11 @@ class VideoDecoder:
         codec = codec_of(packet.format)
         if codec != self._codec:
             self._open(codec)
-        if lost := lost or self._lost_before(packet):
-            self._restart(lost)
+        if packet == self._last:
+            raise EncodingError("the same packet as the one before")
+        gap = self._lost_before(packet)
+        if lost or gap:
+            self._restart(lost or gap)
         found = pictures(packet.data, codec)
         if not found:
             begin = packet.data[:8].hex(" ") or "-"
@@ -127,7 +130,7 @@ class VideoDecoder:
         last, self._last = self._last, packet
         if last is None:
             return ""
-        if packet.stamp_ns <= last.stamp_ns:
+        if packet.stamp_ns < last.stamp_ns:
             return f"time went back by {(last.stamp_ns - packet.stamp_ns) * 1e-6:.1f} ms"
         if packet.number is None or last.number is None:
             return ""

@@ -63,11 +63,18 @@ def test_losses_that_the_codec_does_not_show_are_seen_by_numbers_and_time() -> N
     decoder = VideoDecoder()
     for number in (0, 1, 2):
         decoder.decode(VideoPacket(packets[number], "h264", stamp_of(number), "eye"))
+    with pytest.raises(EncodingError, match="the same packet as the one before"):
+        decoder.decode(VideoPacket(packets[2], "h264", stamp_of(2), "eye"))
+    decoder.decode(VideoPacket(packets[3], "h264", stamp_of(2), "eye"))  # as all are, where a driver gives no stamps
     with pytest.raises(EncodingError, match=r"no key frame since time went back by 40\.0 ms"):
         decoder.decode(VideoPacket(packets[3], "h264", stamp_of(1), "eye"))
     decoder.decode(VideoPacket(packets[0], "h264", stamp_of(2), "eye"))
     with pytest.raises(EncodingError, match="no key frame since the network lost 2 messages"):
         decoder.decode(VideoPacket(packets[1], "h264", stamp_of(3), "eye"), lost="the network lost 2 messages")
+    decoder = VideoDecoder()
+    for number in (0, 1, 8, 9, 10):  # what the network lost before the key frame 8 is no matter after it
+        lost = "the network lost 6 messages" if number == 8 else ""
+        decoder.decode(VideoPacket(packets[number % 8], "h264", stamp_of(number), "eye", number), lost)
 
 
 def test_damaged_packets_are_no_pictures() -> None:
