@@ -11,9 +11,19 @@ is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambd
 """Whether PyTorch's compiler reads the code just now. Before 2.3 it is not used, see ``why_not_compiled``."""
 
 
-def is_autocast_enabled(device_type: str) -> bool:
-    """Whether operations on this kind of device run at a lower precision just now."""
+def _is_autocast_enabled(device_type: str) -> bool:
+    return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+
+
+def _takes_device_types() -> bool:
     try:
-        return torch.is_autocast_enabled(device_type)
+        torch.is_autocast_enabled("cpu")
     except TypeError:  # before 2.4
-        return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+        return False
+    return True
+
+
+is_autocast_enabled: Callable[[str], bool] = (
+    torch.is_autocast_enabled if _takes_device_types() else _is_autocast_enabled
+)
+"""Whether operations on this kind of device run at a lower precision just now."""
