@@ -25,6 +25,7 @@ from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, median, table
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model
+from deq_flow_ros.model.precision import INT8
 from training.export_onnx import GRAPHS, OnnxFlow, export
 
 Stages = Mapping[str, Callable[[], Any]]
@@ -38,7 +39,8 @@ def pytorch(model: DEQFlow, image: np.ndarray, iterations: int, compiled: bool =
     """The calls of the model itself, or compiled ones, with all-pairs or on-demand correlation as that many lookups
     need it.
     """
-    first, second = torch.from_numpy(image), torch.from_numpy(image).roll(2, 3)
+    first = torch.from_numpy(image).to(torch.uint8)
+    second = first.roll(2, 3)
     wrap: Callable[..., Any] = torch.compile(dynamic=False) if compiled else lambda function: function
     encode, update, upsample = wrap(model.encode), wrap(model.update_block), wrap(model.upsample)
     encoding1, encoding2 = model.encode(first), model.encode(second)
@@ -91,6 +93,10 @@ def backends(model: str, image: np.ndarray, iterations: int, console: Console) -
     for precision, network in (("float32", float32), ("bfloat16", half)):
         found[f"PyTorch, {precision}"] = pytorch(network, image, iterations)
         found[f"torch.compile, {precision}"] = pytorch(network, image, iterations, compiled=True)
+    try:
+        found["PyTorch, int8"] = pytorch(load_model(model, precision=INT8), image, iterations)
+    except ValueError as error:
+        console.print(f"PyTorch, int8 is left out: {error}", markup=False)
     with tempfile.TemporaryDirectory() as folder:
         export(float32, folder)
         makers: dict[str, Callable[[], Run]] = {

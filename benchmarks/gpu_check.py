@@ -35,10 +35,8 @@ from deq_flow_ros.model import load_model
 from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, FlowInfo, choose_runtime
 
 ROOT = Path(__file__).parents[1]
-LOGIC = ("test/streaming/test_graphs.py", "test/streaming/test_runtime.py", "test/equilibrium/test_stopping.py")
-ON_CUDA = (
-    "test/streaming/test_graphs_cuda.py", "test/streaming/test_stream_batch.py", "test/equilibrium/test_solvers.py",
-)  # fmt: skip
+LOGIC = ("streaming/test_graphs", "streaming/test_graph_copies", "streaming/test_runtime", "equilibrium/test_stopping")
+ON_CUDA = ("streaming/test_graphs_cuda", "streaming/test_stream_batch", "equilibrium/test_solvers")
 VGA, FULL_HD = (480, 640), (1080, 1920)
 ITERATIONS, PERIOD_NS, FIRST_SCENE_FRAME = 4, 33_000_000, 20
 PARITY_PX, HALF_PX = 1e-3, 0.02
@@ -127,12 +125,12 @@ def run(estimator: FlowEstimator, drive: Drive, count: int) -> tuple[list[FlowIn
 
 def check_tests(files: tuple[str, ...]) -> Check:
     """Tests, in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"test/{file}.py" for file in files)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     print("\n".join(lines[-80:]) if done.returncode else "", done.stderr[-2000:])
     summary = next((line for line in reversed(lines) if "passed" in line or "failed" in line or "error" in line), "")
-    name = f"tests: {', '.join(Path(file).stem for file in files)}"
+    name = f"tests: {', '.join(Path(file).name for file in files)}"
     return Check(name, summary or f"exit status {done.returncode}", "all pass", done.returncode == 0)
 
 

@@ -56,8 +56,12 @@ def test_arguments_are_described(launch_folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "word", "hint"),
-    [("flow", "imgae:=/camera", "image"), ("replay", "input_:=bag", "input"), ("view", "image_topic:=/x", ""),
-     ("motion_mask", "imuu:=/imu", "imu")],
+    [
+        ("flow", "imgae:=/camera", "image"),
+        ("replay", "input_:=bag", "input"),
+        ("view", "image_topic:=/x", ""),
+        ("motion_mask", "imuu:=/imu", "imu"),
+    ],
 )
 def test_a_misspelt_argument_is_refused(
     launch_folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, word: str, hint: str

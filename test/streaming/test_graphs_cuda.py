@@ -10,6 +10,7 @@ import pytest
 import torch
 from streams import PERIOD_NS, frames
 
+from deq_flow_ros.imaging.colour import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import (
     EagerEngine,
@@ -20,6 +21,7 @@ from deq_flow_ros.streaming import (
     update_together,
 )
 from deq_flow_ros.streaming.graphs import GraphEngine
+from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.warm_start import carry
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -113,6 +115,32 @@ def test_a_solve_never_waits_for_the_device(model: DEQFlow, monkeypatch: pytest.
     stream(engine, images, max_iterations=12, tolerance_px=0.1)
     results = stream(engine, images, max_iterations=12, latency_budget_ms=1000.0)
     assert results[-1].info.runtime == "graphs"
+    engine.close()
+
+
+@pytest.mark.parametrize("max_px", [None, 4.0])
+def test_colors_are_those_of_the_host(model: DEQFlow, max_px: float | None) -> None:
+    """Why: the card paints what it would take the host longer to paint than the card takes for the field. A last bit
+    may lead to the next entry of the table."""
+    engine = make_engine(model, False)
+    results = stream(engine, frames(4, *SIZE, step=3), palette=Palette(color_table(), TABLE_RADIUS, max_px))
+    for result in results:
+        assert result.colors is not None
+        expected = flow_to_color(result.flow, max_px).astype(int)
+        assert (result.colors == expected).all(2).mean() > 0.999 and np.abs(result.colors - expected).max() <= 3
+    engine.close()
+
+
+def test_results_stay_as_they_are(model: DEQFlow) -> None:
+    """Why: copies run beside the next frames, whose graphs write to the same memory of the card."""
+    engine = make_engine(model, False)
+    results = stream(engine, frames(12, *SIZE, step=3))
+    kept = [result.flow.copy() for result in results]
+    torch.cuda.synchronize()
+    expected = stream(EagerEngine(model), frames(12, *SIZE, step=3))
+    for result, before, other in zip(results, kept, expected, strict=True):
+        np.testing.assert_array_equal(result.flow, before)
+        np.testing.assert_allclose(before, other.flow, atol=1e-3)
     engine.close()
 
 
