@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, median, table
+from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model
 from deq_flow_ros.model.precision import INT8
 from training.export_onnx import GRAPHS, OnnxFlow, export
@@ -141,6 +142,7 @@ def measure(stages: Mapping[str, Stages], iterations: int) -> dict[str, dict[str
 
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure every runtime that is installed, and print the table."""
+    keep_freed_memory()  # as the node does
     image = 255 * np.random.default_rng(0).random((1, 3, options.height, options.width), np.float32)
     with torch.inference_mode():
         rows = measure(backends(options.model, image, options.iterations, console), options.iterations)
