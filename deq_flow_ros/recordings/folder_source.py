@@ -65,10 +65,7 @@ class FolderSource(Source):
         # A link that leads nowhere is an image that cannot be read.
         files = [child for child in named if child.is_file() or (child.is_symlink() and not child.exists())]
         if not files:
-            raise MediaError(
-                f"the folder {path} is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); "
-                f"{_what_is_in(path)}"
-            )
+            raise MediaError(f"the folder {path} {_what_is_in(path)}")
         self.files = natural_order(files)
         fps = fps or DEFAULT_FPS
         self.count = len(files)
@@ -107,8 +104,10 @@ def _what_is_in(folder: Path) -> str:
     """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
     below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
     if below:
-        return f"the recordings below it: {_listed(below)}; give one of them, or all of them with evaluate_bag --bags"
-    return f"it holds {_listed(sorted(child.name for child in folder.iterdir())) or 'nothing'}"
+        inner = f"the recordings below it: {_listed(below)}"
+        return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
+    there = _listed(sorted(child.name for child in folder.iterdir())) or "nothing"
+    return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"
 
 
 def _listed(names: Sequence[str]) -> str:
