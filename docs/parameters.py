@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write docs/parameters.md and config/flow.yaml from the table in `deq_flow_ros/ros/parameters.py`:
 
-python docs/parameters.py
+    python docs/parameters.py
 """
 
 from __future__ import annotations

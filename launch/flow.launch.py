@@ -31,24 +31,14 @@ KEEP = "; empty = as params_file says"
 ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
     "namespace": ("", "namespace of the node", None),
     "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on", None),
-    "image": (
-        "",
-        "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
-        "cameras: one for each, separated by commas. Empty = image, or NAME/image_raw for each camera",
-        None,
-    ),
+    "image": ("", "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
+              "cameras: one for each, separated by commas. Empty = image, or NAME/image_raw for each camera", None),
     "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic", None),
-    "cameras": (
-        "",
-        "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera without a name",
-        None,
-    ),
+    "cameras": ("", "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera "
+                "without a name", None),
     "remap": ("", "other topics and services of the node: FROM:=TO,..., such as ~/flow:=/front/flow", None),
-    "params_file": (
-        "flow",
-        "parameters: a path, or one of those that come with the package: " + ", ".join(TEMPLATES),
-        None,
-    ),
+    "params_file": ("flow", "parameters: a path, or one of those that come with the package: "
+                    + ", ".join(TEMPLATES), None),
     "model": ("", "model name or weights file" + KEEP, None),
     "device": ("", "cpu, cuda or cuda:N" + KEEP, None),
     "image_transport": ("", "auto, raw, compressed or video" + KEEP, ["", "auto", "raw", "compressed", "video"]),

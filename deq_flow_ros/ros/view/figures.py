@@ -69,7 +69,9 @@ class Figures:
         """
         state, headline, cure = self._state(running)
         latest_first = reversed(self._statuses.items())  # of equal ones, cameras before the process
-        what, (level, message) = max(latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", "")))
+        what, (level, message) = max(
+            latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", ""))
+        )
         return {
             "node": self._node,
             "state": state,
