@@ -27,14 +27,14 @@ CELLS_AT_ONCE = 2048
 class _Layout:
     """The positions of cells and levels in the table of targets, for maps of one size.
 
-    :ivar sizes: (2, levels) int32, width and height of each level.
-    :ivar strides: (levels, 1) number of table rows between a cell and the cell below it.
-    :ivar first: (cells, levels, 1) table row of the cell (0, 0) of a level, inside of its border.
+    :ivar bounds: (2, levels), the largest x and y of a target; all neighbours of one that is farther outside are zero.
+    :ivar strides: (levels,) int32, number of table rows between a cell and the cell below it.
+    :ivar first: (cells, levels) int32, table row of the cell (0, 0) of a level, inside of its border.
     :ivar level_scale: (levels,) scale of each level.
-    :ivar offsets: (2 radius + 2,) int32, offsets of the neighbours.
+    :ivar offsets: (levels, (2 radius + 2)**2) int32, table rows from a cell to its neighbours, y innermost.
     """
 
-    sizes: Tensor
+    bounds: Tensor
     strides: Tensor
     first: Tensor
     level_scale: Tensor
@@ -43,19 +43,27 @@ class _Layout:
 
 @once_per_size
 def _layout(batch: int, cells: int, sizes: tuple[tuple[int, int], ...], radius: int, device: torch.device) -> _Layout:
+    border = _border(radius)
     starts = [0]
     for width, height in sizes:
-        starts.append(starts[-1] + (width + 2) * (height + 2))
+        starts.append(starts[-1] + (width + 2 * border) * (height + 2 * border))
 
     def integers(values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     both = integers(sizes).t()
-    strides = both[0, :, None] + 2
-    first = integers(range(batch)).repeat_interleave(cells) * starts[-1]
-    first = first[:, None, None] + integers(starts[:-1])[:, None] + strides + 1
+    strides = both[0] + 2 * border
+    first = integers(range(batch)).repeat_interleave(cells)[:, None] * starts[-1]
+    first = first + integers(starts[:-1]) + border * (strides + 1)
     scale = 0.5 ** torch.arange(len(sizes), device=device)
-    return _Layout(both, strides, first, scale, integers(range(-radius, radius + 2)))
+    steps = integers(range(-radius, radius + 2))
+    offsets = (steps[:, None] + steps * strides[:, None, None]).flatten(1)
+    return _Layout((both + radius).float(), strides, first, scale, offsets)
+
+
+def _border(radius: int) -> int:
+    """Rows and columns of zeros around each map: so many that neighbours need no clamping, but their target alone."""
+    return 2 * radius + 2
 
 
 class OnDemandCorrelation:
@@ -83,7 +91,8 @@ class OnDemandCorrelation:
         # Levels below a map that cannot be halved any more have no cells, so their correlation is zero.
         maps += [maps[-1][..., :0, :0]] * (levels - len(maps))
         # Neighbours outside of the image read zeros from this border.
-        self._targets = torch.cat([_rows(F.pad(map, (1, 1, 1, 1))) for map in maps], 1).reshape(-1, channels)
+        border = 4 * [_border(radius)]
+        self._targets = torch.cat([_rows(F.pad(map, border)) for map in maps], 1).reshape(-1, channels)
         sizes = tuple((map.shape[3], map.shape[2]) for map in maps)
         self._layout = _layout(batch, self.height * self.width, sizes, radius, features1.device)
         self._radius = radius
@@ -98,22 +107,21 @@ class OnDemandCorrelation:
             products = _sampled_products
         else:
             products = _fused_products if is_compiling() else _gathered_products
-        values = products(self._sources, self._targets, index.flatten(1)).view(index.shape)
+        side = 2 * self._radius + 2
+        values = products(self._sources, self._targets, index.flatten(1)).view(*index.shape[:2], side, side)
         values = values.to(self._dtype).float()
         values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])
         values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1, :, None, None]).to(self._dtype)
         return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
 
     def _neighbours(self, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """Table rows of the neighbours of each target (cells, levels, x, y), and the fractions (cells, 2, levels)."""
+        """Table rows of each target's neighbours (cells, levels, x and y), and the fractions (cells, 2, levels)."""
         layout = self._layout
         position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * layout.level_scale
-        bound = layout.sizes + self._radius + 1  # beyond, all values are zero; clamping keeps integers finite
-        position = position.clamp(-bound, bound)
+        position = position.clamp_min(-self._radius - 2).minimum(layout.bounds)
         base = position.floor()
-        near = (base.int()[..., None] + layout.offsets).clamp_min(-1).minimum(layout.sizes[..., None])
-        rows = near[:, 1] * layout.strides + layout.first
-        return near[:, 0, :, :, None] + rows[:, :, None, :], position - base
+        x, y = base.nan_to_num(0.0).int().unbind(1)  # what is not a number stays one by its fraction
+        return (x + y * layout.strides + layout.first)[..., None] + layout.offsets, position - base
 
 
 def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
