@@ -38,8 +38,6 @@ TOPICS = {
 HEADER = Header(frame_id="camera")
 HEIGHT, WIDTH = 20, 30
 OVERRIDDEN = "qos_overrides./flow_node/rear/flow.publisher.{}"
-
-
 UNCERTAINTY = np.random.default_rng(1).random((HEIGHT, WIDTH)).astype(np.float32)
 
 
@@ -170,12 +168,11 @@ def test_what_the_device_painted_is_published(rig: Rig) -> None:
     """Why: painting takes the host longer than the whole field takes a GPU. A smaller field is painted here."""
     painted = np.full((*field()[1].shape, 3), 7, np.uint8)
     rig.subscribe("flow_color")
-    for scale, expected in ((1.0, painted), (0.5, None)):
+    for scale in (1.0, 0.5):
         rig.outputs.publish(*field(), HEADER, None, 0.1, OutputOptions(output_scale=scale), None, painted)
         rig.until(lambda: all(rig.received.values()))
         got = image_to_rgb(rig.received["flow_color"].pop())
-        assert expected is None or np.array_equal(got, expected)
-        assert (got.shape == painted.shape) == (scale == 1.0)
+        assert np.array_equal(got, painted) == (scale == 1.0)
 
 
 def test_smaller_fields_keep_their_meaning(rig: Rig) -> None:
