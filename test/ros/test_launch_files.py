@@ -29,7 +29,7 @@ from launch_testing.asserts import assertExitCodes
 from node_client import untrained_weights
 from rclpy.qos import qos_profile_sensor_data
 from ros_environment import set_ros_environment
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.ros.convert import array_to_image
@@ -39,6 +39,8 @@ FOLDER = Path(tempfile.mkdtemp(prefix="launch_test_"))
 """Not a fixture's: launch_testing has none."""
 with socket.create_server(("127.0.0.1", 0)) as free:
     PORT = free.getsockname()[1]
+TRACKS = 12
+"""In the noise of 64x48 px: one for each cell of 16 px."""
 CASES: dict[str, dict[str, Any]] = {
     "flow": {
         "arguments": {
@@ -69,6 +71,20 @@ CASES: dict[str, dict[str, Any]] = {
         "cameras": ["/cam/image_raw"],
         "infos": ["/cam/camera_info"],
         "outputs": {"/motion_mask/mask": Image},
+    },
+    "time_to_contact": {
+        "arguments": {"name": "eye", "image": "/cam/image_raw"},
+        "cameras": ["/cam/image_raw"],
+        "infos": ["/cam/camera_info"],
+        "outputs": {"/time_to_contact/seconds": Image},
+        "size": (6, 8),
+    },
+    "point_tracks": {
+        "arguments": {"name": "eye", "image": "/cam/image_raw"},
+        "cameras": ["/cam/image_raw"],
+        "infos": [],
+        "outputs": {"/point_tracks/tracks": PointCloud2},
+        "size": (1, TRACKS),
     },
     "replay": {
         "arguments": {"namespace": "show", "input": str(FOLDER), "loop": "true", "compressed": "jpeg"},
@@ -143,7 +159,7 @@ class TestFlowComes(unittest.TestCase):
                     publisher.publish(array_to_image(np.roll(pixels, sent, axis=1), "bgr8", header))
                 rclpy.spin_once(node, timeout_sec=0.05)
             for topic, message in received.items():
-                assert (message.height, message.width) == (48, 64), topic
+                assert (message.height, message.width) == case.get("size", (48, 64)), topic
                 assert message.header.frame_id == ("lens" if case["cameras"] else "camera"), topic
         finally:
             node.destroy_node()

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``point_tracks``: points followed from image to image, from the flow of ``flow_node`` and the images themselves."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import Image, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.perception.point_tracks import GAP, RESTART, SIZE, PointTracker, Tracks, TrackSettings
+from deq_flow_ros.ros.convert import image_to_rgb, ns_to_stamp
+from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
+from deq_flow_ros.ros.parameter_table import live, number
+from deq_flow_ros.ros.perception.flow_consumer import WATCH_PERIOD_S, ConsumerSettings, FlowConsumer, FlowField
+from deq_flow_ros.ros.perception.process import run
+from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
+from deq_flow_ros.ros.qos import sensor_data
+
+USAGE = """Points followed from image to image, from the flow of flow_node and the images themselves:
+
+  ros2 run deq_flow_ros point_tracks --ros-args -r image:=/camera/image_raw -r flow_node/flow:=FLOW \\
+      -r flow_node/uncertainty:=UNCERTAINTY -r flow_node/statistics:=STATISTICS
+
+The flow must point to the later image (direction: forward). docs/point_tracks.md describes topics and parameters."""
+HELD_IMAGES = 40
+"""Images kept until their flow comes: more than a second at 30 Hz."""
+COLUMNS = {"x": "<f4", "y": "<f4", "id": "<u4", "age": "<u4", "confidence": "<f4"}
+"""Of the points of ``~/tracks``, each of 4 bytes."""
+_TYPES = {"<f4": PointField.FLOAT32, "<u4": PointField.UINT32}
+_DEFAULTS = TrackSettings()
+
+
+@dataclass(frozen=True)
+class TrackNodeSettings(ConsumerSettings):
+    """The parameters of ``point_tracks``; the first ones are those of ``TrackSettings``."""
+
+    max_tracks: int = live(number(_DEFAULTS.max_tracks, 1, 100_000), "none begins while there are so many")
+    spacing_px: int = live(
+        number(_DEFAULTS.spacing_px, 4, 500, "px"), "side of the cells of which each without a track gets one"
+    )
+    min_texture: float = live(
+        number(_DEFAULTS.min_texture, 0.1, 255.0, "grey levels per px"),
+        "RMS gradient, in the direction in which it is least, with which a track may begin",
+    )
+    window_px: int = live(
+        number(_DEFAULTS.window_px, 5, 63, "px"), "side of the square that is compared between images; odd"
+    )
+    max_correction_px: float = live(
+        number(_DEFAULTS.max_correction_px, 0.0, 100.0, "px"),
+        "how far the images may correct the flow, unless twice its uncertainty is more",
+    )
+    max_disagreement_px: float = live(
+        number(_DEFAULTS.max_disagreement_px, 0.01, 100.0, "px"),
+        "distance from the start, after a step forward and back, up to which the images confirm a step",
+    )
+    max_residual: float = live(
+        number(_DEFAULTS.max_residual, 0.1, 255.0, "grey levels"),
+        "mean difference of the squares up to which the images confirm a step",
+    )
+    max_error_px: float = live(
+        number(_DEFAULTS.max_error_px, 0.1, 100.0, "px"), "expected error of a position beyond which its track ends"
+    )
+
+    def check(self) -> None:
+        """See ``ParameterTable``.
+
+        :raises ValueError: for an even ``window_px``.
+        """
+        if self.window_px % 2 == 0:
+            raise ValueError(f"window_px: expected an odd number, got {self.window_px}")
+
+
+class PointTracksNode(FlowConsumer):
+    """Publishes ``~/tracks``."""
+
+    def __init__(self) -> None:
+        # Each field counts: one that is lost ends all tracks.
+        super().__init__(
+            "point_tracks", TrackNodeSettings, {"tracks": PointCloud2}, ("flow", "uncertainty", "statistics"), held=10
+        )
+        self._tracker = PointTracker()
+        self._ended: Counter[str] = Counter()
+        self._restarted = threading.Event()
+        self._images: dict[int, Image] = {}
+        self._images_lock = threading.Lock()
+        self._image_subscription: Subscription | None = None
+        self._image_topic = self.resolve_topic_name("image")
+        self.create_timer(WATCH_PERIOD_S, self._watch_images, clock=STEADY_CLOCK)
+
+    def on_restart(self) -> None:
+        """See ``FlowConsumer``."""
+        self._restarted.set()
+
+    def _watch_images(self) -> None:
+        """Subscribe to the images while somebody wants tracks."""
+        if self.wanted() and self._image_subscription is None:
+            profile = sensor_data()
+            profile.depth = self.settings.qos_depth
+            self._image_subscription = self.create_subscription(Image, "image", self._on_image, profile)
+        elif self._image_subscription is not None and not self.wanted():
+            self.destroy_subscription(self._image_subscription)
+            self._image_subscription = None
+            with self._images_lock:
+                self._images.clear()
+
+    def _on_image(self, message: Image) -> None:
+        with self._images_lock:
+            self._images[stamp_to_ns(message.header.stamp)] = message
+            while len(self._images) > HELD_IMAGES:
+                del self._images[next(iter(self._images))]
+
+    def _grey(self, stamp_ns: int) -> np.ndarray:
+        with self._images_lock:
+            message = self._images.get(stamp_ns)
+            held = len(self._images)
+        if message is None:
+            raise ValueError(
+                f"none of the last {held} images on {self._image_topic} has the stamp {stamp_ns} ns of the flow: remap "
+                "image to the topic that flow_node subscribes to, or ask flow_node for fewer iterations"
+            )
+        return cv2.cvtColor(image_to_rgb(message), cv2.COLOR_RGB2GRAY)
+
+    def process(self, given: FlowField) -> Verdict:
+        """See ``FlowConsumer``."""
+        assert isinstance(self.settings, TrackNodeSettings) and given.uncertainty is not None
+        if not given.elapsed_s or given.elapsed_s < 0:
+            raise ValueError("the flow points to an earlier image: start flow_node with direction:=forward")
+        self._tracker.settings = TrackSettings(
+            **{field.name: getattr(self.settings, field.name) for field in fields(TrackSettings)}
+        )
+        first_ns = stamp_to_ns(given.header.stamp)
+        second_ns = first_ns + round(given.elapsed_s * 1e9)
+        ended: Counter[str] = Counter()
+        if self._restarted.is_set():
+            self._restarted.clear()
+            ended += self._tracker.restart()
+        ended += self._tracker.follow(
+            given.flow, given.uncertainty, self._grey(first_ns), self._grey(second_ns), (first_ns, second_ns)
+        )
+        self._ended += ended
+        header = Header(stamp=ns_to_stamp(second_ns), frame_id=given.header.frame_id)
+        self.publish("tracks", cloud_of(header, self._tracker.tracks))
+        return self._verdict(ended)
+
+    def _verdict(self, ended: Counter[str]) -> Verdict:
+        ages = self._tracker.tracks.ages
+        values = {"tracks": str(len(ages)), "median_age": f"{np.median(ages) if len(ages) else 0:.0f}"}
+        values |= {f"ended: {reason}": str(count) for reason, count in sorted(self._ended.items())}
+        for reason in (GAP, RESTART, SIZE):
+            if ended[reason]:
+                return Verdict(f"all {ended[reason]} tracks ended: {reason}", WARN, values)
+        if not len(ages):
+            return Verdict("no tracks: too little texture in the image, see min_texture", WARN, values)
+        return Verdict(f"{len(ages)} tracks, of which half are {np.median(ages):.0f} images old or older", OK, values)
+
+
+def cloud_of(header: Header, tracks: Tracks) -> PointCloud2:
+    """The tracks in ``COLUMNS``, one point for each."""
+    table = np.empty(len(tracks.ids), list(COLUMNS.items()))
+    table["x"], table["y"] = tracks.points.T
+    table["id"], table["age"], table["confidence"] = tracks.ids, tracks.ages, tracks.confidence
+    columns = [
+        PointField(name=name, offset=4 * place, datatype=_TYPES[kind], count=1)
+        for place, (name, kind) in enumerate(COLUMNS.items())
+    ]
+    cloud = PointCloud2(header=header, height=1, width=len(table), fields=columns, point_step=4 * len(columns))
+    cloud.row_step = cloud.point_step * len(table)
+    cloud.is_dense = True
+    cloud.data.frombytes(table.tobytes())
+    return cloud
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the process until SIGINT or SIGTERM; returns its exit status."""
+    return run(PointTracksNode, "point_tracks", USAGE, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

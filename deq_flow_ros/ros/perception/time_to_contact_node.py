@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``time_to_contact``: in how many seconds the camera meets what it sees, from the flow of ``flow_node``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from sensor_msgs.msg import Image
+from std_msgs.msg import Float32
+
+from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
+from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.parameter_table import live, number
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
+from deq_flow_ros.ros.perception.process import run
+from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
+
+USAGE = """In how many seconds the camera would meet what it sees, from the flow of flow_node:
+
+  ros2 run deq_flow_ros time_to_contact --ros-args -r flow_node/flow:=FLOW -r flow_node/uncertainty:=UNCERTAINTY \\
+      -r flow_node/statistics:=STATISTICS -r flow_node/camera_info:=INFO -p rows:=6 -p columns:=8
+
+docs/time_to_contact.md describes its topics and parameters."""
+_DEFAULTS = ContactSettings()
+
+
+@dataclass(frozen=True)
+class ContactNodeSettings(ConsumerSettings):
+    """The parameters of ``time_to_contact``; the first ones are those of ``ContactSettings``."""
+
+    rows: int = live(number(_DEFAULTS.rows, 1, 100), "rows of the grid of regions")
+    columns: int = live(number(_DEFAULTS.columns, 1, 100), "columns of the grid of regions")
+    smoothing_s: float = live(
+        number(_DEFAULTS.smoothing_s, 0.0, 10.0, "s"),
+        "time constant with which a region remembers what was measured before. 0 = it does not",
+    )
+    horizon_s: float = live(
+        number(_DEFAULTS.horizon_s, 1.0, 1000.0, "s"), "a time above this one counts as no approach, and is infinite"
+    )
+    tolerance: float = live(
+        number(_DEFAULTS.tolerance, 0.01, 1.0), "relative error of a time within which confidence calls it right"
+    )
+    min_confidence: float = live(
+        number(_DEFAULTS.min_confidence, 0.0, 1.0), "confidence below which a region is NaN, with confidence 0"
+    )
+    min_known: float = live(
+        number(_DEFAULTS.min_known, 0.1, 1.0),
+        "share of the pixels of a region that must have flow and fit one plane; below, the region is NaN",
+    )
+
+
+class TimeToContactNode(FlowConsumer):
+    """Publishes ``~/seconds``, ``~/confidence`` and ``~/first``."""
+
+    def __init__(self) -> None:
+        outputs = {"seconds": Image, "confidence": Image, "first": Float32}
+        super().__init__("time_to_contact", ContactNodeSettings, outputs, ("flow", "uncertainty", "statistics"))
+        self._estimator: ContactEstimator | None = None
+        self._until_ns: int | None = None
+
+    def on_restart(self) -> None:
+        """See ``FlowConsumer``."""
+        self._until_ns = None
+
+    def process(self, given: FlowField) -> Verdict:
+        """See ``FlowConsumer``."""
+        assert isinstance(self.settings, ContactNodeSettings) and given.uncertainty is not None
+        if given.camera is None:
+            return Verdict(f"no times, because {given.camera_problem}", WARN)
+        if not given.elapsed_s:
+            raise ValueError("the account of the field on statistics tells no time between its two images")
+        settings = ContactSettings(**{f.name: getattr(self.settings, f.name) for f in fields(ContactSettings)})
+        shape = given.uncertainty.shape[0], given.uncertainty.shape[1]
+        old = self._estimator
+        if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, settings):
+            self._estimator = old = ContactEstimator(shape, given.camera, settings)
+        here_ns = stamp_to_ns(given.header.stamp)
+        first_ns, second_ns = sorted((here_ns, here_ns + round(given.elapsed_s * 1e9)))
+        follows = first_ns == self._until_ns
+        if not follows:
+            old.forget()
+        self._until_ns = second_ns
+        found = old(given.flow, given.uncertainty, given.elapsed_s)
+        wanted = self.wanted()
+        for topic, field in (("seconds", found.seconds), ("confidence", found.confidence)):
+            if topic in wanted:
+                self.publish(topic, array_to_image(field, "32FC1", given.header))
+        if "first" in wanted:
+            self.publish("first", Float32(data=found.first))
+        return _verdict(found, follows)
+
+
+def _verdict(found: Contacts, follows: bool) -> Verdict:
+    told = found.confidence > 0
+    near = told & np.isfinite(found.seconds)
+    values = {
+        "first_s": f"{found.first:.2f}",
+        "regions_known": f"{told.mean():.3f}",
+        "regions_approaching": f"{near.mean():.3f}",
+        "continues": "true" if follows else "false",
+    }
+    if math.isnan(found.first):
+        why = "too little texture, too slow a motion between two images, or regions with more than one surface"
+        return Verdict(f"no region has a time that is to be trusted: {why}", WARN, values)
+    words = "nothing approaches" if math.isinf(found.first) else f"the first contact is in {found.first:.1f} s"
+    words += f"; {told.mean():.0%} of the regions are known"
+    if not found.rotation_known:
+        return Verdict(f"{words}; the rotation of the camera is not, so that slanted surfaces are wrong", WARN, values)
+    return Verdict(words, OK, values)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the process until SIGINT or SIGTERM; returns its exit status."""
+    return run(TimeToContactNode, "time_to_contact", USAGE, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
