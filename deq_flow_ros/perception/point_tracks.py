@@ -35,7 +35,8 @@ class TrackSettings:
     """When tracks begin and end.
 
     :ivar max_tracks: none begins while there are so many.
-    :ivar spacing_px: side of the cells of which each without a track gets one; tracks nearer than a quarter of it are one.
+    :ivar spacing_px: side of the cells of which each without a track gets one; tracks nearer than a quarter of it are
+        one.
     :ivar min_texture: gradient in the direction in which it is least, RMS in grey levels per px, with which a track
         may begin.
     :ivar window_px: side of the square of which Lucas and Kanade's method compares the pixels, odd.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -23,7 +24,6 @@ from deq_flow_ros.ros.parameter_table import live, number
 from deq_flow_ros.ros.perception.flow_consumer import WATCH_PERIOD_S, ConsumerSettings, FlowConsumer, FlowField
 from deq_flow_ros.ros.perception.process import run
 from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
-from deq_flow_ros.ros.qos import sensor_data
 
 USAGE = """Points followed from image to image, from the flow of flow_node and the images themselves:
 
@@ -33,6 +33,8 @@ USAGE = """Points followed from image to image, from the flow of flow_node and t
 The flow must point to the later image (direction: forward). docs/point_tracks.md describes topics and parameters."""
 HELD_IMAGES = 40
 """Images kept until their flow comes: more than a second at 30 Hz."""
+WAITING_IMAGES = 10
+"""Images that the middleware may hold, at least."""
 COLUMNS = {"x": "<f4", "y": "<f4", "id": "<u4", "age": "<u4", "confidence": "<f4"}
 """Of the points of ``~/tracks``, each of 4 bytes."""
 _TYPES = {"<f4": PointField.FLOAT32, "<u4": PointField.UINT32}
@@ -103,8 +105,9 @@ class PointTracksNode(FlowConsumer):
     def _watch_images(self) -> None:
         """Subscribe to the images while somebody wants tracks."""
         if self.wanted() and self._image_subscription is None:
-            profile = sensor_data()
-            profile.depth = self.settings.qos_depth
+            assert isinstance(self.settings, TrackNodeSettings)
+            reliability = ReliabilityPolicy[self.settings.qos_reliability.upper()]
+            profile = QoSProfile(depth=max(self.settings.qos_depth, WAITING_IMAGES), reliability=reliability)
             self._image_subscription = self.create_subscription(Image, "image", self._on_image, profile)
         elif self._image_subscription is not None and not self.wanted():
             self.destroy_subscription(self._image_subscription)
