@@ -124,6 +124,23 @@ class Scene:
         shape = self.settings.height, self.settings.width
         return np.hypot(*(target - resting)).astype(np.float32).reshape(shape), owner.reshape(shape)
 
+    def closing_rate(self, frame: int, step_s: float = 1e-3) -> np.ndarray:
+        """The speed (H, W) at which what each pixel shows comes nearer, divided by its distance, in 1/s.
+
+        Both are along the line of sight. 1 divided by it is the time to contact; below 0, it recedes.
+        """
+        x, y = self._pixels()
+        rate = np.empty(len(x))
+        now, then = (frame / self.settings.fps + step for step in (0.0, step_s))
+        for part in self._parts(frame, x, y, self.settings.width):
+            distances = []
+            for time in (now, then):
+                body, (_, position) = bodies_at(time)[part.number], camera_at(time)
+                place = body.rotation @ part.point + (body.centre - position)[:, None]
+                distances.append(np.linalg.norm(place, axis=0))
+            rate[part.rays_hit] = np.log(distances[0] / distances[1]) / step_s
+        return rate.reshape(self.settings.height, self.settings.width)
+
     def _pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Image coordinates x and y, (N,) float64 each, of all pixels, row by row."""
         y, x = np.indices((self.settings.height, self.settings.width), np.float64)

@@ -120,10 +120,10 @@ class ContactEstimator:
     def _here(self) -> np.ndarray:
         """(regions, n, 2) float64: normalized coordinates of the samples."""
         pixels = np.mgrid[: self.shape[0], : self.shape[1]][::-1].transpose(1, 2, 0).astype(np.float64)
-        samples = self._regions(pixels)
+        samples = self.regions(pixels)
         return self.camera.normalized(samples.reshape(-1, 2)).reshape(samples.shape)
 
-    def _regions(self, field: np.ndarray) -> np.ndarray:
+    def regions(self, field: np.ndarray) -> np.ndarray:
         """(regions, n, channels): the samples of a field (H, W[, channels]) by region."""
         rows, columns = self._grid
         tall, wide, start = self._tall, self._wide, self._stride // 2
@@ -153,9 +153,9 @@ class ContactEstimator:
             raise ValueError(f"expected fields of {self.shape} px, got {flow.shape[:2]} and {uncertainty.shape}")
         if not elapsed_s or not math.isfinite(elapsed_s):
             raise ValueError(f"expected a time between the two images, got {elapsed_s} s")
-        there = self._here + self._regions(self._normalized(flow))
+        there = self._here + self.regions(self._normalized(flow))
         focal = math.sqrt(self.camera.fx * self.camera.fy)
-        sigma = (self._regions(uncertainty)[..., 0].astype(np.float64) + ERROR_FLOOR_PX) / focal
+        sigma = (self.regions(uncertainty)[..., 0].astype(np.float64) + ERROR_FLOOR_PX) / focal
         known = np.isfinite(there).all(axis=2) & np.isfinite(self._here).all(axis=2) & np.isfinite(sigma)
         if rotation is None:
             rotation = _rotation(self._here[known], there[known], sigma[known])
