@@ -171,8 +171,7 @@ def test_what_the_device_painted_is_published(rig: Rig) -> None:
     for scale in (1.0, 0.5):
         rig.outputs.publish(*field(), HEADER, None, 0.1, OutputOptions(output_scale=scale), None, painted)
         rig.until(lambda: all(rig.received.values()))
-        got = image_to_rgb(rig.received["flow_color"].pop())
-        assert np.array_equal(got, painted) == (scale == 1.0)
+        assert np.array_equal(image_to_rgb(rig.received["flow_color"].pop()), painted) == (scale == 1.0)
 
 
 def test_smaller_fields_keep_their_meaning(rig: Rig) -> None:
