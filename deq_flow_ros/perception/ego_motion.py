@@ -103,8 +103,9 @@ def fit_ego_motion(
     if rotation is not None:
         candidates: list[Model] = [(rotation, None)]
         if calibrated:
-            turned = rotation, _translation(rotation, here, there, sigma)
-            candidates.append(_refined(turned, here, there, sigma, fixed_rotation=True))
+            translation = _translation(rotation, here, there, sigma)
+            if translation is not None:
+                candidates.append(_refined((rotation, translation), here, there, sigma, fixed_rotation=True))
     else:
         at_rest: Model = (np.eye(3), None)
         candidates = [at_rest, *_searched(here, there, sigma, calibrated)]
@@ -180,8 +181,8 @@ def _moved(model: Model, step: np.ndarray) -> Model:
     return cv2.Rodrigues(step[:3])[0] @ matrix, moved / np.linalg.norm(moved)
 
 
-def _translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """The direction that explains most positions together with a known rotation, (3,).
+def _translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> np.ndarray | None:
+    """The direction that explains most positions together with a known rotation, (3,); None if that leaves no motion.
 
     Each position allows directions in one plane, so that two give one; the best of many such pairs is taken.
     """
@@ -192,6 +193,4 @@ def _translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigm
     lengths = np.linalg.norm(directions, axis=1)
     directions = directions[lengths > 0] / lengths[lengths > 0, None]
     tried = [_judged((rotation, sign * each), here, there, sigma) for each in directions for sign in (1, -1)]
-    best = min(tried, key=lambda motion: motion.cost).translation
-    assert best is not None
-    return best
+    return min(tried, key=lambda motion: motion.cost).translation if tried else None

@@ -158,6 +158,13 @@ def test_a_measured_rotation_is_taken_as_it_is() -> None:
     assert result.ego_motion.translation @ truth / np.linalg.norm(truth) > 0.995
 
 
+def test_a_camera_at_rest_has_no_translation() -> None:
+    """Why: where nothing moves, no position tells a direction; a robot that stands still has such images."""
+    still = np.zeros((HEIGHT, WIDTH, 2), np.float32)
+    result = MotionSegmenter((HEIGHT, WIDTH), CAMERA)(still, UNCERTAINTY, MaskSettings(), np.eye(3))
+    assert result.problem == "" and not result.mask.any()
+
+
 def test_the_gyroscope_is_integrated_in_the_axes_of_the_camera() -> None:
     """An IMU with z up; turning left, about z, what stands still moves to the right in the image."""
     to_camera = rotation_of(np.array([0.5, -0.5, 0.5, 0.5]))  # REP 103: x ahead, y left, z up, to the optical frame
