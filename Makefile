@@ -62,7 +62,7 @@ test: $(if $(strip $(PINS)),$(INSTALLED),lint)
 	@mkdir -p $(ROS_LOG_DIR)
 	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadgroup $(PYTEST_ARGS)
 
-# With .venv if there is one, else with the Python on the path, which has PyTorch, OpenCV, rich, safetensors and pytest.
+# With .venv if there is one, else with the Python on the path, which has PyTorch, OpenCV, rich and pytest.
 GPU_PYTHON ?= $(if $(wildcard $(RUN)),$(RUN),$(PYTHON))
 gpu-check:
 	PYTHONPATH="$(CURDIR):$(PYTHONPATH)" $(GPU_PYTHON) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)

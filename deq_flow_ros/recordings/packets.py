@@ -52,7 +52,7 @@ def _from_json(raw: bytes) -> Any:
 def _from_protobuf(raw: bytes) -> Any:
     fields = dict(_fields(raw))
     time = dict(_fields(fields.get(1, b"")))
-    stamp = SimpleNamespace(sec=time.get(1, 0), nanosec=time.get(2, 0))
+    stamp = SimpleNamespace(sec=int(time.get(1, 0)), nanosec=int(time.get(2, 0)))
     frame_id, format = (fields.get(number, b"").decode() for number in (2, 4))
     return SimpleNamespace(timestamp=stamp, frame_id=frame_id, data=fields.get(3, b""), format=format)
 
