@@ -133,6 +133,7 @@ class FrameAccounts:
     :param camera: name, empty for the only one.
     :param clock: seconds, for the window.
     :ivar direction: of the flow that is asked for now, "forward" or "backward".
+    :ivar units: of the published flow, as the parameter of that name has them.
     :ivar arrivals: of the frames that came in, to be appended to: when, by the clock, and how many were lost before it.
         Whoever takes in frames waits for nobody: they are counted with the next account or window.
     """
@@ -145,7 +146,7 @@ class FrameAccounts:
         window_s: float = WINDOW_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.direction = direction
+        self.direction, self.units = direction, "px"
         self._device, self._camera = device, camera
         self._window_s, self._clock = window_s, clock
         self._lock = threading.Lock()
@@ -222,6 +223,7 @@ class FrameAccounts:
             "image2_stamp_ns": str(stamp_to_ns(header.stamp)),
             "age_ms": "" if age_ms is None else f"{age_ms:.3f}",
             "direction": self.direction,
+            "units": self.units,
             **values,
         }
         now_s, reason = self._clock(), pairs["reason"]

@@ -78,6 +78,7 @@ class Camera:
         self._previous: ImageMessage | None = None
         self._last: FlowResult | None = None
         self._accounts = FrameAccounts(str(model.device), settings.direction, name)
+        self._accounts.units = settings.units
         self._outputs = FlowOutputs(node, self.prefix)
         self._logger = self._outputs.logger
         self._budget = BudgetWords(self._logger, settings.max_scale)
@@ -219,7 +220,7 @@ class Camera:
         settings, before = self._settings, self._applied
         if settings is not before:
             self.estimator.change(**settings.of_estimator())
-            self._accounts.direction = settings.direction
+            self._accounts.direction, self._accounts.units = settings.direction, settings.units
             self._applied = settings
         self._ask_for_uncertainty("uncertainty" in outputs)
         painted = settings.output_scale == 1.0 and outputs & COLORED

@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.pairing import Pairing, field_of
+from deq_flow_ros.ros.perception.pairing import Pairing, check_units, field_of
 from deq_flow_ros.ros.perception.tally import WARN, Verdict
 
 FLOW = np.dstack(np.meshgrid(np.arange(6.0), np.arange(4.0))).astype(np.float32)
@@ -39,6 +39,15 @@ def account(first: int, second: int, direction: str = "forward", outcome: str = 
     values |= {"image1_stamp_ns": f"{first}000000000", "image2_stamp_ns": f"{second}000000000"}
     pairs = [KeyValue(key=key, value=value) for key, value in values.items()]
     return DiagnosticArray(header=Header(stamp=Time(sec=second)), status=[DiagnosticStatus(values=pairs)])
+
+
+def test_flow_in_other_units_than_pixels_is_refused() -> None:
+    """A velocity of the normalized image is a hundredth of a pixel: everything would seem to stand still."""
+    given = account(1, 2)
+    check_units(given)
+    given.status[0].values = [*given.status[0].values, KeyValue(key="units", value="normalized_per_second")]
+    with pytest.raises(ValueError, match="got units normalized_per_second: set the parameter units of the flow node"):
+        check_units(given)
 
 
 def test_parts_of_one_stamp_come_together_and_what_is_missing_is_named() -> None:

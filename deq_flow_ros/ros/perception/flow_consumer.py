@@ -32,7 +32,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import camera_model, image_size
 from deq_flow_ros.ros.diagnostics import STEADY_CLOCK, Diagnostics
 from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
-from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, field_of
+from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_units, field_of
 from deq_flow_ros.ros.perception.tally import SUPERSEDED, Tally, Verdict
 
 WATCH_PERIOD_S = 0.2
@@ -259,7 +259,10 @@ class FlowConsumer(Node):
         for name, other in others.items():
             if other.shape != flow.shape[:2]:
                 raise ValueError(f"expected flow and {name} of one size, got {flow.shape[:2]} and {other.shape}")
-        elapsed_s = account_of(parts["statistics"])[1] if "statistics" in parts else None
+        elapsed_s = None
+        if "statistics" in parts:
+            check_units(parts["statistics"])
+            _, elapsed_s = account_of(parts["statistics"])
         camera, problem = self._camera(flow.shape[:2])
         return FlowField(
             parts["flow"].header, flow, **others, elapsed_s=elapsed_s, camera=camera, camera_problem=problem

@@ -82,6 +82,16 @@ def account_of(message: DiagnosticArray) -> tuple[int | None, float | None]:
     return first_ns, (second_ns - first_ns) * 1e-9
 
 
+def check_units(message: DiagnosticArray) -> None:
+    """Refuse an account of flow in other units than pixels; velocities would be taken for far too small motion.
+
+    :raises ValueError: saying what to set.
+    """
+    units = next((pair.value for status in message.status for pair in status.values if pair.key == "units"), "px")
+    if units != "px":
+        raise ValueError(f"expected flow in pixels, got units {units}: set the parameter units of the flow node to px")
+
+
 def field_of(message: Image, encoding: str) -> np.ndarray:
     """The field of an image message: (H, W, 2) float32 of "32FC2", (H, W) of "32FC1".
 
