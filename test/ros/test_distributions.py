@@ -13,7 +13,7 @@ from node_client import CAMERA_TOPIC, running_node
 
 LIKE_HUMBLE = """
 import sys, types
-import rclpy.event_handler, rclpy.node
+import rclpy.event_handler, rclpy.executors, rclpy.lifecycle, rclpy.node
 sys.modules["rclpy.qos_event"] = sys.modules["rclpy.event_handler"]
 sys.modules["rclpy.event_handler"] = None  # so that importing it fails
 del rclpy.node.Node.add_post_set_parameters_callback
