@@ -9,26 +9,23 @@ from pathlib import Path
 
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import OpaqueFunction
 from launch.logging import get_logger, launch_config
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from deq_flow_ros.ros.launch_arguments import refuse_unknown
+from deq_flow_ros.ros.launch_arguments import BOOLEAN, Arguments, declared, refuse_unknown, transport
 from deq_flow_ros.ros.view.board import Board
 from deq_flow_ros.ros.view.server import ViewServer
 from deq_flow_ros.spelling import did_you_mean
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-CONFIG = Path(get_package_share_directory("deq_flow_ros")) / "config"
+SHARE = Path(get_package_share_directory("deq_flow_ros"))
+CONFIG = SHARE / "config"
 TEMPLATES = sorted(path.stem for path in CONFIG.glob("*.yaml"))
-PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
-# Of this node alone, and only if the user has none: other nodes of the same launch keep their transport.
-TRANSPORT = {PROFILES: EnvironmentVariable(PROFILES, default_value=str(CONFIG / "fastdds.xml"))}
-BOOLEAN = ["true", "false"]
 KEEP = "; empty = as params_file says"
 
-ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
+ARGUMENTS: Arguments = {
     "namespace": ("", "namespace of the node", None),
     "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on", None),
     "image": ("", "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
@@ -92,7 +89,7 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=value["namespace"],
         parameters=[params_file, parameters],
         remappings=remappings,
-        additional_env=TRANSPORT,
+        additional_env=transport(SHARE),
         ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
         respawn=value["respawn"] == "true",
         respawn_delay=2.0,
@@ -179,7 +176,7 @@ def _view(value: dict[str, str], camera: str) -> list[LaunchDescriptionEntity]:
             namespace=value["namespace"],
             parameters=[{"node": own, "camera": camera, "host": value["host"], "port": port}],
             remappings=[(own + name[1:], other) for name, other in rules if name.startswith("~")],
-            additional_env=TRANSPORT,
+            additional_env=transport(SHARE),
             output="screen",
             emulate_tty=True,
         )
@@ -256,10 +253,7 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             OpaqueFunction(function=refuse_unknown, args=[__file__]),
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
-                for name, (default, text, choices) in ARGUMENTS.items()
-            ),
+            *declared(ARGUMENTS),
             OpaqueFunction(function=_actions),
         ]
     )

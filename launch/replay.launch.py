@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import (
-    DeclareLaunchArgument,
     EmitEvent,
     ExecuteProcess,
     IncludeLaunchDescription,
@@ -19,21 +18,20 @@ from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from deq_flow_ros.recordings import MediaError, open_source
-from deq_flow_ros.ros.launch_arguments import refuse_unknown
+from deq_flow_ros.ros.launch_arguments import BOOLEAN, Arguments, declared, refuse_unknown, transport
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SHARE = Path(get_package_share_directory("deq_flow_ros"))
-PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
-ARGUMENTS: dict[str, tuple[str | None, str, list[str] | None]] = {
+ARGUMENTS: Arguments = {
     "input": (None, "bag, video file, folder of images, or camera index", None),
     "topic": ("", "image topic of a bag; empty = the only one that there is", None),
     "rate": ("1.0", "speed, 1 = as recorded", None),
-    "loop": ("false", "start over at the end", ["true", "false"]),
+    "loop": ("false", "start over at the end", BOOLEAN),
     "compressed": ("", "publish the images compressed: jpeg or png; empty = raw", ["", "jpeg", "png"]),
     "image": ("image", "topic between player and node", None),
     "namespace": ("", "namespace of both nodes", None),
@@ -80,17 +78,14 @@ def generate_launch_description() -> LaunchDescription:
             | {"wait_for_subscribers": 1, "wait_timeout_s": 120.0}
         ],
         remappings=[("~/image", LaunchConfiguration("image"))],
-        additional_env={PROFILES: EnvironmentVariable(PROFILES, default_value=str(SHARE / "config" / "fastdds.xml"))},
+        additional_env=transport(SHARE),
         output="screen",
         emulate_tty=True,
     )
     return LaunchDescription(
         [
             OpaqueFunction(function=refuse_unknown, args=[__file__]),
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
-                for name, (default, text, choices) in ARGUMENTS.items()
-            ),
+            *declared(ARGUMENTS),
             OpaqueFunction(function=_check),
             # The flow of the last frames is under way when the player ends; SIGINT lets the node finish it. Viewers may
             # be closed.

@@ -5,71 +5,16 @@ ros2 launch deq_flow_ros time_to_contact.launch.py image:=/camera/image_raw [any
 ros2 launch deq_flow_ros time_to_contact.launch.py start_flow_node:=false [name:=flow_node]  # one that runs already
 """
 
-from pathlib import Path
-
-from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
-from launch.conditions import IfCondition
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import EnvironmentVariable, LaunchConfiguration
-from launch_ros.actions import Node
-
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-
-SHARE = Path(get_package_share_directory("deq_flow_ros"))
-PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
-BOOLEAN = ["true", "false"]
-ARGUMENTS: dict[str, tuple[str, str, list[str] | None]] = {
-    "start_flow_node": ("true", "start flow_node as well, as flow.launch.py does", BOOLEAN),
-    "namespace": ("", "namespace of both nodes", None),
-    "name": (
-        "flow_node",
-        "name of flow_node; of one camera of several: NAME/CAMERA, with start_flow_node:=false",
-        None,
-    ),
-    "params_file": ("perception", "parameters of flow_node; see flow.launch.py", None),
-    "contact_params_file": ("", "parameters of time_to_contact; empty = the defaults", None),
-    "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
-}
-
-
-def _contact(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-    value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    file = Path(value["contact_params_file"]).expanduser()
-    if value["contact_params_file"] and not file.is_file():
-        raise RuntimeError(f"contact_params_file: expected the path of a file, got {value['contact_params_file']!r}")
-    parameters: dict[str, bool] = {"use_sim_time": value["use_sim_time"] == "true"}
-    inputs = ("flow", "uncertainty", "statistics", "camera_info")
-    remappings = [(f"flow_node/{topic}", f"{value['name']}/{topic}") for topic in inputs]
-    return [
-        Node(
-            package="deq_flow_ros",
-            executable="time_to_contact",
-            name="time_to_contact",
-            namespace=value["namespace"],
-            parameters=[*([str(file)] if value["contact_params_file"] else []), parameters],
-            remappings=remappings,
-            additional_env={
-                PROFILES: EnvironmentVariable(PROFILES, default_value=str(SHARE / "config" / "fastdds.xml"))
-            },
-            output="screen",
-            emulate_tty=True,
-        )
-    ]
+from deq_flow_ros.ros.perception.launching import with_flow_node
+from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments, the flow node unless one runs already, and the node that tells the times."""
-    return LaunchDescription(
-        [
-            *(
-                DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
-                for name, (default, text, choices) in ARGUMENTS.items()
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(SHARE / "launch" / "flow.launch.py")),
-                condition=IfCondition(LaunchConfiguration("start_flow_node")),
-            ),
-            OpaqueFunction(function=_contact),
-        ]
+    return with_flow_node(
+        __file__,
+        "time_to_contact",
+        own_file="contact_params_file",
+        params_file=("perception", "parameters of flow_node; see flow.launch.py"),
+        inputs={},
     )

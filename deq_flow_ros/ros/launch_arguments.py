@@ -1,15 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``ros2 launch`` does not check: names of arguments. Imported by launch files only, as it needs ``launch``."""
+"""What the launch files share. Imported by them only, as it needs ``launch``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
+from launch.substitutions import EnvironmentVariable
 
 from deq_flow_ros.spelling import did_you_mean
 from launch import LaunchContext, LaunchDescriptionEntity
+
+BOOLEAN = ("true", "false")
+Arguments: TypeAlias = Mapping[str, tuple[str | None, str, Sequence[str] | None]]
+"""Default, description and choices by name. Without a default, the argument must be given."""
+_PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
+
+
+def declared(arguments: Arguments) -> list[DeclareLaunchArgument]:
+    """Actions that declare the arguments."""
+    return [
+        DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+        for name, (default, text, choices) in arguments.items()
+    ]
+
+
+def transport(share: Path) -> dict[str, EnvironmentVariable]:
+    """Environment of one of our nodes: the transport profile of this package, unless the user has another one. The
+    other nodes of a launch keep theirs.
+
+    :param share: folder of the installed package.
+    """
+    return {_PROFILES: EnvironmentVariable(_PROFILES, default_value=str(share / "config" / "fastdds.xml"))}
 
 
 def refuse_unknown(context: LaunchContext, file: str) -> list[LaunchDescriptionEntity]:

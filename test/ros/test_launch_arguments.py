@@ -61,6 +61,8 @@ def test_arguments_are_described(launch_folder: Path, name: str) -> None:
         ("replay", "input_:=bag", "input"),
         ("view", "image_topic:=/x", ""),
         ("motion_mask", "imuu:=/imu", "imu"),
+        ("time_to_contact", "imgae:=/camera", "image"),
+        ("point_tracks", "imgae:=/camera", "image"),
     ],
 )
 def test_a_misspelt_argument_is_refused(
