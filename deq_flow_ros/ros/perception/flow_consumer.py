@@ -30,9 +30,10 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import camera_model, image_size
+from deq_flow_ros.ros.convert import field_of
 from deq_flow_ros.ros.diagnostics import STEADY_CLOCK, Diagnostics
 from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
-from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_units, field_of
+from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_units
 from deq_flow_ros.ros.perception.tally import SUPERSEDED, Tally, Verdict
 
 WATCH_PERIOD_S = 0.2

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Image
 
@@ -90,20 +89,3 @@ def check_units(message: DiagnosticArray) -> None:
     units = next((pair.value for status in message.status for pair in status.values if pair.key == "units"), "px")
     if units != "px":
         raise ValueError(f"expected flow in pixels, got units {units}: set the parameter units of the flow node to px")
-
-
-def field_of(message: Image, encoding: str) -> np.ndarray:
-    """The field of an image message: (H, W, 2) float32 of "32FC2", (H, W) of "32FC1".
-
-    :raises ValueError: for another encoding, or fewer bytes than the size says.
-    """
-    if message.encoding != encoding:
-        raise ValueError(f"expected an image in {encoding}, as flow_node publishes it, got {message.encoding!r}")
-    height, width, channels = message.height, message.width, int(encoding[-1])
-    row = 4 * channels * width
-    if not height * width or message.step < row or len(message.data) < height * message.step:
-        got = f"{len(message.data)} bytes in rows of {message.step}"
-        raise ValueError(f"expected {height} rows of {row} bytes for {width}x{height} px in {encoding}, got {got}")
-    rows = np.frombuffer(message.data, np.uint8, height * message.step).reshape(height, message.step)[:, :row]
-    values = np.ascontiguousarray(rows).view(">f4" if message.is_bigendian else "<f4")
-    return values.astype(np.float32, copy=False).reshape((height, width, channels)[: 2 + (channels > 1)])

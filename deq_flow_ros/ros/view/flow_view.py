@@ -41,12 +41,12 @@ def main(args: Sequence[str] | None = None) -> int:
         board, node, server = Board(), None, None
         try:
             node = FlowView(board)
-            server = ViewServer(board, node.option("host"), node.option("port"), NAMES)
+            server = ViewServer(board, node.settings.host, node.settings.port, NAMES)
             server.start()
             node.get_logger().info(f"the page is at {server.url}")
             if not server.local:
                 node.get_logger().warning(
-                    f"whoever reaches this machine sees the camera, without a password: host is {node.option('host')}. "
+                    f"whoever reaches this machine sees the camera, without a password: host is {node.settings.host}. "
                     f"Safer is host:=127.0.0.1 and, where the browser is, ssh -L {server.server_port}:localhost:"
                     f"{server.server_port} ROBOT"
                 )

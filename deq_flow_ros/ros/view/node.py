@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -19,6 +19,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from deq_flow_ros.ros import process
+from deq_flow_ros.ros.parameter_table import ParameterTable, configured, number
 from deq_flow_ros.ros.view.board import Board
 from deq_flow_ros.ros.view.figures import Figures
 from deq_flow_ros.ros.view.pictures import FIELDS, NAMES, Pictures
@@ -26,20 +27,21 @@ from deq_flow_ros.ros.view.pictures import FIELDS, NAMES, Pictures
 Topic: TypeAlias = tuple[str, type]
 """Name and message type."""
 
-PARAMETERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "node": ("flow_node", "name of the flow node; without a leading slash, in the namespace of this node", {}),
-    "camera": ("", "name of its camera; empty = the one without a name", {}),
-    "host": ("127.0.0.1", "address to serve the page on; 0.0.0.0 = all: whoever reaches it sees the camera", {}),
-    "port": (8080, "port of the page; 0 = a free one", {"integer_range": [IntegerRange(from_value=0, to_value=65535)]}),
-    "rate_hz": (
-        8.0, "pictures a second at most", {"floating_point_range": [FloatingPointRange(from_value=0.5, to_value=30.0)]}
-    ),
-    "width": (
-        480, "width of a picture at most, px", {"integer_range": [IntegerRange(from_value=64, to_value=4096)]}
-    ),
-}  # fmt: skip
+at_start = partial(configured, when="start")
 MOST = 25
 """Messages taken for one picture at most; of a flood, the middleware drops the oldest."""
+
+
+@dataclass(frozen=True)
+class ViewSettings(ParameterTable):
+    """The parameters of ``flow_view``, all read at the start."""
+
+    node: str = at_start("flow_node", "name of the flow node; without a leading slash, in the namespace of this node")
+    camera: str = at_start("", "name of its camera; empty = the one without a name")
+    host: str = at_start("127.0.0.1", "address to serve the page on; 0.0.0.0 = all: whoever reaches it sees the camera")
+    port: int = at_start(number(8080, 0, 65535), "port of the page; 0 = a free one")
+    rate_hz: float = at_start(number(8.0, 0.5, 30.0, "Hz"), "pictures a second at most")
+    width: int = at_start(number(480, 64, 4096, "px"), "width of a picture at most")
 
 
 class FlowView(Node):
@@ -47,15 +49,19 @@ class FlowView(Node):
 
     Of pictures, only the newest message waits in the middleware until it is time for the next one; the others are never
     converted to Python, which would be most of the work.
+
+    :ivar settings: the values of the parameters.
     """
 
     def __init__(self, board: Board) -> None:
         super().__init__("flow_view")
-        for name, (default, text, ranges) in PARAMETERS.items():
-            self.declare_parameter(name, default, ParameterDescriptor(description=text, read_only=True, **ranges))
+        ViewSettings.declare(self)
+        for line in ViewSettings.misspelt_overrides(self):
+            self.get_logger().warning(line)
+        self.settings = ViewSettings.read(self)
         self._board = board
-        self._flow_node = self.resolve_topic_name(self.option("node"))
-        self._prefix = "/".join(filter(None, [self._flow_node, self.option("camera")]))
+        self._flow_node = self.resolve_topic_name(self.settings.node)
+        self._prefix = "/".join(filter(None, [self._flow_node, self.settings.camera]))
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self._asking = self.create_client(GetParameters, f"{self._flow_node}/get_parameters")
@@ -63,10 +69,6 @@ class FlowView(Node):
         self._open: dict[str, tuple[Topic, Subscription]] = {}
         self._arrived: list[tuple[str, Any]] = []
         self._figures: Figures | None = None
-
-    def option(self, name: str) -> Any:
-        """Value of a parameter."""
-        return self.get_parameter(name).value
 
     def step(self) -> None:
         """Put up what is new, or see whether somebody looks; takes as long as there is time for it."""
@@ -82,13 +84,13 @@ class FlowView(Node):
         if imageless:
             pictures["image"] = {"note": f"nobody publishes raw or compressed images on {figures.image_topic}"}
         self._board.put_up(figures.summary(self._running), pictures)
-        time.sleep(max(0.0, began_s + 1.0 / self.option("rate_hz") - time.monotonic()))
+        time.sleep(max(0.0, began_s + 1.0 / self.settings.rate_hz - time.monotonic()))
 
     def _wake_up(self) -> Figures:
         if self._figures is None:
             self.get_logger().info(f"somebody looks: subscribed to {self._prefix}")
-            self._figures = Figures(self._flow_node, self.option("camera"))
-            self._pictures = Pictures(self.option("width"))
+            self._figures = Figures(self._flow_node, self.settings.camera)
+            self._pictures = Pictures(self.settings.width)
             self._units = None
         if self._units is None and self._asking.service_is_ready():
             self._units = self._asking.call_async(GetParameters.Request(names=["units"]))

@@ -11,10 +11,9 @@ from sensor_msgs.msg import Image
 
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.compressed import encode_image
-from deq_flow_ros.imaging.encodings import EncodingError
 from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.imaging.pictures import heat, top
-from deq_flow_ros.ros.convert import image_to_rgb
+from deq_flow_ros.ros.convert import field_of, image_to_rgb
 from deq_flow_ros.ros.topics import ImageMessage
 
 FIELDS = {"flow": "32FC2", "residual": "32FC1", "uncertainty": "32FC1"}
@@ -48,7 +47,7 @@ class Pictures:
         """
         try:
             rgb, note = self._camera(message) if name == "image" else self._field(name, message)
-        except EncodingError as error:
+        except ValueError as error:
             return {"note": f"cannot be shown: {error}"}
         return {"jpeg": base64.b64encode(encode_image(rgb, "jpeg", QUALITY).tobytes()).decode(), "note": note}
 
@@ -60,16 +59,12 @@ class Pictures:
         return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if step > 1 else rgb, f"{width}x{height}"
 
     def _field(self, name: str, message: Image) -> tuple[np.ndarray, str]:
-        channels, size = (2 if FIELDS[name] == "32FC2" else 1), message.height * message.width
-        if message.encoding != FIELDS[name] or len(message.data) != 4 * channels * size or not size:
-            raise EncodingError(f"expected a field in {FIELDS[name]}, got {message.encoding!r}")
-        values = np.frombuffer(message.data, np.float32).reshape(message.height, message.width, channels)
         step = self._step(message.width)
-        values = values[::step, ::step]  # none are mixed: between two motions there is none
-        lengths = np.hypot(values[..., 0], values[..., 1]) if channels == 2 else values[..., 0]
+        values = field_of(message, FIELDS[name])[::step, ::step]  # none are mixed: between two motions there is none
+        lengths = np.hypot(values[..., 0], values[..., 1]) if values.ndim == 3 else values
         least, unit = (LEAST_PX[name], "px") if self.in_px or name != "flow" else (LEAST_PER_S, "1/s")
         most = self._tops[name] = max(top(lengths, least), FADE * self._tops.get(name, 0.0))
-        rgb = flow_to_color(values, most) if channels == 2 else heat(lengths, most)
+        rgb = flow_to_color(values, most) if values.ndim == 3 else heat(lengths, most)
         return rgb, f"full colour: {most:.{0 if most >= 10 else 1 if most >= 1 else 2}f} {unit}"
 
     def _step(self, width: int) -> int:
