@@ -31,7 +31,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ViewServer]:
 
 
 def get(server: ViewServer, path: str, method: str = "GET", **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=15)
     connection.request(method, path, headers=headers)
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -63,15 +63,16 @@ def test_the_page_has_all_that_it_refers_to_and_asks_nobody_else(server: ViewSer
     assert {path.name for path in PAGE.iterdir()} == set(FILES.values())
 
 
-def test_a_picture_comes_once_and_the_next_one_at_once(server: ViewServer) -> None:
+def test_a_picture_comes_once_and_the_next_one_at_once(server: ViewServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page asks in a loop: what it has must not come again, and what is new must not wait for the next second."""
     first = live(server)
     assert first == {"state": "live", "number": 1, "pictures": {"image": {"jpeg": "one"}}}
     assert live(server, after=1) == {"state": "live", "number": 1, "pictures": {}}
+    monkeypatch.setattr(view_server, "WAIT_S", 30.0)
     began = time.monotonic()
     threading.Timer(0.02, server.board.put_up, ({"state": "live"}, {"flow": {"jpeg": "two"}})).start()
     assert live(server, after=1) == {"state": "live", "number": 2, "pictures": {"flow": {"jpeg": "two"}}}
-    assert time.monotonic() - began < 0.15
+    assert time.monotonic() - began < 10.0
     assert live(server, after=99)["pictures"].keys() == {"image", "flow"}, "asked with the number of another process"
 
 
@@ -149,13 +150,18 @@ def test_too_many_connections_are_turned_away(monkeypatch: pytest.MonkeyPatch) -
     server = ViewServer(Board(), "127.0.0.1", 0, NAMES)
     server.start()
     open_ones = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(2)]
+
+    def is_served() -> bool:
+        try:
+            return get(server, "/")[0] == 200
+        except (http.client.RemoteDisconnected, ConnectionError):
+            return False
+
     try:
-        time.sleep(0.05)
         with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
             get(server, "/")
         open_ones.pop().close()
-        time.sleep(0.05)
-        assert get(server, "/")[0] == 200
+        until(is_served)
     finally:
         for connection in open_ones:
             connection.close()
