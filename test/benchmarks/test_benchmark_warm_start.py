@@ -56,8 +56,8 @@ def test_sequences_fit_and_keep_their_truth(pictures: Path, tmp_path: Path) -> N
     flow[:2, :2] = np.nan  # no truth there
     write_flow(tmp_path / "flow.flo", flow)
     entries = [
-        {"name": f"g/{n}", "image1": f"frames/{n}.png", "image2": f"frames/{n + 1}.png", "flow": "flow.flo"}
-        for n in (0, 1, 0)
+        {"name": f"g/{name}", "image1": f"frames/{n}.png", "image2": f"frames/{n + 1}.png", "flow": "flow.flo"}
+        for name, n in enumerate((0, 1, 0))
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
     (sequence,) = listed(tmp_path / "pairs.json", (64, 160))
