@@ -206,9 +206,9 @@ class PointTracker:
             taken = np.zeros((image.shape[0] // spacing_px + 1, image.shape[1] // spacing_px + 1), bool)
             cells, wanted = ((points // spacing_px).astype(int) for points in (self.tracks.points, free))
             taken[cells[:, 1], cells[:, 0]] = True
+            free = free[~taken[wanted[:, 1], wanted[:, 0]]]
             # Not beside a track of the next cell either.
-            apart = np.abs(free[:, None] - self.tracks.points[None]).max(axis=2).min(axis=1)
-            free = free[~taken[wanted[:, 1], wanted[:, 0]] & (apart >= spacing_px / 2)]
+            free = free[np.abs(free[:, None] - self.tracks.points[None]).max(axis=2).min(axis=1) >= spacing_px / 2]
         self.begin(free[:room])
 
     def begin(self, points: np.ndarray) -> None:
@@ -242,11 +242,14 @@ def corners(image: np.ndarray, spacing_px: int, min_texture: float) -> np.ndarra
             best = int(cell.argmax())
             if (value := float(cell.flat[best])) >= min_texture:
                 found.append((-value, left + best % cell.shape[1], top + best // cell.shape[1]))
-    chosen = np.empty((0, 2))
+    chosen: dict[tuple[int, int], tuple[int, int]] = {}  # by cell
     for _, x, y in sorted(found):  # those of neighbouring cells may lie side by side
-        if not len(chosen) or np.abs(chosen - (x, y)).max(axis=1).min() >= spacing_px / 2:
-            chosen = np.vstack([chosen, (x, y)])
-    return chosen
+        row, column = y // spacing_px, x // spacing_px
+        around = [(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+        near = [chosen[cell] for cell in around if cell in chosen]
+        if all(max(abs(x - other_x), abs(y - other_y)) >= spacing_px / 2 for other_x, other_y in near):
+            chosen[row, column] = x, y
+    return np.array(list(chosen.values()), np.float64).reshape(-1, 2)
 
 
 def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
