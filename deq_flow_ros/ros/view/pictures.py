@@ -23,7 +23,7 @@ QUALITY = 75
 LEAST_PX, LEAST_PER_S = {"flow": 1.0, "residual": 0.1, "uncertainty": 1.0}, 0.01
 """The full colour stands for at least so much, so that what is next to nothing does not look like something."""
 FADE = 0.95
-"""The full colour stands for the largest value of late, which fades by this factor: colours would flicker otherwise."""
+"""The full colour stands for the largest recent value, which fades by this factor: colours would flicker otherwise."""
 
 
 class Pictures:

@@ -48,7 +48,7 @@ function show(live) {
     write("latency-note", `${latencies.filter((ms) => budget && ms > budget).length} of the last ${latencies.length} fields late` +
       (budget ? "; the dashed line is the budget" : "; there is no budget"));
     write("iterations", `${iterations}, ended by: ${stop_reason}`);
-    write("iterations-note", `at most ${most} of late; residual ${Number(residual_px).toFixed(3)} px; scale ${scale}`);
+    write("iterations-note", `at most ${most} recently; residual ${Number(residual_px).toFixed(3)} px; scale ${scale}`);
   }
   const rates = { in_hz: "images/s", out_hz: "fields/s" };
   const shown = [...Object.entries(rates).map(([key, name]) => [name, live.rates[key]]),
