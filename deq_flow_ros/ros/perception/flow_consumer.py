@@ -12,9 +12,9 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -41,6 +41,7 @@ WATCH_PERIOD_S = 0.2
 UPSTREAM = "flow_node"
 """The inputs are below this name, as ``flow_node`` publishes them without remapping."""
 UNUSABLE = "could not be used"
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,15 @@ class ConsumerSettings(ParameterTable):
     diagnostics_period_s: float = configured(
         number(1.0, 0.1, 3600.0, "s"), "time between two messages on /diagnostics", "start"
     )
+
+    def of(self, kind: type[Settings]) -> Settings:
+        """The settings of a computation, a dataclass, from the parameters of the same names."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+    def profile(self, least_depth: int = 1) -> QoSProfile:
+        """Of the subscriptions."""
+        reliability = ReliabilityPolicy[self.qos_reliability.upper()]
+        return QoSProfile(depth=max(self.qos_depth, least_depth), reliability=reliability)
 
 
 @dataclass(frozen=True)
@@ -188,8 +198,7 @@ class FlowConsumer(Node):
             self._check_silence()
 
     def _subscribe(self) -> None:
-        reliability = ReliabilityPolicy[self.settings.qos_reliability.upper()]
-        self._profile = QoSProfile(depth=self.settings.qos_depth, reliability=reliability)
+        self._profile = self.settings.profile()
         callbacks: dict[str, tuple[type, Callable[[Any], None]]] = {
             name: (KINDS[name], partial(self._pairing.add, name)) for name in self._inputs
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from sensor_msgs.msg import Image, Imu, PointCloud2
@@ -99,14 +99,12 @@ class MotionMaskNode(FlowConsumer):
 
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
-        assert isinstance(self.settings, MaskNodeSettings) and given.uncertainty is not None
+        assert given.uncertainty is not None
         shape = given.uncertainty.shape
         if self._segmenter is None or (self._segmenter.shape, self._segmenter.camera) != (shape, given.camera):
             self._segmenter = MotionSegmenter((shape[0], shape[1]), given.camera)
-        names = [field.name for field in fields(MaskSettings)]
-        settings = MaskSettings(**{name: getattr(self.settings, name) for name in names})
         rotation, doubt = self._rotation(given)
-        found = self._segmenter(given.flow, given.uncertainty, settings, rotation)
+        found = self._segmenter(given.flow, given.uncertainty, self.settings.of(MaskSettings), rotation)
         if not found.problem:
             self._publish(given, found)
         return _verdict(found, given.camera_problem, doubt)

@@ -7,11 +7,10 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -105,9 +104,7 @@ class PointTracksNode(FlowConsumer):
     def _watch_images(self) -> None:
         """Subscribe to the images while somebody wants tracks."""
         if self.wanted() and self._image_subscription is None:
-            assert isinstance(self.settings, TrackNodeSettings)
-            reliability = ReliabilityPolicy[self.settings.qos_reliability.upper()]
-            profile = QoSProfile(depth=max(self.settings.qos_depth, WAITING_IMAGES), reliability=reliability)
+            profile = self.settings.profile(WAITING_IMAGES)
             self._image_subscription = self.create_subscription(Image, "image", self._on_image, profile)
         elif self._image_subscription is not None and not self.wanted():
             self.destroy_subscription(self._image_subscription)
@@ -134,12 +131,10 @@ class PointTracksNode(FlowConsumer):
 
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
-        assert isinstance(self.settings, TrackNodeSettings) and given.uncertainty is not None
+        assert given.uncertainty is not None
         if not given.elapsed_s or given.elapsed_s < 0:
             raise ValueError("the flow points to an earlier image: start flow_node with direction:=forward")
-        self._tracker.settings = TrackSettings(
-            **{field.name: getattr(self.settings, field.name) for field in fields(TrackSettings)}
-        )
+        self._tracker.settings = self.settings.of(TrackSettings)
         first_ns = stamp_to_ns(given.header.stamp)
         second_ns = first_ns + round(given.elapsed_s * 1e9)
         ended: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from sensor_msgs.msg import Image
@@ -69,12 +69,12 @@ class TimeToContactNode(FlowConsumer):
 
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
-        assert isinstance(self.settings, ContactNodeSettings) and given.uncertainty is not None
+        assert given.uncertainty is not None
         if given.camera is None:
             return Verdict(f"no times, because {given.camera_problem}", WARN)
         if not given.elapsed_s:
             raise ValueError("the account of the field on statistics tells no time between its two images")
-        settings = ContactSettings(**{f.name: getattr(self.settings, f.name) for f in fields(ContactSettings)})
+        settings = self.settings.of(ContactSettings)
         shape = given.uncertainty.shape[0], given.uncertainty.shape[1]
         old = self._estimator
         if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, settings):
