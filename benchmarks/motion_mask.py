@@ -17,23 +17,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 from rich.console import Console
 
+from benchmarks.drive import camera_of, klt, perception_stream
 from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.evaluation.methods import dense_inverse_search
-from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.perception.motion_mask import MaskSettings, MotionMask, MotionSegmenter
 from deq_flow_ros.streaming import FlowEstimator
 
-CONFIG = Path(__file__).parents[1] / "config" / "perception.yaml"
 BODIES = ("ball", "pendulum", "cart", "truck", "cube")
 """What moves in the scene, in the order of its numbers, which are the last ones."""
 SHOWN = 4
@@ -47,12 +44,9 @@ Field = tuple[np.ndarray, np.ndarray]
 
 
 def stream(options: argparse.Namespace) -> FlowEstimator:
-    """The estimator as ``flow_node`` runs it with ``config/perception.yaml``, without a latency budget."""
-    given = yaml.safe_load(CONFIG.read_text())["/**"]["ros__parameters"]
-    names = ("max_iterations", "min_scale", "refinement", "direction")
-    settings = {name: given[name] for name in names} | {"max_scale": options.max_scale}
+    """With the precision that ``flow_node`` chooses, and the scale asked for."""
     model = load_model(options.model, options.device, precision=choose_precision("auto", options.device))
-    return FlowEstimator(model, latency_budget_ms=None, tolerance_px=None, max_gap_ms=1e9, uncertainty=True, **settings)
+    return perception_stream(model, max_scale=options.max_scale)
 
 
 def sparse(here: np.ndarray, there: np.ndarray) -> Field:
@@ -61,9 +55,7 @@ def sparse(here: np.ndarray, there: np.ndarray) -> Field:
     flow = np.full((*first.shape, 2), np.nan, np.float32)
     points = cv2.goodFeaturesToTrack(first, 4000, 0.005, SPACING)
     if points is not None:
-        tracked, found, _ = cv2.calcOpticalFlowPyrLK(first, second, points, None)
-        back, returned, _ = cv2.calcOpticalFlowPyrLK(second, first, tracked, None)
-        kept = (found * returned).ravel().astype(bool) & (np.linalg.norm(back - points, axis=2).ravel() < 1.0)
+        tracked, kept = klt(first, second, points)
         motion, cells = (tracked - points)[kept, 0], np.rint(points[kept, 0]).astype(int)
         seeds = np.ones(first.shape, np.uint8)
         seeds[cells[:, 1], cells[:, 0]] = 0
@@ -170,10 +162,7 @@ def _words(found: MotionMask) -> str:
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure, and draw what ``--plot`` asks for."""
     scene = Scene(SceneSettings(width=options.width, height=options.height, frames=options.frames))
-    centre = (options.width - 1) / 2, (options.height - 1) / 2
-    segmenter = MotionSegmenter(
-        (options.height, options.width), CameraModel(scene.focal, scene.focal, *centre, options.width, options.height)
-    )
+    segmenter = MotionSegmenter((options.height, options.width), camera_of(scene))
     totals: dict[tuple[str, float], np.ndarray] = {}
     shown: list[tuple[str, np.ndarray]] = []
     for here, there, fields, image in pairs(scene, options):

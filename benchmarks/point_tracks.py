@@ -18,15 +18,14 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from benchmarks.drive import klt, perception_stream
 from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.sequences import PERIOD_NS, moving_frames
-from benchmarks.time_to_contact import FLOW
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.model import load_model
 from deq_flow_ros.perception.point_tracks import PointTracker, TrackSettings, corners
-from deq_flow_ros.streaming import FlowEstimator
 
-SPACING_PX, TEXTURE, CHECK_PX = 12, 2.0, 1.0
+SPACING_PX, TEXTURE = 12, 2.0
 NEAR_PX = (1.0, 2.0, 5.0)
 Followed = tuple[np.ndarray, np.ndarray]
 """Positions (N, 2) px, and which points are still followed (N,)."""
@@ -34,7 +33,7 @@ Followed = tuple[np.ndarray, np.ndarray]
 
 def flows(images: list[np.ndarray], model: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Flow and uncertainty from each image to the next."""
-    estimator = FlowEstimator(load_model(model), uncertainty=True, **FLOW)
+    estimator = perception_stream(load_model(model), direction="forward")
     results = [estimator.update(image, number * PERIOD_NS) for number, image in enumerate(images)]
     return [(r.flow, r.uncertainty) for r in results if r is not None and r.uncertainty is not None]
 
@@ -58,11 +57,8 @@ def by_klt(greys: list[np.ndarray], points: np.ndarray) -> Followed:
         going = np.flatnonzero(alive)
         if not going.size:
             break
-        there, found, _ = cv2.calcOpticalFlowPyrLK(first, second, here[going], None)
-        back, found_back, _ = cv2.calcOpticalFlowPyrLK(second, first, there, None)
-        apart = np.linalg.norm(back - here[going], axis=2)[:, 0]
-        inside = ((there[:, 0] >= 0) & (there[:, 0] <= limits)).all(axis=1)
-        alive[going] = (found[:, 0] == 1) & (found_back[:, 0] == 1) & (apart < CHECK_PX) & inside
+        there, kept = klt(first, second, here[going])
+        alive[going] = kept & ((there[:, 0] >= 0) & (there[:, 0] <= limits)).all(axis=1)
         here[going] = there
     return here[:, 0].astype(np.float64), alive
 

@@ -10,37 +10,20 @@ iterations and refinement the flow is computed.
 from __future__ import annotations
 
 import argparse
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from benchmarks.drive import camera_of, perception_stream
 from benchmarks.report import Benchmark, Row, picture, table
 from deq_flow_ros.demo.scene import Scene, SceneSettings
-from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.model import load_model
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
-from deq_flow_ros.streaming import FlowEstimator, FlowResult
 
 NEAR_S, FAR_S = 1.0, 5.0
 """True times that are judged."""
-FLOW: dict[str, Any] = {"max_iterations": 4, "tolerance_px": None, "refinement": 10, "max_gap_ms": 1e6}
-"""As config/perception.yaml has it."""
 BANDS = ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 5.0))
-
-
-def flow_of_drive(images: dict[int, np.ndarray], model: str, direction: str) -> dict[int, FlowResult]:
-    """Flow between neighbours in the order of the frames' numbers, by the frame on whose pixels it lives."""
-    scene = SceneSettings()
-    estimator = FlowEstimator(load_model(model), uncertainty=True, direction=direction, **FLOW)
-    found = {}
-    for before, number in pairwise([-1, *images]):
-        result = estimator.update(images[number], scene.stamp_ns(number))
-        if result is not None:
-            found[before if direction == "forward" else number] = result
-    return found
 
 
 def _measured(found: Contacts, truth: np.ndarray) -> list[tuple[float, float, float]]:
@@ -53,17 +36,15 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     """Run the drive, compare, and print one table."""
     scene, settings = Scene(SceneSettings()), SceneSettings()
     numbers = range(0, min(options.frames, settings.frames), options.every)
-    images = {}
     with console.status("rendering"):
-        for number in numbers:
-            images[number] = scene.render(number)
-    fields = flow_of_drive(images, options.model, "backward")
-    middle = (settings.width - 1) / 2, (settings.height - 1) / 2
-    camera = CameraModel(scene.focal, scene.focal, *middle, settings.width, settings.height)
-    estimator = ContactEstimator((settings.height, settings.width), camera, ContactSettings())
+        images = {number: scene.render(number) for number in numbers}
+    stream = perception_stream(load_model(options.model))
+    estimator = ContactEstimator((settings.height, settings.width), camera_of(scene), ContactSettings())
     rows, shown = [], []
-    for number, field in fields.items():
-        assert field.uncertainty is not None
+    for number, image in images.items():
+        field = stream.update(image, settings.stamp_ns(number))
+        if field is None or field.uncertainty is None:  # there is none of the first image
+            continue
         found = estimator(field.flow, field.uncertainty, -options.every / settings.fps)
         closing = scene.closing_rate(number)
         rows += _measured(found, estimator.regions(closing)[..., 0])
