@@ -63,6 +63,7 @@ def test_arguments_are_described(launch_folder: Path, name: str) -> None:
         ("motion_mask", "imuu:=/imu", "imu"),
         ("time_to_contact", "imgae:=/camera", "image"),
         ("point_tracks", "imgae:=/camera", "image"),
+        ("multi_camera", "camera:=front,rear", "cameras"),
     ],
 )
 def test_a_misspelt_argument_is_refused(
