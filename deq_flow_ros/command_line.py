@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from deq_flow_ros.errors import UserError
+from deq_flow_ros.spelling import did_you_mean
 
 UNUSABLE, INTERRUPTED = 2, 130
 """Exit status for options or input that cannot be used, as argparse has it, and after Ctrl-C (128 + SIGINT)."""
@@ -33,6 +35,12 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, command: str, about: str | None) -> None:
         super().__init__(prog=command, description=about, formatter_class=_Help)
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong. The usage of many options, which argparse prints before it, would hide it."""
+        for word in re.findall(r"^unrecognized arguments: (?:.* )?(--[\w-]+)", message)[:1]:
+            message += did_you_mean(word, self._option_string_actions)
+        self.exit(UNUSABLE, f"{self.prog}: error: {message}\n{self.prog} --help has the options and what they mean\n")
 
     def add_number(
         self,
@@ -188,8 +196,24 @@ def exit_status(
     except tuple(errors) as error:
         if exactly and type(error) not in errors and not isinstance(error, (UserError, OSError)):
             raise
-        say(f"{prefix}: {error}", stream)
+        say(f"{prefix}: {_words(error)}", stream)
         return next(status for kind, status in errors.items() if isinstance(error, kind))
+
+
+_OF_FILES = {
+    FileNotFoundError: "does not exist",
+    FileExistsError: "is a file, and a folder is needed",
+    NotADirectoryError: "is not in a folder: a part of it is a file",
+    IsADirectoryError: "is a folder, and a file is needed",
+    PermissionError: "may not be used: this user lacks the permission",
+}
+
+
+def _words(error: Exception) -> str:
+    """What the user is told: of an error of the operating system, the file first, and no number."""
+    if type(error) in _OF_FILES and isinstance(error, OSError) and error.errno and error.filename is not None:
+        return f"{error.filename} {_OF_FILES[type(error)]}"
+    return str(error)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -134,7 +134,15 @@ def _params_file(name: str) -> str:
 
 def _check_one_camera(params_file: str) -> None:
     """The topics are set here by the cameras' names: a file that has others would leave them without images."""
-    for node, section in (yaml.safe_load(Path(params_file).read_text()) or {}).items():
+    try:
+        tree = yaml.safe_load(Path(params_file).read_text()) or {}
+    except (ValueError, yaml.YAMLError):  # UnicodeDecodeError is a ValueError
+        tree = None
+    if not isinstance(tree, dict):
+        raise RuntimeError(
+            f"params_file: {params_file} is no parameter file: expected YAML with NODE: ros__parameters: NAME: VALUE"
+        )
+    for node, section in tree.items():
         named = section.get("ros__parameters", {}).get("cameras", [""]) if isinstance(section, dict) else [""]
         if named != [""]:
             raise RuntimeError(

@@ -33,7 +33,7 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"texture folder {str(folder)!r} does not exist; give a folder of photographs, or textures=None for "
+            f"texture folder {str(folder)!r} does not exist; give a folder of photographs, or none for "
             "procedural textures only"
         )
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOGRAPH_SUFFIXES)
@@ -51,7 +51,7 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
         found = f"none of its {len(paths)} picture files can be read" if paths else "it holds no picture files"
         raise ValueError(
             f"texture folder {str(folder)!r}: {found}; expected photographs ({', '.join(PHOTOGRAPH_SUFFIXES)}), or "
-            "textures=None for procedural textures only"
+            "none for procedural textures only"
         )
     if unreadable:
         logger.warning("texture folder %s: skipped %d unreadable, first %s", folder, len(unreadable), unreadable[0])

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rclpy.utilities import remove_ros_args
 from rich.console import Console
 from rich.live import Live
 from rich.progress import track
@@ -45,6 +44,7 @@ from deq_flow_ros.recordings.bags import read_stamps
 from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, check_space
 from deq_flow_ros.recordings.flow_recording import FrameReport, read_reports, take_account
+from deq_flow_ros.ros import process
 from deq_flow_ros.ros.parameters import NodeSettings
 
 LOGS, PREVIEWS = "logs", ".previews"
@@ -64,7 +64,7 @@ def profiles_file() -> Path:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run; returns the exit status of the module's docstring."""
-    options = parse_options(remove_ros_args(list(sys.argv if args is None else args))[1:])
+    options = parse_options(process.own_arguments(sys.argv if args is None else args))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the children are ended
     return exit_status(

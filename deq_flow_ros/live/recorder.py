@@ -20,7 +20,6 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.utilities import remove_ros_args
 
 from deq_flow_ros.command_line import UNUSABLE, CommandLine, exit_status
 from deq_flow_ros.errors import UserError
@@ -181,7 +180,7 @@ def main(args: Sequence[str] | None = None) -> int:
     line.add_argument("topics", nargs="+", help="topics to record")
     line.add_argument("--storage", choices=sorted(STORAGES), default="mcap", help="default: mcap")
     line.add_argument("--strip", default="", metavar="NAMESPACE", help="leave this out of the topics' names in the bag")
-    options = line.parse_args(remove_ros_args(args)[1:])
+    options = line.parse_args(process.own_arguments(args))
     stop = process.start(args)
 
     def work() -> int:

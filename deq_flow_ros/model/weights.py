@@ -62,7 +62,7 @@ def load_model(
         path = WEIGHTS_DIR / f"{name_or_path}.safetensors"
     elif str(name_or_path) in SIZES:
         raise FileNotFoundError(
-            f"no weights for {name_or_path!r} ship with this package; it has: "
+            f"no weights for {str(name_or_path)!r} ship with this package; it has: "
             f"{', '.join(available_models()) or 'none'}. Give the path of a weights file instead."
         )
     if not path.is_file():
@@ -186,7 +186,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         first_line = (str(error).splitlines() or ["no reason given"])[0]
-        if "Weights only" in first_line:  # PyTorch advises to load it with all that it contains, code included
+        # PyTorch advises to load it with all that it contains, code included; pickle says "101" of a text file.
+        if "Weights only" in first_line or not isinstance(error, (OSError, RuntimeError)):
             first_line = "it is not in PyTorch's format, or it contains more than tensors"
         raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {first_line}") from error
     if not isinstance(content, Mapping) or not all(

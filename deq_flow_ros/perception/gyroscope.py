@@ -59,7 +59,7 @@ def rotation_of(quaternion: np.ndarray) -> np.ndarray:
     """
     length = float(np.linalg.norm(quaternion))
     if not 0.0 < length < float("inf"):
-        raise ValueError(f"expected a quaternion x, y, z, w of a length above 0, got {list(quaternion)}")
+        raise ValueError(f"expected a quaternion x, y, z, w of a length above 0, got {np.asarray(quaternion).tolist()}")
     x, y, z, w = quaternion / length
     angle = 2 * np.arctan2(np.linalg.norm([x, y, z]), w)
     axis = np.array([x, y, z]) / max(float(np.linalg.norm([x, y, z])), 1e-12)

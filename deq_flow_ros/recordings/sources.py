@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 
@@ -178,6 +179,17 @@ class VideoSource(Source):
             log.warning(self.skipped[0])
 
 
+def _camera(index: int) -> cv2.VideoCapture:
+    """A camera, without OpenCV's own lines about one that is not there, which say no more than that."""
+    log_level: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 and 5
+    before = log_level.getLogLevel()
+    log_level.setLogLevel(0)
+    try:
+        return cv2.VideoCapture(index)
+    finally:
+        log_level.setLogLevel(before)
+
+
 class CameraSource(Source):
     """A camera that OpenCV can open, stamped by the system clock at capture."""
 
@@ -186,7 +198,7 @@ class CameraSource(Source):
 
     def __init__(self, index: int, fps: float | None) -> None:
         super().__init__()
-        self.capture = cv2.VideoCapture(index)
+        self.capture = _camera(index)
         if not self.capture.isOpened():
             present = sorted(str(device) for device in Path("/dev").glob("video*")) or ["none"]
             raise MediaError(

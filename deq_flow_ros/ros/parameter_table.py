@@ -145,9 +145,12 @@ def files_for_others(words: Sequence[str], node: str) -> list[str]:
         if option != "--params-file":
             continue
         try:
-            names = _nodes_of(yaml.safe_load(Path(path).read_text()))
+            tree = yaml.safe_load(Path(path).read_text())
         except (OSError, ValueError, yaml.YAMLError):
             continue
+        names = _nodes_of(tree)
+        if isinstance(tree, (str, list)):  # ROS takes a text for a file without values
+            lines.append(f"{path} is no parameter file: expected {node}: {{ros__parameters: {{NAME: VALUE, ...}}}}")
         if names and not any(_fits(name, node) for name in names):
             lines.append(
                 f"the parameter file {path} has values for {', '.join(names)} and none for {node}: they change "

@@ -31,7 +31,6 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.utilities import remove_ros_args
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
@@ -248,7 +247,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the process; returns its exit status."""
     args = sys.argv if args is None else args
-    options = parse_options(remove_ros_args(args)[1:])
+    options = parse_options(process.own_arguments(args))
     stop = process.start(args)
 
     def play() -> int:
@@ -258,7 +257,8 @@ def main(args: Sequence[str] | None = None) -> int:
             source = player.play()
         finally:
             if player is not None:
-                print(player.summary(source), flush=True)
+                if source is not None or player.published:  # else the error says it all
+                    print(player.summary(source), flush=True)
                 player.destroy_node()
         return 0
 

@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import rclpy
 from lifecycle_msgs.msg import Transition, TransitionDescription
@@ -19,6 +19,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
+from rclpy.utilities import remove_ros_args
 
 from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.host import StopRequest, keep_freed_memory
@@ -38,11 +39,26 @@ def start(args: Sequence[str] | None) -> StopRequest:
     try:
         rclpy.init(args=None if args is None else list(args), signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:
-        told = re.sub(r", at /\S+:\d+", "", str(error))
-        form = "expected --ros-args -r FROM:=TO -p NAME:=VALUE --params-file FILE ..."
-        print(f"ROS cannot use these arguments: {told}; {form}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        _end_for_ros_arguments(error)
     return stop
+
+
+def own_arguments(args: Sequence[str]) -> list[str]:
+    """What a command line has beside the arguments of ROS, without the name of the program.
+
+    :raises SystemExit: with status 2 for ROS arguments that cannot be.
+    """
+    try:
+        return list(remove_ros_args(args))[1:]
+    except RuntimeError as error:
+        _end_for_ros_arguments(error)
+
+
+def _end_for_ros_arguments(error: RuntimeError) -> NoReturn:
+    told = re.sub(r", at /\S+:\d+", "", str(error))
+    form = "expected --ros-args -r FROM:=TO -p NAME:=VALUE --params-file FILE ..."
+    print(f"ROS cannot use these arguments: {told}; {form}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None
 
 
 def parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:

@@ -38,6 +38,15 @@ def test_a_wrong_value_is_named_with_what_it_may_be(
     assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_wrong_option_is_the_first_thing_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """The usage of a command with many options fills a screen, and what is wrong would stand below it."""
+    with pytest.raises(SystemExit):
+        line().parse_args(["--freams", "3"])
+    said = capsys.readouterr().err.splitlines()
+    assert "unrecognized arguments: --freams 3 (did you mean '--frames'?)" in said[0] and "--help" in said[1]
+    assert len(said) == 2
+
+
 def test_values_are_numbers_and_the_help_says_their_defaults() -> None:
     """A default that the help repeats by hand is wrong as soon as one of both is changed."""
     options = line().parse_args(["--frames", "3", "--bound", "1", "2"])
@@ -50,6 +59,8 @@ def test_values_are_numbers_and_the_help_says_their_defaults() -> None:
     ("error", "status", "said"),
     [
         (FileNotFoundError("no such bag"), 2, "error: no such bag\n"),
+        (FileNotFoundError(2, "No such file or directory", "pairs.json"), 2, "error: pairs.json does not exist\n"),
+        (FileExistsError(17, "File exists", "out"), 2, "error: out is a file, and a folder is needed\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
     ],
 )

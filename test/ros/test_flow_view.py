@@ -134,7 +134,9 @@ def test_the_process_says_where_its_page_is_and_ends_on_ctrl_c() -> None:
         process.wait()
 
 
-@pytest.mark.parametrize(("parameter", "words"), [("port:=TAKEN", "is in use"), ("width:=wide", "width")])
+@pytest.mark.parametrize(
+    ("parameter", "words"), [("port:=TAKEN", "is in use"), ("width:=wide", "width"), ("camera:=a b", "'a b'")]
+)
 def test_a_page_that_cannot_be_served_ends_with_a_line(parameter: str, words: str) -> None:
     """It is read in the log of a launch, between lines of the flow node."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

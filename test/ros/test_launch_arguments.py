@@ -90,6 +90,7 @@ def test_cameras_of_a_parameter_file_are_not_left_without_topics(launch_folder: 
     ("arguments", "words"),
     [
         ({"params_file": "jetsam"}, "jetson.*got 'jetsam'"),
+        ({"params_file": __file__}, f"params_file: {__file__} is no parameter file"),
         ({"cameras": "front,rear", "image": "/front"}, r"2 topic\(s\) in image.*got '/front'"),
         ({"image": "/a,/b"}, r"1 topic\(s\) in image"),
         ({"camera_info": "/a,/b"}, r"1 topic\(s\) in camera_info"),

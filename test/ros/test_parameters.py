@@ -133,6 +133,9 @@ def test_a_parameter_file_for_another_node_is_named(tmp_path: Path, content: str
     lines = files_for_others(["node", "--ros-args", "--params-file", str(path)], "/robot/flow_node")
     assert (lines == []) == matches
     assert matches or (f"{path} has values for /" in lines[0] and "none for /robot/flow_node" in lines[0])
+    path.write_text("a text")  # ROS takes it for a file without values
+    (line,) = files_for_others(["node", "--ros-args", "--params-file", str(path)], "/robot/flow_node")
+    assert f"{path} is no parameter file" in line
 
 
 def test_every_parameter_is_described_to_ros() -> None:

@@ -244,6 +244,7 @@ def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_p
         (["FOLDER", "--ros-args", "-p", "max_frame:=3", "-p", "max_frames:=-3"], 2, ["did you mean", "-3"]),
         (["FOLDER", "--compressed", "webp"], 2, ["compressed to be jpeg or png", "'webp'"]),
         (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),
+        (["FOLDER", "--ros-args", "-r", "~/image:=/my camera"], 2, ["ROS cannot use", "/my camera"]),
         (["FOLDER", "--wait-for-subscribers", "1", "--wait-timeout-s", "0.2"], 3, ["1 subscriber(s) on /player/image"]),
     ],
 )

@@ -30,7 +30,7 @@ def run(make: Callable[[], FlowConsumer], name: str, usage: str, args: Sequence[
         while not stop.requested:
             process.spin_once(executor, node)
     except ParameterException as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: {str(error).removesuffix(': ')}", file=sys.stderr, flush=True)
         return 2
     except ExternalShutdownException:
         pass

@@ -60,8 +60,15 @@ class FlowView(Node):
             self.get_logger().warning(line)
         self.settings = ViewSettings.read(self)
         self._board = board
-        self._flow_node = self.resolve_topic_name(self.settings.node)
-        self._prefix = "/".join(filter(None, [self._flow_node, self.settings.camera]))
+        node, camera = self.settings.node, self.settings.camera
+        try:
+            self._flow_node = self.resolve_topic_name(node)
+            self._prefix = self.resolve_topic_name("/".join(filter(None, [self._flow_node, camera])))
+        except RuntimeError:
+            raise ValueError(
+                "node, camera: expected the name of a flow node, such as /flow_node, and that of its camera, if the "
+                f"cameras have names, got {node!r} and {camera!r}"
+            ) from None
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self._asking = self.create_client(GetParameters, f"{self._flow_node}/get_parameters")
