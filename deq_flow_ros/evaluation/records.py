@@ -25,8 +25,8 @@ from deq_flow_ros.streaming import FlowInfo
 
 PROCESSED, FIRST, DROPPED = OUTCOMES = ("processed", "first", "dropped")
 STAGES = (
-    "wait", "convert", "resize", "encode", "prepare", "match", "correlate", "coarse", "solve", "upsample", "output",
-    "refine", "publish",
+    "wait", "convert", "resize", "reencode", "encode", "prepare", "match", "correlate", "coarse", "solve", "upsample",
+    "output", "refine", "publish",
 )  # fmt: skip
 """The stages of one update in the order in which they run."""
 

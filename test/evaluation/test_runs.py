@@ -24,7 +24,7 @@ from evaluation_inputs import (
 from rosbags.highlevel import AnyReader
 
 from deq_flow_ros.evaluation.methods import make_estimator
-from deq_flow_ros.evaluation.records import InputFrame
+from deq_flow_ros.evaluation.records import STAGES, InputFrame
 from deq_flow_ros.evaluation.runs import SettingRun
 from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.truth import unlike_number
@@ -34,7 +34,7 @@ from deq_flow_ros.recordings import flow_bag
 from deq_flow_ros.recordings.bag_source import IMAGE
 from deq_flow_ros.recordings.bags import BagWriter, read_image, read_messages
 from deq_flow_ros.recordings.flow_files import write_flow
-from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming import FlowEstimator, costs
 
 
 def flows(out: Path) -> dict[int, np.ndarray]:
@@ -62,6 +62,12 @@ def test_every_form_of_a_recording_gives_the_same_flow(evaluate: Callable[..., i
         found = flows(tmp_path / name)
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[stamp], expected[stamp]) for stamp in expected), name
+
+
+def test_every_stage_of_an_update_has_its_column() -> None:
+    """A budget may change the scale in any run, and a stage that the table does not know would end it."""
+    rare = {costs.PREPARE, costs.REENCODE, costs.SOLVE, costs.COARSE, costs.REFINE}
+    assert {*costs.BEFORE_SOLVE, *costs.AFTER_SOLVE, *rare} <= set(STAGES)
 
 
 def test_one_pass_compares_settings_on_the_same_frames(
