@@ -77,6 +77,27 @@ def test_a_misspelt_argument_is_refused(
     visit(launch_folder / "flow.launch.py")
 
 
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("motion_mask", "mask_params_file"),
+        ("time_to_contact", "contact_params_file"),
+        ("point_tracks", "tracks_params_file"),
+    ],
+)
+def test_a_missing_parameter_file_is_refused_before_anything_starts(
+    launch_folder: Path, name: str, argument: str
+) -> None:
+    """An error ends the launch, but not the processes that it has started: the flow node would stay without it."""
+    context, actions = LaunchContext(), []
+    context.launch_configurations[argument] = "/nowhere"
+    description = get_launch_description_from_python_launch_file(str(launch_folder / f"{name}.launch.py"))
+    with pytest.raises(RuntimeError, match=f"{argument}: expected the path of a file, got '/nowhere'"):
+        for entity in description.entities:
+            actions += entity.visit(context) or []
+    assert actions == []
+
+
 def test_cameras_of_a_parameter_file_are_not_left_without_topics(launch_folder: Path, tmp_path: Path) -> None:
     """The launch file sets topics by the cameras' names; the node would wait on others without a word."""
     parameters = tmp_path / "two.yaml"

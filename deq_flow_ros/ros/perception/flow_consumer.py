@@ -229,6 +229,8 @@ class FlowConsumer(Node):
         why = f"{topic} is published, but nothing arrives: see what flow_node says on /diagnostics"
         if not offers:
             why = f"nobody publishes {topic}: start flow_node, or remap {UPSTREAM}/flow to the topic of its flow"
+        elif "sensor_msgs/msg/Image" not in {offer.topic_type for offer in offers}:
+            why = f"expected sensor_msgs/msg/Image on {topic}, got {offers[0].topic_type}: remap {UPSTREAM}/flow"
         self._silence = f"no flow for {silent_s:.0f} s: {qos.mismatch(topic, self._profile, offers) or why}"
         if not self._warned:
             self._warned = True

@@ -47,11 +47,16 @@ def with_flow_node(
         "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
     }
 
+    def check(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        """Before any process has started: an error would end the launch, and leave it running."""
+        name = LaunchConfiguration(own_file).perform(context)
+        if name and not Path(name).expanduser().is_file():
+            raise RuntimeError(f"{own_file}: expected the path of a file, got {name!r}")
+        return []
+
     def node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         value = {name: LaunchConfiguration(name).perform(context) for name in arguments}
         path = Path(value[own_file]).expanduser()
-        if value[own_file] and not path.is_file():
-            raise RuntimeError(f"{own_file}: expected the path of a file, got {value[own_file]!r}")
         given = {topic: default for topic, (default, _) in inputs.items() if value[topic]}
         switches = dict.fromkeys((topic for topic, default in given.items() if not default), True)
         return [
@@ -78,6 +83,7 @@ def with_flow_node(
         [
             OpaqueFunction(function=refuse_unknown, args=[file]),
             *declared(arguments),
+            OpaqueFunction(function=check),
             IncludeLaunchDescription(
                 PythonLaunchDescriptionSource(str(share / "launch" / "flow.launch.py")),
                 condition=IfCondition(LaunchConfiguration("start_flow_node")),
