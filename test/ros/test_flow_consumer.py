@@ -170,5 +170,9 @@ def test_a_consumer_works_for_its_subscribers_alone_and_accounts_for_each_field(
     assert node.set_parameters([Parameter("silence_warning_s", value=0.3)])[0].successful
     assert not node.set_parameters([Parameter("silence_warning_s", value=-1.0)])[0].successful
     until(lambda: "no flow for" in statuses[-1].message and statuses[-1].level == DiagnosticStatus.STALE)
+    offers = node.get_publishers_info_by_topic(flow.topic_name)
+    offers[0].topic_type = "std_msgs/msg/String"  # one process cannot publish two types on a topic
+    node.get_publishers_info_by_topic = lambda topic: offers
+    until(lambda: "expected sensor_msgs/msg/Image on /flow_node/flow, got std_msgs" in statuses[-1].message)
     peer.destroy_subscription(subscription)
     until(lambda: not flow.get_subscription_count())
