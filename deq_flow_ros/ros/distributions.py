@@ -19,7 +19,13 @@ except ImportError:  # Humble
     from rclpy.qos_event import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
 from rcl_interfaces.msg import SetParametersResult
 
-__all__ = ["QoSRequestedIncompatibleQoSInfo", "SubscriptionEventCallbacks", "after_parameters_set", "with_info"]
+__all__ = [
+    "QoSRequestedIncompatibleQoSInfo",
+    "SubscriptionEventCallbacks",
+    "after_parameters_set",
+    "before_parameters_set",
+    "with_info",
+]
 
 UNKNOWN = {"received_timestamp": 0, "publication_sequence_number": 0}
 """What is told of a message where rclpy tells nothing: when it was received (ns), and its number."""
@@ -33,6 +39,15 @@ def with_info(callback: Callable[[Any, dict[str, int]], None]) -> Callable[..., 
     if hasattr(Subscription, "CallbackType"):
         return callback
     return lambda message: callback(message, UNKNOWN)
+
+
+def before_parameters_set(node: Node, change: Callable[[list[Parameter]], list[Parameter]]) -> None:
+    """Have the parameters of a request changed before they are checked.
+
+    Humble cannot: there, a request is taken word for word.
+    """
+    if hasattr(node, "add_pre_set_parameters_callback"):
+        node.add_pre_set_parameters_callback(change)
 
 
 def after_parameters_set(node: Node, callback: Callable[[Sequence[Parameter]], None]) -> None:

@@ -32,7 +32,7 @@ from deq_flow_ros.ros.bond import ManagerBond
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.diagnostics import Diagnostics
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameter_checks import changed, check_change, unknown
+from deq_flow_ros.ros.parameter_checks import answer_at_once, changed, check_change
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 from deq_flow_ros.ros.qos import unused_overrides
 from deq_flow_ros.ros.worker import FrameWorker
@@ -94,8 +94,8 @@ class FlowNode(LifecycleNode):
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """See rclpy; what has its value already is no change, though it may be for reading only."""
-        if reason := unknown(parameter_list, self):
-            return SetParametersResult(successful=False, reason=reason)
+        if (answer := answer_at_once(parameter_list, self)) is not None:
+            return answer
         return super().set_parameters_atomically(changed(parameter_list, self))
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -13,7 +13,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from deq_flow_ros.ros.parameter_table import as_declared
+from deq_flow_ros.ros.parameter_table import all_as_declared
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 from deq_flow_ros.spelling import did_you_mean
 
@@ -23,22 +23,22 @@ def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
 
     ``ros2 param load`` sets all that ``ros2 param dump`` wrote, be they for reading only or not to be changed now.
     """
-    meant = [as_declared(parameter, node.get_parameter_or(parameter.name).value) for parameter in parameters]
     return [
         parameter
-        for parameter in meant
+        for parameter in all_as_declared(parameters, node)
         if not node.has_parameter(parameter.name)
         or _plain(parameter.value) != _plain(node.get_parameter_or(parameter.name).value)
     ]
 
 
-def unknown(parameters: Iterable[Parameter], node: Node) -> str | None:
-    """What to answer to a request to set a parameter that the node does not have; None if it has all of them."""
+def answer_at_once(parameters: Sequence[Parameter], node: Node) -> SetParametersResult | None:
+    """The answer to a request for a parameter that the node does not have, or for nothing new; None for any other."""
     for parameter in parameters:
         if not node.has_parameter(parameter.name):
-            known = [field.name for field in dataclasses.fields(NodeSettings)]
-            return f"no parameter {parameter.name!r}{did_you_mean(parameter.name, known)}; nothing was changed"
-    return None
+            hint = did_you_mean(parameter.name, [field.name for field in dataclasses.fields(NodeSettings)])
+            reason = f"no parameter {parameter.name!r}{hint}; nothing was changed"
+            return SetParametersResult(successful=False, reason=reason)
+    return None if changed(parameters, node) else SetParametersResult(successful=True)
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from deq_flow_ros.ros.distributions import before_parameters_set
 from deq_flow_ros.spelling import did_you_mean
 
 Table = TypeVar("Table", bound="ParameterTable")
@@ -83,6 +84,7 @@ class ParameterTable:
                 given[field.name] = as_declared(given[field.name], field.default)
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             node.declare_parameter(field.name, default, _descriptor(field))
+        before_parameters_set(node, lambda changes: all_as_declared(changes, node))
 
     @classmethod
     def read(cls: type[Table], node: Node, changes: Iterable[Parameter] = ()) -> Table:
@@ -182,6 +184,11 @@ def as_declared(parameter: Parameter, present: Any) -> Parameter:
     if isinstance(present, float) and parameter.type_ == Parameter.Type.INTEGER:
         return Parameter(parameter.name, Parameter.Type.DOUBLE, float(parameter.value))
     return parameter
+
+
+def all_as_declared(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
+    """The parameters of a request, each as the node has it; see ``as_declared``."""
+    return [as_declared(parameter, node.get_parameter_or(parameter.name).value) for parameter in parameters]
 
 
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:

@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameter_checks import changed, check_change, unknown
+from deq_flow_ros.ros.parameter_checks import answer_at_once, changed, check_change
 from deq_flow_ros.ros.parameter_table import files_for_others
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
@@ -100,16 +100,20 @@ def test_a_whole_number_is_taken_for_a_real_one() -> None:
     """Who types `-p latency_budget_ms:=50` means 50.0; ROS's own words for it name types and no cure."""
     assert NodeSettings.read(make_node(latency_budget_ms=50)).latency_budget_ms == 50.0
     node = make_node()
-    (meant,) = changed([Parameter("latency_budget_ms", value=70)], node)
-    assert meant.type_ == Parameter.Type.DOUBLE and meant.value == 70.0
+    assert node.set_parameters_atomically([Parameter("latency_budget_ms", value=70)]).successful
+    assert node.get_parameter("latency_budget_ms").value == 70.0
     assert changed([Parameter("max_gap_ms", value=1000)], node) == []  # as it is
 
 
 def test_a_parameter_that_there_is_not_is_refused_by_name() -> None:
     """rclpy answers with the text of an exception, without what might have been meant."""
-    reason = unknown([Parameter("max_iterations", value=3), Parameter("latency_budget", value=3.0)], make_node())
-    assert reason == "no parameter 'latency_budget' (did you mean 'latency_budget_ms'?); nothing was changed"
-    assert unknown([Parameter("max_iterations", value=3)], make_node()) is None
+    node = make_node()
+    answer = answer_at_once([Parameter("max_iterations", value=3), Parameter("latency_budget", value=3.0)], node)
+    assert answer is not None and not answer.successful
+    assert answer.reason == "no parameter 'latency_budget' (did you mean 'latency_budget_ms'?); nothing was changed"
+    assert answer_at_once([Parameter("max_iterations", value=3)], node) is None
+    same = answer_at_once([Parameter("max_iterations", value=NodeSettings.max_iterations)], node)
+    assert same is not None and same.successful  # rclpy takes no request for nothing
 
 
 @pytest.mark.parametrize(
