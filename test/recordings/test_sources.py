@@ -219,13 +219,13 @@ def test_images_that_are_there_in_part_only_are_named(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (tmp_path / "2.png").symlink_to(tmp_path / "moved.png")
     first, *others = (Image.fromarray(picture(n, 48, 64)) for n in range(3))
-    first.save(tmp_path / "3.webp", save_all=True, append_images=others)
+    first.save(tmp_path / "3.tiff", save_all=True, append_images=others)
     source = open_source(tmp_path)
     assert [frame.stamp_ns for frame in source.frames()] == [1_000_000_000, 1_099_999_999]
-    expected = ("1.jpg: not a whole image", "2.png: ", "3.webp: it holds 3 pictures, of which")
+    expected = ("1.jpg: not a whole image", "2.png: ", "3.tiff: it holds 3 pictures, of which")
     assert all(text.startswith(start) for text, start in zip(source.skipped, expected, strict=True))
     with pytest.raises(MediaError, match="holds 3 pictures, of which only the first is read; a video of them"):
-        open_source(tmp_path / "3.webp")
+        open_source(tmp_path / "3.tiff")
 
 
 def test_names_that_are_not_utf_8_do_not_end_the_process(tmp_path: Path) -> None:
