@@ -203,8 +203,11 @@ def _percentiles(values: np.ndarray) -> dict[str, float]:
     return {f"p{rank}": float(np.percentile(values, rank)) for rank in (50, 95, 99)} | {"max": float(values.max())}
 
 
-def memory_of(samples: Sequence[tuple[int, float]], warm_up_s: float) -> dict[str, float]:
-    """MB after the warm-up and its spread, (largest - smallest) / smallest; {} for too short a run."""
+def memory_of(samples: Sequence[tuple[int, float]], warm_up_s: float) -> dict[str, Any]:
+    """MB after the warm-up and its spread, (largest - smallest) / smallest; {} for too short a run.
+
+    Beside these, one value of each minute of the whole run, which shows whether memory grows or has found its level.
+    """
     values = [mb for when_ns, mb in samples if when_ns >= samples[0][0] + 1e9 * warm_up_s]
     if len(values) < 2:
         return {}
@@ -213,6 +216,7 @@ def memory_of(samples: Sequence[tuple[int, float]], warm_up_s: float) -> dict[st
         "max_mb": max(values),
         "last_mb": values[-1],
         "spread": (max(values) - min(values)) / min(values),
+        "by_minute_mb": [mb for _, mb in samples[::60]],  # there is one a second
     }
 
 
