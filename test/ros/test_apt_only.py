@@ -62,6 +62,7 @@ def test_what_is_missing_is_said_with_the_command_that_installs_it(
         without(tmp_path, monkeypatch, module)
         result = run(*command)
         assert result.returncode == 2
-        told = result.stderr.strip().splitlines()
+        # Kilted's middleware has a word about the name of an environment variable.
+        told = [line for line in result.stderr.strip().splitlines() if "FASTRTPS_DEFAULT_PROFILES_FILE" not in line]
         assert f"needs the Python module {module}" in told[0] and remedy in told[0], result.stderr
         assert len(told) <= 3
