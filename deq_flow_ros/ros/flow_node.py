@@ -15,12 +15,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import rclpy
 import torch
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
@@ -272,28 +269,7 @@ def main(args: Sequence[str] | None = None) -> int:
     :returns: its exit status: 0; 1 where it could not start and ``exit_on_failure`` is set; 2 for a wrong parameter.
     :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
     """
-    process.parse_no_options("flow_node", USAGE, args)
-    node = None
-    try:
-        stop = process.start(args)
-        node = FlowNode()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        if not node.start(stop):
-            return 1
-        while not stop.requested:
-            process.spin_once(executor, node)
-    except ParameterException as error:
-        print(f"flow_node: {error}", file=sys.stderr, flush=True)
-        return 2
-    except ExternalShutdownException:
-        pass
-    finally:
-        if node is not None:
-            node.close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+    return process.run(FlowNode, "flow_node", USAGE, args, FlowNode.start)
 
 
 if __name__ == "__main__":

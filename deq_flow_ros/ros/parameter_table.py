@@ -123,17 +123,24 @@ class ParameterTable:
     @classmethod
     def misspelt_overrides(cls, node: Node) -> list[str]:
         """A line for each value given at start that no parameter takes, as ROS drops these silently."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        return files_for_others(sys.argv, node.get_fully_qualified_name()) + [
-            f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
-            for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
-            if not node.has_parameter(name) and not name.startswith("qos_overrides.")
-        ]
+        return unused_overrides(node, [field.name for field in dataclasses.fields(cls)])
 
     @classmethod
     def names_of_live(cls) -> frozenset[str]:
         """Names of the parameters of which a change takes effect at once."""
         return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata["live"])
+
+
+def unused_overrides(node: Node, known: Sequence[str]) -> list[str]:
+    """A line for each value given at start that no parameter of a node takes.
+
+    :param known: the names of the node's parameters.
+    """
+    return files_for_others(sys.argv, node.get_fully_qualified_name()) + [
+        f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
+        for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    ]
 
 
 def files_for_others(words: Sequence[str], node: str) -> list[str]:

@@ -43,8 +43,7 @@ from deq_flow_ros.recordings.frame_reader import FrameReader
 from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
-from deq_flow_ros.ros.parameter_table import as_declared
-from deq_flow_ros.spelling import did_you_mean
+from deq_flow_ros.ros.parameter_table import as_declared, unused_overrides
 from deq_flow_ros.stamps import MAX_PAUSE_S, Pace
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -67,10 +66,8 @@ class Player(Node):
             if name in given:
                 given[name] = as_declared(given[name], value)
             self.declare_parameter(name, value)
-        for name in given:
-            if name not in options and not name.startswith("qos_overrides.") and not self.has_parameter(name):
-                hint = did_you_mean(name, vars(options))
-                self.get_logger().warning(f"no parameter {name!r}{hint}: its value changes nothing")
+        for line in unused_overrides(self, list(vars(options))):
+            self.get_logger().warning(line)
         self._stop = stop
         self._compressed = self.option("compressed")
         if self._compressed not in ("", *FORMATS):

@@ -9,12 +9,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import rclpy
 from lifecycle_msgs.msg import Transition, TransitionDescription
 from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions
-from rclpy.executors import Executor, ExternalShutdownException
+from rclpy.exceptions import ParameterException
+from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -81,6 +82,55 @@ def parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:
 def words_of(error: Exception) -> str:
     """An error as the user should read it: what we raise says all; of anything else, the place matters."""
     return str(error) if isinstance(error, (OSError, ValueError, RuntimeError)) else traceback.format_exc()
+
+
+class ClosableNode(Protocol):
+    """A node that frees what it holds in ``close``, which may be called more than once."""
+
+    def close(self) -> None: ...
+
+    def destroy_node(self) -> None: ...
+
+
+AnyNode = TypeVar("AnyNode", bound=ClosableNode)
+
+
+def run(
+    make: Callable[[], AnyNode],
+    name: str,
+    usage: str,
+    args: Sequence[str] | None = None,
+    begin: Callable[[AnyNode, StopRequest], bool] | None = None,
+) -> int:
+    """Run a node as the process until SIGINT or SIGTERM.
+
+    :param usage: what ``--help`` prints.
+    :param begin: what the node does first; where it returns False, the process ends.
+    :returns: the exit status: 0; 1 where ``begin`` returned False; 2 for a parameter that cannot be.
+    :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
+    """
+    parse_no_options(name, usage, args)
+    node = None
+    try:
+        stop = start(args)
+        node = make()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if begin is not None and not begin(node, stop):
+            return 1
+        while not stop.requested:
+            spin_once(executor, node)
+    except ParameterException as error:
+        print(f"{name}: {str(error).removesuffix(': ')}", file=sys.stderr, flush=True)
+        return 2
+    except ExternalShutdownException:
+        pass
+    finally:
+        if node is not None:
+            node.close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
 
 
 def spin_once(executor: Executor, node: Node, timeout_s: float = 0.2) -> None:

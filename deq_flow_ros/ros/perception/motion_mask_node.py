@@ -17,8 +17,8 @@ from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.parameter_table import configured, live, number
 from deq_flow_ros.ros.perception.boxes import DETECTIONS, box_table, detections
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.process import run
 from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
+from deq_flow_ros.ros.process import run
 from deq_flow_ros.ros.qos import sensor_data
 
 USAGE = """Where the image moves by itself, and not because the camera moves, from the flow of flow_node:
