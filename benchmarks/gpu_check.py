@@ -27,8 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.copies import count_copies
-from benchmarks.report import Benchmark, Row, table
+from benchmarks.report import Benchmark, Row, count_copies, table
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import peak_memory_mb
 from deq_flow_ros.model import load_model
@@ -82,18 +81,6 @@ class Drive:
 
 
 on_card = lru_cache(load_model)  # so that checks share an engine, and the graphs that it has made
-
-
-class Method:
-    """A stream of one runtime, as ``count_copies`` takes it."""
-
-    def __init__(self, estimator: FlowEstimator) -> None:
-        self._estimator = estimator
-        self.prepare = estimator.prepare
-
-    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
-        result = self._estimator.update(later, stamp_ns)
-        return None if result is None else result.flow
 
 
 def make_estimator(name: str, size: tuple[int, int], precision: str, runtime: str, **settings: Any) -> FlowEstimator:
@@ -187,7 +174,7 @@ def check_times(
         yield Check(f"{of}: made ready in", f"{ready_s:.1f} s")
         names = dict.fromkeys(stage for info in infos for stage in info.stage_ms)
         by_stage = {stage: float(np.median([info.stage_ms.get(stage, 0.0) for info in infos])) for stage in names}
-        copies = count_copies(Method(estimator), drive.frames, torch.device("cuda"))
+        copies = count_copies(estimator, drive.frames)
         stages.append({"of": of, "runtime": estimator.engine.about, "stage_ms": by_stage, "copies": copies})
         estimator.engine.close()
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a field of a stream takes, beside other ways to it on the same images, in one run.
+"""How long a field of a stream takes, beside other ways to it on the same images.
 
-``python -m benchmarks.latency [--input RECORDING] [--size nano] [--device cpu] [--threads N] [--json OUT]``
+``python -m benchmarks.latency [--input RECORDING] [--model nano] [--device cpu] [--threads N] [--json OUT]``
 
 *stream*: ``FlowEstimator``, warm, a fixed number of iterations. *pairwise*: the stateless way in which the method's
 release works, with the same weights. *unrolled*: a RAFT-style recurrent network, cold, of the same parts at their
 fastest. And OpenCV's DIS and Farneback. Each makes an array (H, W, 2) float32 of arrays (H, W, 3) uint8.
 
-The methods take turns on each pair of images, so whatever slows the machine down meets all alike. *Latency* is the time
-from an image to its field. What the stream does between a field and the next image (``FlowEstimator.prepare``) counts
-in *fields/s* and in *work*, the median over the pairs of the time of a method by that of the stream; *wait* is the same
-of the latencies. The stream compared with is the shortest one within 0.1 px RMS of the longest pairwise run, or else
-the nearest. *RMS* and *median* are distances from that run, px: over all pixels; of a pair's pixels, median of pairs.
+The methods take turns on each pair of images, so whatever slows the machine down meets all alike. *median*, *p95* and
+*p99* are the time from an image to its field in ms. What the stream does between a field and the next image
+(``FlowEstimator.prepare``) counts in *fields/s* and in *work*, the median over the pairs of the time of a method by
+that of the stream; *wait* is the same of the time from an image to its field. The stream compared with is the shortest
+one within 0.1 px RMS of the longest pairwise run, or else the nearest. *RMS* and *median px* are distances from that
+run: over all pixels; of a pair's pixels, median of pairs.
 """
 
 from __future__ import annotations
@@ -19,58 +20,41 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from benchmarks.copies import count_copies
+from benchmarks.memory import peak_bytes
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
-from benchmarks.report import Benchmark, Row, picture, table
-from benchmarks.roofline import compare, measure_peaks, print_roofline, stage_work
+from benchmarks.report import MIB, Benchmark, Row, count_copies, picture, print_table, wall_s
 from benchmarks.sequences import PERIOD_NS, read_frames
-from benchmarks.turns import NEAR_PX, nearest_stream, summarise, take_turns, tensor_mib
 from deq_flow_ros.demo.scene import Scene, SceneSettings
-from deq_flow_ros.host import keep_freed_memory, machine, peak_memory_mb
-from deq_flow_ros.model import PRECISIONS, SIZES, DEQFlow, available_models, load_model
-from deq_flow_ros.model.precision import INT8, number_type
-from deq_flow_ros.model.weights import check_device
+from deq_flow_ros.host import keep_freed_memory, peak_memory_mb
+from deq_flow_ros.model import PRECISIONS, load_model
+from deq_flow_ros.model.precision import number_type
 from deq_flow_ros.streaming import RUNTIMES, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
-KINDS = ("stream", "unrolled", "pairwise")
+NEAR_PX = 0.1
 FIRST_SCENE_FRAME = 20
 """The frame of the rendered drive at which the camera moves at its usual speed."""
+METHODS = {
+    "method": "{method}", "pairs": "{pairs:.0f}", "median": "{median:.2f}", "p95": "{p95:.2f}", "p99": "{p99:.2f}",
+    "fields/s": "{fields_per_second:.2f}", "work": "{work_by_ours:.2f}x", "wait": "{latency_by_ours:.2f}x",
+    "RMS": "{rms_px:.3f}", "median px": "{median_px:.3f}",
+}  # fmt: skip
 COLOURS = {
     "encode": "#2b6cb0", "prepare": "#2f855a", "match": "#4a5568", "correlate": "#805ad5", "iteration": "#dd6b20",
     "upsample": "#b83280", "output": "#a0aec0",
 }  # fmt: skip
-
-
-def load_models(options: argparse.Namespace) -> tuple[DEQFlow, DEQFlow]:
-    """The model, and a second one in float32 with no layers folded. It is untrained if no weights are given and none
-    ship for the size.
-    """
-    device, dtype = check_device(options.device), number_type(options.dtype)
-    if is_trained(options):
-        name = options.model or options.size
-        return load_model(name, device, precision=options.dtype), load_model(name, device, fold=False)
-    if options.dtype == INT8:
-        raise ValueError(f"--dtype int8 needs weights, and none of {options.size} ship; give --model")
-    models = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        models.append(DEQFlow(options.size).to(device).eval().requires_grad_(False))
-    return models[0].folded().requires_grad_(False).to(dtype), models[1]
-
-
-def is_trained(options: argparse.Namespace) -> bool:
-    """Whether there are weights for the model that is asked for."""
-    return bool(options.model) or options.size in available_models()
+STAGES = (*COLOURS, "rest", "ahead")
 
 
 def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
@@ -91,53 +75,109 @@ def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
     return [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
 
 
-def slower_runtimes(fastest: str) -> list[str]:
-    """The other runtimes of a device, to be measured beside its fastest."""
-    names = [name for name in RUNTIMES if name != "auto"]
-    return names[: names.index(fastest)]
+def take_turns(
+    methods: Mapping[str, Method], frames: Sequence[np.ndarray], warm_up: int, every: int, device: torch.device
+) -> pd.DataFrame:
+    """Let every method compute each pair of frames, (H, W, 3) uint8 RGB. Each time, another method begins.
+
+    :param methods: by name. The last one is the reference for distances.
+    :param warm_up: number of pairs at the beginning that do not count, at least 1.
+    :param every: streams compute all pairs, other methods only every n-th.
+    :returns: a row for each method and pair: whether there was a flow (none where a stream began anew), the times of
+        the field and of all work in ms, of the stages as a dictionary, and, of pairs of which all methods have flow,
+        the mean squared distance from the reference in px^2 and the median one in px.
+    """
+    rows, reference = [], list(methods)[-1]
+    for pair, (earlier, later) in enumerate(pairwise(frames)):
+        counted = pair - warm_up
+        # The last turn that does not count is everyone's: the first use pays for allocations and kernel choices.
+        for_all = counted == -1 or (counted >= 0 and counted % every == 0)
+        turns = [name for name, method in methods.items() if for_all or method.is_stream]
+        flows: dict[str, np.ndarray] = {}
+        of_pair: list[Row] = []
+        for name in turns[pair % len(turns) :] + turns[: pair % len(turns)]:
+            began = wall_s(device)
+            flow = methods[name].field(earlier, later, pair * PERIOD_NS)
+            done = wall_s(device)
+            methods[name].prepare()
+            of_pair.append(
+                {
+                    "method": name, "pair": pair, "flow": flow is not None, "latency_ms": 1e3 * (done - began),
+                    "work_ms": 1e3 * (wall_s(device) - began), "stage_ms": methods[name].stage_ms,
+                    "square_px2": math.nan, "median_px": math.nan,
+                }
+            )  # fmt: skip
+            flows |= {} if flow is None else {name: flow}
+        if len(flows) == len(methods):  # distances of all are of the same pairs, not of one behind a cut
+            for row in of_pair:
+                squared = np.square(flows[row["method"]] - flows[reference]).sum(2)
+                row["square_px2"], row["median_px"] = squared.mean(), np.sqrt(np.median(squared))
+        rows += of_pair if counted >= 0 else []
+    return pd.DataFrame(rows)
 
 
-def print_methods(rows: Mapping[str, Row], ours: str, console: Console) -> None:
-    """Print latency, throughput, ratios and distances, one line per method."""
-    methods = table(
-        f"latency of a field, ms; work and wait: by those of '{ours}'; distance, px",
-        ["method"],
-        ["pairs", "median", "p95", "p99", "fields/s", "work", "wait", "RMS", "median"],
-    )
-    for name, row in rows.items():
-        latencies = [row["latency_ms"][key] for key in ("median", "p95", "p99")]
-        methods.add_row(
-            name, str(row["pairs"]), *(f"{ms:.{digits(ms)}f}" for ms in latencies),
-            f"{row['fields_per_second']:.2f}", f"{row['work_by_ours']:.2f}x", f"{row['latency_by_ours']:.2f}x",
-            f"{row['rms_px']:.3f}", f"{row['median_px']:.3f}", style="bold" if name == ours else None,
-        )  # fmt: skip
-    console.print(methods)
+def nearest_stream(samples: pd.DataFrame, methods: Mapping[str, Method]) -> str:
+    """The stream that the other methods are compared with: the shortest one within ``NEAR_PX`` RMS, or else the
+    nearest.
+
+    :raises ValueError: if there is no pair of which all methods computed a field.
+    """
+    rms_px = samples.groupby("method").square_px2.mean().dropna() ** 0.5
+    streams = [name for name in rms_px.index if methods[name].is_stream]
+    if not streams:
+        raise ValueError("no pair can be compared: a stream started anew at each pair that all methods processed")
+    near = [name for name in streams if rms_px[name] <= NEAR_PX]
+    return min(near, key=lambda name: methods[name].iterations) if near else str(rms_px[streams].idxmin())
 
 
-def print_stages(report: Row, console: Console) -> None:
-    """Print how the time of each kind of method is divided among its stages, and how much memory its tensors take."""
-    names = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
-    by_stage = table("median ms by stage; the most memory of tensors, besides weights", ["method"], [*names, "MiB"])
-    runtimes = [name for name in report["copies"] if not name.startswith("stream")]
-    for name in (report["ours"], *runtimes, f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}"):
-        stages = report["methods"][name]["stage_ms"]
-        cells = [f"{stages[stage]:.{digits(stages[stage])}f}" if stage in stages else "-" for stage in names]
-        memory = report["tensor_mib"].get(name.split(",")[0])
-        by_stage.add_row(name, *cells, "-" if memory is None else f"{memory:.0f}")
-    console.print(by_stage)
-    for name, copies in report["copies"].items():
-        if copies:
-            console.print(f"{name}: per field {', '.join(f'{count} {kind}' for kind, count in copies.items())}")
+def summarise(samples: pd.DataFrame, methods: Mapping[str, Method], ours: str) -> dict[str, Row]:
+    """The figures of each method. Those by "ours" compare its time with that of this stream on each pair, and are the
+    medians of these ratios.
+    """
+    given = samples[samples.flow]
+    latency, work = (given.pivot(index="pair", columns="method", values=name) for name in ("latency_ms", "work_ms"))
+    by_method = given.groupby("method")
+    made = {
+        "pairs": by_method.size(), "resets": (~samples.flow).groupby(samples.method).sum(),
+        "median": latency.median(), "p95": latency.quantile(0.95), "p99": latency.quantile(0.99),
+        "fields_per_second": 1e3 / work.mean(), "work_by_ours": work.div(work[ours], axis=0).median(),
+        "latency_by_ours": latency.div(latency[ours], axis=0).median(),
+        "rms_px": by_method.square_px2.mean() ** 0.5, "median_px": by_method.median_px.median(),
+    }  # fmt: skip
+    figures = pd.DataFrame(made).to_dict("index")
+    return {
+        name: {**figures[name], "stage_ms": stages(by_method.get_group(name), methods[name].iterations)}
+        for name in methods
+        if name in by_method.groups
+    }
 
 
-def digits(ms: float) -> int:
-    """Number of decimal places that a time is printed with; the short times of a GPU need more."""
-    return 1 if ms >= 10 else 2
+def stages(given: pd.DataFrame, iterations: int) -> dict[str, float]:
+    """The median time of each stage of a method in ms; for the solve, that of one iteration. "ahead" is the work for
+    the next image.
+    """
+    known = pd.DataFrame(given.stage_ms.tolist(), index=given.index).fillna(0.0)
+    if known.empty or not len(known.columns):
+        return {}
+    rest, ahead = given.latency_ms - known.sum(axis=1), given.work_ms - given.latency_ms
+    known = known.assign(iteration=known.solve / iterations, rest=rest, ahead=ahead).drop(columns="solve")
+    return {str(name): float(ms) for name, ms in known.median().items()}
 
 
-def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int, frames: int = 2) -> None:
-    """Draw when the work on a frame is done, with the work ahead after the previous field, and with it at the arrival
-    of the frame.
+def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.device) -> float:
+    """The largest amount of memory in MiB that tensors took during two fields, beyond what they took before."""
+
+    def fields() -> None:
+        for number, (earlier, later) in enumerate(pairwise(frames[:3])):
+            method.field(earlier, later, number * PERIOD_NS)
+            method.prepare()
+
+    return peak_bytes(fields, device) / MIB
+
+
+def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int) -> None:
+    """Draw when the work on two frames is done, with the work ahead after the previous field, and with it at the
+    arrival of the frame.
 
     :param stage_ms: the median times of a stream's stages; "ahead" is the work between a field and the next frame.
     """
@@ -151,20 +191,20 @@ def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int, fr
     with picture(path, 8, 2.4) as figure:
         axes = figure.subplots()
         axes.grid(False)
-        for frame in range(frames):
-            done = _draw(axes, 1, frame * period, after)
+        for arrival in (0.0, period):
+            done = _draw(axes, 1, arrival, after)
             _draw(axes, 1, done, [ahead])
-            late = _draw(axes, 0, frame * period, [after[0], ahead, *after[1:]])
+            late = _draw(axes, 0, arrival, [after[0], ahead, *after[1:]])
             for lane, end in ((1, done), (0, late)):
                 axes.annotate(
-                    f"field, {end - frame * period:.0f} ms", (end, lane + 0.28), (end, lane + 0.42), ha="center",
-                    fontsize=8, arrowprops={"arrowstyle": "-|>", "linewidth": 0.6},
+                    f"field, {end - arrival:.0f} ms", (end, lane + 0.28), (end, lane + 0.42), ha="center", fontsize=8,
+                    arrowprops={"arrowstyle": "-|>", "linewidth": 0.6},
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
-            axes.axvline(frame * period, color="#1a202c", linewidth=0.8, linestyle="--")
+            axes.axvline(arrival, color="#1a202c", linewidth=0.8, linestyle="--")
         for name, colour in COLOURS.items():
             axes.barh(0, 0, color=colour, label=name)
-        axes.set(xlabel="ms; dashed: a frame arrives", ylim=(-0.4, 1.75), xlim=(-0.02 * period, frames * period))
+        axes.set(xlabel="ms; dashed: a frame arrives", ylim=(-0.4, 1.75), xlim=(-0.02 * period, 2 * period))
         axes.set_yticks([1, 0], ["prepared\nbefore the frame", "prepared\nwith the frame"])
         figure.legend(frameon=False, loc="outside upper center", ncols=len(COLOURS), handlelength=1)
 
@@ -178,86 +218,81 @@ def _draw(axes: Axes, lane: int, start: float, parts: list[tuple[str, float]]) -
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Measure everything. Memory comes first, while there is nothing yet that a method could keep and reuse."""
-    model, plain = load_models(options)
-    frames = load_frames(options)
-    device, dtype = model.device, number_type(options.dtype)
-    reference = as_released(plain)
+    """Measure everything, print and draw. Memory comes first, while there is nothing yet that a method could reuse."""
+    keep_freed_memory()  # as the node does; all methods have the good of it
+    model = load_model(options.model, options.device, precision=options.dtype)
+    frames, device, dtype = load_frames(options), model.device, number_type(options.dtype)
+    reference = as_released(load_model(options.model, device, fold=False))
     released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
-    streams: dict[str, Method] = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
     most, fastest = max(options.iterations), choose_runtime("auto", device)[0]
-    runtimes = {f"{name}, {most}": Streamed(model, most, name) for name in slower_runtimes(fastest)}
+    slower = [name for name in RUNTIMES if name != "auto"]
+    streams = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
+    streams |= {f"{name}, {most}": Streamed(model, most, name) for name in slower[: slower.index(fastest)]}
     unrolled: dict[str, Method] = {f"unrolled, {n}": Unrolled(model, n) for n in UNROLLED}
-    pairwise: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
-    methods = {**streams, **runtimes, **unrolled, **opencv(), **pairwise}
+    pairwise_ones: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
+    methods = {**streams, **unrolled, **opencv(), **pairwise_ones}
     if dtype != torch.float32:
         methods[f"float32, {PAIRWISE[-1]}"] = Pairwise(reference, PAIRWISE[-1])
-    with console.status("") as status:
-        status.update("memory")
-        short: tuple[Method, ...] = (Streamed(model, 1), Unrolled(model, 1), Pairwise(released, 1))
-        memory = {kind: tensor_mib(method, frames, device) for kind, method in zip(KINDS, short, strict=True)}
+    with console.status("memory") as status:
+        short = {"stream": Streamed(model, 1), "unrolled": Unrolled(model, 1), "pairwise": Pairwise(released, 1)}
+        memory = {kind: tensor_mib(method, frames, device) for kind, method in short.items()}
         status.update("latency")
         samples = take_turns(methods, frames, options.warm_up, options.every, device)
-        status.update("roofline")
-        ours = nearest_stream(samples, methods)
-        rows, iterations = summarise(samples, methods, ours), methods[ours].iterations
-        works, peaks = stage_work(model, frames[0], frames[1], iterations), measure_peaks(device, dtype)
-    return {
-        "input": options.input or "rendered drive", "model": options.model or options.size,
-        "trained": is_trained(options), "dtype": options.dtype, "height": options.height, "width": options.width,
-        "device": machine() if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "ours": ours, "iterations": iterations, "methods": rows, "runtime": fastest,
-        "copies": {name: count_copies(method, frames, device) for name, method in {**streams, **runtimes}.items()},
+    ours = nearest_stream(samples, methods)
+    rows, iterations = summarise(samples, methods, ours), methods[ours].iterations
+    report: Row = {
+        "input": options.input or "rendered drive", "dtype": options.dtype, "height": options.height,
+        "width": options.width, "ours": ours, "iterations": iterations, "methods": rows, "runtime": fastest,
+        "copies": {name: count_copies(method.estimator, frames) for name, method in streams.items()},
         "tensor_mib": memory, "process_peak_mb": peak_memory_mb(),
-        "roofline": compare(works, peaks, rows[ours]["stage_ms"], iterations),
     }  # fmt: skip
+    print_report(report, [ours, *list(streams)[len(set(options.iterations)) :]], console)
+    if options.plot:
+        draw_timeline(options.plot, rows[ours]["stage_ms"], iterations)
+    return report
 
 
-def print_report(report: Row, console: Console) -> None:
-    """Print the tables, and what one has to know to read them."""
-    print_methods(report["methods"], report["ours"], console)
-    print_stages(report, console)
-    print_roofline(report["roofline"], report["ours"], console)
+def print_report(report: Row, streams: Sequence[str], console: Console) -> None:
+    """Print latency, throughput, ratios and distances of every method, then how the time of each kind of method is
+    divided among its stages, and how much memory its tensors take.
+
+    :param streams: those whose stages are printed.
+    """
+    rows = report["methods"]
+    title = f"latency of a field, ms; work and wait: by those of '{report['ours']}'; distance, px"
+    print_table(console, title, METHODS, ({"method": name, **row} for name, row in rows.items()))
+    shown = [
+        {"method": name, "MiB": report["tensor_mib"].get(name.split(",")[0]), **rows[name]["stage_ms"]}
+        for name in (*streams, f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}")
+    ]
+    columns = {"method": "{method}", **{name: f"{{{name}:.2f}}" for name in STAGES}, "MiB": "{MiB:.0f}"}
+    print_table(console, "median ms by stage; the most memory of tensors, besides weights", columns, shown)
+    for name, copies in report["copies"].items():
+        if copies:
+            console.print(f"{name}: per field {', '.join(f'{count} {kind}' for kind, count in copies.items())}")
     console.print(
         f"{report['width']}x{report['height']}, {report['dtype']}, {torch.get_num_threads()} threads, "
-        f"{report['runtime']}, {report['device']}; process at most {report['process_peak_mb']:.0f} MB"
+        f"{report['runtime']}; process at most {report['process_peak_mb']:.0f} MB"
     )
-    if not report["methods"][report["ours"]]["rms_px"] <= NEAR_PX:
+    if not rows[report["ours"]]["rms_px"] <= NEAR_PX:
         console.print(f"no stream is within {NEAR_PX:g} px RMS of the reference: the nearest one is compared with")
-    if not report["trained"]:
-        console.print(f"no weights of {report['model']} ship, these are untrained: the distances mean nothing")
-    for name, row in report["methods"].items():
+    for name, row in rows.items():
         if row["resets"]:
             console.print(f"{name}: the stream began anew at {row['resets']} pairs, which do not count")
 
 
-def run(options: argparse.Namespace, console: Console) -> Row:
-    """Measure, print and draw."""
-    keep_freed_memory()  # as the node does; all methods have the good of it
-    report = measure(options, console)
-    print_report(report, console)
-    if options.timeline:
-        draw_timeline(options.timeline, report["methods"][report["ours"]]["stage_ms"], report["iterations"])
-    return report
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    line = Benchmark(__file__, __doc__)
+    line = Benchmark(__file__, __doc__, plot="when the work on a frame is done")
     line.add_argument("--input", help="bag, video or folder of images (default: a rendered drive)")
-    line.add_argument("--size", default="nano", choices=sorted(SIZES), help="model size")
-    line.add_argument("--model", help="weights, by path (default: those that ship with the size; untrained if none)")
+    line.add_model()
     line.add_precision(PRECISIONS[1:], "--dtype")
     line.add_size(480, 640, "frames are resized to it")
     line.add_number("--iterations", [1, 2, 3, 4], "of streams", least=1, nargs="+")
     line.add_number("--frames", 40, "pairs to measure", least=1)
     line.add_number("--warm-up", 5, "pairs before, not measured", least=1)
     line.add_number("--every", 4, "all but streams get each so-many-th pair", least=1)
-    line.add_path("--timeline", "draw when the work is done (.svg, .png)", metavar="OUT")
-    options = line.parse_args(arguments)
-    if options.timeline and options.timeline.suffix not in (".svg", ".png"):
-        line.error(f"--timeline: expected a name that ends in .svg or .png, got {options.timeline}")
-    return line.run(options, run)
+    return line.run(line.parse_args(arguments), measure)
 
 
 if __name__ == "__main__":

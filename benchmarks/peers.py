@@ -57,26 +57,27 @@ class Streamed(Method):
     """Our stream: ``FlowEstimator`` with a fixed number of iterations, which has already seen the earlier image.
 
     :param runtime: the runtime that computes; it is ready before the first field.
+    :ivar estimator: what computes.
     """
 
     is_stream = True
 
     def __init__(self, model: DEQFlow, iterations: int, runtime: str = "auto") -> None:
         super().__init__(iterations)
-        self._estimator = FlowEstimator(model, runtime=runtime, max_iterations=iterations, tolerance_px=None)
+        self.estimator = FlowEstimator(model, runtime=runtime, max_iterations=iterations, tolerance_px=None)
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
-        if self._estimator.reset_reason == "start":
+        if self.estimator.reset_reason == "start":
             size = earlier.shape[0], earlier.shape[1]
-            self._estimator.engine.make_ready(size, size)
-            self._estimator.update(earlier, stamp_ns - 1)
-            self._estimator.prepare()
-        result = self._estimator.update(later, stamp_ns)
+            self.estimator.engine.make_ready(size, size)
+            self.estimator.update(earlier, stamp_ns - 1)
+            self.estimator.prepare()
+        result = self.estimator.update(later, stamp_ns)
         self.stage_ms = {} if result is None else result.info.stage_ms
         return result.flow if result is not None and result.info.warm else None
 
     def prepare(self) -> None:
-        self._estimator.prepare()
+        self.estimator.prepare()
 
 
 class Classical(Method):

@@ -9,7 +9,8 @@ import argparse
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 from deq_flow_ros import command_line
 from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.host import machine, versions
+from deq_flow_ros.streaming import FlowEstimator
 
-# Matplotlib and the readers of recordings are imported where they are used: inference_memory measures what a process
-# takes, and would count them.
+# Matplotlib and the writer of files are imported where they are used: a machine with a card may not have them.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -58,7 +60,7 @@ class Benchmark(CommandLine):
             self.add_device()
         self.add_threads(threads)
         if plot:
-            self.add_path("--plot", f"draw {plot} (.png, .svg)", metavar="OUT")
+            self.add_argument("--plot", type=_picture_path, help=f"draw {plot} (.png, .svg, .jpg)", metavar="OUT")
         self.add_path("--json", "write everything to this file", metavar="OUT")
 
     def run(
@@ -84,6 +86,12 @@ class Benchmark(CommandLine):
             return int(bool(figures.get("problems")))
 
         return exit_status(work, {**(errors or {}), **USER_ERRORS})
+
+
+def _picture_path(text: str) -> Path:
+    if not text.endswith((".png", ".svg", ".jpg")):  # found out at the end, it would cost the whole run
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, .svg or .jpg, got {text}")
+    return Path(text)
 
 
 def origin(options: argparse.Namespace) -> Row:
@@ -118,8 +126,42 @@ def clock_s(device: torch.device) -> float:
     """
     if device.type != "cuda":
         return time.process_time()
-    torch.cuda.synchronize(device)
+    return wall_s(device)
+
+
+def wall_s(device: torch.device) -> float:
+    """Wall time in s, of a GPU after its queue is empty."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def count_copies(estimator: FlowEstimator, frames: Sequence[np.ndarray]) -> dict[str, float]:
+    """The number of copies per field that a CUDA device made, by kind, from the profiler; on any other device, none
+    are counted.
+
+    :param estimator: of a stream that has begun.
+    :param frames: at least two frames of its size, which are taken in turn.
+    """
+    device = estimator.model.device
+    if device.type != "cuda":
+        return {}
+
+    def fields(numbers: range) -> None:
+        for number in numbers:
+            estimator.update(frames[number % 2], 10**12 + number * 33_000_000)  # later than any stamp before
+            estimator.prepare()
+        torch.cuda.synchronize(device)
+
+    fields(range(3))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        fields(range(3, 7))
+    kinds: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        for kind in ("Memcpy HtoD", "Memcpy DtoH", "Memset"):
+            if event.key.startswith(kind):
+                kinds[kind] += event.count
+    return {kind: count / 4 for kind, count in sorted(kinds.items())}
 
 
 def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
@@ -168,6 +210,28 @@ def table(title: str, names: Sequence[str], figures: Iterable[Any]) -> Table:
     for heading in figures:
         empty.add_column(str(heading), justify="right")
     return empty
+
+
+def print_table(
+    console: Console, title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], names: int = 1
+) -> None:
+    """Print a table with a line for each row; a dash stands for what a row does not have, or is not finite.
+
+    :param columns: by its heading, what a column shows: a format string, with names of values of a row in braces.
+    :param names: the number of columns that name what a row describes; the others have figures.
+    """
+    made = table(title, list(columns)[:names], list(columns)[names:])
+    for row in rows:
+        made.add_row(*(_cell(form, row) for form in columns.values()))
+    console.print(made)
+
+
+def _cell(form: str, row: Mapping[str, Any]) -> str:
+    try:
+        text = form.format_map(row)
+    except (LookupError, TypeError):  # it is not there, or None
+        return "-"
+    return "-" if text in ("nan", "inf", "None") else text
 
 
 @contextmanager

@@ -34,7 +34,8 @@ class CommandLine(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, about: str | None) -> None:
-        super().__init__(prog=command, description=about, formatter_class=_Help)
+        # An abbreviation that is clear today is another option tomorrow, or is taken for one of a similar name.
+        super().__init__(prog=command, description=about, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """End with what is wrong. The usage of many options, which argparse prints before it, would hide it."""

@@ -15,10 +15,9 @@ import torch
 from released_reference import PARITY, formula_image, formula_weights, needs_parity, reference_case
 from streams import frames
 
-from benchmarks import latency, roofline
+from benchmarks import latency
+from benchmarks.latency import nearest_stream, summarise, take_turns
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released
-from benchmarks.roofline import Peaks, Work, compare, count, stage_work
-from benchmarks.turns import nearest_stream, summarise, take_turns
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming.clock import StageClock
 
@@ -137,53 +136,10 @@ def test_turns_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = summarise(samples, methods, ours)
     assert [rows["pairwise"][ratio] for ratio in ("work_by_ours", "latency_by_ours")] == pytest.approx([6, 7.5])
     assert [rows[name]["pairs"] for name in methods] == [3, 5, 5, 3] and rows["stream, 1"]["resets"] == 2
-    assert [len(samples[name].squares) for name in methods] == [2, 2, 2, 2]
+    assert samples.groupby("method").square_px2.count().to_list() == [2, 2, 2, 2]
     assert rows["stream, 2"]["fields_per_second"] == pytest.approx(100)
     assert rows["stream, 1"]["rms_px"] == pytest.approx(0.5) and rows["stream, 3"]["median_px"] == pytest.approx(0.01)
     assert rows["stream, 2"]["stage_ms"] == pytest.approx({"encode": 4, "iteration": 1, "rest": 2, "ahead": 2})
-
-
-def test_work_is_counted_by_operation() -> None:
-    """Why: a share of the machine's limit is as right as the work it is taken of."""
-    a, b = torch.ones(6, 4), torch.ones(4, 5)
-    assert count(lambda: a @ b)[1] == Work(2 * 6 * 4 * 5, 4 * (24 + 20 + 30))
-    assert count(lambda: a.view(4, 6).T[:2])[1] == Work(0, 0)
-    assert count(lambda: a.T.reshape(-1))[1].bytes == 2 * a.nbytes  # a copy, though it is called a view
-    assert count(lambda: a.add_(1))[1].bytes == 2 * a.nbytes
-    assert count(lambda: torch.empty(1000))[1].bytes == 0
-    index = torch.zeros(6, 2, dtype=torch.int64)
-    assert count(lambda: a.gather(1, index))[1].bytes == 2 * 12 * 4 + index.nbytes
-    image, weight = torch.ones(1, 3, 8, 8), torch.ones(16, 3, 3, 3)
-    assert count(lambda: torch.conv2d(image, weight, padding=1))[1].operations == 2 * weight.numel() * 64
-
-
-def test_no_convolution_of_an_iteration_escapes_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why: an operation that the counter does not know counts as nothing: its stage would seem far from the limit."""
-    model = load_model("nano")
-    earlier, later = frames(2, height=192, width=256)
-    cells, a = 24 * 32, model.architecture
-    works = stage_work(model, earlier, later, iterations=1)
-    monkeypatch.setattr(roofline, "LOOKUPS", 60)
-    with_volume = stage_work(model, earlier, later, iterations=60)
-    weights = sum(p.numel() for p in model.update_block.parameters() if p.dim() == 4)
-    context = 6 * a.hidden_dim * a.context_dim * 5  # out of the loop: counts as prepared
-    assert with_volume["iteration"].operations == pytest.approx(2 * cells * (weights - context), rel=0.02)
-    lookup = 2 * cells * a.correlation_levels * (2 * a.correlation_radius + 2) ** 2 * a.feature_dim
-    looked_up = works["iteration"].operations - with_volume["iteration"].operations
-    assert looked_up == (lookup if works["correlate"].operations == 0 else 0)
-    assert works["prepare"].operations == pytest.approx(2 * cells * context, rel=0.02)
-    assert all(work.bytes > 0 and (work.operations > 0 or name == "match") for name, work in with_volume.items())
-
-
-def test_the_limit_of_a_stage_is_what_bounds_it() -> None:
-    """Why: a stage that waits for memory cannot be faster by fewer operations, nor the other way round."""
-    works = dict.fromkeys(("prepare", "match", "correlate", "upsample"), Work(0, 1000))
-    works |= {"encode": Work(4000, 1000), "iteration": Work(100, 9000)}
-    stage_ms = {"ahead": 2.0, "match": 1.0, "correlate": 2.0, "upsample": 2.0, "encode": 8.0, "iteration": 10.0}
-    stages = compare(works, Peaks(1e6, 1e6), stage_ms, iterations=3)["stages"]
-    assert stages["encode"] == {"operations": 4000, "bytes": 1000, "limit_ms": 4, "bound": "operations", "ms": 8}
-    assert stages["iteration"]["limit_ms"] == 9 and stages["iteration"]["bound"] == "bytes"
-    assert stages["field"]["limit_ms"] == 4 + 3 * 9 + 4 and stages["field"]["ms"] == 8 + 3 * 10 + 7
 
 
 def test_it_runs_from_a_recording_to_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,15 +151,15 @@ def test_it_runs_from_a_recording_to_its_tables(tmp_path: Path, capsys: pytest.C
         cv2.imwrite(str(folder / f"{number}.png"), image)
     command = ["--input", str(folder), "--height", "64", "--width", "80", "--iterations", "2", "1", "--warm-up", "1"]
     command += ["--every", "2", "--threads", "1"]
-    assert latency.main([*command, "--frames", "3", "--json", str(out), "--timeline", str(picture)]) == 0
+    assert latency.main([*command, "--frames", "3", "--json", str(out), "--plot", str(picture)]) == 0
     report = json.loads(out.read_text())
     rows = report["methods"]
     assert [rows[name]["pairs"] for name in ("stream, 1", "stream, 2", "DIS fast", "pairwise, 60")] == [3, 3, 2, 2]
     assert rows["pairwise, 60"]["rms_px"] == 0 and rows["Farneback"]["rms_px"] > 0
-    assert report["ours"].startswith("stream") and report["trained"]
+    assert report["ours"].startswith("stream")
     assert cv2.imread(str(picture)) is not None
     said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 160 and "unrolled, 32" in said and "GFLOP/s" in said
+    assert max(map(len, said.splitlines())) <= 160 and "unrolled, 32" in said and "MiB" in said
     assert latency.main([*command, "--frames", "9"]) == 2
     assert "expected 11 frames" in " ".join(capsys.readouterr().out.split())  # a long path is wrapped
 
@@ -214,7 +170,7 @@ def test_it_runs_from_a_recording_to_its_tables(tmp_path: Path, capsys: pytest.C
         (["--height", "48"], "--height: expected at least 64, got 48"),
         (["--warm-up", "0"], "--warm-up: expected at least 1, got 0"),
         (["--iterations", "2", "0"], "--iterations: expected at least 1, got 0"),
-        (["--timeline", "x.gif"], "x.gif"),
+        (["--plot", "x.gif"], "ends in .png, .svg or .jpg, got x.gif"),
         (["--input", "/nowhere"], "/nowhere does not exist"),
         (["--model", "/nowhere.safetensors"], "/nowhere.safetensors"),
     ],

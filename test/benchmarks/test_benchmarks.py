@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from exported_graphs import Exported, small_model
 
-from benchmarks import backends, bag, memory, solvers
+from benchmarks import bag, memory, solvers
+from benchmarks.__main__ import commands
 from deq_flow_ros.recordings.flow_files import write_flow
 
 
@@ -30,6 +29,13 @@ def pairs(tmp_path: Path) -> Path:
     entry = {"name": "made/0", "image1": "frames/0.png", "image2": "frames/1.png", "flow": "flow.flo"}
     (tmp_path / "pairs.json").write_text(json.dumps([entry]))
     return tmp_path / "pairs.json"
+
+
+def test_every_benchmark_is_listed_in_one_line() -> None:
+    """Why: who has forgotten a name asks for it so; and a list that imports them all would take seconds."""
+    about = commands()
+    assert about.keys() >= {"accuracy", "settle", "warm_start", "gpu_check"} and "report" not in about
+    assert all(20 < len(line) <= 120 for line in about.values()), about
 
 
 def test_solvers_are_compared_cold_and_warm(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,28 +109,3 @@ def test_the_memory_of_an_evaluation_is_watched(
     monkeypatch.setattr(bag.sys, "executable", "/bin/false")
     assert bag.main(["--generate-gb", "0.0005"]) == 3
     assert "ended with 1" in " ".join(capsys.readouterr().out.split())
-
-
-def test_runtimes_are_compared(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Why: docs/speed.md says by it why there is no runtime but PyTorch.
-
-    Compiling takes too long for a test, and exporting again as well: the graphs are those of another test.
-    """
-    monkeypatch.setattr(backends, "load_model", lambda name, **_: small_model())
-    monkeypatch.setattr(backends, "export", lambda model, to: shutil.copytree(exported.folder, to, dirs_exist_ok=True))
-    monkeypatch.setattr(torch, "compile", lambda **_: lambda function: function)
-    monkeypatch.setattr(backends, "ROUNDS", 1)
-    out = tmp_path / "out.json"
-    command = ["--height", "64", "--width", "64", "--iterations", "3", "--threads", "1"]
-    assert backends.main([*command, "--json", str(out)]) == 0
-    runtimes = json.loads(out.read_text())["runtimes"]
-    row = runtimes["ONNX Runtime, float32"]
-    assert set(runtimes) >= {"PyTorch, bfloat16", "torch.compile, float32"}
-    assert row["field"] == pytest.approx(row["encode"] + row["pair"] + 3 * row["step"] + row["upsample"])
-    said = capsys.readouterr().out  # a narrow terminal wraps the names
-    assert "PyTorch" in said and "ONNX" in said and f"{row['encode']:.1f}" in said
-    with pytest.raises(SystemExit):
-        backends.main(["--height", "100"])
-    assert "--height: expected a multiple of 8, at least 64, got 100" in capsys.readouterr().err

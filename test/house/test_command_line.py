@@ -45,6 +45,9 @@ def test_a_wrong_option_is_the_first_thing_that_is_said(capsys: pytest.CaptureFi
     said = capsys.readouterr().err.splitlines()
     assert "unrecognized arguments: --freams 3 (did you mean '--frames'?)" in said[0] and "--help" in said[1]
     assert len(said) == 2
+    with pytest.raises(SystemExit):
+        line().parse_args(["--frame", "3"])
+    assert "--frame 3 (did you mean '--frames'?)" in capsys.readouterr().err, "an abbreviation is not guessed at"
 
 
 def test_values_are_numbers_and_the_help_says_their_defaults() -> None:

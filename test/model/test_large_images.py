@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import inference_memory
 from benchmarks.memory import peak_bytes
 from deq_flow_ros.model import SIZES, DEQFlow, deq_flow
 from deq_flow_ros.streaming import FlowEstimator
@@ -42,13 +39,3 @@ def test_a_stream_keeps_to_the_pixels_that_its_model_allows(nano: DEQFlow, monke
     for stamp_ns in (0, 1):
         result = estimator.update(np.tile(np.arange(192, dtype=np.uint8)[None, :, None], (128, 1, 3)), stamp_ns)
     assert result is not None and result.info.scale == pytest.approx(0.5) and result.flow.shape == (128, 192, 2)
-
-
-def test_the_benchmark_measures_each_way_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """Why: what one row has allocated must not count for the next."""
-    assert inference_memory.main(["--sizes", "320x240", "--iterations", "1", "--json", str(tmp_path / "out.json")]) == 0
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["correlation"] for row in rows] == ["CorrelationPyramid", "OnDemandCorrelation"]
-    assert all(row["process"] > row["tensors"] > 0 and row["volume"] == 4 * 1200 * 1600 for row in rows)
-    with pytest.raises(SystemExit):
-        inference_memory.main(["--sizes", "640"])
