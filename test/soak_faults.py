@@ -29,8 +29,13 @@ KINDS: dict[str, tuple[float, float]] = {
 }
 """What goes wrong, and how long it takes in seconds, at least and at most."""
 CAMERA_KINDS = ("another size", "burst", "clock step")
-FIRST_S, EVERY_S = 30.0, 20.0
+FIRST_S, EVERY_S = 40.0, 20.0
 """When the first fault comes, and the time from one to the next; the longest has to fit in."""
+SCALES = tuple(sixteenths / 16 for sixteenths in range(4, 17))
+"""The processing scales, each of which the node computes at for a while before the first fault: PyTorch's libraries
+keep some MB for every size that they see for the first time, and when a budget needs one cannot be foreseen."""
+WARM_UP_S = FIRST_S + EVERY_S * len(KINDS)
+"""By then each scale and each kind of fault was there once."""
 RECOVERY_S = 1.0
 """The longest time from the end of a fault to the first flow of an image that was taken after it."""
 BURST = 30
@@ -119,6 +124,7 @@ class Injector:
     :param start_camera: starts the camera's process anew, told how many seconds of the run are over.
     :param camera: the name of the camera's present process.
     :param snapshot: asks the node for a snapshot.
+    :param keep_scale: makes the node compute at one scale, or at any again (None).
     :ivar over: kind and ``time.monotonic_ns`` of the end of each fault.
     """
 
@@ -129,10 +135,12 @@ class Injector:
         start_camera: Callable[[float], None],
         camera: Callable[[], str],
         snapshot: Callable[[], None],
+        keep_scale: Callable[[float | None], None],
     ) -> None:
         self._waiting = [fault for fault in faults if fault.kind not in CAMERA_KINDS]
         self._present: Fault | None = None
         self._children, self._start_camera, self._camera, self._snapshot = children, start_camera, camera, snapshot
+        self._keep_scale, self._scales = keep_scale, [*SCALES, None]
         self._begin_s: float | None = None
         self.over: list[tuple[str, int]] = []
 
@@ -146,6 +154,8 @@ class Injector:
         now_s = time.monotonic()
         self._begin_s = now_s if self._begin_s is None else self._begin_s
         at_s = now_s - self._begin_s
+        if self._scales and at_s >= FIRST_S * (1 - len(self._scales) / len([*SCALES, None])):
+            self._keep_scale(self._scales.pop(0))
         if self._present is not None and at_s >= self._present.end_s:
             self._end(self._present, at_s)
             self._present = None

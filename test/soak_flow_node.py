@@ -9,9 +9,9 @@
 Node and cameras are processes of their own over DDS. Checked: exactly one account per image published, each flow field
 against its account, the node's memory once a second, and late fields. With --cameras 2 the second camera has half the
 size and two thirds of the rate; with --misbehave the last one floods, falls silent, changes size and loops its clock,
-and the others must not suffer. With --faults something goes wrong every 20 s (soak_faults.py), and flow must come again
-within 1 s. With --overhead: the time from an image's going out to its flow's coming in, less that
-of the estimator, and in the same run, for comparison, that of a node in Python which computes nothing (`relay`).
+and the others must not suffer. With --faults something goes wrong every 20 s (soak_faults.py) after every processing
+scale was there once, and flow must come again within 1 s. With --overhead: the time from an image's going out to its
+flow's coming in, less that of the estimator, and in the same run that of a node which computes nothing (`relay`).
 
 The last line is "PASS" or "FAIL", with the bounds that are broken. Exit status: 0 all bounds hold, 1 one is broken, 2
 unusable input or a process failed.
@@ -23,7 +23,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -35,6 +34,8 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
@@ -52,7 +53,7 @@ from soak_options import parse_options
 from soak_parts import RELAY_INPUT, RELAY_OUTPUT, half
 from soak_report import Camera, Relay, accounts, beside_the_misbehaving, bounds, memory_of, show, timing
 
-from deq_flow_ros.host import keep_freed_memory
+from deq_flow_ros.host import keep_freed_memory, machine
 from deq_flow_ros.live import run as live_run
 from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.recordings import MediaError
@@ -85,11 +86,10 @@ class Run:
         self._cameras = cameras
         self._children = children
         self.relay = Relay() if options.overhead else None
-        self.memory: list[tuple[int, float]] = []
-        """(`time.monotonic_ns`, MB)."""
-        self.over: list[tuple[str, int]] = []
-        """Kind and end (`time.monotonic_ns`) of each fault."""
+        self.memory: list[tuple[int, float]] = []  # (`time.monotonic_ns`, MB)
+        self.over: list[tuple[str, int]] = []  # kind and end (`time.monotonic_ns`) of each fault
         self.snapshots: list[Future] = []
+        self._scales: list[Future] = []
         self._injector: Injector | None = None
         self._processes: dict[str, str] = {}
         """The child that is a camera now, by the camera's label."""
@@ -147,6 +147,9 @@ class Run:
             self.relay.published_ns, _ = read_logs([logs / "relay.jsonl"])
         self._read_camera_logs(logs)
         self._drain()
+        for answer in self._scales:
+            if not answer.result().result.successful:
+                raise self._children.failure("flow_node", f"kept its scale: {answer.result().result.reason}")
         self.over = self._read_camera_logs(logs) + (self._injector.over if self._injector is not None else [])
         children.stop("flow_node", 20.0)
         self._node.destroy_node()
@@ -180,12 +183,14 @@ class Run:
         (camera,) = self._cameras
         self._children.start("listener", "soak_parts", ["listener", "--topic", f"/flow_node/{camera.prefix}flow"])
         snapshot = self._node.create_client(Trigger, "/flow_node/snapshot")
+        client = AsyncParameterClient(self._node, "flow_node")
         return Injector(
             schedule(self._options.faults, seconds),
             self._children,
             lambda begin_s: self._start_camera(camera, seconds, logs, begin_s),
             lambda: self._processes[camera.label],
             lambda: self.snapshots.append(snapshot.call_async(Trigger.Request())),
+            lambda scale: self._scales.append(client.set_parameters_atomically(scales(scale))),
         )
 
     def _connected(self) -> bool:
@@ -226,6 +231,11 @@ class Run:
             self._executor.spin_once(timeout_sec=0.05)
 
 
+def scales(scale: float | None) -> list[Parameter]:
+    """Parameters of a node that computes at this scale alone, or by its budget (None)."""
+    return [Parameter("min_scale", value=scale or 0.25), Parameter("max_scale", value=scale or 1.0)]
+
+
 def reliable_parameters(cameras: list[Camera]) -> dict[str, object]:
     """Of a node that loses no image and no flow on the way, however long a process waits for the processor."""
     flow = {"reliability": "reliable", "depth": RELIABLE_DEPTH}
@@ -253,7 +263,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     warm_up_s = min(options.warm_up_s, 20.0 * options.minutes)  # of a short run a third
     result: dict[str, Any] = {
         "options": vars(options),
-        "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), **versions()},
+        "machine": {"processor": machine(), **versions()},
         "cameras": {
             camera.label: {"accounts": accounts(camera), "timing": timing(camera, warm_up_s)} for camera in cameras
         },
@@ -268,14 +278,6 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     }
     result["bounds"] = bounds(options, result)
     return result
-
-
-def processor() -> str:
-    """Name of the processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from soak_faults import WARM_UP_S
 from soak_parts import image_size
 
 
@@ -29,7 +30,7 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--faults", type=int, metavar="SEED", help="something goes wrong every 20 s, as SEED has it")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME:=VALUE", help="another parameter")
     parser.add_argument("--reliable", action="store_true", help="images and flow by deep and reliable queues")
-    parser.add_argument("--warm-up-s", type=float, default=30.0, help="not judged; at most a third of the run")
+    parser.add_argument("--warm-up-s", type=float, help="not judged; at most a third of the run")
     parser.add_argument("--busy-neighbour", action="store_true", help="another process keeps one core busy")
     parser.add_argument("--overhead", action="store_true", help="1 minute at 5 Hz, one iteration, low scale, no budget")
     parser.add_argument("--accounts-only", action="store_true", help="judge no times and no memory")
@@ -37,6 +38,8 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.hours is not None:
         options.minutes = 60.0 * options.hours
+    if options.warm_up_s is None:
+        options.warm_up_s = 30.0 if options.faults is None else WARM_UP_S
     if options.faults is not None and (options.misbehave or options.overhead or options.cameras > 1):
         parser.error("--faults is for one camera, without --misbehave and --overhead")
     if options.faults is not None:
