@@ -14,8 +14,7 @@ scale was there once, and flow must come again within 1 s. With --overhead: the 
 flow's coming in, less that of the estimator, and in the same run that of a node which computes nothing (`relay`).
 
 The last line is "PASS" or "FAIL", with the bounds that are broken. Exit status: 0 all bounds hold, 1 one is broken, 2
-unusable input or a process failed.
-"""
+unusable input or a process failed."""
 
 from __future__ import annotations
 

@@ -3,12 +3,28 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
-from soak_faults import BURST, CAMERA_KINDS, CLOCK_STEP_NS, KINDS, Fault, disturbances, read_logs, recoveries, schedule
+from soak_faults import (
+    BURST,
+    CAMERA_KINDS,
+    CLOCK_STEP_NS,
+    FIRST_S,
+    KINDS,
+    SCALES,
+    Fault,
+    Injector,
+    disturbances,
+    read_logs,
+    recoveries,
+    schedule,
+)
+
+from deq_flow_ros.live.children import Children
 
 
 def test_every_kind_of_fault_comes_and_none_meets_the_next() -> None:
@@ -52,3 +68,13 @@ def test_what_a_killed_camera_had_in_hand_is_not_missed(tmp_path: Path) -> None:
     assert images == {1: 10, 2: 20, 4: 40, 5: 50}
     assert over == [("camera killed", 40)]
     assert set(CAMERA_KINDS) < set(KINDS)
+
+
+def test_every_scale_is_visited_before_the_first_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libraries keep for each size is then no growth of the run; at the end the budget decides again."""
+    kept: list[float | None] = []
+    injector = Injector([], Children(Path()), lambda _: None, str, lambda: None, kept.append)
+    for second in range(int(FIRST_S) + 1):
+        monkeypatch.setattr(time, "monotonic", lambda at_s=float(second): at_s)
+        injector.step()
+    assert kept == [*SCALES, None]
