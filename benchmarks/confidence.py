@@ -60,7 +60,7 @@ def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterat
     :param textures: folder of photographs; None uses procedural textures only.
     """
     generator = ProceduralGenerator(
-        *size, batch_size=1, frames=2, textures=textures, seed=HELD_OUT_SEED, patterns=PATTERNS,
+        *size, frames=2, textures=textures, seed=HELD_OUT_SEED, patterns=PATTERNS,
         max_displacement_px=size[1] / 5,
     )  # fmt: skip
     for number in range(clips):

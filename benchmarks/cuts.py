@@ -61,7 +61,7 @@ def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Ki
     yield "demo scene", [scene.render(number) for number in range(min(count, 24))]
     for name, (low, high) in MOTIONS.items():
         generator = ProceduralGenerator(
-            *SIZE, batch_size=1, frames=5, seed=HELD_OUT_SEED + len(name), static_share=0.0, patterns=PATTERNS,
+            *SIZE, frames=5, seed=HELD_OUT_SEED + len(name), static_share=0.0, patterns=PATTERNS,
             min_displacement_px=low, max_displacement_px=high,
         )  # fmt: skip
         for number in range(clips):

@@ -114,7 +114,7 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
     clips = {}
     for name, (low, high) in MOTIONS.items():
         generator = ProceduralGenerator(
-            height, width, batch_size=count, frames=frames, seed=HELD_OUT_SEED, static_share=0.0,
+            height, width, frames=frames, seed=HELD_OUT_SEED, static_share=0.0,
             particle_share=0.0, fine_share=0.0,  # whose motion is not the one named
             patterns=PATTERNS, min_displacement_px=low * width / 320, max_displacement_px=high * width / 320,
         )  # fmt: skip

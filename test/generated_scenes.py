@@ -7,19 +7,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.appearance import EVERYTHING, Outline, Texture
-from training.generator import ProceduralGenerator
-from training.layers import Layer
-from training.motion import WAVES
-from training.scenes import draw_kind, draw_scene
-from training.textures import halve, procedural_textures
+from training.generator import Clip, ProceduralGenerator
+from training.geometry import EVERYTHING, Outline
+from training.scenes import Layer, draw_kind, draw_scene
+from training.textures import Texture, halve, procedural_textures
 
 HEIGHT, WIDTH = 72, 104
 
 
 def make(**settings: object) -> ProceduralGenerator:
-    usual = {"batch_size": 6, "patterns": 6, "particle_share": 0, "fine_share": 0}
-    return ProceduralGenerator(HEIGHT, WIDTH, **{**usual, **settings})
+    return ProceduralGenerator(HEIGHT, WIDTH, **{"patterns": 6, "particle_share": 0, "fine_share": 0, **settings})
+
+
+def batch(generator: ProceduralGenerator, index: int, count: int = 6) -> Clip:
+    return generator.clips(range(index * count, (index + 1) * count))
 
 
 def draw(generator: ProceduralGenerator, seed: int) -> list[Layer]:
@@ -47,11 +48,9 @@ def warping_errors(clip: object, pair: int, inside: torch.Tensor, offset: float)
     return [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
 
 
-def layer(homographies: np.ndarray, outline: Outline = EVERYTHING, waves=None, gains=None) -> Layer:
+def layer(homographies: np.ndarray, outline: Outline = EVERYTHING, elastic=None) -> Layer:
     texture = Texture(0, 0, np.array([[1.0, 0, 40], [0, 1.0, 40]]), np.eye(3, 4))
-    frames = len(homographies)
-    waves = np.zeros((WAVES, 5)) if waves is None else waves
-    return Layer(homographies, waves, np.zeros(frames) if gains is None else gains, outline, texture)
+    return Layer(homographies, outline, texture, elastic)
 
 
 def shifts(*steps: tuple[float, float]) -> np.ndarray:

@@ -97,15 +97,13 @@ def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
     )
 
 
-def make_generator(recipe: Recipe, device: torch.device | str, seed: int) -> ProceduralGenerator:
+def make_generator(recipe: Recipe, seed: int) -> ProceduralGenerator:
     """The generator that the recipe describes."""
-    data = recipe.data
-    return ProceduralGenerator(
-        *data.crop, batch_size=data.batch, frames=data.frames, textures=data.textures, device=device, seed=seed,
-        max_displacement_px=data.max_displacement_px, patterns=data.patterns,
-        max_layers=data.max_layers, particle_share=data.particle_share, fine_share=data.fine_share,
-        photometric=data.photometric,
+    names = (
+        "textures", "frames", "max_displacement_px", "patterns", "max_layers", "particle_share", "fine_share",
+        "photometric",
     )  # fmt: skip
+    return ProceduralGenerator(*recipe.data.crop, seed=seed, **{name: getattr(recipe.data, name) for name in names})
 
 
 def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
@@ -131,7 +129,7 @@ def training_samples(recipe: Recipe) -> Clips | Mix:
     """
     data = recipe.data
     if data.synthetic:
-        return Clips(make_generator(recipe, "cpu", recipe.seed))
+        return Clips(make_generator(recipe, recipe.seed))
     parts = []
     for source in data.sources:
         for dataset in open_source(recipe, source):
@@ -198,8 +196,7 @@ class _Stoppable(Dataset[Clip | None]):
             if self._stop.is_set():
                 return None
             parts.append(self._samples[[number]])
-        known = [name for name, tensor in vars(parts[0]).items() if tensor is not None]
-        return Clip(**{name: torch.cat([getattr(part, name) for part in parts]) for name in known})
+        return Clip.join(parts)
 
 
 def choose_workers(making: float, training: float, spare: int) -> int:

@@ -10,171 +10,217 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.pictures import write_picture
-from training.exposure import draw_exposure, expose
-from training.layers import LayerSettings
-from training.particles import draw_particle_exposure, draw_particles, render_particles
-from training.rendering import Clip, render
+from training.geometry import SceneSettings, log_uniform
+from training.particles import draw_particles, render_particles
+from training.rendering import Clip, render, tensor
 from training.scenes import KINDS, Kind, draw_kind, draw_scene
-from training.textures import TEXTURE_SIZE, halve, load_photographs, procedural_textures
-
-__all__ = ["Clip", "ProceduralGenerator"]
-
-PARTICLE_SHARE, FINE_SHARE = 0.08, 0.06
+from training.settings import build
+from training.textures import LUMA, MEAN_LEVEL, TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
 
 class ProceduralGenerator:
     """Endless, seeded training clips: layered moving shapes, a camera that moves past planes, particles in a flow.
 
-    A clip is a pure function of the settings, the seed and its number, so that training resumes at any step without
-    stored state and processes share the numbers among them. The scene is drawn on the CPU and is the same on every
-    device; only the sensor noise is the device's own.
+    A clip is a pure function of the settings and its number, so that training resumes at any step without stored state
+    and processes share the numbers among them. Clips are made on the CPU, one after the other.
 
     :param height, width: frame size in px, at least 16.
-    :param batch_size: clips per batch.
-    :param frames: frames per clip, at least 2.
     :param textures: folder of photographs (see ``load_photographs``), or None for procedural textures only.
-    :param device: where the textures live and the clips are made.
-    :param seed: another seed, other clips.
-    :param min_displacement_px, max_displacement_px: the typical displacement of background and layers between two
-        frames is log-uniform in this range (maximum: a quarter of the width unless given); single pixels may move
-        farther.
-    :param max_layers: most layers over the background, 0 to 8.
-    :param static_share: share of clips in which nothing moves (they still differ by noise and light).
-    :param particle_share: share of clips that are particle images, see ``particles``.
-    :param fine_share: share of clips in which the typical displacements lie below a pixel (0.05 to 1 px).
-    :param patterns: number of different procedural textures.
-    :param pattern_share: how often one of them is used when there are photographs too.
-    :param limit_px: longer flow is marked invalid, and 0; the longer side of the frame unless given.
-    :param photometric: False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
+    :param settings: further ones of ``SceneSettings``. ``frames`` per clip, at least 2. ``seed``: another one, other
+        clips. ``min_displacement_px``, ``max_displacement_px``: the typical displacement of background and layers
+        between two frames is log-uniform in this range (0.5 px to a quarter of the width unless given); single pixels
+        may move farther; beyond the longer side of the frame, their flow is invalid. ``max_layers`` over the
+        background, 0 to 8. ``static_share``: of clips in which nothing moves (they still differ by noise and light),
+        ``particle_share``: of particle images, see ``particles``, and ``fine_share``: of clips whose typical
+        displacements lie below a pixel (0.05 to 1 px). ``patterns``: different procedural textures. ``photometric``:
+        False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
     :raises ValueError: for settings outside these ranges, and as ``load_photographs`` raises it.
     :raises FileNotFoundError: as ``load_photographs`` raises it.
     """
 
-    def __init__(
-        self, height: int, width: int, *, batch_size: int, frames: int = 3, textures: str | Path | None = None,
-        device: str | torch.device = "cpu", seed: int = 0, min_displacement_px: float = 0.5,
-        max_displacement_px: float | None = None, max_layers: int = 8, static_share: float = 0.06,
-        particle_share: float = PARTICLE_SHARE, fine_share: float = FINE_SHARE, patterns: int = 120,
-        pattern_share: float = 0.25, limit_px: float | None = None, photometric: bool = True,
-    ) -> None:  # fmt: skip
-        max_displacement_px = width / 4 if max_displacement_px is None else max_displacement_px
-        limit_px = float(max(height, width)) if limit_px is None else limit_px
-        for name, value, ok, expected in (
-            ("height", height, height >= 16, "at least 16"),
-            ("width", width, width >= 16, "at least 16"),
-            ("batch_size", batch_size, batch_size >= 1, "at least 1"),
-            ("frames", frames, frames >= 2, "at least 2"),
-            ("seed", seed, seed >= 0, "at least 0"),
-            ("min_displacement_px", min_displacement_px, min_displacement_px > 0, "above 0"),
-            (
-                "max_displacement_px",
-                max_displacement_px,
-                min_displacement_px < max_displacement_px <= width / 2,
-                f"above min_displacement_px, {min_displacement_px}, and at most half the width, {width / 2}",
-            ),
-            ("max_layers", max_layers, 0 <= max_layers <= 8, "0 to 8"),
-            ("static_share", static_share, 0 <= static_share <= 1, "0 to 1"),
-            ("particle_share", particle_share, 0 <= particle_share <= 1, "0 to 1"),
-            ("fine_share", fine_share, 0 <= fine_share <= 1, "0 to 1"),
-            (
-                "static_share + particle_share + fine_share",
-                static_share + particle_share + fine_share,
-                static_share + particle_share + fine_share <= 1,
-                "at most 1",
-            ),
-            ("patterns", patterns, patterns >= 1, "at least 1"),
-            ("pattern_share", pattern_share, 0 <= pattern_share <= 1, "0 to 1"),
-            ("limit_px", limit_px, limit_px > 0, "above 0"),
-        ):
-            if not ok:  # also catches NaN
-                raise ValueError(f"{name}: expected {expected}, got {value}")
-        self.batch_size, self.seed, self.limit_px, self.photometric = batch_size, seed, limit_px, photometric
-        self.device = torch.device(device)
-        photographs = _photographs(textures)
-        self._banks = _banks(textures, patterns, seed, self.device)
-        self.settings = LayerSettings(
-            height, width, frames, max_layers, min_displacement_px, max_displacement_px, static_share,
-            particle_share, fine_share, len(photographs), patterns, pattern_share,
-        )  # fmt: skip
-
-    def batch(self, index: int) -> Clip:
-        """Batch number ``index`` (>= 0) of the endless sequence; shapes as in ``Clip``, on the generator's device."""
-        return self.clips(range(index * self.batch_size, (index + 1) * self.batch_size))
+    def __init__(self, height: int, width: int, *, textures: str | Path | None = None, **settings: Any) -> None:
+        if settings.get("max_displacement_px") is None:
+            settings["max_displacement_px"] = width / 4
+        values = {"height": height, "width": width, "photographs": len(_photographs(textures)), **settings}
+        self.settings = build(SceneSettings, values)
+        self.banks = _banks(textures, self.settings.patterns, self.settings.seed)
 
     def clips(self, numbers: Sequence[int]) -> Clip:
         """The clips with these numbers (each >= 0); a clip is the same whatever it is drawn together with."""
         if not numbers or min(numbers) < 0:
             raise ValueError(f"numbers of clips: expected one or more, each at least 0, got {list(numbers)}")
-        scenes = [i for i, number in enumerate(numbers) if self.kind(number) != "particles"]
-        # A CPU is fastest when a clip's arrays stay in its cache, a GPU when one launch serves the whole batch.
-        at_once = 1 if self.device.type == "cpu" else len(numbers)
-        groups = [scenes[start : start + at_once] for start in range(0, len(scenes), at_once)]
-        groups += [[i] for i in range(len(numbers)) if i not in set(scenes)]
-        parts = [self._together([numbers[i] for i in group]) for group in groups]
-        order = np.argsort([i for group in groups for i in group]).tolist()
-        return Clip(
-            images=torch.cat([part.images for part in parts])[order],
-            flow=torch.cat([part.flow for part in parts])[order],
-            occluded=torch.cat([part.occluded for part in parts])[order],
-            valid=torch.cat([part.valid for part in parts])[order],
-            numbers=torch.tensor(list(numbers)),
-        )
+        clip = Clip.join([self._clip(number) for number in numbers])
+        clip.numbers = torch.tensor(list(numbers))
+        return clip
+
+    def _rng(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, number])
 
     def kind(self, number: int) -> Kind:
         """What kind of clip the one with this number is."""
-        return draw_kind(np.random.default_rng([self.seed, number]), self.settings)
+        return draw_kind(self._rng(number), self.settings)
 
-    def _together(self, numbers: Sequence[int]) -> Clip:
-        """Draw clips of scenes, any number, or one clip of particles."""
-        height, width, frames = self.settings.height, self.settings.width, self.settings.frames
-        draws = [np.random.default_rng([self.seed, number]) for number in numbers]
-        kinds = [draw_kind(rng, self.settings) for rng in draws]
-        if kinds == ["particles"]:
-            particles = draw_particles(draws[0], height, width, frames, self.settings.max_displacement_px)
-            exposures = [draw_particle_exposure(draws[0], frames)] if self.photometric else []
-            clip = render_particles(particles, height, width, self.limit_px).to(self.device)
+    def _clip(self, number: int) -> Clip:
+        s, rng = self.settings, self._rng(number)
+        kind, limit_px, exposure = draw_kind(rng, s), float(max(s.height, s.width)), None
+        if kind == "particles":
+            particles = draw_particles(rng, s.height, s.width, s.frames, s.max_displacement_px)
+            exposure = _draw_particle_exposure(rng, s.frames) if s.photometric else None
+            clip = render_particles(particles, s.height, s.width, limit_px)
         else:
-            scenes = [draw_scene(rng, self.settings, kind) for rng, kind in zip(draws, kinds, strict=True)]
-            exposures = [draw_exposure(rng, frames) for rng in draws] if self.photometric else []
-            shutters = [exposure.shutter for exposure in exposures] or None
-            clip = render(scenes, self._banks, height, width, self.limit_px, shutters)
-        exposed = []
-        for i, exposure in enumerate(exposures):
-            noise_seed = int(np.random.default_rng([self.seed, numbers[i]]).integers(2**62))
-            noise = torch.Generator(self.device).manual_seed(noise_seed)
-            exposed.append(expose(clip.images[i : i + 1], [exposure], noise))
-        if exposed:
-            clip.images = torch.cat(exposed)
+            scene = draw_scene(rng, s, kind)
+            exposure = _draw_exposure(rng, s.frames) if s.photometric else None
+            clip = render(scene, self.banks, s.height, s.width, limit_px, exposure.shutter if exposure else 0.0)
+        if exposure:
+            noise = torch.Generator().manual_seed(int(self._rng(number).integers(2**62)))
+            clip.images = _expose(clip.images[0], exposure, noise)[None]
         return clip
 
 
 @lru_cache(maxsize=1)
-def _photographs(textures: str | Path | None) -> torch.Tensor:
+def _photographs(textures: str | Path | None) -> Tensor:
     return load_photographs(textures) if textures is not None else torch.empty(0, 3, *TEXTURE_SIZE).byte()
 
 
 @lru_cache(maxsize=2)
-def _banks(textures: str | Path | None, patterns: int, seed: int, device: torch.device) -> list[torch.Tensor]:
+def _banks(textures: str | Path | None, patterns: int, seed: int) -> list[Tensor]:
     """All textures, and halved; the generators of a run's stages and of its validation share them."""
-    full = torch.cat([_photographs(textures), procedural_textures(patterns, seed)]).to(device)
+    full = torch.cat([_photographs(textures), procedural_textures(patterns, seed)])
     return [full, halve(full)]
+
+
+@dataclass
+class Exposure:
+    """What happens to the T frames of a clip on the way to the picture, beginning with the blur; None: nothing."""
+
+    shutter: float  # share of the time between two frames for which it is open; what moves is smeared by `rendering`
+    colour: np.ndarray  # (T, 3, 4)
+    gamma: np.ndarray | None  # (T,)
+    light: np.ndarray | None  # (T, 4, 6): log gain at the knots of a smooth field
+    blur: np.ndarray | None  # (T, 7, 7) kernels
+    noise: np.ndarray  # (T,) standard deviation in grey levels
+    fog: np.ndarray | None = None  # (T, 6, 9): density at the knots of a smooth field
+    fog_colour: float = 0.0
+    shadow: np.ndarray | None = None  # (T, 6, 9): what is above 0 of a smooth field lies in the shadow
+    shadow_depth: float = 0.0
+    bands: np.ndarray | None = None  # (T, 3): amplitude, rad/px down the rows, phase of light that flickers in them
+    grey: bool = False  # the noise is the same in all channels, as that of a camera without colours
+
+
+def _draw_exposure(rng: np.random.Generator, frames: int) -> Exposure:
+    """Draw photometric changes between the frames of a clip, blur and noise."""
+    strength = rng.choice([0.0, 0.3, 1.0])  # most cameras change little from frame to frame, some a lot
+    drift = rng.normal(0, 1, (frames, 6))
+    colour = np.empty((frames, 3, 4))
+    for t, d in enumerate(drift):
+        contrast, saturation = np.exp(0.12 * strength * d[0]), 1 + 0.15 * strength * d[1]
+        gains = contrast * np.exp(0.04 * strength * d[2:5])
+        colour[t, :, :3] = gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
+        colour[t, :, 3] = MEAN_LEVEL * (1 - contrast) + 12 * strength * d[5]
+    gamma = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.05 * strength, frames)) if rng.random() < 0.4 else None
+    light = None
+    if rng.random() < 0.35:  # uneven light that moves, and not with the scene
+        light = rng.normal(0, 0.15, (4, 6)) + rng.normal(0, 0.1, (frames, 4, 6)) * rng.random()
+    blur = None
+    if rng.random() < 0.3:
+        blur = np.tile(_blur_kernel(rng), (frames, 1, 1))
+    noise = np.full(frames, np.exp(rng.uniform(np.log(0.5), np.log(10)))) if rng.random() < 0.7 else np.zeros(frames)
+    shutter = rng.uniform(0.1, 0.6) if rng.random() < 0.2 else 0.0
+    exposure = Exposure(shutter, colour, gamma, light, blur, noise)
+    if rng.random() < 0.08:
+        exposure.fog = rng.uniform(0.1, 0.5) + _drifting(rng, frames, 0.12)
+        exposure.fog_colour = rng.uniform(120, 235)
+    if rng.random() < 0.12:
+        exposure.shadow = rng.uniform(-0.8, 0.4) + _drifting(rng, frames, 1.0)
+        exposure.shadow_depth = rng.uniform(0.2, 0.65)
+    if rng.random() < 0.06:  # a rolling shutter under lamps that flicker
+        bands = [rng.uniform(0.03, 0.15), 2 * np.pi / rng.uniform(80, 600)]
+        exposure.bands = np.array([[*bands, rng.uniform(0, 2 * np.pi)] for _ in range(frames)])
+    return exposure
+
+
+def _drifting(rng: np.random.Generator, frames: int, strength: float) -> np.ndarray:
+    """Knots (T, 6, 9) of a smooth random field that changes a little from frame to frame."""
+    change = rng.normal(0, 1, (6, 9)) * rng.uniform(0, 0.25)
+    return strength * (rng.normal(0, 1, (6, 9)) + np.arange(frames)[:, None, None] * change)
+
+
+def _blur_kernel(rng: np.random.Generator) -> np.ndarray:
+    """A 7 x 7 kernel: Gaussian (out of focus), or now and then a line (motion)."""
+    ys, xs = np.mgrid[-3:4, -3:4]
+    if rng.random() < 0.7:
+        kernel = np.exp(-(xs**2 + ys**2) / (2 * rng.uniform(0.4, 1.3) ** 2))
+    else:
+        angle, half = rng.uniform(0, np.pi), rng.uniform(0.5, 3)
+        along, across = np.cos(angle) * xs + np.sin(angle) * ys, np.cos(angle) * ys - np.sin(angle) * xs
+        kernel = np.clip(half + 0.5 - np.abs(along), 0, 1) * np.clip(1 - np.abs(across), 0, 1)
+    return kernel / kernel.sum()
+
+
+def _draw_particle_exposure(rng: np.random.Generator, frames: int) -> Exposure:
+    """Laser pulses that differ in energy and the noise of a grey camera, on the T frames of a clip."""
+    gains = np.exp(rng.normal(0, rng.choice([0.0, 0.03, 0.12]), frames))
+    tint = 1 + rng.normal(0, 0.02, 3) * (rng.random() < 0.2)
+    colour = np.zeros((frames, 3, 4))
+    colour[:, :, :3] = gains[:, None, None] * tint[:, None] * np.eye(3)
+    gamma = np.full(frames, np.exp(rng.normal(0, 0.25))) if rng.random() < 0.25 else None
+    noise = log_uniform(rng, 0.5, 9) * (rng.random() < 0.65)
+    return Exposure(0.0, colour, gamma, None, None, np.full(frames, noise), grey=True)
+
+
+def _expose(images: Tensor, exposure: Exposure, generator: torch.Generator) -> Tensor:
+    """Fog, photometric changes, blur and noise on (T, 3, H, W); returns new images, clamped to 0..255.
+
+    Blur by motion (``Exposure.shutter``) is not done here: it needs the scene.
+    """
+    frames, _, height, width = images.shape
+
+    def field(knots: np.ndarray) -> Tensor:
+        return F.interpolate(tensor(knots).unsqueeze(1), size=(height, width), mode="bicubic", align_corners=True)
+
+    if exposure.shadow is not None:  # soft edges, some 5 % of the frame wide
+        images = images * (1 - exposure.shadow_depth * torch.sigmoid(8 * field(exposure.shadow)))
+    if exposure.fog is not None:
+        images = images.lerp(tensor(exposure.fog_colour), field(exposure.fog).clamp_(0, 0.8))
+    if exposure.blur is not None:
+        kernels = tensor(exposure.blur).repeat_interleave(3, 0).unsqueeze(1)
+        padded = F.pad(images.reshape(1, frames * 3, height, width), (3, 3, 3, 3), mode="replicate")
+        images = F.conv2d(padded, kernels, groups=frames * 3).view_as(images)
+    if exposure.light is not None:
+        images = images * field(exposure.light).exp_()
+    if exposure.bands is not None:
+        amplitude, frequency, phase = tensor(exposure.bands)[..., None].unbind(1)  # (T, 1) each
+        rows = torch.arange(height, dtype=torch.float32)
+        images = images * (1 + amplitude * torch.sin(frequency * rows + phase))[:, None, :, None]
+    if exposure.gamma is not None:
+        images = (images.clamp(0, 255) / 255).pow_(tensor(exposure.gamma)[:, None, None, None]) * 255
+    colour = tensor(exposure.colour)
+    images = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], images.flatten(2)).view(frames, 3, height, width)
+    noise = torch.randn(images.shape, generator=generator)
+    if exposure.grey:
+        noise = noise[:, :1]
+    return (images + tensor(exposure.noise)[:, None, None, None] * noise).clamp_(0, 255)
 
 
 def contact_sheet(clip: Clip) -> np.ndarray:
     """One row per clip, (rows, columns, 3) uint8 RGB: all frames, then flow and occlusion of the first pair."""
     rows = []
     for i in range(len(clip.images)):
-        images, flow, occluded = (whole[i].cpu().numpy() for whole in (clip.images, clip.flow, clip.occluded))
+        images, flow, occluded = (whole[i].numpy() for whole in (clip.images, clip.flow, clip.occluded))
         pictures = [frame.transpose(1, 2, 0).astype(np.uint8) for frame in images]
         colour = flow_to_color(flow[0].transpose(1, 2, 0))
         text = f"{np.hypot(*flow[0]).mean():.1f} px"
@@ -204,9 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = line.parse_args(arguments)
 
     def work() -> int:
-        generator = ProceduralGenerator(
-            options.height, options.width, batch_size=8, textures=options.textures, seed=options.seed
-        )
+        generator = ProceduralGenerator(options.height, options.width, textures=options.textures, seed=options.seed)
         options.out.mkdir(parents=True, exist_ok=True)
         kinds = {None: None, "each": KINDS}.get(options.kind, (options.kind,))
         wanted = itertools.count() if kinds is None else _of_kinds(generator, kinds)

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from training.exposure import Exposure
-from training.motion import log_uniform, pick, schedule, sign
+from training.geometry import log_uniform, pick, schedule, sign
 from training.rendering import Clip
 
 PARTICLE_RANGE_PX = (0.2, 12.0)  # of the mean displacement between two frames
@@ -252,14 +251,3 @@ def _splat(places: np.ndarray, brightness: np.ndarray, sigmas: np.ndarray, heigh
     canvas = np.bincount(index.flatten().numpy(), spots.flatten().numpy(), (height + 2 * border) * wide)
     whole = torch.from_numpy(canvas).float().view(-1, wide)
     return whole[border : border + height, border : border + width]
-
-
-def draw_particle_exposure(rng: np.random.Generator, frames: int) -> Exposure:
-    """Laser pulses that differ in energy and the noise of a grey camera, on the T frames of a clip."""
-    gains = np.exp(rng.normal(0, rng.choice([0.0, 0.03, 0.12]), frames))
-    tint = 1 + rng.normal(0, 0.02, 3) * (rng.random() < 0.2)
-    colour = np.zeros((frames, 3, 4))
-    colour[:, :, :3] = gains[:, None, None] * tint[:, None] * np.eye(3)
-    gamma = np.full(frames, np.exp(rng.normal(0, 0.25))) if rng.random() < 0.25 else None
-    noise = log_uniform(rng, 0.5, 9) * (rng.random() < 0.65)
-    return Exposure(0.0, colour, gamma, None, None, np.full(frames, noise), grey=True)

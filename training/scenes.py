@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random scenes for the procedural generator: what there is and how it moves. Numbers only; ``rendering`` draws them.
+"""Random scenes for the procedural generator: what there is and how it moves. ``rendering`` draws them.
 
 A scene is a background and up to ``max_layers`` layers on top of it. Every layer lives in canonical coordinates c,
 which are the pixel coordinates of frame 0, and moves by phi_t(c) = H_t (c + e_t(c)): a homography and, for some, an
@@ -9,20 +9,108 @@ fixed-point iteration finds it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import cv2
 import numpy as np
 
-from training.appearance import EVERYTHING
-from training.layers import Layer, LayerSettings, complete, layer_count, object_layers, object_radius, still
-from training.motion import log_uniform, mean_displacement, pick, planar_motion, rotation, schedule
+from training.geometry import (
+    EVERYTHING,
+    Outline,
+    SceneSettings,
+    apply_homography,
+    bars,
+    elastic,
+    log_uniform,
+    mean_displacement,
+    object_outline,
+    pick,
+    planar_motion,
+    rectangle,
+    schedule,
+    thin_px,
+)
+from training.textures import OBJECT, USUAL, Look, Texture, draw_texture
 from training.worlds import Plane, flight_world, open_world, road_world
 
+FURNITURE_SHARE = 0.1  # of objects that do not bend
 WORLDS = {"ego-motion": open_world, "road": road_world, "flight": flight_world}
 
 
-def ego_motion_scene(rng: np.random.Generator, settings: LayerSettings, kind: str = "ego-motion") -> list[Layer]:
+@dataclass(frozen=True)
+class Layer:
+    """One textured surface. T is the number of frames."""
+
+    homographies: np.ndarray  # (T, 3, 3), frame 0 px -> frame t px, identity for t = 0
+    outline: Outline
+    texture: Texture
+    elastic: tuple[np.ndarray, np.ndarray] | None = None  # waves and gains, see there: e_t = gain_t * sum of waves
+
+
+def still(settings: SceneSettings) -> np.ndarray:
+    """Homographies (frames, 3, 3) that move nothing."""
+    return np.tile(np.eye(3), (settings.frames, 1, 1))
+
+
+def complete(
+    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, outline: Outline,
+    centre: np.ndarray, radius: float, elastic_px: float, look: Look = USUAL,
+) -> Layer:  # fmt: skip
+    """Complete a layer with elastic motion (none for elastic_px = 0) and texture."""
+    bend = elastic(rng, settings.frames, radius, elastic_px) if elastic_px > 0 else None
+    return Layer(homographies, outline, draw_texture(rng, settings.photographs, settings.patterns, centre, look), bend)
+
+
+def object_layers(
+    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
+    elastic_px: float,
+) -> list[Layer]:  # fmt: skip
+    """An object that moves by ``homographies`` and passes ``centre`` at some time during the clip.
+
+    If it always started there, fast objects would be gone from most of the later frames. Some rigid ones have several
+    parts, outlines and textures of their own with one motion, as a chair has a seat and legs.
+    """
+    travelled = apply_homography(homographies[-1], centre[None])[0] - centre
+    start = centre - rng.uniform(0, 1) * travelled
+    if elastic_px == 0 and rng.random() < FURNITURE_SHARE:
+        return _furniture(rng, settings, homographies, start, radius)
+    outline = object_outline(rng, settings.width, start, radius)
+    layers = [complete(rng, settings, homographies, outline, start, radius, elastic_px, OBJECT)]
+    if elastic_px == 0 and rng.random() < 0.3:
+        for _ in range(int(rng.integers(1, 4))):
+            place, size = start + rng.normal(0, 0.6, 2) * radius, radius * log_uniform(rng, 0.3, 1)
+            outline = object_outline(rng, settings.width, place, size)
+            layers.append(complete(rng, settings, homographies, outline, place, size, 0.0, OBJECT))
+    return layers
+
+
+def _furniture(
+    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float
+) -> list[Layer]:
+    """A large plain body on thin legs, often with a back of slats, as chairs and tables have."""
+    radius = max(radius, 0.1 * float(np.sqrt(settings.height * settings.width)))
+    angle = rng.normal(0, 0.2)
+    down = np.array([-np.sin(angle), np.cos(angle)])
+    body = np.array([rng.uniform(0.5, 1), log_uniform(rng, 0.12, 0.6)]) * radius
+    look = Look(0.85, (0.02, 0.25), OBJECT.level)
+    first = complete(rng, settings, homographies, rectangle(centre, body, angle), centre, radius, 0.0, look)
+    layers = [first]
+    for direction in (1, -1) if rng.random() < 0.6 else (1,):
+        count = int(rng.integers(2, 5))
+        thickness = thin_px(rng, settings.width, 5)
+        half = np.array([0.9 * body[0], radius * rng.uniform(0.3, 0.7)])
+        place = centre + direction * (body[1] + half[1]) * down
+        outline = bars(
+            place, angle, half + np.array([thickness, 0]), 2 * half[0] / (count - 1), thickness,
+            crossing=direction < 0 and rng.random() < 0.3, offset=0.5 * (count % 2 == 0),
+        )  # fmt: skip
+        other = complete(rng, settings, homographies, outline, place, radius, 0.0, look)
+        layers.append(replace(other, texture=first.texture) if rng.random() < 0.6 else other)
+    return layers
+
+
+def ego_motion_scene(rng: np.random.Generator, settings: SceneSettings, kind: str = "ego-motion") -> list[Layer]:
     """A camera moves past the planes of one of the ``WORLDS``; some objects also move by themselves."""
     focal = rng.uniform(0.6, 1.3) * settings.width
     middle = rng.uniform(0.4, 0.6, 2) * (settings.width, settings.height)
@@ -49,7 +137,7 @@ def ego_motion_scene(rng: np.random.Generator, settings: LayerSettings, kind: st
 
     def at(shift: float, turn: float, scale: float, of: list[Plane]) -> list[np.ndarray]:
         """Homographies of planes: K (R + t n^T / d) K^-1 (Hartley, Zisserman, Multiple View Geometry, 13.1)."""
-        turned = rotation(turn * min(scale, 3.0) * world.spin)
+        turned = cv2.Rodrigues(turn * min(scale, 3.0) * world.spin)[0]
         moved = shift * min(scale, farthest) * translation
         return [intrinsics @ (turned + np.outer(p.pace * moved, p.normal) / p.distance) @ rays for p in of]
 
@@ -81,7 +169,7 @@ MOVING_SHARES: dict[Kind, float] = {"planar": 0.5, "ego-motion": 0.22, "road": 0
 FINE_RANGE_PX = (0.05, 1.0)  # of the typical displacement in clips with motion below a pixel
 
 
-def draw_kind(rng: np.random.Generator, settings: LayerSettings) -> Kind:
+def draw_kind(rng: np.random.Generator, settings: SceneSettings) -> Kind:
     """Draw what kind of clip one is; all but "particles" are scenes."""
     shares: dict[Kind, float] = {
         "static": settings.static_share, "particles": settings.particle_share, "fine": settings.fine_share
@@ -91,7 +179,7 @@ def draw_kind(rng: np.random.Generator, settings: LayerSettings) -> Kind:
     return drawn
 
 
-def draw_scene(rng: np.random.Generator, settings: LayerSettings, kind: Kind) -> list[Layer]:
+def draw_scene(rng: np.random.Generator, settings: SceneSettings, kind: Kind) -> list[Layer]:
     """Draw a scene of a kind; layers are ordered from the far to the near, the background first.
 
     :raises ValueError: for "particles", which has no layers; see ``particles``.
@@ -110,7 +198,7 @@ def draw_scene(rng: np.random.Generator, settings: LayerSettings, kind: Kind) ->
     return planar_scene(rng, settings, static=kind == "static")
 
 
-def planar_scene(rng: np.random.Generator, settings: LayerSettings, static: bool = False) -> list[Layer]:
+def planar_scene(rng: np.random.Generator, settings: SceneSettings, static: bool = False) -> list[Layer]:
     """Everything moves in the image plane: a background, and objects with motions of their own.
 
     Half of the objects are carried along by the background's motion.
@@ -129,11 +217,11 @@ def planar_scene(rng: np.random.Generator, settings: LayerSettings, static: bool
         background = planar_motion(rng, settings.frames, size / 2, settings.width / 2, magnitude)
     bend_px = 0.0 if still_background else elastic_px(magnitude, 0.3)
     layers = [complete(rng, settings, background, EVERYTHING, size / 2, settings.width / 3, bend_px)]
-    count = layer_count(rng, settings)
+    count = settings.layer_count(rng)
     if still_background and not static:  # something has to move
         count = max(count, min(1, settings.max_layers))
     for _ in range(count):
-        centre, radius = rng.uniform(0, 1, 2) * size, object_radius(rng, settings)
+        centre, radius = rng.uniform(0, 1, 2) * size, settings.object_radius(rng)
         carried = rng.random() < 0.5 and not still_background
         own = log_uniform(rng, low, min(magnitude, high / 2) + low) if carried else log_uniform(rng, low, high)
         if static or rng.random() < 0.06:  # also: dirt on the lens, a bonnet, a caption

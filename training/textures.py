@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Textures that the procedural generator paints with: photographs from a folder, and patterns made by program.
-
-Every texture has the same size, so that a bank is one uint8 tensor from which any selection can be gathered at once.
-"""
+"""Textures that the procedural generator paints with: photographs from a folder, and patterns made by program."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -14,8 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from training.geometry import log_uniform, sign
+
 TEXTURE_SIZE = (320, 480)  # height, width in px
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+PATTERN_SHARE = 0.25  # of procedural textures where there are photographs, too
+LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+MEAN_LEVEL = 118  # of natural photographs
 
 logger = logging.getLogger(__name__)
 
@@ -168,3 +172,60 @@ def _repeated_pattern(rng: np.random.Generator) -> np.ndarray:
     mix = np.clip(0.5 + 0.5 * sharpness * wave, 0, 1)[:, :, None]
     flaws = rng.choice([0.0, 3.0, 12.0]) * _noise(rng, 12, 5, 0.8)  # perfect repetition exists, but most has some dirt
     return _colour(rng) * mix + _colour(rng) * (1 - mix) + flaws
+
+
+@dataclass(frozen=True)
+class Look:
+    """How often a kind of surface is plain, and what it then looks like."""
+
+    plain_share: float = 0.12
+    contrast: tuple[float, float] = (0.05, 0.4)  # of plain ones, beside that of photographs
+    level: tuple[float, float] = (30, 225)  # their mean grey level
+
+
+USUAL = Look()
+OBJECT = Look(0.3)  # furniture, walls, car bodies
+SKY = Look(1.0, (0.01, 0.15), (130, 252))
+ROAD = Look(0.6, (0.12, 0.5), (60, 170))
+THIN = Look(0.7, (0.05, 0.3), (10, 240))  # poles, wires
+
+
+@dataclass(frozen=True)
+class Texture:
+    """What a layer is painted with."""
+
+    index: int  # in the bank
+    halvings: int  # how many times it is halved in size before use
+    placement: np.ndarray  # (2, 3), canonical px -> px of the texture before it is halved
+    colour: np.ndarray  # (3, 4): linear map of the texture's RGB, and offset
+
+
+def draw_texture(
+    rng: np.random.Generator, photographs: int, patterns: int, centre: np.ndarray,
+    look: Look = USUAL,
+) -> Texture:  # fmt: skip
+    """Choose one of ``photographs`` textures, or with probability ``PATTERN_SHARE`` one of the ``patterns`` after them.
+
+    Its middle comes to lie near ``centre`` (x, y in px).
+    """
+    pattern = photographs == 0 or rng.random() < PATTERN_SHARE
+    index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)
+    # At most 1.1 texels per frame px keep bilinear sampling free of aliasing; coarser use goes through halving.
+    halvings = int(rng.random() < 0.35)
+    step = log_uniform(rng, 0.55, 1.1) * 2**halvings
+    angle = rng.uniform(0, 2 * np.pi) if pattern or rng.random() < 0.2 else rng.normal(0, 0.1)
+    cos, sin = step * np.cos(angle), step * np.sin(angle)
+    linear = np.array([[cos, -sin], [sin, cos]]) * np.array([[sign(rng)], [1]])
+    height, width = TEXTURE_SIZE
+    target = rng.uniform(0.2, 0.8, 2) * (width, height)
+    placement = np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
+
+    saturation = rng.uniform(0.2, 1.3)
+    gains = np.exp(rng.normal(0, 0.12, 3))
+    plain = rng.random() < look.plain_share
+    contrast = log_uniform(rng, *look.contrast) if plain else rng.uniform(0.6, 1.3)
+    linear = contrast * gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
+    middle = rng.uniform(*look.level) if plain else rng.uniform(85, 165)
+    offset = middle - contrast * MEAN_LEVEL * gains
+    colour = np.concatenate([linear, offset[:, None]], axis=1)
+    return Texture(int(index), halvings, placement, colour)

@@ -23,7 +23,7 @@ class GeneratedPairs(Sequence[Sample]):
     """The first pairs of clips that are never trained on."""
 
     def __init__(self, recipe: Recipe, count: int) -> None:
-        self._generator, self._count = make_generator(recipe, "cpu", recipe.seed + HELD_OUT_SEED), count
+        self._generator, self._count = make_generator(recipe, recipe.seed + HELD_OUT_SEED), count
 
     def __len__(self) -> int:
         return self._count

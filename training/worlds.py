@@ -12,23 +12,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.appearance import (
+from training.geometry import (
     EVERYTHING,
-    OBJECT,
-    ROAD,
-    SKY,
-    THIN,
-    USUAL,
-    Look,
     Outline,
+    SceneSettings,
     bars,
     bounded_polygon,
+    grid,
+    log_uniform,
     object_outline,
+    pick,
     polygon,
     rectangle,
+    sign,
+    thin_px,
 )
-from training.layers import LayerSettings, layer_count, object_radius
-from training.motion import grid, log_uniform, pick, sign
+from training.textures import OBJECT, ROAD, SKY, THIN, USUAL, Look
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class World:
     spin: np.ndarray  # (3,) rotation vector
 
 
-def open_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarray) -> World:
+def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
     """A far background, often a ground and a wall as along a road, and upright boards; motion in any direction."""
     size = np.array([settings.width, settings.height])
     focal = 1 / rays[0, 0]
@@ -85,8 +84,8 @@ def open_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarr
         outline = polygon(-np.array(bounds))
         planes.append(Plane(normal, distance, grid(middle, size / 10), middle, settings.width / 4, outline))
     boards = []
-    for _ in range(min(layer_count(rng, settings), settings.max_layers + 1 - len(planes))):
-        radius, depth = object_radius(rng, settings), log_uniform(rng, 1.5, 0.8 * far)
+    for _ in range(min(settings.layer_count(rng), settings.max_layers + 1 - len(planes))):
+        radius, depth = settings.object_radius(rng), log_uniform(rng, 1.5, 0.8 * far)
         centre = rng.uniform(0, 1, 2) * size
         if has_ground and rng.random() < 0.6:  # stands on the ground
             depth = max(depth, focal / (size[1] - horizon))
@@ -115,12 +114,7 @@ def _within(inside: list[np.ndarray], size: np.ndarray) -> Outline:
     return bounded_polygon(-np.array(inside), -0.6 * size, 1.6 * size)
 
 
-def _thickness(rng: np.random.Generator, settings: LayerSettings) -> float:
-    """Of poles and wires: 1 to 4 px, in proportion in frames wider than 400 px."""
-    return log_uniform(rng, 1, 4) * max(1.0, settings.width / 400)
-
-
-def road_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarray) -> World:
+def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
     """A street: plain sky, a skyline, the ground, walls along it, poles and vehicles; the camera drives forward."""
     size = np.array([settings.width, settings.height], dtype=float)
     room = settings.max_layers + 1
@@ -142,7 +136,7 @@ def road_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarr
     planes = planes[: max(1, min(len(planes), room - 2))]
 
     boards: list[tuple[float, list[Plane]]] = []
-    for _ in range(max(2, layer_count(rng, settings))):
+    for _ in range(max(2, settings.layer_count(rng))):
         depth = log_uniform(rng, 1.2 * nearest, max(20, 3 * nearest))
         kind = pick(rng, {"pole": 0.5, "vehicle": 0.3, "thing": 0.2})
         column = rng.uniform(0.02, 0.98) * size[0]
@@ -202,11 +196,11 @@ def _street_side(
 
 
 def _pole(
-    rng: np.random.Generator, settings: LayerSettings, foot: np.ndarray, unit: float, depth: float
+    rng: np.random.Generator, settings: SceneSettings, foot: np.ndarray, unit: float, depth: float
 ) -> list[Plane]:
     """A pole, or several at one depth, that stands at ``foot`` (px); some carry a sign or an arm. ``unit`` is in px."""
     half_height = min(0.5 * unit * log_uniform(rng, 1, 5), 2 * settings.height)
-    lean, thickness = rng.normal(0, 0.03), _thickness(rng, settings)
+    lean, thickness = rng.normal(0, 0.03), thin_px(rng, settings.width)
     up = np.array([np.sin(lean), -np.cos(lean)])
     centre = foot + half_height * up
     if rng.random() < 0.8:
@@ -230,7 +224,7 @@ def _pole(
     return planes
 
 
-def flight_world(rng: np.random.Generator, settings: LayerSettings, rays: np.ndarray) -> World:
+def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
     """Land seen from above, straight down or ahead to the horizon: roofs, trees, vehicles, wires over it.
 
     The unit is the camera's height. It flies any way, and yaws and pitches.
@@ -256,7 +250,7 @@ def flight_world(rng: np.random.Generator, settings: LayerSettings, rays: np.nda
     planes.append(land)
 
     things: list[tuple[float, Plane]] = []
-    for _ in range(max(1, layer_count(rng, settings))):
+    for _ in range(max(1, settings.layer_count(rng))):
         kind = pick(rng, {"roof": 0.35, "tree": 0.25, "vehicle": 0.2, "wire": 0.2})
         height = {"roof": log_uniform(rng, 0.02, 0.4), "tree": log_uniform(rng, 0.02, 0.25), "vehicle": 0.005,
                   "wire": rng.uniform(0.1, 0.5)}[kind]  # fmt: skip
@@ -272,7 +266,7 @@ def flight_world(rng: np.random.Generator, settings: LayerSettings, rays: np.nda
             half = radius * np.array([1, log_uniform(rng, 0.3, 1)])
             shape = rectangle(centre, half, rng.uniform(0, np.pi))
         elif kind == "wire":
-            look, thickness = THIN, _thickness(rng, settings) / 1.5
+            look, thickness = THIN, thin_px(rng, settings.width) / 1.5
             half = np.array([thickness * log_uniform(rng, 0.6, 12), 2 * size[0]])
             shape = bars(centre, rng.uniform(0, np.pi), half, thickness * log_uniform(rng, 3, 10), thickness)
         plane = Plane(

@@ -80,7 +80,7 @@ def test_training_it_leaves_the_flow_as_it_is(tmp_path: Path) -> None:
     save_model(DEQFlow("nano"), tmp_path / "flow.safetensors")
     changes = (f"init={tmp_path / 'flow.safetensors'}", "model.uncertainty=8", "schedule.rate=0.02")
     run = Run(tiny.recipe(*changes), tmp_path / "run")
-    clips = Clips(make_generator(tiny.recipe(), "cpu", 0))
+    clips = Clips(make_generator(tiny.recipe(), 0))
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     losses = [run.train_step(clips[[n]])["loss"] for n in (0, 1) * 8]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from generated_scenes import HEIGHT, WIDTH, banks, layer, make, shifts, warping_errors
 
-from training.appearance import EVERYTHING, rectangle
 from training.generator import main
+from training.geometry import EVERYTHING, rectangle
 from training.rendering import render
 from training.scenes import KINDS, draw_scene
 
 
 def test_kinds_come_in_their_shares_and_fine_clips_move_less_than_a_pixel() -> None:
     """Why: a share that is not kept changes what is trained without a word."""
-    generator = make(static_share=0.1, particle_share=0.2, fine_share=0.3, batch_size=1, photometric=False)
+    generator = make(static_share=0.1, particle_share=0.2, fine_share=0.3, photometric=False)
     kinds = [generator.kind(number) for number in range(1000)]
     shares = {"static": 0.1, "particles": 0.2, "fine": 0.3, "planar": 0.2, "ego-motion": 0.088, "road": 0.08}
     for kind, share in shares.items():
@@ -36,7 +36,7 @@ def test_a_thin_pole_is_seen_in_the_next_frame_and_hides_what_it_comes_to_stand_
     """Why: a pole has background on both sides; counted as hidden for that, it would be learnt from least."""
     pole = rectangle(np.array([40.0, 36]), np.array([1.0, 20]), 0.0)
     scene = [layer(shifts((0, 0), (0, 0))), layer(shifts((0, 0), (5.4, 0)), pole)]
-    clip = render([scene], banks(), HEIGHT, WIDTH, limit_px=50)
+    clip = render(scene, banks(), HEIGHT, WIDTH, limit_px=50)
     on_pole = clip.flow[0, 0, 0] > 5
     assert on_pole[20:52].sum(1).unique().tolist() == [1] and on_pole[20:52, 40].all()
     assert not clip.occluded[0, 0][on_pole].any()
@@ -89,6 +89,6 @@ def test_what_is_left_out_to_save_time_is_never_in_the_picture(kind: str) -> Non
     for seed in range(6):
         scene = draw_scene(np.random.default_rng(seed), generator.settings, kind)
         whole = [replace(part, outline=replace(part.outline, box=EVERYTHING.box)) for part in scene]
-        boxed, unboxed = (render([s], generator._banks, HEIGHT, WIDTH, limit_px=WIDTH) for s in (scene, whole))
+        boxed, unboxed = (render(s, generator.banks, HEIGHT, WIDTH, limit_px=WIDTH) for s in (scene, whole))
         torch.testing.assert_close(boxed.flow, unboxed.flow, atol=1e-3, rtol=1e-4)
         assert (boxed.images - unboxed.images).abs().max() < 4

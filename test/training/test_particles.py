@@ -111,10 +111,8 @@ def test_fields_are_smooth_and_fill_the_range() -> None:
 
 def test_pictures_are_grey_dark_and_full_of_particles() -> None:
     """Why: they have to resemble what a PIV camera sees: a dark picture whose every part has particles, all frames."""
-    generator = ProceduralGenerator(
-        HEIGHT, WIDTH, batch_size=12, patterns=1, static_share=0, fine_share=0, particle_share=1, frames=4
-    )
-    clip = generator.batch(0)
+    generator = ProceduralGenerator(HEIGHT, WIDTH, patterns=1, static_share=0, fine_share=0, particle_share=1, frames=4)
+    clip = generator.clips(range(12))
     assert clip.images.shape == (12, 4, 3, HEIGHT, WIDTH) and clip.flow.shape == (12, 3, 2, HEIGHT, WIDTH)
     assert (clip.images.amax(2) - clip.images.amin(2)).mean() < 4
     assert clip.images.flatten(1).median(1).values.max() < 80

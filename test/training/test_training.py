@@ -28,7 +28,7 @@ from training.schedule import Schedule
 
 @pytest.fixture(scope="module")
 def clips() -> Clips:
-    return Clips(make_generator(tiny.recipe(), "cpu", 0))
+    return Clips(make_generator(tiny.recipe(), 0))
 
 
 def advance(run: Run, clips: Clips, steps: int) -> list[float]:

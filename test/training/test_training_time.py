@@ -167,7 +167,7 @@ def _difference(clip: Clip, i: int) -> float:
 def test_a_use_of_a_clip_is_true() -> None:
     """Why: a sign or an axis mixed up would train on wrong flow in half of all steps."""
     recipe = tiny.recipe("data.photometric=false", "data.particle_share=0", "data.crop=[64, 96]")
-    clips = Clips(make_generator(recipe, "cpu", 0))
+    clips = Clips(make_generator(recipe, 0))
     numbers = range(6)
     clip = clips[numbers]
     seen = {clip.images[0].numpy().tobytes()}

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the generator's scenes are drawn by: settings, random numbers, outlines, motions. T is the number of frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pydantic.dataclasses
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from training.settings import CHECKED, Count, Natural, Positive, Share
+
+MAX_LIPSCHITZ = 0.25  # of an elastic field: each step of its inversion gains a factor of 4
+WAVES = 3  # plane waves in an elastic field
+
+
+def pick(rng: np.random.Generator, weights: dict[Any, float]) -> Any:
+    """Draw a key with its weight (they sum to 1); a tenth of the time of ``rng.choice``."""
+    rest = rng.random()
+    for key, weight in weights.items():
+        rest -= weight
+        if rest < 0:
+            return key
+    return key
+
+
+def sign(rng: np.random.Generator) -> float:
+    """1 or -1."""
+    return 1.0 if rng.random() < 0.5 else -1.0
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number in low..high, every factor equally likely."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+_UNIT_GRID = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)), axis=-1).reshape(-1, 2)
+
+
+def grid(centre: np.ndarray, half_size: npt.ArrayLike) -> np.ndarray:
+    """A 5 x 5 grid of points, (25, 2), over centre +- half_size."""
+    return centre + _UNIT_GRID * np.asarray(half_size)
+
+
+Side = Annotated[int, Field(ge=16)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=CHECKED)
+class SceneSettings:
+    """What is drawn; ``ProceduralGenerator`` says what each value means.
+
+    :ivar photographs: textures with indices below this are photographs, the ``patterns`` after them procedural.
+    """
+
+    height: Side
+    width: Side
+    max_displacement_px: Positive
+    min_displacement_px: Positive = 0.5
+    frames: Annotated[int, Field(ge=2)] = 3
+    max_layers: Annotated[Natural, Field(le=8)] = 8
+    static_share: Share = 0.06
+    particle_share: Share = 0.08
+    fine_share: Share = 0.06
+    photographs: Natural = 0
+    patterns: Count = 120
+    seed: Natural = 0
+    photometric: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.min_displacement_px, self.width / 2
+        if not low < self.max_displacement_px <= high:
+            raise ValueError(f"max_displacement_px: expected above min_displacement_px, {low}, and at most half the "
+                             f"width, {high}, got {self.max_displacement_px}")  # fmt: skip
+        if (shares := self.static_share + self.particle_share + self.fine_share) > 1:
+            raise ValueError(f"static_share + particle_share + fine_share: expected at most 1, got {shares}")
+
+    def layer_count(self, rng: np.random.Generator) -> int:
+        """0 to max_layers, about 3 on average: few things are the rule, many the exception."""
+        weights = {0: 0.06, 1: 0.14, 2: 0.18, 3: 0.2, 4: 0.16, 5: 0.1, 6: 0.07, 7: 0.05, 8: 0.04}
+        return min(pick(rng, weights), self.max_layers)
+
+    def object_radius(self, rng: np.random.Generator) -> float:
+        """Half the size of an object in px: its size is log-uniform from 7 % to 70 % of the frame."""
+        return 0.5 * log_uniform(rng, 0.07, 0.7) * float(np.sqrt(self.height * self.width))
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Where a layer is, in canonical coordinates (px of frame 0).
+
+    :ivar distance: from coordinates x, y (T, H, W) to the signed distance in px, negative inside; None: everywhere.
+    :ivar box: (2, 2) smallest and largest x, y; infinite if there are no bounds.
+    """
+
+    distance: Callable[[Tensor, Tensor], Tensor] | None
+    box: np.ndarray
+
+
+_UNBOUNDED = np.array([[-np.inf, -np.inf], [np.inf, np.inf]])
+EVERYTHING = Outline(None, _UNBOUNDED)
+
+
+def polygon(planes: np.ndarray, box: np.ndarray = _UNBOUNDED) -> Outline:
+    """The intersection of half-planes (N, 3): inside where a x + b y + c <= 0."""
+    planes = planes / np.linalg.norm(planes[:, :2], axis=1, keepdims=True)  # so that this is the distance in px
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return reduce(torch.maximum, (a * x + b * y + c for a, b, c in torch.tensor(planes, dtype=torch.float32)))
+
+    return Outline(distance, box)
+
+
+def bounded_polygon(planes: np.ndarray, low: np.ndarray, high: np.ndarray) -> Outline:
+    """The same, with a box that leaves out what lies outside low..high (x, y): small boxes are drawn faster."""
+    corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
+    for plane in planes:  # each cuts off a part (Sutherland and Hodgman, CACM 17:32, 1974)
+        outside = corners @ plane[:2] + plane[2]
+        kept = []
+        for i in range(len(corners)):
+            if outside[i - 1] * outside[i] < 0:
+                share = outside[i - 1] / (outside[i - 1] - outside[i])
+                kept.append(corners[i - 1] + share * (corners[i] - corners[i - 1]))
+            if outside[i] <= 0:
+                kept.append(corners[i])
+        corners = np.array(kept).reshape(-1, 2)
+    box = np.stack([corners.min(0), corners.max(0)]) if len(corners) else np.stack([low, low]) - 2 * (high - low)
+    return polygon(planes, box)
+
+
+def rectangle(centre: np.ndarray, half_size: np.ndarray, angle: float) -> Outline:
+    """A box of this half width and height about ``centre`` (x, y in px), turned by ``angle`` in rad."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    axes = np.array([[cos, sin], [-sin, cos]])
+    normals = np.concatenate([axes, -axes])
+    offsets = -normals @ centre - np.tile(half_size, 2)
+    reach = np.abs(axes.T) @ half_size
+    return polygon(np.concatenate([normals, offsets[:, None]], axis=1), np.stack([centre - reach, centre + reach]))
+
+
+def _local(x: Tensor, y: Tensor, place: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Coordinates about a place x, y, turned by its angle."""
+    centre_x, centre_y, angle = torch.tensor(place, dtype=torch.float32)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    across, down = x - centre_x, y - centre_y
+    return cos * across + sin * down, cos * down - sin * across
+
+
+def bars(
+    centre: np.ndarray, angle: float, half_size: np.ndarray, period: float, thickness: float, crossing: bool = False,
+    offset: float = 0.0,
+) -> Outline:  # fmt: skip
+    """Bars of this thickness along the height of a box, every ``period``, the first ``offset`` periods from its middle.
+
+    With ``crossing``, others cross them. ``half_size``, the box's half width and height, and the rest are in px.
+    """
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        u, v = _local(x, y, np.array([*centre, angle]))
+        nearest = (torch.remainder(u / period - offset + 0.5, 1) - 0.5).abs() * period
+        if crossing:
+            nearest = torch.minimum(nearest, (torch.remainder(v / period + 0.5, 1) - 0.5).abs() * period)
+        return torch.maximum(nearest - thickness / 2, torch.maximum(u.abs() - half_size[0], v.abs() - half_size[1]))
+
+    reach = np.hypot(*half_size)
+    return Outline(distance, np.stack([centre - reach, centre + reach]))
+
+
+def _blob(centre: np.ndarray, angle: float, radii: tuple[float, float], hole: float, harmonics: np.ndarray) -> Outline:
+    """An ellipse whose radius 4 harmonics (8,) modulate; ``hole`` is the relative radius of a hole in it."""
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        u, v = _local(x, y, np.array([*centre, angle]))
+        u, v = u / radii[0], v / radii[1]
+        radius = (u * u + v * v).sqrt_().clamp_min_(1e-4)
+        cos, sin = u / radius, v / radius
+        stretch = radius / torch.hypot(u / radii[0], v / radii[1]).clamp_min_(1e-9)  # to px, to first order
+        outline = torch.ones_like(radius)
+        re, im = cos, sin
+        for even, odd in harmonics.reshape(4, 2).tolist():  # cos and sin of 2, 3, 4, 5 times the angle
+            re, im = re * cos - im * sin, re * sin + im * cos
+            outline = outline + even * re + odd * im
+        return torch.maximum(radius - outline, hole * outline - radius) * stretch
+
+    reach = radii[0] * (1 + np.hypot(harmonics[::2], harmonics[1::2]).sum())
+    return Outline(distance, np.stack([centre - reach, centre + reach]))
+
+
+def thin_px(rng: np.random.Generator, frame_width: int, most: float = 4.0) -> float:
+    """A thickness of 1 to ``most`` px, in proportion in frames wider than 400 px."""
+    return log_uniform(rng, 1, most) * max(1.0, frame_width / 400)
+
+
+def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarray, radius: float) -> Outline:
+    """A random outline of about ``radius`` px around ``centre`` (x, y in px).
+
+    A blob, at times with a hole, a convex polygon, or thin bars: a pole, a fence, a grid.
+    """
+    kind = pick(rng, {"blob": 0.46, "polygon": 0.36, "bars": 0.18})
+    angle, aspect = rng.uniform(0, np.pi), log_uniform(rng, 0.35, 1)
+    if kind == "polygon":
+        corners = int(rng.integers(3, 8))
+        angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners) + rng.random()) / corners
+        ellipse = np.stack([np.cos(angles), aspect * np.sin(angles)], axis=1)  # whose points make a convex polygon
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        points = centre + 1.3 * radius * ellipse @ turn
+        edges = np.roll(points, -1, axis=0) - points
+        normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
+        planes = np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1)
+        return polygon(planes, np.stack([points.min(0), points.max(0)]))
+    if kind == "blob":
+        decay = np.array([1, 1, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
+        harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)
+        hole = rng.uniform(0.25, 0.6) * (rng.random() < 0.15)
+        return _blob(centre, angle, (radius / np.sqrt(aspect), radius * np.sqrt(aspect)), hole, harmonics)
+    thickness = thin_px(rng, frame_width)
+    single, crossing = pick(rng, {(True, False): 0.5, (False, False): 0.3, (False, True): 0.2})
+    period = 1e5 if single else log_uniform(rng, 3, 8) * thickness
+    return bars(centre, angle, np.array([radius, 2 * radius]), period, thickness, crossing)
+
+
+def schedule(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """Progress of a motion at each frame, (T,): 0, 1, about 2 (+- 0.3), ...: near-constant velocity."""
+    steps = np.concatenate([[0.0, 1.0], 1 + rng.uniform(-0.3, 0.3, max(0, frames - 2))])
+    return np.cumsum(steps)[:frames]
+
+
+def apply_homography(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map (N, 2) points, which should lie in front of the camera."""
+    mapped = points @ homography[:, :2].T + homography[:, 2]
+    return mapped[:, :2] / np.maximum(mapped[:, 2:], 1e-3)
+
+
+def mean_displacement(homography: np.ndarray, points: np.ndarray) -> float:
+    """Mean length in px by which a homography moves (N, 2) points."""
+    shift = apply_homography(homography, points) - points
+    return float(np.sqrt((shift * shift).sum(1)).mean())
+
+
+def planar_motion(
+    rng: np.random.Generator, frames: int, centre: np.ndarray, radius: float, magnitude: float
+) -> np.ndarray:
+    """Homographies (T, 3, 3) of a plane that shifts, turns, zooms and tilts about ``centre`` (x, y in px).
+
+    The mean displacement over ``centre`` +- ``radius`` px from frame 0 to frame 1 is ``magnitude`` px.
+    """
+    direction = rng.uniform(0, 2 * np.pi)
+    shift = np.array([np.cos(direction), np.sin(direction)]) * pick(rng, {1.0: 0.67, 0.3: 0.33})
+    # Small things may move far, but not spin or swell as far: that would be a blur, not a motion.
+    reach = min(magnitude, 0.3 * radius) / magnitude / radius
+    turn = rng.normal(0, 0.6) * reach * (rng.random() < 0.7)
+    zoom = rng.normal(0, 0.6) * reach * (rng.random() < 0.7)
+    tilt = rng.normal(0, 0.15, 2) * reach / radius * (rng.random() < 0.5)
+    along, around = schedule(rng, frames), schedule(rng, frames)
+    bend = rng.uniform(-0.2, 0.2) * (rng.random() < 0.5)  # rad per frame: the path is an arc
+
+    def at(progress: float, turned: float, scale: float) -> np.ndarray:
+        angle, factor, arc = scale * turned * turn, math.exp(scale * turned * zoom), bend * max(progress - 1, 0)
+        cos, sin = factor * math.cos(angle), factor * math.sin(angle)
+        path = scale * progress * np.array([[math.cos(arc), -math.sin(arc)], [math.sin(arc), math.cos(arc)]]) @ shift
+        p, q = np.clip(scale * turned * tilt, -0.15 / radius, 0.15 / radius)
+        about_centre = np.array([[cos, -sin, path[0]], [sin, cos, path[1]], [p, q, 1]])
+        return back @ about_centre @ to_centre
+
+    to_centre = np.array([[1, 0, -centre[0]], [0, 1, -centre[1]], [0, 0, 1]])
+    back = np.array([[1, 0, centre[0]], [0, 1, centre[1]], [0, 0, 1]])
+    points, scale = grid(centre, radius), magnitude
+    for _ in range(2):  # the displacement is nearly linear in the scale
+        scale *= magnitude / max(mean_displacement(at(1, 1, scale), points), 1e-6)
+    return np.stack([at(p, q, scale) for p, q in zip(along, around, strict=True)])
+
+
+def elastic(rng: np.random.Generator, frames: int, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
+    """An elastic field of at most ``magnitude`` px and with a Lipschitz constant of at most ``MAX_LIPSCHITZ``.
+
+    :returns: plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase; and gains (T,) in
+        0..1, 0 at frame 0.
+    """
+    lengths = np.maximum(rng.uniform(0.7, 2.5, WAVES) * radius, 24.0)
+    directions, headings = rng.uniform(0, 2 * np.pi, (2, WAVES))
+    vectors = 2 * np.pi / lengths[:, None] * np.stack([np.cos(directions), np.sin(directions)], axis=1)
+    amplitudes = rng.uniform(0.3, 1, WAVES)[:, None] * np.stack([np.cos(headings), np.sin(headings)], axis=1)
+    sizes = np.linalg.norm(amplitudes, axis=1)
+    steepness = float((sizes * np.linalg.norm(vectors, axis=1)).sum())
+    amplitudes *= min(rng.uniform(0.2, 1) * MAX_LIPSCHITZ / steepness, magnitude / sizes.sum())
+    waves = np.concatenate([amplitudes, vectors, rng.uniform(0, 2 * np.pi, (WAVES, 1))], axis=1)
+    gains = schedule(rng, frames)
+    return waves, gains / gains[-1]
