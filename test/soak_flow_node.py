@@ -56,7 +56,7 @@ from deq_flow_ros.host import keep_freed_memory, machine
 from deq_flow_ros.live import run as live_run
 from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.recordings import MediaError
-from deq_flow_ros.recordings.flow_recording import report_of
+from deq_flow_ros.recordings.flow_bag import report_of
 from deq_flow_ros.ros.snapshot import versions
 
 READY_S, QUIET_S = 120.0, 3.0

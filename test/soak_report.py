@@ -17,7 +17,7 @@ from sensor_msgs.msg import Image
 from soak_faults import RECOVERY_S
 from soak_parts import PHASE_S, PHASES, half, read_stamp
 
-from deq_flow_ros.recordings.flow_recording import FrameReport, take_account
+from deq_flow_ros.recordings.flow_bag import FrameReport, take_account
 from deq_flow_ros.ros.accounts import BY_DESIGN, kind_of
 
 LOOK_EVERY = 25
@@ -141,14 +141,14 @@ def accounts(camera: Camera) -> dict[str, Any]:
         kind = reason if reason in BY_DESIGN else kind_of(reason)
         reasons[kind] = reasons.get(kind, 0) + count
     problems = [*camera.problems, *account.problems]
-    if account.processed == 0:
+    if not account.outcomes["processed"]:
         problems.append("no flow field came")
     return {
         "misbehaves": camera.misbehaves,
         "published": len(camera.published_ns),
-        "processed": account.processed,
-        "first": account.first,
-        "dropped": account.dropped,
+        "processed": account.outcomes["processed"],
+        "first": account.outcomes["first"],
+        "dropped": account.outcomes["dropped"],
         "dropped_by_reason": reasons,
         "lost_in_the_middleware": lost,
         "problems": problems,

@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.command_line import CommandLine, exit_status
-from deq_flow_ros.imaging.colour import flow_to_color
-from deq_flow_ros.imaging.pictures import write_picture
+from deq_flow_ros.imaging.pictures import flow_to_color, write_picture
 from training.geometry import SceneSettings, log_uniform
 from training.particles import draw_particles, render_particles
 from training.rendering import Clip, render, tensor

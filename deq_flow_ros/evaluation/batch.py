@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.table import Table
 
-from deq_flow_ros.evaluation import wording
+from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.report import METRICS, REPORT, write_page
 from deq_flow_ros.evaluation.results import has_begun, read_json
-from deq_flow_ros.evaluation.wording import Figure, number, percent
+from deq_flow_ros.evaluation.summary import Figure, number, percent
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.files import write_json, write_text
 
@@ -98,7 +98,7 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         cells = []
         for main in row.get("settings", ())[:1]:
-            error = wording.error_measure(main)
+            error = summary.error_measure(main)
             shown = f"{number(_mean(main, error))} {MEASURES[error].unit}"
             cells = [str(main["frames"]["all"]), number(main["latency_ms"]["median"], 1), shown]
         table.add_row(row["results"], row["state"], *cells)
@@ -126,7 +126,7 @@ def _totals(rows: Sequence[Row]) -> list[Figure]:
     mains = [row["settings"][0] for row in rows if "settings" in row]
     frames = {name: sum(main["frames"][name] for main in mains) for name in ("all", "processed", "first", "dropped")}
     reported = Figure(str(len(mains)), "recordings with results", f"of {len(rows)}")
-    shown = [reported, Figure(str(frames["all"]), "frames", wording.counts(frames))]
+    shown = [reported, Figure(str(frames["all"]), "frames", summary.counts(frames))]
     medians = [main["latency_ms"]["median"] for main in mains if main["latency_ms"]["median"] is not None]
     if medians:
         shown.append(Figure(f"{min(medians):.1f} – {max(medians):.1f}", "latency, medians", "least and most", "ms"))
@@ -153,10 +153,10 @@ def _cells(main: Row) -> dict[str, str]:
 
 def _comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """A table for each figure in which one setting is better than another, separately for each list of settings."""
-    tables: dict[tuple[tuple[str, ...], str], list[tuple[Row, wording.ComparedRow]]] = {}
+    tables: dict[tuple[tuple[str, ...], str], list[tuple[Row, summary.ComparedRow]]] = {}
     for row in rows:
         names = tuple(figures["name"] for figures in row.get("settings", ()))
-        for compared in wording.comparison(row) if len(names) > 1 else ():
+        for compared in summary.comparison(row) if len(names) > 1 else ():
             tables.setdefault((names, compared.title), []).append((row, compared))
     return [
         {"names": names, "title": title, "rows": compared}

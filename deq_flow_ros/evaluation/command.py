@@ -22,14 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from deq_flow_ros.command_line import UNUSABLE, USER_ERRORS, CommandLine, exit_status, set_threads
-from deq_flow_ros.evaluation import wording
+from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.batch import INDEX, Assignment, check_place, terminal_table, write_overview
-from deq_flow_ros.evaluation.methods import Models, deterministic, load_models
+from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import Plan, RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
 from deq_flow_ros.evaluation.report import METRICS, REPORT
 from deq_flow_ros.evaluation.results import BusyError, OccupiedError, has_begun, read_json
-from deq_flow_ros.evaluation.settings import Setting, all_settings, with_parameters
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
@@ -188,7 +187,7 @@ class _Command:
                 return 1 if (read_json(recording.out / METRICS) or {}).get("problems") else 0
             console.print(evaluation.source.description)
             if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
-                console.print(f"{wording.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
+                console.print(f"{summary.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
             with _ShownProgress(console) as progress:
                 try:
                     metrics = evaluation.run(self.models, progress.show, self.stop)
@@ -255,7 +254,7 @@ class _ShownProgress(Progress):
 
 def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, title=metrics["input"]["description"], title_justify="left")
-    for name, value in wording.terminal_rows(metrics):
+    for name, value in summary.terminal_rows(metrics):
         table.add_row(name, value)
     console.print(table)
     if len(metrics["settings"]) > 1:
@@ -263,7 +262,7 @@ def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
         table = Table("", title=f"over the {pairs} pairs for which every setting gave flow", title_justify="left")
         for figures in metrics["settings"]:
             table.add_column(figures["name"], justify="right")
-        for row in wording.comparison(metrics):
+        for row in summary.comparison(metrics):
             table.add_row(row.title, *row.values)
         console.print(table)
     run = metrics["run"]

@@ -15,10 +15,9 @@ import numpy as np
 
 from deq_flow_ros.evaluation.measures import PairFields
 from deq_flow_ros.evaluation.records import FrameRecord
-from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.metrics import photometric_map
-from deq_flow_ros.imaging.pictures import GAP, heat, top, write_animation, write_video
+from deq_flow_ros.imaging.pictures import GAP, flow_to_color, heat, top, write_animation, write_video
 
 PREVIEW_WIDTH = 320
 """Largest width of a picture, in px."""

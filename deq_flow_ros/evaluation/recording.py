@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from deq_flow_ros.evaluation.methods import Models, ReverseFlow, make_estimator
+from deq_flow_ros.evaluation.methods import Models, ReverseFlow, Setting, make_estimator
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameOutcome, InputFrame, read_frames
 from deq_flow_ros.evaluation.report import FRAMES
 from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
-from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
 from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth, unlike_number
 from deq_flow_ros.host import StopRequest, TimeShares, versions
+from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.recordings.flow_bag import FlowBag, check_space

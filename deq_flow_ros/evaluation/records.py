@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 
 from deq_flow_ros.evaluation.measures import MEASURES, PairFields
-from deq_flow_ros.imaging.encodings import EncodingError, to_rgb
+from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
 from deq_flow_ros.imaging.frame import Frame, MediaError
-from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.streaming import FlowInfo
 
 PROCESSED, FIRST, DROPPED = OUTCOMES = ("processed", "first", "dropped")

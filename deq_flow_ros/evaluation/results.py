@@ -23,9 +23,8 @@ from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, V
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.bags import check_recording, remove_recording
-from deq_flow_ros.recordings.files import write_json, write_text
+from deq_flow_ros.recordings.files import check_name, write_json, write_text
 from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
-from deq_flow_ros.recordings.names import check_name
 from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from deq_flow_ros.evaluation.measures import PairFields, measure
-from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, make_estimator
+from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting, make_estimator
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, FrameOutcome, FrameRecord, InputFrame
-from deq_flow_ros.evaluation.settings import Setting
 from deq_flow_ros.evaluation.truth import Truth
 from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError

@@ -14,9 +14,9 @@ from deq_flow_ros.evaluation.records import InputFrame
 from deq_flow_ros.imaging.frame import MediaError, stamp_to_ns
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bags import read_image
+from deq_flow_ros.recordings.files import natural_order, visible_files
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.recordings.messages import MessageError, Recorded
-from deq_flow_ros.recordings.names import natural_order, visible_files
 
 KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
 """Flow (H, W, 2) px, NaN where it is not known; and whether pixels are visible in both images, (H, W) bool, or None."""

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of ROS image encodings (``sensor_msgs/image_encodings.hpp``) to RGB arrays, with numpy and OpenCV only."""
+"""Images of ROS as RGB arrays: raw encodings (``sensor_msgs/image_encodings.hpp``), JPEG and PNG, and 16 bits to 8."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from deq_flow_ros.imaging.levels import Levels, eight_bits
 from deq_flow_ros.spelling import did_you_mean
 
 
@@ -18,14 +20,66 @@ class EncodingError(ValueError):
     """An image contradicts itself or its encoding is unknown; the message says what was expected and what was got."""
 
 
+FULL = (0, 65535)
+MIN_WIDTH = 16
+"""The narrowest range, in counts. A narrower one would turn the noise of the camera into a picture."""
+_MARGIN = 0.15  # of the range of an image, added on each side, so that the next images fit as well
+_WASTED = 0.4  # an image that uses less of the range than this has lost too much contrast
+_SAMPLES = 20_000
+_TAILS = (0.1, 99.9)  # percent; hot and dead pixels lie beyond
+
+
+class Levels:
+    """The counts of 16 bits that become 0 and 255 in the images of one stream.
+
+    Thermal cameras and sensors of 10 or 12 bits use a small part of the 16 bits; mapped as a whole, no flow could be
+    found. The range is therefore taken from the images, and kept as long as they fit into it and use it well, because
+    each change of brightness between two images makes their flow less accurate.
+
+    :param fixed: (black, white) in counts, for a range that never changes; None to take it from the images.
+    :raises ValueError: for an invalid range.
+    """
+
+    def __init__(self, fixed: tuple[int, int] | None = None) -> None:
+        if fixed is not None and not 0 <= fixed[0] < fixed[1] <= FULL[1]:
+            raise ValueError(f"expected a range of counts such as (0, 65535), black before white, got {fixed}")
+        self._fixed = fixed
+        self._held: tuple[int, int] | None = None
+
+    def of(self, image: np.ndarray) -> tuple[int, int]:
+        """The counts of black and white for the next image of the stream.
+
+        :param image: uint16, any shape.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        step = max(1, math.isqrt(image.size // _SAMPLES))
+        low, high = np.percentile(image[::step, ::step], _TAILS)
+        if self._held is not None:
+            black, white = self._held
+            if black <= low and high <= white and high - low >= _WASTED * (white - black):
+                return self._held
+        margin = max(_MARGIN * (high - low), (MIN_WIDTH - (high - low)) / 2)
+        self._held = max(0, math.floor(low - margin)), min(FULL[1], math.ceil(high + margin))
+        return self._held
+
+
+def eight_bits(image: np.ndarray, levels: Levels) -> np.ndarray:
+    """Convert an image of any shape to uint8: uint8 stays as it is, uint16 is mapped by its levels and rounded."""
+    if image.dtype == np.uint8:
+        return image
+    colours = image[:, :, :3] if image.ndim == 3 else image  # a fourth channel is opacity, usually all white
+    black, white = levels.of(colours)
+    # Both operations saturate: counts below black become 0, counts above white become 255.
+    return cv2.convertScaleAbs(cv2.subtract(image, (black,) * 4), alpha=255.0 / (white - black))
+
+
 @dataclass(frozen=True)
 class _Layout:
     """How the bytes of an encoding become RGB.
 
-    :ivar convert: takes the image as ``_samples`` returns it: (H, W) or (H, W, C), uint8 or native uint16, with rows
-        that need not be adjacent.
-    :ivar even_width: whether pairs of columns share their colour, so that the width must be even.
-    :ivar even_height: the same for rows and the height.
+    :ivar convert: takes the image as ``_samples`` returns it.
+    :ivar even_width: whether the width must be even, because pairs of columns share their colour.
     :ivar rows: rows of ``step`` bytes per row of the image; more than 1 if there are several planes.
     """
 
@@ -43,12 +97,9 @@ class _Layout:
 
 def _colour(code: int | None) -> Callable[[np.ndarray, Levels], np.ndarray]:
     """A conversion that reduces to 8 bits first, so that there is half as much to reorder."""
-
-    def convert(image: np.ndarray, levels: Levels) -> np.ndarray:
-        eight = image if image.dtype == np.uint8 else eight_bits(image, levels)
-        return eight if code is None else cv2.cvtColor(eight, code)
-
-    return convert
+    if code is None:
+        return eight_bits
+    return lambda image, levels: cv2.cvtColor(eight_bits(image, levels), code)
 
 
 def _bayer(code: int) -> Callable[[np.ndarray, Levels], np.ndarray]:
@@ -73,11 +124,9 @@ def _nv24(planes: np.ndarray, levels: Levels) -> np.ndarray:
 
 # ROS names a Bayer pattern by the first two rows, OpenCV by the second row from its second pixel on.
 _BAYER_CODES = {
-    "rggb": cv2.COLOR_BayerBG2RGB,
-    "bggr": cv2.COLOR_BayerRG2RGB,
-    "gbrg": cv2.COLOR_BayerGR2RGB,
+    "rggb": cv2.COLOR_BayerBG2RGB, "bggr": cv2.COLOR_BayerRG2RGB, "gbrg": cv2.COLOR_BayerGR2RGB,
     "grbg": cv2.COLOR_BayerGB2RGB,
-}
+}  # fmt: skip
 _UYVY = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
 _YUYV = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_YUYV), even_width=True)
 
@@ -153,14 +202,9 @@ def has_padded_rows(width: int, step: int, encoding: str) -> bool:
 
 
 def to_rgb(
-    data: np.ndarray,
-    height: int,
-    width: int,
-    step: int,
-    encoding: str,
-    is_bigendian: bool = False,
+    data: np.ndarray, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False,
     levels: Levels | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Convert an image in the layout of ``sensor_msgs/Image`` to RGB.
 
     :param data: (N,) uint8.
@@ -177,7 +221,7 @@ def to_rgb(
 
 
 def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: int, is_bigendian: bool) -> np.ndarray:
-    """The samples in native byte order, as a view if possible."""
+    """The samples, (H, W) or (H, W, C), uint8 or native uint16; a view if possible, whose rows may not be adjacent."""
     dtype = ("u1", ">u2" if is_bigendian else "<u2")[layout.bytes_per_channel - 1]
     shape: tuple[int, ...] = (int(height * layout.rows), width)
     strides: tuple[int, ...] = (step, layout.pixel_bytes)
@@ -185,3 +229,58 @@ def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: i
         shape, strides = (*shape, layout.channels), (*strides, layout.bytes_per_channel)
     image: np.ndarray = np.ndarray(shape, dtype, buffer=np.ascontiguousarray(data), strides=strides)
     return image if layout.bytes_per_channel == 1 else np.require(image, np.uint16, ["ALIGNED"])
+
+
+MAX_PIXELS = 1 << 26
+"""Larger images (than 8192 x 8192) are not decoded, because a few kilobytes of data can claim any size."""
+FORMATS = ("jpeg", "png")
+
+
+def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = None) -> np.ndarray:
+    """Decode a compressed image to RGB, without alpha, and without the orientation in EXIF data: calibrations are of
+    the image as it is stored.
+
+    :param data: (N,) uint8. The data itself decides how it is decoded.
+    :param format: what the message states. It is often wrong, so it only serves for errors, and to refuse depth.
+    :param levels: as for ``to_rgb``.
+    :returns: (H, W, 3) uint8, contiguous.
+    :raises EncodingError: for data that is neither JPEG nor PNG, is damaged, or claims more than ``MAX_PIXELS``.
+    """
+    said = f" (format {format!r})"
+    if "compressedDepth" in format:
+        raise EncodingError(f"expected a colour or grey image, got depth{said}")
+    try:
+        image = Image.open(io.BytesIO(data.data), formats=FORMATS)
+    except Exception as error:  # Pillow raises errors of many types
+        got = f"{data.size} bytes that begin {data[:8].tobytes().hex(' ') or '-'}{said}"
+        raise EncodingError(f"expected JPEG or PNG data, got {got}: {type(error).__name__}") from None
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise EncodingError(f"expected at most {MAX_PIXELS} pixels, got {image.width} x {image.height}{said}")
+        try:
+            if image.format == "PNG" and image.mode.startswith("RGB") and data[24] == 16:
+                image.load()  # in full, but of 16 bits only the upper ones
+                colour = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH))
+                return cv2.cvtColor(eight_bits(colour, levels or Levels()), cv2.COLOR_BGR2RGB)
+            if image.mode.startswith("I"):
+                grey = eight_bits(np.asarray(image).astype(np.uint16), levels or Levels())
+                return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        except Exception as error:
+            raise EncodingError(f"the {image.format} data of {data.size} bytes is damaged{said}: {error}") from None
+
+
+def encode_image(rgb: np.ndarray, format: str, quality: int = 95) -> np.ndarray:
+    """Encode an image as JPEG or PNG data, (N,) uint8.
+
+    :param rgb: (H, W, 3) uint8 RGB.
+    :param format: "jpeg" or "png".
+    :param quality: 1 to 100, for JPEG only.
+    :raises ValueError: for another format, or an image of another shape or type.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"expected the format {' or '.join(FORMATS)}, got {format!r}")
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {rgb.dtype} of {rgb.shape}")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if format == "jpeg" else []
+    return cv2.imencode(f".{format}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)[1].reshape(-1)

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from deq_flow_ros.imaging.colour import flow_to_color
 from deq_flow_ros.imaging.frame import MediaError
 
 GAP = 4
@@ -55,6 +56,38 @@ def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: n
     axis = 0 if image.shape[1] > 2 * image.shape[0] else 1
     line = np.full((GAP, image.shape[1], 3) if axis == 0 else (image.shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis)
+
+
+def read_picture(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> tuple[np.ndarray, int]:
+    """An image file as OpenCV decodes it, and the number of pictures in it, of which this is the first.
+
+    :param flags: of ``cv2.imdecode``.
+    :raises OSError: if the file cannot be read.
+    :raises MediaError: if it is no image, or not a whole one.
+    """
+    data = np.fromfile(file, np.uint8)  # given a name that is not UTF-8, OpenCV ends the process
+    pictures = 1
+    try:
+        # OpenCV makes a picture of half a JPEG file, and says nothing of the further pages of a file.
+        with Image.open(io.BytesIO(data.data)) as look:
+            if look.format in ("JPEG", "MPO"):
+                look.draft(None, (1, 1))  # an eighth of the size, which is decoded fast
+                look.load()
+            else:
+                pictures = getattr(look, "n_frames", 1)
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        pass
+    except (OSError, ValueError) as error:
+        raise MediaError(f"not a whole image: {error}") from error
+    image = cv2.imdecode(data, flags) if data.size else None
+    if image is None:
+        raise MediaError("not a readable image")
+    return image, pictures
+
+
+def several(pictures: int) -> str:
+    """What is said of a file that holds so many pictures."""
+    return f"it holds {pictures} pictures, of which only the first is read; a video of them is read to its end"
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -142,3 +175,71 @@ def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWri
             return writer
         writer.release()
     raise MediaError(f"cannot write {path}: is the place writable, and has OpenCV an encoder of {' or '.join(CODECS)}?")
+
+
+TABLE_RADIUS = 255
+"""The number of steps from no motion to the largest motion in the table of colours."""
+
+
+def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
+    """Draw flow as colour, (H, W, 3) uint8 RGB. White is no motion, black is no flow (NaN or infinite).
+
+    :param flow: (H, W, 2) px.
+    :param max_px: the length with full saturation; longer vectors are darker. None takes the longest finite vector of
+        this field, but at least 1 px, so that noise around zero stays pale.
+    :raises ValueError: for another shape, or a ``max_px`` that is not above 0.
+    """
+    if flow.ndim != 3 or flow.shape[2] != 2:
+        raise ValueError(f"expected flow of shape (H, W, 2), got {flow.shape}")
+    if max_px is not None and not max_px > 0:
+        raise ValueError(f"expected max_px above 0, got {max_px}")
+    flow = np.ascontiguousarray(flow, np.float32)
+    if flow.size == 0:
+        return np.zeros((*flow.shape[:2], 3), np.uint8)
+    u, v = cv2.split(flow)
+    speed = cv2.magnitude(u, v)
+    finite = np.isfinite(speed)
+    if max_px is None:
+        max_px = max(1.0, float(speed.max(initial=0.0, where=finite)))
+    scale = np.float32(TABLE_RADIUS / max_px)
+    # Vectors beyond max_px would leave the disc. They are pulled back to its rim, which has darker colours.
+    pull = scale * np.minimum(1.0, (TABLE_RADIUS + 2.0) / np.maximum(speed * scale, 1e-6)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        columns = np.where(finite, u * pull, 0).astype(np.int32)
+        rows = np.where(finite, v * pull, 0).astype(np.int32)
+    side = 2 * TABLE_RADIUS + 5
+    index = (rows + (TABLE_RADIUS + 2)) * side + columns + (TABLE_RADIUS + 2)
+    color = color_table().take(index.ravel(), axis=0).reshape(*flow.shape[:2], 3)
+    if not finite.all():
+        color[~finite] = 0
+    return color
+
+
+def _wheel() -> np.ndarray:
+    """The colours of the wheel, (55, 3) float32 RGB 0..1. Between two pure hues, one channel goes up or down."""
+    corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
+    counts = (15, 6, 4, 11, 13, 6)
+    segments = [
+        begin + (end - begin) * (np.arange(count, dtype=np.float32) / count)[:, None]
+        for begin, end, count in zip(corners[:-1], corners[1:], counts, strict=True)
+    ]
+    return np.concatenate(segments)
+
+
+@cache
+def color_table() -> np.ndarray:
+    """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
+
+    The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.
+    """
+    wheel = _wheel()
+    steps = np.arange(-TABLE_RADIUS - 2, TABLE_RADIUS + 3, dtype=np.float32) / TABLE_RADIUS
+    v, u = np.meshgrid(steps, steps, indexing="ij")
+    radius = np.hypot(u, v)
+    position = (np.arctan2(-v, -u) / np.pi + 1.0) / 2.0 * (len(wheel) - 1)
+    lower = np.floor(position).astype(int)
+    fraction = (position - lower)[..., None]
+    hue = (1 - fraction) * wheel[lower % len(wheel)] + fraction * wheel[(lower + 1) % len(wheel)]
+    inside = (radius <= 1.0)[..., None]
+    color = np.where(inside, 1.0 - radius[..., None] * (1.0 - hue), hue * 0.75)
+    return np.ascontiguousarray(np.floor(255.0 * color).astype(np.uint8).reshape(-1, 3))

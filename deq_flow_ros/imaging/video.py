@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.imaging.compressed import MAX_PIXELS
-from deq_flow_ros.imaging.encodings import EncodingError
+from deq_flow_ros.imaging.encodings import MAX_PIXELS, EncodingError
+from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.imaging.h264 import H264, H265, START, FrameNumbers, has_picture, pictures
 
 _CODECS = {H264: ("264", "avc"), H265: ("265", "hevc")}
@@ -35,6 +35,15 @@ class VideoPacket:
     stamp_ns: int
     frame_id: str
     number: int | None = None
+
+
+def packet_of(message: Any) -> VideoPacket:
+    """What a message holds, whether it comes from ROS or from a recording."""
+    data = bytes(message.data)
+    if hasattr(message, "timestamp"):
+        return VideoPacket(data, message.format, stamp_to_ns(message.timestamp), message.frame_id)
+    header = message.header
+    return VideoPacket(data, message.encoding, stamp_to_ns(header.stamp), header.frame_id, message.pts)
 
 
 @dataclass(frozen=True)

@@ -31,19 +31,27 @@ from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.errors import UserError
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
-from deq_flow_ros.evaluation.wording import terminal_rows
+from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, terminal_rows
 from deq_flow_ros.host import TimeShares
+from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.live.children import ChildError
 from deq_flow_ros.live.options import SHORTEST_S, node_parameters, parse_options
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, Recording, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, run_live
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.recordings import MediaError, Source, open_source
-from deq_flow_ros.recordings.bags import read_stamps
+from deq_flow_ros.recordings.bags import read_messages
 from deq_flow_ros.recordings.files import sha256
-from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, check_space
-from deq_flow_ros.recordings.flow_recording import FrameReport, read_reports, take_account
+from deq_flow_ros.recordings.flow_bag import (
+    FLOW_TOPIC,
+    IMAGE_TOPIC,
+    RESIDUAL_TOPIC,
+    STATISTICS_TOPIC,
+    FrameReport,
+    check_space,
+    read_reports,
+    take_account,
+)
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.parameters import NodeSettings
 
@@ -106,10 +114,12 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     if not published.stamps_ns:
         raise ChildError(f"the player published no frame; see {out / LOGS / 'player.log'}")
     reports = read_reports(run.bag, STATISTICS_TOPIC)
-    account = take_account(published.stamps_ns, reports, read_stamps(run.bag, FLOW_TOPIC))
-    if not account.flow_messages:
+    flow_stamps_ns = [stamp_to_ns(message.header.stamp) for _, _, message in read_messages(run.bag, FLOW_TOPIC)]
+    account = take_account(published.stamps_ns, reports, flow_stamps_ns)
+    counts = {"published": len(published.stamps_ns), "received": len(reports), "recorded": len(flow_stamps_ns)}
+    if not flow_stamps_ns:
         reasons = {**account.first_reasons, **account.drop_reasons}
-        console.print(f"evaluate_bag: no flow was published for {account.published} frames; {reasons}", style="red")
+        console.print(f"evaluate_bag: no flow was published for {counts['published']} frames; {reasons}", style="red")
         return 1
     description = source.description if options.input else "rendered drive, whose exact flow is known"
     digest = "" if frames or not source.whole else sha256(Path(path))
@@ -119,7 +129,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         played_s=published.seconds,
         threads=NodeSettings(threads=int(run.node_parameters.get("threads", 0))).compute_threads(),
         problems=account.problems,
-        transport={"published": account.published, "received": account.received, "recorded": account.flow_messages},
+        transport=counts,
     )
     recorded = open_source(run.bag, IMAGE_TOPIC) if source.live else source
     metrics = _analyse(options, run, published, reports, recorded, about, console)

@@ -13,13 +13,12 @@ import numpy as np
 
 from deq_flow_ros.demo.bag import ExactFlow
 from deq_flow_ros.evaluation.measures import PairFields, consistency, measure
-from deq_flow_ros.evaluation.methods import ReverseFlow
+from deq_flow_ros.evaluation.methods import ReverseFlow, Setting
 from deq_flow_ros.evaluation.records import DROPPED, PROCESSED, STAGES, FrameOutcome, FrameRecord, InputFrame
-from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.imaging.levels import Levels
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.recordings.flow_recording import FrameReport, read_fields
+from deq_flow_ros.recordings.flow_bag import FrameReport, read_fields
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.streaming import FlowEstimator
 

@@ -21,8 +21,15 @@ from rclpy.signals import SignalHandlerOptions
 
 from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.recordings.bags import remove_recording
-from deq_flow_ros.recordings.flow_bag import COLOR_TOPIC, FLOW_TOPIC, IMAGE_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC
-from deq_flow_ros.recordings.flow_recording import FrameReport, report_of
+from deq_flow_ros.recordings.flow_bag import (
+    COLOR_TOPIC,
+    FLOW_TOPIC,
+    IMAGE_TOPIC,
+    RESIDUAL_TOPIC,
+    STATISTICS_TOPIC,
+    FrameReport,
+    report_of,
+)
 from deq_flow_ros.stamps import MAX_PAUSE_S
 
 RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)

@@ -21,8 +21,7 @@ from rosbags.rosbag2 import Reader as Reader2
 
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings import sqlite_bag
-from deq_flow_ros.recordings.messages import ZSTD_MAGIC, Channel, Damage, Recorded
-from deq_flow_ros.recordings.names import (
+from deq_flow_ros.recordings.files import (
     DATA_SUFFIXES,
     ROS1_MAGIC,
     begins,
@@ -31,6 +30,7 @@ from deq_flow_ros.recordings.names import (
     stem_of_part,
     visible_files,
 )
+from deq_flow_ros.recordings.messages import ZSTD_MAGIC, Channel, Damage, Recorded
 from deq_flow_ros.recordings.scan import scan
 
 if sys.version_info >= (3, 14):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-import struct
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -77,16 +76,9 @@ class BagWriter:
 
     def write_frame(self, topic: str, frame: Frame) -> None:
         """Append a ``sensor_msgs/Image`` that was recorded at ``frame.record_ns``."""
-        message = self._types.types[IMAGE](
-            header=self._header(frame.stamp_ns, frame.frame_id),
-            height=frame.height,
-            width=frame.width,
-            encoding=frame.encoding,
-            is_bigendian=int(frame.is_bigendian),
-            step=frame.step,
-            data=np.ascontiguousarray(frame.data),
-        )
-        self._write(topic, IMAGE, message, frame.record_ns)
+        header, data = self._header(frame.stamp_ns, frame.frame_id), np.ascontiguousarray(frame.data)
+        layout = (frame.height, frame.width, frame.encoding, int(frame.is_bigendian), frame.step)
+        self._write(topic, IMAGE, self._types.types[IMAGE](header, *layout, data), frame.record_ns)
 
     def write_camera_info(
         self, topic: str, calibration: Mapping[str, Any], stamp_ns: int, record_ns: int, frame_id: str
@@ -102,15 +94,10 @@ class BagWriter:
         self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int
     ) -> None:
         """Append a ``diagnostic_msgs/DiagnosticArray`` with one status of this name and of level OK."""
-        pair, status = (
-            self._types.types["diagnostic_msgs/msg/KeyValue"],
-            self._types.types["diagnostic_msgs/msg/DiagnosticStatus"],
-        )
-        pairs = [pair(key=key, value=value) for key, value in values.items()]
-        message = self._types.types[DIAGNOSTIC_ARRAY](
-            header=self._header(stamp_ns, ""),
-            status=[status(level=0, name=name, message="", hardware_id="", values=pairs)],
-        )
+        types = self._types.types
+        pairs = [types["diagnostic_msgs/msg/KeyValue"](*item) for item in values.items()]
+        status = types["diagnostic_msgs/msg/DiagnosticStatus"](0, name, message="", hardware_id="", values=pairs)
+        message = types[DIAGNOSTIC_ARRAY](self._header(stamp_ns, ""), [status])
         self._write(topic, DIAGNOSTIC_ARRAY, message, record_ns)
 
     def _write(self, topic: str, msgtype: str, message: Any, record_ns: int) -> None:
@@ -167,38 +154,9 @@ def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, An
 
     :raises MediaError: if the bag cannot be read completely.
     """
-    bag = _whole(path)
-    for recorded in bag.messages(*topics):
-        yield recorded.topic, recorded.time_ns, recorded.message()
-    _check(bag)
-
-
-def read_stamps(path: str | Path, topic: str) -> list[int]:
-    """The header stamps of a topic in ns, in the order of recording.
-
-    Only the first bytes of each message are read, so its type must begin with a ``std_msgs/Header``.
-
-    :raises MediaError: if the bag cannot be read completely.
-    """
-    bag = _whole(path)
-    stamps = []
-    for recorded in bag.messages(topic):
-        # CDR: four bytes state the encoding (the second one is 1 for little-endian), then sec and nanosec follow.
-        raw = recorded.raw()
-        seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] == 1 else ">iI", raw, 4)
-        stamps.append(seconds * 1_000_000_000 + nanoseconds)
-    _check(bag)
-    return stamps
-
-
-def _whole(path: str | Path) -> Bag:
     bag = Bag(Path(path))
-    _check(bag)
-    return bag
-
-
-def _check(bag: Bag) -> None:
-    """Refuse a bag of which something could not be read."""
+    for recorded in () if bag.problems else bag.messages(*topics):
+        yield recorded.topic, recorded.time_ns, recorded.message()
     if bag.problems:
         raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")
 
@@ -211,18 +169,15 @@ def read_image(message: Any) -> np.ndarray:
     layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
     if message.encoding not in layouts:
         raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
-    dtype, channels = layouts[message.encoding]
-    row = message.width * channels * np.dtype(dtype).itemsize
+    kind, channels = layouts[message.encoding]
+    dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
+    row = message.width * channels * dtype.itemsize
     if message.step < row or message.data.size < message.step * message.height:
         raise MediaError(
             f"expected {message.height} rows of at least {row} bytes, "
             f"got step {message.step} and {message.data.size} bytes"
         )
-    rows = (
-        np.asarray(message.data)
-        .view(np.uint8)[: message.step * message.height]
-        .reshape(message.height, message.step)[:, :row]
-    )
-    image = np.ascontiguousarray(rows).view(np.dtype(dtype).newbyteorder(">" if message.is_bigendian else "<"))
-    image = image.reshape(message.height, message.width, channels)
+    data = np.asarray(message.data).view(np.uint8)[: message.step * message.height]
+    rows = np.ascontiguousarray(data.reshape(message.height, message.step)[:, :row])
+    image = rows.view(dtype).reshape(message.height, message.width, channels)
     return image[:, :, 0] if channels == 1 else image

@@ -20,8 +20,8 @@ from zlib import crc32
 import lz4.frame
 
 from deq_flow_ros.recordings import sqlite_bag
+from deq_flow_ros.recordings.files import MCAP_MAGIC, ROS1_MAGIC
 from deq_flow_ros.recordings.messages import Channel, Damage, Recorded, ros_type
-from deq_flow_ros.recordings.names import MCAP_MAGIC, ROS1_MAGIC
 
 if sys.version_info >= (3, 14):
     from compression import zstd

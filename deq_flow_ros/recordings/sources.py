@@ -4,27 +4,30 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
+from deq_flow_ros.imaging.pictures import read_picture, several
 from deq_flow_ros.packages import needed_by
-from deq_flow_ros.recordings.folder_source import FolderSource, read_picture, several
-from deq_flow_ros.recordings.names import (
+from deq_flow_ros.recordings.files import (
     BAG_SUFFIXES,
     DATA_SUFFIXES,
     IMAGE_SUFFIXES,
     check_name,
     has_metadata,
     is_bag_file,
+    natural_order,
+    recordings_below,
     visible_files,
 )  # fmt: skip
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
@@ -232,3 +235,64 @@ class CameraSource(Source):
     def close(self) -> None:
         """See ``Source.close``."""
         self.capture.release()
+
+
+class FolderSource(Source):
+    """The images of a folder in natural order (2 before 10); their sizes may differ and are passed on as they are."""
+
+    kind = "folder"
+
+    def __init__(self, path: Path, fps: float | None) -> None:
+        super().__init__()
+        self.path = path
+        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
+        # A link that leads nowhere is an image that cannot be read.
+        files = [child for child in named if child.is_file() or (child.is_symlink() and not child.exists())]
+        if not files:
+            raise MediaError(f"the folder {path} {_what_is_in(path)}")
+        self.files = natural_order(files)
+        fps = fps or DEFAULT_FPS
+        self.count = len(files)
+        self.nominal_period_ns = round(1e9 / fps)
+        self.description = f"folder {path.name}: {self.count} images at {fps:g} Hz"
+
+    def frames(self) -> Iterator[Frame]:
+        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
+        numbers = [n for n in range(len(self.files)) if self.part_of(n * self.nominal_period_ns) == 0]
+        if not numbers:
+            self.check_part()
+        self.skipped, self.left_out, unreadable = [], numbers[0], 0
+        for number in numbers:
+            file, stamp_ns = self.files[number], FIRST_STAMP_NS + number * self.nominal_period_ns
+            try:
+                image, pictures = read_picture(file)
+                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
+            except (MediaError, OSError) as error:
+                self.skipped.append(f"{file.name}: {error}")
+                self.left_out += 1
+                log.warning("left out %s: %s", file, error)
+                unreadable += 1
+                continue
+            if pictures > 1:
+                self.skipped.append(f"{file.name}: {several(pictures)}")
+                log.warning("%s: %s", file, self.skipped[-1])
+            yield frame
+        if unreadable == len(numbers):
+            none = f"none of the {len(numbers)} images in {self.path} can be read"
+            raise MediaError(f"{none}; the first: {self.skipped[0]}")
+        if unreadable:
+            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
+
+
+def _what_is_in(folder: Path) -> str:
+    """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
+    below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
+    if below:
+        inner = f"the recordings below it: {_listed(below)}"
+        return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
+    there = _listed(sorted(child.name for child in folder.iterdir())) or "nothing"
+    return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

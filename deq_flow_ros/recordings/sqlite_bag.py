@@ -15,8 +15,8 @@ from typing import Any
 
 import apsw
 
+from deq_flow_ros.recordings.files import SQLITE_MAGIC
 from deq_flow_ros.recordings.messages import Channel, Damage, Recorded
-from deq_flow_ros.recordings.names import SQLITE_MAGIC
 
 LOG = "-wal"
 """What SQLite appends to the name of a file for that of its write-ahead log."""

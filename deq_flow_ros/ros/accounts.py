@@ -18,7 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
-from deq_flow_ros.recordings.names import STATUS_NAME
+from deq_flow_ros.recordings.files import STATUS_NAME
 from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
 RATE_LIMITED = "skipped to keep to max_rate_hz"

@@ -10,9 +10,7 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.compressed import decode_image
-from deq_flow_ros.imaging.encodings import check_layout, has_padded_rows, to_rgb
-from deq_flow_ros.imaging.levels import Levels
+from deq_flow_ros.imaging.encodings import Levels, check_layout, decode_image, has_padded_rows, to_rgb
 from deq_flow_ros.ros.camera_info import Region
 from deq_flow_ros.ros.video import VideoImage
 

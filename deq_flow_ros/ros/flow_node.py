@@ -22,7 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
-from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import convert, distributions, process, snapshot_service
 from deq_flow_ros.ros.bond import ManagerBond

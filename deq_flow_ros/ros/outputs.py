@@ -16,8 +16,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.imaging.colour import TABLE_RADIUS, color_table, flow_to_color
-from deq_flow_ros.imaging.compressed import encode_image
+from deq_flow_ros.imaging.encodings import encode_image
+from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.ros import convert, qos
 from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
 from deq_flow_ros.ros.points import flow_points

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from deq_flow_ros.imaging.levels import Levels
+from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import PRECISIONS
 from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
 from deq_flow_ros.streaming import RUNTIMES

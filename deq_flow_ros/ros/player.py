@@ -35,12 +35,9 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from deq_flow_ros.command_line import UNUSABLE, USER_ERRORS, CommandLine, exit_status
-from deq_flow_ros.imaging.compressed import FORMATS, encode_image
-from deq_flow_ros.imaging.encodings import to_rgb
-from deq_flow_ros.imaging.levels import Levels
+from deq_flow_ros.imaging.encodings import FORMATS, Levels, encode_image, to_rgb
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
-from deq_flow_ros.recordings.frame_reader import FrameReader
-from deq_flow_ros.recordings.source import DEFAULT_FPS
+from deq_flow_ros.recordings.source import DEFAULT_FPS, FrameReader
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import as_declared, unused_overrides

@@ -20,7 +20,7 @@ import rclpy
 import torch
 
 from deq_flow_ros.host import versions
-from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.recordings.flow_files import write_flow
 
 

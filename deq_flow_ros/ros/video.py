@@ -14,8 +14,7 @@ from builtin_interfaces.msg import Time
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import EncodingError
-from deq_flow_ros.imaging.video import Picture, VideoDecoder
-from deq_flow_ros.recordings.packets import packet_of
+from deq_flow_ros.imaging.video import Picture, VideoDecoder, packet_of
 
 try:
     from ffmpeg_image_transport_msgs.msg import FFMPEGPacket as FFMPEG

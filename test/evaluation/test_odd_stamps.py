@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from evaluation_inputs import FIRST_NS, PERIOD_NS, frames, pictures, table, write_bag, write_folder
 
-from deq_flow_ros.evaluation.settings import Setting, with_parameters
-from deq_flow_ros.evaluation.wording import comparison
+from deq_flow_ros.evaluation.methods import Setting, with_parameters
+from deq_flow_ros.evaluation.summary import comparison
 from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.streaming.virtual_clock import CostTable

@@ -18,7 +18,6 @@ from PIL import Image
 from deq_flow_ros.evaluation import gallery as gallery_module
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
 from deq_flow_ros.evaluation.measures import MEASURES, PairFields, measure
-from deq_flow_ros.evaluation.plots import run_plots
 from deq_flow_ros.evaluation.records import (
     COLUMNS,
     DROPPED,
@@ -29,9 +28,9 @@ from deq_flow_ros.evaluation.records import (
     FrameTable,
     read_frames,
 )
+from deq_flow_ros.evaluation.report import run_plots
 from deq_flow_ros.evaluation.results import ResultWriter
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words, summarise
-from deq_flow_ros.evaluation.wording import comparison, terminal_rows
+from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, comparison, count_words, summarise, terminal_rows
 from deq_flow_ros.recordings import MediaError
 
 ROOT = Path(__file__).parents[2]

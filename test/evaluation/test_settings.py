@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from deq_flow_ros.evaluation.settings import Setting, all_settings, parse_setting, with_parameters
+from deq_flow_ros.evaluation.methods import Setting, all_settings, parse_setting, with_parameters
 
 
 def test_settings_are_read_from_the_command_line() -> None:

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.pictures import flow_to_color
 
 
 def test_directions_have_the_colours_of_the_wheel() -> None:

@@ -9,9 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.imaging.compressed import decode_image, encode_image
-from deq_flow_ros.imaging.encodings import EncodingError
-from deq_flow_ros.imaging.levels import FULL, Levels
+from deq_flow_ros.imaging.encodings import FULL, EncodingError, Levels, decode_image, encode_image
 
 
 def picture() -> np.ndarray:

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from encoded_pictures import BAYER_SITES, HEIGHT, WIDTH, encode, padded, picture
 
-from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, to_rgb
-from deq_flow_ros.imaging.levels import FULL, Levels
+from deq_flow_ros.imaging.encodings import ENCODINGS, FULL, EncodingError, Levels, to_rgb
 
 TOLERANCES = {  # steps of 255, from colours that neighbours share
     **dict.fromkeys(("nv12", "nv21"), 10),

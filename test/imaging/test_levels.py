@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.imaging.levels import FULL, MIN_WIDTH, Levels, eight_bits
+from deq_flow_ros.imaging.encodings import FULL, MIN_WIDTH, Levels, eight_bits
 
 
 def thermal(low: int, high: int, shift: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from deq_flow_ros.live.played import COLD, STREAMED, Recording, in_order, look_c
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.recordings.flow_recording import FrameReport, read_reports
+from deq_flow_ros.recordings.flow_bag import FrameReport, read_reports
 from deq_flow_ros.streaming import FlowEstimator
 
 STEP_NS = 100_000_000

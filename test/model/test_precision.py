@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deq_flow_ros.evaluation.settings import Setting
+from deq_flow_ros.evaluation.methods import Setting
 from deq_flow_ros.model import choose_precision, load_model, precision
 
 

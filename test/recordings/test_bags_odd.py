@@ -17,7 +17,7 @@ from rosbags.typesys import Stores, get_typestore
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.recordings.names import missing_parts
+from deq_flow_ros.recordings.files import missing_parts
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from deq_flow_ros.recordings.flow_recording import FrameReport, take_account
+from deq_flow_ros.recordings.flow_bag import FrameReport, take_account
 
 STEP_NS = 100_000_000
 
@@ -29,7 +29,7 @@ def test_a_complete_run_has_no_problems() -> None:
     reports = [report(1, "first"), report(2), report(3, "dropped"), report(4, previous=2)]
     account = take_account(stamps(1, 2, 3, 4), reports, stamps(1, 2))
     assert account.problems == []
-    assert (account.processed, account.first, account.dropped) == (2, 1, 1)
+    assert account.outcomes == {"processed": 2, "first": 1, "dropped": 1}
     assert account.drop_reasons == {"superseded by a newer frame": 1}
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.imaging.levels import Levels, eight_bits
+from deq_flow_ros.imaging.encodings import Levels, eight_bits
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO
 from deq_flow_ros.recordings.bags import BagWriter

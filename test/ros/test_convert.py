@@ -12,8 +12,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.compressed import encode_image
-from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError
+from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, encode_image
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import convert
 

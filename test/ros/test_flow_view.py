@@ -20,7 +20,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.compressed import encode_image
+from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.ros.convert import array_to_image, compressed_image
 from deq_flow_ros.ros.view import board as view_board
 from deq_flow_ros.ros.view.board import Board

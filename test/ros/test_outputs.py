@@ -21,7 +21,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.colour import flow_to_color
+from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.ros import outputs
 from deq_flow_ros.ros.convert import image_to_rgb
 from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions

@@ -17,7 +17,7 @@ from soak_flow_node import main, parse_options
 from soak_parts import back_and_forth
 
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
-from deq_flow_ros.recordings.flow_recording import FrameReport
+from deq_flow_ros.recordings.flow_bag import FrameReport
 
 
 @pytest.fixture(scope="module")

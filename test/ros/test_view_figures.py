@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.compressed import encode_image
+from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.ros.convert import array_to_image, compressed_image
 from deq_flow_ros.ros.view.figures import HISTORY, Figures
 from deq_flow_ros.ros.view.pictures import Pictures

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import PROGRAM, Browser
 
-from deq_flow_ros.imaging.compressed import encode_image
+from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.ros.view.board import Board
 from deq_flow_ros.ros.view.server import ViewServer
 

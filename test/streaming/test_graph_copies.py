@@ -9,7 +9,7 @@ import torch
 from fake_graphs import FakeDevice, Race, assert_same, make_engine, stream
 from streams import frames
 
-from deq_flow_ros.imaging.colour import TABLE_RADIUS, color_table, flow_to_color
+from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine
 from deq_flow_ros.streaming.graphs import GraphEngine

@@ -10,7 +10,7 @@ import pytest
 import torch
 from streams import PERIOD_NS, frames
 
-from deq_flow_ros.imaging.colour import TABLE_RADIUS, color_table, flow_to_color
+from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import (
     EagerEngine,

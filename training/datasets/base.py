@@ -14,9 +14,9 @@ from typing import ClassVar, NamedTuple
 import cv2
 import numpy as np
 
+from deq_flow_ros.imaging.pictures import read_picture
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow
-from deq_flow_ros.recordings.folder_source import read_picture
 
 
 @dataclass(frozen=True)

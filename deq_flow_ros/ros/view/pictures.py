@@ -9,10 +9,8 @@ import cv2
 import numpy as np
 from sensor_msgs.msg import Image
 
-from deq_flow_ros.imaging.colour import flow_to_color
-from deq_flow_ros.imaging.compressed import encode_image
-from deq_flow_ros.imaging.levels import Levels
-from deq_flow_ros.imaging.pictures import heat, top
+from deq_flow_ros.imaging.encodings import Levels, encode_image
+from deq_flow_ros.imaging.pictures import flow_to_color, heat, top
 from deq_flow_ros.ros.convert import field_of, image_to_rgb
 from deq_flow_ros.ros.topics import ImageMessage
 
