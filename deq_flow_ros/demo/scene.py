@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,24 +45,23 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class _Part:
-    """The rays that hit one body first.
-
-    :ivar rays_hit: (n,) the numbers of these rays.
-    :ivar origin: (3,) their start, in the axes of the body, as the next two.
-    :ivar rays: (3, n) their directions.
-    :ivar point: (3, n) the points that they hit.
+    """The rays that hit one body first: their numbers (n,), and their origin (3,), directions (3, n) and the points
+    (3, n) that they hit in the axes of the body.
     """
 
     body: Body
     number: int
-    rays_hit: np.ndarray
+    hit: np.ndarray
     origin: np.ndarray
     rays: np.ndarray
     point: np.ndarray
 
 
 class Scene:
-    """Renders the frames of a stream and computes the exact flow between any two of them."""
+    """Renders the frames of a stream and computes the exact flow between any two of them.
+
+    :raises ValueError: for settings of another version.
+    """
 
     def __init__(self, settings: SceneSettings | None = None) -> None:
         self.settings = settings or SceneSettings()
@@ -70,16 +70,18 @@ class Scene:
                 f"expected a scene of version {SceneSettings.version}, got {self.settings.version}; render it again"
             )
         self.focal = 0.72 * self.settings.width
-        self._atlas: Atlas | None = None
+        self._shape = self.settings.height, self.settings.width
+        self._principal = np.array([(self.settings.width - 1) / 2, (self.settings.height - 1) / 2])
+
+    @cached_property
+    def _atlas(self) -> Atlas:
+        return Atlas(make_textures(self.settings.seed))
 
     def render(self, frame: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
-        height, width, s = self.settings.height, self.settings.width, SUPERSAMPLING
-        if self._atlas is None:
-            self._atlas = Atlas(make_textures(self.settings.seed))
+        (height, width), s = self._shape, SUPERSAMPLING
         offsets = (np.arange(s) + 0.5) / s - 0.5
-        columns = (np.arange(width)[:, None] + offsets).ravel()
-        rows = (np.arange(height)[:, None] + offsets).ravel()
+        columns, rows = ((np.arange(side)[:, None] + offsets).ravel() for side in (width, height))
         x, y = (grid.ravel().astype(np.float32) for grid in np.meshgrid(columns, rows))
         color = self._shade(frame, x, y, len(columns)).reshape(height, s, width, s, 3)
         image = sum(color[:, row, :, column] for row in range(s) for column in range(s)) / np.float32(s * s)
@@ -88,15 +90,13 @@ class Scene:
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
     def flow(self, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
-        """The exact flow from frame ``first`` to frame ``second``, on the pixels of ``first``.
-
-        ``second`` may be earlier than ``first`` (backward flow).
+        """The exact flow from frame ``first`` to frame ``second``, which may be earlier, on the pixels of ``first``.
 
         :returns: the flow (H, W, 2) float32 px, and a mask (H, W) bool, which is False where the point is occluded in
             ``second`` or outside of its image. The flow is correct there as well, except for points that are behind the
             camera then, where it is NaN.
         """
-        height, width = self.settings.height, self.settings.width
+        height, width = self._shape
         x, y = self._pixels()
         target, depth, _ = self._targets(first, second, second)
         ahead = depth > NEAR
@@ -104,7 +104,7 @@ class Scene:
         inside = ahead & (target >= -0.5).all(axis=0) & (target[0] <= width - 0.5) & (target[1] <= height - 0.5)
         visible = np.zeros(len(x), bool)
         # A second ray through the target decides: it hits the same point, or something nearer.
-        _, nearest, _ = self._cast(second, target[0, inside], target[1, inside], None)
+        _, nearest, _ = self._cast(second, target[0, inside], target[1, inside])
         visible[inside] = nearest > depth[inside] * (1 - 1e-4) - 1e-3
         return np.ascontiguousarray(flow.T, np.float32).reshape(height, width, 2), visible.reshape(height, width)
 
@@ -121,8 +121,7 @@ class Scene:
         """
         target, _, owner = self._targets(first, second, second)
         resting, _, _ = self._targets(first, second, first)
-        shape = self.settings.height, self.settings.width
-        return np.hypot(*(target - resting)).astype(np.float32).reshape(shape), owner.reshape(shape)
+        return np.hypot(*(target - resting)).astype(np.float32).reshape(self._shape), owner.reshape(self._shape)
 
     def closing_rate(self, frame: int, step_s: float = 1e-3) -> np.ndarray:
         """The speed (H, W) at which what each pixel shows comes nearer, divided by its distance, in 1/s.
@@ -131,19 +130,18 @@ class Scene:
         """
         x, y = self._pixels()
         rate = np.empty(len(x))
-        now, then = (frame / self.settings.fps + step for step in (0.0, step_s))
-        for part in self._parts(frame, x, y, self.settings.width):
+        for part in self._parts(frame, x, y):
             distances = []
-            for time in (now, then):
+            for time in (frame / self.settings.fps, frame / self.settings.fps + step_s):
                 body, (_, position) = bodies_at(time)[part.number], camera_at(time)
                 place = body.rotation @ part.point + (body.centre - position)[:, None]
                 distances.append(np.linalg.norm(place, axis=0))
-            rate[part.rays_hit] = np.log(distances[0] / distances[1]) / step_s
-        return rate.reshape(self.settings.height, self.settings.width)
+            rate[part.hit] = np.log(distances[0] / distances[1]) / step_s
+        return rate.reshape(self._shape)
 
     def _pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Image coordinates x and y, (N,) float64 each, of all pixels, row by row."""
-        y, x = np.indices((self.settings.height, self.settings.width), np.float64)
+        y, x = np.indices(self._shape, np.float64)
         return x.ravel(), y.ravel()
 
     def _targets(self, first: int, second: int, moved_until: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,88 +154,51 @@ class Scene:
         rotation, position = camera_at(second / self.settings.fps)
         bodies = bodies_at(moved_until / self.settings.fps)
         seen, owner = np.empty((3, len(x))), np.empty(len(x), np.int8)
-        for part in self._parts(first, x, y, self.settings.width):
+        for part in self._parts(first, x, y):
             body = bodies[part.number]
-            seen[:, part.rays_hit] = rotation.T @ (body.rotation @ part.point + (body.centre - position)[:, None])
-            owner[part.rays_hit] = part.number
+            seen[:, part.hit] = rotation.T @ (body.rotation @ part.point + (body.centre - position)[:, None])
+            owner[part.hit] = part.number
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.focal * seen[:2] / seen[2] + self._principal[:, None], seen[2], owner
 
-    @property
-    def _principal(self) -> np.ndarray:
-        return np.array([(self.settings.width - 1) / 2, (self.settings.height - 1) / 2])
-
-    def _cast(
-        self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cast rays through image positions ``x``, ``y`` (N,) px.
-
-        The precision is that of ``x``. With ``row_length``, the rays must form full rows of that length. Each body is
-        then tested only inside of the box around it.
+    def _cast(self, frame: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cast rays through image positions ``x``, ``y`` (N,) px, in the precision of ``x``.
 
         :returns: the rays (3, N) in camera axes, the depth (N,) of the first hit, and the number (N,) of the body hit.
         """
         rotation, position = camera_at(frame / self.settings.fps)
-        principal = self._principal
-        rays = np.stack([(x - principal[0]) / self.focal, (y - principal[1]) / self.focal, np.ones_like(x)])
-        rays = rays.astype(x.dtype)
-        grid = (-1, row_length or len(x))
-        depth, owner = np.full(len(x), np.inf, x.dtype).reshape(grid), np.zeros(len(x), np.int8).reshape(grid)
+        across, down = self._principal
+        rays = np.stack([(x - across) / self.focal, (y - down) / self.focal, np.ones_like(x)]).astype(x.dtype)
+        squares = np.einsum("in,in->n", rays, rays)
+        depth, owner = np.full(len(x), np.inf, x.dtype), np.zeros(len(x), np.int8)
         for number, body in enumerate(bodies_at(frame / self.settings.fps)):
-            window = self._window(body, rotation, position, x, y, row_length)
-            if window is None:
-                continue
+            centre = (rotation.T @ (body.centre - position)).astype(x.dtype)
+            # Only what meets the ball around the body, with a margin for rounding, can hit it.
+            ahead = np.maximum(centre @ rays, 0)
+            near = np.flatnonzero(ahead * ahead >= (centre @ centre - (1.01 * body.reach) ** 2) * squares)
             origin, turn = _relative(body, rotation, position, x.dtype)
-            rows, columns = window
-            seen = rays.reshape(3, *grid)[:, rows, columns]
-            found = body.intersect(origin, turn @ seen.reshape(3, -1), NEAR).reshape(seen.shape[1:])
-            nearer = found < depth[window]
-            depth[window] = np.where(nearer, found, depth[window])
-            owner[window] = np.where(nearer, np.int8(number), owner[window])
-        return rays, depth.ravel(), owner.ravel()
+            found = body.intersect(origin, turn @ rays[:, near], NEAR)
+            nearer = found < depth[near]
+            depth[near[nearer]], owner[near[nearer]] = found[nearer], number
+        return rays, depth, owner
 
-    def _parts(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> Iterator[_Part]:
+    def _parts(self, frame: int, x: np.ndarray, y: np.ndarray) -> Iterator[_Part]:
         """The first hits of ``_cast``, body by body."""
         rotation, position = camera_at(frame / self.settings.fps)
-        rays, depth, owner = self._cast(frame, x, y, row_length)
-        order = np.argsort(owner, kind="stable")
-        bodies = bodies_at(frame / self.settings.fps)
-        ends = np.cumsum(np.bincount(owner, minlength=len(bodies)))
-        for number, body in enumerate(bodies):
-            mine = order[ends[number - 1] if number else 0 : ends[number]]
-            if mine.size:
+        rays, depth, owner = self._cast(frame, x, y)
+        for number, body in enumerate(bodies_at(frame / self.settings.fps)):
+            hit = np.flatnonzero(owner == number)
+            if hit.size:
                 origin, turn = _relative(body, rotation, position, x.dtype)
-                turned = turn @ rays[:, mine]
-                yield _Part(body, number, mine, origin, turned, turned * depth[mine] + origin[:, None])
-
-    def _window(
-        self, body: Body, rotation: np.ndarray, position: np.ndarray, x: np.ndarray, y: np.ndarray,
-        row_length: int | None,
-    ) -> tuple[slice, slice | np.ndarray] | None:  # fmt: skip
-        """Rows and columns of the rays that can hit the body, as an index; None where none can."""
-        centre, reach = rotation.T @ (body.centre - position), body.reach
-        if centre[2] < -reach and not body.inside_out:
-            return None
-        if body.inside_out or centre[2] < reach + NEAR:
-            return slice(None), slice(None)
-        # The ball around the body lies in the box around it, which the camera sees between two of its edges.
-        ends = [(side, end) for side in (-reach, reach) for end in (-reach, reach)]
-        corners = np.array([(centre[:2] + side) / (centre[2] + end) for side, end in ends])
-        (left, top), (right, bottom) = (edge(0) * self.focal + self._principal for edge in (corners.min, corners.max))
-        if row_length is None:
-            inside = np.flatnonzero((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
-            return (slice(None), inside) if inside.size else None
-        first, last = np.searchsorted(y[::row_length], (top, bottom))
-        begin, end = np.searchsorted(x[:row_length], (left, right))
-        return (slice(int(first), int(last)), slice(int(begin), int(end))) if first < last and begin < end else None
+                turned = turn @ rays[:, hit]
+                yield _Part(body, number, hit, origin, turned, turned * depth[hit] + origin[:, None])
 
     def _shade(self, frame: int, x: np.ndarray, y: np.ndarray, row_length: int) -> np.ndarray:
-        """The colours (N, 3) float32 RGB 0..255 that are seen at image positions ``x``, ``y`` (N,) px."""
-        assert self._atlas is not None
+        """The colours (N, 3) float32 RGB 0..255 that are seen at image positions ``x``, ``y`` (N,) px, row by row."""
         bodies = bodies_at(frame / self.settings.fps)
         pixel = 1 / (self.focal * SUPERSAMPLING)
         color = np.empty((len(x), 3), np.float32)
-        for part in self._parts(frame, x, y, row_length):
+        for part in self._parts(frame, x, y):
             body = part.body
             length = np.sqrt(np.einsum("in,in->n", part.rays, part.rays))
             away = part.point - part.origin[:, None]
@@ -256,9 +217,9 @@ class Scene:
             haze = np.exp(distance * np.float32(-1 / 45))[:, None]
             # The samples of a pixel take their texture from slightly different levels, so that levels blend into one
             # another.
-            blend = (part.rays_hit % 2 + 2 * (part.rays_hit // row_length % 2)) * np.float32(0.25)
+            blend = (part.hit % 2 + 2 * (part.hit // row_length % 2)) * np.float32(0.25)
             found = self._atlas.sample(texture, surface.u, surface.v, density, blend)
-            color[part.rays_hit] = found * (light[:, None] * haze) + (1 - haze) * HAZE
+            color[part.hit] = found * (light[:, None] * haze) + (1 - haze) * HAZE
         return color
 
 
