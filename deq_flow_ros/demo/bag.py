@@ -35,9 +35,7 @@ def render_scene_bag(
     The frames are bgr8 images on ``TOPIC`` with the frame_id "camera". The bag appears complete or not at all. Another
     rendered scene is replaced.
 
-    :param bag: the directory.
     :param progress: called with the number of frames that are done.
-    :returns: the scene.
     :raises MediaError: if the directory holds anything else, which is left alone, or if the bag cannot be written.
     """
     scene = Scene(settings)
@@ -55,10 +53,8 @@ def render_scene_bag(
         nursery.mkdir(parents=True, exist_ok=True)
         # Spawned, not forked, because a fork would copy locks that other threads of the caller hold.
         workers = min(4, os.cpu_count() or 1, settings.frames)
-        with (
-            BagWriter(partial, storage) as writer,
-            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
-        ):
+        spawn = multiprocessing.get_context("spawn")
+        with BagWriter(partial, storage) as writer, ProcessPoolExecutor(workers, spawn) as pool:
             tasks = ((settings, number) for number in range(settings.frames))
             for number, image in enumerate(pool.map(_render, tasks, chunksize=4)):
                 stamp_ns, bgr = settings.stamp_ns(number), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

@@ -17,10 +17,8 @@ def make_textures(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     makers = (_floor, _wall, _ceiling, _wood, _concrete, _ball, _hazard, _poster, _metal)
-    textures = (maker(rng, x, y) for maker in makers)
-    return {
-        name: np.clip(texture * 255, 0, 255).astype(np.uint8) for name, texture in zip(NAMES, textures, strict=True)
-    }
+    textures = [np.clip(255 * maker(rng, x, y), 0, 255).astype(np.uint8) for maker in makers]
+    return dict(zip(NAMES, textures, strict=True))
 
 
 class Atlas:
@@ -47,8 +45,9 @@ class Atlas:
     ) -> np.ndarray:
         """(N, 3) uint8 RGB at the positions ``u``, ``v`` (N,) in units of the texture's side, any range.
 
-        ``texture`` counts in the order of ``NAMES``; ``density`` (N,), in texels per pixel, chooses the level, and
-        ``blend`` (N,) 0..1 what happens between two: 0 takes the finer one, 1 the coarser.
+        :param texture: number in ``NAMES``.
+        :param density: (N,) texels per pixel, by which the level is chosen.
+        :param blend: (N,) 0..1, what happens between two levels: 0 takes the finer one, 1 the coarser.
         """
         level = np.clip(np.log2(np.maximum(density, 1.0)) + blend, 0, LEVELS - 1).astype(np.int32)
         side = self._sides[level]
@@ -144,14 +143,8 @@ def _poster(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarra
     for _ in range(26):
         centre, radius, paint = rng.uniform(0.1, 0.9, 2), rng.uniform(0.03, 0.14), rng.uniform(0.1, 0.95, 3)
         color[np.hypot(x - centre[0], y - centre[1]) < radius] = paint
-    lines = (
-        (y > 0.74)
-        & (y < 0.92)
-        & ((y * 34) % 1 < 0.5)
-        & (x > 0.1)
-        & (x < 0.1 + 0.75 * rng.uniform(0.5, 1, 35)[np.floor(y * 34).astype(int)])
-    )
-    color[lines] = 0.15
+    ends = 0.1 + 0.75 * rng.uniform(0.5, 1, 35)[np.floor(y * 34).astype(int)]
+    color[(y > 0.74) & (y < 0.92) & ((y * 34) % 1 < 0.5) & (x > 0.1) & (x < ends)] = 0.15
     color[(np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) < 0.03)] = 0.2
     return color * (1 + 0.03 * _noise(rng, 0.8))[..., None]
 

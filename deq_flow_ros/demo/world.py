@@ -15,8 +15,12 @@ FLOOR = 1.0
 
 @dataclass(frozen=True)
 class Surface:
-    """Surface at N points, all fields (N,): texture coordinates in units of the texture's side, sides of the texture
-    per metre (or one for all), face number, cosine between surface and ray (0..1), brightness under the hall's light.
+    """Surface at N points, all fields (N,) or one value for all.
+
+    :ivar u, v: texture coordinates in units of the texture's side; ``per_metre`` sides are one metre.
+    :ivar face: number of the face.
+    :ivar facing: cosine between surface and ray, 0..1.
+    :ivar light: brightness under the hall's light.
     """
 
     u: np.ndarray
@@ -29,11 +33,12 @@ class Surface:
 
 @dataclass(frozen=True)
 class Body:
-    """A box of half sizes ``half``, or a ball of radius ``half[0]``, at ``centre``, turned by ``rotation`` (columns:
-    its axes in the world).
+    """A box of half sizes ``half``, or a ball of radius ``half[0]``.
 
-    ``textures`` are one for all, or one per face (-x, +x, -y, +y, -z, +z); ``tile`` is the length in metres that a
-    texture covers, None stretches it over each face. A body that is ``inside_out`` is seen from within: the hall.
+    :ivar rotation: its columns are the axes of the body in the world.
+    :ivar textures: one for all, or one per face (-x, +x, -y, +y, -z, +z).
+    :ivar inside_out: whether it is seen from within: the hall.
+    :ivar tile: length in metres that a texture covers; None stretches it over each face.
     """
 
     half: np.ndarray
@@ -53,21 +58,16 @@ class Body:
         """Ray parameter (N,) of the first hit beyond ``near``, infinite without one; origin (3,) and rays (3, N) in the
         body's axes.
         """
-        infinite = rays.dtype.type(np.inf)
+        single = rays.dtype.type
+        infinite = single(np.inf)
         if self.ball:
-            a = np.einsum("in,in->n", rays, rays)
-            b = origin @ rays
-            c = origin @ origin - rays.dtype.type(self.half[0] ** 2)
-            inner = b * b - a * c
+            a, b = np.einsum("in,in->n", rays, rays), origin @ rays
+            inner = b * b - a * (origin @ origin - single(self.half[0] ** 2))
             hit = (-b - np.sqrt(np.maximum(inner, 0))) / a
             return np.where((inner > 0) & (hit > near), hit, infinite)
-        enter, leave = np.full(rays.shape[1], -infinite), np.full(rays.shape[1], infinite)
-        for axis in range(3):
-            slope = 1 / np.where(rays[axis] == 0, rays.dtype.type(1e-12), rays[axis])
-            middle, half = -origin[axis] * slope, np.abs(slope) * rays.dtype.type(self.half[axis])
-            np.minimum(leave, middle + half, out=leave)
-            if not self.inside_out:
-                np.maximum(enter, middle - half, out=enter)
+        slope = 1 / np.where(rays == 0, single(1e-12), rays)
+        middle, half = -origin[:, None] * slope, np.abs(slope) * self.half.astype(single)[:, None]
+        enter, leave = (middle - half).max(axis=0), (middle + half).min(axis=0)
         if self.inside_out:
             return np.where(leave > near, leave, infinite)
         return np.where((enter < leave) & (enter > near), enter, infinite)
@@ -82,7 +82,7 @@ class Body:
             v = np.arccos(np.clip(normal[1], -1, 1)) * single(1 / np.pi)
             facing = np.abs(np.einsum("in,in->n", normal, rays)) / length
             return Surface(u, v, 1 / (np.pi * self.half[0]), 0, facing, _brightness(lamp @ normal))
-        gap_x, gap_y, gap_z = (single(self.half[axis]) - np.abs(point[axis]) for axis in range(3))
+        gap_x, gap_y, gap_z = self.half.astype(single)[:, None] - np.abs(point)
         on_x = (gap_x < gap_y) & (gap_x < gap_z)
         on_y = ~on_x & (gap_y < gap_z)
         x, y, z = point
@@ -90,15 +90,15 @@ class Body:
         outward, along = (np.where(on_x, a, np.where(on_y, b, c)) for a, b, c in (point, rays))
         face = np.where(on_x, 0, np.where(on_y, 2, 4)) + (outward > 0)
         # The lamp shines on a whole face alike; the hall's faces look inwards.
-        per_face = _brightness(np.stack([-lamp, lamp], axis=1).ravel() * (-1 if self.inside_out else 1))
+        light = _brightness(np.stack([-lamp, lamp], axis=1).ravel() * (-1 if self.inside_out else 1))[face]
         facing = np.abs(along) / length
         if self.tile is not None:
             tile = single(self.tile)
-            return Surface(across / tile, down / tile, 1 / self.tile, face, facing, per_face[face])
+            return Surface(across / tile, down / tile, 1 / self.tile, face, facing, light)
         size = 2 * self.half.astype(point.dtype)
         size_u, size_v = np.where(on_x, size[2], size[0]), np.where(on_y, size[2], size[1])
         u, v = across / size_u + single(0.5), down / size_v + single(0.5)
-        return Surface(u, v, 1 / np.minimum(size_u, size_v), face, facing, per_face[face])
+        return Surface(u, v, 1 / np.minimum(size_u, size_v), face, facing, light)
 
 
 LAMP = np.array([-0.45, -0.80, -0.40])
@@ -112,7 +112,7 @@ def _brightness(facing_lamp: np.ndarray) -> np.ndarray:
 
 def camera_at(time: float) -> tuple[np.ndarray, np.ndarray]:
     """(rotation, position) of the camera at ``time`` in seconds: columns of the rotation are its axes in the world."""
-    way = _way(time)
+    way = float(np.interp(time, *_way_table()))
     position = np.array([0.75 * math.sin(0.55 * way), 0.02 * math.sin(5.0 * way), way])
     yaw = 0.10 + 0.34 * math.sin(0.75 * way + 0.4)
     pitch, roll = 0.06 + 0.006 * math.sin(5.0 * way + 1.0), 0.02 * math.sin(0.75 * way)
@@ -121,17 +121,10 @@ def camera_at(time: float) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _way_table() -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds and the metres driven by then."""
+    """Times in seconds and the metres driven by then: cruise, brake, stand, start, cruise, dash, cruise."""
     times = np.arange(0, 60, 0.001)
-    # Cruise, brake, stand, start, cruise, dash, cruise; straight lines between, and a running mean takes the corners
-    # off.
     when, how_fast = [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0, 0, 1.2, 1.2, 3.6, 3.6, 1.2, 0]
     return times, np.cumsum(np.interp(times, when, how_fast)) * 0.001
-
-
-def _way(time: float) -> float:
-    times, way = _way_table()
-    return float(np.interp(time, times, way))
 
 
 def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
