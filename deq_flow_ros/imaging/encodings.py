@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deq_flow_ros.imaging.jpeg import open_ended
 from deq_flow_ros.spelling import did_you_mean
 
 
@@ -127,6 +129,7 @@ _BAYER_CODES = {
     "rggb": cv2.COLOR_BayerBG2RGB, "bggr": cv2.COLOR_BayerRG2RGB, "gbrg": cv2.COLOR_BayerGR2RGB,
     "grbg": cv2.COLOR_BayerGB2RGB,
 }  # fmt: skip
+_BAYER = {f"bayer_{pattern}{bits}" for pattern in _BAYER_CODES for bits in (8, 16)}
 _UYVY = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
 _YUYV = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_YUYV), even_width=True)
 
@@ -217,6 +220,12 @@ def to_rgb(
     check_layout(data.size, height, width, step, encoding)
     layout = _LAYOUTS[encoding]
     samples = _samples(data, layout, height, width, step, is_bigendian)
+    row = width * layout.pixel_bytes
+    if width >= 16 and step in (2 * row, 3 * row, 4 * row) and np.ptp(data.reshape(-1, step)[:, row:]):
+        raise EncodingError(  # of drivers that call colours mono8
+            f"rows of {step} bytes, {step // row} times as many as {width} pixels of {encoding} have, and not padded "
+            "with one value: does the driver name the wrong encoding?"
+        )
     return np.ascontiguousarray(layout.convert(samples, levels or Levels()))
 
 
@@ -241,7 +250,8 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
     the image as it is stored.
 
     :param data: (N,) uint8. The data itself decides how it is decoded.
-    :param format: what the message states. It is often wrong, so it only serves for errors, and to refuse depth.
+    :param format: what the message states. It is often wrong, so it only serves for errors, to refuse depth, and to
+        demosaic a grey image (compressed_image_transport keeps the pattern: "bayer_rggb8; jpeg compressed ").
     :param levels: as for ``to_rgb``.
     :returns: (H, W, 3) uint8, contiguous.
     :raises EncodingError: for data that is neither JPEG nor PNG, is damaged, or claims more than ``MAX_PIXELS``.
@@ -250,7 +260,7 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
     if "compressedDepth" in format:
         raise EncodingError(f"expected a colour or grey image, got depth{said}")
     try:
-        image = Image.open(io.BytesIO(data.data), formats=FORMATS)
+        image = Image.open(io.BytesIO(open_ended(data.tobytes())), formats=FORMATS)
     except Exception as error:  # Pillow raises errors of many types
         got = f"{data.size} bytes that begin {data[:8].tobytes().hex(' ') or '-'}{said}"
         raise EncodingError(f"expected JPEG or PNG data, got {got}: {type(error).__name__}") from None
@@ -262,9 +272,12 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
                 image.load()  # in full, but of 16 bits only the upper ones
                 colour = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH))
                 return cv2.cvtColor(eight_bits(colour, levels or Levels()), cv2.COLOR_BGR2RGB)
-            if image.mode.startswith("I"):
-                grey = eight_bits(np.asarray(image).astype(np.uint16), levels or Levels())
-                return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+            if image.mode.startswith("I") or image.mode == "L":
+                grey = np.asarray(image).astype(np.uint8 if image.mode == "L" else np.uint16)
+                bits = 8 * grey.itemsize
+                encoding = re.sub(r"\d*;.*", str(bits), format)
+                layout = _LAYOUTS[encoding if encoding in _BAYER else f"mono{bits}"]
+                return layout.convert(grey, levels or Levels())
             return np.array(image if image.mode == "RGB" else image.convert("RGB"))
         except Exception as error:
             raise EncodingError(f"the {image.format} data of {data.size} bytes is damaged{said}: {error}") from None

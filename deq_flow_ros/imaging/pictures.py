@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging.jpeg import open_ended
 
 GAP = 4
 """Width in px of the white line between two pictures."""
@@ -69,7 +70,7 @@ def read_picture(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> tuple[np.ndar
     pictures = 1
     try:
         # OpenCV makes a picture of half a JPEG file, and says nothing of the further pages of a file.
-        with Image.open(io.BytesIO(data.data)) as look:
+        with Image.open(io.BytesIO(open_ended(data.tobytes()))) as look:
             if look.format in ("JPEG", "MPO"):
                 look.draft(None, (1, 1))  # an eighth of the size, which is decoded fast
                 look.load()

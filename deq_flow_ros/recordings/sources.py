@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from deq_flow_ros.recordings.files import (
     check_name,
     has_metadata,
     is_bag_file,
-    natural_order,
     recordings_below,
     visible_files,
 )  # fmt: skip
+from deq_flow_ros.recordings.image_names import in_order, listed
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ class CameraSource(Source):
 
 
 class FolderSource(Source):
-    """The images of a folder in natural order (2 before 10); their sizes may differ and are passed on as they are."""
+    """The images of a folder, ``in_order``. Their sizes may differ and are passed on as they are."""
 
     kind = "folder"
 
@@ -250,20 +250,19 @@ class FolderSource(Source):
         files = [child for child in named if child.is_file() or (child.is_symlink() and not child.exists())]
         if not files:
             raise MediaError(f"the folder {path} {_what_is_in(path)}")
-        self.files = natural_order(files)
-        fps = fps or DEFAULT_FPS
-        self.count = len(files)
-        self.nominal_period_ns = round(1e9 / fps)
-        self.description = f"folder {path.name}: {self.count} images at {fps:g} Hz"
+        self._order = in_order(files, fps)
+        self.files, self.count, self.nominal_period_ns = self._order.files, len(files), self._order.period_ns
+        self.description = f"folder {path.name}: {self.count} images {self._order.rate}"
 
     def frames(self) -> Iterator[Frame]:
         """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
-        numbers = [n for n in range(len(self.files)) if self.part_of(n * self.nominal_period_ns) == 0]
+        stamps_ns, missing = self._order.stamps_ns, self._order.missing
+        numbers = [n for n, stamp_ns in enumerate(stamps_ns) if self.part_of(stamp_ns - stamps_ns[0]) == 0]
         if not numbers:
             self.check_part()
-        self.skipped, self.left_out, unreadable = [], numbers[0], 0
+        self.skipped, self.left_out, unreadable = [missing] if missing else [], numbers[0], 0
         for number in numbers:
-            file, stamp_ns = self.files[number], FIRST_STAMP_NS + number * self.nominal_period_ns
+            file, stamp_ns = self.files[number], stamps_ns[number]
             try:
                 image, pictures = read_picture(file)
                 frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
@@ -279,7 +278,7 @@ class FolderSource(Source):
             yield frame
         if unreadable == len(numbers):
             none = f"none of the {len(numbers)} images in {self.path} can be read"
-            raise MediaError(f"{none}; the first: {self.skipped[0]}")
+            raise MediaError(f"{none}; the first: {self.skipped[bool(missing)]}")
         if unreadable:
             log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
 
@@ -288,11 +287,7 @@ def _what_is_in(folder: Path) -> str:
     """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
     below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
     if below:
-        inner = f"the recordings below it: {_listed(below)}"
+        inner = f"the recordings below it: {listed(below)}"
         return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
-    there = _listed(sorted(child.name for child in folder.iterdir())) or "nothing"
+    there = listed(sorted(child.name for child in folder.iterdir())) or "nothing"
     return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -78,6 +78,35 @@ def test_truncated_data_is_refused(extension: str) -> None:
             decode_image(data[:length], "jpeg")
 
 
+def test_jpeg_data_of_which_a_part_was_lost_is_refused() -> None:
+    """USB loses a part, the camera still writes the end mark, and libjpeg fills the rest with grey, silently."""
+    rows = np.arange(480)[:, None, None] * np.array([1, 3, 5]) + 7 * np.arange(640)[None, :, None]
+    large = (rows % 251).astype(np.uint8)
+    for options in ([], [cv2.IMWRITE_JPEG_RST_INTERVAL, 4]):
+        for image in (picture(), large, large[:, :, 0]):
+            data = cv2.imencode(".jpg", image, options)[1]
+            assert decode_image(np.append(data, np.zeros(99, np.uint8))).shape[:2] == image.shape[:2], "padding is none"
+            half = data.size // 2
+            if data.size > 9000:
+                with pytest.raises(EncodingError, match=r"JPEG data .* damaged"):
+                    decode_image(np.concatenate([data[:half], data[half + 3000 :]]))
+            end = np.array([0xFF, 0xD9], np.uint8)
+            with pytest.raises(EncodingError, match=r"JPEG data .* damaged"):
+                decode_image(np.concatenate([data[: data.size * 9 // 10], end]))
+
+
+def test_a_bayer_pattern_within_a_compressed_image_is_demosaiced() -> None:
+    """compressed_image_transport leaves it in a grey picture; its squares, which stand still, would hold the flow."""
+    image = picture()
+    raw = image[:, :, 1].copy()
+    raw[::2, ::2], raw[1::2, 1::2] = image[::2, ::2, 0], image[1::2, 1::2, 2]
+    for format, data in (("jpeg", raw), ("png", raw), ("png", raw.astype(np.uint16) * 257)):
+        encoding = f"bayer_rggb{8 * data.itemsize}"
+        stored = compress(".jpg" if format == "jpeg" else ".png", data)
+        rgb = decode_image(stored, f"{encoding}; {format} compressed ", Levels(FULL))
+        assert np.abs(rgb.astype(int) - image)[2:-2, 2:-2].max() <= (3 if format == "png" else 30)
+
+
 def test_bombs_are_refused_by_their_header() -> None:
     """A hundred bytes may claim gigabytes; nothing of that may be allocated."""
     tracemalloc.start()

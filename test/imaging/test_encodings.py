@@ -93,6 +93,15 @@ def test_contradictions_are_named(
     assert all(word in str(error.value) for word in words)
 
 
+def test_colours_that_are_called_mono8_are_refused() -> None:
+    """A row of three times as many bytes as pixels would be read to its first third, as if it were padded."""
+    rows = np.arange(20 * 96, dtype=np.uint8)
+    with pytest.raises(EncodingError, match="rows of 96 bytes, 3 times as many as 32 pixels of mono8 have"):
+        to_rgb(rows, 20, 32, 96, "mono8")
+    blank = np.pad(rows.reshape(60, 32)[:20], ((0, 0), (0, 64)))
+    assert to_rgb(blank.reshape(-1), 20, 32, 96, "mono8").shape == (20, 32, 3), "padding to 96 bytes"
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)])
 def test_the_smallest_images_convert(size: tuple[int, int]) -> None:
     """No encoding may crash OpenCV on one pixel or one pair; what cannot be is refused by name."""
