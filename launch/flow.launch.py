@@ -8,34 +8,43 @@ import os
 from pathlib import Path
 
 import yaml
-from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch.actions import OpaqueFunction
 from launch.logging import get_logger, launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from deq_flow_ros.ros.launch_arguments import BOOLEAN, Arguments, declared, refuse_unknown, transport
+from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, share, transport
 from deq_flow_ros.ros.view.board import Board
 from deq_flow_ros.ros.view.server import ViewServer
 from deq_flow_ros.spelling import did_you_mean
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
-SHARE = Path(get_package_share_directory("deq_flow_ros"))
-CONFIG = SHARE / "config"
+CONFIG = share() / "config"
 TEMPLATES = sorted(path.stem for path in CONFIG.glob("*.yaml"))
 KEEP = "; empty = as params_file says"
 
 ARGUMENTS: Arguments = {
     "namespace": ("", "namespace of the node", None),
     "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on", None),
-    "image": ("", "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
-              "cameras: one for each, separated by commas. Empty = image, or NAME/image_raw for each camera", None),
+    "image": (
+        "",
+        "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
+        "cameras: one for each, separated by commas. Empty = image, or NAME/image_raw for each camera",
+        None,
+    ),
     "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic", None),
-    "cameras": ("", "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera "
-                "without a name", None),
+    "cameras": (
+        "",
+        "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera without a name",
+        None,
+    ),
     "remap": ("", "other topics and services of the node: FROM:=TO,..., such as ~/flow:=/front/flow", None),
-    "params_file": ("flow", "parameters: a path, or one of those that come with the package: "
-                    + ", ".join(TEMPLATES), None),
+    "params_file": (
+        "flow",
+        "parameters: a path, or one of those that come with the package: " + ", ".join(TEMPLATES),
+        None,
+    ),
     "model": ("", "model name or weights file" + KEEP, None),
     "device": ("", "cpu, cuda or cuda:N" + KEEP, None),
     "image_transport": ("", "auto, raw, compressed or video" + KEEP, ["", "auto", "raw", "compressed", "video"]),
@@ -89,7 +98,7 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=value["namespace"],
         parameters=[params_file, parameters],
         remappings=remappings,
-        additional_env=transport(SHARE),
+        additional_env=transport(),
         ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
         respawn=value["respawn"] == "true",
         respawn_delay=2.0,
@@ -184,7 +193,7 @@ def _view(value: dict[str, str], camera: str) -> list[LaunchDescriptionEntity]:
             namespace=value["namespace"],
             parameters=[{"node": own, "camera": camera, "host": value["host"], "port": port}],
             remappings=[(own + name[1:], other) for name, other in rules if name.startswith("~")],
-            additional_env=transport(SHARE),
+            additional_env=transport(),
             output="screen",
             emulate_tty=True,
         )
@@ -258,10 +267,4 @@ def _installed(package: str, argument: str) -> bool:
 
 def generate_launch_description() -> LaunchDescription:
     """Arguments, the node and the viewers asked for."""
-    return LaunchDescription(
-        [
-            OpaqueFunction(function=refuse_unknown, args=[__file__]),
-            *declared(ARGUMENTS),
-            OpaqueFunction(function=_actions),
-        ]
-    )
+    return described(__file__, ARGUMENTS, OpaqueFunction(function=_actions))

@@ -5,7 +5,7 @@ ros2 launch deq_flow_ros motion_mask.launch.py image:=/camera/image_raw [any arg
 ros2 launch deq_flow_ros motion_mask.launch.py start_flow_node:=false [name:=flow_node]   # with one that runs already
 """
 
-from deq_flow_ros.ros.perception.launching import with_flow_node
+from deq_flow_ros.ros.launching import with_flow_node
 from launch import LaunchDescription
 
 

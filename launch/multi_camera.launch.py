@@ -5,24 +5,10 @@ ros2 launch deq_flow_ros multi_camera.launch.py cameras:=front,rear [image:=/fro
     [any argument of flow.launch.py]
 """
 
-from pathlib import Path
-
-from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-from deq_flow_ros.ros.launch_arguments import refuse_unknown
+from deq_flow_ros.ros.launching import described, flow_launch
 from launch import LaunchDescription
-
-FLOW = Path(get_package_share_directory("deq_flow_ros")) / "launch" / "flow.launch.py"
 
 
 def generate_launch_description() -> LaunchDescription:
     """flow.launch.py, which names the image topics after the cameras."""
-    return LaunchDescription(
-        [
-            OpaqueFunction(function=refuse_unknown, args=[__file__]),
-            DeclareLaunchArgument("cameras", default_value="front,rear", description="names, separated by commas"),
-            IncludeLaunchDescription(PythonLaunchDescriptionSource(str(FLOW))),
-        ]
-    )
+    return described(__file__, {"cameras": ("front,rear", "names, separated by commas", None)}, flow_launch())

@@ -5,7 +5,7 @@ ros2 launch deq_flow_ros time_to_contact.launch.py image:=/camera/image_raw [any
 ros2 launch deq_flow_ros time_to_contact.launch.py start_flow_node:=false [name:=flow_node]  # one that runs already
 """
 
-from deq_flow_ros.ros.perception.launching import with_flow_node
+from deq_flow_ros.ros.launching import with_flow_node
 from launch import LaunchDescription
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import os
+import socket
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,9 @@ from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.live.children import Children
 
 RATE_HZ = 15.0
-TOPIC, PORT = "/view_cost/image_raw", 8094
+TOPIC = "/view_cost/image_raw"
+with socket.create_server(("127.0.0.1", 0)) as _free:
+    PORT = _free.getsockname()[1]
 PHASES = (("no view", -1), ("nobody looks", 0), ("one looks", 1), ("three look", 3), ("nobody looks any more", 0))
 TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What launch files make of their arguments, from an installation, without starting nodes; and a replay that ends."""
+"""What launch files make of their arguments, from an installation, without starting nodes; and how launches end."""
 
 import json
 import logging
 import os
+import re
+import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,6 +22,7 @@ pytest.importorskip("launch_ros", reason="launch_ros is not among the wheels: te
 from installed_package import SHARE, install
 from launch.actions import IncludeLaunchDescription, RegisterEventHandler
 from launch.event_handlers import OnProcessStart
+from launch.events.process import ProcessStarted
 from launch.launch_description_sources import (
     PythonLaunchDescriptionSource,
     get_launch_description_from_python_launch_file,
@@ -77,19 +82,10 @@ def test_a_misspelt_argument_is_refused(
     visit(launch_folder / "flow.launch.py")
 
 
-@pytest.mark.parametrize(
-    ("name", "argument"),
-    [
-        ("motion_mask", "mask_params_file"),
-        ("time_to_contact", "contact_params_file"),
-        ("point_tracks", "tracks_params_file"),
-    ],
-)
-def test_a_missing_parameter_file_is_refused_before_anything_starts(
-    launch_folder: Path, name: str, argument: str
-) -> None:
+@pytest.mark.parametrize("name", ["motion_mask", "time_to_contact", "point_tracks"])
+def test_a_missing_parameter_file_is_refused_before_anything_starts(launch_folder: Path, name: str) -> None:
     """An error ends the launch, but not the processes that it has started: the flow node would stay without it."""
-    context, actions = LaunchContext(), []
+    context, actions, argument = LaunchContext(), [], f"{name.split('_')[-1]}_params_file"
     context.launch_configurations[argument] = "/nowhere"
     description = get_launch_description_from_python_launch_file(str(launch_folder / f"{name}.launch.py"))
     with pytest.raises(RuntimeError, match=f"{argument}: expected the path of a file, got '/nowhere'"):
@@ -192,20 +188,91 @@ def test_foxglove_gets_a_layout_for_each_camera(
         assert '"/flow_node' not in layout
 
 
-def replay(launch_folder: Path, folder: Path, **arguments: str) -> tuple[int, list[str]]:
-    """The exit status of a replay of a few pictures by a small model, and the programs that were started for it."""
-    for number in range(4):
-        cv2.imwrite(str(folder / f"{number}.png"), np.full((48, 64, 3), 40 * number, np.uint8))
+Started = list[tuple[str, int]]
+"""Names and process ids of the programs that a launch has started."""
+
+
+def launch(path: Path, folder: Path, end: Callable[[Started], None] = len, **arguments: str) -> tuple[int, Started]:
+    """The exit status of a launch with a small model, and what it started; `end` is called after each start."""
     parameters = folder / "small.yaml"
     parameters.write_text("/**: {ros__parameters: {warm_up_width: 0, warm_up_height: 0, threads: 1}}\n")
-    usual = {"model": str(untrained_weights(folder)), "params_file": str(parameters), "input": str(folder)}
-    started: list[str] = []
-    watch = RegisterEventHandler(OnProcessStart(on_start=lambda event, _: started.append(event.process_name)))
+    usual = {"model": str(untrained_weights(folder)), "params_file": str(parameters)}
+    started: Started = []
+
+    def on_start(event: ProcessStarted, context: LaunchContext) -> None:
+        started.append((event.action.node_executable, event.pid))
+        end(started)
+
     service = LaunchService(noninteractive=True)
-    source = PythonLaunchDescriptionSource(str(launch_folder / "replay.launch.py"))
+    source = PythonLaunchDescriptionSource(str(path))
     action = IncludeLaunchDescription(source, launch_arguments={**usual, **arguments}.items())
+    watch = RegisterEventHandler(OnProcessStart(on_start=on_start))
     service.include_launch_description(LaunchDescription([watch, action]))
-    return service.run(), started
+    give_up = threading.Timer(60.0, service.shutdown)
+    give_up.start()
+    try:
+        return service.run(), started
+    finally:
+        give_up.cancel()
+
+
+@pytest.mark.parametrize(
+    ("name", "dies", "others"),
+    [
+        ("flow", "flow_node", []),
+        ("multi_camera", "flow_node", []),
+        ("view", "flow_view", ["flow_node"]),
+        ("motion_mask", "motion_mask", ["flow_node"]),
+        ("time_to_contact", "flow_node", ["time_to_contact"]),
+        ("point_tracks", "point_tracks", ["flow_node"]),
+    ],
+)
+def test_a_launch_fails_with_the_first_of_its_nodes(
+    launch_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dies: str, others: list[str]
+) -> None:
+    """Whoever started it learns of it; a mask without flow, or a page without a node, would wait for ever."""
+    monkeypatch.setattr("sys.argv", ["ros2", "launch", "deq_flow_ros", f"{name}.launch.py"])
+
+    def kill(started: Started) -> None:
+        if len(started) == len(others) + 1:
+            os.kill(dict(started)[dies], signal.SIGKILL)
+
+    said: list[str] = []
+    monkeypatch.setattr(get_logger("launch"), "error", said.append)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    status, started = launch(launch_folder / f"{name}.launch.py", tmp_path, kill, port=port)
+    assert status == 1
+    assert sorted(program for program, _ in started) == sorted([dies, *others])
+    assert re.search(rf"{dies}-\d+ ended with status -9", said[-1])
+
+
+def test_a_node_that_comes_back_ends_nothing(
+    launch_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `respawn:=true` its end is what has been provided for."""
+    monkeypatch.setattr("sys.argv", ["ros2", "launch", "deq_flow_ros", "flow.launch.py"])
+
+    def kill(started: Started) -> None:
+        os.kill(started[-1][1], signal.SIGKILL)
+        assert len(started) == 1  # the second one ends the test
+
+    _, started = launch(launch_folder / "flow.launch.py", tmp_path, kill, respawn="true")
+    assert len(started) == 2
+
+
+def test_a_launch_file_that_another_one_includes_ends_nothing(launch_folder: Path, tmp_path: Path) -> None:
+    """A robot's launch file has nodes that must go on; whether they do is for that file to say."""
+    path = launch_folder / "flow.launch.py"
+    status, started = launch(path, tmp_path, lambda started: os.kill(started[0][1], signal.SIGKILL))
+    assert (status, len(started)) == (0, 1)
+
+
+def replay(launch_folder: Path, folder: Path, **arguments: str) -> tuple[int, Started]:
+    """A replay of a few pictures."""
+    for number in range(4):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((48, 64, 3), 40 * number, np.uint8))
+    return launch(launch_folder / "replay.launch.py", folder, **{"input": str(folder), **arguments})
 
 
 def test_a_replay_ends_with_its_recording(launch_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files share. Imported by them only, as it needs ``launch``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
+from launch.conditions import IfCondition
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.events.process import ProcessExited
+from launch.launch_description_sources import (
+    PythonLaunchDescriptionSource,
+    get_launch_description_from_python_launch_file,
+)
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch_ros.actions import Node
+
+from deq_flow_ros.spelling import did_you_mean
+from launch import Condition, LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+BOOLEAN = ("true", "false")
+Arguments: TypeAlias = Mapping[str, tuple[str | None, str, Sequence[str] | None]]
+"""Default, description and choices by name. Without a default, the argument must be given."""
+UPSTREAM = ("flow", "uncertainty", "statistics", "camera_info")
+"""Topics of the flow node that other nodes subscribe to."""
+_PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
+
+
+def share() -> Path:
+    """Folder of the installed package."""
+    return Path(get_package_share_directory("deq_flow_ros"))
+
+
+def described(
+    file: str, arguments: Arguments, *actions: LaunchDescriptionEntity, always_ends: bool = False
+) -> LaunchDescription:
+    """A launch file: its arguments, and what it starts.
+
+    One that the command line names refuses arguments that it does not have, and ends with the first of our nodes that
+    does, as ``ends_with_nodes`` says. One that another launch file includes leaves both to that one.
+
+    :param file: the ``__file__`` of the launch file.
+    :param always_ends: whether it ends with its nodes wherever it is included.
+    """
+
+    def first(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        named = Path(file).name in [Path(word).name for word in sys.argv]
+        if named:
+            _refuse_unknown(file)
+        return [ends_with_nodes()] if named or always_ends else []
+
+    declared = [
+        DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+        for name, (default, text, choices) in arguments.items()
+    ]
+    return LaunchDescription([OpaqueFunction(function=first), *declared, *actions])
+
+
+def _refuse_unknown(file: str) -> None:
+    """Refuse an argument of the command line that a launch file does not have, which ``ros2 launch`` passes over.
+
+    :raises RuntimeError: naming the argument, and what may have been meant.
+    """
+    known = [argument.name for argument in get_launch_description_from_python_launch_file(file).get_launch_arguments()]
+    for word in sys.argv:
+        name, assigned, _ = word.partition(":=")
+        if assigned and name not in known:
+            raise RuntimeError(f"no argument {name!r}{did_you_mean(name, known)}; it has {', '.join(known)}")
+
+
+def ends_with_nodes() -> RegisterEventHandler:
+    """End the launch with the first of our nodes that ends, as they need each other; its failure is the launch's.
+
+    The others get SIGINT, and finish the flow that is under way. Viewers may be closed, and with ``respawn:=true`` the
+    flow node comes back.
+    """
+
+    def is_needed(action: ExecuteProcess) -> bool:
+        return isinstance(action, Node) and action.node_package == "deq_flow_ros"
+
+    def end(event: ProcessExited, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        respawns = context.launch_configurations.get("respawn") == "true"
+        if respawns and event.action.node_executable == "flow_node":
+            return []
+        if event.returncode != 0 and not context.is_shutdown:
+            raise RuntimeError(f"{event.process_name} ended with status {event.returncode}; it says why above")
+        return [EmitEvent(event=Shutdown(reason=f"{event.process_name} has ended"))]
+
+    return RegisterEventHandler(OnProcessExit(target_action=is_needed, on_exit=end))
+
+
+def flow_launch(condition: Condition | None = None, **arguments: str) -> IncludeLaunchDescription:
+    """``flow.launch.py``, with these arguments beside those of the launch file that includes it."""
+    source = PythonLaunchDescriptionSource(str(share() / "launch" / "flow.launch.py"))
+    return IncludeLaunchDescription(source, launch_arguments=arguments.items(), condition=condition)
+
+
+def transport() -> dict[str, EnvironmentVariable]:
+    """Environment of one of our nodes: the transport profile of this package, unless the user has another one. The
+    other nodes of a launch keep theirs.
+    """
+    return {_PROFILES: EnvironmentVariable(_PROFILES, default_value=str(share() / "config" / "fastdds.xml"))}
+
+
+def with_flow_node(
+    file: str, executable: str, own_file: str, params_file: tuple[str, str], inputs: Mapping[str, tuple[str, str]]
+) -> LaunchDescription:
+    """A launch file with the flow node, unless one runs already, and another node in the same namespace.
+
+    :param file: the ``__file__`` of the launch file.
+    :param executable: the other node, which has the same name.
+    :param own_file: name of the argument with the parameter file of the other node.
+    :param params_file: parameter file of the flow node, and what is said of it.
+    :param inputs: further topics of the other node, with default and description. Where the default is empty, a
+        parameter of this name says whether the node subscribes to it.
+    """
+    arguments: Arguments = {
+        "start_flow_node": ("true", "start flow_node as well, as flow.launch.py does", BOOLEAN),
+        "namespace": ("", "namespace of both nodes", None),
+        **{topic: (default, text, None) for topic, (default, text) in inputs.items()},
+        "name": (
+            "flow_node",
+            "name of flow_node; of one camera of several: NAME/CAMERA, with start_flow_node:=false",
+            None,
+        ),
+        "params_file": (*params_file, None),
+        own_file: ("", f"parameters of {executable}; empty = the defaults", None),
+        "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
+    }
+
+    def check(context: LaunchContext) -> None:
+        """Before any process has started: an error would end the launch, and leave it running."""
+        name = LaunchConfiguration(own_file).perform(context)
+        if name and not Path(name).expanduser().is_file():
+            raise RuntimeError(f"{own_file}: expected the path of a file, got {name!r}")
+
+    def node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        value = {name: LaunchConfiguration(name).perform(context) for name in arguments}
+        given = {topic: default for topic, (default, _) in inputs.items() if value[topic]}
+        parameters = {"use_sim_time": value["use_sim_time"] == "true"}
+        parameters |= {topic: True for topic, default in given.items() if not default}
+        return [
+            Node(
+                package="deq_flow_ros",
+                executable=executable,
+                name=executable,
+                namespace=value["namespace"],
+                parameters=[*[str(Path(path).expanduser()) for path in [value[own_file]] if path], parameters],
+                remappings=[
+                    *((f"flow_node/{topic}", f"{value['name']}/{topic}") for topic in UPSTREAM),
+                    *((topic, value[topic]) for topic in given),
+                ],
+                additional_env=transport(),
+                output="screen",
+                emulate_tty=True,
+            )
+        ]
+
+    condition = IfCondition(LaunchConfiguration("start_flow_node"))
+    return described(
+        file, arguments, OpaqueFunction(function=check), flow_launch(condition), OpaqueFunction(function=node)
+    )
