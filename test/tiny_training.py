@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.recipe import Recipe
-from training.recipe_files import parse_change, read_recipe
+from training.recipe import Recipe, parse_change, read_recipe
 
 CHANGES = (
     "data.crop=[32,48]", "data.batch=2", "data.frames=3", "data.patterns=4", "data.max_displacement_px=8",
     "objective.cold_iterations=[2,3]", "objective.warm_iterations=[1,2]", "objective.perturbation_px=2",
-    "schedule.kind=constant", "schedule.rate=3.5e-4", "schedule.warmup=1", "data.uses=1", "stages=[]",
+    "schedule.rate=3.5e-4", "schedule.warmup=1", "data.uses=1", "stages=[]",
     "validation.sets=[]",
 )  # fmt: skip
 

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import permutations
+from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from training.datasets import Sample
 from training.datasets.base import leaves_image
 from training.rendering import Clip
+from training.settings import CHECKED, Count, Float, NotNegative, Share
 
 ERASED_SIDE_PX = (50, 100)
 """Least and largest side of an erased rectangle."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Augmentation:
     """Random changes of colour and geometry; ``augmentation(sample, rng)`` gives a sample of the size of the crop.
 
@@ -46,41 +50,25 @@ class Augmentation:
     :raises ValueError: for settings outside their ranges, and for a sample without true flow.
     """
 
-    crop: tuple[int, int]
+    crop: tuple[Count, Count]
     sparse: bool = False
-    min_scale: float = -0.2
-    max_scale: float = 0.5
-    spatial_probability: float = 0.8
-    stretch: float = 0.2
-    stretch_probability: float = 0.8
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.1
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.5 / math.pi
-    asymmetric_probability: float = 0.2
-    eraser_probability: float = 0.5
+    min_scale: Annotated[Float, Field(ge=-4, le=4)] = -0.2
+    max_scale: Annotated[Float, Field(ge=-4, le=4)] = 0.5
+    spatial_probability: Share = 0.8
+    stretch: Annotated[NotNegative, Field(le=4)] = 0.2
+    stretch_probability: Share = 0.8
+    horizontal_flip: Share = 0.5
+    vertical_flip: Share = 0.1
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.4
+    hue: Annotated[NotNegative, Field(le=0.5)] = 0.5 / math.pi
+    asymmetric_probability: Share = 0.2
+    eraser_probability: Share = 0.5
 
     def __post_init__(self) -> None:
-        probabilities = (
-            "spatial_probability", "stretch_probability", "horizontal_flip", "vertical_flip", "asymmetric_probability",
-            "eraser_probability",
-        )  # fmt: skip
-        for names, least, most in (
-            (probabilities, 0.0, 1.0),
-            (("brightness", "contrast", "saturation"), 0.0, 1.0),
-            (("hue",), 0.0, 0.5),
-            (("stretch",), 0.0, 4.0),
-            (("min_scale", "max_scale"), -4.0, 4.0),
-        ):
-            for name in names:
-                if not least <= getattr(self, name) <= most:  # also catches NaN
-                    raise ValueError(f"{name}: expected {least} to {most}, got {getattr(self, name)}")
         if self.min_scale > self.max_scale:
             raise ValueError(f"min_scale: expected at most max_scale, {self.max_scale}, got {self.min_scale}")
-        if len(self.crop) != 2 or min(self.crop) < 1:
-            raise ValueError(f"crop: expected height and width of at least 1 px, got {self.crop}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The changed sample; everything random comes from ``rng``."""

@@ -27,7 +27,7 @@ from training.generator import ProceduralGenerator
 from training.pairs import open_pairs
 from training.recipe import PAIRS, Recipe, Source
 from training.rendering import Clip
-from training.schedule import RecipeError
+from training.settings import RecipeError, build
 
 
 class Clips(Dataset[Clip]):
@@ -133,11 +133,11 @@ def training_samples(recipe: Recipe) -> Clips | Mix:
     parts = []
     for source in data.sources:
         for dataset in open_source(recipe, source):
+            settings = {"crop": data.crop, "sparse": dataset.sparse, **source.augmentation}
             try:
-                augmentation = Augmentation(data.crop, sparse=dataset.sparse, **source.augmentation)
-            except (TypeError, ValueError) as error:
-                raise RecipeError(f"augmentation of {source.dataset}: {error}") from error
-            parts.append((dataset, augmentation, source.repeat))
+                parts.append((dataset, build(Augmentation, settings), source.repeat))
+            except RecipeError as error:
+                raise RecipeError(f"augmentation of {source.dataset}: {error}") from None
     return Mix(parts, recipe.seed, data.max_flow_px)
 
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import (
@@ -28,13 +28,16 @@ from deq_flow_ros.equilibrium import (
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
-from training.perturbation import perturb, random_start
 from training.rendering import Clip
+from training.settings import CHECKED, Count, NotNegative, Positive, Share
 
 IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far
+HIDDEN_SHARE = 0.1  # standard deviation of the noise on the hidden state, relative to its root mean square
+RANDOM_FLOW_PX = (1.0, 64.0)  # range of the standard deviation of a random start's flow, log-uniform
+KNOTS = (3, 4)  # rows, columns of the smooth noise on the flow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Objective:
     """How a clip becomes a loss.
 
@@ -47,8 +50,6 @@ class Objective:
     :ivar gradient: "phantom-K" (K steps, damping 1; "phantom-1" is the one-step gradient), "phantom-K-TAU" with damping
         TAU, or "implicit"; one for all corrections, or one for each, separated by commas. Where there is room for fewer
         corrections, the last ones count.
-    :ivar chained: corrections go on from one another, or are read off one trajectory; see ``sparse_correction``.
-    :ivar linked: see ``sparse_correction``.
     :ivar recurrent: instead of all that, the recurrent counterpart: unrolled, loss at every step, no gradient through
         the flow from step to step (RAFT, arXiv 2003.12039, section 3.3).
     :ivar recompute: less memory for more time: encoder blocks and lookups run again in the backward pass.
@@ -64,37 +65,31 @@ class Objective:
         ``perturbation_px`` are for generated clips; pairs of data sets are left as they are.
     """
 
-    cold_iterations: tuple[int, int] = (6, 10)
-    warm_iterations: tuple[int, int] = (2, 6)
+    cold_iterations: tuple[Count, Count] = (6, 10)
+    warm_iterations: tuple[Count, Count] = (2, 6)
     draw: Literal["uniform", "log-uniform"] = "uniform"
-    corrections: int = 3
+    corrections: Count = 3
     gradient: str = "phantom-1"
-    chained: bool = True
-    linked: bool = False
     recurrent: bool = False
     recompute: bool = False
-    jacobian: float = 0.0
-    gamma: float = 0.8
-    matching: float = 0.5
-    occluded: float = 0.3
-    consistency: float = 0.0
-    scale_px: float = 1.0
-    perturbation_px: float = 0.0
-    random_start: float = 0.0
+    jacobian: NotNegative = 0.0
+    gamma: NotNegative = 0.8
+    matching: NotNegative = 0.5
+    occluded: NotNegative = 0.3
+    consistency: NotNegative = 0.0
+    scale_px: Positive = 1.0
+    perturbation_px: NotNegative = 0.0
+    random_start: Share = 0.0
 
     def __post_init__(self) -> None:
         for least, most in (self.cold_iterations, self.warm_iterations):
-            if not 1 <= least <= most:
+            if least > most:
                 raise ValueError(f"a range of iterations must be 1 <= least <= most, got {least} {most}")
-        if self.corrections < 1:
-            raise ValueError(f"corrections must be at least 1, got {self.corrections}")
         given = len(self.gradient.split(","))
         if given not in (1, self.corrections):
             raise ValueError(f"expected one gradient, or one for each of {self.corrections} corrections, got {given}")
         for name in self.gradient.split(","):
             make_gradient(name)
-        if self.linked and (not self.chained or "implicit" in self.gradient):
-            raise ValueError("linked needs chained corrections with phantom gradients; implicit ones pass nothing on")
 
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs.
@@ -168,13 +163,7 @@ class Objective:
         iterations = max(iterations, *steps)
         positions = uniform_positions(iterations, count, gap=max(steps))
         return sparse_correction(
-            problem,
-            start,
-            positions,
-            gradient=gradients[-len(positions) :],
-            gradient_steps=steps[-len(positions) :],
-            chained=self.chained,
-            linked=self.linked,
+            problem, start, positions, gradient=gradients[-len(positions) :], gradient_steps=steps[-len(positions) :]
         )
 
 
@@ -256,3 +245,48 @@ def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor
             found = log_probability.gather(1, index.long().view(-1, 1)).view_as(loss)
             loss = loss - weight_x * weight_y * found
     return weighted_mean(loss, (inside[:, 0] > 0.5).float())
+
+
+def perturb(state: State, keys: list[list[int]], strength_px: float) -> State:
+    """A warm start, disturbed: a smooth field on the flow as a wrong estimate has, white noise on the hidden state.
+
+    :param state: (hidden (B, C, H, W), flow (B, 2, H, W) in cells).
+    :param keys: what the noise of each sample is a function of: the same in whatever batch or process it is drawn.
+    :param strength_px: standard deviation of the flow's field at its knots, px of the full resolution.
+    """
+    hidden, flow = state
+    noise, field = _noise(state, keys)
+    return hidden + HIDDEN_SHARE * _size(hidden) * noise, flow + strength_px / FACTOR * field
+
+
+def random_start(state: State, keys: list[list[int]], share: float) -> State:
+    """Cold starts, some of them replaced by a random state (Equilibrium Reasoners, arXiv 2605.21488).
+
+    A random state is white noise of the hidden state's size, and a smooth flow that has nothing to do with the images.
+
+    :param state, keys: as for ``perturb``.
+    :param share: probability with which a sample's start is replaced.
+    """
+    hidden, flow = state
+    noise, field = _noise(state, keys)
+    draws = [np.random.default_rng([*key, 1]) for key in keys]
+    chosen = torch.tensor([float(rng.random() < share) for rng in draws]).to(flow).view(-1, 1, 1, 1)
+    strength = torch.tensor([float(np.exp(rng.uniform(*np.log(RANDOM_FLOW_PX)))) for rng in draws]).to(flow)
+    random = strength.view(-1, 1, 1, 1) / FACTOR * field
+    return torch.lerp(hidden, _size(hidden) * noise, chosen.to(hidden)), torch.lerp(flow, random, chosen)
+
+
+def _noise(state: State, keys: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """White noise in the shape of the hidden state, and a smooth field in that of the flow, both of unit variance."""
+    hidden, flow = state
+    fields, noises = [], []
+    for key in keys:
+        generator = torch.Generator().manual_seed(int(np.random.default_rng(key).integers(2**62)))
+        fields.append(torch.randn(2, *KNOTS, generator=generator))
+        noises.append(torch.randn(hidden.shape[1:], generator=generator))
+    field = F.interpolate(torch.stack(fields).to(flow), flow.shape[-2:], mode="bilinear", align_corners=True)
+    return torch.stack(noises).to(hidden), field
+
+
+def _size(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden.square().mean((1, 2, 3), keepdim=True).sqrt()

@@ -1,27 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: everything that decides what is trained, on what and how, as one dataclass."""
+"""Recipes: everything that decides what is trained, on what and how, as one dataclass; and reading them from YAML.
+
+A recipe file (``training/recipes/*.yaml``) holds the sections of ``Recipe``, with what differs from the defaults there.
+Beside them it may have ``sizes`` and ``variants``: sections that apply to one model size, or when a variant is asked
+for. Later wins: defaults, file, size, variant, command line. That holds against stages, too: what a later layer sets in
+``data`` or ``objective`` holds in every stage of an earlier one.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from deq_flow_ros.model import SIZES, Architecture
+from deq_flow_ros.spelling import did_you_mean
 from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
-from training.schedule import RecipeError, Schedule, check
+from training.settings import CHECKED, Count, Natural, Optimization, Positive, RecipeError, Schedule, Share, build
 
+RECIPES = Path(__file__).parent / "recipes"
 SYNTHETIC, PAIRS = "synthetic", "pairs"
+STAGED = ("data", "objective")
+"""The sections that a stage has of its own."""
+_GONE = {("schedule", "cooldown"): 0, ("objective", "chained"): True, ("objective", "linked"): False}
+"""Keys that recipes of earlier runs have, and the one value that says what is done without them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Source:
     """A data set in training or validation.
 
@@ -35,25 +49,27 @@ class Source:
 
     dataset: str
     split: str = "train"
-    repeat: int = 1
-    limit: int | None = None
+    repeat: Count = 1
+    limit: Count | None = None
     options: dict[str, Any] = field(default_factory=dict)
     augmentation: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = [SYNTHETIC, PAIRS, *DATASETS]
-        if self.dataset not in names:
-            raise RecipeError(f"unknown data set {self.dataset!r}{hint(self.dataset, names)}")
-        check(
-            f"source {self.dataset}",
-            repeat=(self.repeat, self.repeat >= 1, "at least 1"),
-            limit=(self.limit, self.limit is None or self.limit >= 1, "at least 1"),
-        )
+        _check_name(self.dataset, [SYNTHETIC, PAIRS, *DATASETS])
 
 
-@dataclass(frozen=True)
+def _check_name(dataset: str, known: Sequence[str]) -> None:
+    if dataset not in known:
+        raise ValueError(f"unknown data set {dataset!r}{did_you_mean(dataset, known)}: there are {', '.join(known)}")
+
+
+def _family(dataset: str) -> str:
+    return dataset.split("-", 1)[0]
+
+
+@dataclass(frozen=True, config=CHECKED)
 class Data:
-    """What is trained on.
+    """What is trained on. From ``frames`` on, the settings are the generator's, see ``ProceduralGenerator``.
 
     :ivar sources: the mix; the generator stands alone.
     :ivar roots: folder (or list) of each data set by name; one family may share an entry, "sintel" serves
@@ -61,43 +77,32 @@ class Data:
     :ivar batch: pairs, or clips of the generator, in a step, over all processes together.
     :ivar crop: height, width in px, multiples of 8.
     :ivar max_flow_px: longer flow is not trained on.
-    :ivar uses: how often each sample is trained on, 1 to 4: as it is, then mirrored horizontally, vertically and both,
-        the flow as well, with its colour channels exchanged (training/augmentation.py). For where making a sample takes
-        longer than a step.
+    :ivar uses: how often each sample is trained on, 1 to 4, see ``augmentation.transform``. For where making a sample
+        takes longer than a step.
     :ivar frames: of a generated clip; from the third on, pairs start warm.
-    :ivar max_displacement_px: of the generator; None is a quarter of the width.
-    :ivar textures: folder of photographs for the generator; None leaves procedural textures.
-    :ivar patterns: different procedural textures.
-    :ivar max_layers: of the generator, over the background.
-    :ivar particle_share, fine_share: of the generator: shares of particle images, and of motion below a pixel.
-    :ivar photometric: whether the generator changes light and colours and adds blur and noise.
     """
 
     sources: tuple[Source, ...] = (Source(SYNTHETIC),)
     roots: dict[str, str] = field(default_factory=dict)
-    batch: int = 4
-    crop: tuple[int, int] = (128, 192)
-    max_flow_px: float = 400.0
-    uses: int = 1
-    frames: int = 3
-    max_displacement_px: float | None = None
+    batch: Count = 4
+    crop: tuple[Annotated[int, Field(ge=16, multiple_of=8)], Annotated[int, Field(ge=16, multiple_of=8)]] = (128, 192)
+    max_flow_px: Positive = 400.0
+    uses: Annotated[Count, Field(le=USES)] = 1
+    frames: Count = 3
+    max_displacement_px: Positive | None = None
     textures: str | None = None
-    patterns: int = 120
-    max_layers: int = 8
-    particle_share: float = 0.08
-    fine_share: float = 0.06
+    patterns: Count = 120
+    max_layers: Natural = 8
+    particle_share: Share = 0.08
+    fine_share: Share = 0.06
     photometric: bool = True
 
     def __post_init__(self) -> None:
-        alone = len(self.sources) == 1 or all(source.dataset != SYNTHETIC for source in self.sources)
-        check(
-            "data",
-            sources=([s.dataset for s in self.sources], bool(self.sources) and alone, "data sets, or synthetic alone"),
-            batch=(self.batch, self.batch >= 1, "at least 1"),
-            crop=(self.crop, all(side >= 16 and side % 8 == 0 for side in self.crop), "multiples of 8, from 16 on"),
-            max_flow_px=(self.max_flow_px, self.max_flow_px > 0, "above 0"),
-            uses=(self.uses, 1 <= self.uses <= USES, f"1 to {USES}"),
-        )
+        names = [source.dataset for source in self.sources]
+        if not names or (len(names) > 1 and SYNTHETIC in names):
+            raise ValueError(f"sources: expected data sets, or synthetic alone, got {names}")
+        for name in self.roots:
+            _check_name(name, sorted({PAIRS, *DATASETS, *map(_family, DATASETS)}))
 
     @property
     def synthetic(self) -> bool:
@@ -105,7 +110,7 @@ class Data:
         return self.sources[0].dataset == SYNTHETIC
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Model:
     """What is trained: a size, and where it differs from it.
 
@@ -117,47 +122,21 @@ class Model:
     size: str = "nano"
     update: str = "raft"
     weight_norm: bool = False
-    uncertainty: int = 0
+    uncertainty: Natural = 0
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
-            raise RecipeError(f"model.size: expected one of {', '.join(SIZES)}, got {self.size!r}")
-        check("model", uncertainty=(self.uncertainty, self.uncertainty >= 0, "at least 0"))
+            raise ValueError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
 
     @property
     def architecture(self) -> Architecture:
         """The size with these differences."""
-        return dataclasses.replace(
+        return replace(
             SIZES[self.size], update=self.update, weight_norm=self.weight_norm, uncertainty_dim=self.uncertainty
         )
 
 
-@dataclass(frozen=True)
-class Optimization:
-    """AdamW and what surrounds it.
-
-    :ivar clip: largest norm of the gradient.
-    :ivar ema: decay of the averaged weights per step.
-    :ivar freeze_batch_norm: use and keep the stored statistics; for every stage after the first, as RAFT does.
-    :ivar precision: "auto" is bf16 on CUDA and fp32 on a CPU, where bf16 is slow without instructions for it.
-    """
-
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    ema: float = 0.999
-    freeze_batch_norm: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-    def __post_init__(self) -> None:
-        check(
-            "optimization",
-            weight_decay=(self.weight_decay, self.weight_decay >= 0, "at least 0"),
-            clip=(self.clip, self.clip > 0, "above 0"),
-            ema=(self.ema, 0 <= self.ema < 1, "from 0 to below 1"),
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Validation:
     """What the averaged weights are measured on while training; the best are kept.
 
@@ -166,20 +145,12 @@ class Validation:
     """
 
     sets: tuple[Source, ...] = ()
-    every: int = 1000
-    iterations: int = 12
-    coarse_levels: int = 2
-
-    def __post_init__(self) -> None:
-        check(
-            "validation",
-            every=(self.every, self.every >= 1, "at least 1"),
-            iterations=(self.iterations, self.iterations >= 1, "at least 1"),
-            coarse_levels=(self.coarse_levels, self.coarse_levels >= 0, "at least 0"),
-        )
+    every: Count = 1000
+    iterations: Count = 12
+    coarse_levels: Natural = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Stage:
     """A part of a run with data and objective of its own.
 
@@ -188,12 +159,12 @@ class Stage:
     :ivar until: share of the run at which it ends, of the steps or of the time, whichever the schedule counts.
     """
 
-    until: float
+    until: Positive
     data: Data
     objective: Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Recipe:
     """A training run, but for where it is written and on what machine.
 
@@ -204,26 +175,22 @@ class Recipe:
     """
 
     about: str = ""
-    seed: int = 0
+    seed: Natural = 0
     init: str | None = None
-    model: Model = Model()
-    data: Data = Data()
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
-    optimization: Optimization = Optimization()
-    validation: Validation = Validation()
+    optimization: Optimization = field(default_factory=Optimization)
+    validation: Validation = field(default_factory=Validation)
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         ends = [stage.until for stage in self.stages]
-        ordered = not ends or (ends[0] > 0 and ends[-1] == 1 and all(a < b for a, b in pairwise(ends)))
-        check(
-            "recipe",
-            seed=(self.seed, self.seed >= 0, "at least 0"),
-            stages=(ends, ordered, "rising shares from above 0 to 1 in until"),
-        )
+        if ends and (ends[-1] != 1 or any(a >= b for a, b in pairwise(ends))):
+            raise ValueError(f"stages: expected rising shares from above 0 to 1 in until, got {ends}")
         if self.model.uncertainty and self.init is None:
-            raise RecipeError("model.uncertainty: expected --init WEIGHTS, to whose flow the head belongs, got none")
+            raise ValueError("model.uncertainty: expected --init WEIGHTS, to whose flow the head belongs, got none")
 
     def stage_at(self, progress: float) -> int:
         """The stage at a share of the run, 0 to 1, as an index; 0 if there are none."""
@@ -234,36 +201,96 @@ class Recipe:
         if not self.stages:
             return self
         stage = self.stages[index]
-        return dataclasses.replace(self, data=stage.data, objective=stage.objective, stages=())
+        return replace(self, data=stage.data, objective=stage.objective, stages=())
 
     def root(self, dataset: str) -> str | None:
         """Where a data set lies: under its own name, or that of its family (up to the first dash)."""
-        return self.data.roots.get(dataset, self.data.roots.get(dataset.split("-", 1)[0]))
+        return self.data.roots.get(dataset, self.data.roots.get(_family(dataset)))
 
     def to_yaml(self) -> str:
         """The whole recipe, of its stages what differs; ``read_recipe`` reads it back."""
-        values = dataclasses.asdict(self)
+        values = asdict(self)
         for stage in values["stages"]:
-            for section in ("data", "objective"):
-                own = values[section]
-                stage[section] = {key: value for key, value in stage[section].items() if value != own[key]}
-        return yaml.safe_dump(_plain(values), sort_keys=False, width=120)
+            for name in STAGED:
+                stage[name] = {key: value for key, value in stage[name].items() if value != values[name][key]}
+        return yaml.safe_dump(values, sort_keys=False, width=120)
 
 
-def hint(name: str, known: Sequence[str]) -> str:
-    """The known name that was probably meant, for a message of an error; all of them if none is near.
+def recipe_names() -> list[str]:
+    """The recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
-    Near as a whole, or in its last part ("rate" for "schedule.rate").
+
+def read_recipe(
+    name: str, *, size: str | None = None, variant: str | None = None, changes: Sequence[Mapping[str, Any]] = ()
+) -> Recipe:
+    """A recipe by name or path, for a size, in a variant, with changes.
+
+    :param size: of the model; None is the recipe's own.
+    :param variant: one of the recipe's ``variants``.
+    :param changes: nested as the sections are, later ones win; ``parse_change`` makes one from a line.
+    :raises FileNotFoundError: if there is no such recipe.
+    :raises RecipeError: for unknown keys, wrong types and impossible values, naming where.
     """
-    last = {leaf.rsplit(".", 1)[-1]: leaf for leaf in known}
-    part = name.rsplit(".", 1)[-1]
-    near = [last[part]] if part in last else difflib.get_close_matches(name, known, 1, 0.7)
-    near += [last[match] for match in difflib.get_close_matches(part, last, 1)]
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+    path = RECIPES / f"{name}.yaml" if name in recipe_names() else Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe {name!r}: expected a YAML file or one of {', '.join(recipe_names())}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected sections, got {type(content).__name__}")
+    sizes, variants = (content.pop(key, None) or {} for key in ("sizes", "variants"))
+    if variant is not None and variant not in variants:
+        raise RecipeError(f"{path} has no variant {variant!r}; it has: {', '.join(variants) or 'none'}")
+    chosen = size or _section(content, "model").get("size", Model().size)
+    layers = [content, {"model": {"size": chosen}}, sizes.get(chosen, {}), variants.get(variant, {}), *changes]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for stage in _stages(values):
+            for name in STAGED:  # what this layer sets for the whole run
+                stage[name] = {k: v for k, v in _section(stage, name).items() if k not in _section(layer, name)}
+        values = _merged(values, layer)
+    for (section, key), value in _GONE.items():
+        if _section(values, section).get(key) == value:
+            del values[section][key]
+    for stage in _stages(values):
+        stage |= {name: _merged(_section(values, name), stage.get(name, {})) for name in STAGED}
+    try:
+        return build(Recipe, values)
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path.name}: {error}") from None
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists: what YAML has."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _merged(values: Any, changes: Any) -> Any:
+    if not (isinstance(values, Mapping) and isinstance(changes, Mapping)):
+        return copy.deepcopy(changes)
+    return {**values, **{key: _merged(values.get(key), change) for key, change in changes.items()}}
+
+
+def _section(values: Any, name: str) -> Mapping[str, Any]:
+    section = values.get(name) if isinstance(values, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
+
+
+def _stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    stages = values.get("stages")
+    return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+
+
+def parse_change(text: str) -> dict[str, Any]:
+    """``section.key=value`` with a value in YAML, as a nested mapping.
+
+    :raises RecipeError: if it is not such.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"expected KEY=VALUE, as schedule.steps=1000, got {text!r}")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{text!r}: the value is not YAML: {error}") from error
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed

@@ -19,9 +19,9 @@ from training.recipe import Recipe
 from training.rendering import Clip
 from training.uncertainty import UncertaintyLoss
 
-_REQUIRED = {"step", "seconds", "steps", "cooldown", "model", "ema", "optimizer", "architecture"}
+_REQUIRED = {"step", "seconds", "model", "ema", "optimizer", "architecture"}
 _LATER = {"samples": None, "best": None, "clips": None, "use": 0, "stage": 0, "tail": 0.0}
-"""What checkpoints of before did not have, see ``Run``: all their samples were clips used once, in one stage."""
+"""What the first checkpoints did not have, see ``Run``: all their samples were clips used once, in one stage."""
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -101,22 +101,18 @@ class Run:
                     module.eval()
 
     def resume(self) -> str:
-        """Load the newest checkpoint that lies on this run's path; says what it did.
+        """Load the checkpoint of this run, if there is one; says what it did.
 
-        A constant-rate run whose cool-down was stopped goes on with it, if it is the same cool-down; otherwise from the
-        constant rate.
-
-        :raises ValueError: if the checkpoint is damaged, of another architecture, or beyond the last step.
+        :raises ValueError: if the checkpoint is damaged, of another schedule or architecture, or beyond the last step.
         """
-        found = self.processes.from_first(self._find() if self.processes.writes else None)
-        if found is None:
+        schedule = self.recipe.schedule
+        path = self.out / schedule.checkpoint_name
+        state = self.processes.from_first(self._read(path) if self.processes.writes else None)
+        if state is None:
             return f"new run in {self.out}"
-        path, state = found
         if Architecture.from_dict(state["architecture"]) != self.model.architecture:
             raise ValueError(f"{path} holds a model of another architecture than the recipe's, {self.recipe.model}")
-        schedule = self.recipe.schedule
-        most = schedule.steps if path.name == "constant.pt" else schedule.total
-        if schedule.seconds is None and state["step"] > most:
+        if schedule.seconds is None and state["step"] > schedule.steps:
             raise ValueError(f"{path} is at step {state['step']}, beyond schedule.steps={schedule.steps}: raise it")
         self.stage = min(state["stage"], max(len(self._whole.stages) - 1, 0))
         self.recipe = self._whole.in_stage(self.stage)
@@ -131,29 +127,28 @@ class Run:
         self.use = state["use"] if state["use"] < self.recipe.data.uses else 0
         return f"resumed from {path} at step {self.step}"
 
-    def _find(self) -> tuple[Path, dict[str, Any]] | None:
-        schedule = self.recipe.schedule
-        last = self.out / schedule.checkpoint_name(schedule.total)
-        if schedule.cooldown and last.is_file():
-            state = read_checkpoint(last)
-            if (state["steps"], state["cooldown"]) == (schedule.steps, schedule.cooldown):
-                return last, state
-        first = self.out / schedule.checkpoint_name(0)
-        return (first, read_checkpoint(first)) if first.is_file() else None
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        others = {"trapezoid.pt", "one_cycle.pt", "constant.pt", "cooldown.pt"} - {path.name}
+        if path.is_file():
+            return read_checkpoint(path)
+        for other in sorted(name for name in others if (self.out / name).is_file()):
+            raise ValueError(
+                f"{self.out / other} is of another schedule than {self.recipe.schedule.kind}, with which it cannot go "
+                f"on; give another --out, and --init {self.out / MODEL} to start from its weights"
+            )
+        return None
 
     def save(self) -> None:
         """Write the checkpoint of the present step, and the averaged weights; in rank 0 alone."""
         if not self.processes.writes:
             return
-        schedule = self.recipe.schedule
         state: dict[str, Any] = {
             "step": self.step, "samples": self.samples, "seconds": self.seconds, "best": self.best,
             "clips": self.clips, "use": self.use, "stage": self.stage, "tail": self.tail,
-            "steps": schedule.steps, "cooldown": schedule.cooldown,
             "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
             "architecture": self.model.architecture.to_dict(),
         }  # fmt: skip
-        write_checkpoint(state, self.out / schedule.checkpoint_name(self.step))
+        write_checkpoint(state, self.out / self.recipe.schedule.checkpoint_name)
         save_model(self.ema, self.out / MODEL, {"step": str(self.step)})
 
     @property

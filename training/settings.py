@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings as dataclasses whose values are checked (pydantic), and what is said of a wrong one."""
+"""Settings as dataclasses whose values are checked (pydantic), among them those of a run's length and optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
+import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
 CHECKED = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -15,7 +20,7 @@ CHECKED = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("Input should be a number")
+        raise ValueError("expected a number")
     return value
 
 
@@ -40,11 +45,102 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         if first["type"] == "unexpected_keyword_argument":
-            raise RecipeError(f"unknown key {where!r}") from None
+            known = {name.rsplit(".", 1)[-1]: name for name in reversed(list(_names(kind)))}
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+            hint = f" (did you mean {known[near[0]]!r}?)" if near else f": there are {', '.join(get_type_hints(kind))}"
+            raise RecipeError(f"unknown key {where!r}{hint}") from None
         if first["type"] == "missing":
             raise RecipeError(f"{where} is missing") from None
         if not isinstance(first["input"], (Mapping, kind)) and where:
             message += f", got {first['input']!r}"
         raise RecipeError(f"{where}: {message}" if where else message) from None
+
+
+def _names(section: Any, path: str = "") -> Iterator[str]:
+    """The dotted names of all that a section has."""
+    for name, kind in get_type_hints(section).items():
+        yield path + name
+        for part in filter(is_dataclass, (kind, *get_args(kind))):
+            yield from _names(part, f"{path}{name}.")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Schedule:
+    """How long is trained, and at what rate.
+
+    The length is a number of steps, or a time. With a time, every share below is a share of the time.
+
+    :ivar kind: "trapezoid": the rate rises for ``warmup`` steps, stays until the share ``stable`` of the run, then
+        falls linearly to zero at its end (also known as warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and
+        down in straight lines over the whole run (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv
+        2003.12039).
+    :ivar steps: of the whole run.
+    :ivar seconds: time of the whole run instead of ``steps``, over all its starts: from the start of the process, with
+        loading, validation and saving.
+    :ivar rate: the largest learning rate.
+    :ivar warmup: steps of rising rate, "trapezoid" only.
+    :ivar stable: share of the run after which the rate falls, "trapezoid" only.
+    :ivar rise: share of the run in which the rate rises, "one-cycle" only.
+    """
+
+    kind: Literal["trapezoid", "one-cycle"] = "trapezoid"
+    steps: Count = 20_000
+    seconds: Positive | None = None
+    rate: Annotated[Positive, Field(lt=1)] = 5e-4
+    warmup: Natural = 200
+    stable: Annotated[Share, Field(lt=1)] = 0.6
+    rise: Annotated[Positive, Field(lt=1)] = 0.05
+
+    def rate_at(self, step: int, progress: float | None = None) -> float:
+        """Rate of the step that begins at ``step``, counted from 0.
+
+        :param progress: share of the time that has passed, 0 to 1, for a timed schedule.
+        """
+        if self.kind == "one-cycle":
+            # The end points of PyTorch's OneCycleLR by default: rate / 25 at the start, 1e-4 of that at the end.
+            first = self.rate / 25
+            peak, last = max(self.rise * self.steps - 1, 0.0), float(self.steps - 1)
+            position = float(step)
+            if progress is not None:
+                peak, last, position = self.rise, 1.0, progress
+            return float(np.interp(position, (0, peak, last), (first, self.rate, first * 1e-4)))
+        rising = min(1.0, (step + 1) / max(self.warmup, 1))
+        done = step / self.steps if progress is None else progress
+        return self.rate * min(rising, max(0.0, (1 - done) / (1 - self.stable)))
+
+    @property
+    def checkpoint_name(self) -> str:
+        """The file of a run that holds its state."""
+        return f"{self.kind.replace('-', '_')}.pt"
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Optimization:
+    """AdamW and what surrounds it.
+
+    :ivar clip: largest norm of the gradient.
+    :ivar ema: decay of the averaged weights per step.
+    :ivar freeze_batch_norm: use and keep the stored statistics; for every stage after the first, as RAFT does.
+    :ivar precision: "auto" is bf16 on CUDA and fp32 on a CPU, where bf16 is slow without instructions for it.
+    """
+
+    weight_decay: NotNegative = 1e-4
+    clip: Positive = 1.0
+    ema: Annotated[Share, Field(lt=1)] = 0.999
+    freeze_batch_norm: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a time such as ``90s``, ``28m`` or ``1.5h``.
+
+    :raises ValueError: if it is not such, or not above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise ValueError(f"expected a time above 0 as 90s, 28m or 1.5h, got {text!r}")
+    return seconds

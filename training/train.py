@@ -28,11 +28,10 @@ from deq_flow_ros.model.weights import check_device
 from training.augmentation import transform
 from training.batches import Loader, choose_workers, spare_cores, training_samples
 from training.distributed import Processes, join, leave
-from training.logs import Log
-from training.recipe import Recipe
-from training.recipe_files import parse_change, read_recipe, recipe_names
+from training.logs import Clock, Log, kept_seconds, process_age
+from training.recipe import Recipe, parse_change, read_recipe, recipe_names
 from training.run import MODEL, Run
-from training.schedule import Clock, kept_seconds, parse_duration, process_age
+from training.settings import parse_duration
 from training.validation import Validator
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
@@ -100,9 +99,10 @@ class Training:
         for stage in range(max(1, len(recipe.stages))):
             processes.share(range(recipe.in_stage(stage).data.batch))
         self.run = Run(recipe, options.out, device, processes)
-        self.say(self.run.resume())
+        found = self.run.resume()
         self.samples = training_samples(self.run.recipe)
         self.validator = Validator(recipe, processes)
+        self.say(found)
         if self.validator.left_out:
             self.say(f"no validation on {', '.join(self.validator.left_out)}: no --data for it")
         # Of a run that is resumed the folder knows what its last checkpoint does not: a kill comes later than that.
@@ -131,7 +131,7 @@ class Training:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "recipe.yaml").write_text(recipe.to_yaml())
             self.clock.keep(options.out)
-        total = None if timed else recipe.schedule.total
+        total = None if timed else recipe.schedule.steps
         log = Log(
             options.out, run.step, total, options.log_every, not options.no_tensorboard, active=self.processes.writes
         )
@@ -200,7 +200,7 @@ class Training:
         """Share of the run that is done, the same in all processes; 1 at its end, and after a signal."""
         schedule = self.recipe.schedule
         if schedule.seconds is None:
-            done = self.run.step / schedule.total
+            done = self.run.step / schedule.steps
         else:
             # The last step may end half a step early or late; then come the validation and the files.
             end = schedule.seconds - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
@@ -219,7 +219,7 @@ class Training:
         if run.step % self.recipe.validation.every == 0:
             self.validate(log)
         every = min(self.options.checkpoint_every, (schedule.seconds or math.inf) / CHECKPOINTS)
-        if (schedule.kind == "constant" and run.step == schedule.steps) or spent - run.seconds > every:
+        if spent - run.seconds > every:
             self.save()
 
     def save(self) -> None:

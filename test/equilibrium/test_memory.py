@@ -72,7 +72,7 @@ def test_every_gradient_trains_at_every_number_of_iterations(gradient: str, iter
     """Why: the number is drawn at random; too few for the gradient's steps must be raised, not refused."""
     torch.manual_seed(0)
     model = DEQFlow("nano").train()
-    objective = Objective((iterations, iterations), gradient=gradient, chained=False, jacobian=0.1)
+    objective = Objective((iterations, iterations), gradient=gradient, jacobian=0.1)
     loss, measured = objective.loss(model, make_clip(64, 64, 1, CPU), np.random.default_rng(0))
     loss.backward()
     assert torch.isfinite(loss) and measured["jacobian"] > 0

@@ -11,6 +11,7 @@ from dataset_layouts import Scene, mean_difference
 
 from training.augmentation import Augmentation
 from training.datasets import Sample
+from training.settings import build
 
 SIZE = (96, 128)
 NO_COLOUR = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "eraser_probability": 0.0}
@@ -202,12 +203,12 @@ def test_all_randomness_is_the_generator_that_is_given() -> None:
 def test_impossible_settings_are_refused() -> None:
     """Why: recipes are written by hand."""
     for options, message in (
-        ({"crop": (0, 64)}, r"crop: expected height and width of at least 1 px, got \(0, 64\)"),
+        ({"crop": (0, 64)}, "crop.0: expected greater than or equal to 1, got 0"),
         ({"min_scale": 0.5, "max_scale": 0.1}, "min_scale: expected at most max_scale, 0.1, got 0.5"),
-        ({"horizontal_flip": 1.5}, "horizontal_flip: expected 0.0 to 1.0, got 1.5"),
-        ({"hue": math.nan}, "hue: expected 0.0 to 0.5, got nan"),
+        ({"horizontal_flip": 1.5}, "horizontal_flip: expected less than or equal to 1, got 1.5"),
+        ({"hue": math.nan}, "hue: expected .*, got nan"),
     ):
         with pytest.raises(ValueError, match=message):
-            Augmentation(**({"crop": (64, 64)} | options))
+            build(Augmentation, {"crop": (64, 64)} | options)
     with pytest.raises(ValueError, match="scene/0 has no ground truth"):
         Augmentation((64, 64))(replace(pair(), flow=None), np.random.default_rng(0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: it learns, resumes to the step, branches off a cool-down, and leaves its files whole."""
+"""The trainer: it learns, resumes to the step, and leaves its files whole."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
 from training.batches import Clips, make_generator
-from training.objective import Objective, consistency_loss, matching_loss
+from training.objective import Objective, consistency_loss, matching_loss, random_start
 from training.pairs import read_pairs
-from training.perturbation import random_start
 from training.rendering import Clip
 from training.run import Run
-from training.schedule import Schedule
+from training.settings import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +68,19 @@ def test_half_precision_gives_nearly_the_same_step(tmp_path: Path, clips: Clips)
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 
 
-def test_a_cool_down_branches_off(tmp_path: Path, clips: Clips) -> None:
-    """Why: the constant-rate checkpoint must stay as it is, so that training can go on from it another day."""
-    settings = ("schedule.steps=1", "schedule.cooldown=2")
-    cooling = Run(tiny.recipe(*settings), tmp_path)
-    advance(cooling, clips, 1)
-    cooling.save()
-    constant = (tmp_path / "constant.pt").read_bytes()
-    advance(cooling, clips, 1)
-    cooling.save()
-    assert (tmp_path / "constant.pt").read_bytes() == constant
-    assert "cooldown.pt at step 2" in Run(tiny.recipe(*settings), tmp_path).resume()
-    assert "constant.pt at step 1" in Run(tiny.recipe("schedule.steps=5"), tmp_path).resume()
+def test_a_run_of_another_schedule_is_not_started_over(tmp_path: Path, clips: Clips) -> None:
+    """Why: a new run in its folder would write over the weights of the old one."""
+    run = Run(tiny.recipe(), tmp_path)
+    run.save()
+    with pytest.raises(ValueError, match=r"trapezoid\.pt is of another schedule than one-cycle.*--init .*model"):
+        Run(tiny.recipe("schedule.kind=one-cycle"), tmp_path).resume()
+    (tmp_path / "trapezoid.pt").rename(tmp_path / "constant.pt")  # of a schedule that there was before
+    with pytest.raises(ValueError, match=r"constant\.pt is of another schedule"):
+        run.resume()
 
 
 def test_rates_are_as_published() -> None:
     """Why: the one-cycle runs are comparable with the literature only if their rates are; the yardstick is PyTorch."""
-    constant = Schedule(steps=10, cooldown=4, warmup=1)
-    assert [constant.rate_at(step) for step in (0, 9, 10, 12, 14)] == [5e-4, 5e-4, 5e-4, 2.5e-4, 0.0]
     cycle = Schedule("one-cycle", steps=200, rate=4e-4)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(
@@ -104,11 +98,11 @@ def test_a_checkpoint_of_before_goes_on(tmp_path: Path, clips: Clips) -> None:
     run = Run(tiny.recipe(), tmp_path)
     advance(run, clips, 2)
     run.save()
-    state = torch.load(tmp_path / "constant.pt", weights_only=True)
+    state = torch.load(tmp_path / "trapezoid.pt", weights_only=True)
     for key in ("samples", "best", "clips", "use", "stage", "tail"):
         del state[key]
     state["architecture"] = {k: v for k, v in state["architecture"].items() if k not in ("update", "weight_norm")}
-    torch.save(state, tmp_path / "constant.pt")
+    torch.save(state, tmp_path / "trapezoid.pt")
     resumed = Run(tiny.recipe(), tmp_path)
     assert "at step 2" in resumed.resume()
     assert (resumed.samples, resumed.clips, resumed.best) == (4, 4, None)
@@ -128,7 +122,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match=r"cannot write .*constant\.pt.*untouched.*No space left"):
+    with pytest.raises(OSError, match=r"cannot write .*trapezoid\.pt.*untouched.*No space left"):
         run.save()
     assert "at step 1" in Run(tiny.recipe(), tmp_path).resume()
     assert not list(tmp_path.glob(".*"))
@@ -213,7 +207,7 @@ def test_the_command_trains_validates_and_writes_models(tmp_path: Path, capsys: 
     _write_pair(pairs)
     torch.manual_seed(5)
     save_model(DEQFlow("nano"), start)
-    arguments = [*tiny.arguments(out, "schedule.steps=2", "schedule.cooldown=1", "validation.every=2")]
+    arguments = [*tiny.arguments(out, "schedule.steps=3", "validation.every=2")]
     arguments += ["validation.sets=[{dataset: synthetic, limit: 2}, {dataset: pairs}, {dataset: hd1k}]"]
     arguments += ["--data", f"pairs={pairs}", "--init", str(start)]
     arguments.remove("--no-tensorboard")

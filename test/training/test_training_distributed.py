@@ -23,7 +23,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     endless = [*tiny.arguments(killed, "schedule.steps=500"), "--checkpoint-every", "0"]
     process = forked.start(train.main, endless, tmp_path / "log")
     deadline = time.monotonic() + 120
-    while not (killed / "constant.pt").is_file():
+    while not (killed / "trapezoid.pt").is_file():
         assert time.monotonic() < deadline and process.is_alive(), (tmp_path / "log").read_text()
         time.sleep(0.01)
     process.kill()
@@ -33,7 +33,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     for out in (killed, whole):
         assert train.main(tiny.arguments(out, f"schedule.steps={reached + 1}")) == 0
     assert tiny.losses(killed) == tiny.losses(whole)
-    ours, theirs = (torch.load(out / "constant.pt", weights_only=True) for out in (killed, whole))
+    ours, theirs = (torch.load(out / "trapezoid.pt", weights_only=True) for out in (killed, whole))
     for part in ("model", "ema"):
         assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
 
@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
     assert tiny.losses(together) == pytest.approx(tiny.losses(alone), rel=1e-4)
     measured = [[e["validation"] for e in tiny.log(out) if "validation" in e] for out in (together, alone)]
     assert measured[0][0] == measured[1][0] and measured[0][1] == pytest.approx(measured[1][1], rel=1e-2)
-    ours, theirs = (torch.load(out / "constant.pt", weights_only=True) for out in (together, alone))
+    ours, theirs = (torch.load(out / "trapezoid.pt", weights_only=True) for out in (together, alone))
     # Running means of the gradients. Weights tell less: AdamW makes full steps of gradients that are nothing but noise.
     gradients = [
         torch.cat([entry["exp_avg"].flatten() for entry in state["optimizer"]["state"].values()])

@@ -15,13 +15,13 @@ import pytest
 import tiny_training as tiny
 import torch
 
-from training import schedule as clock
+from training import logs as clock
 from training import train
 from training.augmentation import USES, transform
 from training.batches import Clips, Loader, choose_workers, make_generator, spare_cores
 from training.rendering import Clip
 from training.run import Run
-from training.schedule import Schedule, parse_duration
+from training.settings import Schedule, parse_duration
 from training.validation import Validator
 
 STAGES = (
@@ -62,9 +62,7 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     end the rate has come down, so that the weights are finished whatever the machine did.
     """
     passing = Time(monkeypatch)
-    arguments = tiny.arguments(
-        tmp_path, "schedule.kind=trapezoid", "validation.sets=[{dataset: synthetic, limit: 1}]", "validation.every=4"
-    )
+    arguments = tiny.arguments(tmp_path, "validation.sets=[{dataset: synthetic, limit: 1}]", "validation.every=4")
     arguments += ["--for", "16s"]
     passing.killed_at = 1004.0
     assert train.main(arguments, age=2.0) == 2
@@ -84,7 +82,7 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
 
 def test_a_time_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Why: weights of step 0 that look like a result."""
-    arguments = tiny.arguments(tmp_path, "schedule.kind=trapezoid")
+    arguments = tiny.arguments(tmp_path)
     assert train.main([*arguments, "--for", "5s"], age=4.5) == 2
     assert "5 s are too short" in capsys.readouterr().out
 
@@ -113,8 +111,6 @@ def test_rates_of_a_time() -> None:
     assert [stepped.rate_at(step) for step in (0, 60, 80, 100)] == pytest.approx([1e-4, 1e-3, 5e-4, 0.0])
     cycle = Schedule("one-cycle", seconds=60, rate=1e-3, rise=0.1)
     assert cycle.rate_at(7, 0.1) == 1e-3 and cycle.rate_at(7, 1.0) < 1e-8
-    with pytest.raises(ValueError, match="a constant rate has no end in time"):
-        Schedule("constant", seconds=60)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("28m", 1680), ("1.5h", 5400), ("5", None), ("0m", None)])
@@ -131,7 +127,7 @@ def test_stages_and_uses_resume_to_the_step(tmp_path: Path, monkeypatch: pytest.
     """Why: a run that is killed between two uses of a clip, or where a stage begins, must go on as if nothing had been:
     five steps of two clips used twice, the last use left out at the end of the stage, then five of one.
     """
-    changes = ("schedule.kind=trapezoid", "schedule.steps=10", STAGES)
+    changes = ("schedule.steps=10", STAGES)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train.main(tiny.arguments(whole, *changes)) == 0
     step = Run.train_step
@@ -219,7 +215,7 @@ def test_the_number_of_workers_is_measured(tmp_path: Path, monkeypatch: pytest.M
         return 1
 
     monkeypatch.setattr(train, "choose_workers", choose)
-    changes = ("schedule.steps=10", "schedule.kind=trapezoid", "data.uses=2")
+    changes = ("schedule.steps=10", "data.uses=2")
     arguments = tiny.arguments(tmp_path / "measured", *changes)
     assert train.main([a for a in arguments if a not in ("--workers", "0")]) == 0
     ((making, training, spare),) = measured
