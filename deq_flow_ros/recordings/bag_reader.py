@@ -133,7 +133,9 @@ class Bag:
             what = f"left out {', '.join(other)}: metadata.yaml of {self.path} does not name it"
             alike = {stem_of_part(name) for name in listed} & {stem_of_part(name) for name in other}
             self.note(what) if alike else log.warning(what)
-        return [present[name] for name in listed if name in present]
+        found = [present[name] for name in listed if name in present]
+        # Some tools list part 10 before part 2.
+        return natural_order(found) if len({stem_of_part(name) for name in listed}) == 1 else found
 
     def _listed(self) -> list[str] | None:
         """The data files that metadata.yaml names; None where it is missing or says nothing of use."""
@@ -142,10 +144,11 @@ class Bag:
             return None
         try:
             information = yaml.safe_load(path.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
-            listed = [PurePath(str(name)).name for name in information["relative_file_paths"]]
+            paths = information["relative_file_paths"]
+            listed = [PurePath(str(name)).name for name in ([paths] if isinstance(paths, str) else paths)]
             compression = str(information.get("compression_format") or "")
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s cannot be used (%r); reading the data files beside it", path, error)
+            log.warning("%s cannot be used (%.100r); reading the data files beside it", path, error)
             return None
         if compression not in ("", "zstd"):
             raise MediaError(f"the bag {self.path} is compressed by {compression!r}; expected zstd or none")

@@ -137,6 +137,20 @@ def is_bag_file(file: Path) -> bool:
     return file.is_file() and any(begins(file, magic) for magic in (MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC))
 
 
+def no_video(path: Path) -> str | None:
+    """What a file is that FFmpeg has no use for; None if it may be a video."""
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if path.name == METADATA:
+        return "the list of a bag's files; give the folder of the bag"
+    if start and all(byte >= 32 or byte in b"\t\n\r" for byte in start):
+        return "a text file"  # FFmpeg would play it, as a terminal that shows it
+    if start[257:262] == b"ustar":
+        return "packed by tar; unpack it first"
+    packed = {b"PK": "zip", b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"7z\xbc": "7z"}
+    return next((f"packed by {by}; unpack it first" for magic, by in packed.items() if start.startswith(magic)), None)
+
+
 def begins(file: Path, magic: bytes) -> bool:
     """Whether a file begins with these bytes."""
     with file.open("rb") as opened:
@@ -145,7 +159,14 @@ def begins(file: Path, magic: bytes) -> bool:
 
 def stem_of_part(name: str) -> str:
     """What the names of a split recording's files have in common: "drive" of "drive_3.mcap"."""
-    return re.sub(r"_\d+$", "", name.partition(".")[0])
+    return re.sub(r"_\d+$", "", _by_number(name))
+
+
+def _by_number(name: str) -> str:
+    """The name of a part without suffixes, with its number at the end as until 2025: "drive_3" of
+    "3_drive_2026_01_31-10_00_00.mcap".
+    """
+    return re.sub(r"^(\d+)_(.*)_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d$", r"\2_\1", name.partition(".")[0])
 
 
 def missing_parts(names: Iterable[str], folder: str) -> list[str]:
@@ -154,11 +175,11 @@ def missing_parts(names: Iterable[str], folder: str) -> list[str]:
     :param names: of the files that are there.
     :param folder: name of their folder, which rosbag2 names its files after.
     """
-    parts = {name.partition(".")[0] for name in names}
+    parts = set(map(_by_number, names))
     numbers = [re.fullmatch(r"(.*)_(0|[1-9]\d{0,4})", part) for part in parts]
     found = {int(match[2]): match[1] for match in numbers if match}
     stem = next(iter(found.values()), "")
-    if len(found) < len(parts) or (len(parts) < 2 and stem != folder):
+    if len(found) < len(parts) or (len(parts) < 2 and stem not in (folder, re.sub(r"_[\d_-]+$", "", folder))):
         return []
     return [f"{stem}_{number}" for number in range(max(found, default=0)) if number not in found]
 

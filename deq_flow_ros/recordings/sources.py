@@ -26,10 +26,12 @@ from deq_flow_ros.recordings.files import (
     check_name,
     has_metadata,
     is_bag_file,
+    no_video,
     recordings_below,
     visible_files,
 )  # fmt: skip
 from deq_flow_ros.recordings.image_names import in_order, listed
+from deq_flow_ros.recordings.look_at_video import look_at_video
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 
 log = logging.getLogger(__name__)
@@ -98,12 +100,6 @@ def _holds_bag(folder: Path) -> bool:
     return has_metadata(folder) or any(file.name.endswith(DATA_SUFFIXES) for file in visible_files(folder))
 
 
-def _is_text(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(1024)
-    return bool(start) and all(byte >= 32 or byte in b"\t\n\r" for byte in start)
-
-
 class VideoSource(Source):
     """Frames of a video file, stamped by their presentation time."""
 
@@ -125,14 +121,14 @@ class VideoSource(Source):
             head = file.read(12)
         self._counted = head[4:8] == b"ftyp" or head[:4] == b"RIFF"
         """Whether the file (MP4, MOV, AVI) counts its frames. OpenCV guesses from length and rate of any other."""
+        self._starts_s, assumed = look_at_video(path)
         self.nominal_period_ns = round(1e9 / fps)
         count_words = f"{'' if self._counted else 'about '}{self.count}" if self.count else "unknown number of"
-        self.description = f"video {path.name}: {width}x{height} at {fps:g} Hz, {count_words} frames"
+        self.description = f"video {path.name}: {width}x{height} at {fps:g} Hz{assumed}, {count_words} frames"
 
     def _open(self) -> cv2.VideoCapture:
-        # FFmpeg would play a text file, as a terminal that shows it.
-        if _is_text(self.path):
-            raise MediaError(f"{self.path} is not readable as a video: it is a text file")
+        if what := no_video(self.path):
+            raise MediaError(f"{self.path} is not readable as a video: it is {what}")
         # FFmpeg takes what stands before a colon for a protocol, except behind a slash.
         capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
@@ -173,7 +169,7 @@ class VideoSource(Source):
         if self.whole and self.count is not None and number < self.count:
             states, found = f"{self.count} frames", f"{number}"
             if not self._counted:
-                length_s = self.count * self.nominal_period_ns * 1e-9
+                length_s = self.count * self.nominal_period_ns * 1e-9 - self._starts_s
                 read_s = (stamp_ns - FIRST_STAMP_NS + self.nominal_period_ns) * 1e-9
                 if length_s - read_s < 3 * self.nominal_period_ns * 1e-9:  # only its rate is not constant
                     return

@@ -119,6 +119,26 @@ def test_split_recordings_are_one_stream_whatever_their_metadata(tmp_path: Path,
     assert numbers_of(bag) == (list(range(COUNT)), [])
 
 
+@pytest.mark.parametrize("metadata", [False, True])
+def test_parts_come_in_the_order_of_their_numbers(tmp_path: Path, metadata: bool) -> None:
+    """Tools list part 10 before part 2 in the metadata; since 2026, rosbag2 puts number and time around the name."""
+    bag = split(tmp_path / "drive", parts=16)
+    file = bag / "metadata.yaml"
+    if metadata:
+        listed = yaml.safe_load(file.read_text())
+        listed["rosbag2_bagfile_information"]["relative_file_paths"].sort()
+        file.write_text(yaml.safe_dump(listed))
+    else:
+        file.unlink()
+        for number in range(16):
+            new_name = f"{number}_drive_2026_06_30-17_{number:02d}_09.mcap"
+            (bag / f"drive_{number}.mcap").rename(bag / new_name)
+    assert numbers_of(bag) == (list(range(COUNT)), [])
+    if not metadata:
+        (bag / "9_drive_2026_06_30-17_09_09.mcap").unlink()
+        assert [text for text in numbers_of(bag)[1] if "the parts drive_9 " in text]
+
+
 def test_a_missing_part_is_named_and_costs_no_other(tmp_path: Path) -> None:
     """Copied without one file: three quarters of a recording are worth more than none."""
     bag = split(tmp_path / "drive")
