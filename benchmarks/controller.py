@@ -1,206 +1,277 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a latency budget is kept, and how well it is used: simulated, or on this machine.
+"""How well a latency budget is kept, and how well it is used, on a simulated clock.
 
-``python -m benchmarks.controller [--budget-ms 100 200] [--seconds 60] [--plot OUT] [--json OUT]``: the real estimator
-on a simulated clock, under costs that vary at random, bursts of load, a slow drift, and steps. The same seed gives the
-same figures on every machine.
+``python -m benchmarks.controller [--budget-ms 100 200] [--seconds 60] [--plot OUT] [--json OUT]``
 
-``python -m benchmarks.controller --input RECORDING [--frames 300]``: the real estimator in real time, whatever else the
-machine does; the recording is played at its rate, and over again while it is too short.
+The real ``FlowEstimator`` decides about its time (costs, scale, deadline, iterations) as on a real machine, over a
+network that computes nothing and a clock that charges for its calls: costs that vary at random, bursts of load, a slow
+drift, and steps. Thousands of frames take seconds, and the same seed gives the same figures on every machine.
 
-``python -m benchmarks.controller --measure [--pairs pairs.json] [--clips 2]``: what the rule for the scale is taken
-from: the error of warm streams at fixed scales and numbers of iterations, and the time from a frame to its field.
-
-"Late" are the frames whose flow came after the budget. "Of oracle" compares the iterations with those of an oracle that
-knows in advance what every stage of the frame will take, at the same scale; on a real machine nobody knows.
+*late*: share of the frames whose flow came after the budget; *in a row*: the most late ones one after the other. *of
+oracle*: iterations, relative to those of an oracle that knows in advance what every stage of the frame will take, at
+the same scale. *none*: share of the frames without any iteration; their flow is the previous one, carried along.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from itertools import chain, product
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
 
-from benchmarks.report import Benchmark, Row, grouped, mean, median, picture, table
-from benchmarks.sequences import CUTS, ImageSequence, generated, listed, read_frames, streamed
-from benchmarks.simulated_load import Account, Frame, Scenario, scenarios, simulate
-from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.recordings import open_source
-from deq_flow_ros.streaming import FlowEstimator
-from training.pairs import pair_errors
+from benchmarks.report import Benchmark, Row, picture, print_table
+from deq_flow_ros.equilibrium import State
+from deq_flow_ros.model import DEQFlow, Encoding
+from deq_flow_ros.model.cells import FACTOR
+from deq_flow_ros.streaming import FlowEstimator, FlowInfo
+from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE, REFINE
+from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
+from deq_flow_ros.streaming.virtual_clock import ITERATION, CostTable, VirtualClock
 
-SCALES = (1.5, 1.25, 1.0, 0.75, 0.5, 0.375, 0.25)
-ITERATIONS = (1, 2, 4, 8)
-SIZE = 480, 640
+# Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
+HEIGHT, WIDTH = 256, 320
+# ms on an idle machine, about those of `nano` at 640x480 on one core; only their ratios matter.
+WORK = CostTable(
+    {
+        HEIGHT * WIDTH: {
+            "resize": [0.5], "encode": [80.0], "prepare": [9.0], "match": [1.4], "correlate": [20.0], "coarse": [70.0],
+            ITERATION: [40.0], "upsample": [18.0], "output": [4.0],
+        }
+    }
+)  # fmt: skip
+BEHIND = tuple(name for name in AFTER_SOLVE if name != REFINE)
+STEP_NS = 4_000_000  # in which the load of the machine is constant
+PERIOD_MS = 33.3
+COLUMNS = {
+    "budget, ms": "{budget_ms:g}", "costs": "{costs}", "frames": "{frames}", "late, %": "{late_percent:.2f}",
+    "in a row": "{longest_late}", "iterations": "{iterations:.2f}", "of oracle, %": "{of_oracle_percent:.0f}",
+    "none, %": "{none_percent:.1f}", "scale": "{scale:.2f}", "changes/min": "{changes_per_minute:.1f}",
+}  # fmt: skip
 COLOURS = ("#2b6cb0", "#dd6b20")
-Runs = dict[float, list[tuple[Scenario, list[Frame]]]]
+Slowness = Callable[[float], float]
 
 
-def simulated(options: argparse.Namespace) -> tuple[list[Account], Runs]:
-    """Run every scenario with every budget; also returns the frames of each run by budget."""
-    runs: Runs = {}
-    for budget_ms in options.budget_ms:
-        runs[budget_ms] = [
-            (scenario, simulate(scenario, budget_ms, options.seconds, seed=options.seed))
-            for scenario in scenarios(options.seconds, options.seed)
-        ]
-    accounts = [
-        Account.of(scenario.name, budget_ms, options.seconds, frames)
-        for budget_ms, members in runs.items()
-        for scenario, frames in members
+@dataclass(frozen=True)
+class Scenario:
+    """How the machine changes the costs over time.
+
+    :ivar slowness: how many times longer work takes than on an idle machine, as a function of the time in s.
+    :ivar spread: standard deviation of the logarithm of every single cost, in addition to this.
+    """
+
+    name: str
+    slowness: Slowness
+    spread: float
+
+
+def bursts(rng: np.random.Generator, seconds: float, every_s: float = 5.0, length_s: float = 0.5) -> Slowness:
+    """Another process takes half of the core for a while, now and then."""
+    starts = np.cumsum(length_s + rng.exponential(every_s, max(1, math.ceil(2 * seconds / every_s))))
+
+    def slowness(time_s: float) -> float:
+        number = int(np.searchsorted(starts, time_s, side="right")) - 1
+        return 2.0 if number >= 0 and time_s < starts[number] + length_s else 1.0
+
+    return slowness
+
+
+def scenarios(seconds: float, seed: int) -> list[Scenario]:
+    """The scenarios of the benchmark, for runs of this many seconds."""
+    third = seconds / 3
+    return [
+        Scenario("random costs", lambda _: 1.0, 0.2),
+        Scenario("bursts of 0.5 s", bursts(np.random.default_rng(seed), seconds), 0.1),
+        Scenario("drift to half speed", lambda t: 1.0 + min(1.0, max(0.0, t / third - 1)), 0.1),
+        Scenario("steps to half speed and back", lambda t: 2.0 if third <= t < 2 * third else 1.0, 0.1),
     ]
-    return accounts, runs
 
 
-def on_machine(model: DEQFlow, images: Sequence[np.ndarray], period_s: float, budget_ms: float, count: int) -> Account:
-    """Process a recording in real time, always the newest frame once the previous one is done, until there is a
-    given number of fields.
+class LoadedClock(VirtualClock):
+    """A clock whose time passes as a scenario determines. Costs depend on the frame, the stage and the moment, but
+    not on what was done before, so that they can be known in advance.
     """
-    estimator = FlowEstimator(model, latency_budget_ms=budget_ms)
-    estimator.warm_up(*images[0].shape[:2])
-    there_and_back = [*images, *images[-2:0:-1]]  # without a cut where the recording starts over
-    period_ns, began_ns = round(1e9 * period_s), estimator.clock.now_ns()
-    number = -1
-    frames: list[Frame] = []
-    while len(frames) < count:
-        number = max(number + 1, (estimator.clock.now_ns() - began_ns) // period_ns)
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        super().__init__(WORK)
+        self._scenario, self._seed = scenario, seed
+        self.frame(0)
+
+    def frame(self, number: int) -> None:
+        """Use the costs of this frame from now on."""
+        names = (*BEFORE_SOLVE, PREPARE, "coarse", *BEHIND, *(f"{ITERATION} {n}" for n in range(64)))
+        normal = np.random.default_rng([self._seed, number]).standard_normal(len(names))
+        # Of mean 1 whatever the spread.
+        spread = self._scenario.spread
+        self._factors = dict(zip(names, np.exp(spread * normal - spread**2 / 2), strict=True))
+        self._iterations = 0
+
+    def charge(self, name: str, pixels: int) -> None:
+        """See ``VirtualClock.charge``."""
+        self._now_ns = self.after(self._now_ns, name, pixels, self._iterations)
+        self._iterations += name == ITERATION
+
+    def after(self, now_ns: int, name: str, pixels: int, iteration: int = 0) -> int:
+        """When a stage that begins now will be finished."""
+        (work_ms,) = WORK.times(name, pixels) or [0.0]
+        left_ns = 1e6 * work_ms * self._factors[f"{name} {iteration % 64}" if name == ITERATION else name]
+        while left_ns > 0:
+            slowness = self._scenario.slowness(now_ns / 1e9)
+            done_ns = min(left_ns, STEP_NS / slowness)
+            now_ns += round(done_ns * slowness)
+            left_ns -= done_ns
+        return now_ns
+
+
+def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: float, most: int) -> int:
+    """How many iterations an oracle would make that knows the time of every stage; 0 if not even one can be in time."""
+    pixels = number_of_pixels(scaled_size(HEIGHT, WIDTH, scale))
+    now_ns = start_ns
+    for name in BEFORE_SOLVE:
+        if name != "resize" or scale != 1:
+            now_ns = clock.after(now_ns, name, pixels)
+    for done in range(most + 1):
+        ready_ns = now_ns
+        for name in BEHIND:
+            ready_ns = clock.after(ready_ns, name, pixels)
+        if ready_ns > end_ns:
+            return max(0, done - 1)
+        if done < most:
+            now_ns = clock.after(now_ns, ITERATION, pixels, done)
+    return most
+
+
+class IdleNetwork(DEQFlow):
+    """A network that computes nothing, with the shapes of a flow network that has one channel."""
+
+    def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
+        """See ``DEQFlow.encode``."""
+        height, width = image.shape[-2:]
+        cells = torch.ones(1, 1, height // FACTOR, width // FACTOR)
+        return Encoding(cells, 0 * cells)
+
+    def prepare(self, encoding1: Encoding) -> Any:
+        """See ``DEQFlow.prepare``."""
+        return ()
+
+    def problem(self, encoding1: Encoding, encoding2: Encoding, *_: Any, **__: Any) -> Any:
+        """See ``DEQFlow.problem``."""
+        return lambda hidden, flow: (hidden, 0.5 * flow)
+
+    def initial_state(self, encoding: Encoding) -> State:
+        """See ``DEQFlow.initial_state``."""
+        return encoding.context, encoding.context.expand(-1, 2, -1, -1)
+
+    def coarse_start(self, image1: Tensor, image2: Tensor, *_: Any) -> State:
+        """See ``DEQFlow.coarse_start``."""
+        return self.initial_state(self.encode(image1))
+
+    def upsample(self, state: State) -> Tensor:
+        """See ``DEQFlow.upsample``."""
+        height, width = state[1].shape[-2:]
+        return torch.zeros(1, 2, FACTOR * height, FACTOR * width)
+
+    def upsample_residual(self, solution: Any) -> Tensor:
+        """See ``DEQFlow.upsample_residual``."""
+        return self.upsample(solution.state)[:, :1]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What was done with one frame that arrived at ``time_s``, and how many iterations an oracle would have made."""
+
+    time_s: float
+    info: FlowInfo
+    possible: int
+
+
+def simulate(scenario: Scenario, budget_ms: float, seconds: float, seed: int = 0) -> list[Frame]:
+    """Frames arrive at a steady rate. As in the node, the newest frame is taken when the previous one is done."""
+    clock = LoadedClock(scenario, seed)
+    estimator = FlowEstimator(IdleNetwork().eval(), clock, latency_budget_ms=budget_ms, tolerance_px=None)
+    estimator.warm_up(HEIGHT, WIDTH)
+    began_ns, period_ns, most = clock.now_ns(), round(1e6 * PERIOD_MS), estimator.settings.max_iterations
+    image = np.tile(np.arange(WIDTH, dtype=np.uint8)[None, :, None], (HEIGHT, 1, 3))  # not flat
+    number, done = -1, list[Frame]()
+    while True:
+        number = max(number + 1, (clock.now_ns() - began_ns) // period_ns)
+        if number * PERIOD_MS > 1e3 * seconds:
+            return done
         arrival_ns = began_ns + number * period_ns
-        time.sleep(max(0.0, (arrival_ns - estimator.clock.now_ns()) / 1e9))
-        image = there_and_back[number % len(there_and_back)]
+        clock.frame(number)
+        clock.wait_until(arrival_ns)
+        start_ns = clock.now_ns()
         result = estimator.update(image, number * period_ns, arrival_ns)
-        estimator.prepare()
         if result is not None:
-            frames.append(Frame((arrival_ns - began_ns) / 1e9, result.info, None))
-    return Account.of("this machine", budget_ms, (estimator.clock.now_ns() - began_ns) / 1e9, frames)
+            end_ns = arrival_ns + round(1e6 * budget_ms)
+            possible = possible_iterations(clock, start_ns, end_ns, result.info.scale, most)
+            done.append(Frame((arrival_ns - began_ns) / 1e9, result.info, possible))
+        estimator.prepare()
 
 
-def stream_errors(
-    model: DEQFlow, sequence: ImageSequence, scale: float, iterations: int, refinement: int = 0
-) -> Iterator[tuple[float, float]]:
-    """The errors of the warm pairs of a sequence, solved by a stream at this scale with this number of iterations.
-
-    :returns: for each pair in turn, the mean endpoint error in px and the time from the frame to its field in ms.
+def account(seconds: float, frames: Sequence[Frame]) -> Row:
+    """How a budget was kept and used over the frames that came within a number of seconds, at least one; the
+    docstring of the module says what the figures are. Iterations and scale are means.
     """
-    limits = {"min_scale": scale, "max_scale": scale, "max_iterations": iterations, "tolerance_px": None}
-    for place, result in streamed(model, sequence, refinement=refinement, **limits):
-        if result.info.warm:
-            yield pair_errors(sequence.pairs[place], result.flow)[0], result.info.latency_ms
+    infos, count = [frame.info for frame in frames], len(frames)
+    late = "".join("x" if info.over_budget else " " for info in infos)
+    made = sum(info.iterations for info in infos)
+    return {
+        "frames": count, "late_percent": 100 * late.count("x") / count, "longest_late": max(map(len, late.split(" "))),
+        "iterations": made / count, "of_oracle_percent": 100 * made / max(1, sum(frame.possible for frame in frames)),
+        "none_percent": 100 * sum(info.iterations == 0 for info in infos) / count,
+        "scale": sum(info.scale for info in infos) / count,
+        "changes_per_minute": 60 / seconds * sum(a.scale != b.scale for a, b in pairwise(infos)),
+    }  # fmt: skip
 
 
-def measured(model: DEQFlow, sequences: Sequence[ImageSequence], refinements: Sequence[int] = (0,)) -> list[Row]:
-    """Mean error (px) and median time (ms) of each group of sequences at every scale and number of iterations.
-
-    :param refinements: the numbers of refinement steps to try.
-    """
-    rows = []
-    for scale, iterations, refinement in product(SCALES, ITERATIONS, refinements):
-        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for sequence in sequences:
-            pairs[sequence.group] += stream_errors(model, sequence, scale, iterations, refinement)
-        epe_px = {group: mean(error for error, _ in values) for group, values in pairs.items()}
-        ms = {group: median(taken for _, taken in values) for group, values in pairs.items()}
-        rows.append({"scale": scale, "iterations": iterations, "refinement": refinement, "epe_px": epe_px, "ms": ms})
-    return rows
-
-
-def print_accounts(accounts: Sequence[Account], console: Console) -> None:
-    """Print the table that the docstring of the module describes."""
-    columns = [
-        "frames", "late, %", "late in a row", "iterations", "of oracle, %", "none, %", "scale", "changes/min",
-    ]  # fmt: skip
-    kept = table("budgets kept and used", ["budget, ms", "costs"], columns)
-    for a in accounts:
-        kept.add_row(
-            f"{a.budget_ms:g}", a.name, str(a.frames), f"{a.late_percent:.2f}", str(a.longest_late),
-            f"{a.iterations:.2f}", "" if a.of_oracle_percent is None else f"{a.of_oracle_percent:.0f}",
-            f"{a.none_percent:.1f}", f"{a.scale:.2f}", f"{a.changes_per_minute:.1f}",
-        )  # fmt: skip
-    console.print(kept)
-
-
-def print_errors(rows: Sequence[Row], console: Console) -> None:
-    """Print a table per group, with scales and refinements as rows and iterations as columns."""
-    for group in rows[0]["epe_px"]:
-        title = f"{group}: endpoint error of warm pairs, px, and ms from frame to field, by iterations"
-        errors = table(title, ["scale", "refinement"], ITERATIONS)
-        for (scale, refinement), some in grouped(rows, "scale", "refinement").items():
-            cells = (f"{row['epe_px'][group]:.2f} {row['ms'][group]:4.0f}" for row in some)
-            errors.add_row(f"{scale:g}", str(refinement), *cells)
-        console.print(errors)
-
-
-def plot(path: Path, runs: Runs) -> None:
+def plot(path: Path, runs: dict[tuple[float, str], list[Frame]]) -> None:
     """Draw latency as a share of the budget, scale and iterations over time: one column per scenario, one colour per
     budget.
     """
-    columns = len(next(iter(runs.values())))
+    budgets, names = (list(dict.fromkeys(key[place] for key in runs)) for place in (0, 1))
     with picture(path, 11, 5, font_size=8) as figure:
-        axes = figure.subplots(3, columns, sharex=True, sharey="row")
-        for (budget_ms, members), colour in zip(runs.items(), COLOURS, strict=False):
-            for column, (scenario, frames) in enumerate(members):
-                times = [frame.time_s for frame in frames]
-                infos = [frame.info for frame in frames]
-                share = [info.latency_ms / budget_ms for info in infos]
-                axes[0, column].set_title(scenario.name)
-                axes[0, column].plot(times, share, ".", markersize=1.5, color=colour)
-                axes[1, column].plot(times, [info.scale for info in infos], color=colour, linewidth=1)
-                made = [info.iterations for info in infos]
-                axes[2, column].plot(times, made, ".", markersize=1.5, color=colour, label=f"{budget_ms:g} ms")
-        for name, row in zip(("latency / budget", "scale", "iterations"), axes, strict=True):
-            row[0].set_ylabel(name)
-        for column in range(columns):
-            axes[0, column].axhline(1.0, color="#1a202c", linewidth=0.8, linestyle="--")
-            axes[2, column].set_xlabel("s")
-        handles, labels = axes[2, 0].get_legend_handles_labels()
-        named = [f"budget {label}" for label in labels]
-        figure.legend(handles, named, loc="outside upper right", ncols=len(named), markerscale=4)
+        axes = figure.subplots(3, len(names), sharex=True, sharey="row")
+        for (budget_ms, name), frames in runs.items():
+            colour, (share, scale, made) = COLOURS[budgets.index(budget_ms) % 2], axes[:, names.index(name)]
+            times, infos = [frame.time_s for frame in frames], [frame.info for frame in frames]
+            share.plot(times, [info.latency_ms / budget_ms for info in infos], ".", markersize=1.5, color=colour)
+            share.axhline(1.0, color="#1a202c", linewidth=0.8, linestyle="--")
+            share.set_title(name)
+            scale.plot(times, [info.scale for info in infos], color=colour, linewidth=1)
+            label = f"budget {budget_ms:g} ms"
+            made.plot(times, [info.iterations for info in infos], ".", markersize=1.5, color=colour, label=label)
+            made.set_xlabel("s")
+        for row, label in zip(axes, ("latency / budget", "scale", "iterations"), strict=True):
+            row[0].set_ylabel(label)
+        figure.legend(*made.get_legend_handles_labels(), loc="outside upper right", ncols=len(budgets), markerscale=4)
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
-    """Run the one of the three measurements that the options ask for."""
-    if not (options.input or options.measure):
-        accounts, runs = simulated(options)
-        if options.plot:
-            plot(options.plot, runs)
-    else:
-        model = load_model(options.model, options.device)
-        if options.measure:
-            recorded = listed(options.pairs, SIZE) if options.pairs else iter(())
-            made = (sequence for sequence in generated(options.clips, 5, SIZE) if sequence.group != CUTS)
-            errors = measured(model, list(chain(recorded, made)), options.refinement)
-            print_errors(errors, console)
-            return {"errors": errors}
-        images = read_frames(options.input, 100)
-        period_s = open_source(options.input).nominal_period_ns / 1e9
-        accounts = [on_machine(model, images, period_s, ms, options.frames) for ms in options.budget_ms]
-    print_accounts(accounts, console)
-    return {"accounts": [asdict(account) for account in accounts]}
+    """Simulate every scenario with every budget, and print the table."""
+    made = list(product(options.budget_ms, scenarios(options.seconds, options.seed)))
+    runs = {(ms, some.name): simulate(some, ms, options.seconds, options.seed) for ms, some in made}
+    accounts = [{"budget_ms": ms, "costs": name, **account(options.seconds, of)} for (ms, name), of in runs.items()]
+    print_table(console, "budgets kept and used", COLUMNS, accounts, names=2)
+    if options.plot:
+        plot(options.plot, runs)
+    return {"accounts": accounts}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    line = Benchmark(__file__, __doc__, plot="the simulated runs")
+    line = Benchmark(__file__, __doc__, device=False, plot="the simulated runs")
     line.add_number("--budget-ms", [100.0, 200.0], "latency budgets", above=0, nargs="+")
     line.add_number("--seconds", 60.0, "of each simulated run", above=0)
     line.add_number("--seed", 0, "of the simulated costs", least=0)
-    line.add_argument("--input", metavar="RECORDING", help="run on this machine: video, bag or folder of images")
-    line.add_number("--frames", 300, "fields to compute of the recording", least=1)
-    line.add_argument("--measure", action="store_true", help="measure the error by scale and iterations")
-    line.add_pairs("with --measure: also the sequences of this list of pairs")
-    line.add_number("--clips", 2, "generated sequences of each motion", least=1)
-    line.add_number("--refinement", [0], "with --measure: steps of the refinement", least=0, nargs="+")
-    line.add_model()
-    options = line.parse_args(arguments)
-    if options.input and options.measure:
-        line.error("expected one of --input and --measure, got both")
-    return line.run(options, run)
+    return line.run(line.parse_args(arguments), run)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What iterations are worth, in a stream and at its start: what the defaults of the estimator are chosen from.
+"""What iterations and scales are worth: what the defaults of the estimator are chosen from.
 
-``python -m benchmarks.limits --pairs pairs.json [--clips 2] [--sequence FRAMES ...] [--threads 1] [--json OUT]``
+``python -m benchmarks.limits --pairs pairs.json [--clips 2] [--sequence FRAMES ...] [--only TABLE] [--json OUT]``
 
-- *Warm*: streams with a limit of iterations per pair, and a tolerance: mean error of their warm pairs, and iterations
-  made. Of sequences without a truth, the distance from a stream of ``SETTLED`` iterations per pair.
-- *Cold*: every pair of the list, and generated ones, started with so many iterations at a quarter and at a half of the
+- *warm*: streams with a limit of iterations per pair, and a tolerance: mean error of their pairs behind the first, px,
+  and iterations made. Of sequences without a truth, the distance from a stream of ``SETTLED`` iterations per pair.
+- *cold*: every pair of the list, and generated ones, started with so many iterations at a quarter and at a half of the
   resolution each (0: from zero), and then so many at the full one: mean error, and the time of the coarse part.
+- *scales* (if it is asked for): streams at one scale, with a number of iterations and of steps of the refinement: mean
+  error of their warm pairs, px, and median time from a frame to its field, ms.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, mean, median, table
+from benchmarks.report import Benchmark, Row, print_table
 from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, generated, listed, recorded, streamed
 from deq_flow_ros.equilibrium import solve
 from deq_flow_ros.model import DEQFlow, load_model
@@ -28,105 +33,115 @@ from training.datasets import Sample
 from training.pairs import open_pairs, pair_errors
 
 SETTLED = 36
-SCALE = {"min_scale": 1.0, "max_scale": 1.0}
-CAPS = (1, 2, 3, 4, 6, 8, 12, 24)
-"""Limits of iterations per warm pair, without a tolerance."""
-TOLERANCES = ((12, 0.2), (12, 0.1), (12, 0.05), (12, 0.02), (6, 0.1), (8, 0.1), (8, 0.05))
-"""(limit of iterations, tolerance in px) of warm pairs."""
+LIMITS = (
+    *((cap, None) for cap in (1, 2, 3, 4, 6, 8, 12, 24)),
+    (12, 0.2), (12, 0.1), (12, 0.05), (12, 0.02), (6, 0.1), (8, 0.1), (8, 0.05),
+)  # fmt: skip
+"""(limit of iterations, tolerance in px or None) of warm pairs."""
 COARSE, FINE = (0, 1, 2, 3, 4, 6, 8), (1, 2, 4, 6, 8, 12, 24)
 """Numbers of iterations of cold pairs, at each smaller resolution and at the full one."""
+SCALES, ITERATIONS = (1.5, 1.25, 1.0, 0.75, 0.5, 0.375, 0.25), (1, 2, 4, 8)
+TABLES = ("warm", "cold", "scales")
 
 
-def warm_rows(model: DEQFlow, sequences: Sequence[ImageSequence]) -> list[Row]:
-    """Mean error (px) and number of iterations of each group of sequences, by limit and tolerance."""
-    unknown = [sequence for sequence in sequences if sequence.pairs[0].flow is None]
-    settled = {
-        (sequence.group, place): result.flow
-        for sequence in unknown
-        for place, result in streamed(model, sequence, max_iterations=SETTLED, tolerance_px=None, **SCALE)
-    }
+def errors(model: DEQFlow, sequences: Sequence[ImageSequence], scale: float = 1.0, **settings: Any) -> pd.DataFrame:
+    """A row for each measured pair of a stream with these settings, at one scale: group, error in px, time in ms,
+    iterations, and whether the pair started warm.
+    """
     rows = []
-    for cap, tolerance_px in [*((cap, None) for cap in CAPS), *TOLERANCES]:
-        errors, made = defaultdict(list), defaultdict(list)
-        for sequence in sequences:
-            limits = {"max_iterations": cap, "tolerance_px": tolerance_px, **SCALE}
-            for place, result in streamed(model, sequence, **limits):
-                pair, known = sequence.pairs[place], settled.get((sequence.group, place))
-                away = None if known is None else float(np.linalg.norm(result.flow - known, axis=2).mean())
-                errors[sequence.group].append(pair_errors(pair, result.flow)[0] if away is None else away)
-                made[sequence.group].append(result.info.iterations)
-        means = {group: (mean(values), mean(made[group])) for group, values in errors.items()}
-        rows.append({"cap": cap, "tolerance_px": tolerance_px, "groups": means})
-    return rows
+    for sequence in sequences:
+        for place, result in streamed(model, sequence, min_scale=scale, max_scale=scale, **settings):
+            error, info = pair_errors(sequence.pairs[place], result.flow)[0], result.info
+            rows.append((sequence.group, error, info.latency_ms, info.iterations, info.warm))
+    return pd.DataFrame(rows, columns=["group", "epe_px", "ms", "iterations", "warm"])
+
+
+def with_settled(model: DEQFlow, sequence: ImageSequence) -> ImageSequence:
+    """A sequence without a truth, with the flow after ``SETTLED`` iterations per pair in its place."""
+    pairs = list(sequence.pairs)
+    limits = {"min_scale": 1.0, "max_scale": 1.0, "max_iterations": SETTLED, "tolerance_px": None}
+    for place, result in streamed(model, sequence, **limits):
+        pairs[place] = replace(pairs[place], flow=result.flow, valid=np.ones(result.flow.shape[:2], bool))
+    return replace(sequence, pairs=pairs)
+
+
+def warm_rows(model: DEQFlow, sequences: Sequence[ImageSequence]) -> Iterator[Row]:
+    """Mean error (px) and number of iterations of each group of sequences, by limit and tolerance."""
+    for cap, tolerance_px in LIMITS:
+        found = errors(model, sequences, max_iterations=cap, tolerance_px=tolerance_px)
+        means = found.groupby("group", sort=False)[["epe_px", "iterations"]].mean()
+        yield {"cap": cap, "tolerance_px": tolerance_px, "groups": means.to_dict("index")}
+
+
+def scale_rows(model: DEQFlow, sequences: Sequence[ImageSequence], refinements: Sequence[int]) -> Iterator[Row]:
+    """Mean error (px) and median time (ms) of the warm pairs of each group, by scale, refinement and iterations."""
+    for scale, steps in product(SCALES, refinements):
+        row: Row = {"scale": scale, "refinement": steps, "groups": {}}
+        for iterations in ITERATIONS:
+            given = {"max_iterations": iterations, "tolerance_px": None, "refinement": steps}
+            found = errors(model, sequences, scale, **given)
+            for group, some in found[found.warm].groupby("group", sort=False):
+                figures = {"epe_px": some.epe_px.mean(), "ms": some.ms.median()}
+                row["groups"].setdefault(group, {})[iterations] = figures
+        yield row
 
 
 @torch.inference_mode()
-def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]]) -> list[Row]:
-    """Mean error (px) of each group by the number of fine and of coarse iterations, and the median time of the
-    coarse ones in ms.
+def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]], listed_groups: Sequence[str]) -> list[Row]:
+    """Mean error (px) by the number of fine iterations, and the median time of the coarse ones in ms, by group and
+    number of coarse iterations; then the means over the groups of the list.
     """
-    errors: dict[int, dict[str, list[list[float]]]] = {coarse: defaultdict(list) for coarse in COARSE}
-    taken: dict[int, list[float]] = defaultdict(list)
+    rows = []
     for group, sample in pairs:
         pair = EncodedPair(model, sample)
         for coarse in COARSE:
             began = time.perf_counter()
             start = pair.coarse(coarse) if coarse else pair.zero()
-            taken[coarse].append(1e3 * (time.perf_counter() - began))
+            ms = 1e3 * (time.perf_counter() - began)
             found = solve(pair.problem, start, solver="picard", max_iterations=FINE[-1], keep=FINE).trajectory
-            errors[coarse][group].append([pair.error(found[fine]) for fine in FINE])
-    return [
-        {
-            "coarse": coarse,
-            "ms": median(taken[coarse]),
-            "epe_px": {group: np.mean(values, axis=0).tolist() for group, values in errors[coarse].items()},
-        }
-        for coarse in COARSE
-    ]
-
-
-def print_warm(rows: Sequence[Row], console: Console) -> None:
-    """Print a table with the limits as rows and the groups as columns."""
-    filled = table("warm pairs: error, px (iterations made)", ["at most", "tolerance, px"], rows[0]["groups"])
-    for row in rows:
-        tolerance = "none" if row["tolerance_px"] is None else f"{row['tolerance_px']:g}"
-        cells = (f"{error:.3f} ({made:.1f})" for error, made in row["groups"].values())
-        filled.add_row(str(row["cap"]), tolerance, *cells)
-    console.print(filled)
-
-
-def print_cold(rows: Sequence[Row], listed_groups: Sequence[str], console: Console) -> None:
-    """Print a table per group, and one of the mean over the groups of the list: coarse iterations as rows, fine ones
-    as columns.
-    """
-    titles = {group: [group] for group in rows[0]["epe_px"]}
+            rows.append({"group": group, "coarse": coarse, "ms": ms, **{n: pair.error(found[n]) for n in FINE}})
+    every = pd.DataFrame(rows)
+    means = every.groupby(["group", "coarse"], sort=False).mean()
+    means["ms"] = every.groupby("coarse").ms.median().reindex(means.index, level="coarse")
     if listed_groups:
-        titles["mean of the list"] = list(listed_groups)
-    for title, groups in titles.items():
-        filled = table(f"cold pairs, {title}: error, px", ["coarse", "ms"], FINE)
-        for row in rows:
-            means = np.mean([row["epe_px"][group] for group in groups], axis=0)
-            filled.add_row(str(row["coarse"]), f"{row['ms']:.0f}", *(f"{error:.3f}" for error in means))
-        console.print(filled)
+        of_list = means.loc[list(listed_groups)].groupby("coarse").mean()
+        means = pd.concat([means, pd.concat({"mean of the list": of_list}, names=["group"])])
+    return means.reset_index().to_dict("records")
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Make both tables, or the one that is asked for."""
+    """Make the tables that are asked for."""
     size = options.height, options.width
     model = load_model(options.model, options.device)
     figures: Row = {}
     made = [sequence for sequence in generated(options.clips, 5, size) if sequence.group != CUTS]
-    if options.only != "cold":
-        sequences = [*(listed(options.pairs, size) if options.pairs else ()), *made]
-        sequences += [recorded(path, options.frames, size, options.skip) for path in options.sequence]
-        figures["warm"] = warm_rows(model, sequences)
-        print_warm(figures["warm"], console)
-    if options.only != "warm":
+    sequences = [*(listed(options.pairs, size) if options.pairs else ()), *made]
+    if "warm" in options.only:
+        recordings = (recorded(path, options.frames, size, options.skip) for path in options.sequence)
+        known = [with_settled(model, sequence) for sequence in recordings]
+        figures["warm"] = list(warm_rows(model, [*sequences, *known]))
+        columns = {"at most": "{cap}", "tolerance, px": "{tolerance_px}"}
+        for group in figures["warm"][0]["groups"]:
+            columns[group] = f"{{groups[{group}][epe_px]:.3f}} ({{groups[{group}][iterations]:.1f}})"
+        print_table(console, "warm pairs: error, px (iterations made)", columns, figures["warm"], names=2)
+    if "cold" in options.only:
         groups = open_pairs(options.pairs) if options.pairs else []
         pairs = [(group.name, group[i]) for group in groups for i in range(len(group))[: options.first]]
         pairs += [(sequence.group, pair) for sequence in made for pair in sequence.pairs[:2]]
-        figures["cold"] = cold_rows(model, pairs)
-        print_cold(figures["cold"], [group.name for group in groups], console)
+        figures["cold"] = cold_rows(model, pairs, [group.name for group in groups])
+        columns = {"group": "{group}", "coarse": "{coarse}", "ms": "{ms:.0f}"}
+        for row in figures["cold"]:
+            row["epe_px"] = {n: row.pop(n) for n in FINE}
+        columns |= {str(n): f"{{epe_px[{n}]:.3f}}" for n in FINE}
+        print_table(console, "cold pairs: error, px, by fine iterations", columns, figures["cold"], names=2)
+    if "scales" in options.only:
+        figures["scales"] = list(scale_rows(model, sequences, options.refinement))
+        for group in figures["scales"][0]["groups"]:
+            columns = {"scale": "{scale:g}", "refinement": "{refinement}"}
+            for n in ITERATIONS:
+                columns[str(n)] = f"{{groups[{group}][{n}][epe_px]:.2f}} {{groups[{group}][{n}][ms]:4.0f}}"
+            title = f"{group}: error of warm pairs, px, and ms from frame to field, by iterations"
+            print_table(console, title, columns, figures["scales"], names=2)
     return figures
 
 
@@ -136,11 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_pairs()
     line.add_number("--first", None, "so many cold pairs of each group of the list (default: all)", least=1, kind=int)
     line.add_number("--clips", 2, "generated sequences of each motion", least=1)
-    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
+    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images, for warm pairs")
     line.add_number("--frames", 8, "of each --sequence", least=3)
     line.add_number("--skip", 0, "so many frames of each at its beginning", least=0)
     line.add_size(480, 640, "frames of streams are made smaller to fit")
-    line.add_argument("--only", choices=("warm", "cold"), help="one of the two (default: both)")
+    line.add_argument("--only", choices=TABLES, nargs="+", default=TABLES[:2], help="tables to make")
+    line.add_number("--refinement", [0], "for scales: steps of the refinement", least=0, nargs="+")
     line.add_model()
     return line.run(line.parse_args(arguments), measure)
 
