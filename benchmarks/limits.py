@@ -26,7 +26,16 @@ import torch
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, print_table
-from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, generated, listed, recorded, streamed
+from benchmarks.sequences import (
+    CUTS,
+    EncodedPair,
+    ImageSequence,
+    add_inputs,
+    generated,
+    listed,
+    recordings,
+    streamed,
+)
 from deq_flow_ros.equilibrium import solve
 from deq_flow_ros.model import DEQFlow, load_model
 from training.datasets import Sample
@@ -91,7 +100,7 @@ def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]], listed_groups
     """Mean error (px) by the number of fine iterations, and the median time of the coarse ones in ms, by group and
     number of coarse iterations; then the means over the groups of the list.
     """
-    rows = []
+    rows: list[Row] = []
     for group, sample in pairs:
         pair = EncodedPair(model, sample)
         for coarse in COARSE:
@@ -99,7 +108,8 @@ def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]], listed_groups
             start = pair.coarse(coarse) if coarse else pair.zero()
             ms = 1e3 * (time.perf_counter() - began)
             found = solve(pair.problem, start, solver="picard", max_iterations=FINE[-1], keep=FINE).trajectory
-            rows.append({"group": group, "coarse": coarse, "ms": ms, **{n: pair.error(found[n]) for n in FINE}})
+            errors_px = {str(n): pair.error(found[n]) for n in FINE}
+            rows.append({"group": group, "coarse": coarse, "ms": ms, **errors_px})
     every = pd.DataFrame(rows)
     means = every.groupby(["group", "coarse"], sort=False).mean()
     means["ms"] = every.groupby("coarse").ms.median().reindex(means.index, level="coarse")
@@ -117,8 +127,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     made = [sequence for sequence in generated(options.clips, 5, size) if sequence.group != CUTS]
     sequences = [*(listed(options.pairs, size) if options.pairs else ()), *made]
     if "warm" in options.only:
-        recordings = (recorded(path, options.frames, size, options.skip) for path in options.sequence)
-        known = [with_settled(model, sequence) for sequence in recordings]
+        known = [with_settled(model, sequence) for sequence in recordings(options)]
         figures["warm"] = list(warm_rows(model, [*sequences, *known]))
         columns = {"at most": "{cap}", "tolerance, px": "{tolerance_px}"}
         for group in figures["warm"][0]["groups"]:
@@ -131,7 +140,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         figures["cold"] = cold_rows(model, pairs, [group.name for group in groups])
         columns = {"group": "{group}", "coarse": "{coarse}", "ms": "{ms:.0f}"}
         for row in figures["cold"]:
-            row["epe_px"] = {n: row.pop(n) for n in FINE}
+            row["epe_px"] = {n: row.pop(str(n)) for n in FINE}
         columns |= {str(n): f"{{epe_px[{n}]:.3f}}" for n in FINE}
         print_table(console, "cold pairs: error, px, by fine iterations", columns, figures["cold"], names=2)
     if "scales" in options.only:
@@ -148,13 +157,9 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     line = Benchmark(__file__, __doc__)
-    line.add_pairs()
+    add_inputs(line, frames=8, size=(480, 640))
     line.add_number("--first", None, "so many cold pairs of each group of the list (default: all)", least=1, kind=int)
     line.add_number("--clips", 2, "generated sequences of each motion", least=1)
-    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images, for warm pairs")
-    line.add_number("--frames", 8, "of each --sequence", least=3)
-    line.add_number("--skip", 0, "so many frames of each at its beginning", least=0)
-    line.add_size(480, 640, "frames of streams are made smaller to fit")
     line.add_argument("--only", choices=TABLES, nargs="+", default=TABLES[:2], help="tables to make")
     line.add_number("--refinement", [0], "for scales: steps of the refinement", least=0, nargs="+")
     line.add_model()

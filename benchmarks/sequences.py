@@ -5,6 +5,7 @@ generated.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -77,11 +78,6 @@ def moving_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
     """
     frames = read_frames(path, count, skip)
     return [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
-
-
-def first_pairs(path: Path, count: int | None) -> list[Sample]:
-    """The first pairs of each group of a list (see ``training/pairs.py``), at most this number; None means all."""
-    return [group[index] for group in open_pairs(path) for index in range(len(group))[:count]]
 
 
 def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> ImageSequence:
@@ -227,11 +223,23 @@ def first_below(values: Sequence[float], bound: float) -> float:
     return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
 
 
-def add_inputs(line: Benchmark) -> None:
-    """Add the options that choose the inputs and the models."""
+def add_inputs(line: Benchmark, frames: int, size: tuple[int, int] = (240, 320)) -> None:
+    """Add the options that choose the inputs, with these defaults."""
     line.add_pairs()
-    line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
     line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
-    line.add_number("--frames", 4, "frames of each --sequence", least=3)
-    line.add_size(240, 320, "images are made smaller to fit")
-    line.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths")
+    line.add_number("--frames", frames, "frames of each --sequence", least=3)
+    line.add_number("--skip", 0, "so many frames of each at its beginning", least=0)
+    line.add_size(*size, "images are made smaller to fit")
+
+
+def first_pairs(options: argparse.Namespace) -> list[Sample]:
+    """The first ``--first`` pairs of each group of the list, if there is one, made smaller to fit."""
+    groups = open_pairs(options.pairs) if options.pairs else []
+    size = options.height, options.width
+    return [fitted(group[index], size) for group in groups for index in range(len(group))[: options.first]]
+
+
+def recordings(options: argparse.Namespace) -> Iterator[ImageSequence]:
+    """What ``--sequence`` names, see ``recorded``."""
+    for path in options.sequence:
+        yield recorded(path, options.frames, (options.height, options.width), options.skip)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the flow settles: one and the same end from every start, however long the iteration goes on.
+"""Whether the flow settles: one and the same end from every start, however long it is iterated.
 
 ``python -m benchmarks.settle --pairs pairs.json [--sequence FRAMES ...] [--models nano base] [--plot OUT]``
 
@@ -12,18 +12,24 @@ stream does, z <- f(z), from five starts:
   that of the same images in reverse order, its flow turned round and moved onto image 1; as far from what is sought as
   the state of a pair before whose motion was another.
 - *random*: a random hidden state, tanh of standard normal noise, which is the range that it has; and a random motion,
-  smooth, in each direction of ``--noise`` px RMS.
-- *noise*: the same hidden state, and normal noise of ``--noise`` px in each direction, another in each cell. No flow
-  looks like this; it is the hardest start that we know.
+  smooth, of 8 px RMS in each direction.
+- *noise*: the same hidden state, and normal noise of 8 px in each direction, another in each cell. No flow looks like
+  this; it is the hardest start that we know.
 
-All distances are RMS over the pixels of the difference of two flows at full resolution, px. *Moved*: between the flow
-after ``--early`` and after ``--iterations`` iterations. *Still*: the share of pixels whose flow moved by 0.05 px at
-most between the two. *Update*: the RMS update at the last iteration. *To coarse*: between the end from this start and
-that from *coarse*. *Apart*: the largest distance between any two of the ends, that from *noise* left out. *Error*: mean
-endpoint error against the truth, mean over the groups of the list.
+All distances are RMS over the pixels of the difference of two flows at full resolution, px. *moved*: between the flow
+after ``--early`` and after ``--iterations`` iterations. *still*: the share of pixels whose flow moved by 0.05 px at
+most between the two. *last update*: the RMS update at the last iteration. *to coarse's*: between the end from this
+start and that from *coarse*. *ends apart*: the largest distance between any two of the ends, that from *noise* left
+out. *error*: mean endpoint error against the truth, mean over the groups of the list.
 
 With ``--jacobian``, at the end from *coarse*: the spectral radius of the Jacobian of f, below 1 where the fixed point
 is stable, and the relative residual of the adjoint equation, that of the implicit gradient, after 30 iterations.
+
+With ``--where``, of the way from *coarse*: how much moved *without* the 5 % of the pixels that moved most, and *their
+share* of the sum of squares; the median uncertainty *there* and of *all*; the distance of the end from *the last* state
+and from *the last but one*, to which a state comes back that goes to and fro; *moved* of the flow of the *cells* before
+it is upsampled, and of its means over *3x3* cells, which hardly move where neighbours move against each other; and the
+RMS update that *Anderson*'s method gets to in as many iterations.
 """
 
 from __future__ import annotations
@@ -35,15 +41,16 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.report import Benchmark, Row, grouped, median, picture, table, watched
-from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, fitted, recorded
-from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
+from benchmarks.report import Benchmark, Row, grouped, median, picture, print_table, watched
+from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, recordings
+from deq_flow_ros.equilibrium import Solution, State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
@@ -54,16 +61,25 @@ STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "
 ERROR_MARKS = (6, 12, 24, 48, 96)
 MARKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Numbers of iterations at which the distance to the end is measured, for the plot."""
-STILL_PX = 0.05
-"""A pixel has settled if it moves by no more than this between ``--early`` and the end."""
-PREDECESSOR_ITERATIONS = 24
-"""Iterations of the reversed pair that stands in for a missing predecessor."""
-ADJOINT_ITERATIONS = 30
+STILL_PX, NOISE_PX, UNSETTLED = 0.05, 8.0, 0.05
+PREDECESSOR_ITERATIONS, ADJOINT_ITERATIONS = 24, 30
+"""Of the reversed pair that stands in for a missing predecessor, and of the adjoint equation."""
 SMOOTH = 4
 """Number of knots of the random motion in each direction."""
+FIGURES = {
+    "moved": "{moved_px:.4f}", "still": "{still:.1%}", "last update": "{end_update_px:.4f}",
+    "to coarse's": "{to_coarse_px:.4f}", "ends apart": "{apart_px:.4f}",
+}  # fmt: skip
+JACOBIAN = {"spectral radius": "{spectral_radius:.3f}", "adjoint residual": "{adjoint_residual:.1e}"}
+WHERE = {
+    "model": "{model}", "pair": "{pair}", "moved": "{moved_px:.3f}", "without": "{rest_px:.3f}",
+    "their share": "{share:.0%}", "uncertainty there": "{uncertainty_most_px:.2f}", "of all": "{uncertainty_px:.2f}",
+    "last": "{last_px:.4f}", "last but one": "{last_two_px:.4f}", "cells": "{cells_px:.4f}",
+    "3x3": "{smooth_cells_px:.4f}", "Anderson": "{anderson_px:.4f}",
+}  # fmt: skip
 
 
-def random_states(pair: EncodedPair, noise_px: float, seed: int = 0) -> dict[str, State]:
+def random_states(pair: EncodedPair, seed: int = 0) -> dict[str, State]:
     """The starts *random* and *noise*, with the same numbers on every device."""
     hidden, flow = pair.zero()
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +88,7 @@ def random_states(pair: EncodedPair, noise_px: float, seed: int = 0) -> dict[str
     smooth = F.interpolate(noise[..., :SMOOTH, :SMOOTH], flow.shape[-2:], mode="bicubic")
     smooth /= smooth.square().mean().sqrt()
     return {
-        name: (noisy_hidden, (field * noise_px / FACTOR).to(flow))
+        name: (noisy_hidden, (field * NOISE_PX / FACTOR).to(flow))
         for name, field in (("random", smooth), ("noise", noise))
     }
 
@@ -103,82 +119,87 @@ def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
     return {"spectral_radius": float(radius), "adjoint_residual": residuals[0]}
 
 
+def where(model: DEQFlow, pair: EncodedPair, solution: Solution, early: int) -> dict[str, float]:
+    """Which part of the flow moved on the way from *coarse*, and how: what the docstring of the module says."""
+    way, count = solution.trajectory, max(solution.trajectory)
+    first, before_last, last, end = (pair.flow(way[n]) for n in (early, count - 2, count - 1, count))
+    moved = (end - first).norm(dim=1).flatten()
+    most, rest = moved.argsort(descending=True).tensor_split([max(1, int(UNSETTLED * len(moved)))])
+    cells = FACTOR * (way[count][1] - way[early][1])
+    smooth = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
+    row = {
+        "rest_px": float(moved[rest].square().mean().sqrt()),
+        "share": float(moved[most].square().sum() / moved.square().sum()),
+        "last_px": rms(end - last), "last_two_px": rms(end - before_last), "cells_px": rms(cells),
+        "smooth_cells_px": rms(smooth), "anderson_px": float(pair.settled(pair.coarse(), count).residual),
+    }  # fmt: skip
+    expected = model.upsample_uncertainty(solution.state)
+    if expected is not None:
+        uncertainty = pair.crop(expected).flatten()
+        row |= {"uncertainty_px": float(uncertainty.median()), "uncertainty_most_px": float(uncertainty[most].median())}
+    return row
+
+
 def rms(difference: Tensor) -> float:
     """The RMS length of vectors, (1, 2, H, W)."""
     return float(difference.square().sum(1).mean().sqrt())
 
 
-class Bench:
-    """A model, and the measurements that are made with it."""
+def rows_of(model: DEQFlow, samples: Sequence[Sample], options: argparse.Namespace) -> Iterator[Row]:
+    """One row for each pair and start.
 
-    def __init__(self, model: DEQFlow, iterations: int, early: int, noise_px: float, jacobian: bool = False) -> None:
-        self.model, self.iterations, self.early, self.noise_px = model, iterations, early, noise_px
-        self.jacobian = jacobian
-        self.marks = sorted({n for n in (*MARKS, *ERROR_MARKS, early) if n < iterations} | {iterations})
+    :param samples: in the order of the list. If image 2 of a pair is image 1 of the next pair, the next one starts from
+        it.
+    """
+    last: tuple[Sample, State] | None = None
+    for sample in samples:
+        if last is not None and np.array_equal(last[0].image2, sample.image1):
+            warm = carry(last[1])
+        else:
+            warm = reversed_state(model, sample)
+        rows, settled = rows_of_pair(model, sample, warm, options)
+        yield from rows
+        last = sample, settled
 
-    def run(self, samples: Sequence[Sample]) -> Iterator[Row]:
-        """One row for each pair and start.
 
-        :param samples: in the order of the list. If image 2 of a pair is image 1 of the next pair, the next one starts
-            from it.
-        """
-        last: tuple[Sample, State] | None = None
-        for sample in samples:
-            if last is not None and np.array_equal(last[0].image2, sample.image1):
-                warm = carry(last[1])
-            else:
-                warm = reversed_state(self.model, sample)
-            rows, settled = self.pair(sample, warm)
-            yield from rows
-            last = sample, settled
-
-    def pair(self, sample: Sample, warm: State) -> tuple[list[Row], State]:
-        """The rows of one pair, and the state that the stream would carry to the next pair."""
-        pair = EncodedPair(self.model, sample)
-        starts = {"zero": pair.zero(), "coarse": pair.coarse(), "warm": warm, **random_states(pair, self.noise_px)}
-        solutions = {
-            name: solve(pair.problem, start, max_iterations=self.iterations, measure=update_px, keep=self.marks)
-            for name, start in starts.items()
-        }
-        flows = {
-            name: {n: pair.flow(solution.trajectory[n]) for n in self.marks} for name, solution in solutions.items()
-        }
-        ends = {name: of_start[self.iterations] for name, of_start in flows.items()}
-        apart = max(rms(ends[one] - ends[other]) for one, other in combinations(list(STARTS)[:-1], 2))
-        settled, rows = solutions["coarse"].state, []
-        for name in STARTS:
-            moved = ends[name] - flows[name][self.early]
-            row = {
-                "case": "sequence" if sample.flow is None else "pairs", "pair": sample.name, "start": name,
-                "moved_px": rms(moved), "still": float((moved.norm(dim=1) <= STILL_PX).float().mean()),
-                "update_px": solutions[name].trace[:, 0].tolist(),
-                "distance_px": {n: rms(flow - ends["coarse"]) for n, flow in flows[name].items()},
-                "apart_px": apart, "epe_px": self.errors(sample, flows[name]),
-            }  # fmt: skip
-            if self.jacobian and name == "coarse":
-                row |= stability(self.model, sample, settled)
-            rows.append(row)
-        return rows, settled
-
-    def errors(self, sample: Sample, flows: dict[int, Tensor]) -> dict[int, float]:
-        """The endpoint error in px at the marks and at the end; empty without ground truth."""
-        if sample.flow is None:
-            return {}
-        marks = sorted({*ERROR_MARKS, self.iterations} & flows.keys())
-        return {n: pair_errors(sample, to_array(flows[n]))[0] for n in marks}
+def rows_of_pair(model: DEQFlow, sample: Sample, warm: State, options: argparse.Namespace) -> tuple[list[Row], State]:
+    """The rows of one pair, and the state that the stream would carry to the next pair."""
+    pair, count, early = EncodedPair(model, sample), options.iterations, options.early
+    marks = sorted({n for n in (*MARKS, early, count - 2, count - 1) if 0 < n < count} | {count})
+    starts = {"zero": pair.zero(), "coarse": pair.coarse(), "warm": warm, **random_states(pair)}
+    solutions = {
+        name: solve(pair.problem, start, max_iterations=count, measure=update_px, keep=marks)
+        for name, start in starts.items()
+    }
+    flows = {name: {n: pair.flow(solution.trajectory[n]) for n in marks} for name, solution in solutions.items()}
+    ends = {name: of_start[count] for name, of_start in flows.items()}
+    apart, rows = max(rms(ends[one] - ends[other]) for one, other in combinations(list(STARTS)[:-1], 2)), []
+    for name in STARTS:
+        moved, updates = ends[name] - flows[name][early], solutions[name].trace[:, 0].tolist()
+        of_error = [n for n in marks if n in (*ERROR_MARKS, count)] if sample.flow is not None else []
+        row = {
+            "case": "sequence" if sample.flow is None else "pairs", "pair": sample.name, "start": name,
+            "moved_px": rms(moved), "still": float((moved.norm(dim=1) <= STILL_PX).float().mean()),
+            "update_px": updates, "end_update_px": updates[-1], "to_coarse_px": rms(ends[name] - ends["coarse"]),
+            "distance_px": {n: rms(flow - ends["coarse"]) for n, flow in flows[name].items()}, "apart_px": apart,
+            "epe_px": {n: pair_errors(sample, to_array(flows[name][n]))[0] for n in of_error},
+        }  # fmt: skip
+        if name == "coarse":
+            row |= stability(model, sample, solutions[name].state) if options.jacobian else {}
+            row |= where(model, pair, solutions[name], early) if options.where else {}
+        rows.append(row)
+    return rows, solutions["coarse"].state
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
     """For each model, case and start: the medians over the pairs, and the endpoint error as the mean over the
     groups.
     """
+    medians = ["moved_px", "still", "end_update_px", "to_coarse_px", "apart_px"]
     return [
         {
             "model": model, "case": case, "start": start, "pairs": len(some),
-            "moved_px": median(row["moved_px"] for row in some), "still": median(row["still"] for row in some),
-            "end_update_px": median(row["update_px"][-1] for row in some),
-            "to_coarse_px": median(row["distance_px"][max(row["distance_px"], key=int)] for row in some),
-            "apart_px": median(row["apart_px"] for row in some), "epe_px": group_errors(some),
+            **pd.DataFrame(some)[medians].median().to_dict(), "epe_px": group_errors(some),
         }
         for (model, case, start), some in grouped(rows, "model", "case", "start").items()
     ]  # fmt: skip
@@ -191,35 +212,24 @@ def group_errors(rows: Sequence[Row]) -> dict[int, float]:
     return {n: group_means((row["pair"], row["epe_px"][n]) for row in with_truth)["mean"] for n in marks}
 
 
-def print_tables(summary: Sequence[Row], rows: Sequence[Row], early: int, console: Console) -> None:
-    """Print a table of each model, case and start, then one of all pairs."""
+def print_tables(summary: Sequence[Row], rows: Sequence[Row], options: argparse.Namespace, console: Console) -> None:
+    """Print a table of each model, case and start, then one of all pairs, and with ``--where`` that."""
     marks = next((list(row["epe_px"]) for row in summary if row["epe_px"]), [])
-    moved = (f"moved after {early}", "still", "last update")
-    by_start = table(
-        "from each start, px: medians over the pairs, and endpoint error after so many iterations",
-        ["model, case (pairs)", "start"],
-        [*moved, "end to coarse's", "ends apart", *(f"error {mark}" for mark in marks)],
+    columns = {"model, case (pairs)": "{model}, {case} ({pairs})", "start": "{start}", **FIGURES}
+    columns |= {f"error {mark}": f"{{epe_px[{mark}]:.3f}}" for mark in marks}
+    title = "from each start, px: medians over the pairs, and endpoint error after so many iterations"
+    print_table(console, title, columns, summary, names=2)
+    worst = {name: "max" for name in ("moved_px", "end_update_px", "apart_px", "spectral_radius", "adjoint_residual")}
+    every = pd.DataFrame([row for row in rows if row["start"] != "noise"])
+    by_pair = every.groupby(["model", "pair"], sort=False).agg(
+        {"still": "min", **{name: how for name, how in worst.items() if name in every}}
     )
-    for entry in summary:
-        figures = [f"{entry[key]:.4f}" for key in ("moved_px", "end_update_px", "to_coarse_px", "apart_px")]
-        figures.insert(1, f"{entry['still']:.1%}")
-        figures += [f"{error:.3f}" for error in entry["epe_px"].values()]
-        by_start.add_row(f"{entry['model']}, {entry['case']} ({entry['pairs']})", entry["start"], *figures)
-    jacobian = ("spectral radius", "adjoint residual") if any("spectral_radius" in row for row in rows) else ()
-    by_pair = table(
-        "of each pair, px: the largest over its starts but noise; the least of what is still",
-        ["model", "pair"],
-        [*moved, "ends apart", *jacobian],
-    )
-    for (model, pair), all_starts in grouped(rows, "model", "pair").items():
-        some = [row for row in all_starts if row["start"] != "noise"]
-        largest = [max(row["moved_px"] for row in some), max(row["update_px"][-1] for row in some), some[0]["apart_px"]]
-        figures = [f"{figure:.4f}" for figure in largest]
-        figures.insert(1, f"{min(row['still'] for row in some):.1%}")
-        figures += [f"{row['spectral_radius']:.3f}" for row in some if "spectral_radius" in row]
-        figures += [f"{row['adjoint_residual']:.1e}" for row in some if "adjoint_residual" in row]
-        by_pair.add_row(model, pair, *figures)
-    console.print(by_start, by_pair)
+    columns = {"model": "{model}", "pair": "{pair}", **FIGURES, **(JACOBIAN if options.jacobian else {})}
+    del columns["to coarse's"]
+    title = "of each pair, px: the largest over its starts but noise; the least of what is still"
+    print_table(console, title, columns, by_pair.reset_index().to_dict("records"), names=2)
+    if options.where:
+        print_table(console, "where it moved, px", WHERE, [row for row in rows if "share" in row], names=2)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -253,24 +263,15 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         panels[0][0].legend(frameon=False)
 
 
-def read_samples(options: argparse.Namespace) -> list[Sample]:
-    """The first ``--first`` pairs of each group of the list, then those of the sequences, made smaller to fit."""
-    size = options.height, options.width
-    samples = [fitted(pair, size) for pair in first_pairs(options.pairs, options.first)] if options.pairs else []
-    return samples + [pair for path in options.sequence for pair in recorded(path, options.frames, size).pairs]
-
-
 def measure(options: argparse.Namespace, console: Console) -> Row:
     """Measure every model on every pair from every start."""
-    samples = read_samples(options)
+    samples = [*first_pairs(options), *(pair for sequence in recordings(options) for pair in sequence.pairs)]
     models = {Path(name).stem: load_model(name, options.device) for name in options.models}
-    given = options.iterations, options.early, options.noise, options.jacobian
-    of_models = ((label, Bench(model, *given).run(samples)) for label, model in models.items())
-    made = ({"model": label, **row} for label, rows in of_models for row in rows)
+    made = ({"model": label, **row} for label, model in models.items() for row in rows_of(model, samples, options))
     with torch.inference_mode():
         rows = watched(made, console, "{model}, {pair}, {start}")
     summary = summarise(rows)
-    print_tables(summary, rows, options.early, console)
+    print_tables(summary, rows, options, console)
     if options.plot:
         plot(rows, options.plot)
     return {"summary": summary, "curves": rows}
@@ -279,11 +280,13 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     line = Benchmark(__file__, __doc__, plot="the curves")
-    add_inputs(line)
-    line.add_number("--iterations", 96, "from each start", least=2)
+    add_inputs(line, frames=4)
+    line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
+    line.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths")
+    line.add_number("--iterations", 96, "from each start", least=4)
     line.add_number("--early", 24, "to compare the end with", least=1)
-    line.add_number("--noise", 8.0, "px, of the random start's flow", above=0)
     line.add_argument("--jacobian", action="store_true", help="also stability and adjoint equation, at coarse's end")
+    line.add_argument("--where", action="store_true", help="also which part of the flow moved, and how")
     options = line.parse_args(arguments)
     if options.early >= options.iterations:
         line.error(f"--early: expected less than --iterations, {options.iterations}, got {options.early}")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from streams import frames
 
 from benchmarks import settle
 from benchmarks.sequences import EncodedPair
-from benchmarks.settle import STARTS, Bench, random_states, reversed_state, summarise
+from benchmarks.settle import STARTS, random_states, reversed_state, rows_of, summarise
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.recordings.flow_files import write_flow
 from training.datasets import Sample
@@ -33,14 +34,15 @@ def test_a_function_that_forgets_its_start_ends_in_one_place(sample: Sample, mon
     """Why: distances between ends must be zero where there is one end, and tell of two where there are two."""
     model = DEQFlow("nano").eval().requires_grad_(False)
     monkeypatch.setattr(model.update_block, "forward", lambda hidden, flow, *_: (0 * hidden, 0 * flow + 0.5))
-    rows = list(Bench(model, iterations=4, early=2, noise_px=8).run([sample]))
+    options = Namespace(iterations=4, early=2, jacobian=False, where=False)
+    rows = list(rows_of(model, [sample], options))
     assert [row["start"] for row in rows] == list(STARTS)
     assert all(row["apart_px"] == row["moved_px"] == row["distance_px"][4] == 0 for row in rows)
     # It says 4 px to the right and down, 8 px to the left are true.
     inner = pytest.approx(float(np.hypot(12, 4)), rel=0.2)  # at the border the upsampling mixes in zeros
     assert all(row["epe_px"] == {4: inner} for row in rows)
     monkeypatch.setattr(model.update_block, "forward", lambda hidden, flow, *_: (0 * hidden, flow.sign()))
-    rows = list(Bench(model, iterations=4, early=2, noise_px=8).run([sample]))
+    rows = list(rows_of(model, [sample], options))
     assert rows[0]["distance_px"][4] == rows[0]["moved_px"] == 0, "sign leaves zero where it is, and so does coarse"
     assert rows[-1]["distance_px"][4] > 1 and rows[0]["apart_px"] > 1
 
@@ -49,7 +51,7 @@ def test_starts_are_what_they_are_called(sample: Sample) -> None:
     """Why: docs/equilibrium.md says that the ends from these starts agree; zeros would be no test of that."""
     model = load_model("nano")
     with torch.inference_mode():
-        starts = random_states(EncodedPair(model, sample), 8.0)
+        starts = random_states(EncodedPair(model, sample))
         hidden, flow = reversed_state(model, sample)
     for state in starts.values():
         assert 8 * float(state[1].square().mean().sqrt()) == pytest.approx(8, rel=0.2)
@@ -65,10 +67,11 @@ def test_a_pair_starts_from_the_one_before_it(sample: Sample, monkeypatch: pytes
     reverses: list[str] = []
     monkeypatch.setattr(settle, "reversed_state", lambda _, s: reverses.append(s.name) or None)
     monkeypatch.setattr(settle, "carry", lambda state: state)
-    monkeypatch.setattr(Bench, "pair", lambda _, s, warm: ([{"pair": s.name, "warm": warm}], f"end of {s.name}"))
+    made = lambda _, s, warm, __: ([{"pair": s.name, "warm": warm}], f"end of {s.name}")  # noqa: E731
+    monkeypatch.setattr(settle, "rows_of_pair", made)
     following = replace(sample, name="made/1", image1=sample.image2, image2=sample.image1)
     stranger = replace(sample, name="other/0")
-    rows = list(Bench(DEQFlow("nano"), 4, 2, 8).run([sample, following, stranger, stranger]))
+    rows = list(rows_of(DEQFlow("nano"), [sample, following, stranger, stranger], Namespace()))
     assert [row["warm"] for row in rows] == [None, "end of made/0", "end of made/1", None]
     assert reverses == ["made/0", "other/0"]
 
@@ -84,16 +87,18 @@ def test_settle_is_written_and_wrong_input_is_named(
     (tmp_path / "pairs.json").write_text(json.dumps([entry, {**entry, "name": "made/1"}]))
     out, picture = tmp_path / "out.json", tmp_path / "plot.png"
     command = ["--pairs", str(tmp_path / "pairs.json"), "--models", "nano", "--iterations", "7", "--early", "3"]
-    command += ["--jacobian"]
+    command += ["--jacobian", "--where"]
     assert settle.main([*command, "--first", "1", "--threads", "1", "--json", str(out), "--plot", str(picture)]) == 0
     report = json.loads(out.read_text())
     assert [entry["start"] for entry in report["summary"]] == list(STARTS)
     assert {row["pair"] for row in report["curves"]} == {"made/0"} and cv2.imread(str(picture)) is not None
     assert report["curves"][0]["epe_px"].keys() == {"6", "7"} and len(report["curves"][0]["update_px"]) == 7
     of_coarse = next(row for row in report["curves"] if row["start"] == "coarse")
+    assert of_coarse["rest_px"] < of_coarse["moved_px"] and 0.05 < of_coarse["share"] <= 1, "few pixels move most"
+    assert of_coarse["last_px"] > 0 and 0 < of_coarse["smooth_cells_px"] < of_coarse["cells_px"]
     assert 0.3 < of_coarse["spectral_radius"] < 1.2 and 0 < of_coarse["adjoint_residual"] < 0.5
     assert report["summary"] == json.loads(json.dumps(summarise(report["curves"]))), "the table is that of the curves"
-    capsys.readouterr()
+    assert f"{of_coarse['share']:.0%}" in capsys.readouterr().out
     assert settle.main(["--pairs", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().out
     for wrong in (["--pairs", "x", "--early", "96"], []):
