@@ -35,9 +35,8 @@ from benchmarks.sparsification import sparsify
 from deq_flow_ros.imaging.metrics import error_lengths
 from deq_flow_ros.model import DEQFlow, load_model
 from training.datasets import Sample
-from training.generator import ProceduralGenerator
+from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.pairs import clip_pairs, read_pairs, to_array, to_tensor
-from training.validation import HELD_OUT_SEED
 
 RESIDUAL, FORWARD_BACKWARD, GRADIENT, UNCERTAINTY = "residual", "forward-backward", "weak gradient", "uncertainty"
 GENERATED, PLAIN, PAIRS = "generated", "plain area", "pairs"

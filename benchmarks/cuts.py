@@ -31,9 +31,8 @@ from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
-from training.generator import ProceduralGenerator
+from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.pairs import clip_pairs
-from training.validation import HELD_OUT_SEED
 
 SIZE = 240, 320
 SLACK_PX = 0.05

@@ -26,9 +26,8 @@ from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
 from training.datasets import Sample
-from training.generator import ProceduralGenerator
+from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.pairs import clip_pairs, open_pairs, pair_errors, to_array, to_tensor
-from training.validation import HELD_OUT_SEED
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
 """Smallest and largest typical displacement between two frames of a generated sequence, in px at a width of 320 px."""

@@ -30,26 +30,12 @@ from deq_flow_ros.model.weights import check_device
 from deq_flow_ros.recordings.files import write_json
 from training.datasets import FlowDataset, open_dataset
 from training.distributed import Processes, join, leave
-from training.evaluation import (
-    Evaluator,
-    Record,
-    SolveSetting,
-    epe,
-    gather,
-    results,
-    runs,
-    warm_reaches_cold,
-)
-from training.metrics import Column, columns
+from training.evaluation import Evaluator, Record, SolveSetting, results, runs
+from training.metrics import columns
 from training.pairs import open_pairs, to_array
 
 SPLITS = {"chairs": "val", "things-clean": "test", "things-final": "test"}
 """The split with public ground truth that the literature evaluates on; "train" where it is not named here."""
-PAIR_COLUMNS = (
-    Column("EPE", "all", "epe_image_mean_px"),
-    Column("1px", "all", "over_1px_percent"),
-    Column("Fl", "all", "fl_percent"),
-)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -97,43 +83,29 @@ def settings(options: argparse.Namespace) -> list[SolveSetting]:
     return [*cold, *(SolveSetting(count, warm=True) for count in counts), *to_tolerance]
 
 
-def open_all(options: argparse.Namespace) -> dict[str, tuple[FlowDataset, Sequence[Column]]]:
-    """The data sets to evaluate on, by the name they have in the results, and what to print of each."""
-    found: dict[str, tuple[FlowDataset, Sequence[Column]]] = {}
-    for name, root in options.data:
-        split = options.split or SPLITS.get(name, "train")
-        found[name] = open_dataset(name, root, split=split), columns(name)
-    for group in open_pairs(options.pairs) if options.pairs else ():
-        found[f"pairs/{group.name}"] = group, PAIR_COLUMNS
-    return found
+def open_all(options: argparse.Namespace) -> dict[str, FlowDataset]:
+    """The data sets to evaluate on, by the name they have in the results."""
+    splits = {name: options.split or SPLITS.get(name, "train") for name, _ in options.data}
+    found = {name: open_dataset(name, root, split=splits[name]) for name, root in options.data}
+    return found | {f"pairs/{group.name}": group for group in (open_pairs(options.pairs) if options.pairs else ())}
 
 
 def evaluate(
     evaluator: Evaluator, dataset: FlowDataset, sequences: Sequence[Sequence[int]], processes: Processes, name: str
 ) -> list[Record]:
-    """Measure this process's share of the runs, with a progress bar on the first one; the records of all of them."""
+    """Measure this process's share of the runs; the records of all processes, in the order of the data set."""
     share = sequences[processes.rank :: processes.count]
-    bar = tqdm(
-        evaluator.records(dataset, share),
-        total=sum(len(run) for run in share),
-        desc=name,
-        unit="pair",
-        disable=not processes.writes,
-        dynamic_ncols=True,
-    )
-    return gather(list(bar), processes)
+    total, records = sum(len(run) for run in share), evaluator.records(dataset, share)
+    bar = tqdm(records, total=total, desc=name, unit="pair", disable=not processes.writes, dynamic_ncols=True)
+    return sorted((record for part in processes.gather(list(bar)) for record in part), key=lambda record: record.index)
 
 
 def report(records: list[Record], evaluator: Evaluator) -> dict[str, Any]:
     """What metrics.json says of a data set."""
-    table = results(records, evaluator.settings)
-    for place, row in enumerate(table):
-        row["pairs_epe_px"] = {record.name: epe(record, place) for record in records}
-    entry: dict[str, Any] = {"pairs": len(records), "results": table}
+    entry: dict[str, Any] = {"pairs": len(records), "results": results(records, evaluator.settings)}
     if any(setting.warm for setting in evaluator.settings):
         following = [record for record in records if record.follows]
-        warm = results(following, evaluator.settings)
-        entry["following"] = {"pairs": len(following), "results": warm, "warm_reaches_cold": warm_reaches_cold(warm)}
+        entry["following"] = {"pairs": len(following), "results": results(following, evaluator.settings)}
     return entry
 
 
@@ -143,7 +115,7 @@ def write_worst(
     """Pictures of the pairs with the largest endpoint error, cold with the most iterations, solved anew for it."""
     setting = max((s for s in evaluator.settings if not s.warm and s.tolerance_px is None), key=lambda s: s.iterations)
     place = evaluator.settings.index(setting)
-    errors = [(error, record) for record in records if (error := epe(record, place)) is not None]
+    errors = [(error, record) for record in records if (error := record.epe(place)) is not None]
     errors.sort(key=lambda pair: -pair[0])
     written = []
     for position, (error, record) in enumerate(errors[:number], 1):
@@ -156,46 +128,21 @@ def write_worst(
     return written
 
 
-def print_report(console: Console, name: str, entry: dict[str, Any], figures: Sequence[Column]) -> None:
+def print_report(console: Console, name: str, entry: dict[str, Any]) -> None:
     """Tables of a data set: all pairs cold; and of those that have a predecessor, cold beside warm."""
-    parts = [(f"{name}: {entry['pairs']} pairs", [row for row in entry["results"] if _plain(row)])]
-    if "following" in entry:
-        following = entry["following"]
+    cold = [row for row in entry["results"] if row["start"] == "cold" and row["tolerance_px"] is None]
+    parts = [(f"{name}: {entry['pairs']} pairs", cold)]
+    if following := entry.get("following"):
         parts.append((f"{name}: {following['pairs']} pairs that follow another", following["results"]))
     for title, rows in parts:
         table = Table(title=title)
-        for label in ("iterations", "made", *(column.label for column in figures)):
+        for label in ("iterations", "made", *(column.label for column in columns(name))):
             table.add_column(label, justify="left" if label == "iterations" else "right")
         for row in rows:
             setting = SolveSetting(row["iterations"], row["start"] == "warm", row["tolerance_px"])
             mean = "-" if row["mean_iterations"] is None else f"{row['mean_iterations']:.1f}"
-            table.add_row(str(setting), mean, *(column.of(row["regions"]) for column in figures))
+            table.add_row(str(setting), mean, *(column.of(row["regions"]) for column in columns(name)))
         console.print(table)
-    for reached in entry.get("following", {}).get("warm_reaches_cold", []):
-        warm = "not reached"
-        if reached["warm_iterations"] is not None:
-            warm = f"{reached['warm_epe_px']:.3f} px after {reached['warm_iterations']}"
-        console.print(
-            f"cold: {reached['cold_epe_px']:.3f} px after {reached['cold_iterations']} iterations; warm: {warm}"
-        )
-
-
-def _plain(row: dict[str, Any]) -> bool:
-    return row["start"] == "cold" and row["tolerance_px"] is None
-
-
-def print_group_means(console: Console, groups: dict[str, dict[str, Any]]) -> None:
-    """Endpoint error of the groups of a list of pairs, and its mean over the groups."""
-    table = Table(title="endpoint error, px: mean over the pairs of a group, mean over the groups")
-    table.add_column("iterations")
-    for name in (*groups, "mean"):
-        table.add_column(name.removeprefix("pairs/"), justify="right")
-    for rows in zip(*(filter(_plain, entry["results"]) for entry in groups.values()), strict=True):
-        errors = [row["regions"]["all"]["epe_image_mean_px"] for row in rows]
-        table.add_row(
-            str(SolveSetting(rows[0]["iterations"])), *(f"{e:.3f}" for e in (*errors, sum(errors) / len(errors)))
-        )
-    console.print(table)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -225,22 +172,17 @@ def run(options: argparse.Namespace, processes: Processes, device: torch.device,
         options.out.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(model, settings(options), options.coarse_levels, options.solver)
     entries: dict[str, dict[str, Any]] = {}
-    for name, (dataset, figures) in datasets.items():
+    for name, dataset in datasets.items():
         sequences = runs(dataset, options.sequences, options.limit)
         records = evaluate(evaluator, dataset, sequences, processes, name)
         if not processes.writes:
             continue
         entries[name] = report(records, evaluator)
-        print_report(console, name, entries[name], figures)
+        print_report(console, name, entries[name])
         if options.out:
             folder = options.out / "worst" / name.replace("/", "_")
             entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
-    if not processes.writes:
-        return
-    groups = {name: entry for name, entry in entries.items() if name.startswith("pairs/")}
-    if len(groups) > 1:
-        print_group_means(console, groups)
-    if options.out:
+    if options.out and processes.writes:
         summary = {
             "model": options.model,
             "solver": options.solver,

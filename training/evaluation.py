@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a model over a data set: cold, or along sequences with the fixed point of one pair as start of the next.
-
-The work can be shared by processes (``torchrun``). Each measures whole sequences of its own; what is gathered are the
-tallies of every pair, put back into the order of the data set, so the figures do not depend on the number of processes.
-"""
+"""Running a model over a data set: cold, or along sequences with the fixed point of one pair as start of the next."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from deq_flow_ros.equilibrium import State
+from deq_flow_ros.imaging.pictures import error_strip
 from deq_flow_ros.model import DEQFlow, Prediction
 from deq_flow_ros.streaming.warm_start import carry
+from training.batches import make_generator, open_source
 from training.datasets import FlowDataset, Sample
 from training.distributed import Processes
+from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.metrics import Tally, by_region, measure
-from training.pairs import to_array, to_tensor
+from training.pairs import clip_pairs, group_means, model_flow, pair_errors, to_array, to_tensor
+from training.recipe import SYNTHETIC, Recipe
 
 READ_AHEAD = 2
 
@@ -45,24 +46,6 @@ class SolveSetting:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one setting gave on one pair: iterations at full resolution, and the tallies by region."""
-
-    iterations: int
-    regions: dict[str, Tally]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One pair: its place in the data set, whether the pair before it was solved as well, an outcome per setting."""
-
-    index: int
-    name: str
-    follows: bool
-    outcomes: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True)
 class Solved:
     """A pair, its place in the data set, whether the pair before it was solved as well, a prediction per setting."""
 
@@ -70,6 +53,22 @@ class Solved:
     follows: bool
     sample: Sample
     predictions: list[Prediction]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is measured of a pair. Per setting: iterations at full resolution, and the tallies by region."""
+
+    index: int
+    name: str
+    follows: bool
+    iterations: list[int]
+    regions: list[dict[str, Tally]]
+
+    def epe(self, place: int) -> float | None:
+        """Mean endpoint error in px under the setting at this place; None without any valid pixel."""
+        tally = self.regions[place]["all"]
+        return tally.error_px / tally.pixels if tally.pixels else None
 
 
 class Evaluator:
@@ -83,8 +82,6 @@ class Evaluator:
     def __init__(
         self, model: DEQFlow, settings: Sequence[SolveSetting], coarse_levels: int = 0, solver: str = "picard"
     ) -> None:
-        if not settings:
-            raise ValueError("expected at least one setting to evaluate")
         self.model, self.settings = model, tuple(settings)
         self.coarse_levels, self.solver = coarse_levels, solver
         # A stream begins once: the pair without predecessor is solved as well as any.
@@ -110,21 +107,16 @@ class Evaluator:
         for (index, follows), sample in zip(order, read_ahead(dataset, [index for index, _ in order]), strict=True):
             if not follows:
                 states.clear()
-            predictions = []
-            for setting in self.settings:
-                predictions.append(self.solve(sample, setting, states.get(setting)))
-                if setting.warm:
-                    states[setting] = predictions[-1].state
+            predictions = [self.solve(sample, setting, states.get(setting)) for setting in self.settings]
+            states = {s: p.state for s, p in zip(self.settings, predictions, strict=True) if s.warm}
             yield Solved(index, follows, sample, predictions)
 
     def records(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Record]:
         """Solve pairs as ``solved`` does, and measure them."""
         for pair in self.solved(dataset, sequences):
-            outcomes = [
-                Outcome(int(prediction.iterations), measure(to_array(prediction.flow), pair.sample))
-                for prediction in pair.predictions
-            ]
-            yield Record(pair.index, pair.sample.name, pair.follows, tuple(outcomes))
+            regions = [measure(to_array(prediction.flow), pair.sample) for prediction in pair.predictions]
+            iterations = [int(prediction.iterations) for prediction in pair.predictions]
+            yield Record(pair.index, pair.sample.name, pair.follows, iterations, regions)
 
 
 def read_ahead(dataset: FlowDataset, indices: Iterable[int]) -> Iterator[Sample]:
@@ -145,65 +137,68 @@ def runs(dataset: FlowDataset, as_sequences: bool, limit: int | None = None) -> 
     :param limit: only so many pairs, from the first on; a sequence may be cut.
     """
     whole = dataset.sequences() if as_sequences else [[index] for index in range(len(dataset))]
-    left = len(dataset) if limit is None else limit
-    kept = []
-    for run in whole:
-        if left <= 0:
-            break
-        kept.append(run[:left])
-        left -= len(run)
-    return kept
-
-
-def gather(records: list[Record], processes: Processes) -> list[Record]:
-    """The records of all processes in the order of the data set, on every process.
-
-    :raises RuntimeError: if a pair was measured twice: the shares overlap.
-    """
-    merged = sorted((record for share in processes.gather(records) for record in share), key=lambda r: r.index)
-    if len({record.index for record in merged}) != len(merged):
-        raise RuntimeError("two processes measured the same pair")
-    return merged
+    kept = [[index for index in run if limit is None or index < limit] for run in whole]
+    return [run for run in kept if run]
 
 
 def results(records: Sequence[Record], settings: Sequence[SolveSetting]) -> list[dict[str, Any]]:
     """Per setting, over these records: the keys of ``results`` in docs/evaluation.md."""
-    table = []
-    for place, setting in enumerate(settings):
-        outcomes = [record.outcomes[place] for record in records]
-        table.append(
-            {
-                "start": "warm" if setting.warm else "cold",
-                "iterations": setting.iterations,
-                "tolerance_px": setting.tolerance_px,
-                "mean_iterations": float(np.mean([o.iterations for o in outcomes])) if outcomes else None,
-                "regions": by_region([outcome.regions for outcome in outcomes]),
-            }
-        )
-    return table
+    return [
+        {
+            "start": "warm" if setting.warm else "cold",
+            "iterations": setting.iterations,
+            "tolerance_px": setting.tolerance_px,
+            "mean_iterations": float(np.mean([r.iterations[place] for r in records])) if records else None,
+            "regions": by_region([record.regions[place] for record in records]),
+            "pairs_epe_px": {record.name: record.epe(place) for record in records},
+        }
+        for place, setting in enumerate(settings)
+    ]
 
 
-def epe(record: Record, place: int) -> float | None:
-    """Mean endpoint error in px of one pair under the setting at this place; None without any valid pixel."""
-    tally = record.outcomes[place].regions["all"]
-    return tally.error_px / tally.pixels if tally.pixels else None
+def _generated(generator: ProceduralGenerator, number: int) -> Sample:
+    return clip_pairs(f"{SYNTHETIC}/{number}", generator.clips([number]))[0]
 
 
-def warm_reaches_cold(table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each fixed number of cold iterations in ``results``, how few warm ones are as good; None where none are."""
-    error: dict[str, dict[int, float]] = {"cold": {}, "warm": {}}
-    for row in table:
-        if row["tolerance_px"] is None and row["regions"] and row["regions"]["all"]["pixels"]:
-            error[row["start"]][row["iterations"]] = row["regions"]["all"]["epe_px"]
-    reached = []
-    for count, target in error["cold"].items():
-        enough = min((warm for warm, value in error["warm"].items() if value <= target), default=None)
-        reached.append(
-            {
-                "cold_iterations": count,
-                "cold_epe_px": target,
-                "warm_iterations": enough,
-                "warm_epe_px": None if enough is None else error["warm"][enough],
-            }
-        )
-    return reached
+class Validator:
+    """The pairs on which a model is validated while it trains, shared among the processes.
+
+    Generated ones are the first of clips that are never trained on.
+
+    :ivar left_out: the sets of the recipe that nobody gave a folder for.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes) -> None:
+        self._settings, self._processes = recipe.validation, processes
+        self.left_out: list[str] = []
+        self._pairs: list[Callable[[], Sample]] = []
+        for source in recipe.validation.sets:
+            if source.dataset == SYNTHETIC:
+                generator = make_generator(recipe, recipe.seed + HELD_OUT_SEED)
+                self._pairs += [partial(_generated, generator, number) for number in range(source.limit or 16)]
+            elif recipe.root(source.dataset) is None:
+                self.left_out.append(source.dataset)
+            else:
+                for dataset in open_source(recipe, source):
+                    count = min(source.limit or len(dataset), len(dataset))
+                    indices = (i * len(dataset) // count for i in range(count))
+                    self._pairs += [partial(dataset.__getitem__, index) for index in indices]
+
+    def __bool__(self) -> bool:
+        return bool(self._pairs)
+
+    def __call__(self, model: DEQFlow) -> tuple[dict[str, float], np.ndarray | None]:
+        """Mean endpoint error in px per set, and their mean as ``mean``; and a picture of the first pair, in rank 0.
+
+        The figures are those of one process, whatever the number of processes.
+        """
+        function = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
+        measured, picture = [], None
+        for number in range(self._processes.rank, len(self._pairs), self._processes.count):
+            pair = self._pairs[number]()
+            flow = function(pair.image1, pair.image2)
+            measured.append((number, pair.name, pair_errors(pair, flow)[0]))
+            if number == 0 and pair.flow is not None:
+                picture = error_strip(pair.image1, pair.flow, pair.valid, flow)
+        everything = sorted(entry for part in self._processes.gather(measured) for entry in part)
+        return group_means((name, error) for _, name, error in everything), picture

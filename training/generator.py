@@ -30,6 +30,9 @@ from training.scenes import KINDS, Kind, draw_kind, draw_scene
 from training.settings import build
 from training.textures import LUMA, MEAN_LEVEL, TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
+HELD_OUT_SEED = 2**32
+"""Added to the seed of a run for the clips of validation and benchmarks, so that none of them is trained on."""
+
 
 class ProceduralGenerator:
     """Endless, seeded training clips: layered moving shapes, a camera that moves past planes, particles in a flow.

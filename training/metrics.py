@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors of flow fields as the benchmarks define them.
-
-``measure`` counts on one image pair, ``summarise`` puts pairs together. Counts and sums are kept per pair, so that a
-data set measured in several processes gives exactly the figures of one. Which figures a benchmark quotes: ``columns``.
-"""
+"""Errors of flow fields as the benchmarks define them: counts on one image pair, and the figures of many."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +21,7 @@ REGIONS = ("all", "matched", "unmatched", *SPEEDS)
 Summary = dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Tally:
+class Tally(NamedTuple):
     """Sums over the pixels of a region of one image where the ground truth is valid.
 
     :ivar error_px: sum of the endpoint errors.
@@ -79,27 +73,17 @@ def summarise(tallies: Sequence[Tally]) -> Summary:
     """What several images have in one region; None where there is no pixel.
 
     Means over pixels weigh every pixel of the set alike; means over images every image, however many pixels of it are
-    known. Benchmarks differ in which they mean, so both are here:
-
-    - ``images``, ``pixels``: how many have any, and how many those are.
-    - ``epe_px``: endpoint error, mean over pixels.
-    - ``epe_image_mean_px``: endpoint error, mean over pixels per image, then over images.
-    - ``over_1px_percent``, ``over_3px_percent``, ``fl_percent``: share of the pixels as in ``Tally``, of all pixels.
-    - ``over_3px_image_mean_percent``: share per image, mean over images.
+    known. Benchmarks differ in which they mean, so both are here. docs/evaluation.md explains the keys.
     """
-    tallies = [tally for tally in tallies if tally.pixels]
-    if not tallies:
+    counts = np.array([tally for tally in tallies if tally.pixels], np.float64).reshape(-1, 5)
+    if not len(counts):
         return {"images": 0, "pixels": 0, **dict.fromkeys(_MEASURES)}
-    pixels = sum(tally.pixels for tally in tallies)
+    pixels, error, over_1px, over_3px, fl = counts.sum(axis=0).tolist()
     values = (
-        sum(tally.error_px for tally in tallies) / pixels,
-        float(np.mean([tally.error_px / tally.pixels for tally in tallies])),
-        100 * sum(tally.over_1px for tally in tallies) / pixels,
-        100 * sum(tally.over_3px for tally in tallies) / pixels,
-        100 * float(np.mean([tally.over_3px / tally.pixels for tally in tallies])),
-        100 * sum(tally.fl for tally in tallies) / pixels,
-    )
-    return {"images": len(tallies), "pixels": pixels, **dict(zip(_MEASURES, values, strict=True))}
+        error / pixels, float(np.mean(counts[:, 1] / counts[:, 0])), 100 * over_1px / pixels, 100 * over_3px / pixels,
+        100 * float(np.mean(counts[:, 3] / counts[:, 0])), 100 * fl / pixels,
+    )  # fmt: skip
+    return {"images": len(counts), "pixels": int(pixels), **dict(zip(_MEASURES, values, strict=True))}
 
 
 _MEASURES = (
@@ -109,11 +93,8 @@ _MEASURES = (
 
 def by_region(measured: Sequence[Mapping[str, Tally]]) -> dict[str, Summary]:
     """``summarise`` for every region that any of the images has."""
-    return {
-        region: summarise([tallies[region] for tallies in measured if region in tallies])
-        for region in REGIONS
-        if any(region in tallies for tallies in measured)
-    }
+    regions = (region for region in REGIONS if any(region in tallies for tallies in measured))
+    return {region: summarise([tallies[region] for tallies in measured if region in tallies]) for region in regions}
 
 
 class Column(NamedTuple):
@@ -129,34 +110,24 @@ class Column(NamedTuple):
         return "-" if value is None else f"{value:.2f} %" if "percent" in self.key else f"{value:.3f}"
 
 
-_EPE = Column("EPE", "all", "epe_px")
-_SINTEL = (
-    Column("all", "all", "epe_px"),
-    *(Column(region, region, "epe_px") for region in ("matched", "unmatched", *SPEEDS)),
-)
+_EPE, _IMAGE_EPE = Column("EPE", "all", "epe_px"), Column("EPE", "all", "epe_image_mean_px")
+_1PX, _FL = Column("1px", "all", "over_1px_percent"), Column("Fl", "all", "fl_percent")
+_SINTEL = tuple(Column(region, region, "epe_px") for region in REGIONS)
+# The development kit of 2012 averages over images, that of 2015 over all pixels. 2015 has no endpoint error of its own;
+# the literature (RAFT, arXiv 2003.12039, and since) averages it over images as in 2012.
 _KITTI = (
-    # The development kit of 2012 averages over images, that of 2015 over all pixels. 2015 has no endpoint error of its
-    # own; the literature (RAFT, arXiv 2003.12039, and since) averages it over images as in 2012.
-    Column("EPE", "all", "epe_image_mean_px"),
-    Column("EPE noc", "matched", "epe_image_mean_px"),
-    Column("Fl-all", "all", "fl_percent"),
-    Column("Fl-noc", "matched", "fl_percent"),
-)
+    _IMAGE_EPE, Column("EPE noc", "matched", "epe_image_mean_px"),
+    Column("Fl-all", "all", "fl_percent"), Column("Fl-noc", "matched", "fl_percent"),
+)  # fmt: skip
+_OUT = tuple(Column(f"Out-{k}", r, "over_3px_image_mean_percent") for k, r in (("all", "all"), ("noc", "matched")))
 _COLUMNS: dict[str, tuple[Column, ...]] = {
-    "sintel-clean": _SINTEL,
-    "sintel-final": _SINTEL,
-    "kitti-2012": (
-        *_KITTI,
-        Column("Out-all", "all", "over_3px_image_mean_percent"),
-        Column("Out-noc", "matched", "over_3px_image_mean_percent"),
-    ),
-    "kitti-2015": _KITTI,
-    "spring": (Column("1px", "all", "over_1px_percent"), _EPE, Column("Fl", "all", "fl_percent")),
-    "middlebury": (Column("EPE", "all", "epe_image_mean_px"),),
-}
-_DENSE = (_EPE, Column("1px", "all", "over_1px_percent"), Column("3px", "all", "over_3px_percent"))
+    "sintel-clean": _SINTEL, "sintel-final": _SINTEL, "kitti-2012": (*_KITTI, *_OUT), "kitti-2015": _KITTI,
+    "spring": (_1PX, _EPE, _FL), "middlebury": (_IMAGE_EPE,),
+}  # fmt: skip
 
 
 def columns(dataset: str) -> tuple[Column, ...]:
     """The figures that the benchmark of a data set quotes; of one without benchmark, error and outliers by pixels."""
-    return _COLUMNS.get(dataset, _DENSE)
+    if dataset.startswith("pairs/"):
+        return _IMAGE_EPE, _1PX, _FL
+    return _COLUMNS.get(dataset, (_EPE, _1PX, Column("3px", "all", "over_3px_percent")))

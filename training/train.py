@@ -28,11 +28,11 @@ from deq_flow_ros.model.weights import check_device
 from training.augmentation import transform
 from training.batches import Loader, choose_workers, spare_cores, training_samples
 from training.distributed import Processes, join, leave
+from training.evaluation import Validator
 from training.logs import Clock, Log, kept_seconds, process_age
 from training.recipe import Recipe, parse_change, read_recipe, recipe_names
 from training.run import MODEL, Run
 from training.settings import parse_duration
-from training.validation import Validator
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
 EXIT_SECONDS = 1.0  # for the end of the workers and of the process

@@ -19,10 +19,10 @@ from training import logs as clock
 from training import train
 from training.augmentation import USES, transform
 from training.batches import Clips, Loader, choose_workers, make_generator, spare_cores
+from training.evaluation import Validator
 from training.rendering import Clip
 from training.run import Run
 from training.settings import Schedule, parse_duration
-from training.validation import Validator
 
 STAGES = (
     "stages=[{until: 0.5, data: {batch: 2, uses: 2}}, "
