@@ -15,11 +15,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from deq_flow_ros.errors import UserError
-from deq_flow_ros.spelling import did_you_mean
+from deq_flow_ros.errors import INTERRUPTED, UNUSABLE, UserError, did_you_mean, say
 
-UNUSABLE, INTERRUPTED = 2, 130
-"""Exit status for options or input that cannot be used, as argparse has it, and after Ctrl-C (128 + SIGINT)."""
 USER_ERRORS: dict[type[Exception], int] = {
     UserError: UNUSABLE, OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE, FloatingPointError: UNUSABLE,
 }  # fmt: skip
@@ -215,9 +212,3 @@ def _words(error: Exception) -> str:
     if type(error) in _OF_FILES and isinstance(error, OSError) and error.errno and error.filename is not None:
         return f"{error.filename} {_OF_FILES[type(error)]}"
     return str(error)
-
-
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Print a line that something is wrong, in red on a terminal; None is standard output."""
-    stream = stream or sys.stdout
-    print(f"\033[31m{text}\033[0m" if stream.isatty() else text, file=stream, flush=True)

@@ -14,10 +14,9 @@ from launch.logging import get_logger, launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, share, transport
-from deq_flow_ros.ros.view.board import Board
-from deq_flow_ros.ros.view.server import ViewServer
-from deq_flow_ros.spelling import did_you_mean
+from deq_flow_ros.ros.view.server import Board, ViewServer
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 CONFIG = share() / "config"

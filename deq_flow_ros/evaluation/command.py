@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deq_flow_ros.command_line import UNUSABLE, USER_ERRORS, CommandLine, exit_status, set_threads
+from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status, set_threads
+from deq_flow_ros.errors import UNUSABLE
 from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.batch import INDEX, Assignment, check_place, terminal_table, write_overview
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.imaging.jpeg import open_ended
-from deq_flow_ros.spelling import did_you_mean
 
 
 class EncodingError(ValueError):

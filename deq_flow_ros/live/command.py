@@ -26,10 +26,10 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-from deq_flow_ros.command_line import UNUSABLE, exit_status
+from deq_flow_ros.command_line import exit_status
 from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
-from deq_flow_ros.errors import UserError
+from deq_flow_ros.errors import UNUSABLE, UserError
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, terminal_rows
 from deq_flow_ros.host import TimeShares

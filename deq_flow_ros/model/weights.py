@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.host import replacing
 from deq_flow_ros.model import safetensors_file
 from deq_flow_ros.model.architecture import SIZES, Architecture
@@ -20,7 +21,6 @@ from deq_flow_ros.model.int8 import Int8Encoder
 from deq_flow_ros.model.layout import WeightsError, check_layout
 from deq_flow_ros.model.precision import DTYPES, INT8, choose_precision, number_type
 from deq_flow_ros.model.released import from_released
-from deq_flow_ros.spelling import did_you_mean
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
@@ -17,12 +18,10 @@ from sensor_msgs.msg import CameraInfo
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
-from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
-from deq_flow_ros.ros.distributions import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks, with_info
+from deq_flow_ros.ros.messages import VIDEO, ImageMessage, ReceivedFrame, Source, VideoInput, candidates, info_topic
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.ros.topics import ImageMessage, ReceivedFrame, Source, candidates, info_topic
+from deq_flow_ros.ros.process import STEADY_CLOCK
 from deq_flow_ros.ros.troubles import Clocks
-from deq_flow_ros.ros.video import VIDEO, VideoInput
 from deq_flow_ros.streaming.continuity import StampOrder
 
 MAX_WAIT_NS = 1_000_000_000
@@ -142,9 +141,9 @@ class CameraInput:
         self._subscription = self._node.create_subscription(
             source.kind,
             source.topic,
-            with_info(self._on_message),
+            qos.with_info(self._on_message),
             self._qos,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible_qos),
+            event_callbacks=qos.event_callbacks(self._on_incompatible_qos),
             qos_overriding_options=qos.override_options(self._node, source.topic),
         )
         self._last_number, self._warnings, self._arrived = 0, 0, False
@@ -164,7 +163,7 @@ class CameraInput:
                 self.info_topic,
                 self._on_camera_info,
                 profile,
-                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),  # they would warn of the other
+                event_callbacks=qos.event_callbacks(),  # by default they would warn of the other
                 qos_overriding_options=options,
             )
             self._info_subscriptions.append(subscription)
@@ -233,7 +232,7 @@ class CameraInput:
     def _on_camera_info(self, message: CameraInfo) -> None:
         self.camera_info = message
 
-    def _on_incompatible_qos(self, event: QoSRequestedIncompatibleQoSInfo) -> None:
+    def _on_incompatible_qos(self, event: Any) -> None:
         self._mismatched = True  # to be named by `_watch`: the graph may not know the publisher yet
 
     def _watch(self) -> None:

@@ -24,18 +24,18 @@ from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.ros import convert, distributions, process, snapshot_service
-from deq_flow_ros.ros.bond import ManagerBond
+from deq_flow_ros.ros import convert, process, qos, snapshot
 from deq_flow_ros.ros.camera import Camera
-from deq_flow_ros.ros.diagnostics import Diagnostics
 from deq_flow_ros.ros.health import Health
-from deq_flow_ros.ros.parameter_checks import answer_at_once, changed, check_change
-from deq_flow_ros.ros.parameters import LIVE, NodeSettings
+from deq_flow_ros.ros.parameter_table import changed
+from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
+from deq_flow_ros.ros.process import Diagnostics, ManagerBond
 from deq_flow_ros.ros.qos import unused_overrides
 from deq_flow_ros.ros.worker import FrameWorker
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
 DISABLED = "disabled by ~/enable"
+SNAPSHOT_TIMEOUT_S = 5.0
 USAGE = """Dense optical flow of a camera's images, as a lifecycle node. It takes the arguments of ROS alone:
 
   ros2 run deq_flow_ros flow_node --ros-args -r '~/image:=/camera/image_raw' -p device:=cuda --params-file FILE
@@ -59,10 +59,8 @@ class FlowNode(LifecycleNode):
         self._bond = ManagerBond(self)
         self._health = Health(self.get_fully_qualified_name())
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        distributions.after_parameters_set(self, self._on_parameters_set)
+        qos.after_parameters_set(self, self._on_parameters_set)
         NodeSettings.declare(self)
-        for line in NodeSettings.misspelt_overrides(self):
-            self.get_logger().warning(line)
         self._diagnostics = Diagnostics(self, lambda: self._health.statuses(self.cameras))
         self._diagnostics.publish_every(self.get_parameter("diagnostics_period_s").value)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -91,7 +89,7 @@ class FlowNode(LifecycleNode):
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
         """See rclpy; what has its value already is no change, though it may be for reading only."""
-        if (answer := answer_at_once(parameter_list, self)) is not None:
+        if (answer := NodeSettings.answer_at_once(parameter_list, self)) is not None:
             return answer
         return super().set_parameters_atomically(changed(parameter_list, self))
 
@@ -260,7 +258,11 @@ class FlowNode(LifecycleNode):
             return response
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
         folder = self._settings.snapshot_folder
-        return await snapshot_service.answer(response, worker, self.cameras, folder, about, self.executor)
+
+        def copies() -> list[snapshot.Snapshot | None]:
+            return worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
+
+        return await snapshot.answer(response, copies, folder, about, self.executor)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -19,8 +19,8 @@ from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.ros import convert, qos
-from deq_flow_ros.ros.camera_info import WHOLE, Region, adapted, camera_model, image_size
-from deq_flow_ros.ros.points import flow_points
+from deq_flow_ros.ros.convert import flow_points
+from deq_flow_ros.ros.messages import WHOLE, Region, adapted, camera_model, image_size
 from deq_flow_ros.streaming.palette import Palette
 
 _TOPICS = {

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from deq_flow_ros.ros.distributions import before_parameters_set
-from deq_flow_ros.spelling import did_you_mean
+from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros.ros.qos import before_parameters_set, given_overrides
 
 Table = TypeVar("Table", bound="ParameterTable")
 
@@ -67,13 +67,13 @@ class ParameterTable:
     def declare(cls, node: Node) -> None:
         """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
 
-        A whole number is taken for a parameter that is a real one: ``-p latency_budget_ms:=50`` means 50.0. An empty
-        list stands for the default of a list: YAML has no type for it, and without any value rclpy would raise an error
-        where it is read.
+        Warns of values given at start that no parameter takes, as ROS drops these silently. A whole number is taken for
+        a parameter that is a real one: ``-p latency_budget_ms:=50`` means 50.0. An empty list stands for the default of
+        a list: YAML has no type for it, and without any value rclpy would raise an error where it is read.
 
         :raises ParameterException: for a value that cannot be, or none where one is needed.
         """
-        given = getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+        given = given_overrides(node)
         for field in dataclasses.fields(cls):
             if field.name in given and given[field.name].type_ == Parameter.Type.NOT_SET:
                 if not isinstance(field.default, tuple):
@@ -85,6 +85,13 @@ class ParameterTable:
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             node.declare_parameter(field.name, default, _descriptor(field))
         before_parameters_set(node, lambda changes: all_as_declared(changes, node))
+        for line in unused_overrides(node, cls.names()):
+            node.get_logger().warning(line)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of the parameters."""
+        return [field.name for field in dataclasses.fields(cls)]
 
     @classmethod
     def read(cls: type[Table], node: Node, changes: Iterable[Parameter] = ()) -> Table:
@@ -92,7 +99,7 @@ class ParameterTable:
 
         :raises ValueError: for values that do not go together, naming what was expected and what was got.
         """
-        values: dict[str, Any] = {f.name: node.get_parameter(f.name).value for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {name: node.get_parameter(name).value for name in cls.names()}
         values.update({change.name: change.value for change in changes if change.name in values})
         arrays = {name: tuple(value) for name, value in values.items() if isinstance(value, (list, array.array))}
         settings = cls(**{**values, **arrays})
@@ -121,9 +128,14 @@ class ParameterTable:
                 )
 
     @classmethod
-    def misspelt_overrides(cls, node: Node) -> list[str]:
-        """A line for each value given at start that no parameter takes, as ROS drops these silently."""
-        return unused_overrides(node, [field.name for field in dataclasses.fields(cls)])
+    def answer_at_once(cls, parameters: Sequence[Parameter], node: Node) -> SetParametersResult | None:
+        """The answer to a request for a parameter that the node does not have, or for nothing new; else None."""
+        for parameter in parameters:
+            if not node.has_parameter(parameter.name):
+                hint = did_you_mean(parameter.name, cls.names())
+                reason = f"no parameter {parameter.name!r}{hint}; nothing was changed"
+                return SetParametersResult(successful=False, reason=reason)
+        return None if changed(parameters, node) else SetParametersResult(successful=True)
 
     @classmethod
     def names_of_live(cls) -> frozenset[str]:
@@ -138,7 +150,7 @@ def unused_overrides(node: Node, known: Sequence[str]) -> list[str]:
     """
     return files_for_others(sys.argv, node.get_fully_qualified_name()) + [
         f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
-        for name in getattr(node, "_parameter_overrides", {})  # rclpy offers no public way to ask
+        for name in given_overrides(node)
         if not node.has_parameter(name) and not name.startswith("qos_overrides.")
     ]
 
@@ -196,6 +208,23 @@ def as_declared(parameter: Parameter, present: Any) -> Parameter:
 def all_as_declared(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
     """The parameters of a request, each as the node has it; see ``as_declared``."""
     return [as_declared(parameter, node.get_parameter_or(parameter.name).value) for parameter in parameters]
+
+
+def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
+    """Those of the parameters whose value is another than the node's, whole numbers as real ones where these are meant.
+
+    ``ros2 param load`` sets all that ``ros2 param dump`` wrote, be they for reading only or not to be changed now.
+    """
+    return [
+        parameter
+        for parameter in all_as_declared(parameters, node)
+        if not node.has_parameter(parameter.name)
+        or _plain(parameter.value) != _plain(node.get_parameter_or(parameter.name).value)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple, array.array)) else (type(value), value)
 
 
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:

@@ -34,13 +34,15 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from deq_flow_ros.command_line import UNUSABLE, USER_ERRORS, CommandLine, exit_status
+from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status
+from deq_flow_ros.errors import UNUSABLE
 from deq_flow_ros.imaging.encodings import FORMATS, Levels, encode_image, to_rgb
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FrameReader
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import as_declared, unused_overrides
+from deq_flow_ros.ros.qos import given_overrides
 from deq_flow_ros.stamps import MAX_PAUSE_S, Pace
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -58,7 +60,7 @@ class Player(Node):
 
     def __init__(self, options: argparse.Namespace, stop: process.StopRequest) -> None:
         super().__init__("player")
-        given = getattr(self, "_parameter_overrides", {})  # rclpy offers no public way to ask
+        given = given_overrides(self)
         for name, value in vars(options).items():
             if name in given:
                 given[name] = as_declared(given[name], value)

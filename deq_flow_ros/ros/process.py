@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every ROS process of this package needs: its start, and ways around what rclpy does not do."""
+"""What every ROS process of this package needs: its start, ``/diagnostics``, and ways around what rclpy does not do."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import rclpy
-from lifecycle_msgs.msg import Transition, TransitionDescription
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetAvailableTransitions
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
+from rclpy.timer import Timer
 from rclpy.utilities import remove_ros_args
+from std_msgs.msg import Header
 
 from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.host import StopRequest, keep_freed_memory
@@ -62,7 +66,7 @@ def _end_for_ros_arguments(error: RuntimeError) -> NoReturn:
     raise SystemExit(2) from None
 
 
-def parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:
+def _parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:
     """Take a command line that may hold nothing but ROS arguments and a request for help.
 
     :param usage: what that prints.
@@ -101,26 +105,34 @@ def run(
     usage: str,
     args: Sequence[str] | None = None,
     begin: Callable[[AnyNode, StopRequest], bool] | None = None,
+    step: Callable[[AnyNode], None] | None = None,
+    errors: Sequence[type[Exception]] = (),
 ) -> int:
     """Run a node as the process until SIGINT or SIGTERM.
 
     :param usage: what ``--help`` prints.
     :param begin: what the node does first; where it returns False, the process ends.
-    :returns: the exit status: 0; 1 where ``begin`` returned False; 2 for a parameter that cannot be.
+    :param step: what it does again and again; None is to spin.
+    :param errors: what the user can mend, beside a parameter that cannot be.
+    :returns: the exit status: 0; 1 where ``begin`` returned False; 2 for such an error.
     :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
     """
-    parse_no_options(name, usage, args)
+    _parse_no_options(name, usage, args)
     node = None
     try:
         stop = start(args)
         node = make()
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
+        if step is None:
+            executor = SingleThreadedExecutor()
+            executor.add_node(node)
         if begin is not None and not begin(node, stop):
             return 1
         while not stop.requested:
-            spin_once(executor, node)
-    except ParameterException as error:
+            if step is None:
+                spin_once(executor, node)
+            else:
+                step(node)
+    except (ParameterException, *errors) as error:
         print(f"{name}: {str(error).removesuffix(': ')}", file=sys.stderr, flush=True)
         return 2
     except ExternalShutdownException:
@@ -167,21 +179,6 @@ _TRANSITIONS = {
 """Names of the transitions by their numbers."""
 
 
-def _possible(node: LifecycleNode) -> list[TransitionDescription]:
-    """What may be asked of a node in its state."""
-    service = next(service for service in node.services if service.srv_name.endswith("/get_available_transitions"))
-    answer = service.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
-    return list(answer.available_transitions)
-
-
-def _state_words(possible: Sequence[TransitionDescription]) -> str:
-    """In which state a node is, and what may be asked of it there."""
-    if not possible:
-        return "the node is finalized, and nothing is possible from there"
-    labels = ", ".join(sorted({each.transition.label for each in possible}))
-    return f"the node is {possible[0].start_state.label}, and possible from there are {labels}"
-
-
 def refuse_impossible_transitions(node: LifecycleNode) -> None:
     """Let a node answer the request of a transition that its state does not have with "no", and say why in the log.
 
@@ -189,16 +186,86 @@ def refuse_impossible_transitions(node: LifecycleNode) -> None:
     and the log has the number of the transition alone.
     """
     service = next(service for service in node.services if service.srv_type is ChangeState)
+    available = next(each for each in node.services if each.srv_name.endswith("/get_available_transitions"))
     change = service.callback
 
     def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-        asked, possible = request.transition, _possible(node)
+        answer = available.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
+        asked, possible = request.transition, answer.available_transitions
         known = [each.transition.label if asked.label else each.transition.id for each in possible]
         if (asked.label or asked.id) in known:
             return change(request, response)
         response.success = False
         wanted = asked.label or _TRANSITIONS.get(asked.id, f"with id {asked.id}")
-        node.get_logger().warning(f"the transition {wanted} was refused: {_state_words(possible)}")
+        words = "the node is finalized, and nothing is possible from there"
+        if possible:
+            labels = ", ".join(sorted({each.transition.label for each in possible}))
+            words = f"the node is {possible[0].start_state.label}, and possible from there are {labels}"
+        node.get_logger().warning(f"the transition {wanted} was refused: {words}")
         return response
 
     service.callback = callback
+
+
+STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+"""For timers that must run on while simulated time stands still, as before a bag is played."""
+
+
+class Diagnostics:
+    """Publishes what a node says of itself.
+
+    :param statuses: what that is at the time.
+    """
+
+    def __init__(self, node: Node, statuses: Callable[[], Sequence[DiagnosticStatus]]) -> None:
+        self._node, self._statuses = node, statuses
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._timer: Timer | None = None
+
+    def publish_every(self, period_s: float) -> None:
+        """From now on in this period, also while simulated time stands still."""
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+        self._timer = self._node.create_timer(period_s, self._publish, clock=STEADY_CLOCK)
+
+    def _publish(self) -> None:
+        header = Header(stamp=self._node.get_clock().now().to_msg())
+        self._publisher.publish(DiagnosticArray(header=header, status=self._statuses()))
+
+
+class ManagerBond:
+    """Formed while a node is active that a manager has activated, where the ROS package ``bondpy`` is installed.
+
+    As in nav2 (``nav2_util::LifecycleNode``) its topic is ``bond`` in the node's namespace, its id the node's name.
+    """
+
+    def __init__(self, node: LifecycleNode) -> None:
+        self._node = node
+        self._bond: Any = None
+
+    def form(self) -> None:
+        """Offer it, unless the node starts by itself: then there is no manager, and heartbeats would be for nobody."""
+        if self._node.get_parameter("autostart").value:
+            return
+        logger = self._node.get_logger()
+        try:
+            from bondpy.bondpy import Bond
+        except ImportError:
+            logger.info("no bond is offered, as bondpy is not installed: give nav2's manager the bond_timeout 0.0")
+            return
+        topic = self._node.resolve_topic_name("bond")
+        try:
+            self._bond = Bond(self._node, topic, self._node.get_name())
+            self._bond.start()
+        except Exception as error:  # the flow does not depend on it
+            logger.error(f"the bond on {topic} cannot be formed: {words_of(error)}")
+
+    def end(self) -> None:
+        """Tell the manager that the node leaves on purpose."""
+        bond, self._bond = self._bond, None
+        if bond is None:
+            return
+        try:
+            bond.shutdown()
+        except Exception as error:
+            self._node.get_logger().error(f"the bond cannot be ended: {words_of(error)}")

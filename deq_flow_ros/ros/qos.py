@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality of service: what ROS's own overrides set of it, and why nothing arrives on a topic.
 
-``offers`` are what ``Node.get_publishers_info_by_topic`` returns. Which qualities of service match is rclpy's knowledge
+Also what ROS 2 Humble has under other names or not at all, in one place (docs/install.md lists it). ``offers`` are what
+``Node.get_publishers_info_by_topic`` returns. Which qualities of service match is rclpy's knowledge
 (``rclpy.qos.qos_check_compatible``), not ours.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rcl_interfaces.msg import SetParametersResult
 from rclpy import get_rmw_implementation_identifier
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import (
     DurabilityPolicy,
     QoSCompatibility,
@@ -24,8 +27,16 @@ from rclpy.qos import (
     qos_profile_sensor_data,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+UNKNOWN = {"received_timestamp": 0, "publication_sequence_number": 0}
+"""What is told of a message where rclpy tells nothing: when it was received (ns), and its number."""
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What ROS's own ``qos_overrides`` parameters may set of the node's topics."""
 
@@ -63,7 +74,7 @@ def output() -> QoSProfile:
     return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=ReliabilityPolicy.RELIABLE)
 
 
-def given_overrides(node: Node) -> Mapping[str, Any]:
+def given_overrides(node: Node) -> dict[str, Any]:
     """The parameters that were given to a node at start, known or not; rclpy offers no public way to ask."""
     return getattr(node, "_parameter_overrides", {})
 
@@ -167,3 +178,44 @@ def _name(offer: TopicEndpointInfo) -> str:
     """Full name of a publisher's node; a bare DDS application has none, a new publisher's is not known at once."""
     name = f"{offer.node_namespace.rstrip('/')}/{offer.node_name}"
     return "a publisher of unknown node" if name == "/" or "_NODE_NAME_UNKNOWN_" in name else name
+
+
+def event_callbacks(on_mismatch: Callable[[Any], None] | None = None) -> SubscriptionEventCallbacks:
+    """Of a subscription: what a publisher of another quality of service leads to; None: nothing, not even a warning."""
+    return SubscriptionEventCallbacks(incompatible_qos=on_mismatch, use_default_callbacks=on_mismatch is not None)
+
+
+def with_info(callback: Callable[[Any, dict[str, int]], None]) -> Callable[..., None]:
+    """A callback for a subscription that takes a message and what the middleware knows of it.
+
+    Humble gives the message alone, so ``UNKNOWN`` stands for the rest: messages count as just arrived, none as lost.
+    """
+    if hasattr(Subscription, "CallbackType"):
+        return callback
+    return lambda message: callback(message, UNKNOWN)
+
+
+def before_parameters_set(node: Node, change: Callable[[list[Parameter]], list[Parameter]]) -> None:
+    """Have the parameters of a request changed before they are checked.
+
+    Humble cannot: there, a request is taken word for word.
+    """
+    if hasattr(node, "add_pre_set_parameters_callback"):
+        node.add_pre_set_parameters_callback(change)
+
+
+def after_parameters_set(node: Node, callback: Callable[[Sequence[Parameter]], None]) -> None:
+    """Have a callback called when parameters have new values; it may be called without that.
+
+    Humble calls it before, and knows no later point: so it becomes a task, which the executor does next.
+    """
+    if hasattr(node, "add_post_set_parameters_callback"):
+        node.add_post_set_parameters_callback(callback)
+        return
+
+    def soon(parameters: Sequence[Parameter]) -> SetParametersResult:
+        if node.executor is not None:
+            node.executor.create_task(callback, parameters)
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(soon)

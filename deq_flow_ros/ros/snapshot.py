@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,11 +17,15 @@ from typing import Any
 import cv2
 import numpy as np
 import rclpy
+import rclpy.logging
 import torch
+from rclpy.executors import Executor
+from std_srvs.srv import Trigger
 
 from deq_flow_ros.host import versions
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.recordings.flow_files import write_flow
+from deq_flow_ros.ros import process
 
 
 @dataclass(frozen=True)
@@ -114,3 +118,34 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
+
+
+async def answer(
+    response: Trigger.Response,
+    copies: Callable[[], Sequence[Snapshot | None]],
+    folder: str,
+    about: Mapping[str, Any],
+    executor: Executor | None,
+) -> Trigger.Response:
+    """Answer the service ``~/snapshot``: copy, write, and name what was written, or say why nothing was.
+
+    The executor takes up other work meanwhile.
+
+    :param copies: makes a copy of what each stream holds, if it holds anything; raises TimeoutError where it cannot.
+    :param folder: where; empty is beside ROS's logs.
+    :param about: what is told of the node.
+    """
+    where = Path(folder or rclpy.logging.get_logging_directory() / "flow_snapshots").expanduser()
+
+    def write() -> list[str]:
+        return [str(write_snapshot(where, copy, about)) for copy in copies() if copy is not None]
+
+    try:
+        paths = await process.in_a_thread(write, executor, "snapshot")
+        response.success = bool(paths)
+        response.message = ", ".join(paths) or "no stream yet: no image has been processed"
+    except TimeoutError as error:
+        response.success, response.message = False, f"no snapshot, the frame in hand takes too long: {error}"
+    except Exception as error:
+        response.success, response.message = False, f"cannot write into {where}: {process.words_of(error)}"
+    return response

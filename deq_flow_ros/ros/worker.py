@@ -16,7 +16,7 @@ import torch
 
 from deq_flow_ros.ros.accounts import SUPERSEDED
 from deq_flow_ros.ros.camera import Attempt, Camera
-from deq_flow_ros.ros.topics import ReceivedFrame
+from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.streaming import FlowResult, update_together
 
 Item = TypeVar("Item")

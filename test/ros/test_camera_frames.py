@@ -24,8 +24,8 @@ from deq_flow_ros.ros import convert, worker
 from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.flow_node import FlowNode
+from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.ros.topics import ReceivedFrame
 from deq_flow_ros.ros.worker import FrameWorker
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest, update_together
 

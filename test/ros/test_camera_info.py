@@ -8,7 +8,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from deq_flow_ros.ros.camera_info import WHOLE, adapted, camera_model, image_size
+from deq_flow_ros.ros.messages import WHOLE, adapted, camera_model, image_size
 
 
 def calibration(**changes: object) -> CameraInfo:

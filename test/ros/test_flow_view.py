@@ -22,9 +22,9 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.ros.convert import array_to_image, compressed_image
-from deq_flow_ros.ros.view import board as view_board
-from deq_flow_ros.ros.view.board import Board
-from deq_flow_ros.ros.view.node import FlowView
+from deq_flow_ros.ros.view import server as view_server
+from deq_flow_ros.ros.view.flow_view import FlowView
+from deq_flow_ros.ros.view.server import Board
 
 ACCOUNT = {"outcome": "processed", "latency_ms": "61.5", "budget_ms": "90", "iterations": "3"} | dict.fromkeys(
     ("stop_reason", "residual_px", "scale"), "0"
@@ -79,7 +79,7 @@ def test_it_subscribes_to_what_is_looked_at_while_it_is(
 ) -> None:
     """The flow node sleeps while nobody subscribes: a view that did so all the time would keep it awake for nobody."""
     fake, view, board = nodes
-    monkeypatch.setattr(view_board, "LOOKING_S", 1.0)
+    monkeypatch.setattr(view_server, "LOOKING_S", 1.0)
     give_up = time.monotonic() + 20
     seen: dict[str, Any] = {"pictures": {}}
     assert not fake.heard()

@@ -14,9 +14,8 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameter_checks import answer_at_once, changed, check_change
-from deq_flow_ros.ros.parameter_table import files_for_others
-from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.ros.parameter_table import changed, files_for_others, unused_overrides
+from deq_flow_ros.ros.parameters import NodeSettings, check_change
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 
@@ -72,7 +71,7 @@ def test_a_config_file_that_ships_is_taken_as_it_is(path: Path) -> None:
     node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
     NodeSettings.declare(node)
     listed = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
-    assert NodeSettings.misspelt_overrides(node) == []
+    assert unused_overrides(node, NodeSettings.names()) == []
     values = dataclasses.asdict(NodeSettings.read(node))
     assert {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name in listed} == listed
 
@@ -108,11 +107,12 @@ def test_a_whole_number_is_taken_for_a_real_one() -> None:
 def test_a_parameter_that_there_is_not_is_refused_by_name() -> None:
     """rclpy answers with the text of an exception, without what might have been meant."""
     node = make_node()
-    answer = answer_at_once([Parameter("max_iterations", value=3), Parameter("latency_budget", value=3.0)], node)
+    two = [Parameter("max_iterations", value=3), Parameter("latency_budget", value=3.0)]
+    answer = NodeSettings.answer_at_once(two, node)
     assert answer is not None and not answer.successful
     assert answer.reason == "no parameter 'latency_budget' (did you mean 'latency_budget_ms'?); nothing was changed"
-    assert answer_at_once([Parameter("max_iterations", value=3)], node) is None
-    same = answer_at_once([Parameter("max_iterations", value=NodeSettings.max_iterations)], node)
+    assert NodeSettings.answer_at_once([Parameter("max_iterations", value=3)], node) is None
+    same = NodeSettings.answer_at_once([Parameter("max_iterations", value=NodeSettings.max_iterations)], node)
     assert same is not None and same.successful  # rclpy takes no request for nothing
 
 
@@ -213,7 +213,7 @@ def test_arrays_are_read_as_they_are_set() -> None:
 
 def test_a_misspelt_parameter_is_reported() -> None:
     """ROS ignores it silently, and the user wonders why nothing changed."""
-    assert NodeSettings.misspelt_overrides(make_node(max_iteration=3)) == [
+    assert unused_overrides(make_node(max_iteration=3), NodeSettings.names()) == [
         "no parameter 'max_iteration' (did you mean 'max_iterations'?): its value changes nothing"
     ]
 

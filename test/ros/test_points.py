@@ -10,8 +10,8 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel
-from deq_flow_ros.ros import points
-from deq_flow_ros.ros.points import FLOW_FIELDS, RAY_FIELDS, flow_points
+from deq_flow_ros.ros import convert
+from deq_flow_ros.ros.convert import FLOW_FIELDS, RAY_FIELDS, flow_points
 
 HEADER = Header(frame_id="camera")
 CAMERA = CameraModel(60.0, 60.0, 32.0, 24.0, 64, 48, "plumb_bob", (-0.2, 0.05, 0.001, -0.001, 0.0))
@@ -86,11 +86,11 @@ def test_what_is_unknown_is_nan() -> None:
         assert np.isnan(read(flow_points(flow, flow[..., 0], 2, HEADER, CAMERA, elapsed_s))["rate_x"]).all()
 
 
-@pytest.mark.skipif(points.create_cloud is None, reason="needs sensor_msgs_py: test/launch_environment.sh")
+@pytest.mark.skipif(convert.create_cloud is None, reason="needs sensor_msgs_py: test/launch_environment.sh")
 def test_both_writers_agree() -> None:
     """A user with sensor_msgs_py and one without must get the same message."""
     values = np.random.default_rng(0).random((6, 2)).astype(np.float32)
     fields = [PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate("uv")]
-    ours, theirs = points.cloud_by_numpy(HEADER, fields, values), points.create_cloud(HEADER, fields, values)
+    ours, theirs = convert.cloud_by_numpy(HEADER, fields, values), convert.create_cloud(HEADER, fields, values)
     assert (ours.data, ours.point_step, ours.fields) == (theirs.data, theirs.point_step, theirs.fields)
     assert ours.is_bigendian == theirs.is_bigendian

@@ -15,10 +15,9 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from video_streams import KEY_EVERY, encode, source_pictures, stamp_of
 
-from deq_flow_ros.ros import topics
+from deq_flow_ros.ros import messages
 from deq_flow_ros.ros.convert import image_to_rgb, ns_to_stamp
-from deq_flow_ros.ros.topics import Source, candidates
-from deq_flow_ros.ros.video import FFMPEG, FOXGLOVE, VideoInput
+from deq_flow_ros.ros.messages import FFMPEG, FOXGLOVE, Source, VideoInput, candidates
 
 
 def stand_in(number: int, data: bytes) -> Any:
@@ -48,16 +47,16 @@ def test_video_is_looked_for_where_its_transports_put_it(monkeypatch: pytest.Mon
     rclpy.init()
     node = Node("camera")
     try:
-        monkeypatch.setattr(topics, "FFMPEG", None)
-        monkeypatch.setattr(topics, "FOXGLOVE", CompressedVideo)
+        monkeypatch.setattr(messages, "FFMPEG", None)
+        monkeypatch.setattr(messages, "FOXGLOVE", CompressedVideo)
         beside, alone = Source("/camera/image/foxglove", CompressedVideo), Source("/camera/image", CompressedVideo)
         assert alone.type_name() == "foxglove_msgs/msg/CompressedVideo"
-        assert candidates(node, "~/", "video") == (beside, alone)
+        assert candidates(node, "~/", "video") == [beside, alone]
         raw, compressed = Source("/camera/image", Image), Source("/camera/image/compressed", CompressedImage)
         last = Source("/camera/image", CompressedImage)
-        assert candidates(node, "~/", "auto") == (raw, compressed, beside, alone, last)
-        monkeypatch.setattr(topics, "FOXGLOVE", None)
-        assert candidates(node, "~/", "auto") == (raw, compressed, last)
+        assert candidates(node, "~/", "auto") == [raw, compressed, beside, alone, last]
+        monkeypatch.setattr(messages, "FOXGLOVE", None)
+        assert candidates(node, "~/", "auto") == [raw, compressed, last]
         with pytest.raises(ValueError, match=r"apt install ros-\$ROS_DISTRO-ffmpeg-image-transport-msgs or"):
             candidates(node, "~/", "video")
     finally:

@@ -14,8 +14,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.ros.convert import array_to_image, compressed_image
-from deq_flow_ros.ros.view.figures import HISTORY, Figures
-from deq_flow_ros.ros.view.pictures import Pictures
+from deq_flow_ros.ros.view.figures import HISTORY, Figures, Pictures
 
 ACCOUNT = {
     "outcome": "processed", "reason": "", "latency_ms": "61.5", "budget_ms": "90", "iterations": "3",

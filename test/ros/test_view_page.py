@@ -11,8 +11,7 @@ import pytest
 from browser import PROGRAM, Browser
 
 from deq_flow_ros.imaging.encodings import encode_image
-from deq_flow_ros.ros.view.board import Board
-from deq_flow_ros.ros.view.server import ViewServer
+from deq_flow_ros.ros.view.server import Board, ViewServer
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs a browser: sudo apt install chromium")
 NAMES = ("image", "flow", "residual", "uncertainty")

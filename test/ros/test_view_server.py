@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from deq_flow_ros.ros.view import server as view_server
-from deq_flow_ros.ros.view.board import LOOKING_S, Board
-from deq_flow_ros.ros.view.server import FILES, PAGE, ViewServer, is_local
+from deq_flow_ros.ros.view.server import FILES, LOOKING_S, PAGE, Board, ViewServer, is_local
 
 NAMES = ("image", "flow")
 

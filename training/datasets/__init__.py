@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deq_flow_ros.spelling import did_you_mean
+from deq_flow_ros.errors import did_you_mean
 from training.datasets.base import FlowDataset, Sample
 from training.datasets.measured import Hd1k, Kitti, Middlebury
 from training.datasets.rendered import FlyingChairs, FlyingThings3D, Sintel, Spring, TartanAir

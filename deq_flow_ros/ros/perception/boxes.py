@@ -11,7 +11,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.perception.motion_mask import Box
-from deq_flow_ros.ros.points import make_cloud
+from deq_flow_ros.ros.convert import make_cloud
 
 try:  # from apt alone: there is no wheel
     import vision_msgs.msg as vision

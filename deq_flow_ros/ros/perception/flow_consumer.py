@@ -29,12 +29,12 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.camera_info import camera_model, image_size
 from deq_flow_ros.ros.convert import field_of
-from deq_flow_ros.ros.diagnostics import STEADY_CLOCK, Diagnostics
+from deq_flow_ros.ros.messages import camera_model, image_size
 from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
 from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_units
 from deq_flow_ros.ros.perception.tally import SUPERSEDED, Tally, Verdict
+from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics
 
 WATCH_PERIOD_S = 0.2
 """How often the node looks whether somebody subscribes."""
@@ -121,8 +121,6 @@ class FlowConsumer(Node):
         super().__init__(name)
         self._table, self._inputs = table, tuple(inputs)
         table.declare(self)
-        for line in table.misspelt_overrides(self):
-            self.get_logger().warning(line)
         self.settings = self._read()
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._outputs = {

@@ -18,11 +18,10 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.perception.point_tracks import GAP, RESTART, SIZE, PointTracker, Tracks, TrackSettings
 from deq_flow_ros.ros.convert import image_to_rgb, ns_to_stamp
-from deq_flow_ros.ros.diagnostics import STEADY_CLOCK
 from deq_flow_ros.ros.parameter_table import live, number
 from deq_flow_ros.ros.perception.flow_consumer import WATCH_PERIOD_S, ConsumerSettings, FlowConsumer, FlowField
 from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
-from deq_flow_ros.ros.process import run
+from deq_flow_ros.ros.process import STEADY_CLOCK, run
 
 USAGE = """Points followed from image to image, from the flow of flow_node and the images themselves:
 
