@@ -20,8 +20,8 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.model import SIZES, Architecture
-from deq_flow_ros.spelling import did_you_mean
 from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
