@@ -45,7 +45,15 @@ def render_scene_bag(
                 return scene
         except MediaError:
             pass  # written by another version, so it is rendered again
-        _remove_scene(bag)
+        if bag.is_symlink() or not (bag / SIDECAR).is_file():
+            raise MediaError(
+                f"the demo scene is to be rendered into {bag}, but that is not a rendered scene (not a directory with "
+                f"{SIDECAR}) and is left alone; move it away, or choose another --out"
+            )
+        try:
+            shutil.rmtree(bag)
+        except OSError as error:
+            raise MediaError(f"cannot replace the demo scene {bag}: {error}") from error
     # It is written under its own name in a directory beside, because the data file is named after the bag.
     nursery = bag.parent / f".partial-{os.getpid()}"
     partial = nursery / bag.name
@@ -67,22 +75,6 @@ def render_scene_bag(
     finally:
         shutil.rmtree(nursery, ignore_errors=True)
     return scene
-
-
-def _remove_scene(bag: Path) -> None:
-    """Delete a rendered scene.
-
-    :raises MediaError: for anything else, which may be somebody's data.
-    """
-    if bag.is_symlink() or not (bag / SIDECAR).is_file():
-        raise MediaError(
-            f"the demo scene is to be rendered into {bag}, but that is not a rendered scene (not a directory with "
-            f"{SIDECAR}) and is left alone; move it away, or choose another --out"
-        )
-    try:
-        shutil.rmtree(bag)
-    except OSError as error:
-        raise MediaError(f"cannot replace the demo scene {bag}: {error}") from error
 
 
 def load_scene(bag: Path) -> SceneSettings | None:

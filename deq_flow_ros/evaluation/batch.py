@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An overview of several recordings: the state of each, its most important figures, and a link to its report.
+"""An overview of several recordings, ``index.html`` for people and ``recordings.json`` for programs.
 
-``index.html`` is for people, ``recordings.json`` for programs. Both are made only from the files in the folders of the
-recordings, so it does not matter which process evaluated which recording, or when.
+Both are made only from the files in the folders of the recordings, so it does not matter which process evaluated which
+recording, or when.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deq_flow_ros.evaluation.report import METRICS, REPORT, write_page
 from deq_flow_ros.evaluation.results import has_begun, read_json
 from deq_flow_ros.evaluation.summary import Figure, number, percent
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.recordings.files import write_json, write_text
+from deq_flow_ros.recordings.files import write_json
 
 INDEX, ROWS = "index.html", "recordings.json"
 COMPLETE, INTERRUPTED, UNFINISHED, FAILED, TO_DO = "complete", "interrupted", "unfinished", "failed", "to do"
@@ -43,25 +43,15 @@ class Assignment:
     out: Path
 
     @property
-    def _failure(self) -> Path:
+    def failure(self) -> Path:
+        """The file beside the folder with the reason why there are no results, if there are none."""
         return self.out.with_name(f"{self.out.name}.failed.txt")
 
-    def note_failure(self, why: str) -> None:
-        """Write the reason why there are no results into a file beside their folder."""
-        write_text(self._failure, why + "\n")
-
-    def forget_failure(self) -> None:
-        """Remove that file, because the recording could be evaluated this time."""
-        self._failure.unlink(missing_ok=True)
-
     def row(self, out: Path) -> Row:
-        """The state and the results of the recording.
-
-        :param out: the folder of all results.
-        """
+        """The state and the results of the recording; ``out`` is the folder of all results."""
         row: dict[str, Any] = {"input": self.path, "results": self.out.relative_to(out).as_posix()}
-        if self._failure.is_file():
-            return row | {"state": FAILED, "problems": [self._failure.read_text().strip()]}
+        if self.failure.is_file():
+            return row | {"state": FAILED, "problems": [self.failure.read_text().strip()]}
         if (metrics := read_json(self.out / METRICS)) is None:
             return row | {"state": UNFINISHED if has_begun(self.out) else TO_DO}
         row["state"] = COMPLETE if metrics["complete"] else INTERRUPTED
@@ -108,29 +98,26 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 def _write_index(path: Path, rows: Sequence[Row]) -> None:
     problems = [(row, problem) for row in rows for problem in row.get("problems", ())]
     problems += [(row, "interrupted; --resume starts it again") for row in rows if row["state"] == INTERRUPTED]
-    cells = {row["results"]: _cells(row["settings"][0]) for row in rows if "settings" in row}
+    mains = {row["results"]: row["settings"][0] for row in rows if "settings" in row}
+    cells = {results: _cells(main) for results, main in mains.items()}
     every = next(iter(cells.values()), {})
     headings = [title for title in every if any(own[title] != number(None) for own in cells.values())]
-    states, totals, comparisons = Counter(row["state"] for row in rows), _totals(rows), _comparisons(rows)
+    names = ("all", "processed", "first", "dropped")
+    frames = {name: sum(main["frames"][name] for main in mains.values()) for name in names}
+    totals = [
+        Figure(str(len(mains)), "recordings with results", f"of {len(rows)}"),
+        Figure(str(frames["all"]), "frames", summary.counts(frames)),
+    ]
+    if medians := [ms for main in mains.values() if (ms := main["latency_ms"]["median"]) is not None]:
+        totals.append(Figure(f"{min(medians):.1f} – {max(medians):.1f}", "latency, medians", "least and most", "ms"))
     write_page(
-        path, "overview.html", rows=rows, states=states, problems=problems, totals=totals, headings=headings,
-        cells=cells, comparisons=comparisons, report=REPORT,
+        path, "overview.html", rows=rows, states=Counter(row["state"] for row in rows), problems=problems,
+        totals=totals, headings=headings, cells=cells, comparisons=_comparisons(rows), report=REPORT,
     )  # fmt: skip
 
 
 def _mean(figures: Row, measure: str) -> float | None:
     return figures["measures"].get(measure, {}).get("mean")
-
-
-def _totals(rows: Sequence[Row]) -> list[Figure]:
-    mains = [row["settings"][0] for row in rows if "settings" in row]
-    frames = {name: sum(main["frames"][name] for main in mains) for name in ("all", "processed", "first", "dropped")}
-    reported = Figure(str(len(mains)), "recordings with results", f"of {len(rows)}")
-    shown = [reported, Figure(str(frames["all"]), "frames", summary.counts(frames))]
-    medians = [main["latency_ms"]["median"] for main in mains if main["latency_ms"]["median"] is not None]
-    if medians:
-        shown.append(Figure(f"{min(medians):.1f} – {max(medians):.1f}", "latency, medians", "least and most", "ms"))
-    return shown
 
 
 def _cells(main: Row) -> dict[str, str]:
@@ -145,10 +132,9 @@ def _cells(main: Row) -> dict[str, str]:
         "late": percent(main["deadline_miss_share"]),
         "iterations, median": number(main["iterations"]["median"], 0),
     }
-    for name in SHOWN:
-        unit = MEASURES[name].unit
-        cells[f"{MEASURES[name].title} [{unit}]"] = number(_mean(main, name), 3 if unit == "px" else 2)
-    return cells
+    shown = {name: MEASURES[name].unit for name in SHOWN}
+    measures = {name: number(_mean(main, name), 3 if unit == "px" else 2) for name, unit in shown.items()}
+    return cells | {f"{MEASURES[name].title} [{unit}]": measures[name] for name, unit in shown.items()}
 
 
 def _comparisons(rows: Sequence[Row]) -> list[dict[str, Any]]:

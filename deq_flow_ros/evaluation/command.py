@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of evaluations that need no ROS; docs/evaluate_bag.md describes it.
-
-Exit status: 0 if all went well; 1 if something is wrong with a recording (each problem is named, and everything that
-could be read is evaluated); 2 if the input, the options or the output folder are unusable; 130 if the run was
-interrupted (results up to then are written).
-"""
+"""The command line of evaluations that need no ROS; docs/evaluate_bag.md describes it and its exit status."""
 
 from __future__ import annotations
 
@@ -33,7 +28,7 @@ from deq_flow_ros.evaluation.results import BusyError, OccupiedError, has_begun,
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
-from deq_flow_ros.recordings.files import find_recordings
+from deq_flow_ros.recordings.files import find_recordings, write_text
 
 REALTIME_BUDGET_MS = 90.0
 """The default latency budget of the node (config/flow.yaml)."""
@@ -134,19 +129,20 @@ def make_plan(options: argparse.Namespace) -> Plan:
     """
     usual_ms = REALTIME_BUDGET_MS if options.realtime else None
     budget_ms = usual_ms if options.budget_ms is None else options.budget_ms
-    given = vars(options)
-    same = {name: given[name] for name in ("model", "device", "precision", "max_iterations", "direction", "max_scale")}
+
+    def same(*names: str) -> dict[str, Any]:
+        return {name: getattr(options, name) for name in names}
+
     setting = Setting(
         Path(options.model).stem, budget_ms=budget_ms or None, tolerance_px=options.tolerance_px or None,
-        min_scale=min(0.25, options.max_scale), **same,
+        min_scale=min(0.25, options.max_scale),
+        **same("model", "device", "precision", "max_iterations", "direction", "max_scale"),
     )  # fmt: skip
-    setting = with_parameters(setting, options.param)
-    same = {name: given[name] for name in ("topic", "fps", "stamps", "max_frames", "consistency_every", "truth")}
     return Plan(
-        all_settings(setting, options.compare), mode="realtime" if options.realtime else "offline",
-        bag=not options.no_bag, images=options.images, storage=options.storage,
-        start_s=options.start, stop_s=options.stop or None,
-        costs=None if options.costs is None else read_costs(options.costs), **same,
+        all_settings(with_parameters(setting, options.param), options.compare),
+        "realtime" if options.realtime else "offline", bag=not options.no_bag, start_s=options.start,
+        stop_s=options.stop or None, costs=None if options.costs is None else read_costs(options.costs),
+        **same("topic", "fps", "stamps", "max_frames", "consistency_every", "truth", "images", "storage"),
     )  # fmt: skip
 
 
@@ -166,7 +162,7 @@ def read_costs(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Command:
-    """Evaluates recordings and reports on the terminal."""
+    """Evaluates recordings, reports on the terminal, and returns the exit status."""
 
     plan: Plan
     models: Models
@@ -175,11 +171,6 @@ class _Command:
     stop: StopRequest
 
     def one(self, recording: Assignment) -> int:
-        """Evaluate a recording.
-
-        :returns: the exit status.
-        :raises MediaError: if the recording or the folder is unusable.
-        """
         options, console, plan = self.options, self.console, self.plan
         evaluation = RecordingEvaluation(recording.path, recording.out, plan, options.resume, options.overwrite)
         with closing(evaluation.folder):
@@ -215,7 +206,7 @@ class _Command:
             self.console.print(f"recording {number} of {len(found)}: {recording.path}")
             try:
                 got = self.one(recording)
-                recording.forget_failure()
+                recording.failure.unlink(missing_ok=True)
             except BusyError as error:
                 self.console.print(f"evaluate_bag: {error}")
                 got = 0 if self.options.resume else 2
@@ -223,7 +214,7 @@ class _Command:
                 self.console.print(f"evaluate_bag: {error}", style="red")
                 got = 2 if isinstance(error, OccupiedError) else 1
                 if got == 1:  # with status 2, the earlier results are still there
-                    recording.note_failure(str(error))
+                    write_text(recording.failure, f"{error}\n")
             finally:
                 rows = write_overview(out, assignments)
             status = max(status, 130 if self.stop.requested else got)
@@ -244,7 +235,6 @@ class _ShownProgress(Progress):
         self._printed = self._began = time.monotonic()
 
     def show(self, done: int, total: int | None, latest: FrameOutcome) -> None:
-        """Show how many frames are done, and of how many, if that is known."""
         record, now = latest.record, time.monotonic()
         text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
         self.update(self._frames, completed=done, total=total, description=text)

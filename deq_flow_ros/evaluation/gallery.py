@@ -35,12 +35,10 @@ MAX_ANIMATION_FRAMES = 60
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """Small pictures of one pair, (h, w).
+    """Small pictures of one pair, (h, w): the image, uint8 RGB, and maps as float16 in px of the full image.
 
     :ivar rank: the error that pairs are ranked by; NaN if it is not known.
-    :ivar image: uint8 RGB.
-    :ivar flow: float16, in px of the full image, and so are ``truth``, ``residual`` and ``uncertainty``.
-    :ivar photometric: float16, in grey levels.
+    :ivar photometric: in grey levels.
     """
 
     index: int
@@ -55,12 +53,9 @@ class Preview:
 
 
 class Gallery:
-    """The previews of one setting.
+    """The previews of one setting, in a folder: some evenly spread over the run, of the same frames in all settings,
+    and the best and the worst pairs of the setting.
 
-    Some are evenly spread over the run, and are of the same frames in all settings. Others are the best and the worst
-    pairs of the setting.
-
-    :param folder: the folder in which they are kept; it is created.
     :raises MediaError: if the folder cannot be created.
     """
 
@@ -168,20 +163,15 @@ def color_range(previews: Sequence[Preview]) -> float:
 def panels(preview: Preview) -> tuple[float, list[tuple[str, np.ndarray]]]:
     """The length in px with the full colour, and (caption, picture (h, w, 3) uint8 RGB) of each panel."""
     max_px, grey_levels = color_range([preview]), top(preview.photometric, 10.0)
-    shown = [("image", preview.image), (f"flow, full colour {max_px:.1f} px", flow_picture(preview.flow, max_px))]
+    shown = [("image", preview.image), (f"flow, full colour {max_px:.1f} px", flow_to_color(preview.flow, max_px))]
     if preview.truth is not None:
-        shown.append(("true flow", flow_picture(preview.truth, max_px)))
+        shown.append(("true flow", flow_to_color(preview.truth, max_px)))
     for name, values, least in (("residual", preview.residual, 0.1), ("expected error", preview.uncertainty, 1.0)):
         if values is not None:
             most = top(values, least)
             shown.append((f"{name} ≤ {most:.2g} px", heat(values, most)))
     shown.append((f"photometric error ≤ {grey_levels:.0f}", heat(preview.photometric, grey_levels)))
     return max_px, shown
-
-
-def flow_picture(flow: np.ndarray, max_px: float) -> np.ndarray:
-    """The flow as colour, (h, w, 3) uint8 RGB."""
-    return flow_to_color(flow.astype(np.float32), max_px)
 
 
 def write_moving_pictures(video: Path, animation: Path, gallery: Gallery) -> None:
@@ -200,7 +190,7 @@ def write_moving_pictures(video: Path, animation: Path, gallery: Gallery) -> Non
     def pictures(indices: Sequence[int]) -> Iterator[np.ndarray]:
         for preview in map(gallery.preview, indices):
             line = np.full((preview.image.shape[0], GAP, 3), 255, np.uint8)
-            yield np.hstack([preview.image, line, flow_picture(preview.flow, max_px)])
+            yield np.hstack([preview.image, line, flow_to_color(preview.flow, max_px)])
 
     write_video(video, pictures(shown), fps)
     write_animation(animation, pictures(shown[:MAX_ANIMATION_FRAMES]), fps)

@@ -32,16 +32,16 @@ FEWEST_STATIC = 0.005
 
 @dataclass(frozen=True, eq=False)
 class PairFields:
-    """The arrays of one pair of frames, which are measured, shown and recorded.
+    """The arrays of one pair of frames, which are measured, shown and recorded. What is not known is None.
 
     :ivar image1: the earlier image, (H, W, 3) uint8 RGB; ``image2`` is the later one.
     :ivar flow: (H, W, 2) px, NaN where it is not known. With the direction "forward", it is the flow from ``image1`` to
         ``image2`` on the pixels of ``image1``; with "backward", the other way round.
-    :ivar residual: (H, W) px, the length of the solver's last update; None if there is no solver.
-    :ivar truth: the true flow, in the form of ``flow``; None if it is not known.
-    :ivar visible: (H, W) bool, whether the pixel is visible in both images; None if it is not known.
-    :ivar backward: the flow in the other direction, on the pixels of the other image; None if it was not computed.
-    :ivar uncertainty: (H, W) px, the expected endpoint error; None if the weights have no head for it.
+    :ivar residual: (H, W) px, the length of the solver's last update.
+    :ivar truth: the true flow, in the form of ``flow``.
+    :ivar visible: (H, W) bool, whether the pixel is visible in both images.
+    :ivar backward: the flow in the other direction, on the pixels of the other image.
+    :ivar uncertainty: (H, W) px, the expected endpoint error.
     """
 
     image1: np.ndarray
@@ -93,7 +93,12 @@ def measure(fields: PairFields, previous: PairFields | None = None) -> dict[str,
     if previous is not None and previous.flow.shape == fields.flow.shape:
         measures |= _flicker(fields, previous)
     if fields.truth is not None:
-        measures |= _error(fields.flow, fields.truth, fields.visible)
+        nothing = np.where(np.isfinite(fields.flow), np.float32(0), fields.flow)
+        measures["epe_px"] = endpoint_error(fields.flow, fields.truth)
+        measures["epe_still_px"] = endpoint_error(nothing, fields.truth, fields.visible)
+        if fields.visible is not None:
+            measures["epe_visible_px"] = endpoint_error(fields.flow, fields.truth, fields.visible)
+        measures["fl_percent"] = 100 * outlier_share(fields.flow, fields.truth)
     return {name: value for name, value in measures.items() if np.isfinite(value)}
 
 
@@ -109,8 +114,9 @@ def _mean(values: np.ndarray, weight: np.ndarray) -> float:
 
 
 def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
-    # These are three images, and the middle one is in both pairs.
-    first, middle, last = (_smooth(image) for image in (previous.image1, fields.image1, fields.image2))
+    # Three images, of which the middle one is in both pairs; smoothed, so that noise is not taken for motion.
+    grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (previous.image1, fields.image1, fields.image2))
+    first, middle, last = (cv2.GaussianBlur(image, (0, 0), 1.0).astype(np.float32) for image in grey)
     # OpenCV scales the derivatives by 8 / (4 WINDOW) and sums their squares: 4 times the mean in all.
     slope = np.sqrt(np.maximum(cv2.cornerMinEigenVal(middle, WINDOW, ksize=3), 0)) / 2
     change = np.maximum(_rms(first - middle), _rms(middle - last))
@@ -126,16 +132,3 @@ def _flicker(fields: PairFields, previous: PairFields) -> dict[str, float]:
 
 def _rms(values: np.ndarray) -> np.ndarray:
     return np.sqrt(cv2.blur(np.square(values), (WINDOW, WINDOW)))
-
-
-def _smooth(image: np.ndarray) -> np.ndarray:
-    # Otherwise sensor noise would be taken for motion.
-    return cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32)
-
-
-def _error(flow: np.ndarray, truth: np.ndarray, visible: np.ndarray | None) -> dict[str, float]:
-    nothing = np.where(np.isfinite(flow), np.float32(0), flow)
-    measures = {"epe_px": endpoint_error(flow, truth), "epe_still_px": endpoint_error(nothing, truth, visible)}
-    if visible is not None:
-        measures["epe_visible_px"] = endpoint_error(flow, truth, visible)
-    return {**measures, "fl_percent": 100 * outlier_share(flow, truth)}

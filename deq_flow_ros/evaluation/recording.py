@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,13 @@ Show = Callable[[int, "int | None", FrameOutcome], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How recordings are evaluated.
+    """How recordings are evaluated: what the options of ``evaluate_bag`` say.
 
     :ivar settings: the first one is the main one, whose flow is recorded.
     :ivar mode: "offline" (every frame) or "realtime" (as on a robot, simulated).
     :ivar stamps: see ``InputFrame.of``; None: those of the header.
-    :ivar max_frames: the largest number of frames to evaluate; 0: all.
-    :ivar start_s: start of the part to evaluate, see ``open_source``.
-    :ivar stop_s: end of that part; None: the end of the recording.
-    :ivar consistency_every: every so many frames, a pair is solved in the other direction as well; 0: none.
+    :ivar stop_s: end of the part to evaluate; None: the end of the recording.
     :ivar truth: a folder of flow files, or a topic of the bag.
-    :ivar storage: format of the bag with the flow.
-    :ivar bag: whether the flow is recorded.
-    :ivar images: whether the images are recorded as well.
     :ivar costs: cost tables of an earlier run, by setting; None: they are measured.
     """
 
@@ -104,13 +98,16 @@ class RecordingEvaluation:
     def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
         self.path, self.out, self.plan = os.path.expanduser(path), out, plan
         self.source = self._open()
-        self.source.close()
+        self.source.close()  # it is read later, and not if the folder is unusable
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
         if plan.stamps and (kind := self.source.kind) != "bag":
             raise MediaError(f"stamps of the {plan.stamps} were asked for, but {path} is a {kind}; only bags have them")
-        for read in filter(None, (self.path, None if plan.truth_topic else plan.truth)):
-            _check_apart(Path(read).resolve(), out.resolve())
+        for path in filter(None, (self.path, None if plan.truth_topic else plan.truth)):
+            read, write = Path(path).resolve(), out.resolve()
+            if read == write or read in write.parents or write in read.parents:
+                inside = f"the input {read} and the results {write} lie inside of each other"
+                raise MediaError(f"{inside}; choose another --out")
         self._shares = TimeShares()
         self._problems: dict[str, tuple[int, str]] = {}
         self._costs: dict[str, Any] = {}
@@ -145,12 +142,13 @@ class RecordingEvaluation:
         ]
         if frame is not None:
             runs = [self._setting_run(setting, models) for setting in chosen]
-            self._check_disk(frame)
+            if plan.bag and frame.image is not None and self.frames:
+                height, width = frame.image.shape[:2]
+                check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", plan.images)
         settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in chosen]
         self.folder.begin()
-        state, bag = self.folder.state, None
-        if plan.bag:
-            bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration)
+        state = self.folder.state
+        bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration) if plan.bag else None
         with stop.heeded():
             with ResultWriter(self.out, settings, state / "previews", bag, plan.images) as writer:
 
@@ -207,17 +205,14 @@ class RecordingEvaluation:
         every = self.plan.consistency_every
         reverse = ReverseFlow(setting, model, every) if every else None
         common = (setting, estimator, self._truth(), reverse, self._shares)
-        if clock is None:
-            self._warm_up(setting, model)
-            return SettingRun(*common)
-        return SimulatedRun(clock, self.source.nominal_period_ns, *common)
-
-    def _warm_up(self, setting: Setting, model: DEQFlow | None) -> None:
-        """Let memory be taken and kernels be chosen before the first pair, whose time would show it."""
+        if clock is not None:
+            return SimulatedRun(clock, self.source.nominal_period_ns, *common)
+        # Memory is taken and kernels are chosen before the first pair, whose time would show it.
         with contextlib.suppress(MediaError, ValueError):  # what is wrong is told when its turn comes
-            estimator = make_estimator(setting, model, None)
+            warmed = make_estimator(setting, model, None)
             for stamp_ns, image in enumerate(self._first_images(2)[0]):
-                estimator.update(image, stamp_ns)
+                warmed.update(image, stamp_ns)
+        return SettingRun(*common)
 
     def _cost_table(self, setting: Setting, model: DEQFlow | None) -> CostTable:
         costs = self._costs if self.plan.costs is None else self.plan.costs
@@ -236,10 +231,8 @@ class RecordingEvaluation:
 
     def _first_images(self, number: int = 20) -> tuple[list[np.ndarray], list[float]]:
         """The first images of equal size, and the times that it took to decode them."""
-        source = self._open()
-        levels = Levels()
-        first = zip(range(number), (frame for frame in source.frames() if not frame.problem), strict=False)
-        frames = [InputFrame.of(index, frame, levels=levels) for index, frame in first]
+        levels, readable = Levels(), (frame for frame in self._open().frames() if not frame.problem)
+        frames = [InputFrame.of(index, frame, levels=levels) for index, frame in enumerate(islice(readable, number))]
         found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
         alike = [(image, ms) for image, ms in found if image.shape == found[0][0].shape][:8]
         return [image for image, _ in alike], [ms for _, ms in alike]
@@ -252,11 +245,6 @@ class RecordingEvaluation:
     def _note_unreadable(self, what: str) -> None:
         if what not in self.source.skipped:  # every setting reads the true flow by itself
             self.source.skipped.append(what)
-
-    def _check_disk(self, first: InputFrame) -> None:
-        if self.plan.bag and first.image is not None and self.frames:
-            height, width = first.image.shape[:2]
-            check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", self.plan.images)
 
     def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
         skipped, noted = self.source.skipped, self._problems.items()
@@ -272,9 +260,10 @@ class RecordingEvaluation:
                     sentences.append(f"cannot read {self.path} again to take its SHA-256: {error}")
         description, topic = self.source.description, getattr(self.source, "topic", None)
         read = {"description": description, "path": self.path, "sha256": digest, "frames": frames, "topic": topic}
-        costs, threads = self._costs or self.plan.costs, torch.get_num_threads()
-        seconds, shares = self._shares.seconds, self._shares.shares()
-        return RunInfo(self.plan.mode, read, seconds, played_s, shares, costs, sentences, None, complete, threads)
+        return RunInfo(
+            self.plan.mode, read, self._shares.seconds, played_s, self._shares.shares(),
+            self._costs or self.plan.costs, sentences, complete=complete, threads=torch.get_num_threads(),
+        )  # fmt: skip
 
     def _missing(self) -> list[str]:
         """What is missing in the results of a complete recording."""
@@ -292,8 +281,3 @@ class RecordingEvaluation:
         if self.plan.truth_topic:
             expected = "its messages must have the stamp of the image on whose pixels the flow is defined"
         return [f"the true flow {self.plan.truth} is known for none of the {pairs} pairs: {expected}"]
-
-
-def _check_apart(read: Path, out: Path) -> None:
-    if read == out or read in out.parents or out in read.parents:
-        raise MediaError(f"the input {read} and the results {out} lie inside of each other; choose another --out")

@@ -40,10 +40,8 @@ COLUMNS = ("setting", "index", "stamp_ns", "previous_stamp_ns", *WORDS, *VALUES)
 class InputFrame:
     """A frame of the recording.
 
-    :ivar index: number among the frames that could be read, from 0.
-    :ivar place: number among all frames of the recording, from 0.
+    :ivar index: number among the frames that could be read, from 0; ``place`` is that among all frames.
     :ivar stamp_ns: its stamp in the stream: that of the header, or the time of recording.
-    :ivar header_ns: the stamp of the header.
     :ivar image: (H, W, 3) uint8 RGB; None if it cannot be decoded, and then ``problem`` says why.
     :ivar convert_ms: the time that decoding took.
     """
@@ -71,26 +69,22 @@ class InputFrame:
         start = time.perf_counter()
         image, problem = None, frame.problem
         try:
-            size = (frame.height, frame.width)
             if not problem:
-                image = to_rgb(frame.data, *size, frame.step, frame.encoding, frame.is_bigendian, levels)
+                layout = (frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+                image = to_rgb(frame.data, *layout, levels)
         except EncodingError as error:
             problem = str(error)
         took_ms = 1e3 * (time.perf_counter() - start)
         if image is not None and not image.flags.writeable:
             image = image.copy()  # PyTorch warns of a view of the file's bytes
-        stamp_ns = frame.record_ns if stamps == "record" else frame.stamp_ns
-        stamps_ns = (stamp_ns, frame.stamp_ns, frame.record_ns)
+        stamps_ns = (frame.record_ns if stamps == "record" else frame.stamp_ns, frame.stamp_ns, frame.record_ns)
         return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, problem, took_ms)
 
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """The outcome of one frame with one setting, which is a row of the table.
+    """The outcome of one frame with one setting, which is a row of the table; of a processed frame as in ``FlowInfo``.
 
-    Attributes that are not explained here are those of ``FlowInfo`` for a processed frame.
-
-    :ivar index: number of the frame in the recording, from 0.
     :ivar outcome: "processed", "first" (there is no pair yet) or "dropped".
     :ivar reason: why it is first or was dropped.
     :ivar measures: by the names of ``MEASURES``; those that are not known are missing.
@@ -119,19 +113,12 @@ class FrameRecord:
         reset = info.reset_reason or ""
         return cls(index, outcome=PROCESSED, reset_reason=reset, stage_ms=info.stage_ms, measures=measures, **same)
 
-    def cells(self) -> dict[str, Any]:
-        """The known values by column."""
-        values = {**vars(self), **self.measures, **{f"stage_{name}_ms": ms for name, ms in self.stage_ms.items()}}
-        unknown = () if self.outcome == PROCESSED else NUMBERS
-        return {name: value for name, value in values.items() if name not in ("stage_ms", "measures", *unknown)}
-
 
 @dataclass(frozen=True, eq=False)
 class FrameOutcome:
     """The outcome of a frame with one setting.
 
-    :ivar fields: the arrays of its pair; None if it gave no flow.
-    :ivar info: what the estimator says of it; None if it gave no flow.
+    :ivar fields: the arrays of its pair, and ``info`` what the estimator says of it; None if it gave no flow.
     :ivar frame: the frame itself; None if it was played into a node, whose outputs are recorded already.
     """
 
@@ -163,7 +150,9 @@ class FrameTable:
         :raises MediaError: if the disk is full.
         :raises ValueError: for a stage or measure without a column.
         """
-        self._write({"setting": setting} | {name: _cell(value) for name, value in record.cells().items()})
+        values = {**vars(record), **record.measures, **{f"stage_{name}_ms": ms for name, ms in record.stage_ms.items()}}
+        unknown = ("stage_ms", "measures", *(() if record.outcome == PROCESSED else NUMBERS))
+        self._write({"setting": setting, **{name: _cell(values[name]) for name in values if name not in unknown}})
 
     def _write(self, row: Mapping[str, str]) -> None:
         try:
@@ -174,11 +163,9 @@ class FrameTable:
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return str(int(value))
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.7g}"
+    return "" if value is None else str(int(value) if isinstance(value, bool) else value)
 
 
 def read_frames(path: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deq_flow_ros.evaluation import summary
-from deq_flow_ros.evaluation.gallery import Gallery, flow_picture, panels
+from deq_flow_ros.evaluation.gallery import Gallery, panels
 from deq_flow_ros.evaluation.measures import MEASURES
 from deq_flow_ros.evaluation.records import DROPPED, PROCESSED
 from deq_flow_ros.evaluation.summary import SettingEntry
@@ -77,7 +77,7 @@ def _strips(settings: Sequence[SettingEntry], galleries: Mapping[str, Gallery]) 
         preview = gallery.preview(index)
         max_px, shown = panels(preview)
         shown += [
-            (f"flow, {other.name}", flow_picture(galleries[other.name].preview(index).flow, max_px))
+            (f"flow, {other.name}", flow_to_color(galleries[other.name].preview(index).flow, max_px))
             for other in others
             if index in galleries[other.name]
         ]

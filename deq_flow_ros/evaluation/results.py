@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder with the results of a recording: its lock, and the writing of results for all modes.
 
-During a run, the table of frames, the previews and the bag with the flow grow. At the end, the figures, the report and
-the video are made from them.
+During a run, the table of frames, the previews and the bag with the flow grow. At the end, all else is made from them.
 """
 
 from __future__ import annotations
@@ -83,8 +82,7 @@ class ResultFolder:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False) -> None:
-        self.path, self.state = path, path / STATE
-        self.complete = False
+        self.path, self.state, self.complete = path, path / STATE, False
         self._identity = dict(identity)
         self._lock: IO[str] | None = None
         self._made: list[Path] = []
@@ -125,8 +123,7 @@ class ResultFolder:
                 remove_recording(self.path / BAG, TOPICS)
                 for name in RESULTS:
                     (self.path / name).unlink(missing_ok=True)
-                self._clear_state()
-            self._note(complete=False)
+            self.finish(complete=False)
         except OSError as error:
             raise MediaError(f"cannot write to {self.path}: {error}") from error
 
@@ -143,9 +140,11 @@ class ResultFolder:
             self._lock = None
 
     def finish(self, complete: bool) -> None:
-        """Note that the results are written, and remove the files that were needed only during the run."""
-        self._note(complete)
-        self._clear_state()
+        """Note whether all results are written, and remove the files that are needed only during a run."""
+        write_text(self.state / RUN, json.dumps({**self._identity, "complete": complete}))
+        for child in self.state.iterdir():
+            if child.is_dir():
+                shutil.rmtree(child)
 
     def _check_foreign(self, overwrite: bool) -> None:
         """Allow results beside other files only with ``overwrite``, and never in place of them."""
@@ -173,19 +172,10 @@ class ResultFolder:
         if not self.complete:
             check_recording(self.path / BAG, TOPICS)
 
-    def _clear_state(self) -> None:
-        for child in self.state.iterdir():
-            if child.is_dir():
-                shutil.rmtree(child)
-
-    def _note(self, complete: bool) -> None:
-        write_text(self.state / RUN, json.dumps({**self._identity, "complete": complete}))
-
 
 class ResultWriter(ExitStack):
-    """Writes the results of one run. Use it in a ``with`` statement during the run, and call ``finish`` afterwards.
+    """Writes the results of one run to ``out``. Use it in a ``with`` statement, and call ``finish`` afterwards.
 
-    :param out: the folder of the results.
     :param settings: the settings of the run, the main one first. One without outcomes is left out of the results.
     :param previews: a folder for pictures during the run.
     :param bag: the bag for the flow of the main setting; None: the flow is not recorded.

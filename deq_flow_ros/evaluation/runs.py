@@ -22,7 +22,6 @@ from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.stamps import Pace
-from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.result import SUPERSEDED
@@ -35,17 +34,16 @@ class SettingRun:
     :param truth: gives the true flow of a pair, if it is known.
     :param reverse: computes the flow in the other direction; None: the consistency is not measured.
     :param shares: accounts for the time spent.
+    :ivar played_s: how long the stream has lasted so far, if frames come at their own pace.
     """
 
     played_s: float | None = None
-    """How long the stream has lasted so far, if frames come at their own pace."""
 
     def __init__(
         self, setting: Setting, estimator: Estimator, truth: Truth | None = None, reverse: ReverseFlow | None = None,
         shares: TimeShares | None = None,
     ) -> None:  # fmt: skip
-        self.setting, self.estimator = setting, estimator
-        self.shares = TimeShares() if shares is None else shares
+        self.setting, self.estimator, self.shares = setting, estimator, shares or TimeShares()
         self._truth, self._reverse = truth, reverse
         self._previous: InputFrame | None = None
         self._order = StampOrder()
@@ -69,8 +67,8 @@ class SettingRun:
         yield self.process(frame)
 
     def finish(self) -> Iterator[FrameOutcome]:
-        """Yield the remaining outcomes, after the last frame."""
-        yield from ()
+        """The remaining outcomes, after the last frame."""
+        return iter(())
 
     def process(self, frame: InputFrame, arrival_ns: int | None = None) -> FrameOutcome:
         """Compute the flow of a frame, and measure it.
@@ -92,24 +90,18 @@ class SettingRun:
         if result is None:
             reason = self.estimator.reset_reason or ""
             return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, FIRST, reason), frame=frame)
-        assert previous is not None
+        assert previous is not None and previous.image is not None
+        images, direction = (previous.image, frame.image), self.setting.direction
         with self.shares.of("measuring"):
-            fields = self._fields(previous, frame, result)
+            truth, visible = (self._truth and self._truth(previous, frame, direction)) or (None, None)
+            backward = self._reverse.of(frame.index, *images) if self._reverse is not None else None
+            residual = result.residual if self.setting.solves else None
+            fields = PairFields(*images, result.flow, residual, truth, visible, backward, direction, result.uncertainty)
             before = self._last.get(result.info.previous_stamp_ns)  # None at the beginning of a stream
             measures = measure(fields, before)
         self._last = {result.info.stamp_ns: fields}
         info = replace(result.info, stage_ms={"convert": frame.convert_ms, **result.info.stage_ms})
         return FrameOutcome(FrameRecord.of_flow(frame.index, info, measures), fields, info, frame)
-
-    def _fields(self, previous: InputFrame, frame: InputFrame, result: FlowResult) -> PairFields:
-        assert previous.image is not None and frame.image is not None
-        direction = self.setting.direction
-        known = self._truth(previous, frame, direction) if self._truth is not None else None
-        truth, visible = (None, None) if known is None else known
-        images = (previous.image, frame.image)
-        backward = self._reverse.of(frame.index, *images) if self._reverse is not None else None
-        residual = result.residual if self.setting.solves else None
-        return PairFields(*images, result.flow, residual, truth, visible, backward, direction, result.uncertainty)
 
 
 def _dropped(frame: InputFrame, reason: str) -> FrameOutcome:
@@ -140,7 +132,11 @@ class SimulatedRun(SettingRun):
             assert frame.image is not None
             self.estimator.warm_up(*frame.image.shape[:2])  # as the node does in configure
             self._warm = True
-        arrival_ns = self._arrival_ns(frame.stamp_ns)
+        # The arrival on the virtual clock: as long after the previous frame as the stamps say, without long gaps.
+        if self._first_ns is None:
+            self._first_ns = self._latest_ns = self._clock.now_ns()
+        self._latest_ns = arrival_ns = self._latest_ns + self._pace.step(frame.stamp_ns)[0]
+        self.played_s = (arrival_ns - self._first_ns + self._period_ns) * 1e-9
         if self._waiting is not None:
             waiting, its_arrival_ns = self._waiting
             superseded = arrival_ns <= self._clock.now_ns()
@@ -161,15 +157,6 @@ class SimulatedRun(SettingRun):
             yield self._work(*self._waiting)
             yield from self._behind
             self._waiting, self._behind = None, []
-
-    def _arrival_ns(self, stamp_ns: int) -> int:
-        """The arrival on the virtual clock: as long after the previous frame as the stamps say, without long gaps."""
-        step_ns, _ = self._pace.step(stamp_ns)
-        if self._first_ns is None:
-            self._first_ns = self._latest_ns = self._clock.now_ns()
-        self._latest_ns += step_ns
-        self.played_s = (self._latest_ns - self._first_ns + self._period_ns) * 1e-9
-        return self._latest_ns
 
     def _work(self, frame: InputFrame, arrival_ns: int) -> FrameOutcome:
         clock = self._clock

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -35,16 +35,10 @@ class SettingEntry:
 
 @dataclass
 class RunInfo:
-    """Information on a whole run.
+    """A whole run, as docs/evaluate_bag.md describes the entries of ``metrics.json``.
 
-    :ivar mode: "offline", "realtime" or "live".
-    :ivar input: the input: ``description``, ``path``, ``sha256``, and other facts.
     :ivar played_s: how long the stream lasted, if frames came at their own pace; else None.
     :ivar shares: shares of the time, from ``TimeShares.shares``.
-    :ivar costs: cost tables of a simulation, by setting.
-    :ivar problems: problems of the run or its input, one sentence each.
-    :ivar transport: in a live run, the numbers of frames ``published`` and ``received``, and of fields ``recorded``.
-    :ivar threads: the number of PyTorch's threads that computed the flow.
     """
 
     mode: str
@@ -66,9 +60,10 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
     :param frames: from ``read_frames``.
     """
     by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
-    limited = {setting.name: bool(setting.values.get("budget_ms")) for setting in settings}
-    figures = {name: _figures(own, run.played_s, limited[name]) for name, own in by_setting.items()}
-    entries = [{"name": one.name, "setting": dict(one.values), **figures[one.name]} for one in settings]
+    entries = []
+    for one in settings:
+        figures = _figures(by_setting[one.name], run.played_s, bool(one.values.get("budget_ms")))
+        entries.append({"name": one.name, "setting": dict(one.values), **figures})
     return {
         "version": VERSION,
         "mode": run.mode,
@@ -121,7 +116,6 @@ def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dic
     per_second = 1e3 / latency["mean"] if latency["mean"] else None
     if played_s is not None:
         per_second = len(done) / played_s if played_s > 0 else None
-    known = {name: done[name].dropna() for name in MEASURES}
     stages = {stage: done[f"stage_{stage}_ms"] for stage in STAGES}
     return {
         "frames": {
@@ -140,7 +134,7 @@ def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dic
         "residual_px": spread(done.residual_px),
         "scale": spread(done["scale"]),
         "stage_ms": {stage: spread(values) for stage, values in stages.items() if values.notna().any()},
-        "measures": {name: {"pairs": len(values), **spread(values)} for name, values in known.items() if len(values)},
+        "measures": {name: {"pairs": n, **spread(done[name])} for name in MEASURES if (n := int(done[name].count()))},
     }
 
 
@@ -183,8 +177,7 @@ NEITHER_GOOD_NOR_BAD = ("iterations", "residual_px", "photometric_still", "epe_s
 """Figures for which less is not better. A solver that stops early has few iterations and a large residual."""
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """A figure with its title, its unit, and a note to compare it with."""
 
     value: str
@@ -193,13 +186,12 @@ class Figure:
     unit: str = ""
 
 
-@dataclass(frozen=True)
-class ComparedRow:
+class ComparedRow(NamedTuple):
     """A figure for every setting, and the numbers of the settings that are best in it."""
 
     title: str
     values: list[str]
-    best: set[int]
+    best: Collection[int] = frozenset()
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -263,23 +255,22 @@ def _quality(measures: Metrics, error: str) -> list[Figure]:
     if "static_percent" in mean:
         notes["flicker_px"] = f"on the {number(mean['static_percent'], 1)} % of the pixels that stand still"
     shown = [name for name in dict.fromkeys((error, "fl_percent", "consistency_px", "flicker_px")) if name in mean]
-    values = [number(mean[name], 3 if mean[name] < 0.1 else 2) for name in shown]
-    titles = [(MEASURES[name].title, notes.get(name, ""), MEASURES[name].unit) for name in shown]
-    return [Figure(value, *title) for value, title in zip(values, titles, strict=True)]
+    values = {name: number(mean[name], 3 if mean[name] < 0.1 else 2) for name in shown}
+    about = {name: (MEASURES[name].title, notes.get(name, ""), MEASURES[name].unit) for name in shown}
+    return [Figure(values[name], *about[name]) for name in shown]
 
 
 def comparison(metrics: Metrics) -> list[ComparedRow]:
     """The comparison of settings on the pairs that all of them processed; counts are over all frames."""
     settings, means = metrics["settings"], metrics["comparison"]["means"]
-    rows = [ComparedRow("frames with flow", [str(figures["frames"]["processed"]) for figures in settings], set())]
+    rows = [ComparedRow("frames with flow", [str(figures["frames"]["processed"]) for figures in settings])]
     if any(figures["setting"].get("budget_ms") for figures in settings):
-        rows.append(ComparedRow("late", [percent(figures["deadline_miss_share"]) for figures in settings], set()))
+        rows.append(ComparedRow("late", [percent(figures["deadline_miss_share"]) for figures in settings]))
+    solving = {n for n, figures in enumerate(settings) if figures["setting"].get("method", "deq") == "deq"}
     for column, title, unit, digits in COMPARISON:
-        solving = [figures["setting"].get("method", "deq") == "deq" for figures in settings]
-        known = {
-            n: value for n, figures in enumerate(settings)
-            if (value := means[figures["name"]].get(column)) is not None and (column != "iterations" or solving[n])
-        }  # fmt: skip
+        known = {n: value for n, one in enumerate(settings) if (value := means[one["name"]].get(column)) is not None}
+        if column == "iterations":
+            known = {n: value for n, value in known.items() if n in solving}
         if not known:
             continue
         values = [number(known.get(n), digits) for n in range(len(settings))]
@@ -292,5 +283,5 @@ def comparison(metrics: Metrics) -> list[ComparedRow]:
 
 def terminal_rows(metrics: Metrics) -> list[tuple[str, str]]:
     """(what, value) for a table on the terminal."""
-    notes = [(f, f"   ({f.note})" if f.note else "") for f in headline(metrics)]
-    return [(f.title, f"{f.value} {f.unit}".rstrip() + note) for f, note in notes]
+    shown = headline(metrics)
+    return [(one.title, f"{one.value} {one.unit}".rstrip() + (f"   ({one.note})" if one.note else "")) for one in shown]

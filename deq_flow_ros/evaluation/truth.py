@@ -31,8 +31,8 @@ def scene_truth(bag: Path) -> Truth | None:
         return None
 
     def truth(earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow:
-        stamps = (earlier.header_ns, later.header_ns)
-        return exact(*(stamps if direction == "forward" else stamps[::-1]))
+        here, there = (earlier, later) if direction == "forward" else (later, earlier)
+        return exact(here.header_ns, there.header_ns)
 
     return truth
 
@@ -53,10 +53,9 @@ def flow_files(folder: Path) -> list[Path]:
 
 
 def unlike_number(folder: str | None, frames: int) -> list[str]:
-    """Say if there are not as many files of true flow as pairs, or as frames: they may be of other frames.
+    """Say if there are not as many files of true flow as pairs, or as ``frames`` of the recording.
 
     :param folder: None if there is no true flow.
-    :param frames: number of frames of the whole recording.
     """
     if folder is None or (files := len(flow_files(Path(folder)))) in (frames - 1, frames):
         return []
@@ -65,9 +64,7 @@ def unlike_number(folder: str | None, frames: int) -> list[str]:
 
 
 def folder_truth(folder: Path) -> Truth:
-    """True flow from files in natural order: the first one is the flow from the first frame to the second, and so on.
-
-    Only forward flow between successive frames is known.
+    """True flow, forward and between successive frames, from files in natural order.
 
     :raises MediaError: see ``flow_files``.
     """
@@ -86,8 +83,8 @@ def folder_truth(folder: Path) -> Truth:
 class TopicTruth:
     """True flow from a topic of 32FC2 images, which have the stamp of the image on whose pixels the flow is defined.
 
-    The flow is expected to lead to the next image of the recording (or, with the direction "backward", to the previous
-    one). The topic is read once, in parallel with the images. If two images have the same stamp, the flow is not known.
+    It leads to the next image of the recording (or, with the direction "backward", to the previous one), and is not
+    known if two images have the same stamp. The topic is read once, in parallel with the images.
 
     :param note: called with a sentence for each message that cannot be decoded.
     :raises MediaError: if the topic holds no readable flow.

@@ -13,11 +13,8 @@ import numpy as np
 
 _OPENCV = (4, 5, 8, 12, 14)
 COEFFICIENTS = {"none": (0,), "plumb_bob": _OPENCV, "rational_polynomial": _OPENCV, "equidistant": (4,)}
-"""Distortion models of ``sensor_msgs/distortion_models.hpp`` and the numbers of coefficients that they take.
-
-The coefficients are those of OpenCV's ``calibrateCamera`` (k1, k2, p1, p2[, k3[, k4, k5, k6[, s1, s2, s3, s4[, tau_x,
-tau_y]]]]), which image_geometry passes on for every model. For "equidistant", they are those of OpenCV's ``fisheye``
-(k1, k2, k3, k4)."""
+"""Distortion models of ``sensor_msgs/distortion_models.hpp`` and the numbers of coefficients that they take: those of
+OpenCV's ``calibrateCamera``, which image_geometry passes on for every model, or of its ``fisheye``."""
 ALIASES = {
     "radtan": "plumb_bob",  # Kalibr
     "radial_tangential": "plumb_bob",
@@ -37,12 +34,10 @@ back outside of the region that they were fitted to."""
 
 
 def known_distortion(model: str, coefficients: Sequence[float]) -> tuple[str, tuple[float, ...]]:
-    """Bring a distortion to a name and a number of coefficients of ``COEFFICIENTS``, if that is possible.
+    """Bring the distortion of a ``sensor_msgs/CameraInfo`` to a name and number of coefficients of ``COEFFICIENTS``.
 
     Drivers write names in other cases or by other conventions, and append zeros to the coefficients that they have.
 
-    :param model: the name, as in ``sensor_msgs/CameraInfo``.
-    :param coefficients: as many as the driver gives.
     :returns: name and coefficients. They are unchanged if the name is unknown or a surplus coefficient is not zero.
     """
     name = re.sub(r"[\s-]+", "_", model.strip().lower())
@@ -104,15 +99,8 @@ class CameraModel:
 
     def scaled(self, x: float, y: float) -> CameraModel:
         """The camera of the image enlarged by these factors. Pixel (u, v) becomes (u x, v y), as in image_proc."""
-        return replace(
-            self,
-            fx=self.fx * x,
-            fy=self.fy * y,
-            cx=self.cx * x,
-            cy=self.cy * y,
-            width=int(self.width * x + 1e-6),  # whole pixels only; the factor may be rounded
-            height=int(self.height * y + 1e-6),
-        )
+        width, height = int(self.width * x + 1e-6), int(self.height * y + 1e-6)  # whole pixels; factors may be rounded
+        return replace(self, fx=self.fx * x, fy=self.fy * y, cx=self.cx * x, cy=self.cy * y, width=width, height=height)
 
     def bearings(self, points: np.ndarray) -> np.ndarray:
         """Unit vectors (N, 3) float64 of the rays of pixels (N, 2); NaN for a pixel without a ray.
@@ -132,30 +120,17 @@ class CameraModel:
             rays = self._fisheye_bearings(points)
             ahead = rays[:, 2] > 0
             return np.where(ahead[:, None], rays[:, :2] / np.where(ahead, rays[:, 2], 1.0)[:, None], np.nan)
-        if not any(self.distortion):
+        if not any(self.distortion) or not len(points):
             return (points - (self.cx, self.cy)) / (self.fx, self.fy)
-        return self._undistorted(points)
-
-    def _undistorted(self, points: np.ndarray) -> np.ndarray:
-        if not len(points):
-            return np.empty((0, 2))
         # In OpenCV 4, only a separate function lets the caller choose the precision.
         undistort = getattr(cv2, "undistortPointsIter", cv2.undistortPoints)
-        matrix = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
-        coefficients = np.array(self.distortion)
-        normal = undistort(
-            points.reshape(-1, 1, 2), matrix, coefficients, R=np.eye(3), P=np.eye(3), criteria=_UNDISTORT_UNTIL
-        ).reshape(-1, 2)
+        camera = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]]), np.array(self.distortion)
+        one, zero, pixels = np.eye(3), np.zeros(3), points.reshape(-1, 1, 2)
+        normal = undistort(pixels, *camera, R=one, P=one, criteria=_UNDISTORT_UNTIL).reshape(-1, 2)
         with np.errstate(all="ignore"):
-            solved = np.abs(self._distorted(normal) - points).max(axis=1) <= _SOLVED_PX
+            again = cv2.projectPoints(np.column_stack([normal, np.ones(len(normal))]), zero, zero, *camera)[0]
+            solved = np.abs(again.reshape(-1, 2) - points).max(axis=1) <= _SOLVED_PX
         return np.where(solved[:, None], normal, np.nan)
-
-    def _distorted(self, normal: np.ndarray) -> np.ndarray:
-        """The pixels (N, 2) of normalized coordinates (N, 2)."""
-        rays = np.column_stack([normal, np.ones(len(normal))])
-        matrix = np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1.0]])
-        zero = np.zeros(3)
-        return cv2.projectPoints(rays, zero, zero, matrix, np.array(self.distortion))[0].reshape(-1, 2)
 
     def _fisheye_bearings(self, points: np.ndarray) -> np.ndarray:
         """Solve for the angle to the axis, which may exceed 90 degrees, unlike in cv2.fisheye (tangent)."""
@@ -178,13 +153,10 @@ class CameraModel:
 
 
 class NormalizedFlow:
-    """Converts whole flow fields to normalized coordinates. Undistorting each pixel of each field would take too long.
+    """Converts whole flow fields of a camera to normalized coordinates.
 
     The difference that distortion makes to the normalized coordinates is a smooth function of the pixel. It is computed
-    once for all pixels, and interpolated at the target of each flow vector. For targets outside of the image it is
-    computed.
-
-    :param camera: the camera of the field's pixels.
+    once for all pixels, and interpolated at the target of each flow vector; outside of the image, it is computed.
     """
 
     def __init__(self, camera: CameraModel) -> None:

@@ -8,9 +8,8 @@ import numpy as np
 
 
 def error_lengths(flow: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """The endpoint error of each pixel, (H, W) px, of a flow against the exact one, both (H, W, 2).
-
-    The measure is that of Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011, section 4.1.
+    """The endpoint error of each pixel, (H, W) px, of a flow against the exact one, both (H, W, 2): Baker et al., "A
+    Database and Evaluation Methodology for Optical Flow", 2011, section 4.1.
 
     :raises ValueError: if the two fields have different shapes.
     """
@@ -26,10 +25,8 @@ def is_outlier(error: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None = None) -> float:
-    """The mean endpoint error in px, over the pixels where both flows are finite; NaN if there are none.
+    """The mean of ``error_lengths`` over the pixels where both flows are finite; NaN if there are none.
 
-    :param flow: (H, W, 2) px.
-    :param exact: (H, W, 2) px.
     :param mask: (H, W) bool, the pixels to consider; None for all.
     """
     error = error_lengths(flow, exact)
@@ -44,21 +41,24 @@ def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     :param flow: (H, W, 2) px.
     :returns: the warped image, and a mask (H, W) that is True where the flow stays inside of the image.
     """
+    x, y, inside = _targets(flow)
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), inside
+
+
+def _targets(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """To which x and y, (H, W) float32 px, each vector leads, and whether that is inside of the image; if not, 0."""
     height, width = flow.shape[:2]
     x = np.arange(width, dtype=np.float32) + flow[:, :, 0]
     y = np.arange(height, dtype=np.float32)[:, None] + flow[:, :, 1]
     with np.errstate(invalid="ignore"):
         inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = (np.where(inside, part, 0).astype(np.float32) for part in (x, y))
-    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), inside
+    return np.where(inside, x, 0).astype(np.float32), np.where(inside, y, 0).astype(np.float32), inside
 
 
 def photometric_map(image: np.ndarray, other: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The photometric error of a flow: how well it predicts ``image`` from ``other``.
+    """The photometric error of a flow (H, W, 2) px: how well it predicts an image, on whose pixels it is defined, from
+    the other one, both (H, W, 3) uint8.
 
-    :param image: (H, W, 3) uint8, on whose pixels the flow is defined.
-    :param other: (H, W, 3) uint8.
-    :param flow: (H, W, 2) px.
     :returns: the absolute difference after warping, and the one without warping, which zero flow would give. Both are
         (H, W) float32 in grey levels, as means over the channels, and NaN where the flow leaves the image.
     """
@@ -74,19 +74,13 @@ def _channel_mean(image: np.ndarray) -> np.ndarray:
 
 
 def visible_weight(flow: np.ndarray) -> np.ndarray:
-    """How certain it is that each pixel is visible at the target of its flow, (H, W) float32 in 0..1.
+    """How certain it is that each pixel is visible at the target of its flow (H, W, 2) px, (H, W) float32 in 0..1.
 
     It is 0 where the flow leaves the image or is unknown, and also where two pixels move to the same place, because one
     of them covers the other, and the flow does not tell which.
-
-    :param flow: (H, W, 2) px.
     """
     height, width = flow.shape[:2]
-    x = np.arange(width, dtype=np.float32) + flow[:, :, 0]
-    y = np.arange(height, dtype=np.float32)[:, None] + flow[:, :, 1]
-    with np.errstate(invalid="ignore"):
-        inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = np.where(inside, x, np.float32(0)), np.where(inside, y, np.float32(0))
+    x, y, inside = _targets(flow)
     left, above = np.floor(x), np.floor(y)
     one = inside.astype(np.float32)
     right, down = (x - left) * one, (y - above) * one
@@ -105,10 +99,9 @@ def visible_weight(flow: np.ndarray) -> np.ndarray:
 
 
 def forward_backward(flow: np.ndarray, backward: np.ndarray) -> tuple[float, float] | None:
-    """The consistency of a flow with the backward flow; None if no pixel stays inside of the image.
+    """The consistency of a flow with the backward flow, both (H, W, 2) px on the pixels of their own images; None if no
+    pixel stays inside of the image.
 
-    :param flow: (H, W, 2) px.
-    :param backward: (H, W, 2) px, on the pixels of the other image.
     :returns: the median distance in px between a pixel and the place to which both flows lead it; and the share of
         pixels, 0..1, for which the squared distance exceeds 0.01 of the squared lengths of both flows plus 0.5 px²
         (Sundaram et al., ECCV 2010).

@@ -58,10 +58,9 @@ class Bag:
     Split and zstd-compressed recordings (whole files or single messages) are read like any other; so are those without
     ``metadata.yaml``, or with a useless one. One file at a time is open, and unpacked if it is compressed.
 
-    :raises MediaError: where there is nothing that can be read, or an unknown compression.
-
     :ivar topics: by name.
     :ivar problems: what is missing or cannot be read, a sentence each; grows while messages are read.
+    :raises MediaError: where there is nothing that can be read, or an unknown compression.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +70,6 @@ class Bag:
         self._unindexed: set[Path] = set()
         self._announced: dict[Path, Counter[str]] = {}
         """Number of messages by topic, as the index of a file has it."""
-        self.topics: dict[str, Topic] = {}
         counts: dict[str, Counter[str]] = {}
         for file in self._files:
             for channel, count in self._list(file).items():
@@ -91,7 +89,7 @@ class Bag:
                         yield recorded
                     continue
                 except _Unreadable as error:
-                    self._read_from_the_front(file, error)
+                    self._give_up_index(file, error)
             # Again from the front; what there was already is left out.
             missing = self._announced.get(file, Counter()).copy()
             for recorded in self._scanned(file, topics):
@@ -107,10 +105,6 @@ class Bag:
     def of_type(self, topic: str, msgtype: str) -> Iterator[Recorded]:
         """The messages of a topic that are of this type."""
         return (recorded for recorded in self.messages(topic) if recorded.msgtype == msgtype)
-
-    def first(self, topic: str, msgtype: str) -> Recorded | None:
-        """The first message of a topic and type that can be read."""
-        return next(self.of_type(topic, msgtype), None)
 
     def _find_files(self) -> list[Path]:
         if not self.path.is_dir():
@@ -167,10 +161,10 @@ class Bag:
                 self._announced.setdefault(file, Counter())[channel.topic] += count
             return counts
         except (_Unreadable, Damage) as error:
-            self._read_from_the_front(file, error)
+            self._give_up_index(file, error)
         return Counter(recorded.channel for recorded in self._scanned(file, ()))
 
-    def _read_from_the_front(self, file: Path, why: Exception) -> None:
+    def _give_up_index(self, file: Path, why: Exception) -> None:
         log.info("reading %s from the front, without its index: %s", file, why)
         self._unindexed.add(file)
 

@@ -134,8 +134,6 @@ def _stamp_ns(message: Any) -> int:
 def _frame(recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> Frame:
     """The frame of a recorded message.
 
-    :param levels: maps 16 bits to 8 in compressed images of the topic.
-    :param decoder: of the topic, if it holds video.
     :raises MessageError: for a message, or a compressed image in it, that cannot be decoded.
     """
     message = recorded.message()
@@ -164,7 +162,7 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     """
     base = re.sub("/(compressed|ffmpeg|foxglove)$", "", image_topic)
     topic = base.rpartition("/")[0] + "/camera_info"
-    recorded = bag.first(topic, CAMERA_INFO) if topic in bag.topics else None
+    recorded = next(bag.of_type(topic, CAMERA_INFO), None) if topic in bag.topics else None
     if recorded is None:
         return None
     try:
@@ -172,13 +170,15 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     except MessageError as error:
         bag.note(str(error))
         return None
-    names = ("height", "width", "distortion_model", "binning_x", "binning_y")
-    plain = {name: getattr(message, name) for name in names}
+
+    def plain(part: Any, *names: str) -> dict[str, Any]:
+        return {name: getattr(part, name) for name in names}
+
     # The matrices have capital letters in ROS 1.
     letters = "dkrp" if hasattr(message, "k") else "DKRP"
     matrices = {letter.lower(): [float(value) for value in getattr(message, letter)] for letter in letters}
-    roi = {name: getattr(message.roi, name) for name in ("x_offset", "y_offset", "height", "width", "do_rectify")}
-    return {**plain, **matrices, "roi": roi}
+    roi = plain(message.roi, "x_offset", "y_offset", "height", "width", "do_rectify")
+    return plain(message, "height", "width", "distortion_model", "binning_x", "binning_y") | matrices | {"roi": roi}
 
 
 def _listing(bag: Bag) -> str:
@@ -218,12 +218,9 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
 
 
 def _look(bag: Bag, topic: str, msgtype: str) -> tuple[bool, str]:
-    """Whether a topic holds pictures, not depth or flow, and their size and encoding for people.
-
-    Its first messages say so: one of them may be damaged, and then the topic is still that of a camera.
-    """
+    """Whether a topic holds pictures, not depth or flow, and their size and encoding for people."""
     look = False, "empty"
-    for recorded in itertools.islice(bag.of_type(topic, msgtype), 5):
+    for recorded in itertools.islice(bag.of_type(topic, msgtype), 5):  # the first ones may be damaged
         look = _look_at(recorded)
         if look[0]:
             break

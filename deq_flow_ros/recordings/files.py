@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files completely or not at all, hashes of their content, and the recordings that a folder holds."""
+"""Files: their names, of which kind they are, writing them completely or not at all, and recordings in folders."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 - ``.png`` (KITTI development kit): three channels of 16 bits, ``value = 64 * displacement + 2^15``; the third channel
   is 1 where the flow is valid.
 - ``.pfm`` (portable float map): a text header with ``PF``, width, height and scale, then rows from the bottom up with
-  three float32 per pixel. They are little-endian if the scale is negative. Its magnitude does not change the values.
+  three float32 per pixel, little-endian if the scale is negative. Its magnitude does not change the values.
 - ``.flo5`` (Spring): HDF5 with one data set ``flow`` of shape (height, width, 2), which is NaN where unknown.
 
 Before memory is allocated, the size that a header states is compared with the size of the file.
@@ -27,11 +27,9 @@ from deq_flow_ros.imaging.frame import MediaError
 
 FLO_MAGIC = np.float32(202021.25)
 UNKNOWN = 1e9
-LARGEST_SIDE = 100_000
-LARGEST_AREA = 2**27
-"""In pixels. The flow of such an image takes 1 GB."""
-DEFLATE_LIMIT = 1040
-"""A deflate stream grows by at most a factor of 1032; the rest is a margin for headers."""
+LARGEST_SIDE, LARGEST_AREA = 100_000, 2**27  # the flow of so many pixels takes 1 GB
+DEFLATE_LIMIT = 1040  # a deflate stream grows by at most a factor of 1032; the rest is a margin for headers
+_Flow = tuple[np.ndarray, np.ndarray]
 
 
 def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +75,7 @@ def write_flow(path: str | Path, flow: np.ndarray, valid: np.ndarray | None = No
         raise MediaError(f"cannot write {path}: {error}") from error
 
 
-def _format(path: Path) -> tuple[Callable[..., tuple[np.ndarray, np.ndarray]], Callable[..., None]]:
+def _format(path: Path) -> tuple[Callable[[Path], _Flow], Callable[[Path, np.ndarray, np.ndarray], None]]:
     if path.suffix.lower() not in _FORMATS:
         raise MediaError(f"expected a flow file named {', '.join(_FORMATS)}, got {path}")
     return _FORMATS[path.suffix.lower()]
@@ -100,20 +98,22 @@ def _read_body(path: Path, header: int, width: int, height: int, channels: int, 
     return np.fromfile(path, dtype, offset=header).reshape(height, width, channels)
 
 
-def _known(flow: np.ndarray) -> np.ndarray:
-    """Where the flow is known, (H, W) bool: False for NaN and for the values that formats use as unknown."""
-    known: np.ndarray = np.all(np.abs(flow) <= UNKNOWN, axis=2)
-    return known
+def _known(flow: np.ndarray) -> _Flow:
+    """Flow, and where it is known: NaN and large values stand for unknown."""
+    return flow, np.all(np.abs(flow) <= UNKNOWN, axis=2)
 
 
-def _read_flo(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _head(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
-        head = file.read(12)
+        return file.read(size)
+
+
+def _read_flo(path: Path) -> _Flow:
+    head = _head(path, 12)
     if len(head) < 12 or np.frombuffer(head, "<f4", 1)[0] != FLO_MAGIC:
         raise MediaError(f"{path} is not a .flo file: expected it to begin with float32 {FLO_MAGIC}, got {head[:4]!r}")
     width, height = (int(side) for side in np.frombuffer(head, "<i4", 2, 4))
-    flow = _read_body(path, 12, width, height, 2, "<f4").astype(np.float32, copy=False)
-    return flow, _known(flow)
+    return _known(_read_body(path, 12, width, height, 2, "<f4").astype(np.float32, copy=False))
 
 
 def _write_flo(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
@@ -122,9 +122,8 @@ def _write_flo(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
     path.write_bytes(FLO_MAGIC.astype("<f4").tobytes() + np.array([width, height], "<i4").tobytes() + body.tobytes())
 
 
-def _read_kitti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with path.open("rb") as file:
-        head = file.read(24)
+def _read_kitti(path: Path) -> _Flow:
+    head = _head(path, 24)
     if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
         raise MediaError(f"{path} cannot be read as PNG; it is truncated or damaged")
     width, height = (int(side) for side in np.frombuffer(head, ">u4", 2, 16))
@@ -157,9 +156,8 @@ def _write_kitti(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
         raise MediaError(f"cannot write {path}")
 
 
-def _read_pfm(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with path.open("rb") as file:
-        head = file.read(128)
+def _read_pfm(path: Path) -> _Flow:
+    head = _head(path, 128)
     match = re.match(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]{1,32})\s", head)
     if match is None:
         raise MediaError(f"{path} is not a .pfm file: expected 'PF', width, height and scale, got {head[:24]!r}")
@@ -173,8 +171,7 @@ def _read_pfm(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise MediaError(f"{path} is damaged: expected a scale other than 0, got {match[4]!r}")
     width, height = int(match[2]), int(match[3])
     rows = _read_body(path, match.end(), width, height, 3, "<f4" if scale < 0 else ">f4")
-    flow = rows[::-1, :, :2].astype(np.float32)
-    return flow, _known(flow)
+    return _known(rows[::-1, :, :2].astype(np.float32))
 
 
 def _write_pfm(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
@@ -184,7 +181,7 @@ def _write_pfm(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
     path.write_bytes(f"PF\n{width} {height}\n-1.0\n".encode() + body[::-1].tobytes())
 
 
-def _read_flo5(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_flo5(path: Path) -> _Flow:
     import h5py  # here, because it takes a quarter of a second and is rarely needed
 
     try:
@@ -203,8 +200,7 @@ def _read_flo5(path: Path) -> tuple[np.ndarray, np.ndarray]:
             )
         _check_size(path, flow.shape[1], flow.shape[0])
         _check_stored(path, flow)
-        values = flow.astype(np.float32)[()]
-    return values, _known(values)
+        return _known(flow.astype(np.float32)[()])
 
 
 def _check_stored(path: Path, flow: Any) -> None:
@@ -228,7 +224,7 @@ def _write_flo5(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
         file.create_dataset("flow", data=data, compression="gzip", compression_opts=5)
 
 
-_FORMATS: dict[str, tuple[Callable[..., tuple[np.ndarray, np.ndarray]], Callable[..., None]]] = {
+_FORMATS = {
     ".flo": (_read_flo, _write_flo),
     ".png": (_read_kitti, _write_kitti),
     ".pfm": (_read_pfm, _write_pfm),

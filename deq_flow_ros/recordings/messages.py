@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of bags, independent of the file format."""
+"""Messages of bags, independent of the file format; those of video in every form: ``ffmpeg_image_transport_msgs``,
+``foxglove.CompressedVideo`` of ROS, as protobuf and as JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from deq_flow_ros.imaging.frame import MediaError
@@ -21,9 +23,6 @@ if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-
-if TYPE_CHECKING:
-    from rosbags.typesys.store import Typestore
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
@@ -81,7 +80,7 @@ class Recorded:
         :raises MessageError: if it cannot be decoded.
         """
         raw = self.raw()
-        types = _types(self.channel.ros1)
+        types = message_types(self.channel.ros1)
         decode = types.deserialize_ros1 if self.channel.ros1 else types.deserialize_cdr
         try:
             return FOREIGN[self.msgtype](raw) if self.msgtype in FOREIGN else decode(raw, self.msgtype)
@@ -105,8 +104,12 @@ def ros_type(name: str) -> str:
 
 
 @cache
-def _types(ros1: bool) -> Typestore:
-    return add_types(get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY))
+def message_types(ros1: bool = False) -> Typestore:
+    """The types of rosbags, and those of video, which its own stores lack."""
+    store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
+    for name, definition in _DEFINITIONS.items():
+        store.register(get_types_from_msg(definition, name))
+    return store
 
 
 FFMPEG_PACKET, COMPRESSED_VIDEO = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket", "foxglove_msgs/msg/CompressedVideo"
@@ -115,15 +118,6 @@ _DEFINITIONS = {
     "bool is_bigendian\nuint8[] data\n",
     COMPRESSED_VIDEO: "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\nstring format\n",
 }
-
-
-def add_types(store: Typestore) -> Typestore:
-    """Teach rosbags the ROS messages, which its own stores lack."""
-    from rosbags.typesys import get_types_from_msg  # not at the top: the node reads messages, and needs no rosbags
-
-    for name, definition in _DEFINITIONS.items():
-        store.register(get_types_from_msg(definition, name))
-    return store
 
 
 def _from_json(raw: bytes) -> Any:

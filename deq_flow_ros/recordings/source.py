@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every image source yields, whatever it reads from."""
+"""What every image source yields, whatever it reads from, and reading it ahead in a thread."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ DEFAULT_FPS = 30.0
 
 
 class Source(abc.ABC):
-    """A stream of frames, opened by ``open_source``."""
+    """A stream of frames, opened by ``open_source``.
+
+    :ivar kind: "bag", "video", "folder" or "camera".
+    :ivar description: one line for people: what is read, how many frames, which size where it is known.
+    :ivar nominal_period_ns: usual time between two frames.
+    :ivar count: number of frames as the file claims it; None where nobody knows.
+    :ivar calibration: fields of ``sensor_msgs/CameraInfo`` but the header, as plain values under their ROS 2 names,
+        ``roi`` a mapping as well; None where there is none.
+    :ivar live: whether frames appear by themselves, at their own pace, and cannot be read again.
+    :ivar skipped: one line per frame that could not be read, filled while ``frames()`` runs.
+    :ivar left_out: frames of this pass so far that were not yielded: unreadable ones, and those before ``start_s``.
+    :ivar start_s, stop_s: the part that is read, in seconds from the first frame of the recording.
+    """
 
     kind: str
-    """"bag", "video", "folder" or "camera"."""
     description: str
-    """One line for people: what is read, how many frames, which size where it is known."""
     nominal_period_ns: int
-    """Usual time between two frames."""
     count: int | None = None
-    """Number of frames as the file claims it; None where nobody knows."""
     calibration: Mapping[str, Any] | None = None
-    """Fields of ``sensor_msgs/CameraInfo`` but the header, as plain values under their ROS 2 names, ``roi`` a mapping
-    as well; None where the input has no calibration of the camera.
-    """
     live: bool = False
-    """True where frames appear by themselves, at their own pace, and cannot be read again."""
 
     def __init__(self) -> None:
         self.skipped: list[str] = []
-        """One line per frame that could not be read, filled while ``frames()`` runs."""
         self.left_out = 0
-        """Frames of this pass so far that were not yielded: they could not be read, or lie before ``start_s``."""
         self.start_s, self.stop_s = 0.0, math.inf
-        """The part that is read, in seconds from the first frame of the recording."""
 
     @abc.abstractmethod
     def frames(self) -> Iterator[Frame]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``open_source``, and the sources that OpenCV's video reader opens: video files and cameras."""
+"""``open_source``, and all sources but bags: video files, cameras and folders of image files."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def open_source(
     """Open a bag (directory, .db3, .mcap, .bag), a video file, a folder of images or a camera ("0" or "/dev/video0").
 
     :param topic: image topic of a bag that has several.
-    :param fps: rate of a folder (default 30 Hz), or asked of a camera; refused for bags and videos, which carry their
-        own.
+    :param fps: rate of a folder (default 30 Hz), or asked of a camera; bags and videos carry their own.
     :param start_s: of a recording only the part from here to before ``stop_s`` is read, in s from its first frame.
     :raises MediaError: naming what is wrong with the input.
     """
@@ -111,7 +110,7 @@ class VideoSource(Source):
         capture = self._open()
         fps = capture.get(cv2.CAP_PROP_FPS)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        width, height = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        size = _size(capture)
         capture.release()
         if not 0 < fps < 1000:
             log.warning("%s states no usable frame rate (%s); assuming %g Hz", path, fps, DEFAULT_FPS)
@@ -124,7 +123,7 @@ class VideoSource(Source):
         self._starts_s, assumed = look_at_video(path)
         self.nominal_period_ns = round(1e9 / fps)
         count_words = f"{'' if self._counted else 'about '}{self.count}" if self.count else "unknown number of"
-        self.description = f"video {path.name}: {width}x{height} at {fps:g} Hz{assumed}, {count_words} frames"
+        self.description = f"video {path.name}: {size} at {fps:g} Hz{assumed}, {count_words} frames"
 
     def _open(self) -> cv2.VideoCapture:
         if what := no_video(self.path):
@@ -178,15 +177,8 @@ class VideoSource(Source):
             log.warning(self.skipped[0])
 
 
-def _camera(index: int) -> cv2.VideoCapture:
-    """A camera, without OpenCV's own lines about one that is not there, which say no more than that."""
-    log_level: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 and 5
-    before = log_level.getLogLevel()
-    log_level.setLogLevel(0)
-    try:
-        return cv2.VideoCapture(index)
-    finally:
-        log_level.setLogLevel(before)
+def _size(capture: cv2.VideoCapture) -> str:
+    return f"{capture.get(cv2.CAP_PROP_FRAME_WIDTH):.0f}x{capture.get(cv2.CAP_PROP_FRAME_HEIGHT):.0f}"
 
 
 class CameraSource(Source):
@@ -197,7 +189,11 @@ class CameraSource(Source):
 
     def __init__(self, index: int, fps: float | None) -> None:
         super().__init__()
-        self.capture = _camera(index)
+        log_level: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 and 5
+        before = log_level.getLogLevel()
+        log_level.setLogLevel(0)  # OpenCV's lines about a camera that is not there say no more than ours
+        self.capture = cv2.VideoCapture(index)
+        log_level.setLogLevel(before)
         if not self.capture.isOpened():
             present = sorted(str(device) for device in Path("/dev").glob("video*")) or ["none"]
             raise MediaError(
@@ -208,13 +204,9 @@ class CameraSource(Source):
             self.capture.set(cv2.CAP_PROP_FPS, fps)
         actual = self.capture.get(cv2.CAP_PROP_FPS)
         actual = actual if 0 < actual < 1000 else DEFAULT_FPS
-        width, height = (
-            int(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            int(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-        )
         self.index = index
         self.nominal_period_ns = round(1e9 / actual)
-        self.description = f"camera {index}: {width}x{height} at {actual:g} Hz"
+        self.description = f"camera {index}: {_size(self.capture)} at {actual:g} Hz"
 
     def frames(self) -> Iterator[Frame]:
         """See ``Source.frames``. Ends with ``MediaError`` when the camera stops delivering."""
@@ -243,7 +235,7 @@ class FolderSource(Source):
         self.path = path
         named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
         # A link that leads nowhere is an image that cannot be read.
-        files = [child for child in named if child.is_file() or (child.is_symlink() and not child.exists())]
+        files = [child for child in named if child.is_file() or not child.exists()]
         if not files:
             raise MediaError(f"the folder {path} {_what_is_in(path)}")
         self._order = in_order(files, fps)
@@ -256,7 +248,7 @@ class FolderSource(Source):
         numbers = [n for n, stamp_ns in enumerate(stamps_ns) if self.part_of(stamp_ns - stamps_ns[0]) == 0]
         if not numbers:
             self.check_part()
-        self.skipped, self.left_out, unreadable = [missing] if missing else [], numbers[0], 0
+        self.skipped, self.left_out = [missing] if missing else [], numbers[0]
         for number in numbers:
             file, stamp_ns = self.files[number], stamps_ns[number]
             try:
@@ -266,13 +258,12 @@ class FolderSource(Source):
                 self.skipped.append(f"{file.name}: {error}")
                 self.left_out += 1
                 log.warning("left out %s: %s", file, error)
-                unreadable += 1
                 continue
             if pictures > 1:
                 self.skipped.append(f"{file.name}: {several(pictures)}")
                 log.warning("%s: %s", file, self.skipped[-1])
             yield frame
-        if unreadable == len(numbers):
+        if (unreadable := self.left_out - numbers[0]) == len(numbers):
             none = f"none of the {len(numbers)} images in {self.path} can be read"
             raise MediaError(f"{none}; the first: {self.skipped[bool(missing)]}")
         if unreadable:

@@ -75,7 +75,7 @@ def test_each_recording_has_its_row_with_figures_a_link_or_the_reason(tmp_path: 
     done, odd, broken, begun, _ = everything
     finish(done, 10.0)
     finish(odd, 17.0, problems=["the file x.mcap is damaged"], complete=False)
-    broken.note_failure("no bag: <nothing>")
+    broken.failure.write_text("no bag: <nothing>\n")
     (begun.out / ".run").mkdir(parents=True)
     (begun.out / ".run" / "run.json").write_text("{}")
     rows = write_overview(tmp_path, everything)
@@ -96,7 +96,7 @@ def test_each_recording_has_its_row_with_figures_a_link_or_the_reason(tmp_path: 
     text = (tmp_path / "index.html").read_text()
     assert "no bag: &lt;nothing&gt;" in text and "x.mcap is damaged" in text and "--resume starts it again" in text
 
-    broken.forget_failure()
+    broken.failure.unlink()
     finish(broken, 30.0)
     assert write_overview(tmp_path, everything)[2]["state"] == "complete"
 
