@@ -43,7 +43,8 @@ def pictures(data: bytes, codec: str) -> list[list[bytes]]:
         before.append(unit)
         if not _is_slice(unit, codec):
             continue
-        if _begins_picture(unit, codec) or not found:
+        # ``first_mb_in_slice`` is 0, or ``first_slice_segment_in_pic_flag`` is set.
+        if unit[1 if codec == H264 else 2] & 0x80 or not found:
             found.append([])
         found[-1] += before
         before = []
@@ -59,11 +60,6 @@ def has_picture(units: list[bytes], codec: str) -> bool:
 
 def _is_slice(unit: bytes, codec: str) -> bool:
     return kind(unit, codec) in (1, 2, _IDR) if codec == H264 else kind(unit, codec) < 32
-
-
-def _begins_picture(unit: bytes, codec: str) -> bool:
-    """Of a slice: ``first_mb_in_slice`` is 0, or ``first_slice_segment_in_pic_flag`` is set."""
-    return bool(unit[1 if codec == H264 else 2] & 0x80)
 
 
 class FrameNumbers:

@@ -216,24 +216,16 @@ def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
     return color
 
 
-def _wheel() -> np.ndarray:
-    """The colours of the wheel, (55, 3) float32 RGB 0..1. Between two pure hues, one channel goes up or down."""
-    corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
-    counts = (15, 6, 4, 11, 13, 6)
-    segments = [
-        begin + (end - begin) * (np.arange(count, dtype=np.float32) / count)[:, None]
-        for begin, end, count in zip(corners[:-1], corners[1:], counts, strict=True)
-    ]
-    return np.concatenate(segments)
-
-
 @cache
 def color_table() -> np.ndarray:
     """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
 
     The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.
     """
-    wheel = _wheel()
+    # Between two pure hues of the wheel, one channel goes up or down.
+    corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
+    places = np.concatenate([n + np.arange(count) / count for n, count in enumerate((15, 6, 4, 11, 13, 6))])
+    wheel = np.stack([np.interp(places, range(7), channel) for channel in corners.T], axis=1).astype(np.float32)
     steps = np.arange(-TABLE_RADIUS - 2, TABLE_RADIUS + 3, dtype=np.float32) / TABLE_RADIUS
     v, u = np.meshgrid(steps, steps, indexing="ij")
     radius = np.hypot(u, v)

@@ -97,8 +97,8 @@ class VideoDecoder:
         if packet == self._last:
             raise EncodingError("the same packet as the one before")
         gap = self._lost_before(packet)
-        if lost or gap:
-            self._restart(lost or gap)
+        if why := lost or gap:
+            self._restart(why)
         found = pictures(packet.data, codec)
         if not found:
             begin = packet.data[:8].hex(" ") or "-"

@@ -121,14 +121,11 @@ class BagSource(Source):
         for recorded in itertools.islice(self._bag.of_type(self.topic, self._msgtype), 21):
             times.append(recorded.time_ns)
             with contextlib.suppress(MessageError):
-                stamps.append(_stamp_ns(recorded.message()))
+                message = recorded.message()
+                stamps.append(stamp_to_ns(message.timestamp if hasattr(message, "timestamp") else message.header.stamp))
         self._recorded_at_once = len(times) > 1 and not np.diff(times).any()
         known = [steps[steps > 0] for steps in (np.diff(times), np.diff(stamps))]
         return max((int(np.median(steps)) for steps in known if steps.size), default=100_000_000)
-
-
-def _stamp_ns(message: Any) -> int:
-    return stamp_to_ns(message.timestamp if hasattr(message, "timestamp") else message.header.stamp)
 
 
 def _frame(recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> Frame:
@@ -157,9 +154,7 @@ def _frame(recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> 
 
 
 def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
-    """First calibration beside an image topic, where image_transport puts it; one that changes while recording is not
-    followed, and one that cannot be decoded is a problem of the bag.
-    """
+    """First calibration beside an image topic, where image_transport puts it; a damaged one is a problem of the bag."""
     base = re.sub("/(compressed|ffmpeg|foxglove)$", "", image_topic)
     topic = base.rpartition("/")[0] + "/camera_info"
     recorded = next(bag.of_type(topic, CAMERA_INFO), None) if topic in bag.topics else None
@@ -208,26 +203,22 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
         )
     if wanted is not None or len(images) == 1:
         return wanted or next(iter(images))
-    looks = {name: _look(bag, name, images[name]) for name in sorted(images)}
-    usable = [name for name, (ok, _) in looks.items() if ok]
+    usable, lines = [], []
+    for name, kind in sorted(images.items()):
+        look = False, "empty"
+        for recorded in itertools.islice(bag.of_type(name, kind), 5):  # the first ones may be damaged
+            look = _look_at(recorded)
+            if look[0]:
+                usable.append(name)
+                break
+        lines.append(f"{name} ({kind}, {bag.topics[name].counts[kind]} images, {look[1]})")
     if len(usable) == 1:
         return usable[0]
-    counts = {name: bag.topics[name].counts[images[name]] for name in images}
-    lines = [f"{name} ({images[name]}, {counts[name]} images, {look})" for name, (_, look) in looks.items()]
     raise MediaError(f"the bag {bag.path} has several image topics; choose one with --topic: {'; '.join(lines)}")
 
 
-def _look(bag: Bag, topic: str, msgtype: str) -> tuple[bool, str]:
-    """Whether a topic holds pictures, not depth or flow, and their size and encoding for people."""
-    look = False, "empty"
-    for recorded in itertools.islice(bag.of_type(topic, msgtype), 5):  # the first ones may be damaged
-        look = _look_at(recorded)
-        if look[0]:
-            break
-    return look
-
-
 def _look_at(recorded: Recorded) -> tuple[bool, str]:
+    """Whether a message holds a picture, not depth or flow, and its size and encoding for people."""
     try:
         message = recorded.message()
         if recorded.msgtype == IMAGE:

@@ -66,7 +66,9 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
     path = Path(text).expanduser()  # in `input:=~/bag` no shell does
     camera = re.fullmatch(r"(?:/dev/video)?([0-9]+)", text)
-    is_bag = path.name.lower().endswith(BAG_SUFFIXES) or (_holds_bag(path) if path.is_dir() else is_bag_file(path))
+    is_bag = path.name.lower().endswith(BAG_SUFFIXES) or is_bag_file(path)
+    if path.is_dir():
+        is_bag |= has_metadata(path) or any(file.name.endswith(DATA_SUFFIXES) for file in visible_files(path))
     if topic is not None and not is_bag:
         raise MediaError(f"a topic ({topic}) was given, but {text} is not a bag; only bags have topics")
     if camera and not path.is_file() and not path.is_dir():
@@ -93,10 +95,6 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         what = f"an image file: {several(pictures)}" if pictures > 1 else "a single image, which shows no motion"
         raise MediaError(f"{text} is {what}; give the folder that holds the sequence")
     return VideoSource(path)
-
-
-def _holds_bag(folder: Path) -> bool:
-    return has_metadata(folder) or any(file.name.endswith(DATA_SUFFIXES) for file in visible_files(folder))
 
 
 class VideoSource(Source):
