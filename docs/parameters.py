@@ -10,7 +10,6 @@ import dataclasses
 import json
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 
@@ -60,28 +59,29 @@ def config() -> str:
 
 
 def _row(field: dataclasses.Field) -> str:
-    about, default = field.metadata, _default(field)
-    kind = f"{TYPES[type(default[0])]} array" if isinstance(default, list) else TYPES[type(default)]
+    about, default = field.metadata, field.default
+    kind = f"{TYPES[type(default[0])]} array" if isinstance(default, tuple) else TYPES[type(default)]
     limits = _range(field) or ", ".join(f"`{choice}`" for choice in about["choices"])
-    when = "live" if field.name in LIVE else "start" if about["at_start"] else "configure"
-    description = about["description"].replace("|", "\\|") + (f" [{about['unit']}]" if about["unit"] else "")
-    cells = (f"`{field.name}`", kind, f"`{json.dumps(default)}`", limits, when, description)
+    description = " ".join(filter(None, [about["description"].replace("|", "\\|"), _unit(field)]))
+    cells = (f"`{field.name}`", kind, f"`{json.dumps(default)}`", limits, _when(field), description)
     return f"| {' | '.join(cells)} |\n"
 
 
 def _entry(field: dataclasses.Field) -> str:
     """A parameter with what it is for, in YAML."""
-    about = field.metadata
-    limits = _range(field) or ", ".join(about["choices"])
-    mark = "(live) " if field.name in LIVE else "(start) " if about["at_start"] else ""
-    allowed = " ".join(filter(None, [f"[{about['unit']}]" if about["unit"] else "", limits]))
-    text = f"{mark}{about['description']}{f' ({allowed})' if allowed else ''}"
+    mark = "" if _when(field) == "configure" else f"({_when(field)}) "
+    allowed = " ".join(filter(None, [_unit(field), _range(field) or ", ".join(field.metadata["choices"])]))
+    text = f"{mark}{field.metadata['description']}{f' ({allowed})' if allowed else ''}"
     comment = textwrap.fill(text, 120, initial_indent="    # ", subsequent_indent="    # ", break_on_hyphens=False)
-    return f"{comment}\n    {field.name}: {json.dumps(_default(field))}\n"
+    return f"{comment}\n    {field.name}: {json.dumps(field.default)}\n"
 
 
-def _default(field: dataclasses.Field) -> Any:
-    return list(field.default) if isinstance(field.default, tuple) else field.default
+def _when(field: dataclasses.Field) -> str:
+    return "live" if field.name in LIVE else "start" if field.metadata["at_start"] else "configure"
+
+
+def _unit(field: dataclasses.Field) -> str:
+    return f"[{field.metadata['unit']}]" if field.metadata["unit"] else ""
 
 
 def _range(field: dataclasses.Field) -> str:

@@ -61,20 +61,9 @@ def frame_from_array(image: np.ndarray, stamp_ns: int, record_ns: int, frame_id:
     :param image: (H, W) or (H, W, 3 or 4), uint8 or uint16, with colour as BGR(A).
     :raises MediaError: for any other layout.
     """
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[:, :, 0]
-    encodings = {
-        (2, 1, "uint8"): "mono8",
-        (2, 1, "uint16"): "mono16",
-        (3, 3, "uint8"): "bgr8",
-        (3, 4, "uint8"): "bgra8",
-        (3, 3, "uint16"): "bgr16",
-        (3, 4, "uint16"): "bgra16",
-    }
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    encoding = encodings.get((image.ndim, channels, image.dtype.name))
-    if encoding is None:
+    name = {(): "mono", (1,): "mono", (3,): "bgr", (4,): "bgra"}.get(image.shape[2:])
+    if image.ndim < 2 or name is None or image.dtype not in (np.uint8, np.uint16):
         raise MediaError(
             f"expected an image of 8 or 16 bits with 1, 3 or 4 channels, got {image.dtype.name} of shape {image.shape}"
         )
-    return Frame.of(image, encoding, stamp_ns, record_ns, frame_id)
+    return Frame.of(image, f"{name}{8 * image.dtype.itemsize}", stamp_ns, record_ns, frame_id)

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for people: values as a heat map, errors of a flow side by side, picture files and ``data:`` addresses."""
+"""Pictures for people: flow as colour, values as a heat map, errors side by side; files of pictures and videos.
+
+The colour wheel is that of Baker et al., "A Database and Evaluation Methodology for Optical Flow", 2011: the hue is the
+direction, the saturation the length. Its 55 hues are spaced so that the eye tells neighbours apart (15 red-yellow, 6
+yellow-green, 4 green-cyan, 11 cyan-blue, 13 blue-magenta, 6 magenta-red).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from deq_flow_ros.host import replacing
+from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.jpeg import open_ended
 
@@ -47,13 +54,9 @@ def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: n
     :param flow: (H, W, 2) px.
     """
     known = np.where(valid[:, :, None], truth, np.nan)
-    error = np.where(valid, np.hypot(*np.moveaxis(flow - truth, 2, 0)), np.nan)
-    if valid.any():
-        max_px = max(1.0, float(np.percentile(np.hypot(*truth[valid].T), 99)))
-        worst_px = max(3.0, float(np.percentile(error[valid], 99)))
-    else:
-        max_px = worst_px = 1.0
-    pictures = [image, flow_to_color(known, max_px), flow_to_color(flow, max_px), heat(error, worst_px)]
+    error, length = (np.hypot(*np.moveaxis(field, 2, 0)) for field in (flow - known, known))
+    max_px = top(length, 1.0)
+    pictures = [image, flow_to_color(known, max_px), flow_to_color(flow, max_px), heat(error, top(error, 3.0))]
     axis = 0 if image.shape[1] > 2 * image.shape[0] else 1
     line = np.full((GAP, image.shape[1], 3) if axis == 0 else (image.shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis)
@@ -103,10 +106,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 def data_uri(picture: np.ndarray, quality: int = 85) -> str:
     """An RGB picture as a JPEG in a ``data:`` address."""
-    done, coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise MediaError(f"cannot encode a picture of shape {picture.shape} as JPEG")
-    return "data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(picture, "jpeg", quality).tobytes()).decode()
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
@@ -141,10 +141,7 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
 
 
 def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Write RGB pictures (H, W, 3) uint8 as an animated WebP that repeats for ever.
-
-    Pages and READMEs show such a file like any other picture. It appears complete or not at all. Pictures of another
-    size than the first are resized to it.
+    """As ``write_video``, an animated WebP that repeats for ever; pages and READMEs show it like any other picture.
 
     :raises MediaError: if there is no picture, or the file cannot be written.
     """
@@ -153,14 +150,11 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
         frames.append(Image.fromarray(_of_size(picture, frames[0].size if frames else None)))
     if not frames:
         raise MediaError("there is nothing to make an animation of")
-    partial = path.with_name(f".partial-{path.name}")
+    how = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps), "loop": 0, "quality": 60}
     try:
-        frames[0].save(
-            partial, "WEBP", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0, quality=60
-        )
-        partial.replace(path)
+        with replacing(path) as partial:
+            frames[0].save(partial, "WEBP", **how)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise MediaError(f"cannot write {path}: {error}") from error
 
 

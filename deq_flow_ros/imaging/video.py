@@ -7,7 +7,7 @@ A picture is either right or missing: where data is lost, FFmpeg would go on wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,16 +46,15 @@ def packet_of(message: Any) -> VideoPacket:
     return VideoPacket(data, message.encoding, stamp_to_ns(header.stamp), header.frame_id, message.pts)
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A decoded picture, which becomes RGB when it is wanted."""
 
-    _frame: Any
+    frame: Any
 
     def rgb(self) -> np.ndarray:
         """(H, W, 3) uint8, contiguous, by the matrix and range that the stream states, or BT.601 in limited range."""
         # One thread: with several, it takes four times the processor time.
-        return self._frame.reformat(format="rgb24", threads=1).to_ndarray()
+        return self.frame.reformat(format="rgb24", threads=1).to_ndarray()
 
 
 def codec_of(format: str) -> str:
