@@ -74,21 +74,13 @@ class Gallery:
     def __contains__(self, index: int) -> bool:
         return index in self._ranks
 
-    @property
-    def step(self) -> int:
-        """Every ``step``-th frame has an evenly spread preview."""
-        step = 1
-        while self._last // step >= MAX_PREVIEWS:
-            step *= 2
-        return step
-
     def add(self, record: FrameRecord, fields: PairFields) -> None:
         """Keep the pictures of a pair, if it is one of those to be kept so far."""
         index = self._last = record.index
         rank = next((record.measures[key] for key in RANKED_BY if key in record.measures), float("nan"))
         self._ranks[index] = rank
-        best, worst = self._extremes()
-        kept = {*self.spread(), *best, *worst}
+        known = self._by_rank()
+        kept = {*self.spread(), *known[:BEST], *known[-WORST:]}
         if index in kept:
             self._write(record, fields)
         for other in set(self._ranks) - kept:
@@ -97,12 +89,15 @@ class Gallery:
 
     def spread(self) -> list[int]:
         """Indices of the evenly spread previews, in the order of the stream."""
-        return [index for index in sorted(self._ranks) if index % self.step == 0]
+        step = 1
+        while self._last // step >= MAX_PREVIEWS:
+            step *= 2
+        return [index for index in sorted(self._ranks) if index % step == 0]
 
     def ranked(self) -> list[tuple[str, int]]:
         """("best", "median" or "worst", index) of the pairs to show; fewer if there are not enough."""
         known, spread = self._by_rank(), self.spread()
-        best, worst = self._extremes() if len(known) > BEST + WORST else ([], [])
+        best, worst = (known[:BEST], known[: -WORST - 1 : -1]) if len(known) > BEST + WORST else ([], [])
         others = [index for index in known if index in spread and index not in (*best, *worst)]
         middle = max(0, (len(others) - MEDIAN) // 2)
         shown = (("best", best), ("median", others[middle : middle + MEDIAN]), ("worst", worst))
@@ -123,11 +118,6 @@ class Gallery:
 
     def _by_rank(self) -> list[int]:
         return sorted((index for index, rank in self._ranks.items() if np.isfinite(rank)), key=self._ranks.__getitem__)
-
-    def _extremes(self) -> tuple[list[int], list[int]]:
-        """The best and the worst pairs, the most extreme first."""
-        known = self._by_rank()
-        return known[:BEST], known[::-1][:WORST]
 
     def _file(self, index: int) -> Path:
         return self._folder / f"{index}.npz"

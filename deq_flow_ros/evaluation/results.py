@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def refuse_foreign(path: Path, names: Iterable[str]) -> None:
-    """Refuse a folder that holds files of these names which no known run has written.
+    """Refuse a folder that holds files of these names, which no known run has written.
 
     :raises OccupiedError: for such a folder.
     """

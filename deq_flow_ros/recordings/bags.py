@@ -17,6 +17,7 @@ from rosbags.typesys import Stores, get_typestore
 from deq_flow_ros.imaging.frame import Frame, MediaError
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
+from deq_flow_ros.recordings.files import METADATA
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
@@ -66,11 +67,10 @@ class BagWriter:
         :param msgtype: such as "sensor_msgs/msg/Image".
         :param record_ns: the time of recording.
         """
-        connection = self._connections.get(topic)
-        if connection is None:
-            connection = self._writer.add_connection(topic, msgtype, typestore=self._types)
-            self._connections[topic] = connection
-        elif connection.msgtype != msgtype:
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=self._types)
+        connection = self._connections[topic]
+        if connection.msgtype != msgtype:
             raise MediaError(f"expected {connection.msgtype} on {topic}, as before, got {msgtype}")
         self._writer.write(connection, record_ns, cdr)
 
@@ -115,18 +115,13 @@ def check_recording(path: Path, topics: Collection[str]) -> None:
     :raises MediaError: for anything but a rosbag2 that holds at least one of ``topics`` or no message at all. It may be
         somebody's data, so it is left alone.
     """
-    if not (path.is_symlink() or path.exists()):
-        return
-    wrong = None
-    if path.is_symlink() or not path.is_dir():
+    wrong = ""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
         wrong = "is not a directory"
-    elif not any(path.iterdir()):
-        return
-    elif not (path / "metadata.yaml").is_file():
-        wrong = "is not a bag (it has no metadata.yaml)"
-    else:
-        found = set(Bag(path).topics)
-        if found and found.isdisjoint(topics):
+    elif path.exists() and any(path.iterdir()):
+        if not (path / METADATA).is_file():
+            wrong = f"is not a bag (it has no {METADATA})"
+        elif (found := set(Bag(path).topics)) and found.isdisjoint(topics):
             wrong = f"is a bag of {', '.join(sorted(found))}, not of flow"
     if wrong:
         raise MediaError(

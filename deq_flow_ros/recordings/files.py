@@ -70,12 +70,12 @@ def sha256(path: Path) -> str:
 
 
 def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
-    """All recordings below a folder, in natural order: bags, videos and folders of images.
+    """All recordings below a folder, in natural order: bags, videos and folders of images, but hidden ones.
 
     A rosbag2 is one recording, whatever else its folder holds. A folder of images without any bag or video is one
-    recording as well, beside those in folders below it. Hidden files and folders are left out.
+    recording as well, beside those in folders below it.
 
-    :param without: a folder that is left out as well.
+    :param without: a folder that is left out.
     :raises MediaError: if there is no recording, or the folder itself is one.
     """
     if not folder.is_dir():

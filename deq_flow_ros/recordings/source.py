@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import itertools
 import math
 import queue
 import threading
@@ -101,24 +102,19 @@ class FrameReader:
     """Iterates (pass number, frame) of a source, read ahead in a thread of its own; None where none is ready yet."""
 
     def __init__(self, source: Source, loop: bool) -> None:
-        self._source = source
-        self._loop = loop and not source.live
+        self._source, self._closed = source, False
+        self._passes = itertools.count() if loop and not source.live else range(1)
         self._frames: queue.Queue[tuple[int, Frame] | Exception | None] = queue.Queue(READ_AHEAD)
-        self._closed = False
         # A daemon, because a camera that delivers nothing cannot be interrupted.
         self._thread = threading.Thread(target=self._read, name="frame_reader", daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        number = 0
         try:
-            while not self._closed:
+            for number in self._passes:
                 for frame in self._source.frames():
                     if not self._put((number, frame)):
                         return
-                number += 1
-                if not self._loop:
-                    break
             self._put(None)
         except Exception as error:  # handed to the thread that plays
             self._put(error)
@@ -144,9 +140,6 @@ class FrameReader:
             yield item
 
     def close(self) -> None:
-        """Stop reading ahead.
-
-        Waits a moment for the frame in hand: a process that ends while a thread of it decodes a video is aborted.
-        """
+        """Stop reading ahead."""
         self._closed = True
-        self._thread.join(timeout=1.0)
+        self._thread.join(timeout=1.0)  # a process that ends while a thread of it decodes a video is aborted

@@ -15,7 +15,7 @@ from typing import Any
 
 import apsw
 
-from deq_flow_ros.recordings.files import SQLITE_MAGIC
+from deq_flow_ros.recordings.files import SQLITE_MAGIC, begins
 from deq_flow_ros.recordings.messages import Channel, Damage, Recorded
 
 LOG = "-wal"
@@ -24,9 +24,7 @@ LOG = "-wal"
 
 def is_sqlite(path: Path) -> bool:
     """Whether a file is an SQLite database; one whose content is in its write-ahead log alone is empty."""
-    with path.open("rb") as file:
-        start = file.read(len(SQLITE_MAGIC))
-    return start == SQLITE_MAGIC or (not start and _has_log(path))
+    return begins(path, SQLITE_MAGIC) or (not path.stat().st_size and _has_log(path))
 
 
 def _has_log(path: Path) -> bool:
