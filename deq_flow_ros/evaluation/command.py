@@ -101,7 +101,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit status that the docstring of the module describes."""
+    """Run the command; returns the exit status."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     keep_freed_memory()

@@ -35,10 +35,8 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
     :raises MediaError: if the file cannot be written.
     """
-    pages = Environment(
-        loader=PackageLoader("deq_flow_ros.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    loader = PackageLoader("deq_flow_ros.evaluation")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"number": summary.number, "percent": summary.percent}
     write_text(path, pages.get_template(template).render(**values))
 
@@ -60,12 +58,15 @@ def write_report(
     by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
     stages = {name: values["mean"] for name, values in main["stage_ms"].items() if values["mean"]}
     measured = {name for figures in metrics["settings"] for name in figures["measures"]}
+    # The key of the flow colours: each place has the colour of the vector leading to it.
+    vectors = np.dstack(np.meshgrid(*2 * [np.linspace(-1, 1, 96, dtype=np.float32)]))
+    vectors[np.hypot(*np.moveaxis(vectors, 2, 0)) > 1] = 0
     write_page(
         path, "report.html", metrics=metrics, mode=summary.mode(metrics), settings=settings,
         headline=summary.headline(metrics), comparison=summary.comparison(metrics),
         plots=run_plots(by_setting, main["setting"].get("budget_ms"), error), stages=stages, error=MEASURES[error],
         measures={name: measure for name, measure in MEASURES.items() if name in measured},
-        key=data_uri(_colour_wheel()), strips=_strips(settings, galleries),
+        key=data_uri(flow_to_color(vectors, 1.0)), strips=_strips(settings, galleries),
     )  # fmt: skip
 
 
@@ -84,14 +85,6 @@ def _strips(settings: Sequence[SettingEntry], galleries: Mapping[str, Gallery]) 
         pictures = [(caption, data_uri(picture)) for caption, picture in shown]
         strips.append({"label": label, "index": index, "error": preview.rank, "pictures": pictures})
     return strips
-
-
-def _colour_wheel(side: int = 96) -> np.ndarray:
-    """The key of the flow colours, (side, side, 3) uint8 RGB: each place has the colour of the vector leading to it."""
-    steps = np.linspace(-1, 1, side, dtype=np.float32)
-    vectors = np.dstack(np.meshgrid(steps, steps))
-    vectors[np.hypot(*np.moveaxis(vectors, 2, 0)) > 1] = 0
-    return flow_to_color(vectors, 1.0)
 
 
 SIZE = (4.9, 2.6)
@@ -186,9 +179,8 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
 def _draw(
     axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None, band: bool = True, thinned: bool = False
 ) -> None:
-    """Draw every value as a dot, or a long series as the median and, with ``band``, the middle 90 % of each part.
-
-    :param thinned: draw some of the dots instead, for events that happen now and then.
+    """Draw every value as a dot, or a long series as the median and, with ``band``, the middle 90 % of each part; if
+    ``thinned``, as some of its dots, for events that happen now and then.
     """
     if 0 < x.size <= MOST_DOTS or (x.size and thinned):
         style = "." if band else ".-"
