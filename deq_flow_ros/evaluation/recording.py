@@ -103,8 +103,8 @@ class RecordingEvaluation:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
         if plan.stamps and (kind := self.source.kind) != "bag":
             raise MediaError(f"stamps of the {plan.stamps} were asked for, but {path} is a {kind}; only bags have them")
-        for path in filter(None, (self.path, None if plan.truth_topic else plan.truth)):
-            read, write = Path(path).resolve(), out.resolve()
+        for source in filter(None, (self.path, None if plan.truth_topic else plan.truth)):
+            read, write = Path(source).resolve(), out.resolve()
             if read == write or read in write.parents or write in read.parents:
                 inside = f"the input {read} and the results {write} lie inside of each other"
                 raise MediaError(f"{inside}; choose another --out")

@@ -23,10 +23,68 @@ from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.jpeg import open_ended
 
+TABLE_RADIUS = 255
+"""The number of steps from no motion to the largest motion in the table of colours."""
 GAP = 4
 """Width in px of the white line between two pictures."""
 CODECS = ("vp09", "mp4v")
 """Codecs by preference: browsers play the first, and every build of OpenCV with FFmpeg has the second."""
+
+
+def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
+    """Draw flow as colour, (H, W, 3) uint8 RGB. White is no motion, black is no flow (NaN or infinite).
+
+    :param flow: (H, W, 2) px.
+    :param max_px: the length with full saturation; longer vectors are darker. None takes the longest finite vector of
+        this field, but at least 1 px, so that noise around zero stays pale.
+    :raises ValueError: for another shape, or a ``max_px`` that is not above 0.
+    """
+    if flow.ndim != 3 or flow.shape[2] != 2:
+        raise ValueError(f"expected flow of shape (H, W, 2), got {flow.shape}")
+    if max_px is not None and not max_px > 0:
+        raise ValueError(f"expected max_px above 0, got {max_px}")
+    flow = np.ascontiguousarray(flow, np.float32)
+    if flow.size == 0:
+        return np.zeros((*flow.shape[:2], 3), np.uint8)
+    u, v = cv2.split(flow)
+    speed = cv2.magnitude(u, v)
+    finite = np.isfinite(speed)
+    if max_px is None:
+        max_px = max(1.0, float(speed.max(initial=0.0, where=finite)))
+    scale = np.float32(TABLE_RADIUS / max_px)
+    # Vectors beyond max_px would leave the disc. They are pulled back to its rim, which has darker colours.
+    pull = scale * np.minimum(1.0, (TABLE_RADIUS + 2.0) / np.maximum(speed * scale, 1e-6)).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        columns = np.where(finite, u * pull, 0).astype(np.int32)
+        rows = np.where(finite, v * pull, 0).astype(np.int32)
+    side = 2 * TABLE_RADIUS + 5
+    index = (rows + (TABLE_RADIUS + 2)) * side + columns + (TABLE_RADIUS + 2)
+    color = color_table().take(index.ravel(), axis=0).reshape(*flow.shape[:2], 3)
+    if not finite.all():
+        color[~finite] = 0
+    return color
+
+
+@cache
+def color_table() -> np.ndarray:
+    """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
+
+    The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.
+    """
+    # Between two pure hues of the wheel, one channel goes up or down.
+    corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
+    places = np.concatenate([n + np.arange(count) / count for n, count in enumerate((15, 6, 4, 11, 13, 6))])
+    wheel = np.stack([np.interp(places, range(7), channel) for channel in corners.T], axis=1).astype(np.float32)
+    steps = np.arange(-TABLE_RADIUS - 2, TABLE_RADIUS + 3, dtype=np.float32) / TABLE_RADIUS
+    v, u = np.meshgrid(steps, steps, indexing="ij")
+    radius = np.hypot(u, v)
+    position = (np.arctan2(-v, -u) / np.pi + 1.0) / 2.0 * (len(wheel) - 1)
+    lower = np.floor(position).astype(int)
+    fraction = (position - lower)[..., None]
+    hue = (1 - fraction) * wheel[lower % len(wheel)] + fraction * wheel[(lower + 1) % len(wheel)]
+    inside = (radius <= 1.0)[..., None]
+    color = np.where(inside, 1.0 - radius[..., None] * (1.0 - hue), hue * 0.75)
+    return np.ascontiguousarray(np.floor(255.0 * color).astype(np.uint8).reshape(-1, 3))
 
 
 def heat(values: np.ndarray, top: float) -> np.ndarray:
@@ -170,63 +228,3 @@ def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWri
             return writer
         writer.release()
     raise MediaError(f"cannot write {path}: is the place writable, and has OpenCV an encoder of {' or '.join(CODECS)}?")
-
-
-TABLE_RADIUS = 255
-"""The number of steps from no motion to the largest motion in the table of colours."""
-
-
-def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
-    """Draw flow as colour, (H, W, 3) uint8 RGB. White is no motion, black is no flow (NaN or infinite).
-
-    :param flow: (H, W, 2) px.
-    :param max_px: the length with full saturation; longer vectors are darker. None takes the longest finite vector of
-        this field, but at least 1 px, so that noise around zero stays pale.
-    :raises ValueError: for another shape, or a ``max_px`` that is not above 0.
-    """
-    if flow.ndim != 3 or flow.shape[2] != 2:
-        raise ValueError(f"expected flow of shape (H, W, 2), got {flow.shape}")
-    if max_px is not None and not max_px > 0:
-        raise ValueError(f"expected max_px above 0, got {max_px}")
-    flow = np.ascontiguousarray(flow, np.float32)
-    if flow.size == 0:
-        return np.zeros((*flow.shape[:2], 3), np.uint8)
-    u, v = cv2.split(flow)
-    speed = cv2.magnitude(u, v)
-    finite = np.isfinite(speed)
-    if max_px is None:
-        max_px = max(1.0, float(speed.max(initial=0.0, where=finite)))
-    scale = np.float32(TABLE_RADIUS / max_px)
-    # Vectors beyond max_px would leave the disc. They are pulled back to its rim, which has darker colours.
-    pull = scale * np.minimum(1.0, (TABLE_RADIUS + 2.0) / np.maximum(speed * scale, 1e-6)).astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        columns = np.where(finite, u * pull, 0).astype(np.int32)
-        rows = np.where(finite, v * pull, 0).astype(np.int32)
-    side = 2 * TABLE_RADIUS + 5
-    index = (rows + (TABLE_RADIUS + 2)) * side + columns + (TABLE_RADIUS + 2)
-    color = color_table().take(index.ravel(), axis=0).reshape(*flow.shape[:2], 3)
-    if not finite.all():
-        color[~finite] = 0
-    return color
-
-
-@cache
-def color_table() -> np.ndarray:
-    """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
-
-    The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.
-    """
-    # Between two pure hues of the wheel, one channel goes up or down.
-    corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
-    places = np.concatenate([n + np.arange(count) / count for n, count in enumerate((15, 6, 4, 11, 13, 6))])
-    wheel = np.stack([np.interp(places, range(7), channel) for channel in corners.T], axis=1).astype(np.float32)
-    steps = np.arange(-TABLE_RADIUS - 2, TABLE_RADIUS + 3, dtype=np.float32) / TABLE_RADIUS
-    v, u = np.meshgrid(steps, steps, indexing="ij")
-    radius = np.hypot(u, v)
-    position = (np.arctan2(-v, -u) / np.pi + 1.0) / 2.0 * (len(wheel) - 1)
-    lower = np.floor(position).astype(int)
-    fraction = (position - lower)[..., None]
-    hue = (1 - fraction) * wheel[lower % len(wheel)] + fraction * wheel[(lower + 1) % len(wheel)]
-    inside = (radius <= 1.0)[..., None]
-    color = np.where(inside, 1.0 - radius[..., None] * (1.0 - hue), hue * 0.75)
-    return np.ascontiguousarray(np.floor(255.0 * color).astype(np.uint8).reshape(-1, 3))
