@@ -20,7 +20,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from training.datasets import Sample
-from training.datasets.base import leaves_image
+from training.flow_dataset import leaves_image
 from training.rendering import Clip
 from training.settings import CHECKED, Count, Float, NotNegative, Share
 

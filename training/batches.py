@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.augmentation import Augmentation
 from training.datasets import FlowDataset, Sample, open_dataset
-from training.datasets.base import leaves_image
+from training.flow_dataset import leaves_image
 from training.generator import ProceduralGenerator
 from training.pairs import open_pairs
 from training.recipe import PAIRS, Recipe, Source

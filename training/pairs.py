@@ -19,8 +19,7 @@ import torch
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.flow_files import read_flow
-from training.datasets import FlowDataset, Sample
-from training.datasets.base import PairFiles, Truth, read_mask
+from training.flow_dataset import FlowDataset, PairFiles, Sample, Truth, read_mask
 from training.metrics import measure, summarise
 from training.rendering import Clip
 
@@ -35,30 +34,24 @@ class PairGroup(FlowDataset):
 
     def __init__(self, name: str, root: Path, entries: Sequence[Mapping[str, str]]) -> None:
         self._entries = entries
-        self._invalid = {_below_group(entry): root / entry["invalid"] for entry in entries if "invalid" in entry}
         super().__init__(name, root, "train")
 
     def _find(self) -> Iterator[PairFiles]:
         for entry in self._entries:
             image1, image2, flow = (self.root / entry[key] for key in ("image1", "image2", "flow"))
-            yield PairFiles(_below_group(entry), str(image1.parent), image1, image2, flow)
+            invalid = tuple(self.root / entry[key] for key in ("invalid",) if key in entry)
+            name = entry["name"].partition("/")[2] or entry["name"]
+            yield PairFiles(name, str(image1.parent), image1, image2, flow, invalid)
 
-    def _beside(self, files: PairFiles) -> list[Path]:
-        return [self._invalid[files.name]] if files.name in self._invalid else []
-
-    def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
-        if files.name in self._invalid:
-            valid = valid & ~read_mask(self._invalid[files.name], size)
+        for path in beside:
+            valid = valid & ~read_mask(path, size)
         return Truth(vectors, valid)
 
 
 def _group(name: str) -> str:
     return name.split("/", 1)[0]
-
-
-def _below_group(entry: Mapping[str, str]) -> str:
-    return entry["name"].partition("/")[2] or entry["name"]
 
 
 def open_pairs(path: str | Path) -> list[PairGroup]:

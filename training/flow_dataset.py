@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all data sets share: ``Sample``, the list of files of a pair, reading them, and saying what is missing."""
+"""What all data sets share: ``Sample``, the files of a pair, reading them, and saying what is missing."""
 
 from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +23,13 @@ from deq_flow_ros.recordings.flow_files import read_flow
 class Sample:
     """An image pair and its ground truth.
 
-    ``name`` begins with the name of the data set and a slash. ``image1``, ``image2``: (H, W, 3) uint8 RGB. ``flow``:
-    (H, W, 2) float32 px from image 1 to image 2, 0 where it is not valid; None where the ground truth is not public.
-    ``valid``: (H, W) bool, where the flow holds (nowhere without ground truth). ``occluded``: (H, W) bool, True where
-    what image 1 shows is hidden or outside in image 2; None where the data set does not say. ``alternatives``: further
-    flow fields (H, W, 2), each as right as ``flow`` where that is valid; a benchmark that has them counts the least
-    error of all.
+    :ivar name: begins with the name of the data set and a slash.
+    :ivar image1, image2: (H, W, 3) uint8 RGB.
+    :ivar flow: (H, W, 2) float32 px from image 1 to image 2, 0 where it is not valid; None if it is not public.
+    :ivar valid: (H, W) bool, where the flow holds (nowhere without ground truth).
+    :ivar occluded: (H, W) bool, where what image 1 shows is hidden or outside in image 2; None where the data set does
+        not say.
+    :ivar alternatives: further flow fields, each as right as ``flow``; the least error counts.
     """
 
     name: str
@@ -49,11 +50,12 @@ class Truth(NamedTuple):
     alternatives: tuple[np.ndarray, ...] = ()
 
 
-@dataclass(frozen=True)
-class PairFiles:
+class PairFiles(NamedTuple):
     """Where the parts of a sample lie. Pairs with the same ``sequence`` follow each other in one recording.
 
-    ``name`` is without that of the data set.
+    :ivar name: of the pair, without that of the data set.
+    :ivar flow: None where the ground truth is not public.
+    :ivar beside: what else is read for the ground truth.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PairFiles:
     image1: Path
     image2: Path
     flow: Path | None
+    beside: tuple[Path, ...] = ()
 
 
 class FlowDataset(abc.ABC):
@@ -87,7 +90,7 @@ class FlowDataset(abc.ABC):
         self.pairs: list[PairFiles] = list(self._find())
         if not self.pairs:
             raise self._missing(self.root, "holds no image pair")
-        of_pairs = ((files.image1, files.image2, files.flow, *self._beside(files)) for files in self.pairs)
+        of_pairs = ((files.image1, files.image2, files.flow, *files.beside) for files in self.pairs)
         self._require(path for paths in of_pairs for path in paths if path is not None)
 
     def __len__(self) -> int:
@@ -101,32 +104,26 @@ class FlowDataset(abc.ABC):
         name = f"{self.name}/{files.name}"
         if files.flow is None:
             return Sample(name, image1, image2, None, np.zeros(size, bool), None)
-        truth = self._truth(files, files.flow, size)
+        truth = self._truth(files.flow, files.beside, size)
         expect_size(files.flow, truth.flow, size)
         flow = np.where(truth.valid[:, :, None], truth.flow, np.float32(0))
         return Sample(name, image1, image2, flow, truth.valid, truth.occluded, truth.alternatives)
 
     def sequences(self) -> list[list[int]]:
         """Indices of pairs that follow each other: image 2 of one is image 1 of the next."""
-        runs: list[list[int]] = []
-        before: PairFiles | None = None
-        for index, files in enumerate(self.pairs):
-            if before is not None and before.sequence == files.sequence and before.image2 == files.image1:
+        runs = [[0]]
+        for index, (before, files) in enumerate(pairwise(self.pairs), 1):
+            if before.sequence == files.sequence and before.image2 == files.image1:
                 runs[-1].append(index)
             else:
                 runs.append([index])
-            before = files
         return runs
 
     @abc.abstractmethod
     def _find(self) -> Iterable[PairFiles]:
         """All pairs of the split, in order of time within a sequence."""
 
-    def _beside(self, files: PairFiles) -> Iterable[Path]:
-        """What else is read for the ground truth of a pair."""
-        return ()
-
-    def _truth(self, files: PairFiles, flow: Path, size: tuple[int, int]) -> Truth:
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
         """Ground truth of a pair of images of ``size`` (H, W); the caller sees to the size of the flow."""
         return Truth(*read_flow(flow))
 
@@ -135,36 +132,28 @@ class FlowDataset(abc.ABC):
             path = path.parent
         return FileNotFoundError(f"{path} {what}. Data set {self.name} expects below {self.root}: {self.layout}")
 
-    def _folder(self, *parts: str) -> Path:
-        path = self.root.joinpath(*parts)
-        if not path.is_dir():
-            raise self._missing(path)
-        return path
-
-    def _folders(self, *parts: str) -> list[Path]:
-        """The folders in a folder, sorted; at least one."""
-        parent = self._folder(*parts)
-        found = sorted(path for path in parent.iterdir() if path.is_dir())
-        if not found:
-            raise self._missing(parent, "holds no folder")
-        return found
-
     def _files(self, folder: Path, pattern: str) -> list[Path]:
-        """The files of a folder that fit the pattern, sorted; at least one."""
+        """The files of a folder that fit the pattern, or with "*" its folders; sorted, at least one."""
         if not folder.is_dir():
             raise self._missing(folder)
-        found = sorted(folder.glob(pattern))
+        found = sorted(path for path in folder.glob(pattern) if pattern != "*" or path.is_dir())
         if not found:
-            raise self._missing(folder, f"holds no {pattern}")
+            raise self._missing(folder, f"holds no {'folder' if pattern == '*' else pattern}")
         return found
 
-    def _successive(self, frames: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
-        """Each frame with the next; a number left out is a file that is missing, not a pair with twice the motion."""
-        for frame, following in pairwise(frames):
-            expected = frame.with_name(next_name(frame.name))
-            if following != expected:
+    def _folders(self, *parts: str) -> list[Path]:
+        return self._files(self.root.joinpath(*parts), "*")
+
+    def _successive(self, frames: Iterable[Path], backward: bool = False) -> list[tuple[Path, Path]]:
+        """Each frame with the next, or from the last on with the one before.
+
+        A number left out is a file that is missing, not a pair with twice the motion.
+        """
+        pairs = list(pairwise(frames))
+        for frame, following in pairs:
+            if following != (expected := frame.with_name(next_name(frame.name))):
                 raise self._missing(expected)
-            yield frame, following
+        return [(following, frame) for frame, following in reversed(pairs)] if backward else pairs
 
     def _require(self, paths: Iterable[Path]) -> None:
         """Check that files exist, by listing each folder once: a question per file takes minutes on a network disk."""
@@ -235,3 +224,19 @@ def expect_size(path: Path, array: np.ndarray, size: tuple[int, int]) -> None:
             f"{path}: expected {size[1]}x{size[0]}, to fit the other files of the pair, got "
             f"{array.shape[1]}x{array.shape[0]}"
         )
+
+
+def read_npy(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """An array of that shape and kind of numbers, as numpy names it; mapped, so that a header cannot ask for memory.
+
+    :raises MediaError: for a file that is missing or damaged, or holds something else.
+    """
+    try:
+        array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path} cannot be read as a .npy file: {error}") from error
+    if array.shape != shape or array.dtype.kind != kind:
+        raise MediaError(
+            f"{path}: expected numbers of kind {kind!r} and shape {shape}, got {array.dtype} of shape {array.shape}"
+        )
+    return array

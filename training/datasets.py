@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark data sets, each read from its official folder layout: ``open_dataset``. See docs/datasets.md.
+
+Rendered: FlyingChairs (Dosovitskiy et al., ICCV 2015), FlyingThings3D (Mayer et al., CVPR 2016), MPI-Sintel (Butler et
+al., ECCV 2012), Spring (Mehl et al., CVPR 2023), TartanAir (Wang et al., IROS 2020). Real pictures: KITTI 2012 (Geiger
+et al., CVPR 2012), KITTI 2015 (Menze and Geiger, CVPR 2015), HD1K (Kondermann et al., CVPR Workshops 2016), which
+stores its flow like KITTI, and Middlebury (Baker et al., IJCV 2011).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.flow_files import read_flow
+from training.flow_dataset import (
+    FlowDataset,
+    PairFiles,
+    Sample,
+    Truth,
+    expect_size,
+    leaves_image,
+    next_name,
+    one_or_both,
+    read_image,
+    read_mask,
+    read_npy,
+)
+
+__all__ = ["DATASETS", "FlowDataset", "Sample", "open_dataset"]
+
+
+class FlyingChairs(FlowDataset):
+    """Single pairs. The official split file assigns pair n, by its line n, to training (1) or validation (2)."""
+
+    layout = (
+        "FlyingChairs_release/data/00001_{img1.ppm,img2.ppm,flow.flo}, and beside that folder "
+        "FlyingChairs_train_val.txt, a download of its own"
+    )
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+
+    def _find(self) -> Iterator[PairFiles]:
+        folder = self.root / "FlyingChairs_release" / "data"
+        path = self.root / "FlyingChairs_train_val.txt"
+        if not path.is_file():
+            raise self._missing(path)
+        halves = path.read_text(errors="replace").split()
+        for line, half in enumerate(halves, 1):
+            if half not in ("1", "2"):
+                raise MediaError(f"{path}: expected 1 (train) or 2 (val) in each line, got {half!r} in line {line}")
+        beyond = folder / f"{len(halves) + 1:05d}_img1.ppm"
+        if beyond.exists():
+            raise MediaError(f"{path}: expected a line for each pair, got {len(halves)} lines, but there is {beyond}")
+        for line, half in enumerate(halves, 1):
+            if half == ("1" if self.split == "train" else "2"):
+                image1, image2, flow = (folder / f"{line:05d}_{part}" for part in ("img1.ppm", "img2.ppm", "flow.flo"))
+                yield PairFiles(f"{line:05d}", f"{line:05d}", image1, image2, flow)
+
+
+class FlyingThings3D(FlowDataset):
+    """One pass, clean or final. Pairs into the past are listed from the last frame to the first.
+
+    :param side: camera, "left", "right" or "both".
+    :param direction: "into_future", "into_past" or "both".
+    :param unused: the data set's own list of frames too difficult to be of use, ``all_unused_files.txt``, with lines
+        like ``TRAIN/A/0004/left/0006.png``; pairs with one of these are left out.
+    """
+
+    layout = (
+        "{frames_cleanpass,frames_finalpass}/{TRAIN,TEST}/{A,B,C}/0000/{left,right}/0006.png, "
+        "optical_flow/{TRAIN,TEST}/{A,B,C}/0000/{into_future,into_past}/{left,right}/OpticalFlowIntoFuture_0006_L.pfm"
+    )
+
+    def __init__(
+        self, name: str, root: str | Path, split: str = "train", *, side: str = "left",
+        direction: str = "both", unused: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        self.sides = one_or_both("side", side, ("left", "right"))
+        self.directions = one_or_both("direction", direction, ("into_future", "into_past"))
+        self.unused = frozenset(Path(unused).read_text().split()) if unused else frozenset()
+        super().__init__(name, root, split)
+
+    def _find(self) -> Iterator[PairFiles]:
+        half, passes = self.split.upper(), f"frames_{self.name.removeprefix('things-')}pass"
+        clips = [clip for part in self._folders(passes, half) for clip in self._folders(passes, half, part.name)]
+        for clip, side, direction in product(clips, self.sides, self.directions):
+            name, past = f"{half}/{clip.parent.name}/{clip.name}", direction == "into_past"
+            folder = self.root / "optical_flow" / name / direction / side
+            for first, second in self._successive(self._files(clip / side, "*.png"), past):
+                if any(f"{name}/{side}/{image.name}" in self.unused for image in (first, second)):
+                    continue
+                kind = "IntoPast" if past else "IntoFuture"
+                flow = folder / f"OpticalFlow{kind}_{first.stem}_{side[0].upper()}.pfm"
+                sequence = f"{name}/{direction}/{side}"
+                yield PairFiles(f"{sequence}/{first.stem}", sequence, first, second, flow)
+
+
+class Sintel(FlowDataset):
+    """One pass, clean or final. Invalid pixels are those of the masks ``invalid``.
+
+    Occluded pixels, "unmatched" on the leaderboard, are those of the masks ``occlusions`` and those that leave the
+    image: the masks alone do not mark these.
+    """
+
+    layout = (
+        "training/{clean,final}/SCENE/frame_0001.png, training/{flow,occlusions,invalid}/SCENE/frame_0001.{flo,png}, "
+        "test/{clean,final}/SCENE/frame_0001.png"
+    )
+
+    def _find(self) -> Iterator[PairFiles]:
+        half = "training" if self.split == "train" else "test"
+        for scene in self._folders(half, self.name.removeprefix("sintel-")):
+            for image1, image2 in self._successive(self._files(scene, "frame_*.png")):
+                parts = [self.root / half / kind / scene.name for kind in ("flow", "invalid", "occlusions")]
+                flow, *masks = (part / image1.name for part in parts)
+                truth = (flow.with_suffix(".flo"), tuple(masks)) if self.split == "train" else (None,)
+                yield PairFiles(f"{scene.name}/{image1.stem}", scene.name, image1, image2, *truth)
+
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
+        vectors, valid = read_flow(flow)
+        expect_size(flow, vectors, size)
+        invalid, hidden = (read_mask(path, size) for path in beside)
+        return Truth(vectors, valid & ~invalid, hidden | leaves_image(vectors))
+
+
+class Spring(FlowDataset):
+    """The ground truth has twice the image's resolution in both directions; its vectors are in pixels of the image.
+
+    As in the authors' loader, every second vector of every second row is the flow of an image pixel. The three beside
+    it are ``alternatives``: the benchmark takes the least of the four errors, where all four are known. Backward pairs
+    are listed from the last frame to the first.
+
+    :param side: camera, "left", "right" or "both".
+    :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
+    :param occlusion: read the maps of unmatched pixels too, which are an archive of their own; without them nothing is
+        known to be occluded. Unmatched is what is red or green in them.
+    """
+
+    layout = (
+        "{train,test}/0001/frame_{left,right}/frame_left_0001.png, "
+        "train/0001/flow_{FW,BW}_{left,right}/flow_FW_left_0001.flo5, and for occlusion "
+        "train/0001/maps/matchmap_flow_{FW,BW}_{left,right}/matchmap_flow_FW_left_0001.png"
+    )
+
+    def __init__(
+        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "forward",
+        occlusion: bool = False,
+    ) -> None:  # fmt: skip
+        self.sides = one_or_both("side", side, ("left", "right"))
+        self.directions = one_or_both("direction", direction, ("forward", "backward"))
+        self.occlusion = occlusion
+        super().__init__(name, root, split)
+
+    def _find(self) -> Iterator[PairFiles]:
+        for scene, side, direction in product(self._folders(self.split), self.sides, self.directions):
+            backward = direction == "backward"
+            kind = f"flow_{'BW' if backward else 'FW'}_{side}"
+            images = self._files(scene / f"frame_{side}", f"frame_{side}_*.png")
+            for first, second in self._successive(images, backward):
+                file = f"{kind}_{first.stem.rsplit('_', 1)[1]}"
+                flow = scene / kind / f"{file}.flo5" if self.split == "train" else None
+                maps = scene / "maps" / f"matchmap_{kind}" / f"matchmap_{file}.png"
+                sequence = f"{scene.name}/{kind}"
+                beside = (maps,) if flow and self.occlusion else ()
+                yield PairFiles(f"{sequence}/{file}", sequence, first, second, flow, beside)
+
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
+        vectors, valid = read_flow(flow)
+        expect_size(flow, vectors, (2 * size[0], 2 * size[1]))
+        corners = [(slice(row, None, 2), slice(column, None, 2)) for row in (0, 1) for column in (0, 1)]
+        first, *others = (vectors[corner] for corner in corners)
+        known = np.logical_and.reduce([valid[corner] for corner in corners])
+        occluded = None
+        for path in beside:
+            unmatched = read_image(path)
+            expect_size(path, unmatched, size)
+            occluded = (unmatched[:, :, 0] > 0) | (unmatched[:, :, 1] > 0)
+        return Truth(first, known, occluded, tuple(others))
+
+
+class TartanAir(FlowDataset):
+    """Left camera. The flow is computed from depth and camera motion, so it holds only where the mask is 0.
+
+    Elsewhere the scene point is hidden (1, 10) or outside or behind the camera (100), or it belongs to something that
+    moves by itself (data_type.md of the data set's tools): these pixels are not valid, and occluded.
+    """
+
+    layout = (
+        "ENVIRONMENT/{Easy,Hard}/P000/{image_left/000000_left.png,flow/000000_000001_flow.npy,"
+        "flow/000000_000001_mask.npy}, the same one folder deeper as the archives unpack"
+    )
+    splits: ClassVar[tuple[str, ...]] = ("train",)
+
+    def _find(self) -> Iterator[PairFiles]:
+        levels = ("*/Easy/P*", "*/Hard/P*", "*/*/Easy/P*", "*/*/Hard/P*")
+        for trajectory in sorted(path for level in levels for path in self.root.glob(level)):
+            sequence = trajectory.relative_to(self.root).as_posix()
+            for image1, image2 in self._successive(self._files(trajectory / "image_left", "*_left.png")):
+                frame, following = (image.stem.removesuffix("_left") for image in (image1, image2))
+                flow, mask = (trajectory / "flow" / f"{frame}_{following}_{kind}.npy" for kind in ("flow", "mask"))
+                yield PairFiles(f"{sequence}/{frame}", sequence, image1, image2, flow, (mask,))
+
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
+        vectors = read_npy(flow, (*size, 2), "f").astype(np.float32)
+        mask = read_npy(beside[0], size, "u")
+        return Truth(vectors, (mask == 0) & np.isfinite(vectors).all(axis=2), mask > 0)
+
+
+class Kitti(FlowDataset):
+    """Single pairs, frames 10 and 11. Pixels with ground truth in ``flow_occ`` but not in ``flow_noc`` are occluded."""
+
+    layout = (
+        "{training,testing}/{colored_0 (2012),image_2 (2015)}/000000_{10,11}.png, training/flow_{occ,noc}/000000_10.png"
+    )
+    sparse: ClassVar[bool] = True
+
+    def _find(self) -> Iterator[PairFiles]:
+        folder = self.root / ("training" if self.split == "train" else "testing")
+        images = folder / ("colored_0" if self.name == "kitti-2012" else "image_2")
+        for image1 in self._files(images, "*_10.png"):
+            flow, visible = (folder / kind / image1.name for kind in ("flow_occ", "flow_noc"))
+            truth = (flow, (visible,)) if self.split == "train" else (None,)
+            yield PairFiles(image1.stem, image1.stem, image1, image1.with_name(next_name(image1.name)), *truth)
+
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
+        vectors, valid = read_flow(flow)
+        _, visible = read_flow(beside[0])
+        expect_size(beside[0], visible, valid.shape)
+        return Truth(vectors, valid, valid & ~visible)
+
+
+class Hd1k(FlowDataset):
+    """Sequences; the test split are the pairs of frames 10 and 11 of the challenge."""
+
+    layout = (
+        "hd1k_input/image_2/000000_0000.png, hd1k_flow_gt/flow_occ/000000_0000.png, "
+        "hd1k_challenge/image_2/000000_{10,11}.png"
+    )
+    sparse: ClassVar[bool] = True
+
+    def _find(self) -> Iterator[PairFiles]:
+        train = self.split == "train"
+        images = self._files(self.root / ("hd1k_input" if train else "hd1k_challenge") / "image_2", "*_*.png")
+        there = set(images)
+        for image1 in images:
+            image2 = image1.with_name(next_name(image1.name))
+            if image2 in there:  # else image 1 is the last of its sequence
+                flow = self.root / "hd1k_flow_gt" / "flow_occ" / image1.name if train else None
+                yield PairFiles(image1.stem, image1.stem.split("_")[0], image1, image2, flow)
+
+
+class Middlebury(FlowDataset):
+    """Single pairs, frames 10 and 11, of the scenes with public ground truth (train) or of the evaluation (test)."""
+
+    layout = "other-data/SCENE/frame{10,11}.png, other-gt-flow/SCENE/flow10.flo, eval-data/SCENE/frame{10,11}.png"
+
+    def _find(self) -> Iterator[PairFiles]:
+        train = self.split == "train"
+        for scene in self._folders("other-gt-flow" if train else "eval-data"):
+            images = self.root / ("other-data" if train else "eval-data") / scene.name
+            flow = scene / "flow10.flo" if train else None
+            yield PairFiles(scene.name, scene.name, images / "frame10.png", images / "frame11.png", flow)
+
+
+DATASETS: dict[str, Callable[..., FlowDataset]] = {
+    "chairs": FlyingChairs, "things-clean": FlyingThings3D, "things-final": FlyingThings3D, "sintel-clean": Sintel,
+    "sintel-final": Sintel, "kitti-2012": Kitti, "kitti-2015": Kitti, "hd1k": Hd1k, "spring": Spring,
+    "tartanair": TartanAir, "middlebury": Middlebury,
+}  # fmt: skip
+"""Name of a data set to what opens it: called with name, root, split and the data set's own options."""
+
+
+def open_dataset(name: str, root: str | Path, split: str = "train", **options: Any) -> FlowDataset:
+    """The pairs of a data set.
+
+    :param name: one of ``DATASETS``.
+    :param root: the folder that docs/datasets.md names.
+    :param split: "train", and "test" or "val" where the data set has them.
+    :raises ValueError: for an unknown name, split or option value.
+    :raises FileNotFoundError: naming the first file or folder that is missing.
+    """
+    if name not in DATASETS:
+        hint = did_you_mean(name, DATASETS)
+        raise ValueError(f"unknown data set {name!r}{hint}: there are {', '.join(DATASETS)}")
+    return DATASETS[name](name, root, split, **options)
