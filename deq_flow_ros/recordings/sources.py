@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``open_source``, and all sources but bags: video files, cameras and folders of image files."""
+"""``open_source``, and the sources that OpenCV's video reader opens: video files and cameras."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
 import os
@@ -27,11 +26,9 @@ from deq_flow_ros.recordings.files import (
     has_metadata,
     is_bag_file,
     no_video,
-    recordings_below,
     visible_files,
 )  # fmt: skip
-from deq_flow_ros.recordings.image_names import in_order, listed
-from deq_flow_ros.recordings.look_at_video import look_at_video
+from deq_flow_ros.recordings.folder_source import FolderSource
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 
 log = logging.getLogger(__name__)
@@ -118,7 +115,7 @@ class VideoSource(Source):
             head = file.read(12)
         self._counted = head[4:8] == b"ftyp" or head[:4] == b"RIFF"
         """Whether the file (MP4, MOV, AVI) counts its frames. OpenCV guesses from length and rate of any other."""
-        self._starts_s, assumed = look_at_video(path)
+        self._starts_s, assumed = _look_at(path)
         self.nominal_period_ns = round(1e9 / fps)
         count_words = f"{'' if self._counted else 'about '}{self.count}" if self.count else "unknown number of"
         self.description = f"video {path.name}: {size} at {fps:g} Hz{assumed}, {count_words} frames"
@@ -175,6 +172,33 @@ class VideoSource(Source):
             log.warning(self.skipped[0])
 
 
+def _look_at(path: Path) -> tuple[float, str]:
+    """At which time a video starts, in s, and a word for people if its rate is only assumed.
+
+    Without PyAV (``pip install av``), nothing is known of it.
+
+    :raises MediaError: if its frames are interlaced. Each is of two times then, and OpenCV 5 fills them with whatever
+        lies in its memory.
+    """
+    try:
+        import av  # not at the top: it takes 50 ms, and no rosdep key installs it
+    except ImportError:
+        return 0.0, ""
+    try:
+        with av.open(str(path.absolute())) as container:
+            start_s = (container.start_time or 0) * 1e-6
+            untimed = container.format.name in ("h264", "hevc", "m4v", "mjpeg")
+            frame = next(container.decode(video=0), None)
+    except (av.error.FFmpegError, IndexError):
+        return 0.0, ""
+    if frame is not None and frame.interlaced_frame:
+        raise MediaError(
+            f"the frames of {path} are interlaced: every second line is of another time, so that they show no motion "
+            "as it was. Make whole frames of it first: ffmpeg -i INPUT -vf yadif OUTPUT.mp4"
+        )
+    return max(0.0, start_s), ", which is assumed (it has no times)" if untimed else ""
+
+
 def _size(capture: cv2.VideoCapture) -> str:
     return f"{capture.get(cv2.CAP_PROP_FRAME_WIDTH):.0f}x{capture.get(cv2.CAP_PROP_FRAME_HEIGHT):.0f}"
 
@@ -221,58 +245,3 @@ class CameraSource(Source):
     def close(self) -> None:
         """See ``Source.close``."""
         self.capture.release()
-
-
-class FolderSource(Source):
-    """The images of a folder, ``in_order``. Their sizes may differ and are passed on as they are."""
-
-    kind = "folder"
-
-    def __init__(self, path: Path, fps: float | None) -> None:
-        super().__init__()
-        self.path = path
-        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
-        # A link that leads nowhere is an image that cannot be read.
-        files = [child for child in named if child.is_file() or not child.exists()]
-        if not files:
-            raise MediaError(f"the folder {path} {_what_is_in(path)}")
-        self._order = in_order(files, fps)
-        self.files, self.count, self.nominal_period_ns = self._order.files, len(files), self._order.period_ns
-        self.description = f"folder {path.name}: {self.count} images {self._order.rate}"
-
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
-        stamps_ns, missing = self._order.stamps_ns, self._order.missing
-        numbers = [n for n, stamp_ns in enumerate(stamps_ns) if self.part_of(stamp_ns - stamps_ns[0]) == 0]
-        if not numbers:
-            self.check_part()
-        self.skipped, self.left_out = [missing] if missing else [], numbers[0]
-        for number in numbers:
-            file, stamp_ns = self.files[number], stamps_ns[number]
-            try:
-                image, pictures = read_picture(file)
-                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
-            except (MediaError, OSError) as error:
-                self.skipped.append(f"{file.name}: {error}")
-                self.left_out += 1
-                log.warning("left out %s: %s", file, error)
-                continue
-            if pictures > 1:
-                self.skipped.append(f"{file.name}: {several(pictures)}")
-                log.warning("%s: %s", file, self.skipped[-1])
-            yield frame
-        if (unreadable := self.left_out - numbers[0]) == len(numbers):
-            none = f"none of the {len(numbers)} images in {self.path} can be read"
-            raise MediaError(f"{none}; the first: {self.skipped[bool(missing)]}")
-        if unreadable:
-            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
-
-
-def _what_is_in(folder: Path) -> str:
-    """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
-    below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
-    if below:
-        inner = f"the recordings below it: {listed(below)}"
-        return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
-    there = listed(sorted(child.name for child in folder.iterdir())) or "nothing"
-    return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"
