@@ -20,17 +20,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import cv2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, table
-from benchmarks.sequences import MOTIONS, PATTERNS, PERIOD_NS, moving_frames
+from benchmarks.report import Benchmark, Row, print_table
+from benchmarks.sequences import MOTIONS, PATTERNS, moving_frames, stream
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.pairs import clip_pairs
 
@@ -38,7 +38,7 @@ SIZE = 240, 320
 SLACK_PX = 0.05
 LIGHTS = (0.5, 1.7)
 LEVELS = (0, 255, 128)
-Kind = str
+MISSED = "cuts missed"
 Frames = list[np.ndarray]
 
 
@@ -52,7 +52,7 @@ def covering(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled[top : top + height, left : left + width])
 
 
-def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Kind, Frames]]:
+def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[str, Frames]]:
     """Sequences of successive frames, each with its kind. Every generated clip is a kind of its own."""
     for path in paths:
         yield Path(path).stem, [covering(frame) for frame in moving_frames(path, count)]
@@ -66,12 +66,6 @@ def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[Ki
         for number in range(clips):
             pairs = clip_pairs(name, generator.clips([number]))
             yield f"{name} {number}", [pairs[0].image1, *(pair.image2 for pair in pairs)]
-
-
-def stream(model: DEQFlow, frames: Frames, iterations: int, warm: bool = True) -> list[FlowResult | None]:
-    """The results of an estimator for all frames."""
-    estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None, warm=warm)
-    return [estimator.update(frame, number * PERIOD_NS) for number, frame in enumerate(frames)]
 
 
 def alarms(model: DEQFlow, frames: Frames, iterations: int) -> list[str]:
@@ -108,23 +102,13 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure everything that the docstring of the module names; what must not happen is reported as a problem."""
     model = load_model(options.model, options.device)
     known = list(sequences(options.sequence, options.frames, options.clips))
-    found = table(f"{options.model}, {options.iterations} iterations a pair", ["what", "tried", "wrong"], ["which"])
-    figures: dict[str, Row] = {}
-    problems: list[str] = []
-
-    def row(name: str, tried: int, wrong: Sequence[str], allowed: bool = False) -> None:
-        figures[name] = {"tried": tried, "wrong": list(wrong)}
-        found.add_row(name, str(tried), str(len(wrong)), "; ".join(wrong[:6]))
-        problems.extend(() if allowed else (f"{name}: {which}" for which in wrong))
-
-    def lit(frames: Frames, factor: float) -> Frames:
-        return [*frames[:2], *(cv2.convertScaleAbs(frame, alpha=factor) for frame in frames[2:4])]
-
     wrong = [f"{kind}: {why}" for kind, frames in known for why in alarms(model, frames, options.iterations)]
-    row("continuing", sum(len(frames) - 2 for _, frames in known), wrong)
-    changed = [(kind, factor, lit(frames, factor)) for kind, frames in known for factor in LIGHTS]
-    wrong = [f"{kind} x{factor:g}: {why}" for kind, factor, frames in changed for why in alarms(model, frames, 2)]
-    row("light", 2 * len(changed), wrong)
+    figures = {"continuing": (sum(len(frames) - 2 for _, frames in known), wrong)}
+    wrong = []
+    for (kind, frames), factor in product(known, LIGHTS):
+        lit = [*frames[:2], *(cv2.convertScaleAbs(frame, alpha=factor) for frame in frames[2:4])]
+        wrong += [f"{kind} x{factor:g}: {why}" for why in alarms(model, lit, 2)]
+    figures["light"] = 2 * len(known) * len(LIGHTS), wrong
     rng = np.random.default_rng(0)
     missed, harmful = [], []
     for _ in range(options.cuts):
@@ -136,12 +120,16 @@ def run(options: argparse.Namespace, console: Console) -> Row:
         if worse is not None:
             missed.append(f"{kind1} to {kind2}: {worse:+.2f} px")
             harmful += missed[-1:] if worse > SLACK_PX else []
-    row("cuts missed", options.cuts, missed, allowed=True)
-    row(f"of these worse than cold by {SLACK_PX:g} px", options.cuts, harmful)
+    figures[MISSED] = options.cuts, missed
+    figures[f"of these worse than cold by {SLACK_PX:g} px"] = options.cuts, harmful
     wrong = [f"{k} {v}" for k, frames in known for v in LEVELS if flat_gives_flow(model, frames[:5], v, 2)]
-    row("flat", len(LEVELS) * len(known), wrong)
-    console.print(found)
-    return {"figures": figures, "problems": problems}
+    figures["flat"] = len(LEVELS) * len(known), wrong
+    rows: list[Row] = [{"what": name, "tried": tried, "wrong": wrong} for name, (tried, wrong) in figures.items()]
+    shown = [{**row, "count": len(row["wrong"]), "which": "; ".join(row["wrong"][:6])} for row in rows]
+    columns = {"what": "{what}", "tried": "{tried}", "wrong": "{count}", "which": "{which}"}
+    print_table(console, f"{options.model}, {options.iterations} iterations a pair", columns, shown)
+    problems = [f"{row['what']}: {which}" for row in rows if row["what"] != MISSED for which in row["wrong"]]
+    return {"figures": rows, "problems": problems}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -124,6 +124,22 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
         yield ImageSequence(CUTS, [*before, cut, after[0]], (len(before) + 1,))
 
 
+def every_sequence(options: argparse.Namespace, frames: int) -> Iterator[ImageSequence]:
+    """The sequences of the list of pairs, those that ``--sequence`` names, and ``--clips`` generated ones of each kind
+    with so many frames.
+    """
+    size = options.height, options.width
+    yield from listed(options.pairs, size) if options.pairs else ()
+    yield from recordings(options)
+    yield from generated(options.clips, frames, size) if options.clips else ()
+
+
+def stream(model: DEQFlow, frames: Sequence[np.ndarray], iterations: int, warm: bool = True) -> list[FlowResult | None]:
+    """The result of each frame by an estimator that makes so many iterations; None where it began a new stream."""
+    estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None, warm=warm)
+    return [estimator.update(frame, number * PERIOD_NS) for number, frame in enumerate(frames)]
+
+
 def streamed(model: DEQFlow, sequence: ImageSequence, **settings: Any) -> Iterator[tuple[int, FlowResult]]:
     """The results of a stream with these settings for the measured pairs of a sequence, by the index of the pair."""
     estimator = FlowEstimator(model, max_gap_ms=1e9, **settings)

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start is worth: from nothing, and from what is known of the pair before, on recorded and generated sequences.
+"""What a start is worth: from nothing, and from what is known of the pair before.
 
 ``python -m benchmarks.warm_start [--pairs pairs.json] [--sequence FRAMES ...] [--clips 3] [--plot OUT] [--json OUT]``
 
-Every pair that has one before it is solved from each start; the state that is reused is that of the pair before after
-``--carried`` iterations, as the estimator leaves it:
+Every pair of recorded and generated sequences that has one before it is solved from each start; the state that is
+reused is that of the pair before after 12 iterations, as the estimator leaves it:
 
-- *zero*: hidden state and flow zero.
-- *coarse*: as the estimator starts a pair without predecessor, from smaller versions of it.
+- *zero*: hidden state and flow zero; *coarse*: as a pair without predecessor, from smaller versions of it.
 - *flow*: the flow of the pair before, the hidden state zero; *flow, warped*: moved along the motion.
-- *full*: hidden state and flow of the pair before, as they were.
-- *full, warped*: both, moved along the motion; this is what the estimator does.
+- *full*: hidden state and flow of the pair before; *full, warped*: moved along the motion, as the estimator does.
+- *stream*: a ``FlowEstimator`` that made no more iterations at any pair before either.
 
 *Update*: RMS of the flow update of an iteration, px, which is what a solve stops on. *Distance*: RMS over the cells of
 their flow's distance from the settled state, px. The settled state is the one of least update that Anderson's method
 finds in ``--reference`` iterations, from *coarse* and from *full, warped*; the nearer of the two counts. Their own
 updates and how far they are apart are printed: below these, distances mean nothing. *Error*: mean endpoint error, px,
-against the truth; where there is none, against the settled state found from *coarse*. *Stream*: a ``FlowEstimator``
-that made no more iterations at any pair before either.
+against the truth; where there is none, against the settled state found from *coarse*.
 
 Generated sequences are slow, fast, and have a cut, behind which the first pair is solved: there, the states that are
 reused come from a pair of unrelated images, and only *stream* has noticed. It must then be no worse than *coarse*: else
@@ -27,30 +25,47 @@ the exit status is 1. Times are processor time on a CPU and wall time on a GPU.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from pathlib import Path
+from statistics import fmean
 
 import numpy as np
+import pandas as pd
 import torch
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, clock_s, watched
-from benchmarks.sequences import PERIOD_NS, EncodedPair, ImageSequence, generated, listed, recorded
-from benchmarks.warm_start_report import STREAM, cut_problems, plot, print_tables, summarise
+from benchmarks.report import Benchmark, Row, clock_s, grouped, picture, print_table, watched
+from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, add_inputs, every_sequence, first_below, stream
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
-from deq_flow_ros.streaming import FlowEstimator, FlowResult
+from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
 from training.pairs import pair_errors, to_array
 
+STREAM, COLD = "stream", ("zero", "coarse")
+COLOURS = {
+    "zero": "#a0aec0", "coarse": "#4a5568", "flow": "#f6ad55", "flow, warped": "#c05621", "full": "#63b3ed",
+    "full, warped": "#2b6cb0", STREAM: "#2f855a",
+}  # fmt: skip
+MARKS = (1, 2, 4, 8)
+"""Iterations at which the error is printed; those that the streams make at every pair."""
+CARRIED, CLIP_FRAMES = 12, 6
+"""Iterations of the pair before; frames of a generated sequence."""
+BOUND_PX, SETTLED_PX = 0.05, 0.02
+"""The update that iterations are counted to; how far an error may exceed that of the settled state to count as it."""
+PHASES = ((1, 2), (2, 4), (4, 8), (8, 16))
+"""Ranges of iterations over which the mean factor of the update per iteration is reported."""
+SLACK_PX = 0.01
+"""Allowed difference between two solves of one pair whose images were encoded in different batches; it is due to
+rounding alone.
+"""
+
 
 def starts(pair: EncodedPair, last: State) -> dict[str, Callable[[], State]]:
-    """The ways to start a pair, by name.
-
-    :param last: the state of the previous pair.
-    """
+    """The ways to start a pair, by name, from the state of the previous pair."""
     return {
         "zero": pair.zero,
         "coarse": pair.coarse,
@@ -66,100 +81,186 @@ def distance_px(state: State, settled: State) -> float:
     return float(FACTOR * (state[1] - settled[1]).square().sum(1).mean().sqrt())
 
 
-def motion_px(truth: Sample) -> float:
-    """The mean length of the true flow."""
-    assert truth.flow is not None
-    return float(np.linalg.norm(truth.flow, axis=2)[truth.valid].mean())
+def rows_of(model: DEQFlow, sequence: ImageSequence, options: argparse.Namespace) -> Iterator[Row]:
+    """One row for each measured pair of a sequence and each start."""
+    results = {mark: stream(model, sequence.frames, mark)[1:] for mark in MARKS if mark <= options.iterations}
+    last: State | None = None
+    for place, sample in enumerate(sequence.pairs[: max(sequence.measured) + 1]):
+        pair = EncodedPair(model, sample)
+        if last is not None and place in sequence.measured:
+            # It noticed the cut if it did not start warm across it, or behind it.
+            behind = results[MARKS[0]][place - 1 : place + 1]
+            noticed = any(result is None or not result.info.warm for result in behind)
+            of_pair = {mark: of_mark[place] for mark, of_mark in results.items()}
+            for row in rows_of_pair(pair, last, of_pair, options):
+                yield {"group": sequence.group, "pair": sample.name, "noticed": noticed, **row}
+        start = pair.coarse() if last is None else carry(last)
+        last = solve(pair.problem, start, max_iterations=CARRIED, check_start=False).state
 
 
-class Bench:
-    """A model, and the measurements that are made with it."""
+def rows_of_pair(
+    pair: EncodedPair, last: State, results: dict[int, FlowResult | None], options: argparse.Namespace
+) -> Iterator[Row]:
+    """Measure every start on one pair.
 
-    def __init__(self, model: DEQFlow, options: argparse.Namespace) -> None:
-        self.model, self.iterations, self.marks = model, options.iterations, sorted(set(options.marks))
-        self.reference, self.carried = options.reference, options.carried
-
-    def sequence(self, sequence: ImageSequence) -> Iterator[Row]:
-        """One row for each measured pair of a sequence and each start."""
-        results = {mark: self.stream(sequence, mark) for mark in self.marks}
-        last: State | None = None
-        for place, sample in enumerate(sequence.pairs[: max(sequence.measured) + 1]):
-            pair = EncodedPair(self.model, sample)
-            if last is not None and place in sequence.measured:
-                # It noticed the cut if it did not start warm across it, or behind it.
-                pairs = results[self.marks[0]][place - 1 : place + 1]
-                noticed = any(result is None or not result.info.warm for result in pairs)
-                for row in self.pair(pair, last, {mark: of_pair[place] for mark, of_pair in results.items()}):
-                    yield {"group": sequence.group, "pair": sample.name, "noticed": noticed, **row}
-            start = pair.coarse() if last is None else carry(last)
-            last = solve(pair.problem, start, max_iterations=self.carried, check_start=False).state
-
-    def stream(self, sequence: ImageSequence, iterations: int) -> list[FlowResult | None]:
-        """The results of an estimator that makes this number of iterations for each pair; None where it began a new
-        stream.
-        """
-        estimator = FlowEstimator(self.model, max_iterations=iterations, tolerance_px=None)
-        return [estimator.update(frame, n * PERIOD_NS) for n, frame in enumerate(sequence.frames)][1:]
-
-    def pair(self, pair: EncodedPair, last: State, stream: dict[int, FlowResult | None]) -> Iterator[Row]:
-        """Measure every start on one pair.
-
-        :param last: the state of the previous pair.
-        :param stream: the results of the estimator, by its number of iterations.
-        """
-        settled = [pair.settled(start, self.reference) for start in (pair.coarse(), carry(last))]
-        states = [solution.state for solution in settled]
-        truth = pair.sample
-        if truth.flow is None:  # then it is the settled flow
-            everywhere = np.ones(truth.image1.shape[:2], bool)
-            truth = replace(truth, flow=to_array(pair.flow(states[0])), valid=everywhere)
-        of_pair = {
-            "truth": pair.sample.flow is not None,
-            "motion_px": motion_px(truth),
-            "settled": {
-                "update_px": [float(solution.residual) for solution in settled],
-                "apart_rms_px": distance_px(*states),
-                "error_px": pair.error(states[0], truth),
-            },
-        }
-        for name, make in starts(pair, last).items():
-            yield {"start": name, **of_pair, **self.curves(pair, make, states, truth)}
-        errors = {mark: pair_errors(truth, result.flow)[0] for mark, result in stream.items() if result is not None}
-        yield {"start": STREAM, **of_pair, "error_px": errors}
-
-    def curves(self, pair: EncodedPair, make: Callable[[], State], settled: list[State], truth: Sample) -> Row:
-        """The measurements from one start at each iteration, from 0, which is the start itself (the updates: from
-        1).
-        """
-        device = self.model.device
-        began = clock_s(device)
-        start = make()
-        started = clock_s(device)
-        solution = solve(
-            pair.problem, start, max_iterations=self.iterations, measure=update_px,
-            keep=range(1, self.iterations + 1), check_start=False,
-        )  # fmt: skip
-        ended = clock_s(device)
-        way = [start, *solution.trajectory.values()]
-        errors = [pair.error(state, truth) for state in way]
-        return {
-            "start_ms": 1e3 * (started - began),
-            "iteration_ms": 1e3 * (ended - started) / solution.evaluations,
-            "update_px": solution.trace[:, 0].tolist(),
-            # To the nearer of the settled states, as a whole: cells of both together may be no state at all.
-            "distance_rms_px": [min(distance_px(state, to) for to in settled) for state in way],
-            "error_px": {mark: errors[mark] for mark in (0, *self.marks)},
-            "errors_px": errors,
-        }
+    :param last: the state of the previous pair.
+    :param results: of the estimator, by its number of iterations.
+    """
+    settled = [pair.settled(start, options.reference) for start in (pair.coarse(), carry(last))]
+    states, truth = [solution.state for solution in settled], pair.sample
+    if truth.flow is None:  # then it is the settled flow
+        everywhere = np.ones(truth.image1.shape[:2], bool)
+        truth = replace(truth, flow=to_array(pair.flow(states[0])), valid=everywhere)
+    of_pair = {
+        "truth": pair.sample.flow is not None,
+        "motion_px": pair_errors(truth, np.zeros((*truth.valid.shape, 2), np.float32))[0],
+        "settled": {
+            **{f"{name}_px": float(s.residual) for name, s in zip(("coarse", "warped"), settled, strict=True)},
+            "apart_rms_px": distance_px(*states), "error_px": pair.error(states[0], truth),
+        },
+    }  # fmt: skip
+    for name, make in starts(pair, last).items():
+        yield {"start": name, **of_pair, **curves(pair, make, states, truth, options.iterations)}
+    errors = {mark: pair_errors(truth, result.flow)[0] for mark, result in results.items() if result is not None}
+    yield {"start": STREAM, **of_pair, "error_px": errors}
 
 
-def sequences(options: argparse.Namespace) -> Iterator[ImageSequence]:
-    """All sequences that the options ask for."""
-    size = options.height, options.width
-    listed_ones = listed(options.pairs, size) if options.pairs else iter(())
-    videos = (recorded(path, options.frames, size, options.skip) for path in options.sequence)
-    made = generated(options.clips, options.clip_frames, size) if options.clips else iter(())
-    return chain(listed_ones, videos, made)
+def curves(pair: EncodedPair, make: Callable[[], State], settled: list[State], truth: Sample, iterations: int) -> Row:
+    """The measurements from one start at each iteration, from 0, which is the start itself (the updates: from 1)."""
+    device = settled[0][1].device
+    began = clock_s(device)
+    start = make()
+    started = clock_s(device)
+    marks = range(1, iterations + 1)
+    solution = solve(pair.problem, start, max_iterations=iterations, measure=update_px, keep=marks, check_start=False)
+    iteration_ms = 1e3 * (clock_s(device) - started) / solution.evaluations
+    way = [start, *solution.trajectory.values()]
+    # Distances are to the nearer of the settled states, as a whole: cells of both together may be no state at all.
+    distances = [min(distance_px(state, to) for to in settled) for state in way]
+    updates, errors = solution.trace[:, 0].tolist(), [pair.error(state, truth) for state in way]
+    return {
+        "update_px": updates, "distance_rms_px": distances, "errors_px": errors,
+        "error_px": {mark: errors[mark] for mark in (0, *MARKS) if mark <= iterations},
+        **counted(updates, errors, pair.error(settled[0], truth), 1e3 * (started - began), iteration_ms),
+    }  # fmt: skip
+
+
+def counted(updates: list[float], errors: list[float], settled_px: float, start_ms: float, iteration_ms: float) -> Row:
+    """What is counted on the way from a start: iterations to the bound of the update, and to the error of the settled
+    state, infinite if it is never reached; the time to the latter, or to the end; and the factor by which each
+    iteration reduces the update, as the geometric mean within each of ``PHASES``.
+    """
+    to_error = first_below(errors, settled_px + SETTLED_PX) - 1
+    return {
+        "to_px": first_below(updates, BOUND_PX), "to_error": to_error, "first_update_px": updates[0],
+        "to_error_ms": start_ms + min(to_error, len(updates)) * iteration_ms,
+        "factors": [(updates[b - 1] / updates[a - 1]) ** (1 / (b - a)) for a, b in PHASES if b <= len(updates)],
+    }  # fmt: skip
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """For each group and start, over the pairs: mean errors; median iterations to the bound; mean iterations and time
+    to the settled error, where a pair that never has it counts as if with its last iteration; medians of the factors.
+    """
+    summary = []
+    for group, of_group in grouped(rows, "group").items():
+        by_start = {start: pd.DataFrame(some) for start, some in grouped(of_group, "start").items()}
+        for start, some in by_start.items():
+            entry: Row = {"group": group, "start": start, "pairs": len(some), "star": "" if some.truth[0] else " *"}
+            entry["error_px"] = pd.DataFrame(list(some.error_px)).mean().to_dict()
+            if start != STREAM:
+                last = len(some.update_px[0])
+                entry |= {
+                    "to_px": some.to_px.median(), "to_px_pairs": int(np.isfinite(some.to_px).sum()),
+                    "to_error": some.to_error.clip(upper=last).mean(), "to_error_ms": some.to_error_ms.mean(),
+                    "to_error_pairs": int(np.isfinite(some.to_error).sum()),
+                    "first_update_px": some.first_update_px.median(),
+                    "factors": np.median(list(some.factors), 0).tolist(),
+                }  # fmt: skip
+                for cold, of_cold in ((name, by_start[name]) for name in COLD):
+                    # Of pairs in which either got there. A cold start that did not counts as if it had with its last
+                    # iteration: the true ratio is then at most this large.
+                    known = np.isfinite(np.minimum(some.to_px, of_cold.to_px))
+                    entry[f"to_px_of_{cold}"] = (some.to_px / of_cold.to_px.clip(upper=last))[known].median()
+                    mean = max(of_cold.to_error.clip(upper=last).mean(), 1e-9)
+                    entry[f"to_error_of_{cold}"] = entry["to_error"] / mean
+                    entry[f"ms_of_{cold}"] = entry["to_error_ms"] / of_cold.to_error_ms.mean()
+            summary.append(entry)
+    return summary
+
+
+def cut_problems(rows: Sequence[Row]) -> list[str]:
+    """Pairs right behind a cut which the estimator solved worse than a cold start with the same number of
+    iterations.
+    """
+    behind = [row for row in rows if row["group"] == CUTS]
+    cold = {row["pair"]: row["error_px"] for row in behind if row["start"] == "coarse"}
+    return [
+        f"{row['pair']}, behind a cut ({'noticed' if row['noticed'] else 'not noticed'}): error {error:.2f} px after "
+        f"{mark} iterations, {cold[row['pair']][mark]:.2f} px from a cold start"
+        for row in behind
+        if row["start"] == STREAM
+        for mark, error in row["error_px"].items()
+        if error > cold[row["pair"]][mark] + SLACK_PX
+    ]
+
+
+def print_tables(summary: Sequence[Row], rows: Sequence[Row], console: Console) -> None:
+    """Print errors and iterations to a small update, iterations to the settled error and factors, and how good the
+    settled states are.
+    """
+    names = {"sequence": "{group} ({pairs})", "start": "{start}"}
+    columns = {**names, **{str(n): f"{{error_px[{n}]:.2f}}{{star}}" for n in summary[0]["error_px"]}}
+    columns |= {f"to {BOUND_PX:g} px": "{to_px:g} ({to_px_pairs})"}
+    columns |= {f"of {cold}": f"{{to_px_of_{cold}:.2f}}" for cold in COLD}
+    title = (
+        "mean error in px by iterations (*: from the settled state, as there is no true flow), and iterations to an "
+    )
+    title += "update, median (how many pairs got there): as multiples of cold starts"
+    print_table(console, title, columns, summary, names=2)
+    columns = {**names, "iterations": "{to_error:.1f} ({to_error_pairs})"}
+    columns |= {f"of {cold}": f"{{to_error_of_{cold}:.2f}}" for cold in COLD}
+    columns |= {"ms": "{to_error_ms:.0f}", **{f"ms of {cold}": f"{{ms_of_{cold}:.2f}}" for cold in COLD}}
+    columns |= {"first update, px": "{first_update_px:.2f}"}
+    columns |= {f"{since} to {to}": f"{{factors[{place}]:.2f}}" for place, (since, to) in enumerate(PHASES)}
+    title = (
+        f"iterations to the settled state's error, within {SETTLED_PX:g} px, mean (how many pairs got there; others "
+    )
+    title += "count as if with the last), and what an iteration leaves of the update, by iterations"
+    print_table(console, title, columns, [row for row in summary if row["start"] != STREAM], names=2)
+    for group, some in grouped([row for row in rows if row["start"] == STREAM], "group").items():
+        settled = pd.DataFrame([{**row["settled"], "motion_px": row["motion_px"]} for row in some])
+        medians, means = settled.median(), settled.mean()
+        console.print(
+            f"{group}: motion {means.motion_px:.1f} px; settled states: update {medians.coarse_px:.3f} (from coarse), "
+            f"{medians.warped_px:.3f} px (from full, warped), apart {medians.apart_rms_px:.3f} px RMS, error "
+            f"{means.error_px:.2f} px"
+        )
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw distance (above) and error (below) against iterations: one column per group, medians and means over its
+    pairs.
+    """
+    groups = grouped(rows, "group")
+    with picture(path, 2.3 * len(groups) + 0.6, 5.2) as figure:
+        panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
+        for (distances, errors), (group, of_group) in zip(panels.T, groups.items(), strict=True):
+            for start, some in grouped(of_group, "start").items():
+                if start != STREAM:
+                    distances.semilogy(np.median([row["distance_rms_px"] for row in some], 0), color=COLOURS[start])
+                marks = list(some[0]["error_px"])
+                means = [fmean(row["error_px"][mark] for row in some) for mark in marks]
+                errors.plot(marks, means, color=COLOURS[start], marker=".", label=start)
+            errors.set_yscale("log")
+            errors.xaxis.set_major_locator(MaxNLocator(integer=True))
+            errors.set_xlabel("iterations")
+            distances.axhline(BOUND_PX, color="#c53030", linewidth=0.8, linestyle="--")
+            distances.set_title(group)
+        panels[0][0].set_ylabel("distance, RMS px")
+        panels[1][0].set_ylabel("error, px")
+        names = errors.get_legend_handles_labels()
+        figure.legend(*names, frameon=False, loc="outside lower center", ncols=len(COLOURS))
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
@@ -168,39 +269,27 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     :raises ValueError: if no pair has a predecessor.
     """
     model = load_model(options.model, options.device)
-    bench = Bench(model, options)
-    made = (row for sequence in sequences(options) for row in bench.sequence(sequence))
+    every = (row for part in every_sequence(options, CLIP_FRAMES) for row in rows_of(model, part, options))
     with torch.inference_mode():
-        rows = watched(made, console, "{pair}, {start}")
+        rows = watched(every, console, "{pair}, {start}")
     if not rows:
         raise ValueError(f"{options.pairs} has no two pairs that follow each other")
-    summary = summarise(rows, options.bound)
-    print_tables(summary, options.bound, console)
+    summary = summarise(rows)
+    print_tables(summary, rows, console)
     if options.plot:
-        plot(rows, options.bound[0], options.plot)
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters, "summary": summary, "problems": cut_problems(rows), "curves": rows}
+        plot(rows, options.plot)
+    return {"summary": summary, "problems": cut_problems(rows), "curves": rows}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     line = Benchmark(__file__, __doc__, plot="the curves")
-    line.add_pairs("list of pairs with true flow, see training/pairs.py, for its sequences")
-    line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images")
-    line.add_number("--frames", 8, "frames of each --sequence", least=3)
-    line.add_number("--skip", 0, "frames of each --sequence to pass over first", least=0)
+    add_inputs(line, frames=8)
     line.add_number("--clips", 3, "generated sequences of each kind; 0: none", least=0)
-    line.add_number("--clip-frames", 6, "frames of each of them", least=3)
-    line.add_size(240, 320, "frames are made smaller to fit")
     line.add_model()
     line.add_number("--iterations", 24, "evaluations from each start", least=1)
-    line.add_number("--marks", [1, 2, 4, 8], "iterations to print at", least=1, nargs="+")
-    line.add_number("--carried", 12, "iterations of the pair before", least=1)
     line.add_number("--reference", 96, "iterations to the settled state", least=1)
-    line.add_number("--bound", [0.05], "px, to count to", above=0, nargs="+")
     options = line.parse_args(arguments)
-    if max(options.marks) > options.iterations:
-        line.error(f"--marks: expected numbers from 1 to --iterations, {options.iterations}, got {options.marks}")
     if not (options.pairs or options.sequence or options.clips):
         line.error("expected --pairs, --sequence or --clips above 0: without them there is nothing to measure")
     return line.run(options, measure)
