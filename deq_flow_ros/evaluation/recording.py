@@ -17,7 +17,15 @@ import numpy as np
 import torch
 
 from deq_flow_ros.evaluation.methods import Models, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameOutcome, InputFrame, read_frames
+from deq_flow_ros.evaluation.records import (
+    DROPPED,
+    FIRST,
+    PROCESSED,
+    FrameOutcome,
+    InputFrame,
+    frame_problems,
+    read_frames,
+)  # fmt: skip
 from deq_flow_ros.evaluation.report import FRAMES
 from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
@@ -70,20 +78,6 @@ class Plan:
     def truth_topic(self) -> str | None:
         """The topic of the true flow, if it comes from a topic."""
         return self.truth if self.truth and self.truth.startswith("/") and not Path(self.truth).is_dir() else None
-
-
-def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with a frame: the kind of problem, and the details of this frame."""
-    if frame.image is None:
-        yield "cannot be read", f"frame {frame.index}: {frame.problem}"
-    if previous is None:
-        return
-    if frame.stamp_ns <= previous.stamp_ns:
-        kind = "have a stamp that is not after the one before (see --stamps record)"
-        yield kind, f"frame {frame.index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns"
-    if frame.image is not None and previous.image is not None and frame.image.shape != previous.image.shape:
-        (h0, w0), (h1, w1) = previous.image.shape[:2], frame.image.shape[:2]
-        yield "have another size than the one before", f"frame {frame.index}: {w1}x{h1} after {w0}x{h0}"
 
 
 class RecordingEvaluation:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ STAGES = (
 """The stages of one update in the order in which they run."""
 
 WORDS = ("outcome", "reason", "stop_reason", "reset_reason")
-NUMBERS = ("iterations", "warm", "residual_px", "scale", "latency_ms", "over_budget")
+NUMBERS = ("iterations", "warm", "residual_px", "scale", "latency_ms", "over_budget", "matched", "repeated")
 VALUES = (*NUMBERS, *(f"stage_{stage}_ms" for stage in STAGES), *MEASURES)
 COLUMNS = ("setting", "index", "stamp_ns", "previous_stamp_ns", *WORDS, *VALUES)
 """The columns of ``frames.csv``. An empty cell means that the value is not known."""
@@ -81,6 +81,23 @@ class InputFrame:
         return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, problem, took_ms)
 
 
+def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a frame: the kind of problem, and the details of this frame."""
+    if frame.image is None:
+        yield "cannot be read", f"frame {frame.index}: {frame.problem}"
+    if previous is None:
+        return
+    if frame.stamp_ns <= previous.stamp_ns:
+        kind = "have a stamp that is not after the one before (see --stamps record)"
+        yield kind, f"frame {frame.index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns"
+    if frame.frame_id != previous.frame_id:
+        kind = "have another frame_id than the one before (two cameras on one topic?)"
+        yield kind, f"frame {frame.index}: {frame.frame_id!r} after {previous.frame_id!r}"
+    if frame.image is not None and previous.image is not None and frame.image.shape != previous.image.shape:
+        (h0, w0), (h1, w1) = previous.image.shape[:2], frame.image.shape[:2]
+        yield "have another size than the one before", f"frame {frame.index}: {w1}x{h1} after {w0}x{h0}"
+
+
 @dataclass(frozen=True)
 class FrameRecord:
     """The outcome of one frame with one setting, which is a row of the table; of a processed frame as in ``FlowInfo``.
@@ -104,6 +121,8 @@ class FrameRecord:
     stage_ms: Mapping[str, float] = field(default_factory=dict)
     latency_ms: float = math.nan
     over_budget: bool = False
+    matched: bool = True
+    repeated: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -184,3 +203,19 @@ def read_frames(path: Path) -> pd.DataFrame:
         frames[name] = frames[name].replace("", missing).astype("int64")
     frames[list(VALUES)] = frames[list(VALUES)].replace([np.inf, -np.inf], np.nan)
     return frames
+
+
+def doubtful(frames: pd.DataFrame) -> Iterator[str]:
+    """Say how many flow fields of a setting mean nothing, because of their images.
+
+    :param frames: from ``read_frames``.
+    """
+    done = frames[frames.outcome == PROCESSED]
+    unmatched, repeated = done[done.matched == 0], done[done.repeated == 1]
+    if len(unmatched):
+        what = f"pairs whose flow means nothing, because their images have nothing in common: {len(unmatched)}"
+        yield f"{what} of {len(done)}; the first is frame {unmatched.iloc[0]['index']}"
+    if len(repeated) > 2:  # one or two may be a recorder's
+        what = f"frames that are exactly those before them, so that their flow is zero: {len(repeated)} of {len(done)}"
+        why = "is the camera frozen, or does its driver send each image more than once?"
+        yield f"{what}; the first is frame {repeated.iloc[0]['index']}; {why}"

@@ -76,9 +76,12 @@ class SettingRun:
         :param arrival_ns: when the frame arrived, on the estimator's clock; None is now.
         """
         assert frame.image is not None
-        if self._previous is not None and (anew := why_anew(self._previous.stamp_ns, frame.stamp_ns)):
+        if (last := self._previous) is not None:
             # Of two frames out of order, ``take`` has left out one; the estimator must not do so once more.
-            self.estimator.reset(anew)
+            if anew := why_anew(last.stamp_ns, frame.stamp_ns):
+                self.estimator.reset(anew)
+            elif frame.frame_id != last.frame_id:  # another camera, as in the node
+                self.estimator.reset(f"frame_id changed from {last.frame_id!r} to {frame.frame_id!r}")
         try:
             with self.shares.of("computing"):
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from deq_flow_ros.evaluation.gallery import RANKED_BY
 from deq_flow_ros.evaluation.measures import MEASURES
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, OUTCOMES, PROCESSED, STAGES
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, OUTCOMES, PROCESSED, STAGES, doubtful
 from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 
 VERSION = 2
@@ -71,7 +71,7 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
         "input": run.input,
         "settings": entries,
         "comparison": _compare(by_setting),
-        "problems": run.problems,
+        "problems": [*run.problems, *doubtful(by_setting[settings[0].name])],
         "transport": run.transport,
         "run": {
             "seconds": run.seconds,

@@ -134,9 +134,9 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     recorded = open_source(run.bag, IMAGE_TOPIC) if source.live else source
     metrics = _analyse(options, run, published, reports, recorded, about, console)
     _print_summary(out, metrics, console)
-    for problem in account.problems:
+    for problem in metrics["problems"]:
         console.print(f"evaluate_bag: {problem}", style="red")
-    return 1 if account.problems else 0
+    return 1 if metrics["problems"] else 0
 
 
 def _clear(out: Path, input: str | None) -> None:

@@ -98,6 +98,8 @@ def record_of(index: int, report: FrameReport) -> FrameRecord:
         stage_ms={stage: value for stage, value in stages.items() if np.isfinite(value)},
         latency_ms=report.number("latency_ms"),
         over_budget=report.flag("over_budget"),
+        matched=report.values.get("matched") != "false",
+        repeated=report.flag("repeated"),
     )
 
 

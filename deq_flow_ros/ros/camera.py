@@ -158,8 +158,8 @@ class Camera:
         if result is None:
             reason = self.estimator.reset_reason or "start"
             if reason.startswith(FLAT):
-                words = "an image has no contrast to compute on: is the lens covered, or the exposure wrong?"
-                self._logger.warning(words, throttle_duration_sec=60.0)
+                words = "is the lens covered, or the exposure or intensity_range wrong?"
+                self._logger.warning(f"an image has no contrast to compute on: {words}", throttle_duration_sec=60.0)
             return self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
         assert previous is not None
         estimated_ns = time.monotonic_ns()

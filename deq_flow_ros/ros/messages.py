@@ -127,6 +127,8 @@ def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
 Region = tuple[int, int, int, int]
 """x, y, width, height in pixels of an image; all 0 is the whole image, as in ``sensor_msgs/RegionOfInterest``."""
 WHOLE: Region = (0, 0, 0, 0)
+LEAST_FOCAL = 0.05
+"""Focal length of the widest lens, 168 degrees, relative to the width of the image."""
 
 
 def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
@@ -139,6 +141,13 @@ def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
     name, matrix = ("P", message.p.reshape(3, 4)) if rectified else ("K", message.k.reshape(3, 3))
     if not message.k[0] or not matrix[0, 0]:
         raise ValueError(f"the camera is not calibrated: expected {name}[0] above 0, got {matrix[0, 0]:g}")
+    if (matrix[2, :3] != (0, 0, 1)).any():
+        raise ValueError(f"expected 0, 0, 1 as the last row of {name}, got {matrix[2].tolist()}: is it transposed?")
+    if 0 < matrix[0, 0] < LEAST_FOCAL * message.width:
+        raise ValueError(
+            f"expected a focal length in pixels, got {name}[0] = {matrix[0, 0]:g} for {message.width} px of width, as "
+            "one in millimetres or metres would be"
+        )
     if matrix[0, 1]:
         raise ValueError(f"expected a camera without skew, got {name}[1] = {matrix[0, 1]:g}")
     model, distortion = known_distortion(message.distortion_model, message.d)

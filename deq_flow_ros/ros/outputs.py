@@ -89,6 +89,7 @@ class FlowOutputs:
         name = prefix.strip("~/")
         self.logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._said = ""
+        self._strange = ""  # frame_id of a camera_info that does not fit
         self._normalized: NormalizedFlow | None = None
         self._publishers: dict[str, LifecyclePublisher] = {}
         self._all: list[LifecyclePublisher] = []
@@ -148,6 +149,7 @@ class FlowOutputs:
         if wanted & {"flow", "points", "camera_info"}:
             info, camera, problem = _calibration(camera_info, header, residual.shape, options)
             self._say(problem, wanted, info is not None)
+            self._compare_frames(camera_info, header, options.info_topic)
         if "flow" in wanted:
             in_units = flow
             if options.units != "px":
@@ -187,6 +189,14 @@ class FlowOutputs:
         if self._normalized is None or self._normalized.camera != camera:
             self._normalized = NormalizedFlow(camera)
         return self._normalized(flow) / np.float32(elapsed_s)
+
+    def _compare_frames(self, camera_info: CameraInfo | None, header: Header, topic: str) -> None:
+        """Name a camera_info that may be another camera's; once, until it changes."""
+        theirs = header.frame_id if camera_info is None else camera_info.header.frame_id or header.frame_id
+        if theirs != header.frame_id and theirs != self._strange:
+            whose = f"camera_info on {topic} has the frame_id {theirs!r}, the images have {header.frame_id!r}"
+            self.logger.warning(f"{whose}: is it that of another camera? It is used all the same")
+        self._strange = theirs
 
     def _say(self, problem: str, wanted: set[str], described: bool) -> None:
         """Name what is missing in what people subscribe to; once, until it changes.

@@ -105,7 +105,7 @@ _REMEDIES = {
     "encoding changed": _OTHER_CAMERA,
     "frame_id changed": _OTHER_CAMERA,
     "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
-    FLAT: "there is no contrast to compute on; is the lens covered, or the exposure wrong?",
+    FLAT: "there is no contrast to compute on; is the lens covered, or the exposure or intensity_range wrong?",
     "a frame failed": "the log says where",
 }
 """Of a stream that starts anew with every image, by a word of the reason."""
@@ -132,7 +132,8 @@ def troubles(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
     span = f"in the last {window.seconds:.0f} s"
     found = [*_unusable(window, span), *_left_out(window, span)]
     found += _without_flow(window, span) if window.full and not window.infos else _breaks(window, span)
-    found += [*_unmatched(window, span), *_solves(window, span), *_transport(window, span), *_stamps(window, clocks)]
+    found += [*_unmatched(window, span), *_repeated(window, span), *_solves(window, span)]
+    found += [*_transport(window, span), *_stamps(window, clocks)]
     return sorted(found, key=lambda trouble: trouble[0], reverse=True)
 
 
@@ -221,6 +222,20 @@ def _unmatched(window: Window, span: str) -> list[tuple[bytes, str]]:
     return [(WARN, text)]
 
 
+def _repeated(window: Window, span: str) -> list[tuple[bytes, str]]:
+    """Of flow that is zero because the camera gave no new image."""
+    faults = _faults([info.repeated for info in window.infos])
+    if not faults:
+        return []
+    count = sum(window.infos[number].repeated for number in faults)
+    which = f"the last {count} images" if count == len(faults) else f"{count} of {len(faults)} images {span}"
+    text = (
+        f"{which} were exactly those before them, so that their flow is zero whatever moves: is the camera frozen, or "
+        "does its driver send each image more than once? (A simulated camera that stands still has no noise.)"
+    )
+    return [(WARN, text)]
+
+
 def _solves(window: Window, span: str) -> list[tuple[bytes, str]]:
     found = []
     infos, count = window.infos, len(window.infos)
@@ -257,6 +272,8 @@ def _transport(window: Window, span: str) -> list[tuple[bytes, str]]:
 
 def _stamps(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
     """Stamps of a recording are no fault: nothing but their age depends on this machine's clock."""
+    if clocks.simulated and not clocks.offered:
+        return [(OK, "use_sim_time is set, and nobody publishes /clock: how old the images are is not known")]
     age_ms = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
     if (EARLY_CLOCK_MS if clocks.simulated else EARLY_STAMP_MS) <= age_ms <= OLD_STAMP_MS:
         return []

@@ -38,6 +38,7 @@ class FlowInfo:
         to which the flow leads, -1..1; see ``likeness`` in ``model/cells.py``. NaN if it is not known.
     :ivar starved: whether the frame was late with a single iteration at the lowest scale, so that this machine cannot
         keep the budget, at least at present.
+    :ivar repeated: whether the two images are the same, pixel by pixel. Those of a camera never are, because of noise.
     :ivar runtime: what computed the flow: "eager", or "graphs" or "compiled" (graphs) on a GPU.
     """
 
@@ -58,6 +59,7 @@ class FlowInfo:
     starved: bool = False
     runtime: str = "eager"
     likeness: float = math.nan
+    repeated: bool = False
 
     @property
     def matched(self) -> bool:
@@ -108,6 +110,7 @@ def pair_values(info: FlowInfo, stage_ms: Mapping[str, float]) -> dict[str, str]
         "runtime": info.runtime,
         "likeness": f"{info.likeness:.4g}",
         "matched": _flag(info.matched),
+        "repeated": _flag(info.repeated),
         **{f"stage_{name}_ms": f"{value:.3f}" for name, value in stage_ms.items()},
     }
 

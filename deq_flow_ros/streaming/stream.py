@@ -27,6 +27,7 @@ class Turn:
     :ivar image: (H, W, 3) uint8 RGB.
     :ivar time_limit_ms: the longest time of the work on it.
     :ivar starts: whether it is the first frame of its stream.
+    :ivar repeated: whether it is the same as the one before.
     :ivar plan: what is done for it, known once its turn has come.
     :ivar deadline: known once its turn has come; None without a budget or limit.
     """
@@ -37,6 +38,7 @@ class Turn:
     time_limit_ms: float | None
     seen: Seen
     starts: bool
+    repeated: bool = False
     plan: Plan | None = None
     deadline: Deadline | None = None
 
@@ -123,7 +125,13 @@ class Stream:
             return None
         if reason is not None:
             self._begin_anew(reason)
-        return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None)
+        last, small = self.last, seen.thumbnail.layout
+        repeated = (  # the thumbnails first, which are small
+            last is not None
+            and np.array_equal(small, last.seen.thumbnail.layout)
+            and np.array_equal(image, last.image)
+        )
+        return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None, repeated)
 
     def restore(self, last: Last) -> None:
         """Continue after this frame."""
@@ -212,6 +220,7 @@ class Stream:
             starved=late and plan.lowest and solved.evaluations <= 1 and COARSE not in stage_ms,
             runtime=solved.runtime,
             likeness=solved.likeness,
+            repeated=turn.repeated,
         )
         self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
         self.reset_reason, self.ahead, self.warm = None, False, settings.warm

@@ -96,6 +96,8 @@ def test_uncalibrated_cameras_are_passed_on_but_have_no_rays() -> None:
     [
         ({"distortion_model": "plumb"}, "plumb_bob.*got 'plumb'"),
         ({"d": [0.1, 0.2]}, "4, 5, 8, 12 or 14 finite coefficients"),
+        ({"k": [600.0, 0, 0, 0, 590, 0, 331, 245, 1]}, "last row of K, got .331.0, 245.0, 1.0.: is it transposed"),
+        ({"k": [0.0035, 0, 0.0018, 0, 0.0035, 0.0013, 0, 0, 1]}, r"in pixels, got K.0. = 0.0035 for 640 px"),
         ({"k": [600.0, 3, 331, 0, 590, 245, 0, 0, 1]}, r"without skew, got K\[1\] = 3"),
         ({"width": 0}, "got 0 x 480"),
         ({"roi": RegionOfInterest(x_offset=600, width=100, height=100)}, "640 x 480 image, got x 600"),

@@ -235,7 +235,9 @@ def test_a_camera_info_of_another_size_is_not_used(rig: Rig, monkeypatch: pytest
         message = rig.publish(calibration(60, 40), image_size=(HEIGHT, WIDTH), info_topic="/camera/camera_info")
         assert [point.name for point in message["points"].fields] == ["u", "v", "du", "dv", "residual"]
     assert len(said) == 1 and "describes images of 60x40 px, these are 30x20" in said[0]
-    assert len(rig.publish(calibration(), image_size=(HEIGHT, WIDTH))["points"].fields) == 11
+    (info := calibration()).header.frame_id = "other"
+    assert [len(rig.publish(info, image_size=(HEIGHT, WIDTH))["points"].fields) for _ in "12"] == [11, 11]
+    assert len(said) == 2 and "has the frame_id 'other', the images have " in said[1]
 
 
 def test_qos_can_be_overridden_in_every_cycle(rig: Rig) -> None:

@@ -105,7 +105,9 @@ def test_a_dark_and_noisy_picture_is_still_matched(nano: DEQFlow) -> None:
     dark = [frame.clip(0, 255).astype(np.uint8) for frame in dim]
     estimator.update(dark[0], 0)
     result = estimator.update(dark[1], PERIOD_NS)
-    assert result is not None and result.info.matched
+    assert result is not None and result.info.matched and not result.info.repeated
+    again = estimator.update(dark[1].copy(), 2 * PERIOD_NS)
+    assert again is not None and again.info.repeated, "a camera whose noise stands still is frozen"
 
 
 def test_likeness_is_that_of_the_cells_that_are_led_to() -> None:
