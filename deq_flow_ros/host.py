@@ -18,20 +18,22 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 PACKAGES = ("deq_flow_ros", "torch", "numpy", "opencv-python-headless", "rosbags")
 ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 """Variables that timing depends on: they set how many threads work on an operation, and how they wait."""
 
 
 def keep_freed_memory() -> None:
-    """Let malloc reuse image-sized blocks; for commands to call, not on import.
+    """Let malloc reuse image-sized blocks; for commands to call, before they start threads, not on import.
 
-    By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. Does
-    nothing where the C library has no ``mallopt``.
+    By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. All
+    threads share one heap, because those of their own give memory back in pieces of 64 MB, some of which a few bytes
+    keep alive for minutes. Does nothing where the C library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
