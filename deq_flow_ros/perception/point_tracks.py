@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Points followed through a stream: dense flow leads, the images refine and check, and what is lost is named.
 
-Each step of a track begins where the flow leads. From there, Lucas and Kanade's method finds the position at which the
-surroundings fit best, forward and back again (the check of Kalal et al., "Forward-backward error: automatic detection
-of tracking failures", ICPR 2010). It is at full resolution, and needs no pyramid, because the flow has taken it near.
-Where the images do not confirm the flow (blur, little texture), the track goes on with the flow alone, and its expected
-error grows by the flow's uncertainty, until it is too large.
+A step of a track begins where the flow leads. There, Lucas and Kanade's method compares the surroundings with those in
+an earlier image, forward and back again (the check of Kalal et al., "Forward-backward error: automatic detection of
+tracking failures", ICPR 2010). The image is first warped to the earlier one by the flow: the method knows translations
+only, and takes a surface that grows or turns for one that shifts, which adds up. The earlier image is the previous one,
+and then the anchor, which is up to ``ANCHOR_STEPS`` old and reached by chained flow: a position that it confirms has
+none of the errors of the steps between. Where no image confirms the flow (blur, little texture), the track goes on with
+the flow alone, and its expected error grows by the flow's uncertainty, until it is too large.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ BLOCK = 7
 """Side of the square, px, whose texture decides where a track begins."""
 STEP_ERROR_PX = 0.05
 """Error of a step that the images confirm, beside the distance by which forward and backward disagree."""
+ANCHOR_STEPS = 10
+"""Images after which another one becomes the anchor."""
+CELL_PX, SMOOTHING = 4, 0.4
+"""Of the flow by which images are warped: side of its cells, and deviation of the Gaussian as a share of the window."""
+INVERSIONS = 4
+"""Steps of the fixed-point iteration that follows backward flow forward."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,7 @@ class TrackSettings:
     """When tracks begin and end.
 
     :ivar max_tracks: none begins while there are so many.
-    :ivar spacing_px: side of the cells of which each without a track gets one; tracks nearer than a quarter of it are
-        one.
+    :ivar spacing_px: distance that a new track keeps from all others; tracks nearer than a quarter of it are one.
     :ivar min_texture: gradient in the direction in which it is least, RMS in grey levels per px, with which a track
         may begin.
     :ivar window_px: side of the square of which Lucas and Kanade's method compares the pixels, odd.
@@ -48,13 +55,13 @@ class TrackSettings:
     """
 
     max_tracks: int = 2000
-    spacing_px: int = 16
+    spacing_px: int = 12
     min_texture: float = 2.0
-    window_px: int = 15
+    window_px: int = 11
     max_correction_px: float = 1.0
     max_disagreement_px: float = 1.0
     max_residual: float = 20.0
-    max_error_px: float = 3.0
+    max_error_px: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,30 @@ class Tracks:
 NONE = Tracks(np.empty(0, np.uint32), np.empty((0, 2)), np.empty(0, np.uint32), np.empty(0))
 
 
+class _Reference:
+    """An image, the tracks in it, and where all that it shows has gone since."""
+
+    def __init__(self, image: np.ndarray, tracks: Tracks) -> None:
+        self.image, self.tracks, self.steps = image, tracks, 0
+        axes = (np.arange(CELL_PX / 2 - 0.5, side + CELL_PX / 2 - 0.5, CELL_PX) for side in image.shape[::-1])
+        self._now = self._start = np.stack(np.meshgrid(*axes), axis=2).astype(np.float32)
+
+    def advance(self, flow: np.ndarray, backward: bool) -> None:
+        """Take the next field of the stream."""
+        self._now, self.steps = _led(flow, self._now, backward), self.steps + 1
+
+    def way(self, smoothing_px: float) -> np.ndarray:
+        """Positions (H, W, 2) float32 in the present image, smoothed, of what the pixels of this one show."""
+        gone = cv2.GaussianBlur(self._now - self._start, (0, 0), smoothing_px / CELL_PX)
+        height, width = self.image.shape
+        way = cv2.resize(gone, None, fx=CELL_PX, fy=CELL_PX)[:height, :width]
+        way[..., 0] += np.arange(width, dtype=np.float32)
+        way[..., 1] += np.arange(height, dtype=np.float32)[:, None]
+        return way
+
+
 class PointTracker:
-    """Follows points through the forward flow of a stream.
+    """Follows points through the flow of a stream.
 
     :ivar settings: may be exchanged between two fields.
     :ivar tracks: in the latest image.
@@ -98,11 +127,12 @@ class PointTracker:
         self._until_ns: int | None = None
         self._shape: tuple[int, ...] = ()
         self._next_id = 0
+        self._anchor: _Reference | None = None
 
     def restart(self, reason: str = RESTART) -> Counter[str]:
         """End all tracks; returns how many ended for what reason."""
         ended = Counter({reason: len(self.tracks.ids)} if len(self.tracks.ids) else {})
-        self.tracks, self._until_ns = NONE, None
+        self.tracks, self._until_ns, self._anchor = NONE, None, None
         return ended
 
     def follow(
@@ -112,11 +142,13 @@ class PointTracker:
         first: np.ndarray,
         second: np.ndarray,
         stamps_ns: tuple[int, int],
+        backward: bool = False,
     ) -> Counter[str]:
         """Take all tracks from one image to the next, and begin new ones there.
 
-        :param flow: (H, W, 2) float32 px, from ``first`` to ``second``; NaN where there is none.
-        :param uncertainty: (H, W) float32 px, the expected error of the flow.
+        :param flow: (H, W, 2) float32 px, from ``first`` to ``second``, or ``backward`` from ``second`` to ``first``;
+            NaN where there is none.
+        :param uncertainty: (H, W) float32 px, the expected error of the flow, on its pixels.
         :param first: (H, W) uint8 grey.
         :param second: likewise.
         :param stamps_ns: of the two images. Unless ``first`` is the ``second`` of the last call, all tracks end.
@@ -128,7 +160,7 @@ class PointTracker:
             got = f"flow {flow.shape[:2]}, uncertainty {uncertainty.shape}, images {shape} and {second.shape}"
             raise ValueError(f"expected images and fields of one size, got {got}")
         if stamps_ns[1] <= stamps_ns[0]:
-            raise ValueError("expected flow that points to a later image (direction: forward of flow_node)")
+            raise ValueError(f"expected the stamp of the earlier image first, got {stamps_ns}")
         ended: Counter[str] = Counter()
         if self._until_ns is not None and stamps_ns[0] != self._until_ns:
             ended += self.restart(GAP if stamps_ns[0] > self._until_ns else RESTART)
@@ -139,25 +171,34 @@ class PointTracker:
             self._begin(first)
         self._until_ns = stamps_ns[1]
         if len(self.tracks.ids):
-            ended += self._step(flow, uncertainty, first, second)
+            ended += self._step(flow, uncertainty, first, second, backward)
         self._begin(second)
         return ended
 
-    def _step(self, flow: np.ndarray, uncertainty: np.ndarray, first: np.ndarray, second: np.ndarray) -> Counter[str]:
+    def _step(
+        self, flow: np.ndarray, uncertainty: np.ndarray, first: np.ndarray, second: np.ndarray, backward: bool
+    ) -> Counter[str]:
         tracks, settings = self.tracks, self.settings
         height, width = first.shape
-        here = tracks.points
-        led = here + _sampled(flow, here)
-        unsure = _sampled(uncertainty, here)
-        reasons = np.full(len(here), "", object)
-        reasons[~np.isfinite(led).all(axis=1) | ~np.isfinite(unsure)] = UNKNOWN
-        there, error = led.copy(), unsure.astype(np.float64)
-        tried = np.flatnonzero((reasons == "") & _inside(led, height, width))
-        if tried.size:
-            found, apart, good = self._matched(first, second, here[tried], led[tried], unsure[tried])
-            there[tried[good]] = found[good]
-            error[tried[good]] = apart[good] + STEP_ERROR_PX
-        error = np.hypot(tracks.errors, error)
+        there = _led(flow, tracks.points, backward)
+        error = np.hypot(tracks.errors, _sampled(uncertainty, there if backward else tracks.points))
+        reasons = np.full(len(there), "", object)
+        reasons[~np.isfinite(there).all(axis=1) | ~np.isfinite(error)] = UNKNOWN
+        tried = np.flatnonzero((reasons == "") & _inside(there, height, width))
+        last = _Reference(first, tracks)
+        if self._anchor is None or self._anchor.steps >= ANCHOR_STEPS:
+            self._anchor = last
+        for reference in dict.fromkeys((last, self._anchor)):
+            reference.advance(flow, backward)
+            _, mine, theirs = np.intersect1d(
+                tracks.ids[tried], reference.tracks.ids, assume_unique=True, return_indices=True
+            )
+            if mine.size:
+                mine, start = tried[mine], reference.tracks.only(theirs)
+                found, apart, good = self._matched(reference, second, start.points, error[mine])
+                total = np.hypot(start.errors, apart + STEP_ERROR_PX)
+                better = good & ((total < error[mine]) | (reference is last))
+                there[mine[better]], error[mine[better]] = found[better], total[better]
         reasons[(reasons == "") & ~_inside(there, height, width)] = OUTSIDE
         reasons[(reasons == "") & (error > settings.max_error_px)] = UNCERTAIN
         kept = np.flatnonzero(reasons == "")
@@ -172,44 +213,38 @@ class PointTracker:
         return Counter(reasons[~alive].tolist())
 
     def _matched(
-        self, first: np.ndarray, second: np.ndarray, here: np.ndarray, led: np.ndarray, unsure: np.ndarray
+        self, reference: _Reference, image: np.ndarray, start: np.ndarray, unsure: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the surroundings fit best, how far forward and backward disagree, and whether to believe it."""
+        """Where what the reference shows at the start is now, how far the way back ends off, and whether it is so."""
         settings = self.settings
+        way = reference.way(SMOOTHING * settings.window_px)
+        warped = cv2.remap(image, way, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         options: dict[str, Any] = {
             "winSize": (settings.window_px, settings.window_px),
             "maxLevel": 0,
             "criteria": (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 30, 0.01),
             "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
         }
-        start, guess = (points.astype(np.float32)[:, None] for points in (here, led))
-        found, there_ok, residual = cv2.calcOpticalFlowPyrLK(first, second, start, guess.copy(), **options)
-        back, back_ok, _ = cv2.calcOpticalFlowPyrLK(second, first, found, start.copy(), **options)
-        apart = np.linalg.norm(back - start, axis=2)[:, 0].astype(np.float64)
-        corrected = np.linalg.norm(found - guess, axis=2)[:, 0]
+        here = start.astype(np.float32)[:, None]
+        found, there_ok, residual = cv2.calcOpticalFlowPyrLK(reference.image, warped, here, here.copy(), **options)
+        back, back_ok, _ = cv2.calcOpticalFlowPyrLK(warped, reference.image, found, here.copy(), **options)
+        apart, corrected = (np.linalg.norm(end - here, axis=2)[:, 0].astype(np.float64) for end in (back, found))
+        there = _sampled(way, found[:, 0]).astype(np.float64)
         good = (
             (there_ok[:, 0] == 1)
             & (back_ok[:, 0] == 1)
             & (apart <= settings.max_disagreement_px)
             & (corrected <= np.maximum(settings.max_correction_px, 2 * unsure))
             & (residual[:, 0] <= settings.max_residual)
+            & np.isfinite(there).all(axis=1)
         )
-        return found[:, 0].astype(np.float64), apart, good
+        return there, apart, good
 
     def _begin(self, image: np.ndarray) -> None:
-        """A track at the best textured pixel of each cell that has none."""
-        spacing_px, room = self.settings.spacing_px, self.settings.max_tracks - len(self.tracks.ids)
-        if room <= 0:
-            return
-        free = corners(image, spacing_px, self.settings.min_texture)
-        if len(free) and len(self.tracks.ids):
-            taken = np.zeros((image.shape[0] // spacing_px + 1, image.shape[1] // spacing_px + 1), bool)
-            cells, wanted = ((points // spacing_px).astype(int) for points in (self.tracks.points, free))
-            taken[cells[:, 1], cells[:, 0]] = True
-            free = free[~taken[wanted[:, 1], wanted[:, 0]]]
-            # Not beside a track of the next cell either.
-            free = free[np.abs(free[:, None] - self.tracks.points[None]).max(axis=2).min(axis=1) >= spacing_px / 2]
-        self.begin(free[:room])
+        """Tracks where there is texture and no track near."""
+        settings = self.settings
+        if (room := settings.max_tracks - len(self.tracks.ids)) > 0:
+            self.begin(corners(image, settings.spacing_px, settings.min_texture, self.tracks.points)[:room])
 
     def begin(self, points: np.ndarray) -> None:
         """Begin tracks at points (N, 2) px of the latest image."""
@@ -224,32 +259,22 @@ class PointTracker:
         )
 
 
-def corners(image: np.ndarray, spacing_px: int, min_texture: float) -> np.ndarray:
-    """The pixel with the most texture in each cell of the image that has enough.
+def corners(image: np.ndarray, spacing_px: int, min_texture: float, taken: np.ndarray | None = None) -> np.ndarray:
+    """Pixels with much texture, the most first, that keep a distance from each other (Shi and Tomasi, CVPR 1994).
 
     :param image: (H, W) uint8 grey.
     :param min_texture: as in ``TrackSettings``.
-    :returns: (N, 2) float64 px, x before y; those with the most texture first.
+    :param taken: (N, 2) px, within the image, from which they keep the distance as well.
+    :returns: (N, 2) float64 px, x before y.
     """
     # Sobel's operator is 8 times the gradient, and OpenCV divides its square by (4 * 255)^2.
-    texture = np.sqrt(np.maximum(cv2.cornerMinEigenVal(image, BLOCK), 0)) * (255 / 2)
+    allowed = (cv2.cornerMinEigenVal(image, BLOCK) >= (min_texture * 2 / 255) ** 2).astype(np.uint8)
     margin = BLOCK // 2 + 1
-    texture[:margin], texture[-margin:], texture[:, :margin], texture[:, -margin:] = 0, 0, 0, 0
-    found = []
-    for top in range(0, image.shape[0], spacing_px):
-        for left in range(0, image.shape[1], spacing_px):
-            cell = texture[top : top + spacing_px, left : left + spacing_px]
-            best = int(cell.argmax())
-            if (value := float(cell.flat[best])) >= min_texture:
-                found.append((-value, left + best % cell.shape[1], top + best // cell.shape[1]))
-    chosen: dict[tuple[int, int], tuple[int, int]] = {}  # by cell
-    for _, x, y in sorted(found):  # those of neighbouring cells may lie side by side
-        row, column = y // spacing_px, x // spacing_px
-        around = [(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-        near = [chosen[cell] for cell in around if cell in chosen]
-        if all(max(abs(x - other_x), abs(y - other_y)) >= spacing_px / 2 for other_x, other_y in near):
-            chosen[row, column] = x, y
-    return np.array(list(chosen.values()), np.float64).reshape(-1, 2)
+    allowed[:margin], allowed[-margin:], allowed[:, :margin], allowed[:, -margin:] = 0, 0, 0, 0
+    for x, y in [] if taken is None else np.rint(taken).astype(int).tolist():
+        cv2.circle(allowed, (x, y), spacing_px, 0, cv2.FILLED)
+    found = cv2.goodFeaturesToTrack(image, 0, 1e-6, spacing_px, mask=allowed, blockSize=BLOCK)
+    return np.empty((0, 2)) if found is None else found[:, 0].astype(np.float64)
 
 
 def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -258,7 +283,18 @@ def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _sampled(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """A field (H, W[, C]) at points (N, 2), bilinearly; NaN where a neighbour is."""
-    columns, rows = (points[:, axis].astype(np.float32)[:, None] for axis in (0, 1))
-    found = cv2.remap(field, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return found.reshape(len(points), *field.shape[2:])
+    """A field (H, W[, C]) at points (..., 2), bilinearly; NaN where a neighbour or the point is."""
+    at = points.astype(np.float32).reshape(len(points), -1, 2)
+    found = cv2.remap(field, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found[np.isnan(at[..., 0])] = np.nan
+    return found.reshape(*points.shape[:-1], *field.shape[2:])
+
+
+def _led(flow: np.ndarray, points: np.ndarray, backward: bool) -> np.ndarray:
+    """Where the flow leads points (..., 2); against backward flow, a fixed point is where it leads back from."""
+    if not backward:
+        return points + _sampled(flow, points)
+    there = points - _sampled(flow, points)
+    for _ in range(INVERSIONS):
+        there = points - _sampled(flow, there)
+    return there

@@ -50,9 +50,9 @@ class FlowPeer:
     def said(self, words: str) -> DiagnosticStatus:
         return self.until(lambda: next((s for s in self.statuses if words in s.message), None), words)
 
-    def send(self, number: int, flow: np.ndarray) -> Header:
-        """The field from image `number` to the next one; what belongs to no field comes before it."""
-        header = Header(stamp=Time(sec=1, nanosec=number * PERIOD_NS), frame_id="lens")
+    def send(self, number: int, flow: np.ndarray, backward: bool = False) -> Header:
+        """The field between image `number` and the next one; what belongs to no field comes before it."""
+        header = Header(stamp=Time(sec=1, nanosec=(number + backward) * PERIOD_NS), frame_id="lens")
         k = [FOCAL, 0.0, (WIDTH - 1) / 2, 0.0, FOCAL, (HEIGHT - 1) / 2, 0.0, 0.0, 1.0]
         self.publishers["camera_info"].publish(CameraInfo(header=header, height=HEIGHT, width=WIDTH, k=k))
         time.sleep(0.1)
@@ -60,7 +60,8 @@ class FlowPeer:
         sure = np.full((HEIGHT, WIDTH), 0.02, np.float32)
         self.publishers["uncertainty"].publish(array_to_image(sure, "32FC1", header))
         first_ns = 10**9 + number * PERIOD_NS
-        values = {"outcome": "processed", "direction": "forward", "image1_stamp_ns": str(first_ns)}
+        direction = "backward" if backward else "forward"
+        values = {"outcome": "processed", "direction": direction, "image1_stamp_ns": str(first_ns)}
         values["image2_stamp_ns"] = str(first_ns + PERIOD_NS)
         status = DiagnosticStatus(values=[KeyValue(key=key, value=value) for key, value in values.items()])
         self.publishers["statistics"].publish(DiagnosticArray(header=header, status=[status]))
@@ -112,7 +113,7 @@ def test_times_come_as_a_small_image_with_the_first_contact_beside_it(tmp_path: 
 
 
 def test_tracks_come_with_ids_and_a_gap_ends_them_by_name(tmp_path: Path) -> None:
-    """Over DDS: positions move with the picture, ids stay, and after a lost field none is left."""
+    """Over DDS: positions move with the picture, ids stay, however the flow points; after a lost field none is left."""
     picture = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH + 40, 3), np.uint8)
     picture = picture.repeat(2, axis=0)[:HEIGHT].repeat(2, axis=1)[:, : WIDTH + 40]
     flow = np.zeros((HEIGHT, WIDTH, 2), np.float32) + np.float32([-2.0, 0.0])
@@ -123,8 +124,8 @@ def test_tracks_come_with_ids_and_a_gap_ends_them_by_name(tmp_path: Path) -> Non
             shown = np.ascontiguousarray(picture[:, 2 * number : 2 * number + WIDTH])
             peer.publishers["image"].publish(array_to_image(shown, "bgr8", header))
         came, tables = peer.received["/point_tracks/tracks"], []
-        for number in (0, 1, 3):
-            peer.send(number, flow)
+        for number, backward in ((0, False), (1, True), (3, True)):
+            peer.send(number, -flow if backward else flow, backward)
             peer.until(lambda: len(came) == len(tables) + 1, f"tracks of field {number}")
             message = came[-1]
             assert [field.name for field in message.fields] == list(COLUMNS)

@@ -84,7 +84,7 @@ class FlowField:
     :ivar flow: (H, W, 2) float32 px; NaN where there is none.
     :ivar residual: (H, W) float32 px; None unless the node subscribes to it, as of the next two.
     :ivar uncertainty: (H, W) float32 px.
-    :ivar elapsed_s: time from that image to the one that the flow points to, below 0 for backward flow.
+    :ivar stamps_ns: of that image, and of the one that the flow points to: for backward flow, the earlier one.
     :ivar camera: of these pixels; None while none is known, which ``camera_problem`` then says why.
     :ivar camera_problem: empty where there is a camera.
     """
@@ -93,7 +93,7 @@ class FlowField:
     flow: np.ndarray
     residual: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
-    elapsed_s: float | None = None
+    stamps_ns: tuple[int, int] | None = None
     camera: CameraModel | None = None
     camera_problem: str = ""
 
@@ -269,13 +269,13 @@ class FlowConsumer(Node):
         for name, other in others.items():
             if other.shape != flow.shape[:2]:
                 raise ValueError(f"expected flow and {name} of one size, got {flow.shape[:2]} and {other.shape}")
-        elapsed_s = None
+        stamps_ns = None
         if "statistics" in parts:
             check_units(parts["statistics"])
-            _, elapsed_s = account_of(parts["statistics"])
+            stamps_ns = account_of(parts["statistics"])
         camera, problem = self._camera(flow.shape[:2])
         return FlowField(
-            parts["flow"].header, flow, **others, elapsed_s=elapsed_s, camera=camera, camera_problem=problem
+            parts["flow"].header, flow, **others, stamps_ns=stamps_ns, camera=camera, camera_problem=problem
         )
 
     def _camera(self, shape: tuple[int, ...]) -> tuple[CameraModel | None, str]:

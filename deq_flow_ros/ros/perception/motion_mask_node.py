@@ -111,10 +111,9 @@ class MotionMaskNode(FlowConsumer):
 
     def _rotation(self, given: FlowField) -> tuple[np.ndarray | None, str]:
         """The measured rotation of the camera from the field's image to the other one, and why there is none."""
-        if self._gyroscope is None or given.elapsed_s is None:
+        if self._gyroscope is None or given.stamps_ns is None:
             return None, ""
-        first_ns = stamp_to_ns(given.header.stamp)
-        rotation = self._gyroscope.rotation(first_ns, first_ns + round(given.elapsed_s * 1e9))
+        rotation = self._gyroscope.rotation(*given.stamps_ns)
         if rotation is not None:
             return rotation, ""
         topic = self.resolve_topic_name("imu")

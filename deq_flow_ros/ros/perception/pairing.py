@@ -41,9 +41,10 @@ class Pairing:
 
     def add(self, name: str, message: Any) -> None:
         """Take a message of the topic ``name``; an account of a frame without a flow field belongs to none."""
-        stamp_ns = account_of(message)[0] if name == "statistics" else stamp_to_ns(message.header.stamp)
-        if stamp_ns is None:
+        stamps_ns = account_of(message) if name == "statistics" else (stamp_to_ns(message.header.stamp),)
+        if stamps_ns is None:
             return
+        stamp_ns = stamps_ns[0]
         parts = self._pending.setdefault(stamp_ns, {})
         parts[name] = message
         if len(parts) == len(self._names):
@@ -66,19 +67,17 @@ class Pairing:
             self._on_drop(next(name for name in self._names if name not in parts))
 
 
-def account_of(message: DiagnosticArray) -> tuple[int | None, float | None]:
+def account_of(message: DiagnosticArray) -> tuple[int, int] | None:
     """What an account on ``~/statistics`` says of the flow field of its frame; see docs/node.md.
 
-    :returns: the stamp of the field in ns, None where there is no field; and the time in s from the image of the field
-        to the one that its flow points to, which is below 0 for backward flow.
+    :returns: the stamps in ns of the image on whose pixels the flow lives, which is also that of the field, and of the
+        image that it points to, which is the earlier one for backward flow. None where there is no field.
     """
     values = {pair.key: pair.value for status in message.status for pair in status.values}
     if values.get("outcome") != "processed":
-        return None, None
+        return None
     first_ns, second_ns = int(values["image1_stamp_ns"]), int(values["image2_stamp_ns"])
-    if values["direction"] == "backward":
-        first_ns, second_ns = second_ns, first_ns
-    return first_ns, (second_ns - first_ns) * 1e-9
+    return (second_ns, first_ns) if values["direction"] == "backward" else (first_ns, second_ns)
 
 
 def check_units(message: DiagnosticArray) -> None:

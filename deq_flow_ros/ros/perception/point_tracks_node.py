@@ -28,7 +28,7 @@ USAGE = """Points followed from image to image, from the flow of flow_node and t
   ros2 run deq_flow_ros point_tracks --ros-args -r image:=/camera/image_raw -r flow_node/flow:=FLOW \\
       -r flow_node/uncertainty:=UNCERTAINTY -r flow_node/statistics:=STATISTICS
 
-The flow must point to the later image (direction: forward). docs/point_tracks.md describes topics and parameters."""
+docs/point_tracks.md describes its topics and parameters."""
 HELD_IMAGES = 40
 """Images kept until their flow comes: more than a second at 30 Hz."""
 WAITING_IMAGES = 10
@@ -43,9 +43,9 @@ _DEFAULTS = TrackSettings()
 class TrackNodeSettings(ConsumerSettings):
     """The parameters of ``point_tracks``; the first ones are those of ``TrackSettings``."""
 
-    max_tracks: int = live(number(_DEFAULTS.max_tracks, 1, 100_000), "none begins while there are so many")
+    max_tracks: int = live(number(_DEFAULTS.max_tracks, 1, 30_000), "none begins while there are so many")
     spacing_px: int = live(
-        number(_DEFAULTS.spacing_px, 4, 500, "px"), "side of the cells of which each without a track gets one"
+        number(_DEFAULTS.spacing_px, 4, 500, "px"), "distance that a new track keeps from all others"
     )
     min_texture: float = live(
         number(_DEFAULTS.min_texture, 0.1, 255.0, "grey levels per px"),
@@ -130,19 +130,15 @@ class PointTracksNode(FlowConsumer):
 
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
-        assert given.uncertainty is not None
-        if not given.elapsed_s or given.elapsed_s < 0:
-            raise ValueError("the flow points to an earlier image: start flow_node with direction:=forward")
+        assert given.uncertainty is not None and given.stamps_ns is not None
         self._tracker.settings = self.settings.of(TrackSettings)
-        first_ns = stamp_to_ns(given.header.stamp)
-        second_ns = first_ns + round(given.elapsed_s * 1e9)
+        first_ns, second_ns = stamps_ns = min(given.stamps_ns), max(given.stamps_ns)
         ended: Counter[str] = Counter()
         if self._restarted.is_set():
             self._restarted.clear()
             ended += self._tracker.restart()
-        ended += self._tracker.follow(
-            given.flow, given.uncertainty, self._grey(first_ns), self._grey(second_ns), (first_ns, second_ns)
-        )
+        images, backward = (self._grey(first_ns), self._grey(second_ns)), given.stamps_ns != stamps_ns
+        ended += self._tracker.follow(given.flow, given.uncertainty, *images, stamps_ns, backward)
         self._ended += ended
         header = Header(stamp=ns_to_stamp(second_ns), frame_id=given.header.frame_id)
         self.publish("tracks", cloud_of(header, self._tracker.tracks))

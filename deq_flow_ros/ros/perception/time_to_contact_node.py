@@ -12,7 +12,6 @@ import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32
 
-from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.parameter_table import live, number
@@ -69,23 +68,20 @@ class TimeToContactNode(FlowConsumer):
 
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
-        assert given.uncertainty is not None
+        assert given.uncertainty is not None and given.stamps_ns is not None
         if given.camera is None:
             return Verdict(f"no times, because {given.camera_problem}", WARN)
-        if not given.elapsed_s:
-            raise ValueError("the account of the field on statistics tells no time between its two images")
         settings = self.settings.of(ContactSettings)
         shape = given.uncertainty.shape[0], given.uncertainty.shape[1]
         old = self._estimator
         if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, settings):
             self._estimator = old = ContactEstimator(shape, given.camera, settings)
-        here_ns = stamp_to_ns(given.header.stamp)
-        first_ns, second_ns = sorted((here_ns, here_ns + round(given.elapsed_s * 1e9)))
-        follows = first_ns == self._until_ns
+        here_ns, there_ns = given.stamps_ns
+        follows = min(given.stamps_ns) == self._until_ns
         if not follows:
             old.forget()
-        self._until_ns = second_ns
-        found = old(given.flow, given.uncertainty, given.elapsed_s)
+        self._until_ns = max(given.stamps_ns)
+        found = old(given.flow, given.uncertainty, (there_ns - here_ns) * 1e-9)
         wanted = self.wanted()
         for topic, field in (("seconds", found.seconds), ("confidence", found.confidence)):
             if topic in wanted:
