@@ -37,12 +37,13 @@ def camera_of(scene: Scene) -> CameraModel:
     return CameraModel(scene.focal, scene.focal, (width - 1) / 2, (height - 1) / 2, width, height)
 
 
-def klt(first: np.ndarray, second: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (N, 1, 2) float32 px of one grey image in another, by OpenCV with its defaults.
+def klt(first: np.ndarray, second: np.ndarray, points: np.ndarray, window_px: int = 21) -> tuple[np.ndarray, ...]:
+    """Points (N, 1, 2) float32 px of one grey image in another, by OpenCV, whose default window it is.
 
-    :returns: where they are, (N, 1, 2) float32 px, and which of them were found there and back again, (N,) bool.
+    :returns: where they are, (N, 1, 2) float32 px; how far from the start, (N,) px, they end when they are followed
+        back, infinite where they are lost; and the mean difference (N,) of the windows in grey levels.
     """
-    there, found, _ = cv2.calcOpticalFlowPyrLK(first, second, points, None)
-    back, found_back, _ = cv2.calcOpticalFlowPyrLK(second, first, there, None)
+    there, found, differ = cv2.calcOpticalFlowPyrLK(first, second, points, None, winSize=(window_px, window_px))
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(second, first, there, None, winSize=(window_px, window_px))
     apart = np.linalg.norm(back - points, axis=2)[:, 0]
-    return there, (found[:, 0] == 1) & (found_back[:, 0] == 1) & (apart < CHECK_PX)
+    return there, np.where((found & found_back)[:, 0] == 1, apart, np.inf), differ[:, 0]

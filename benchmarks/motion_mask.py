@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.drive import camera_of, klt, perception_stream
+from benchmarks.drive import CHECK_PX, camera_of, klt, perception_stream
 from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
@@ -55,7 +55,8 @@ def sparse(here: np.ndarray, there: np.ndarray) -> Field:
     flow = np.full((*first.shape, 2), np.nan, np.float32)
     points = cv2.goodFeaturesToTrack(first, 4000, 0.005, SPACING)
     if points is not None:
-        tracked, kept = klt(first, second, points)
+        tracked, apart, _ = klt(first, second, points)
+        kept = apart < CHECK_PX
         motion, cells = (tracked - points)[kept, 0], np.rint(points[kept, 0]).astype(int)
         seeds = np.ones(first.shape, np.uint8)
         seeds[cells[:, 1], cells[:, 0]] = 0

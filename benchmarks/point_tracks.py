@@ -3,9 +3,13 @@
 
     python -m benchmarks.point_tracks [--every 3] [--steps 30] [--sequence BEDROOM_FRAMES] [--plot OUT.png]
 
-KLT is calcOpticalFlowPyrLK with its defaults (windows of 21 px, 4 levels) and a forward-backward check of 1 px. On the
-rendered drive, a point counts if it is visible in the last image as well. A recording has no truth: there, the drift is
-the distance from the start after all steps forward and as many back.
+KLT is calcOpticalFlowPyrLK with a forward-backward check of 1 px, with its default window and that of point_tracks. On
+the rendered drive, a point counts if it is visible in the last image as well. Those that are visible in all images
+between can be followed; their share is the ceiling. The second table does not depend on the limits by which a method
+gives points up: of those that it holds for the best, as many are taken as have the error together. point_tracks orders
+them by the expected error; KLT by the largest forward-backward distance, with the best of several limits on the
+difference of the windows. A recording has no truth: there, the drift is the distance from the start after all steps
+forward and as many back.
 """
 
 from __future__ import annotations
@@ -18,86 +22,117 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.drive import klt, perception_stream
+from benchmarks.drive import CHECK_PX, klt, perception_stream
 from benchmarks.report import Benchmark, Row, picture, table
 from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.model import load_model
 from deq_flow_ros.perception.point_tracks import PointTracker, TrackSettings, corners
 
-SPACING_PX, TEXTURE = 12, 2.0
+SPACING_PX, TEXTURE = 8, 2.0
 NEAR_PX = (1.0, 2.0, 5.0)
-Followed = tuple[np.ndarray, np.ndarray]
-"""Positions (N, 2) px, and which points are still followed (N,)."""
+MEANS_PX, MEDIANS_PX = (1.0, 1.5, 2.0, 3.0), (0.5, 0.75, 1.0, 1.5, 2.0)
+DIFFERENCES = (4.0, 8.0, 12.0, np.inf)
+"""Limits of KLT's difference of the windows, in grey levels."""
+FEWEST = 0.02
+"""Share of the points of which at least an error is taken."""
+LIMITS = TrackSettings()
+WINDOWS_PX = {"KLT": 21, f"KLT, {LIMITS.window_px} px": LIMITS.window_px}
+Followed = tuple[np.ndarray, list[np.ndarray], np.ndarray]
+"""Positions (N, 2) px; rankings of the points (N,), the best with the smallest value and infinite for those that were
+lost; and which points (N,) are still followed with the limits that the methods have otherwise."""
 
 
 def flows(images: list[np.ndarray], model: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Flow and uncertainty from each image to the next."""
-    estimator = perception_stream(load_model(model), direction="forward")
+    """Backward flow and uncertainty from each image but the first."""
+    estimator = perception_stream(load_model(model), direction="backward")
     results = [estimator.update(image, number * PERIOD_NS) for number, image in enumerate(images)]
     return [(r.flow, r.uncertainty) for r in results if r is not None and r.uncertainty is not None]
 
 
 def by_flow(fields: list[tuple[np.ndarray, np.ndarray]], greys: list[np.ndarray], points: np.ndarray) -> Followed:
-    """As ``point_tracks`` does."""
-    tracker = PointTracker(TrackSettings(spacing_px=4, max_tracks=0))
+    """As ``point_tracks`` does; the tracks that it would end for their expected error go on."""
+    tracker = PointTracker(TrackSettings(spacing_px=4, max_tracks=0, max_error_px=10.0))
     tracker.begin(points)
     for step, (flow, uncertainty) in enumerate(fields):
-        tracker.follow(flow, uncertainty, greys[step], greys[step + 1], (step, step + 1))
-    there, alive = points.copy(), np.zeros(len(points), bool)
-    there[tracker.tracks.ids], alive[tracker.tracks.ids] = tracker.tracks.points, True
-    return there, alive
+        tracker.follow(flow, uncertainty, greys[step], greys[step + 1], (step, step + 1), backward=True)
+    there, error = points.copy(), np.full(len(points), np.inf)
+    there[tracker.tracks.ids], error[tracker.tracks.ids] = tracker.tracks.points, tracker.tracks.errors
+    return there, [error], error <= LIMITS.max_error_px
 
 
-def by_klt(greys: list[np.ndarray], points: np.ndarray) -> Followed:
+def by_klt(greys: list[np.ndarray], points: np.ndarray, window_px: int) -> Followed:
     """As OpenCV's examples do, with the check."""
-    here, alive = points.astype(np.float32)[:, None], np.ones(len(points), bool)
-    limits = np.array(greys[0].shape[::-1]) - 1
+    here, limits = points.astype(np.float32)[:, None], np.array(greys[0].shape[::-1]) - 1
+    apart, differ = np.zeros((2, len(points)))
     for first, second in pairwise(greys):
-        going = np.flatnonzero(alive)
-        if not going.size:
-            break
-        there, kept = klt(first, second, here[going])
-        alive[going] = kept & ((there[:, 0] >= 0) & (there[:, 0] <= limits)).all(axis=1)
-        here[going] = there
-    return here[:, 0].astype(np.float64), alive
+        here, now_apart, now_differ = klt(first, second, here, window_px)
+        inside = ((here >= 0) & (here <= limits)).all(axis=(1, 2))
+        apart = np.maximum(apart, np.where(inside, now_apart, np.inf))
+        differ = np.maximum(differ, now_differ)
+        here = np.where(np.isfinite(apart)[:, None, None], here, np.float32(0))
+    rankings = [np.where(differ <= limit, apart, np.inf) for limit in DIFFERENCES]
+    return here[:, 0].astype(np.float64), rankings, apart < CHECK_PX
 
 
-def _summary(name: str, alive: np.ndarray, error: np.ndarray, counted: np.ndarray) -> Row:
+def _summary(name: str, alive: np.ndarray, error: np.ndarray, counted: np.ndarray, ceiling: np.ndarray) -> Row:
     kept = alive & counted
     return {
         "method": name,
         "points": int(counted.sum()),
         "survive": float(kept.sum() / max(counted.sum(), 1)),
+        "survive_of_visible": float((kept & ceiling).sum() / max(ceiling.sum(), 1)),
         "mean_px": float(error[kept].mean()) if kept.any() else float("nan"),
         "median_px": float(np.median(error[kept])) if kept.any() else float("nan"),
         **{f"within_{px:g}_px": float((kept & (error <= px)).sum() / max(counted.sum(), 1)) for px in NEAR_PX},
     }
 
 
-def _drive(options: argparse.Namespace, console: Console) -> list[Row]:
-    scene, settings = Scene(SceneSettings()), SceneSettings()
+def at_equal_error(rankings: list[np.ndarray], error: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+    """The largest shares of the points that have these mean and median errors together."""
+    best = {f"mean {px:g}": 0.0 for px in MEANS_PX} | {f"median {px:g}": 0.0 for px in MEDIANS_PX}
+    for ranking in rankings:
+        held = counted & np.isfinite(ranking)
+        ordered = error[held][np.argsort(ranking[held], kind="stable")]
+        for number in range(max(1, round(FEWEST * counted.sum())), len(ordered) + 1):
+            figures = {"mean": ordered[:number].mean(), "median": np.median(ordered[:number])}
+            for level in best:
+                kind, px = level.split()
+                if figures[kind] <= float(px):
+                    best[level] = max(best[level], number / int(counted.sum()))
+    return best
+
+
+def _drive(options: argparse.Namespace, console: Console) -> dict[str, list[Row]]:
+    scene, settings = Scene(SceneSettings(seed=options.seed)), SceneSettings()
     numbers = list(range(0, settings.frames, options.every))
     with console.status("rendering"):
         images = [scene.render(number) for number in numbers]
     greys, fields = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images], flows(images, options.model)
-    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {"point_tracks": [], "KLT": []}
+    grid = np.mgrid[6 : settings.height : 12, 6 : settings.width : 12][::-1].reshape(2, -1).T.astype(np.float64)
+    runs: dict[str, dict[str, list[list[np.ndarray]]]] = {"corners of the drive": {}, "grid of the drive": {}}
     steps = options.steps
-    starts = range(0, len(numbers) - steps, max(1, (len(numbers) - steps) // 10))
-    for start in starts:
-        points = corners(greys[start], SPACING_PX, TEXTURE)
-        flow, visible = scene.flow(numbers[start], numbers[start + steps])
-        x, y = points.astype(int).T
-        truth, counted = points + flow[y, x], visible[y, x]
-        part = greys[start : start + steps + 1]
-        for name, (there, alive) in {
-            "point_tracks": by_flow(fields[start : start + steps], part, points), "KLT": by_klt(part, points),
-        }.items():  # fmt: skip
-            error = np.where(counted, np.linalg.norm(there - truth, axis=1), np.inf)
-            found[name].append((alive, error, counted))
+    for start in range(0, len(numbers) - steps, max(1, (len(numbers) - steps) // 10)):
+        ways = [scene.flow(numbers[start], numbers[start + step]) for step in range(1, steps + 1)]
+        (flow, visible), part = ways[-1], greys[start : start + steps + 1]
+        always = np.logical_and.reduce([seen for _, seen in ways])
+        for kind, points in zip(runs, (corners(greys[start], SPACING_PX, TEXTURE), grid), strict=True):
+            x, y = points.astype(int).T
+            methods = {"point_tracks": by_flow(fields[start : start + steps], part, points)}
+            methods |= {name: by_klt(part, points, window_px) for name, window_px in WINDOWS_PX.items()}
+            for name, (there, rankings, alive) in methods.items():
+                error = np.where(visible[y, x], np.linalg.norm(there - points - flow[y, x], axis=1), np.inf)
+                runs[kind].setdefault(name, []).append([alive, error, visible[y, x], always[y, x], *rankings])
     if options.plot:
         _plot(options.plot, images[: steps + 1], fields[:steps], greys[: steps + 1])
-    return [_summary(name, *(np.concatenate(part) for part in zip(*runs, strict=True))) for name, runs in found.items()]
+    rows: dict[str, list[Row]] = {}
+    for kind, methods in runs.items():
+        for name, each in methods.items():
+            alive, error, counted, always, *rankings = (np.concatenate(part) for part in zip(*each, strict=True))
+            row = _summary(name, alive, error, counted, always)
+            row |= {"ceiling": float(always.sum() / counted.sum())} | at_equal_error(rankings, error, counted)
+            rows.setdefault(kind, []).append(row)
+    return rows
 
 
 def _recording(path: str, options: argparse.Namespace) -> list[Row]:
@@ -107,34 +142,40 @@ def _recording(path: str, options: argparse.Namespace) -> list[Row]:
     greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in there_and_back]
     points = corners(greys[0], SPACING_PX, TEXTURE)
     fields = flows(there_and_back, options.model)
+    there, everything = greys[: len(frames)], np.ones(len(points), bool)
     rows = []
-    for name, one_way, (back, alive) in (
-        ("point_tracks", by_flow(fields[: len(frames) - 1], greys, points)[1], by_flow(fields, greys, points)),
-        ("KLT", by_klt(greys[: len(frames)], points)[1], by_klt(greys, points)),
+    for name, (_, _, one_way), (back, _, alive) in (
+        ("point_tracks", by_flow(fields[: len(frames) - 1], there, points), by_flow(fields, greys, points)),
+        *((name, by_klt(there, points, px), by_klt(greys, points, px)) for name, px in WINDOWS_PX.items()),
     ):
-        drift = np.linalg.norm(back - points, axis=1)
-        row = _summary(name, alive, drift, np.ones(len(points), bool))
-        rows.append({**row, "survive": float(one_way.mean())})
+        row = _summary(name, alive, np.linalg.norm(back - points, axis=1), everything, everything)
+        rows.append({**row, "survive": float(one_way.mean()), "survive_of_visible": float("nan")})
     return rows
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Print one table."""
+    """Print the tables."""
     rates = f"{options.steps} steps of every {options.every}th frame"
-    made = table(
-        f"Points after {rates}", ["frames", "method"],
-        ["points", "survive", "mean px", "median px", *(f"<= {px:g} px" for px in NEAR_PX)],
-    )  # fmt: skip
-    groups = {"rendered drive": _drive(options, console)}
+    groups = _drive(options, console)
+    levels = [f"{kind} {px:g}" for kind, values in (("mean", MEANS_PX), ("median", MEDIANS_PX)) for px in values]
+    equal = table(f"Points that survive {rates} with equal error [px]", ["points", "method"], ["ceiling", *levels])
+    for name, rows in groups.items():
+        for row in rows:
+            equal.add_row(name, row["method"], *(f"{row[key]:.1%}" for key in ("ceiling", *levels)))
     groups |= {Path(path).stem: _recording(path, options) for path in options.sequence}
+    shares = ("survive", "survive_of_visible")
+    made = table(
+        f"Points after {rates}", ["points", "method"],
+        ["count", "survive", "of visible", "mean px", "median px", *(f"<= {px:g} px" for px in NEAR_PX)],
+    )  # fmt: skip
     for name, rows in groups.items():
         for row in rows:
             near = [f"{row[f'within_{px:g}_px']:.1%}" for px in NEAR_PX]
+            errors = [f"{row[key]:.2f}" for key in ("mean_px", "median_px")]
             made.add_row(
-                name, row["method"], str(row["points"]), f"{row['survive']:.1%}", f"{row['mean_px']:.2f}",
-                f"{row['median_px']:.2f}", *near,
-            )  # fmt: skip
-    console.print(made)
+                name, row["method"], str(row["points"]), *(f"{row[key]:.1%}" for key in shares), *errors, *near
+            )
+    console.print(made, equal)
     return groups
 
 
@@ -145,7 +186,7 @@ def _plot(
     tracker = PointTracker()
     ways: dict[int, list[np.ndarray]] = {}
     for step, (flow, uncertainty) in enumerate(fields):
-        tracker.follow(flow, uncertainty, greys[step], greys[step + 1], (step, step + 1))
+        tracker.follow(flow, uncertainty, greys[step], greys[step + 1], (step, step + 1), backward=True)
         for number, point in zip(tracker.tracks.ids.tolist(), tracker.tracks.points, strict=True):
             ways.setdefault(number, []).append(point)
     with picture(path, 6.0, 4.5) as figure:
@@ -163,6 +204,7 @@ def main(args: list[str] | None = None) -> int:
     line = Benchmark(__file__, __doc__, device=False, plot="the ways of the points through the drive", threads=1)
     line.add_argument("--model", default="nano", help="name or path (default: nano)")
     line.add_number("--steps", 30, "images that the points are followed for", least=2, kind=int)
+    line.add_number("--seed", 0, "of the textures of the drive", least=0, kind=int)
     line.add_number("--every", 3, "take every so-many-th frame", least=1, kind=int)
     line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images, without truth")
     options = line.parse_args(args)
