@@ -126,8 +126,8 @@ def _drive(options: argparse.Namespace, console: Console) -> dict[str, list[Row]
     if options.plot:
         _plot(options.plot, images[: steps + 1], fields[:steps], greys[: steps + 1])
     rows: dict[str, list[Row]] = {}
-    for kind, methods in runs.items():
-        for name, each in methods.items():
+    for kind, by_method in runs.items():
+        for name, each in by_method.items():
             alive, error, counted, always, *rankings = (np.concatenate(part) for part in zip(*each, strict=True))
             row = _summary(name, alive, error, counted, always)
             row |= {"ceiling": float(always.sum() / counted.sum())} | at_equal_error(rankings, error, counted)

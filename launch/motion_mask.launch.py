@@ -15,6 +15,5 @@ def generate_launch_description() -> LaunchDescription:
         __file__,
         "motion_mask",
         own_file="mask_params_file",
-        params_file=("perception", "parameters of flow_node; see flow.launch.py"),
         inputs={"imu": ("", "topic of sensor_msgs/Imu that gives the rotation of the camera; empty = none")},
     )

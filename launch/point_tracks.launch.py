@@ -15,6 +15,5 @@ def generate_launch_description() -> LaunchDescription:
         __file__,
         "point_tracks",
         own_file="tracks_params_file",
-        params_file=("perception", "parameters of flow_node; see flow.launch.py"),
         inputs={"image": ("image", "image topic, raw, of both nodes")},
     )

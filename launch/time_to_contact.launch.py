@@ -15,6 +15,5 @@ def generate_launch_description() -> LaunchDescription:
         __file__,
         "time_to_contact",
         own_file="contact_params_file",
-        params_file=("perception", "parameters of flow_node; see flow.launch.py"),
         inputs={},
     )

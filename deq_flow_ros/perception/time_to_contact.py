@@ -34,8 +34,10 @@ CORRELATED_PX = 8
 """Errors of the flow are alike within cells of this size, which are those of the network."""
 ERROR_FLOOR_PX = 0.05
 """Error that the flow has everywhere, beside its uncertainty."""
-STEPS, TOLERATED = 5, 2.0
+STEPS, TOLERATED = 8, 1.0
 """Of the robust fit; and expected errors from which a pixel loses its weight (Geman and McClure)."""
+SURE, FEWEST_SURE = 4.0, 3
+"""Standard errors that rates must have to count for the change of the camera's speed, and how many must."""
 FITTED = 1200
 """About so many pixels are used for the rotation."""
 
@@ -164,7 +166,7 @@ class ContactEstimator:
         with np.errstate(divide="ignore", invalid="ignore"):
             rate, error = rate / (1 + rate) / elapsed_s, np.abs(error / elapsed_s)
         usable = (explained >= self.settings.min_known) & np.isfinite(rate + error)
-        self._remember(np.where(usable, rate, 0.0), np.where(usable, error, np.inf), abs(elapsed_s))
+        self._remember(np.where(usable, rate, 0.0), np.where(usable, error, np.inf), elapsed_s)
         return self._judged(usable, rotation is not None)
 
     def _expansion(
@@ -202,11 +204,24 @@ class ContactEstimator:
         return rate, error, explained
 
     def _remember(self, rate: np.ndarray, error: np.ndarray, elapsed_s: float) -> None:
-        """Take a measurement into the running mean, whose rates grow as those of a steady approach do."""
-        smoothing_s = self.settings.smoothing_s
-        kept = math.exp(-elapsed_s / smoothing_s) if smoothing_s > 0 else 0.0
-        before = self._rate + elapsed_s * self._rate * np.abs(self._rate)
+        """Take a measurement into the running mean, whose rates grow as those of a steady approach do.
+
+        When the camera changes its speed, those of all regions change by one factor: a weighted median. The
+        rates of before change by it as well, so that they do not lag; those of now, which are the mean over the time
+        between the images, by its square root.
+        """
+        smoothing_s, time_s = self.settings.smoothing_s, abs(elapsed_s)
+        kept = math.exp(-time_s / smoothing_s) if smoothing_s > 0 else 0.0
+        before = self._rate + time_s * self._rate * np.abs(self._rate)
         weight = 1 / np.maximum(error, 1e-9) ** 2
+        sure = np.minimum(before * np.sqrt(self._weight), rate * np.sqrt(weight))
+        chosen = np.flatnonzero(sure > SURE)
+        if chosen.size >= FEWEST_SURE:
+            ordered = chosen[np.argsort(rate[chosen] / before[chosen])]
+            total = np.cumsum(sure[ordered])
+            median = ordered[np.searchsorted(total, total[-1] / 2)]
+            change = rate[median] / before[median]
+            before, rate = before * change, rate * change ** (0.5 if elapsed_s < 0 else -0.5)
         self._weight = kept * self._weight
         total = self._weight + weight
         self._rate = np.divide(self._weight * before + weight * rate, total, out=before, where=total > 0)

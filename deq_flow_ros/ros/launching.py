@@ -116,14 +116,13 @@ def transport() -> dict[str, EnvironmentVariable]:
 
 
 def with_flow_node(
-    file: str, executable: str, own_file: str, params_file: tuple[str, str], inputs: Mapping[str, tuple[str, str]]
+    file: str, executable: str, own_file: str, inputs: Mapping[str, tuple[str, str]]
 ) -> LaunchDescription:
     """A launch file with the flow node, unless one runs already, and another node in the same namespace.
 
     :param file: the ``__file__`` of the launch file.
     :param executable: the other node, which has the same name.
     :param own_file: name of the argument with the parameter file of the other node.
-    :param params_file: parameter file of the flow node, and what is said of it.
     :param inputs: further topics of the other node, with default and description. Where the default is empty, a
         parameter of this name says whether the node subscribes to it.
     """
@@ -136,7 +135,7 @@ def with_flow_node(
             "name of flow_node; of one camera of several: NAME/CAMERA, with start_flow_node:=false",
             None,
         ),
-        "params_file": (*params_file, None),
+        "params_file": ("perception", "parameters of flow_node; see flow.launch.py", None),
         own_file: ("", f"parameters of {executable}; empty = the defaults", None),
         "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
     }

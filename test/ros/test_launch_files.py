@@ -69,21 +69,13 @@ CASES: dict[str, dict[str, Any]] = {
         "arguments": {"name": "eye", "image": "/cam/image_raw", "mask_params_file": str(FOLDER / "mask.yaml")},
         "cameras": ["/cam/image_raw"],
         "infos": ["/cam/camera_info"],
-        "outputs": {"/motion_mask/mask": Image},
-    },
-    "time_to_contact": {
-        "arguments": {"name": "eye", "image": "/cam/image_raw"},
-        "cameras": ["/cam/image_raw"],
-        "infos": ["/cam/camera_info"],
-        "outputs": {"/time_to_contact/seconds": Image},
-        "size": (6, 8),
-    },
-    "point_tracks": {
-        "arguments": {"name": "eye", "image": "/cam/image_raw"},
-        "cameras": ["/cam/image_raw"],
-        "infos": [],
-        "outputs": {"/point_tracks/tracks": PointCloud2},
-        "size": (1, ANY),
+        "beside": ["time_to_contact", "point_tracks"],
+        "outputs": {
+            "/motion_mask/mask": Image,
+            "/time_to_contact/seconds": Image,
+            "/point_tracks/tracks": PointCloud2,
+        },
+        "sizes": {"/time_to_contact/seconds": (6, 8), "/point_tracks/tracks": (1, ANY)},
     },
     "replay": {
         "arguments": {"namespace": "show", "input": str(FOLDER), "loop": "true", "compressed": "jpeg"},
@@ -113,8 +105,12 @@ def generate_test_description(name: str) -> LaunchDescription:
     arguments = {"model": str(untrained_weights(FOLDER)), "params_file": str(parameters), **CASES[name]["arguments"]}
     source = PythonLaunchDescriptionSource(str(prefix / SHARE / "launch" / f"{name}.launch.py"))
     patience = SetLaunchConfiguration("sigterm_timeout", "60")  # s; on a busy machine 5 are too few to end in
-    include = IncludeLaunchDescription(source, launch_arguments=arguments.items())
-    return LaunchDescription([patience, include, ReadyToTest()])
+    includes = [IncludeLaunchDescription(source, launch_arguments=list(arguments.items()))]
+    for other in CASES[name].get("beside", ()):  # as from other terminals, with the flow node that runs
+        source = PythonLaunchDescriptionSource(str(prefix / SHARE / "launch" / f"{other}.launch.py"))
+        arguments["start_flow_node"] = "false"
+        includes.append(IncludeLaunchDescription(source, launch_arguments=list(arguments.items())))
+    return LaunchDescription([patience, *includes, ReadyToTest()])
 
 
 def page_shows_flow() -> bool:
@@ -158,7 +154,7 @@ class TestFlowComes(unittest.TestCase):
                     publisher.publish(array_to_image(np.roll(pixels, sent, axis=1), "bgr8", header))
                 rclpy.spin_once(node, timeout_sec=0.05)
             for topic, message in received.items():
-                assert (message.height, message.width) == case.get("size", (48, 64)), topic
+                assert (message.height, message.width) == case.get("sizes", {}).get(topic, (48, 64)), topic
                 assert message.header.frame_id == ("lens" if case["cameras"] else "camera"), topic
         finally:
             node.destroy_node()

@@ -28,7 +28,10 @@ from deq_flow_ros.live.children import Children
 from deq_flow_ros.perception.motion_mask import Box
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.perception.boxes import FIELDS, detections
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings
 from deq_flow_ros.ros.perception.motion_mask_node import MaskNodeSettings, MotionMaskNode
+from deq_flow_ros.ros.perception.point_tracks_node import TrackNodeSettings
+from deq_flow_ros.ros.perception.time_to_contact_node import ContactNodeSettings
 
 WIDTH, HEIGHT, FOCAL = 160, 120, 130.0
 RATE = 0.3  # rad/s, of the camera about its y
@@ -156,12 +159,16 @@ def test_detections_have_the_fields_of_vision_msgs() -> None:
     assert found.results[0].hypothesis.class_id == "moving" and found.results[0].hypothesis.score == 0.75
 
 
-def test_the_page_has_the_parameters_as_they_are() -> None:
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [("motion_mask", MaskNodeSettings), ("time_to_contact", ContactNodeSettings), ("point_tracks", TrackNodeSettings)],
+)
+def test_the_page_has_the_parameters_as_they_are(page: str, table: type[ConsumerSettings]) -> None:
     """Name, default and range of each; a row is missed or left behind easily."""
-    page = (Path(__file__).parents[2] / "docs" / "motion_mask.md").read_text()
-    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.splitlines() if line.startswith("| `")]
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("| `")]
     written = {row[0].strip("`"): row[1:] for row in rows}
-    for parameter in dataclasses.fields(MaskNodeSettings):
+    for parameter in dataclasses.fields(table):
         about, default = parameter.metadata, parameter.default
         shown = json.dumps(list(default) if isinstance(default, tuple) else default)
         limits = ", ".join(f"`{choice}`" for choice in about["choices"])
