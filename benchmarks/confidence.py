@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measures of confidence are worth: does the error go where the pixels do that they call uncertain?
+"""What measures of confidence are worth: whether the error is where the pixels are that they call uncertain.
 
 ``python -m benchmarks.confidence --pairs pairs.json [--clips N] [--model NAME_OR_PATH] [--plot OUT] [--json OUT]``
 
 Sparsification curves (mean error of the pixels left, the most uncertain taken out first) and AUSE, the area between
 such a curve and that by the true error itself, over the mean error: 0 is perfect (Ilg et al., ECCV 2018, arXiv
-1802.07095). Measured per pair and averaged over the pairs of a group, of:
+1802.07095, section 5). Measured per pair and averaged over the pairs of a group, of:
 
 - residual: length of the solver's last update, px;
 - forward-backward: distance between a pixel and where the flow forth, and from there the flow back, leads, px;
@@ -21,17 +21,17 @@ inside of it and outside. Beside that, the calibration: the mean error of the pi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, grouped, mean, picture, table, watched
-from benchmarks.sparsification import sparsify
+from benchmarks.report import Benchmark, Row, grouped, picture, print_table, watched
 from deq_flow_ros.imaging.metrics import error_lengths
 from deq_flow_ros.model import DEQFlow, load_model
 from training.datasets import Sample
@@ -44,7 +44,7 @@ MADE = GENERATED, PLAIN
 COLOURS = {
     "oracle": "#1a202c", UNCERTAINTY: "#2b6cb0", FORWARD_BACKWARD: "#2f855a", RESIDUAL: "#c05621", GRADIENT: "#a0aec0",
 }  # fmt: skip
-COARSE_LEVELS = 2
+COARSE_LEVELS, STEPS = 2, 100
 PATTERNS = 120
 """Number of procedural textures of the generated clips."""
 BINS = np.geomspace(0.02, 64, 25)
@@ -100,6 +100,35 @@ def gradient_strength(image: np.ndarray) -> np.ndarray:
     return np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
 
 
+def sparsify(error: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean error of the pixels of one pair that are left when 0, 1/100, ..., 99/100 of them are taken out, over
+    that of all pixels.
+
+    Pixels of equal uncertainty are taken out together and count with their mean error, so that the order of the pixels
+    in the image does not matter.
+
+    :param error: (N,) endpoint error, px.
+    :param uncertainty: (N,) in any unit. NaN means "not known" and counts as the largest.
+    :returns: (100,) with the most uncertain pixels taken out first; (100,) by the error itself, the oracle, which no
+        measure can be below.
+    :raises ValueError: if the shapes differ, there are too few pixels, or the error is zero everywhere or not finite.
+    """
+    if error.ndim != 1 or error.shape != uncertainty.shape or error.size < STEPS:
+        raise ValueError(
+            f"expected error and uncertainty as two arrays (N,), N at least {STEPS}, got {error.shape} and "
+            f"{uncertainty.shape}"
+        )
+    error = error.astype(np.float64)
+    if not (np.isfinite(error).all() and error.mean() > 0):
+        raise ValueError("expected finite errors that are not all zero: nothing can be sorted out otherwise")
+    by_uncertainty = pd.DataFrame({"error": error, "group": np.where(np.isnan(uncertainty), np.inf, uncertainty)})
+    means = by_uncertainty.groupby("group").error.transform("mean").to_numpy()[np.argsort(by_uncertainty.group)]
+    left = np.round(len(error) * (1 - np.arange(STEPS) / STEPS)).astype(int)
+    sums = (np.cumsum(kept) for kept in (means, np.sort(error)))
+    curve, oracle = (some[left - 1] / left / (some[-1] / len(some)) for some in sums)
+    return curve, oracle
+
+
 def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
     """Error, curves and AUSE of every measure on one pair, and the sums for the calibration."""
     assert pair.flow is not None
@@ -115,13 +144,14 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
     if forth.uncertainty is not None:
         uncertain[UNCERTAINTY] = forth.uncertainty[0, 0].cpu().numpy()
     error = error_lengths(flow, pair.flow)
-    curves = {name: sparsify(error[pair.valid], values[pair.valid]) for name, values in uncertain.items()}
-    any_one = next(iter(curves.values()))
+    curves = {}
+    for name, values in uncertain.items():
+        curves[name], oracle = sparsify(error[pair.valid], values[pair.valid])
     group = pair.name.split("/", 1)[0]
     row: Row = {
         "pair": pair.name, "group": group, "epe_px": float(error[pair.valid].mean()),
-        "ause": {name: curve.ause for name, curve in curves.items()} | {"random": any_one.random},
-        "curves": {name: curve.curve.tolist() for name, curve in curves.items()} | {"oracle": any_one.oracle.tolist()},
+        "ause": {n: float((c - oracle).mean()) for n, c in curves.items()} | {"random": float((1 - oracle).mean())},
+        "curves": {name: curve.tolist() for name, curve in curves.items()} | {"oracle": oracle.tolist()},
     }  # fmt: skip
     if UNCERTAINTY in uncertain:
         expected = uncertain[UNCERTAINTY][pair.valid]
@@ -130,10 +160,8 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
         inside = np.zeros_like(pair.valid)
         inside[plain_area(pair.image1.shape[:2])] = True
         shown = {"error": error, **uncertain, GRADIENT: gradient_strength(pair.image1)}
-        row["areas"] = {
-            name: [float(values[pair.valid & area].mean()) for area in (inside, ~inside)]
-            for name, values in shown.items()
-        }
+        for where, area in (("inside", inside), ("outside", ~inside)):
+            row[where] = {name: float(values[pair.valid & area].mean()) for name, values in shown.items()}
     return row
 
 
@@ -147,92 +175,78 @@ def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
     return {name: (np.bincount(place, w, count) / len(place)).tolist() for name, w in sums.items()}
 
 
-def means(rows: Sequence[Row], made: Collection[str] = MADE) -> dict[str, Row]:
+def means(rows: Sequence[Row]) -> list[Row]:
     """The means of each group over its pairs, and, as ``pairs``, the mean over the groups of the list."""
-    summary = {}
-    for group, some in grouped(rows, "group").items():
-        summary[group] = _means(some)
-        if "areas" in some[0]:  # medians: one pair whose motion was not found at all would be all that is seen
-            areas = {name: np.median([row["areas"][name] for row in some], 0).tolist() for name in some[0]["areas"]}
-            summary[group]["areas"] = areas
-    listed = [entry for group, entry in summary.items() if group not in made]
+    summary = [_means(group, some) for group, some in grouped(rows, "group").items()]
+    listed = [entry for entry in summary if entry["group"] not in MADE]
     if listed:
-        summary[PAIRS] = {**_means(listed), "pairs": sum(entry["pairs"] for entry in listed)}
+        summary.append({**_means(PAIRS, listed), "pairs": sum(entry["pairs"] for entry in listed)})
     return summary
 
 
-def _means(some: Sequence[Row]) -> Row:
-    figures: Row = {what: mean(row[what] for row in some) for what in ("epe_px", "expected_px") if what in some[0]}
-    curves = {
-        what: {name: np.mean([row[what][name] for row in some], 0).tolist() for name in some[0][what]}
-        for what in ("ause", "curves")
-    }
-    return {"pairs": len(some), **figures, **curves}
+def _means(group: str, some: Sequence[Row]) -> Row:
+    every = pd.DataFrame(list(some))
+    return {
+        "group": group, "pairs": len(some),
+        **{name: float(every[name].mean()) for name in ("epe_px", "expected_px") if name in every},
+        "ause": pd.DataFrame(list(every.ause)).mean().to_dict(),
+        "curves": {name: np.mean([row["curves"][name] for row in some], 0).tolist() for name in some[0]["curves"]},
+    }  # fmt: skip
 
 
-def calibration(rows: Sequence[Row], made: Sequence[str] = MADE) -> dict[str, dict[str, list[float]]]:
-    """The mean true error by the mean expected error in each bin, for the listed pairs and for the first kind of
-    generated ones.
+def calibration(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+    """The mean true error by the mean expected error in each bin, for the listed pairs and for the generated ones as
+    they are.
 
     Every pair has the same weight, whatever its number of pixels. Bins with hardly any pixels are left out.
     """
-    kinds = {PAIRS: [row for row in rows if row["group"] not in made]}
-    kinds[made[0]] = [row for row in rows if row["group"] == made[0]]
+    kinds = {PAIRS: [row for row in rows if row["group"] not in MADE]}
+    kinds[GENERATED] = [row for row in rows if row["group"] == GENERATED]
     curves = {}
     for kind, some in kinds.items():
         if some and "bins" in some[0]:
-            names = ("share", "expected_px", "error_px")
-            share, expected, error = (np.mean([row["bins"][name] for row in some], 0) for name in names)
+            share, expected, error = (np.mean([row["bins"][name] for row in some], 0) for name in some[0]["bins"])
             shown = share >= MIN_SHARE
             parts = share[shown], expected[shown] / share[shown], error[shown] / share[shown]
-            curves[kind] = {name: part.tolist() for name, part in zip(names, parts, strict=True)}
+            curves[kind] = dict(zip(some[0]["bins"], (part.tolist() for part in parts), strict=True))
     return curves
 
 
 def print_tables(
-    rows: Sequence[Row], summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], console: Console
+    rows: Sequence[Row], summary: Sequence[Row], curve: dict[str, dict[str, list[float]]], console: Console
 ) -> None:
     """Print the AUSE by group and by pair, what the measures say about a plain area, and the calibration."""
-    columns = list(rows[0]["ause"])
-    title = "AUSE, over the mean error; 0 is perfect; px: mean error, and the expected one"
-    ause = table(title, ["pairs"], ["error, px", "expected", *columns])
-
-    def add(label: str, entry: Row) -> None:
-        expected = f"{entry['expected_px']:.2f}" if "expected_px" in entry else "-"
-        ause.add_row(label, f"{entry['epe_px']:.2f}", expected, *(f"{entry['ause'][c]:.3f}" for c in columns))
-
-    for name, entry in summary.items():
-        add(f"{name} ({entry['pairs']})", entry)
-    ause.add_section()
-    for row in rows:
-        add(row["pair"], row)
-    console.print(ause)
-    for name, entry in summary.items():
-        if "areas" in entry:
-            title = f"{name}: mean inside of the area without texture, and outside, median over the pairs"
-            areas = table(title, [""], entry["areas"])
-            for place, where in enumerate(("inside", "outside")):
-                areas.add_row(where, *(f"{values[place]:.3f}" for values in entry["areas"].values()))
-            console.print(areas)
+    columns = {"pairs": "{label}", "error, px": "{epe_px:.2f}", "expected": "{expected_px:.2f}"}
+    columns |= {name: f"{{ause[{name}]:.3f}}" for name in rows[0]["ause"]}
+    labelled = [{**entry, "label": f"{entry['group']} ({entry['pairs']})"} for entry in summary]
+    labelled += [{**row, "label": row["pair"]} for row in rows]
+    print_table(console, "AUSE, over the mean error; 0 is perfect; px: mean error, and expected", columns, labelled)
+    plain = [row for row in rows if row["group"] == PLAIN]
+    if plain:  # medians: one pair whose motion was not found at all would be all that is seen
+        areas = [
+            {"area": where, **pd.DataFrame([row[where] for row in plain]).median().to_dict()}
+            for where in ("inside", "outside")
+        ]
+        columns = {name: f"{{{name}:.3f}}" for name in plain[0]["inside"]}
+        title = f"{PLAIN}: mean inside of the area without texture, and outside, median over the pairs"
+        print_table(console, title, {"area": "{area}", **columns}, areas)
     for kind, values in curve.items():
+        columns = {"share of pixels": "{share:.1%}", "expected": "{expected_px:.3f}", "true": "{error_px:.3f}"}
         title = f"calibration, {kind}: true error of the pixels by their expected error, px"
-        bins = table(title, ["share of pixels"], ["expected", "true"])
-        for share, expected, error in zip(*values.values(), strict=True):
-            bins.add_row(f"{100 * share:.1f} %", f"{expected:.3f}", f"{error:.3f}")
-        console.print(bins)
+        print_table(console, title, columns, pd.DataFrame(values).to_dict("records"))
 
 
-def plot(summary: dict[str, Row], curve: dict[str, dict[str, list[float]]], path: Path) -> None:
+def plot(summary: Sequence[Row], curve: dict[str, dict[str, list[float]]], path: Path) -> None:
     """Draw the sparsification curves and the calibration, both for the pairs and for the generated clips."""
-    kinds = [kind for kind in (PAIRS, *MADE) if kind in summary]
+    kinds = [entry for kind in (PAIRS, *MADE) for entry in summary if entry["group"] == kind]
     count = len(kinds) + bool(curve)
     with picture(path, 3.1 * count + 0.4, 3.5) as figure:
         panels = figure.subplots(1, count, squeeze=False)[0]
-        for axes, kind in zip(panels, kinds, strict=False):
-            for name, values in summary[kind]["curves"].items():
+        for axes, entry in zip(panels, kinds, strict=False):
+            for name, values in entry["curves"].items():
                 share, style = np.arange(len(values)) / len(values), "--" if name == "oracle" else "-"
                 axes.plot(100 * share, values, color=COLOURS[name], label=name, linestyle=style)
-            axes.set(title=kind, xlabel="pixels taken out, %", ylim=(0, 1.5))
+            axes.set(title=entry["group"], xlabel="pixels taken out, %", ylim=(0, 1.5))
         panels[0].set_ylabel("mean error of those left, 1: of all")
         figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower left", ncols=5)
         if curve:

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from benchmarks import confidence
-from benchmarks.confidence import calibration, means
-from benchmarks.sparsification import STEPS, sparsify
+from benchmarks.confidence import STEPS, calibration, means, sparsify
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
 
 RANDOM = np.random.default_rng(0)
@@ -22,26 +21,26 @@ RANDOM = np.random.default_rng(0)
 def test_the_error_itself_is_perfect_and_a_constant_knows_nothing() -> None:
     """Why: these two are the ends of the scale on which every measure is judged."""
     error = RANDOM.exponential(1, 1000)
-    assert sparsify(error, 3 * error + 1).ause == pytest.approx(0)
-    nothing = sparsify(error, np.zeros(1000))
-    np.testing.assert_allclose(nothing.curve, 1)
-    assert nothing.ause == pytest.approx(nothing.random)
-    assert sparsify(error, -error).ause > 1.5 * nothing.random, "the wrong way round is worse than nothing"
+    np.testing.assert_allclose(*sparsify(error, 3 * error + 1))
+    nothing, oracle = sparsify(error, np.zeros(1000))
+    np.testing.assert_allclose(nothing, 1)
+    wrong, _ = sparsify(error, -error)
+    assert (wrong - oracle).mean() > 1.5 * (1 - oracle).mean(), "the wrong way round is worse than nothing"
 
 
 def test_the_curve_is_the_mean_of_what_is_left() -> None:
     """Why: taken out are the most uncertain; ties go together, whatever their order; no opinion is the largest."""
     error = np.repeat([4.0, 1.0, 0.0], (100, 100, 200))
     uncertainty = np.repeat([np.nan, 2.0, 2.0], (100, 100, 200))
-    curves = sparsify(error, uncertainty)
+    curve, oracle = sparsify(error, uncertainty)
     mean = 1.25
-    assert curves.curve[0] == 1 and curves.oracle[0] == 1
-    assert curves.curve[25] == pytest.approx((100 / 300) / mean) and curves.oracle[25] == pytest.approx((1 / 3) / mean)
-    assert curves.curve[75] == pytest.approx((100 / 300) / mean), "the rest is alike, so its mean stays"
-    assert curves.oracle[50] == 0
+    assert curve[0] == 1 and oracle[0] == 1
+    assert curve[25] == pytest.approx((100 / 300) / mean) and oracle[25] == pytest.approx((1 / 3) / mean)
+    assert curve[75] == pytest.approx((100 / 300) / mean), "the rest is alike, so its mean stays"
+    assert oracle[50] == 0
     order = RANDOM.permutation(400)
-    assert sparsify(error[order], uncertainty[order]).ause == pytest.approx(curves.ause)
-    assert len(curves.curve) == STEPS
+    np.testing.assert_allclose(sparsify(error[order], uncertainty[order]), (curve, oracle), atol=1e-12)
+    assert len(curve) == STEPS
     for wrong in (np.zeros(400), np.full(400, np.inf)):
         with pytest.raises(ValueError, match="expected finite errors that are not all zero"):
             sparsify(wrong, uncertainty)
@@ -65,7 +64,7 @@ def test_calibration_weighs_pairs_alike() -> None:
     for expected, error, share in ((1.0, 2.0, 0.5), (1.0, 4.0, 0.25)):
         bins = {"share": [share, 0.0], "expected_px": [share * expected, 0.0], "error_px": [share * error, 0.0]}
         rows.append({"pair": "a/1", "group": "a", "bins": bins})
-    curve = calibration(rows, ("generated",))["pairs"]
+    curve = calibration(rows)["pairs"]
     assert curve["expected_px"] == [1.0] and curve["share"] == [0.375]
     assert curve["error_px"] == [pytest.approx((0.5 * 2 + 0.25 * 4) / 0.75)]
 
@@ -85,8 +84,8 @@ def test_the_benchmark_runs_and_writes_what_it_measured(
     assert [row["group"] for row in figures["pairs"]] == ["generated", "plain area"]
     measures = {"residual", "forward-backward", "weak gradient", "uncertainty", "random"}
     assert set(figures["pairs"][0]["ause"]) == measures
-    inside, outside = figures["summary"]["plain area"]["areas"]["weak gradient"]
-    assert inside < 0.5 * outside
-    assert means(figures["pairs"], ("generated", "plain area")).keys() == {"generated", "plain area"}
+    plain = figures["pairs"][1]
+    assert plain["inside"]["weak gradient"] < 0.5 * plain["outside"]["weak gradient"]
+    assert [entry["group"] for entry in means(figures["pairs"])] == ["generated", "plain area"]
     assert confidence.main(["--clips", "1", "--model", "vast"]) == 2
     assert "no weights 'vast'" in capsys.readouterr().out
