@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Endpoint error of the model and of classical methods on image pairs with ground truth, in one run.
+"""Endpoint error of the model and of classical methods on image pairs with ground truth.
 
 ``python -m benchmarks.accuracy --pairs pairs.json [--model NAME_OR_PATH] [--dtype TYPE] [--json OUT]``
 
@@ -16,15 +16,15 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean, median
 
 import cv2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.report import Benchmark, mean, median, table
+from benchmarks.report import Benchmark, Row, print_table
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
 from deq_flow_ros.streaming.refinement import refined
@@ -32,42 +32,26 @@ from training.datasets import Sample
 from training.pairs import group_means, model_flow, pair_errors, read_pairs
 
 
-def zero_flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
-    """No motion: what every method has to beat."""
-    return np.zeros((*image1.shape[:2], 2), np.float32)
+def measure(function: FlowFunction, pairs: Sequence[Sample], exact: FlowFunction | None = None) -> Row:
+    """Endpoint error (px) and Fl (%) of a method per pair and group, and its median time (ms).
 
-
-def measure(
-    methods: dict[str, FlowFunction], pairs: Sequence[Sample], exact: Mapping[str, FlowFunction] | None = None
-) -> dict[str, Any]:
-    """Endpoint error (px) and Fl (%) per pair and group, and the median time (ms), of every method.
-
-    :param exact: some of the methods in float32. For these, "distance_px" is the mean length of the difference between
-        the two flows, in px, averaged over the pairs.
+    :param exact: the method in float32. "distance_px" is the mean length of the difference between the two flows, in
+        px, averaged over the pairs.
     """
-    results: dict[str, Any] = {}
-    for name, function in methods.items():
-        function(pairs[0].image1, pairs[0].image2)  # the first call pays for allocations and kernel choices
-        errors, outliers, times, distances = [], [], [], []
-        for pair in pairs:
-            start = time.perf_counter()
-            flow = function(pair.image1, pair.image2)
-            times.append(1e3 * (time.perf_counter() - start))
-            epe, fl = pair_errors(pair, flow)
-            errors.append((pair.name, epe))
-            outliers.append((pair.name, fl))
-            if exact and name in exact:
-                difference = flow - exact[name](pair.image1, pair.image2)
-                distances.append(float(np.linalg.norm(difference, axis=2).mean()))
-        results[name] = {
-            "epe_px": group_means(errors),
-            "fl_percent": group_means(outliers),
-            "pairs_epe_px": dict(errors),
-            "pairs_fl_percent": dict(outliers),
-            "median_ms": median(times),
-            "distance_px": mean(distances) if distances else None,
-        }
-    return results
+    function(pairs[0].image1, pairs[0].image2)  # the first call pays for allocations and kernel choices
+    errors, outliers, times, distances = {}, {}, [], []
+    for pair in pairs:
+        start = time.perf_counter()
+        flow = function(pair.image1, pair.image2)
+        times.append(1e3 * (time.perf_counter() - start))
+        errors[pair.name], outliers[pair.name] = pair_errors(pair, flow)
+        if exact is not None:
+            difference = flow - exact(pair.image1, pair.image2)
+            distances.append(float(np.linalg.norm(difference, axis=2).mean()))
+    return {
+        "epe_px": group_means(errors.items()), "fl_percent": group_means(outliers.items()), "pairs_epe_px": errors,
+        "pairs_fl_percent": outliers, "median_ms": median(times), "distance_px": fmean(distances) if exact else None,
+    }  # fmt: skip
 
 
 def and_refined(function: FlowFunction, steps: int) -> FlowFunction:
@@ -93,42 +77,29 @@ def model_methods(
     return methods
 
 
-def print_tables(results: dict[str, Any], console: Console) -> None:
-    """Print a table of the groups, then one of all pairs."""
-    first = next(iter(results.values()))
-    groups = list(first["epe_px"])
-    halved = any(result["distance_px"] is not None for result in results.values())
-    columns = [*groups, "median ms", *(["to float32, px"] if halved else [])]
-    by_group = table("endpoint error, px (Fl, %); mean = mean over the groups", ["method"], columns)
-    for name, result in results.items():
-        cells = [f"{result['epe_px'][g]:.3f} ({result['fl_percent'][g]:.1f})" for g in groups]
-        cells.append(f"{result['median_ms']:.0f}")
-        if result["distance_px"] is not None:
-            cells.append(f"{result['distance_px']:.4f}")
-        by_group.add_row(name, *cells)
-    by_pair = table("endpoint error per pair, px", ["pair"], results)
-    for pair in first["pairs_epe_px"]:
-        by_pair.add_row(pair, *(f"{result['pairs_epe_px'][pair]:.3f}" for result in results.values()))
-    console.print(by_group, by_pair)
-
-
-def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Measure every method on every pair of the list, and print the tables."""
+def run(options: argparse.Namespace, console: Console) -> Row:
+    """Measure every method on every pair of the list, and print a table of the groups, then one of all pairs."""
     pairs = read_pairs(options.pairs)
     label, given = Path(options.model).stem, (options.iterations, options.scale, options.refinement)
-    ours = model_methods(label, load_model(options.model, options.device, precision=options.dtype), *given)
-    exact = None
+    methods = model_methods(label, load_model(options.model, options.device, precision=options.dtype), *given)
+    exact: dict[str, FlowFunction] = {}
     if options.dtype != "float32":
         exact = model_methods(label, load_model(options.model, options.device), *given)
-    methods: dict[str, FlowFunction] = {
-        **ours,
-        "zero flow": zero_flow,
+    methods |= {
+        "zero flow": lambda image1, image2: np.zeros((*image1.shape[:2], 2), np.float32),
         "Farneback": farneback,
         "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),
         "DIS medium": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
     }
-    results = measure(methods, pairs, exact)
-    print_tables(results, console)
+    results = {name: measure(function, pairs, exact.get(name)) for name, function in methods.items()}
+    rows = [{"method": name, **result} for name, result in results.items()]
+    columns = {"method": "{method}"}
+    columns |= {g: f"{{epe_px[{g}]:.3f}} ({{fl_percent[{g}]:.1f}})" for g in rows[0]["epe_px"]}
+    columns |= {"median ms": "{median_ms:.0f}", **({"to float32, px": "{distance_px:.4f}"} if exact else {})}
+    print_table(console, "endpoint error, px (Fl, %); mean = mean over the groups", columns, rows)
+    by_pair = [{"pair": pair.name, **{n: r["pairs_epe_px"][pair.name] for n, r in results.items()}} for pair in pairs]
+    columns = {"pair": "{pair}", **{name: f"{{{name}:.3f}}" for name in results}}
+    print_table(console, "endpoint error per pair, px", columns, by_pair)
     return {"opencv": cv2.__version__, "methods": results}
 
 

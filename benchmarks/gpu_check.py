@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that a card is needed for, in one run: does the GPU path do what it says, on this machine?
+"""Everything that a card is needed for: whether the GPU path does what it says, on this machine.
 
 ``make gpu-check``, or ``python -m benchmarks.gpu_check [--quick] [--json OUT]``; it needs no ROS.
 
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, count_copies, table
+from benchmarks.report import Benchmark, Row, count_copies, print_table
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import peak_memory_mb
 from deq_flow_ros.model import load_model
@@ -174,7 +174,7 @@ def check_times(
         yield Check(f"{of}: made ready in", f"{ready_s:.1f} s")
         names = dict.fromkeys(stage for info in infos for stage in info.stage_ms)
         by_stage = {stage: float(np.median([info.stage_ms.get(stage, 0.0) for info in infos])) for stage in names}
-        copies = count_copies(estimator, drive.frames)
+        copies = ", ".join(f"{n:g} {kind}" for kind, n in count_copies(estimator, drive.frames).items())
         stages.append({"of": of, "runtime": estimator.engine.about, "stage_ms": by_stage, "copies": copies})
         estimator.engine.close()
 
@@ -260,16 +260,12 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     if stages:
         names = dict.fromkeys(name for row in stages for name in row["stage_ms"])
-        by_stage = table("median ms by stage, by CUDA events; copies per field", ["of"], [*names, "copies"])
-        for row in stages:
-            cells = [f"{row['stage_ms'][name]:.3f}" if name in row["stage_ms"] else "-" for name in names]
-            by_stage.add_row(row["of"], *cells, ", ".join(f"{n:g} {kind}" for kind, n in row["copies"].items()))
-        console.print(by_stage)
-    rows = table(f"GPU check: {device}, PyTorch {torch.__version__}", ["check"], ["figure", "wanted", ""])
+        columns = {"of": "{of}", **{name: f"{{stage_ms[{name}]:.3f}}" for name in names}, "copies": "{copies}"}
+        print_table(console, "median ms by stage, by CUDA events; copies per field", columns, stages)
     words = {True: "pass", False: "FAIL", None: "-"}
-    for check in checks:
-        rows.add_row(check.name, check.figure, check.wanted, words[check.passed])
-    console.print(rows)
+    columns = {"check": "{name}", "figure": "{figure}", "wanted": "{wanted}", "": "{word}"}
+    rows = [{**asdict(check), "word": words[check.passed]} for check in checks]
+    print_table(console, f"GPU check: {device}, PyTorch {torch.__version__}", columns, rows)
     failed = [f"{check.name}: {check.figure}" for check in checks if check.passed is False]
     return {"device_name": device, "checks": [asdict(check) for check in checks], "stages": stages, "problems": failed}
 

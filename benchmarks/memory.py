@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory and time of one training step: the equilibrium model and its recurrent counterpart, in one run.
+"""Memory and time of one training step: the equilibrium model and its recurrent counterpart.
 
 ``python -m benchmarks.memory [--size base] [--device cpu] [--plot OUT] [--json OUT]``
 
@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.report import MIB, Benchmark, Row, clock_s, median, picture, table
+from benchmarks.report import MIB, Benchmark, Row, clock_s, picture, print_table
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.model.weights import check_device
 from training.objective import Objective
@@ -92,10 +92,8 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
     return int(np.cumsum([event.nbytes() for event in events]).max())
 
 
-def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int], compare: int, repeats: int) -> Row:
-    """The bytes saved for each number of iterations; the peak memory and the median time of a whole step for one of
-    them.
-    """
+def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int], compare: int) -> Row:
+    """The bytes saved for each number of iterations; the peak memory and the time of a whole step for one of them."""
     device = model.device
 
     def forward(iterations: int) -> Tensor:
@@ -110,38 +108,15 @@ def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int],
     for count in counts:
         loss, saved[count] = saved_bytes(model, lambda count=count: forward(count))  # type: ignore[misc]
         del loss
-    seconds = []
-    for _ in range(repeats):
-        began = clock_s(device)
-        step()
-        seconds.append(clock_s(device) - began)
+    began = clock_s(device)
+    step()
+    seconds = clock_s(device) - began
     model.zero_grad(set_to_none=True)  # else the step frees the gradients of the one before it, and so hides some
     return {
         "saved_mib": {count: size / MIB for count, size in saved.items()},
         "peak_mib": peak_bytes(step, device) / MIB,
-        "seconds": median(seconds),
+        "seconds": seconds,
     }
-
-
-def print_table(results: dict[str, Row], compare: int, console: Console) -> None:
-    """Print one row per method, with ratios to the first, which is the plain recurrent network."""
-    base = next(iter(results.values()))
-    methods = table(
-        f"one training step, MiB and s at {compare} iterations; *: recompute; ÷, x: to the first",
-        ["method"],
-        [*(f"saved {count}" for count in base["saved_mib"]), "peak", "s", "saved", "peak", "time"],
-    )
-    for name, row in results.items():
-        methods.add_row(
-            name.replace(", recompute", " *"),
-            *(f"{size:.0f}" for size in row["saved_mib"].values()),
-            f"{row['peak_mib']:.0f}",
-            f"{row['seconds']:.1f}",
-            f"÷{base['saved_mib'][compare] / row['saved_mib'][compare]:.1f}",
-            f"÷{base['peak_mib'] / row['peak_mib']:.1f}",
-            f"x{row['seconds'] / base['seconds']:.2f}",
-        )
-    console.print(methods)
 
 
 def plot(results: dict[str, Row], path: Path) -> None:
@@ -166,7 +141,7 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     torch.manual_seed(0)
     model = DEQFlow(options.size).to(device).train()
     clip = make_clip(options.height, options.width, options.batch, device)
-    measure(model, clip, Objective(), [3], 3, 1)  # the first step pays for allocations and kernel choices
+    measure(model, clip, Objective(), [3], 3)  # the first step pays for allocations and kernel choices
     results = {}
     with console.status("") as status:
         for recompute in (False, True):
@@ -174,8 +149,17 @@ def run(options: argparse.Namespace, console: Console) -> Row:
                 label = f"{name}, recompute" if recompute else name
                 status.update(label)
                 objective = replace(objective, recompute=recompute)
-                results[label] = measure(model, clip, objective, counts, options.compare, options.repeats)
-    print_table(results, options.compare, console)
+                results[label] = measure(model, clip, objective, counts, options.compare)
+    base, rows = results["recurrent"], []
+    for name, row in results.items():
+        saved = base["saved_mib"][options.compare] / row["saved_mib"][options.compare]
+        peak, slower = base["peak_mib"] / row["peak_mib"], row["seconds"] / base["seconds"]
+        rows.append({"method": name, **row, "less_saved": saved, "less_at_peak": peak, "time": slower})
+    columns = {"method": "{method}", **{f"saved {count}": f"{{saved_mib[{count}]:.0f}}" for count in counts}}
+    columns |= {"peak": "{peak_mib:.0f}", "s": "{seconds:.1f}", "less saved": "÷{less_saved:.1f}"}
+    columns |= {"less at the peak": "÷{less_at_peak:.1f}", "time": "x{time:.2f}"}
+    title = f"one training step, MiB and s at {options.compare} iterations; compared with the first"
+    print_table(console, title, columns, rows)
     if options.plot:
         plot(results, options.plot)
     given = {name: getattr(options, name) for name in ("size", "height", "width", "batch")}
@@ -190,7 +174,6 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_number("--batch", 1, "clips of a step", least=1)
     line.add_number("--iterations", [12, 36, 48], "at least 3, the steps of phantom-3", least=3, nargs="+")
     line.add_number("--compare", 36, "iterations that ratios are taken at", least=3)
-    line.add_number("--repeats", 1, "timed steps per row, the median counts", least=1)
     return line.run(line.parse_args(arguments), run)
 
 

@@ -188,16 +188,6 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
     return groups
 
 
-def median(values: Iterable[float]) -> float:
-    """The median of at least one value."""
-    return float(np.median(list(values)))
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of at least one value."""
-    return float(np.mean(list(values)))
-
-
 def table(title: str, names: Sequence[str], figures: Iterable[Any]) -> Table:
     """An empty table.
 

@@ -39,6 +39,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.report import Benchmark, Row, grouped, median, picture, print_table, watched
+from benchmarks.report import Benchmark, Row, grouped, picture, print_table, watched
 from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, recordings
 from deq_flow_ros.equilibrium import Solution, State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
