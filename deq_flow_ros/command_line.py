@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,10 @@ USER_ERRORS: dict[type[Exception], int] = {
     UserError: UNUSABLE, OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE, FloatingPointError: UNUSABLE,
 }  # fmt: skip
 """What a user can mend, such as a file that is missing, by the exit status that it leads to."""
+
+
+MOST_THREADS = 256
+"""With far more, the process ends without a word."""
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -48,19 +53,27 @@ class CommandLine(argparse.ArgumentParser):
         *,
         least: float | None = None,
         above: float | None = None,
+        most: float | None = None,
         kind: type[int] | type[float] | None = None,
         **more: Any,
     ) -> None:
         """An option whose value is a number, or with ``nargs`` numbers.
 
         :param kind: int or float; None takes that of the default.
-        :param least, above: see ``number``.
+        :param least, above, most: see ``number``.
         :param more: for ``add_argument``.
         """
         some = default[0] if isinstance(default, Sequence) else default
-        self.add_argument(
-            name, type=number(kind or type(some), least=least, above=above), default=default, help=help, **more
-        )
+        convert = number(kind or type(some), least=least, above=above, most=most)
+        self.add_argument(name, type=convert, default=default, help=help, **more)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """See ``argparse.ArgumentParser``. A ``~`` that a shell left in quotes, or behind ``=``, is the home folder."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, Path) or (isinstance(value, str) and value.startswith("~")):
+                setattr(parsed, name, type(value)(os.path.expanduser(value)))
+        return parsed, rest
 
     def add_path(self, name: str, help: str, **more: Any) -> None:
         """An option whose value is a file or folder."""
@@ -81,7 +94,7 @@ class CommandLine(argparse.ArgumentParser):
     def add_threads(self, default: int | None = None, help: str = "threads of PyTorch and OpenCV") -> None:
         """``--threads``, for ``set_threads``."""
         help = f"{help} (default: theirs)" if default is None else help
-        self.add_number("--threads", default, help, least=1, kind=int)
+        self.add_number("--threads", default, help, least=1, most=MOST_THREADS, kind=int)
 
     def add_pairs(self, help: str = "list of pairs with true flow, see training/pairs.py", **more: Any) -> None:
         """``--pairs``."""
@@ -115,17 +128,20 @@ def number(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     multiple: int | None = None,
 ) -> Callable[[str], Any]:
     """The ``type`` of an option whose value is a finite number.
 
     :param least: the smallest value that is allowed.
     :param above: the value has to be larger.
+    :param most: the largest value that is allowed.
     :param multiple: the value has to be a multiple of it.
     """
     bounds = [] if multiple is None else [f"a multiple of {multiple}"]
     bounds += [] if least is None else [f"at least {least:g}"]
     bounds += [] if above is None else [f"above {above:g}"]
+    bounds += [] if most is None else [f"at most {most:g}"]
 
     def convert(text: str) -> Any:
         try:
@@ -136,7 +152,7 @@ def number(
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {', '.join([noun, *bounds])}, got {text!r}")
         too_small = (least is not None and value < least) or (above is not None and value <= above)
-        if too_small or (multiple is not None and value % multiple):
+        if too_small or (most is not None and value > most) or (multiple is not None and value % multiple):
             raise argparse.ArgumentTypeError(f"expected {', '.join(bounds)}, got {text}")
         return value
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status, set_threads
+from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.errors import UNUSABLE
 from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.batch import INDEX, Assignment, check_place, terminal_table, write_overview
@@ -66,7 +66,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_model("name or weights file")
     line.add_device()
     line.add_precision(PRECISIONS)
-    line.add_number("--threads", 0, "threads on the CPU; 0: PyTorch chooses", least=0)
+    line.add_number("--threads", 0, "threads on the CPU; 0: PyTorch chooses", least=0, most=MOST_THREADS)
     add("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
     budget = f"latency budget (default: 0 = none; {REALTIME_BUDGET_MS:g} with --realtime)"
     line.add_number("--budget-ms", None, budget, least=0, kind=float)

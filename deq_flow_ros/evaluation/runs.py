@@ -25,6 +25,7 @@ from deq_flow_ros.stamps import Pace
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.result import SUPERSEDED
+from deq_flow_ros.streaming.settings import LARGEST_SCALE
 from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 
 
@@ -199,6 +200,7 @@ def measure_setting(
     fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=iterations)
 
     def estimator(scale: float) -> Estimator:
+        scale = min(scale, LARGEST_SCALE)  # small frames are enlarged beyond it
         return make_estimator(replace(fixed, min_scale=scale, max_scale=scale), model)
 
     return measure_costs(estimator, scales, images, convert_ms)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,7 +56,7 @@ def load_model(
     device = check_device(device)
     precision = choose_precision(precision, device)
     dtype = number_type(precision)
-    path = Path(name_or_path)
+    path = Path(name_or_path).expanduser()
     if str(name_or_path) in available_models():
         path = WEIGHTS_DIR / f"{name_or_path}.safetensors"
     elif str(name_or_path) in SIZES:
@@ -80,6 +79,8 @@ def load_model(
     except (ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path} describes a model that cannot be made here: {error}") from error
     check_layout(model.state_dict(), tensors, path)
+    if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise WeightsError(f"{path} is damaged: {len(odd)} of its tensors hold NaN or infinity, the first is {odd[0]}")
     model.load_state_dict(tensors)
     model.eval()
     if fold:
@@ -184,7 +185,7 @@ def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the bytes of any other file may raise any
         first_line = (str(error).splitlines() or ["no reason given"])[0]
         # PyTorch advises to load it with all that it contains, code included; pickle says "101" of a text file.
         if "Weights only" in first_line or not isinstance(error, (OSError, RuntimeError)):

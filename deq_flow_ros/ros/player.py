@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -114,10 +116,14 @@ class Player(Node):
             self.get_logger().info(f"its calibration -> {self._info_topic}")
         self._wait_for_subscribers(self.option("wait_for_subscribers"), self.option("wait_timeout_s"))
         reader = FrameReader(source, self.option("loop"))
-        log = self.option("log")
+        log = os.path.expanduser(self.option("log"))
         try:
             with open(log, "w", encoding="utf-8") if log else contextlib.nullcontext() as log_file:
                 self._publish_all(reader, source, rate, log_file)
+        except OSError as error:
+            if error.errno == errno.ENOSPC and log:  # this error names no file
+                raise MediaError(f"cannot write {log}: {error.strerror}") from error
+            raise
         finally:
             reader.close()
             for problem in source.skipped:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from deq_flow_ros.streaming.engine import Engine
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.result import FlowResult
 from deq_flow_ros.streaming.runtime import engine_of
-from deq_flow_ros.streaming.settings import EstimatorSettings
+from deq_flow_ros.streaming.settings import LARGEST_SCALE, EstimatorSettings
 from deq_flow_ros.streaming.stream import Last, Stream
 
 
@@ -46,6 +47,8 @@ class FlowEstimator:
     ) -> None:
         if isinstance(model, Engine):
             self.engine: Engine[Any] = model
+        elif isinstance(model, (str, Path)):
+            raise ValueError(f"expected a model, got its name: write FlowEstimator(load_model({str(model)!r}))")
         else:
             self.engine = engine_of(model, MACHINE if clock is None else clock, runtime)
         self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.engine.model.max_pixels)
@@ -102,14 +105,18 @@ class FlowEstimator:
         self.slot.clear()
 
     def warm_up(self, height: int, width: int) -> None:
-        """Learn the costs of frames of this size before the first one comes. Afterwards there is no stream."""
+        """Learn the costs of frames of this size before the first one comes. Afterwards there is no stream.
+
+        :raises ValueError: for a size that no frame may have.
+        """
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        batch.UpdateRequest(self, noise, 0)  # refuses a size that no frame may have
         ladder = self.stream.ladder((height, width))
         for scale in sorted({ladder[0], ladder[-1], *(s for s in ladder if s == 1)}, reverse=True):
             trial = FlowEstimator(
                 self.engine,
-                min_scale=scale,
-                max_scale=scale,
+                min_scale=min(scale, LARGEST_SCALE),  # small frames are enlarged beyond it
+                max_scale=min(scale, LARGEST_SCALE),
                 tolerance_px=None,
                 max_iterations=min(self.settings.max_iterations, 4),
                 direction=self.settings.direction,

@@ -17,6 +17,7 @@ def line() -> CommandLine:
     made.add_number("--bound", [0.05, 0.2], "px", above=0, nargs="+")
     made.add_size(64, 96, "as the camera has it", multiple=8)
     made.add_threads()
+    made.add_path("--out", "where")
     return made
 
 
@@ -26,6 +27,7 @@ def line() -> CommandLine:
         (["--frames", "0"], "--frames: expected at least 1, got 0"),
         (["--frames", "many"], "--frames: expected a whole number, at least 1, got 'many'"),
         (["--bound", "1", "0"], "--bound: expected above 0, got 0"),
+        (["--threads", "99999"], "--threads: expected at least 1, at most 256, got 99999"),
         (["--bound", "nan"], "--bound: expected a number, above 0, got 'nan'"),
         (["--height", "100"], "--height: expected a multiple of 8, at least 64, got 100"),
     ],
@@ -52,7 +54,8 @@ def test_a_wrong_option_is_the_first_thing_that_is_said(capsys: pytest.CaptureFi
 
 def test_values_are_numbers_and_the_help_says_their_defaults() -> None:
     """A default that the help repeats by hand is wrong as soon as one of both is changed."""
-    options = line().parse_args(["--frames", "3", "--bound", "1", "2"])
+    options = line().parse_args(["--frames", "3", "--bound", "1", "2", "--out=~/x"])
+    assert options.out == Path.home() / "x", "no shell replaces it behind ="
     assert (options.frames, options.bound, options.height, options.threads) == (3, [1.0, 2.0], 64, None)
     said = " ".join(line().format_help().split())
     assert "pairs to measure (default 40)" in said and "px (default 0.05 0.2)" in said and "(default: theirs)" in said

@@ -137,6 +137,10 @@ def test_unusable_weights_are_named(nano: DEQFlow, tmp_path: Path) -> None:
     whole = tmp_path / "whole.safetensors"
     save_model(nano, whole)
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:5000])
+    damaged = bytearray(whole.read_bytes())
+    damaged[-5000:-1000] = 4000 * b"\xff"
+    (tmp_path / "nan.safetensors").write_bytes(damaged)
+    (tmp_path / "text.pth").write_text("root:x:0:0:root:/root:/bin/bash")
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 nothing")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     torch.save({"a": torch.zeros(1)}, tmp_path / "foreign.pth")
@@ -145,6 +149,8 @@ def test_unusable_weights_are_named(nano: DEQFlow, tmp_path: Path) -> None:
     torch.save({"a": _Code()}, tmp_path / "code.pth")
     for name, message in (
         ("cut.safetensors", "not a whole safetensors file"),
+        ("nan.safetensors", "is damaged: . of its tensors hold NaN or infinity"),
+        ("text.pth", "not a whole PyTorch checkpoint: it is not in PyTorch's format"),
         ("cut.pth", "not a whole PyTorch checkpoint"),
         ("foreign.safetensors", "safetensors file of something else"),
         ("foreign.pth", "not a checkpoint in the released layout"),

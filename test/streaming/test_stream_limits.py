@@ -17,6 +17,9 @@ def test_a_time_limit_is_kept_as_the_budget_is(model: DEQFlow, monkeypatch: pyte
     """
     clock = Clock(model, monkeypatch)
     estimator = FlowEstimator(model, latency_budget_ms=100, max_iterations=50, tolerance_px=None)
+    with pytest.raises(ValueError, match="at least 16x16 pixels, got 64x8"):
+        estimator.warm_up(8, 64)
+    FlowEstimator(model).warm_up(20, 160)  # which is enlarged beyond the largest scale
     estimator.warm_up(48, 64)
     stream = iter(enumerate(frames(40)))
 
