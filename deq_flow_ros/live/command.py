@@ -36,7 +36,7 @@ from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.live.children import ChildError
 from deq_flow_ros.live.options import SHORTEST_S, node_parameters, parse_options
-from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, Recording, in_order, look_closer, read_run
+from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, run_live
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.recordings import MediaError, Source, open_source
@@ -45,7 +45,6 @@ from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.recordings.flow_bag import (
     FLOW_TOPIC,
     IMAGE_TOPIC,
-    RESIDUAL_TOPIC,
     STATISTICS_TOPIC,
     FrameReport,
     check_space,
@@ -100,8 +99,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     path = options.input or str(_render(out.parent / "scene", console))
     source = open_source(path, options.topic, options.fps or None, options.start, options.stop or math.inf)
     source.close()
-    frames = _limit(options, source, console)
-    rate = options.rate or _rate(source, console)
+    frames, rate = _limit(options, source, console), options.rate or _rate(source, console)
     # A camera is the player's alone; nothing is known of its images yet.
     first = None if source.live else next(frame for frame in source.frames() if not frame.problem)
     if first is not None:
@@ -202,30 +200,18 @@ def _rate(source: Source, console: Console) -> float:
 def _play(run: RunOptions, count: int | None, console: Console) -> Published:
     """The live run, with a line that tells how it goes."""
     total = f" of {count}" if count else ""
-    printed = 0.0
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=8) as live:
+            return run_live(run, lambda progress: live.update(progress.line(total)))
+    printed_s = 0.0
 
-    def line(progress: Progress) -> str:
-        text = f"{progress.phase}: {progress.received}{total} frames, {progress.dropped} dropped"
-        if progress.last is None:
-            return text
-        last = progress.last
-        residual = last.number("residual_px")  # there is none without any iteration
-        return (
-            f"{text}, {progress.fields_per_second:4.1f} flow/s, latency {last.number('latency_ms'):5.1f} ms, "
-            f"{last.number('iterations'):2.0f} iterations" + (f", residual {residual:.3f} px" if residual >= 0 else "")
-        )
+    def show(progress: Progress) -> None:
+        nonlocal printed_s
+        if time.monotonic() - printed_s > 3.0:
+            printed_s = time.monotonic()
+            console.print(progress.line(total))
 
-    if not console.is_terminal:
-
-        def show(progress: Progress) -> None:
-            nonlocal printed
-            if time.monotonic() - printed > 3.0:
-                printed = time.monotonic()
-                console.print(line(progress))
-
-        return run_live(run, show)
-    with Live(console=console, refresh_per_second=8) as live:
-        return run_live(run, lambda progress: live.update(line(progress)))
+    return run_live(run, show)
 
 
 def _analyse(
@@ -238,14 +224,14 @@ def _analyse(
     precision = choose_precision(options.precision, options.device)
     model = load_model(options.model, options.device, precision=precision)
     values: dict[str, Any] = {name: getattr(options, name) for name in ("model", "device", "direction")}
-    values |= {"precision": precision, "budget_ms": options.budget_ms or None}
-    values |= dict(text.split(":=", 1) for text in options.param)
+    values |= {"precision": precision, "budget_ms": options.budget_ms or None, **options.param}
     budget = f"budget {options.budget_ms:g} ms" if options.budget_ms else "no latency budget"
     note = f"{Path(options.model).name} on {options.device} in {precision}, {options.direction} flow, {budget}"
     cold = SettingEntry(COLD, {**values, "warm": False, "budget_ms": None}, COLD_NOTE)
     every = max(1, sum(report.outcome == "processed" for report in reports) // COMPARED_PAIRS)
-    recording, exact = Recording(run.bag, FLOW_TOPIC, RESIDUAL_TOPIC), exact_flow(Path(run.input))
-    outcomes = read_run(recording, in_order(reports, published.stamps_ns), source, exact, options.roi)
+    outcomes = read_run(
+        run.bag, in_order(reports, published.stamps_ns), source, exact_flow(Path(run.input)), options.roi
+    )
     shown = track(outcomes, "analysing", len(reports), console=console, transient=True)
     found, unplayed = False, []
     try:

@@ -31,7 +31,10 @@ REFUSED = {
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read a command line; ends the process with status 2 where it is wrong."""
+    """Read a command line; ends the process with status 2 where it is wrong.
+
+    :returns: the options; ``param`` is a dictionary, and ``roi`` its region of interest, empty if there is none.
+    """
     line = CommandLine("evaluate_bag --live", "Play a camera stream through flow_node over DDS and report how it did.")
     add = line.add_argument
     add("input", nargs="?", help="bag, video, folder of images or camera index (default: a rendered drive)")
@@ -53,36 +56,32 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the recording")
     options = line.parse_args(arguments)
-    names = [text.partition(":=")[0].strip() for text in options.param]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        line.error(f"expected one value of {twice[0]}, got several with --param")
+    given: dict[str, str] = {}
     for text in options.param:
-        name, assigned, _ = text.partition(":=")
+        name, assigned, value = text.partition(":=")
+        name = name.strip()
+        if name in given:
+            line.error(f"expected one value of {name}, got several with --param")
         if not assigned:
             line.error(f"expected --param NAME:=VALUE, got {text!r}")
-        if name.strip() in OWN_OPTIONS:  # the report and the comparison with cold starts would not know of it
-            line.error(f"expected {OWN_OPTIONS[name.strip()]} for the parameter {name.strip()}, got --param {text}")
-        if name.strip() in REFUSED:
-            line.error(f"expected no --param {name.strip()} ({REFUSED[name.strip()]}), got --param {text}")
-    try:
-        options.roi = region_of(options.param)
-    except ValueError:
-        line.error("expected --param roi:=[X,Y,WIDTH,HEIGHT] in whole pixels")
+        if name in OWN_OPTIONS:  # the report and the comparison with cold starts would not know of it
+            line.error(f"expected {OWN_OPTIONS[name]} for the parameter {name}, got --param {text}")
+        if name in REFUSED:
+            line.error(f"expected no --param {name} ({REFUSED[name]}), got --param {text}")
+        given[name] = value
+    options.param, options.roi = given, []
+    if "roi" in given:
+        try:
+            options.roi = json.loads(given["roi"])
+        except ValueError:
+            options.roi = None
+        if not (isinstance(options.roi, list) and len(options.roi) == 4 and all(map(_is_position, options.roi))):
+            line.error("expected --param roi:=[X,Y,WIDTH,HEIGHT] in whole pixels")
     return options
 
 
-def region_of(parameters: Sequence[str]) -> list[int]:
-    """The node's parameter ``roi`` among the ``NAME:=VALUE``; empty where it is not.
-
-    :raises ValueError: if it is not four whole numbers from 0.
-    """
-    text = dict(text.split(":=", 1) for text in parameters).get("roi")
-    if text is None:
-        return []
-    roi = json.loads(text)
-    if not isinstance(roi, list) or len(roi) != 4 or not all(type(value) is int and value >= 0 for value in roi):
-        raise ValueError(text)
-    return roi
+def _is_position(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def node_parameters(options: argparse.Namespace, source: Source, first: Frame | None) -> dict[str, str]:
@@ -104,4 +103,4 @@ def node_parameters(options: argparse.Namespace, source: Source, first: Frame | 
     if first is not None and min(first.width, first.height) >= 16:
         width, height = options.roi[2:] if any(options.roi) else (first.width, first.height)
         parameters |= {"warm_up_width": str(width), "warm_up_height": str(height)}
-    return parameters | dict(text.split(":=", 1) for text in options.param)
+    return parameters | options.param

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from deq_flow_ros.evaluation.records import DROPPED, PROCESSED, STAGES, FrameOut
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.recordings.flow_bag import FrameReport, read_fields
+from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, RESIDUAL_TOPIC, FrameReport, read_fields
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.streaming import FlowEstimator
 
@@ -27,15 +27,6 @@ STREAMED, COLD = "streamed", "cold"
 COLD_NOTE = "some of the same pairs from a cold start: same iterations, no deadline, plus a coarse-to-fine start"
 OUT_OF_ORDER = 8
 """Fields that are recorded so many places later than their frame's turn are still found."""
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Where the node's outputs were recorded: a bag, and the names of its topics."""
-
-    bag: Path
-    flow: str
-    residual: str
 
 
 def in_order(reports: Sequence[FrameReport], published_ns: Sequence[int]) -> list[FrameReport]:
@@ -48,20 +39,20 @@ def in_order(reports: Sequence[FrameReport], published_ns: Sequence[int]) -> lis
 
 
 def read_run(
-    recording: Recording, reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None,
-    roi: Sequence[int] = (),
-) -> Iterator[FrameOutcome]:  # fmt: skip
+    bag: Path, reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None, roi: Sequence[int] = ()
+) -> Iterator[FrameOutcome]:
     """Every reported frame in turn; with its fields where it was processed and they were recorded.
 
     Only what may still be asked for is kept in memory. Frames that could not be played, because a video has no picture
     for them, come last.
 
+    :param bag: what the node published.
     :param reports: in the order of the stream.
     :param source: what was played.
     :param roi: x, y, width and height of the part of the images that the node processed; nothing: all of them.
     :raises MediaError: where recording, source and reports do not match.
     """
-    finder, fields = _FrameFinder(source, roi), _FieldFinder(recording, reports)
+    finder, fields = _FrameFinder(source, roi), _FieldFinder(bag, reports)
     last: tuple[int, PairFields] | None = None
     for index, report in enumerate(reports):
         record = record_of(index, report)
@@ -113,14 +104,11 @@ def look_closer(
     """
     estimator = FlowEstimator(model, tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
     reverse = ReverseFlow(Setting("other", direction=direction), model, every=1)
-    found = 0
+    found = -1
     for outcome in outcomes:
         pair = outcome.fields
-        if pair is None:
-            yield STREAMED, outcome
-            continue
-        found += 1
-        if (found - 1) % every != every // 2:  # not the first pair, which is never warm
+        found += pair is not None
+        if pair is None or found % every != every // 2:  # not the first pair, which is never warm
             yield STREAMED, outcome
             continue
         backward = reverse.of(outcome.record.index, pair.image1, pair.image2)
@@ -175,8 +163,8 @@ def _pair(
 class _FieldFinder:
     """Finds flow and residual of a frame while reading the recording once."""
 
-    def __init__(self, recording: Recording, reports: Sequence[FrameReport]) -> None:
-        self._fields = read_fields(recording.bag, recording.flow, recording.residual)
+    def __init__(self, bag: Path, reports: Sequence[FrameReport]) -> None:
+        self._fields = read_fields(bag, FLOW_TOPIC, RESIDUAL_TOPIC)
         self._wanted = Counter(report.flow_stamp_ns for report in reports if report.outcome == PROCESSED)
         self._waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

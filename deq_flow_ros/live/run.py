@@ -67,23 +67,26 @@ class Progress:
 
     phase: str = "starting"
     received: int = 0
-    processed: int = 0
     dropped: int = 0
-    fields_per_second: float = 0.0
     last: FrameReport | None = None
     times: list[float] = field(default_factory=list)
 
     def add(self, report: FrameReport) -> None:
         """Take in the report of one more frame."""
         self.received += 1
-        if report.outcome == "dropped":
-            self.dropped += 1
+        self.dropped += report.outcome == "dropped"
         if report.outcome == "processed":
-            self.processed += 1
-            self.last = report
-            self.times = [*self.times[-20:], time.monotonic()]
-            if len(self.times) > 1:
-                self.fields_per_second = (len(self.times) - 1) / max(1e-6, self.times[-1] - self.times[0])
+            self.last, self.times = report, [*self.times[-20:], time.monotonic()]
+
+    def line(self, total: str) -> str:
+        """In words; ``total`` is of how many frames, if that is known: " of 90"."""
+        text = f"{self.phase}: {self.received}{total} frames, {self.dropped} dropped"
+        if self.last is None:
+            return text
+        per_s = (len(self.times) - 1) / max(1e-6, self.times[-1] - self.times[0])
+        latency_ms, iterations, residual = map(self.last.number, ("latency_ms", "iterations", "residual_px"))
+        text += f", {per_s:4.1f} flow/s, latency {latency_ms:5.1f} ms, {iterations:2.0f} iterations"
+        return text + (f", residual {residual:.3f} px" if residual >= 0 else "")  # there is none without any iteration
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -23,14 +23,12 @@ from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.camera_input import CameraInput
 from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.messages import WHOLE, ImageMessage, ReceivedFrame
-from deq_flow_ros.ros.outputs import COLORED, FlowOutputs, OutputOptions, make_palette
+from deq_flow_ros.ros.outputs import COLORED, Calibration, FlowOutputs, make_palette
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
 from deq_flow_ros.ros.troubles import BudgetWords, Clocks
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
 from deq_flow_ros.streaming.continuity import FLAT
-
-OPTIONS = {field.name for field in fields(OutputOptions)} & {field.name for field in fields(NodeSettings)}  # parameters
 
 
 @dataclass(frozen=True)
@@ -262,15 +260,12 @@ class Camera:
         elapsed_s = (info.stamp_ns - info.previous_stamp_ns) * 1e-9
         if info.direction == "backward":
             header, elapsed_s = attempt.frame.message.header, -elapsed_s  # it points to an image of before
-        options = OutputOptions(
-            image_size=attempt.image_size,
-            info_topic=(source and source.info_topic) or "camera_info",
-            rectified=source is not None and source.rectified,
-            **{name: getattr(attempt.settings, name) for name in OPTIONS},
-        )
-        calibration = None if source is None else source.camera_info
-        asked_for = result.uncertainty, result.colors
-        self._outputs.publish(result.flow, result.residual, header, calibration, elapsed_s, options, *asked_for)
+        calibration = Calibration(image_size=attempt.image_size)
+        if source is not None:
+            topic = source.info_topic or "camera_info"
+            calibration = Calibration(source.camera_info, attempt.image_size, topic, source.rectified)
+        fields = result.flow, result.residual, header, calibration, elapsed_s
+        self._outputs.publish(*fields, attempt.settings, result.uncertainty, result.colors)
 
     def _publish_account(self, frame: ReceivedFrame, account: DiagnosticArray) -> None:
         frame.accounted = True

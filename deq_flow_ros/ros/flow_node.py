@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -57,11 +58,11 @@ class FlowNode(LifecycleNode):
         self._enabled = True
         self._told: set[str] = set()
         self._bond = ManagerBond(self)
-        self._health = Health(self.get_fully_qualified_name())
+        self._health = Health(f"{self.get_fully_qualified_name()[1:]}: process")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         qos.after_parameters_set(self, self._on_parameters_set)
         NodeSettings.declare(self)
-        self._diagnostics = Diagnostics(self, lambda: self._health.statuses(self.cameras))
+        self._diagnostics = Diagnostics(self, self._statuses)
         self._diagnostics.publish_every(self.get_parameter("diagnostics_period_s").value)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/reset", self._on_reset)
@@ -215,6 +216,10 @@ class FlowNode(LifecycleNode):
             self.cameras.pop().destroy()
         if device is not None and device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _statuses(self) -> list[DiagnosticStatus]:
+        name = self.get_fully_qualified_name()[1:]
+        return [self._health.status(), *(each.status(f"{name}: {each.name or 'flow'}") for each in self.cameras)]
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         return check_change(parameters, self, configured=bool(self.cameras))

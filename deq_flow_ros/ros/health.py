@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -96,25 +94,16 @@ def summary(window: Window) -> str:
     return f"{rates}, latency {latency:.0f} ms{most}"
 
 
-class Watched(Protocol):
-    """What has a status beside the process: a camera."""
-
-    name: str
-
-    def status(self, name: str) -> DiagnosticStatus:
-        """How it has been doing; the status has this name."""
-
-
 class Health:
-    """The statuses of a node: one for the process and one for each camera.
+    """The status of a process.
 
-    :param node_name: full name, "/robot/flow_node"; statuses are named after it.
+    :param name: of the status.
     :ivar failure: why the node could not be configured, else None.
     """
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, name: str) -> None:
         self.failure: str | None = None
-        self._node_name = node_name.lstrip("/")
+        self._name = name
         self._device: torch.device | None = None
         self._about: dict[str, str] = {}
         self._cpu_s, self._wall_s = time.process_time(), time.monotonic()
@@ -128,17 +117,10 @@ class Health:
     def cleaned_up(self, failure: str | None = None) -> None:
         """The node is unconfigured (again), or could not be configured for the reason given."""
         self.failure = failure
-        self._device = None
-        self._about = {}
+        self._device, self._about = None, {}
 
-    def statuses(self, cameras: Iterable[Watched]) -> list[DiagnosticStatus]:
-        """One status for the process, then one for each camera."""
-        return [
-            self._process(),
-            *(camera.status(f"{self._node_name}: {camera.name or 'flow'}") for camera in cameras),
-        ]
-
-    def _process(self) -> DiagnosticStatus:
+    def status(self) -> DiagnosticStatus:
+        """What the process works with and takes, or why it does not work."""
         now_cpu_s, now_wall_s = time.process_time(), time.monotonic()
         cores = (now_cpu_s - self._cpu_s) / max(1e-3, now_wall_s - self._wall_s)
         self._cpu_s, self._wall_s = now_cpu_s, now_wall_s
@@ -155,7 +137,7 @@ class Health:
             message = f"{self._about['model']} on {device}, {cores:.1f} processor cores busy, {memory['rss']:.0f} MB"
             if "cuda_allocated" in memory:
                 message += f", {memory['cuda_allocated']:.0f} MB on the device"
-        return status_of(level, f"{self._node_name}: process", message, device, values)
+        return status_of(level, self._name, message, device, values)
 
 
 def memory_mb(device: torch.device | None) -> dict[str, float]:

@@ -20,7 +20,8 @@ from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.ros import convert, qos
 from deq_flow_ros.ros.convert import flow_points
-from deq_flow_ros.ros.messages import WHOLE, Region, adapted, camera_model, image_size
+from deq_flow_ros.ros.messages import Region, adapted, camera_model, image_size
+from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.palette import Palette
 
 _TOPICS = {
@@ -41,36 +42,24 @@ COLORED = frozenset(("flow_color", "flow_color/compressed"))
 def make_palette(max_px: float) -> Palette:
     """The colours of ``flow_to_color``, for a device that paints.
 
-    :param max_px: as ``OutputOptions.color_max_px``.
+    :param max_px: the parameter ``color_max_px``.
     """
     return Palette(color_table(), TABLE_RADIUS, max_px or None)
 
 
 @dataclass(frozen=True)
-class OutputOptions:
-    """How the fields are published.
+class Calibration:
+    """What is known of the camera of an image.
 
-    :ivar units: of ``flow``: "px", or "normalized_per_second": velocity in normalized image coordinates (x / z, y / z).
-    :ivar output_scale: size of the published fields as a part of the computed ones', in (0, 1].
-    :ivar points_stride: ``points`` has every so many-th pixel of the published field, across and down.
-    :ivar color_max_px: flow of this length, px of the image, has the full colour; 0: the longest of each field.
-    :ivar compressed_format: of ``flow_color/compressed``, "jpeg" or "png".
-    :ivar jpeg_quality: 1 to 100.
-    :ivar roi: the part of the image that the fields cover; all 0 is the whole image.
-    :ivar image_size: height and width of the image; (0, 0): ``roi`` is known to be right.
-    :ivar info_topic: where the camera_info comes from, for messages to people.
+    :ivar message: None where none has come.
+    :ivar image_size: height and width of the image; (0, 0): the region of interest is known to be right.
+    :ivar topic: where it comes from, for messages to people.
     :ivar rectified: whether the image is a rectified one, which P of its camera_info describes instead of K and D.
     """
 
-    units: str = "px"
-    output_scale: float = 1.0
-    points_stride: int = 8
-    color_max_px: float = 0.0
-    compressed_format: str = "jpeg"
-    jpeg_quality: int = 90
-    roi: Region = WHOLE
+    message: CameraInfo | None = None
     image_size: tuple[int, int] = (0, 0)
-    info_topic: str = "camera_info"
+    topic: str = "camera_info"
     rectified: bool = False
 
 
@@ -128,9 +117,9 @@ class FlowOutputs:
         flow: np.ndarray,
         residual: np.ndarray,
         header: Header,
-        camera_info: CameraInfo | None,
+        calibration: Calibration,
         elapsed_s: float | None,
-        options: OutputOptions,
+        settings: NodeSettings,
         uncertainty: np.ndarray | None = None,
         colors: np.ndarray | None = None,
     ) -> None:
@@ -144,16 +133,16 @@ class FlowOutputs:
         wanted = self.wanted()
         if not wanted:
             return
-        sampled, flow, residual, uncertainty = _resized(flow, residual, uncertainty, options.output_scale)
+        sampled, flow, residual, uncertainty = _resized(flow, residual, uncertainty, settings.output_scale)
         info = camera = None
         if wanted & {"flow", "points", "camera_info"}:
-            info, camera, problem = _calibration(camera_info, header, residual.shape, options)
+            info, camera, problem = _described(calibration, header, residual.shape, settings.roi)
             self._say(problem, wanted, info is not None)
             self._compare_frames(camera_info, header, options.info_topic)
         if "flow" in wanted:
             in_units = flow
-            if options.units != "px":
-                in_units = self._per_second(flow, camera, elapsed_s, options.units, problem)
+            if settings.units != "px":
+                in_units = self._per_second(flow, camera, elapsed_s, settings.units, problem)
             self._publishers["flow"].publish(convert.array_to_image(in_units, "32FC2", header))
         if "residual" in wanted:
             self._publishers["residual"].publish(convert.array_to_image(residual, "32FC1", header))
@@ -162,20 +151,20 @@ class FlowOutputs:
         if info is not None and "camera_info" in wanted:
             self._publishers["camera_info"].publish(info)
         if "points" in wanted:
-            cloud = flow_points(flow, residual, options.points_stride, header, camera, elapsed_s)
+            cloud = flow_points(flow, residual, settings.points_stride, header, camera, elapsed_s)
             self._publishers["points"].publish(cloud)
         if wanted & COLORED:
-            if colors is None or options.output_scale != 1.0:
-                colors = flow_to_color(sampled, options.color_max_px or None)
-            self._publish_color(colors, header, wanted, options)
+            if colors is None or settings.output_scale != 1.0:
+                colors = flow_to_color(sampled, settings.color_max_px or None)
+            self._publish_color(colors, header, wanted, settings)
 
-    def _publish_color(self, rgb: np.ndarray, header: Header, wanted: set[str], options: OutputOptions) -> None:
+    def _publish_color(self, rgb: np.ndarray, header: Header, wanted: set[str], settings: NodeSettings) -> None:
         if "flow_color" in wanted:
             self._publishers["flow_color"].publish(convert.array_to_image(rgb, "rgb8", header))
         if "flow_color/compressed" in wanted:
-            data = encode_image(rgb, options.compressed_format, options.jpeg_quality)
+            data = encode_image(rgb, settings.compressed_format, settings.jpeg_quality)
             # As compressed_image_transport writes it: what the image was, and the order in which OpenCV compressed it.
-            format = f"rgb8; {options.compressed_format} compressed bgr8"
+            format = f"rgb8; {settings.compressed_format} compressed bgr8"
             self._publishers["flow_color/compressed"].publish(convert.compressed_image(data, format, header))
 
     def _per_second(
@@ -232,20 +221,21 @@ def _resized(
     return here, here * ratio, sampled(residual) * length, uncertainty
 
 
-def _calibration(
-    message: CameraInfo | None, header: Header, size: tuple[int, int], options: OutputOptions
+def _described(
+    calibration: Calibration, header: Header, size: tuple[int, int], roi: Region
 ) -> tuple[CameraInfo | None, CameraModel | None, str]:
     """The camera_info of the published field (height, width), its camera, and what is wrong where one is missing."""
+    message = calibration.message
     if message is None:
-        return None, None, f"none has come on {options.info_topic}"
+        return None, None, f"none has come on {calibration.topic}"
     info = camera = None
     problem = ""
     try:
-        described, (height, width) = image_size(message), options.image_size
+        described, (height, width) = image_size(message), calibration.image_size
         if height and described != (height, width):
             raise ValueError(f"it describes images of {described[1]}x{described[0]} px, these are {width}x{height}")
-        info = adapted(message, header, options.roi, size)
-        camera = camera_model(info, options.rectified)
+        info = adapted(message, header, roi, size)
+        camera = camera_model(info, calibration.rectified)
     except ValueError as error:
-        problem = f"that on {options.info_topic} cannot be used: {error}"
+        problem = f"that on {calibration.topic} cannot be used: {error}"
     return info, camera, problem

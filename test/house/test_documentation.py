@@ -162,7 +162,7 @@ def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     from deq_flow_ros.ros.health import Health, camera_status
     from deq_flow_ros.streaming import FlowInfo
 
-    health = Health("/flow_node")
+    health = Health("process")
     health.configured(torch.device("cpu"), model="nano")
     accounts = FrameAccounts("cpu", "forward")
     info = FlowInfo(
@@ -186,7 +186,7 @@ def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     ]
     found = {pair.key for message in messages for pair in message.status[0].values}
     assert {re.sub("stage_.+_ms", "stage_NAME_ms", key) for key in found} == keys("Accounts")
-    (process,), camera = health.statuses([]), camera_status("flow", "/camera/image_raw", accounts.window())
+    process, camera = health.status(), camera_status("flow", "/camera/image_raw", accounts.window())
     found = {re.sub("stage_.+_ms", "stage_NAME_ms", pair.key) for pair in camera.values}
     assert {re.sub("dropped: .+", "dropped: REASON", key) for key in found} == keys("Diagnostics")
     page = NODE_PAGE.read_text()

@@ -13,11 +13,11 @@ from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
 from deq_flow_ros.evaluation.results import ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.imaging.frame import frame_from_array
-from deq_flow_ros.live.played import COLD, STREAMED, Recording, in_order, look_closer, read_run, solve_cold
+from deq_flow_ros.live.played import COLD, STREAMED, in_order, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.recordings.flow_bag import FrameReport, read_reports
+from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, FrameReport, read_reports
 from deq_flow_ros.streaming import FlowEstimator
 
 STEP_NS = 100_000_000
@@ -37,7 +37,7 @@ def as_message(values: np.ndarray, encoding: str, stamp_ns: int) -> Frame:
 
 
 @pytest.fixture(scope="module", params=["forward", "backward"])
-def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Recording]:
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     """Six pictures that move by `SHIFT`, and a recording of their flow, 0.5 px wrong; frame 3 was dropped."""
     direction, root = request.param, tmp_path_factory.mktemp("run")
     with BagWriter(root / "input") as writer:
@@ -52,18 +52,18 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             values |= {"residual_px": "0.2", "over_budget": "false", "stage_solve_ms": "20", "stop_reason": "converged"}
             if number in (0, 3):
                 values = {"outcome": "first" if number == 0 else "dropped", "reason": "because", "direction": direction}
-                writer.write_diagnostics("/statistics", "flow", values, number * STEP_NS, number)
+                writer.write_diagnostics(STATISTICS_TOPIC, "flow", values, number * STEP_NS, number)
                 continue
             values["image1_stamp_ns"] = str(previous * STEP_NS)
-            writer.write_diagnostics("/statistics", "flow", values, number * STEP_NS, number)
+            writer.write_diagnostics(STATISTICS_TOPIC, "flow", values, number * STEP_NS, number)
             sign = 1 if direction == "forward" else -1
             flow = np.zeros((40, 64, 2), np.float32)
             flow[..., 0] = sign * SHIFT * (number - previous) + 0.5
             here = (previous if direction == "forward" else number) * STEP_NS
-            writer.write_frame("/residual", as_message(np.full((40, 64), 0.2, np.float32), "32FC1", here))
-            writer.write_frame("/flow", as_message(flow, "32FC2", here))
+            writer.write_frame(RESIDUAL_TOPIC, as_message(np.full((40, 64), 0.2, np.float32), "32FC1", here))
+            writer.write_frame(FLOW_TOPIC, as_message(flow, "32FC2", here))
             previous = number
-    return direction, root / "input", Recording(root / "output", "/flow", "/residual")
+    return direction, root / "input", root / "output"
 
 
 def exact(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,10 +72,10 @@ def exact(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
     return flow, np.ones((40, 64), bool)
 
 
-def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Path, Recording]) -> None:
+def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Path, Path]) -> None:
     """Pairs, gaps and directions must be matched with their images: any mix-up changes these figures."""
     direction, source, recording = played
-    reports = read_reports(recording.bag, "/statistics")
+    reports = read_reports(recording, STATISTICS_TOPIC)
     outcomes = list(read_run(recording, reports, open_source(source), exact))
     assert [outcome.record.outcome for outcome in outcomes] == [
         FIRST, PROCESSED, PROCESSED, DROPPED, PROCESSED, PROCESSED
@@ -92,7 +92,7 @@ def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Pa
 
 
 def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
-    played: tuple[str, Path, Recording], tmp_path: Path
+    played: tuple[str, Path, Path], tmp_path: Path
 ) -> None:
     """With the node's parameter ``roi``, what was played is larger than the flow that came out."""
     _, source, recording = played
@@ -106,19 +106,19 @@ def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
         flow, visible = exact(here, there)
         return np.pad(flow, (*around, (0, 0)), constant_values=99), np.pad(visible, around)
 
-    reports = read_reports(recording.bag, "/statistics")
+    reports = read_reports(recording, STATISTICS_TOPIC)
     whole = list(read_run(recording, reports, open_source(source), exact))
     part = list(read_run(recording, reports, open_source(tmp_path / "larger"), of_larger, [8, 4, 64, 40]))
     assert [outcome.record for outcome in part] == [outcome.record for outcome in whole]
 
 
 def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction(
-    played: tuple[str, Path, Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    played: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison is of the very pairs, at the stream's own scale and iterations; the node gives one direction."""
     monkeypatch.setattr("deq_flow_ros.evaluation.report.run_plots", lambda *_: [])
     direction, source, recording = played
-    reports = read_reports(recording.bag, "/statistics")
+    reports = read_reports(recording, STATISTICS_TOPIC)
     outcomes = list(read_run(recording, reports, open_source(source), exact))
     model = load_model("nano")
     settings = [SettingEntry(STREAMED, {"budget_ms": 90.0}), SettingEntry(COLD, {"budget_ms": None})]
@@ -141,10 +141,10 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     assert again.fields.truth is fields.truth and not np.array_equal(again.fields.flow, fields.flow)
 
 
-def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[str, Path, Recording]) -> None:
+def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[str, Path, Path]) -> None:
     """The node never heard of it: its rows come last, up to the end of what was played."""
     _, source, recording = played
-    reports = read_reports(recording.bag, "/statistics")
+    reports = read_reports(recording, STATISTICS_TOPIC)
     frames = list(open_source(source).frames())
     lost = [Frame.without_image("no key frame yet", stamp, stamp, "camera") for stamp in (-5, 250_000_000, 550_000_000)]
     video = SimpleNamespace(frames=lambda: iter([lost[0], *frames[:3], lost[1], *frames[3:], lost[2]]))
@@ -158,16 +158,18 @@ def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[s
     assert first.record.reason == "no key frame yet"
 
 
-def test_an_input_that_is_not_the_one_played_is_noticed(played: tuple[str, Path, Recording], tmp_path: Path) -> None:
+def test_an_input_that_is_not_the_one_played_is_noticed(
+    played: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Errors against the wrong pictures would look like a bad model."""
     _, source, recording = played
-    reports = read_reports(recording.bag, "/statistics")
+    reports = read_reports(recording, STATISTICS_TOPIC)
     with BagWriter(tmp_path / "other") as writer:
         writer.write_frame("/image", frame_from_array(picture(0), 5, 5, "camera"))
     with pytest.raises(MediaError, match="holds no frames stamped 0 and 100000000 ns"):
         list(read_run(recording, reports, open_source(tmp_path / "other"), None))
-    elsewhere = Recording(recording.bag, "/none", "/residual")
-    assert all(outcome.fields is None for outcome in read_run(elsewhere, reports, open_source(source), None))
+    monkeypatch.setattr("deq_flow_ros.live.played.FLOW_TOPIC", "/none")
+    assert all(outcome.fields is None for outcome in read_run(recording, reports, open_source(source), None))
 
 
 def test_reports_are_put_in_the_order_in_which_their_frames_were_played() -> None:

@@ -269,29 +269,14 @@ def test_a_reset_is_counted_once_whether_a_pair_follows_or_not(camera: CameraAt)
     assert [look(camera)[2][key] for key in ("resets", "last_reset")] == ["5", "the state was not finite"]
 
 
-class Camera:
-    """A camera that has a status."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def status(self, name: str) -> DiagnosticStatus:
-        return DiagnosticStatus(name=name)
-
-
 def test_the_process_has_a_status_through_its_whole_life() -> None:
     """A node that could not be configured is the one that somebody looks for."""
-    health = Health("/robot/flow_node")
-
-    def process() -> DiagnosticStatus:
-        return health.statuses([])[0]
-
+    health = Health("robot/flow_node: process")
+    process = health.status
     assert (process().name, process().level, process().message) == ("robot/flow_node: process", OK, "not configured")
     health.cleaned_up("configure failed: no weights 'x.pt'")
     assert (process().level, process().message) == (ERROR, "configure failed: no weights 'x.pt'")
     health.configured(torch.device("cpu"), model="nano", threads=1)
-    names = [status.name for status in health.statuses([Camera(""), Camera("rear")])]
-    assert names == ["robot/flow_node: process", "robot/flow_node: flow", "robot/flow_node: rear"]
     values = {pair.key: pair.value for pair in process().values}
     assert (process().level, process().hardware_id, values["model"], values["threads"]) == (OK, "cpu", "nano", "1")
     assert process().message.startswith("nano on cpu, ")

@@ -24,7 +24,8 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.ros import outputs
 from deq_flow_ros.ros.convert import image_to_rgb
-from deq_flow_ros.ros.outputs import FlowOutputs, OutputOptions
+from deq_flow_ros.ros.outputs import Calibration, FlowOutputs
+from deq_flow_ros.ros.parameters import NodeSettings
 
 TOPICS = {
     "flow": Image,
@@ -35,7 +36,7 @@ TOPICS = {
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
-HEADER = Header(frame_id="camera")
+HEADER, ABOUT = Header(frame_id="camera"), ("image_size", "topic", "rectified")
 HEIGHT, WIDTH = 20, 30
 OVERRIDDEN = "qos_overrides./flow_node/rear/flow.publisher.{}"
 UNCERTAINTY = np.random.default_rng(1).random((HEIGHT, WIDTH)).astype(np.float32)
@@ -95,7 +96,8 @@ class Rig:
 
     def publish(self, camera_info: CameraInfo | None = None, elapsed_s: float = 0.1, **options: Any) -> dict[str, Any]:
         """Publish the field and return the messages that come, one of each output subscribed to."""
-        self.outputs.publish(*field(), HEADER, camera_info, elapsed_s, OutputOptions(**options), UNCERTAINTY)
+        known = Calibration(camera_info, **{name: options.pop(name) for name in ABOUT if name in options})
+        self.outputs.publish(*field(), HEADER, known, elapsed_s, NodeSettings(**options), UNCERTAINTY)
         self.until(lambda: all(self.received.values()))
         messages = {name: received.pop() for name, received in self.received.items()}
         assert not any(self.received.values())
@@ -169,7 +171,7 @@ def test_what_the_device_painted_is_published(rig: Rig) -> None:
     painted = np.full((*field()[1].shape, 3), 7, np.uint8)
     rig.subscribe("flow_color")
     for scale in (1.0, 0.5):
-        rig.outputs.publish(*field(), HEADER, None, 0.1, OutputOptions(output_scale=scale), None, painted)
+        rig.outputs.publish(*field(), HEADER, Calibration(), 0.1, NodeSettings(output_scale=scale), None, painted)
         rig.until(lambda: all(rig.received.values()))
         assert np.array_equal(image_to_rgb(rig.received["flow_color"].pop()), painted) == (scale == 1.0)
 
@@ -222,7 +224,7 @@ def test_units_that_cannot_be_are_refused_with_a_reason(rig: Rig) -> None:
         (calibration(), 0.0, "two images with different stamps"),
     ):
         with pytest.raises(ValueError, match=words):
-            rig.publish(camera_info, elapsed_s, units="normalized_per_second", info_topic="/camera/camera_info")
+            rig.publish(camera_info, elapsed_s, units="normalized_per_second", topic="/camera/camera_info")
     assert rig.received == {"flow": []}
 
 
@@ -232,7 +234,7 @@ def test_a_camera_info_of_another_size_is_not_used(rig: Rig, monkeypatch: pytest
     said: list[str] = []
     monkeypatch.setattr(type(rig.outputs.logger), "warning", lambda self, text: said.append(text))
     for _ in range(2):
-        message = rig.publish(calibration(60, 40), image_size=(HEIGHT, WIDTH), info_topic="/camera/camera_info")
+        message = rig.publish(calibration(60, 40), image_size=(HEIGHT, WIDTH), topic="/camera/camera_info")
         assert [point.name for point in message["points"].fields] == ["u", "v", "du", "dv", "residual"]
     assert len(said) == 1 and "describes images of 60x40 px, these are 30x20" in said[0]
     (info := calibration()).header.frame_id = "other"
@@ -273,7 +275,7 @@ def test_a_reliable_subscriber_that_stands_still_holds_nothing_up(rig: Rig) -> N
 
     def publish_s() -> float:
         begun_s = time.monotonic()
-        rig.outputs.publish(flow, flow[..., 0], HEADER, None, 0.1, OutputOptions())
+        rig.outputs.publish(flow, flow[..., 0], HEADER, Calibration(), 0.1, NodeSettings())
         return time.monotonic() - begun_s
 
     rig.subscribe()
