@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not as it should be with a camera's frames, in words that say what to do about it."""
+"""Words for what is not as it should be with a camera's frames: what it is, and what to do about it."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
+from typing import TypeAlias
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -87,6 +88,8 @@ class BudgetWords:
         )
 
 
+Trouble: TypeAlias = tuple[bytes, str]
+"""A level, and what is wrong and what to do."""
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 WORTH_A_WARNING = 0.05
 """Share of frames that are late, lost, left out or superseded from which it is worth a word."""
@@ -127,8 +130,8 @@ class Clocks:
     offered: bool = False
 
 
-def troubles(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
-    """(level, what is wrong and what to do) of all that is worth a word, the worst first; what is no fault is OK."""
+def troubles(window: Window, clocks: Clocks) -> list[Trouble]:
+    """All that is worth a word, the worst first; what is no fault is OK."""
     span = f"in the last {window.seconds:.0f} s"
     found = [*_unusable(window, span), *_left_out(window, span)]
     found += _without_flow(window, span) if window.full and not window.infos else _breaks(window, span)
@@ -137,48 +140,45 @@ def troubles(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
     return sorted(found, key=lambda trouble: trouble[0], reverse=True)
 
 
-def _unusable(window: Window, span: str) -> list[tuple[bytes, str]]:
-    kinds = {kind: number for kind, number in window.drops.items() if kind not in BY_DESIGN and not _is_left_out(kind)}
-    if not kinds:
-        return []
-    most = max(kinds, key=kinds.__getitem__)
-    why = "because" if len(kinds) == 1 else f"{kinds[most]} of them because"
-    usable = any(sample.outcome != "dropped" for sample in window.samples)
-    text = f"{sum(kinds.values())} images could not be used {span}, {why}: {window.latest_reason(most)}"
-    return [(WARN if usable else ERROR, text)]
+def _unusable(window: Window, span: str) -> Iterator[Trouble]:
+    kinds = Counter({kind: count for kind, count in window.drops.items() if not _is_accepted(kind)})
+    if kinds:
+        most, count = kinds.most_common(1)[0]
+        why = "because" if len(kinds) == 1 else f"{count} of them because"
+        usable = any(sample.outcome != "dropped" for sample in window.samples)
+        text = f"{kinds.total()} images could not be used {span}, {why}: {window.latest_reason(most)}"
+        yield WARN if usable else ERROR, text
 
 
-def _is_left_out(kind: str) -> bool:
-    return kind.endswith(LEFT_OUT)
+def _is_accepted(kind: str) -> bool:
+    """Whether a drop is meant to be, or is judged by ``_left_out``."""
+    return kind in BY_DESIGN or kind.endswith(LEFT_OUT)
 
 
-def _left_out(window: Window, span: str) -> list[tuple[bytes, str]]:
+def _left_out(window: Window, span: str) -> Iterator[Trouble]:
     """Of images that do not fit into the order of the stamps: a single one is no matter."""
-    kinds = {kind: number for kind, number in window.drops.items() if _is_left_out(kind)}
-    total = sum(kinds.values())
-    if total <= WORTH_A_WARNING * window.received:
-        return []
-    reason = window.latest_reason(max(kinds, key=kinds.__getitem__)).removesuffix(f": {LEFT_OUT}")
-    level = WARN if window.infos or not window.full else ERROR
-    return [(level, f"{total} of {window.received} images were left out {span}: {reason}; {_STAMPS}")]
+    kinds = Counter({kind: count for kind, count in window.drops.items() if kind.endswith(LEFT_OUT)})
+    if kinds.total() > WORTH_A_WARNING * window.received:
+        reason = window.latest_reason(kinds.most_common(1)[0][0]).removesuffix(f": {LEFT_OUT}")
+        text = f"{kinds.total()} of {window.received} images were left out {span}: {reason}; {_STAMPS}"
+        yield WARN if window.infos or not window.full else ERROR, text
 
 
-def _without_flow(window: Window, span: str) -> list[tuple[bytes, str]]:
+def _without_flow(window: Window, span: str) -> Iterator[Trouble]:
     """Why nothing comes out, although images have come all the time."""
     starts = Counter(sample.kind for sample in window.samples if sample.outcome == "first")
     if starts.total() > 1:
-        most = max(starts, key=starts.__getitem__)
+        most = starts.most_common(1)[0][0]
         remedy = _remedy(most) or "see `reason` in ~/statistics"
         why = f"the stream started anew {starts.total()} times, most because: {window.latest_reason(most)}"
-        return [(WARN, f"no flow {span}: {why}; {remedy}")]
-    if window.drops[SUPERSEDED] and not window.drops.keys() - set(BY_DESIGN):
+        yield WARN, f"no flow {span}: {why}; {remedy}"
+    elif window.drops[SUPERSEDED] and not window.drops.keys() - set(BY_DESIGN):
         text = (
             f"no flow {span}: the worker is not answering, so that all {window.drops[SUPERSEDED]} images were "
             "superseded by newer ones; a pair takes longer than this (set latency_budget_ms, or lower max_scale), "
             "or it hangs: restart the node, and see its log"
         )
-        return [(ERROR, text)]
-    return []
+        yield ERROR, text
 
 
 def _remedy(reason: str) -> str:
@@ -194,99 +194,95 @@ def _faults(faulty: Sequence[bool]) -> range:
     return range(len(faulty) if times >= AT_ONCE and times > WORTH_A_WARNING * len(faulty) else 0)
 
 
-def _breaks(window: Window, span: str) -> list[tuple[bytes, str]]:
+def _breaks(window: Window, span: str) -> Iterator[Trouble]:
     """Of a stream that starts anew with each image at present, or again and again, for a reason that has a remedy."""
     taken = [sample for sample in window.samples if sample.outcome != "dropped"]
     faults = _faults([sample.outcome == "first" and bool(_remedy(sample.kind)) for sample in taken])
-    if not faults:
-        return []
-    starts = Counter(taken[number].kind for number in faults if taken[number].outcome == "first")
-    most = max(starts, key=starts.__getitem__)
-    told = f"{window.latest_reason(most)}; {_remedy(most)}"
-    if faults.start or starts.total() == len(taken):
-        return [(WARN, f"no flow from the last {len(faults)} images, because: {told}")]
-    return [(WARN, f"the stream started anew {starts.total()} times {span}, most because: {told}")]
+    if faults:
+        starts = Counter(taken[number].kind for number in faults if taken[number].outcome == "first")
+        most = starts.most_common(1)[0][0]
+        what = f"the stream started anew {starts.total()} times {span}, most because"
+        if faults.start or starts.total() == len(taken):
+            what = f"no flow from the last {len(faults)} images, because"
+        yield WARN, f"{what}: {window.latest_reason(most)}; {_remedy(most)}"
 
 
-def _unmatched(window: Window, span: str) -> list[tuple[bytes, str]]:
+def _unmatched(window: Window, span: str) -> Iterator[Trouble]:
     """Of flow that was published and means nothing."""
     faults = _faults([not info.matched for info in window.infos])
-    if not faults:
-        return []
-    count = sum(not window.infos[number].matched for number in faults)
-    which = f"the last {count} flow fields" if count == len(faults) else f"{count} of {len(faults)} flow fields {span}"
-    text = (
-        f"{which} mean nothing (`matched` is false in ~/statistics), as their images have nothing in "
-        f"common: is the lens covered, the motion too fast, or {_OTHER_CAMERA}"
-    )
-    return [(WARN, text)]
+    if faults:
+        count = sum(not window.infos[number].matched for number in faults)
+        of_all = f"{count} of {len(faults)} flow fields {span}"
+        which = f"the last {count} flow fields" if count == len(faults) else of_all
+        text = (
+            f"{which} mean nothing (`matched` is false in ~/statistics), as their images have nothing in "
+            f"common: is the lens covered, the motion too fast, or {_OTHER_CAMERA}"
+        )
+        yield WARN, text
 
 
-def _repeated(window: Window, span: str) -> list[tuple[bytes, str]]:
+def _repeated(window: Window, span: str) -> Iterator[Trouble]:
     """Of flow that is zero because the camera gave no new image."""
     faults = _faults([info.repeated for info in window.infos])
-    if not faults:
-        return []
-    count = sum(window.infos[number].repeated for number in faults)
-    which = f"the last {count} images" if count == len(faults) else f"{count} of {len(faults)} images {span}"
-    text = (
-        f"{which} were exactly those before them, so that their flow is zero whatever moves: is the camera frozen, or "
-        "does its driver send each image more than once? (A simulated camera that stands still has no noise.)"
-    )
-    return [(WARN, text)]
+    if faults:
+        count = sum(window.infos[number].repeated for number in faults)
+        which = f"the last {count} images" if count == len(faults) else f"{count} of {len(faults)} images {span}"
+        text = (
+            f"{which} were exactly those before them, so that their flow is zero whatever moves: is the camera frozen, "
+            "or does its driver send each image more than once? (A simulated camera that stands still has no noise.)"
+        )
+        yield WARN, text
 
 
-def _solves(window: Window, span: str) -> list[tuple[bytes, str]]:
-    found = []
+def _solves(window: Window, span: str) -> Iterator[Trouble]:
     infos, count = window.infos, len(window.infos)
     diverged = sum(info.stop_reason == "diverged" for info in infos)
     if diverged:
         text = f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
-        found.append((ERROR if 2 * diverged > count else WARN, text))
+        yield ERROR if 2 * diverged > count else WARN, text
     late, lately = [info for info in infos if info.over_budget], infos[-LATELY:]  # the budget may have changed since
     if late and sum(info.starved for info in lately) >= STARVED_SHARE * LATELY:
         text = (
             f"the budget of {late[-1].budget_ms:g} ms cannot be met ({len(late)} of {count} flow fields were late "
             f"{span}): one iteration at the lowest scale takes longer; {UNMET_REMEDY}"
         )
-        found.append((WARN, text))
+        yield WARN, text
     elif len(late) > WORTH_A_WARNING * count:
         text = (
             f"{len(late)} of {count} flow fields came after the budget of {late[-1].budget_ms:g} ms {span} "
             f"(mean wait before processing {window.stage_means.get('wait', 0.0):.0f} ms); is another process keeping "
             "the processor busy? See `threads`, or raise latency_budget_ms"
         )
-        found.append((WARN, text))
+        yield WARN, text
     superseded = window.drops[SUPERSEDED]
     if infos and superseded > WORTH_A_WARNING * window.received:
-        text = f"{superseded} of {window.received} images were superseded by newer ones: slower than the camera"
-        found.append((OK, text))
-    return found
+        yield OK, f"{superseded} of {window.received} images were superseded by newer ones: slower than the camera"
 
 
-def _transport(window: Window, span: str) -> list[tuple[bytes, str]]:
-    if window.lost <= WORTH_A_WARNING * (window.received + window.lost):
-        return []
-    return [(WARN, f"{window.lost} images were lost on the way {span}: {qos.transport_advice()}")]
+def _transport(window: Window, span: str) -> Iterator[Trouble]:
+    if window.lost > WORTH_A_WARNING * (window.received + window.lost):
+        yield WARN, f"{window.lost} images were lost on the way {span}: {qos.transport_advice()}"
 
 
-def _stamps(window: Window, clocks: Clocks) -> list[tuple[bytes, str]]:
+def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
     """Stamps of a recording are no fault: nothing but their age depends on this machine's clock."""
     if clocks.simulated and not clocks.offered:
-        return [(OK, "use_sim_time is set, and nobody publishes /clock: how old the images are is not known")]
+        yield OK, "use_sim_time is set, and nobody publishes /clock: how old the images are is not known"
+        return
     age_ms = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
     if (EARLY_CLOCK_MS if clocks.simulated else EARLY_STAMP_MS) <= age_ms <= OLD_STAMP_MS:
-        return []
+        return
     stamps = f"stamps are {_duration(abs(age_ms))} {'old on arrival' if age_ms > 0 else 'in the future'}"
     if clocks.simulated:
-        return [(WARN, f"{stamps} by /clock: it and the images do not belong to one recording")]
-    if clocks.offered:
-        return [(WARN, f"{stamps}, and /clock is published: set use_sim_time, so that ages are counted by it")]
-    if clocks.played:
-        return [(OK, f"{stamps}, as those of a recording are")]
-    if age_ms > ANOTHER_TIME_MS:
-        return [(OK, f"{stamps}: those of a recording, or of a camera whose clock was never set")]
-    return [(WARN, f"{stamps}: synchronise the clocks of the camera and of this machine")]
+        yield WARN, f"{stamps} by /clock: it and the images do not belong to one recording"
+    elif clocks.offered:
+        yield WARN, f"{stamps}, and /clock is published: set use_sim_time, so that ages are counted by it"
+    elif clocks.played:
+        yield OK, f"{stamps}, as those of a recording are"
+    elif age_ms > ANOTHER_TIME_MS:
+        yield OK, f"{stamps}: those of a recording, or of a camera whose clock was never set"
+    else:
+        yield WARN, f"{stamps}: synchronise the clocks of the camera and of this machine"
 
 
 def _duration(ms: float) -> str:
