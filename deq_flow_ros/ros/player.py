@@ -4,13 +4,12 @@
     player INPUT [--topic T] [--rate R] [--loop] [--compressed jpeg|png] [--wait-for-subscribers N] [--max-frames N]
         [--log FILE] [--start S] [--stop S] [--max-pause-s S] [--fps HZ]
 
-Every option is also a ROS parameter (``input``, ``topic``, ``rate``, ...), which wins over the command line. The header
-stamp of a message is the recorded one. With --loop the stamps start over at each pass, as those of a bag played in a
-loop do; a subscriber that keeps state has to notice that time went back. With --compressed the images go out as
+Every option is also a ROS parameter, which wins over the command line. The header stamp of a message is the recorded
+one; with --loop the stamps start over at each pass. With --compressed the images go out as
 ``sensor_msgs/CompressedImage``, on ``<topic>/compressed`` alone. The calibration that a bag holds beside the images
-goes out on the sibling ``camera_info``, with the header of each image. Pauses of the recording beyond --max-pause-s,
-and steps back of its clock, are skipped, and said. Exit status: 0 done or stopped, 2 unusable input or
-option, 3 no subscriber came.
+goes out on the sibling ``camera_info``, with the header of each image. Pauses beyond --max-pause-s, and steps back of
+the recording's clock, are skipped, and said. Exit status: 0 done or stopped, 2 unusable input or option, 3 no
+subscriber came.
 """
 
 from __future__ import annotations
@@ -74,10 +73,8 @@ class Player(Node):
         if self._compressed not in ("", *FORMATS):
             raise ValueError(f"expected compressed to be {' or '.join(FORMATS)} (or empty), got {self._compressed!r}")
         topic = self.resolve_topic_name("~/image")
-        if self._compressed:
-            self.publisher = self.create_publisher(CompressedImage, f"{topic}/compressed", QOS)
-        else:
-            self.publisher = self.create_publisher(Image, topic, QOS)
+        kind, suffix = (CompressedImage, "/compressed") if self._compressed else (Image, "")
+        self.publisher = self.create_publisher(kind, topic + suffix, QOS)
         self._levels = Levels()
         self._info_topic = topic.rpartition("/")[0] + "/camera_info"
         self._calibration: tuple[Publisher, CameraInfo] | None = None
@@ -100,7 +97,7 @@ class Player(Node):
         rate = self.option("rate")
         if not 0.0 < rate < float("inf"):
             raise ValueError(f"expected a rate above 0, got {rate}")
-        for name in ("max_frames", "wait_for_subscribers", "wait_timeout_s", "fps"):
+        for name in ("max_frames", "wait_for_subscribers", "wait_timeout_s", "fps", "max_pause_s"):
             if not 0 <= self.option(name) < math.inf:
                 raise ValueError(f"expected {name} of at least 0, got {self.option(name)}")
         if not self.option("input"):
@@ -131,8 +128,6 @@ class Player(Node):
         return source
 
     def _wait_for_subscribers(self, wanted: int, timeout_s: float) -> None:
-        if wanted <= 0:
-            return
         give_up = time.monotonic() + timeout_s
         while self.publisher.get_subscription_count() < wanted and not self._stop.requested:
             if time.monotonic() > give_up:
@@ -141,15 +136,11 @@ class Player(Node):
                     f"{self.publisher.get_subscription_count()}; check topic names, ROS_DOMAIN_ID and the node's log"
                 )
             self._executor.spin_once(timeout_sec=0.05)
-        # Our side knows the subscriber before it knows us: a best-effort one would miss the first frame.
-        self._spin_until(time.monotonic_ns() + 200_000_000)
+        if wanted:  # our side knows the subscriber before it knows us: a best-effort one would miss the first frame
+            self._spin_until(time.monotonic_ns() + 200_000_000)
 
     def _publish_all(self, reader: FrameReader, source: Source, rate: float, log_file: TextIO | None) -> None:
-        limit = self.option("max_frames")
-        max_pause_s = self.option("max_pause_s")
-        if not 0.0 <= max_pause_s < math.inf:
-            raise ValueError(f"expected max_pause_s of at least 0, got {max_pause_s}")
-        pace = Pace(source.nominal_period_ns, max_pause_s)
+        limit, max_pause_s = self.option("max_frames"), self.option("max_pause_s")
         current_pass, first_due_ns, played_ns = -1, 0, 0
         for item in reader:
             if self._stop.requested:
@@ -162,8 +153,10 @@ class Player(Node):
                 break
             if number != current_pass:
                 # An absolute schedule from the first frame on: sleeping from frame to frame would drift.
-                first_due_ns = time.monotonic_ns() if number == 0 else first_due_ns
-                played_ns += source.nominal_period_ns if number else 0
+                if number == 0:
+                    first_due_ns = time.monotonic_ns()
+                else:
+                    played_ns += source.nominal_period_ns
                 current_pass, pace = number, Pace(source.nominal_period_ns, max_pause_s)
             step_ns, skipped = pace.step(frame.record_ns)
             if skipped and not source.live:
@@ -257,15 +250,13 @@ def main(args: Sequence[str] | None = None) -> int:
     stop = process.start(args)
 
     def play() -> int:
-        player, source = None, None
+        player, source = Player(options, stop), None
         try:
-            player = Player(options, stop)
             source = player.play()
         finally:
-            if player is not None:
-                if source is not None or player.published:  # else the error says it all
-                    print(player.summary(source), flush=True)
-                player.destroy_node()
+            if source is not None or player.published:  # else the error says it all
+                print(player.summary(source), flush=True)
+            player.destroy_node()
         return 0
 
     errors: dict[type[Exception], int] = {NoSubscriberError: 3, ParameterException: UNUSABLE, **USER_ERRORS}

@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar
@@ -121,7 +121,10 @@ class FlowConsumer(Node):
         super().__init__(name)
         self._table, self._inputs = table, tuple(inputs)
         table.declare(self)
-        self.settings = self._read()
+        self.settings = table()
+        answer = self._on_set_parameters(self._parameters.values())
+        if not answer.successful:
+            raise ParameterException(answer.reason, "")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._outputs = {
             topic: self.create_publisher(kind, f"~/{topic}", qos.output()) for topic, kind in outputs.items()
@@ -171,14 +174,7 @@ class FlowConsumer(Node):
     def _names_of_outputs(self) -> list[str]:
         return [publisher.topic_name for publisher in self._outputs.values()]
 
-    def _read(self) -> ConsumerSettings:
-        try:
-            self._table.check_choices(self._parameters.values())
-            return self._table.read(self)
-        except ValueError as error:
-            raise ParameterException(str(error), "") from None
-
-    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+    def _on_set_parameters(self, parameters: Iterable[Parameter]) -> SetParametersResult:
         try:
             self._table.check_choices(parameters)
             self.settings = self._table.read(self, parameters)
@@ -265,18 +261,15 @@ class FlowConsumer(Node):
 
     def _field(self, parts: Mapping[str, Any]) -> FlowField:
         flow = field_of(parts["flow"], "32FC2")
-        others = {name: field_of(parts[name], "32FC1") for name in ("residual", "uncertainty") if name in parts}
-        for name, other in others.items():
+        found: dict[str, Any] = {n: field_of(parts[n], "32FC1") for n in ("residual", "uncertainty") if n in parts}
+        for name, other in found.items():
             if other.shape != flow.shape[:2]:
                 raise ValueError(f"expected flow and {name} of one size, got {flow.shape[:2]} and {other.shape}")
-        stamps_ns = None
         if "statistics" in parts:
             check_units(parts["statistics"])
-            stamps_ns = account_of(parts["statistics"])
-        camera, problem = self._camera(flow.shape[:2])
-        return FlowField(
-            parts["flow"].header, flow, **others, stamps_ns=stamps_ns, camera=camera, camera_problem=problem
-        )
+            found["stamps_ns"] = account_of(parts["statistics"])
+        found["camera"], found["camera_problem"] = self._camera(flow.shape[:2])
+        return FlowField(parts["flow"].header, flow, **found)
 
     def _camera(self, shape: tuple[int, ...]) -> tuple[CameraModel | None, str]:
         if self._info is None:
