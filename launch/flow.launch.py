@@ -15,7 +15,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from deq_flow_ros.errors import did_you_mean
-from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, share, transport
+from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, our_node, share
 from deq_flow_ros.ros.view.server import Board, ViewServer
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -90,19 +90,15 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if cameras != [""]:
         parameters["cameras"] = cameras
     logger = ".".join([*value["namespace"].strip("/").split("/"), value["name"]]).lstrip(".")
-    node = Node(
-        package="deq_flow_ros",
-        executable="flow_node",
+    node = our_node(
+        "flow_node",
         name=value["name"],
         namespace=value["namespace"],
         parameters=[params_file, parameters],
         remappings=remappings,
-        additional_env=transport(),
         ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
         respawn=value["respawn"] == "true",
         respawn_delay=2.0,
-        output="screen",
-        emulate_tty=True,
     )
     viewers = [*_rviz(value, cameras[0], images[0]), *_foxglove(value, cameras, images)]
     return [*[node] * (value["node"] == "true"), *_view(value, cameras[0]), *viewers]
@@ -185,16 +181,11 @@ def _view(value: dict[str, str], camera: str) -> list[LaunchDescriptionEntity]:
         raise RuntimeError(f"view: {error}") from None
     rules = [_rule(text) for text in _list(value["remap"])]
     return [
-        Node(
-            package="deq_flow_ros",
-            executable="flow_view",
-            name="flow_view",
+        our_node(
+            "flow_view",
             namespace=value["namespace"],
             parameters=[{"node": own, "camera": camera, "host": value["host"], "port": port}],
             remappings=[(own + name[1:], other) for name, other in rules if name.startswith("~")],
-            additional_env=transport(),
-            output="screen",
-            emulate_tty=True,
         )
     ]
 

@@ -6,11 +6,10 @@ ros2 launch deq_flow_ros replay.launch.py input:=recording [rate:=0.5] [loop:=tr
 
 from launch.actions import OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from deq_flow_ros.recordings import MediaError, open_source
-from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, flow_launch, transport
+from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, flow_launch, our_node
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS: Arguments = {
@@ -41,19 +40,14 @@ def _check(context: LaunchContext) -> None:
 def generate_launch_description() -> LaunchDescription:
     """The node as flow.launch.py starts it, and the player, which waits for the node."""
     types = {"input": str, "topic": str, "rate": float, "loop": bool, "compressed": str}
-    player = Node(
-        package="deq_flow_ros",
-        executable="player",
-        name="player",
+    player = our_node(
+        "player",
         namespace=LaunchConfiguration("namespace"),
         parameters=[
             {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in types.items()}
             | {"wait_for_subscribers": 1, "wait_timeout_s": 120.0}
         ],
         remappings=[("~/image", LaunchConfiguration("image"))],
-        additional_env=transport(),
-        output="screen",
-        emulate_tty=True,
     )
     flow = flow_launch(exit_on_failure="true")
     return described(__file__, ARGUMENTS, OpaqueFunction(function=_check), flow, player, always_ends=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import (
@@ -108,11 +108,15 @@ def flow_launch(condition: Condition | None = None, **arguments: str) -> Include
     return IncludeLaunchDescription(source, launch_arguments=arguments.items(), condition=condition)
 
 
-def transport() -> dict[str, EnvironmentVariable]:
-    """Environment of one of our nodes: the transport profile of this package, unless the user has another one. The
-    other nodes of a launch keep theirs.
+def our_node(executable: str, **more: Any) -> Node:
+    """One of our nodes, with the name of its program if ``more`` has no other.
+
+    It gets the transport profile of this package, unless the user has another one; the other nodes of a launch keep
+    theirs.
     """
-    return {_PROFILES: EnvironmentVariable(_PROFILES, default_value=str(share() / "config" / "fastdds.xml"))}
+    profile = EnvironmentVariable(_PROFILES, default_value=str(share() / "config" / "fastdds.xml"))
+    usual = {"name": executable, "additional_env": {_PROFILES: profile}, "output": "screen", "emulate_tty": True}
+    return Node(package="deq_flow_ros", executable=executable, **{**usual, **more})
 
 
 def with_flow_node(
@@ -152,19 +156,14 @@ def with_flow_node(
         parameters = {"use_sim_time": value["use_sim_time"] == "true"}
         parameters |= {topic: True for topic, default in given.items() if not default}
         return [
-            Node(
-                package="deq_flow_ros",
-                executable=executable,
-                name=executable,
+            our_node(
+                executable,
                 namespace=value["namespace"],
                 parameters=[*[str(Path(path).expanduser()) for path in [value[own_file]] if path], parameters],
                 remappings=[
                     *((f"flow_node/{topic}", f"{value['name']}/{topic}") for topic in UPSTREAM),
                     *((topic, value[topic]) for topic in given),
                 ],
-                additional_env=transport(),
-                output="screen",
-                emulate_tty=True,
             )
         ]
 
