@@ -138,7 +138,7 @@ class FlowOutputs:
         if wanted & {"flow", "points", "camera_info"}:
             info, camera, problem = _described(calibration, header, residual.shape, settings.roi)
             self._say(problem, wanted, info is not None)
-            self._compare_frames(camera_info, header, options.info_topic)
+            self._compare_frames(calibration, header)
         if "flow" in wanted:
             in_units = flow
             if settings.units != "px":
@@ -179,12 +179,12 @@ class FlowOutputs:
             self._normalized = NormalizedFlow(camera)
         return self._normalized(flow) / np.float32(elapsed_s)
 
-    def _compare_frames(self, camera_info: CameraInfo | None, header: Header, topic: str) -> None:
+    def _compare_frames(self, calibration: Calibration, header: Header) -> None:
         """Name a camera_info that may be another camera's; once, until it changes."""
-        theirs = header.frame_id if camera_info is None else camera_info.header.frame_id or header.frame_id
+        theirs = (calibration.message and calibration.message.header.frame_id) or header.frame_id
         if theirs != header.frame_id and theirs != self._strange:
-            whose = f"camera_info on {topic} has the frame_id {theirs!r}, the images have {header.frame_id!r}"
-            self.logger.warning(f"{whose}: is it that of another camera? It is used all the same")
+            whose = f"has the frame_id {theirs!r}, the images have {header.frame_id!r}: is it that of another camera?"
+            self.logger.warning(f"camera_info on {calibration.topic} {whose} It is used all the same")
         self._strange = theirs
 
     def _say(self, problem: str, wanted: set[str], described: bool) -> None:

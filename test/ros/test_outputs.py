@@ -27,12 +27,8 @@ from deq_flow_ros.ros.convert import image_to_rgb
 from deq_flow_ros.ros.outputs import Calibration, FlowOutputs
 from deq_flow_ros.ros.parameters import NodeSettings
 
-TOPICS = {
-    "flow": Image,
-    "flow_color": Image,
+TOPICS = dict.fromkeys(("flow", "flow_color", "residual", "uncertainty"), Image) | {
     "flow_color/compressed": CompressedImage,
-    "residual": Image,
-    "uncertainty": Image,
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
