@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.ros.convert import array_to_image, field_of
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.pairing import Pairing, check_units
+from deq_flow_ros.ros.perception.pairing import Pairing, check_account
 from deq_flow_ros.ros.perception.tally import WARN, Verdict
 
 FLOW = np.dstack(np.meshgrid(np.arange(6.0), np.arange(4.0))).astype(np.float32)
@@ -41,13 +41,23 @@ def account(first: int, second: int, direction: str = "forward", outcome: str = 
     return DiagnosticArray(header=Header(stamp=Time(sec=second)), status=[DiagnosticStatus(values=pairs)])
 
 
-def test_flow_in_other_units_than_pixels_is_refused() -> None:
-    """A velocity of the normalized image is a hundredth of a pixel: everything would seem to stand still."""
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("units", "normalized_per_second", "got units normalized_per_second: set the parameter units of the flow node"),
+        ("matched", "false", "the two images have nothing in common"),
+        ("repeated", "true", "is the camera frozen"),
+    ],
+)
+def test_flow_that_is_not_the_motion_is_refused(key: str, value: str, words: str) -> None:
+    """Velocities are a hundredth of a pixel, and a frozen camera gives zero: nothing would seem to come near."""
     given = account(1, 2)
-    check_units(given)
-    given.status[0].values = [*given.status[0].values, KeyValue(key="units", value="normalized_per_second")]
-    with pytest.raises(ValueError, match="got units normalized_per_second: set the parameter units of the flow node"):
-        check_units(given)
+    check_account(given, standstill=False)
+    given.status[0].values = [*given.status[0].values, KeyValue(key=key, value=value)]
+    with pytest.raises(ValueError, match=words):
+        check_account(given, standstill=False)
+    if key == "repeated":
+        check_account(given, standstill=True)
 
 
 def test_parts_of_one_stamp_come_together_and_what_is_missing_is_named() -> None:

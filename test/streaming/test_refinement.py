@@ -38,8 +38,10 @@ def test_a_stream_refines_each_field_and_carries_the_networks_own(direction: str
     model = DEQFlow("nano").eval().requires_grad_(False)
     stream = frames(4, *SIZE)
     plain, fine = (FlowEstimator(model, max_iterations=1, direction=direction, refinement=n) for n in (0, 3))
+    memory = stream[0].copy()
     for i, frame in enumerate(stream):
-        one, other = (estimator.update(frame, i * PERIOD_NS) for estimator in (plain, fine))
+        memory[:] = frame  # as OpenCV's video reader does, if it is given an array
+        one, other = (estimator.update(memory, i * PERIOD_NS) for estimator in (plain, fine))
         if one is None or other is None:
             continue
         images = (stream[i - 1], frame) if direction == "forward" else (frame, stream[i - 1])

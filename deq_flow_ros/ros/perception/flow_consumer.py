@@ -32,7 +32,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.convert import field_of
 from deq_flow_ros.ros.messages import camera_model, image_size
 from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
-from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_units
+from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_account
 from deq_flow_ros.ros.perception.tally import SUPERSEDED, Tally, Verdict
 from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics
 
@@ -102,6 +102,7 @@ class FlowConsumer(Node):
     """Inherit, and write ``process``.
 
     :ivar settings: the present values of the parameters.
+    :ivar standstill: whether fields of zero, because an image came twice, are processed as well.
     :ivar tally: of the fields since the last message on ``/diagnostics``.
     :param name: of the node.
     :param table: its parameters.
@@ -109,6 +110,8 @@ class FlowConsumer(Node):
     :param inputs: of ``KINDS``, what ``process`` needs of each field, beside the calibration.
     :param held: fields that may wait while one is processed; the oldest is dropped for a new one.
     """
+
+    standstill = False
 
     def __init__(
         self,
@@ -266,7 +269,7 @@ class FlowConsumer(Node):
             if other.shape != flow.shape[:2]:
                 raise ValueError(f"expected flow and {name} of one size, got {flow.shape[:2]} and {other.shape}")
         if "statistics" in parts:
-            check_units(parts["statistics"])
+            check_account(parts["statistics"], self.standstill)
             found["stamps_ns"] = account_of(parts["statistics"])
         found["camera"], found["camera_problem"] = self._camera(flow.shape[:2])
         return FlowField(parts["flow"].header, flow, **found)

@@ -80,11 +80,16 @@ def account_of(message: DiagnosticArray) -> tuple[int, int] | None:
     return (second_ns, first_ns) if values["direction"] == "backward" else (first_ns, second_ns)
 
 
-def check_units(message: DiagnosticArray) -> None:
-    """Refuse an account of flow in other units than pixels; velocities would be taken for far too small motion.
+def check_account(message: DiagnosticArray, standstill: bool) -> None:
+    """Refuse flow that would be taken for another motion than there is, by the account of its frame.
 
-    :raises ValueError: saying what to set.
+    :param standstill: whether a flow of zero, because an image came twice, is right for who asks.
+    :raises ValueError: saying why, and what to do.
     """
-    units = next((pair.value for status in message.status for pair in status.values if pair.key == "units"), "px")
-    if units != "px":
+    values = {pair.key: pair.value for status in message.status for pair in status.values}
+    if (units := values.get("units", "px")) != "px":
         raise ValueError(f"expected flow in pixels, got units {units}: set the parameter units of the flow node to px")
+    if values.get("matched") == "false":
+        raise ValueError("the two images have nothing in common (`matched` is false in ~/statistics of the flow node)")
+    if values.get("repeated") == "true" and not standstill:
+        raise ValueError("the image is exactly the one before: is the camera frozen, or does its driver repeat images?")

@@ -82,6 +82,8 @@ class TrackNodeSettings(ConsumerSettings):
 class PointTracksNode(FlowConsumer):
     """Publishes ``~/tracks``."""
 
+    standstill = True  # the points are still where they were
+
     def __init__(self) -> None:
         # Each field counts: one that is lost ends all tracks.
         super().__init__(
