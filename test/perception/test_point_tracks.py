@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -144,3 +146,17 @@ def test_tracks_begin_where_there_is_texture_and_none_is() -> None:
     points = tracker.tracks.points
     apart = np.linalg.norm(points[:, None] - points[None], axis=2) + 1e9 * np.eye(len(points))
     assert len(points) > 30 and apart.min() >= 11
+
+
+def test_tracks_of_a_large_image_begin_within_little_memory() -> None:
+    """A distance of each free place from each track would be a hundred MB at 1920x1080."""
+    image = np.tile(WIDE, (3, 3))[:540, :960]
+    tracker = PointTracker(TrackSettings(spacing_px=6, max_tracks=20_000))
+    tracker.begin(corners(image, 6, 2.0)[::2])
+    tracemalloc.start()
+    try:
+        tracker.follow(np.zeros((540, 960, 2), np.float32), np.zeros((540, 960), np.float32), image, image, (0, 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(tracker.tracks.ids) > 4000 and peak < 60 * image.size
