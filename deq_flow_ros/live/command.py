@@ -104,10 +104,11 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     first = None if source.live else next(frame for frame in source.frames() if not frame.problem)
     if first is not None:
         check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
-    run = RunOptions(
-        path, options.topic, rate, frames, source.live, node_parameters(options, source, first),
-        out / "recording", out / LOGS, options.storage, options.start, options.stop, options.max_pause_s, options.fps,
-    )  # fmt: skip
+    play = [path, "--rate", str(rate), "--max-frames", str(frames), "--topic", options.topic or ""]
+    for name in ("start", "stop", "max_pause_s", "fps"):
+        play += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    parameters = node_parameters(options, source, first)
+    run = RunOptions(play, source.live, parameters, out / "recording", out / LOGS, options.storage)
     published = _play(run, frames or source.count, console)
     if not published.stamps_ns:
         raise ChildError(f"the player published no frame; see {out / LOGS / 'player.log'}")
@@ -230,7 +231,7 @@ def _analyse(
     cold = SettingEntry(COLD, {**values, "warm": False, "budget_ms": None}, COLD_NOTE)
     every = max(1, sum(report.outcome == "processed" for report in reports) // COMPARED_PAIRS)
     outcomes = read_run(
-        run.bag, in_order(reports, published.stamps_ns), source, exact_flow(Path(run.input)), options.roi
+        run.bag, in_order(reports, published.stamps_ns), source, exact_flow(Path(run.play[0])), options.roi
     )
     shown = track(outcomes, "analysing", len(reports), console=console, transient=True)
     found, unplayed = False, []

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from deq_flow_ros.recordings.flow_bag import (
     FrameReport,
     report_of,
 )
-from deq_flow_ros.stamps import MAX_PAUSE_S
 
 RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)
 """Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor another
@@ -44,21 +43,18 @@ QUIET_S = 3.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What to play and how; a ``stop_s`` of 0 is the end, and an ``fps`` of 0 the default."""
+    """What to play, with which parameters, and where to record it.
 
-    input: str
-    topic: str | None
-    rate: float
-    max_frames: int
+    :ivar play: the arguments of the player: the input, and options.
+    :ivar live: whether the input is a camera.
+    """
+
+    play: Sequence[str]
     live: bool
-    node_parameters: dict[str, str]
+    node_parameters: Mapping[str, str]
     bag: Path
     logs: Path
     storage: str = "mcap"
-    start_s: float = 0.0
-    stop_s: float = 0.0
-    max_pause_s: float = MAX_PAUSE_S
-    fps: float = 0.0
 
 
 @dataclass
@@ -183,11 +179,7 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
 
     log = options.logs / "published.jsonl"
     log.unlink(missing_ok=True)
-    arguments = [options.input, "--rate", str(options.rate), "--log", str(log), "--max-frames", str(options.max_frames)]
-    arguments += ["--start", str(options.start_s), "--stop", str(options.stop_s)]
-    arguments += ["--max-pause-s", str(options.max_pause_s), "--fps", str(options.fps)]
-    arguments += ["--wait-for-subscribers", "2" if options.live else "1"]
-    arguments += ["--topic", options.topic] if options.topic else []
+    arguments = [*options.play, "--log", str(log), "--wait-for-subscribers", "2" if options.live else "1"]
     children.start("player", "deq_flow_ros.ros.player", [*arguments, "--ros-args", *remap])
     progress.phase = "playing"
     try:

@@ -179,7 +179,7 @@ from deq_flow_ros.live import run as live_run
 parameters = {{"model": {str(model)!r}, "latency_budget_ms": "2000.0", "warm_up_width": "96", "warm_up_height": "64"}}
 parameters |= {{"qos_reliability": "reliable", "qos_depth": "10"}}
 options = live_run.RunOptions(
-    {str(pictures)!r}, None, 0.2, 8, True, parameters, Path("bag"), Path("logs"), "sqlite3"
+    [{str(pictures)!r}, "--rate", "0.2", "--max-frames", "8"], True, parameters, Path("bag"), Path("logs"), "sqlite3"
 )
 published = live_run.run_live(options, lambda progress: None)
 frames = list(open_source("bag", live_run.IMAGE_TOPIC).frames())
