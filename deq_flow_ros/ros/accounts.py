@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.recordings.files import STATUS_NAME
+from deq_flow_ros.ros.process import status_of
 from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
 RATE_LIMITED = "skipped to keep to max_rate_hz"
@@ -255,10 +256,3 @@ class FrameAccounts:
             self._kinds.add(kind)
             return kind
         return OTHER
-
-
-def status_of(level: bytes, name: str, message: str, hardware_id: str, values: Mapping[str, str]) -> DiagnosticStatus:
-    """A ``diagnostic_msgs/DiagnosticStatus`` with these values."""
-    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=hardware_id)
-    status.values = [KeyValue(key=key, value=value) for key, value in values.items()]
-    return status

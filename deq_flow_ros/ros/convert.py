@@ -219,7 +219,7 @@ def make_cloud(header: Header, names: Sequence[str], points: np.ndarray) -> Poin
 
 
 def cloud_by_numpy(header: Header, fields: list[PointField], points: np.ndarray) -> PointCloud2:
-    """``create_cloud`` of sensor_msgs_py for float32 points (N, fields)."""
+    """``create_cloud`` of sensor_msgs_py for points (N, fields), or (N,) of a structured type; a value has 4 bytes."""
     cloud = PointCloud2(header=header, height=1, width=len(points), fields=fields, point_step=4 * len(fields))
     cloud.row_step = cloud.point_step * len(points)
     cloud.is_bigendian = sys.byteorder == "big"

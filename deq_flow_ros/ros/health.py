@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from deq_flow_ros.ros.accounts import Window, status_of
-from deq_flow_ros.ros.troubles import Clocks, troubles
+from deq_flow_ros.ros.accounts import Window
+from deq_flow_ros.ros.process import status_of
+from deq_flow_ros.ros.troubles import ERROR, OK, Clocks, troubles
 
-OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 PERCENTILES = (50, 95, 99)
 """Of the latency."""
 

@@ -20,9 +20,8 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
 from deq_flow_ros.ros.convert import array_to_image, field_of
+from deq_flow_ros.ros.perception.fields import WARN, Pairing, Verdict, check_account
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.pairing import Pairing, check_account
-from deq_flow_ros.ros.perception.tally import WARN, Verdict
 
 FLOW = np.dstack(np.meshgrid(np.arange(6.0), np.arange(4.0))).astype(np.float32)
 

@@ -27,9 +27,8 @@ from std_msgs.msg import Header
 from deq_flow_ros.live.children import Children
 from deq_flow_ros.perception.motion_mask import Box
 from deq_flow_ros.ros.convert import array_to_image
-from deq_flow_ros.ros.perception.boxes import FIELDS, detections
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings
-from deq_flow_ros.ros.perception.motion_mask_node import MaskNodeSettings, MotionMaskNode
+from deq_flow_ros.ros.perception.motion_mask_node import FIELDS, MaskNodeSettings, MotionMaskNode, detections
 from deq_flow_ros.ros.perception.point_tracks_node import TrackNodeSettings
 from deq_flow_ros.ros.perception.time_to_contact_node import ContactNodeSettings
 

@@ -32,8 +32,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.convert import field_of
 from deq_flow_ros.ros.messages import camera_model, image_size
 from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
-from deq_flow_ros.ros.perception.pairing import KINDS, Pairing, account_of, check_account
-from deq_flow_ros.ros.perception.tally import SUPERSEDED, Tally, Verdict
+from deq_flow_ros.ros.perception.fields import KINDS, SUPERSEDED, Pairing, Tally, Verdict, account_of, check_account
 from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics
 
 WATCH_PERIOD_S = 0.2

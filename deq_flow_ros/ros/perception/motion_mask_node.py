@@ -6,20 +6,60 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sensor_msgs.msg import Image, Imu, PointCloud2
+from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.perception.gyroscope import Gyroscope, rotation_of
-from deq_flow_ros.perception.motion_mask import MaskSettings, MotionMask, MotionSegmenter
-from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionMask, MotionSegmenter
+from deq_flow_ros.ros.convert import array_to_image, make_cloud
 from deq_flow_ros.ros.parameter_table import configured, live, number
-from deq_flow_ros.ros.perception.boxes import DETECTIONS, box_table, detections
+from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
 from deq_flow_ros.ros.process import run
 from deq_flow_ros.ros.qos import sensor_data
+
+try:  # from apt alone: there is no wheel
+    import vision_msgs.msg as vision
+except ImportError:
+    vision = None
+
+DETECTIONS: type | None = None if vision is None else vision.Detection2DArray
+"""Type of the message of ``detections``; None where vision_msgs is not installed."""
+FIELDS = ("x", "y", "width", "height", "area", "motion")
+CLASS = "moving"
+
+
+def box_table(header: Header, boxes: Sequence[Box]) -> PointCloud2:
+    """One point for each box, in float32: the centre ``x``, ``y``, ``width``, ``height``, ``area``, ``motion``, px."""
+    rows = [(*_centre(box), box.width, box.height, box.area_px, box.motion_px) for box in boxes]
+    return make_cloud(header, FIELDS, np.array(rows, np.float32).reshape(-1, len(FIELDS)))
+
+
+def detections(header: Header, boxes: Sequence[Box], messages: Any = vision) -> Any:
+    """The boxes as ``vision_msgs/Detection2DArray``, each with the class "moving" and, as its score, the share of the
+    box that moves.
+
+    :param messages: the module of the message types.
+    """
+    found = []
+    for box in boxes:
+        x, y = _centre(box)
+        centre = messages.Pose2D(position=messages.Point2D(x=x, y=y))
+        bounds = messages.BoundingBox2D(center=centre, size_x=float(box.width), size_y=float(box.height))
+        hypothesis = messages.ObjectHypothesis(class_id=CLASS, score=box.area_px / (box.width * box.height))
+        results = [messages.ObjectHypothesisWithPose(hypothesis=hypothesis)]
+        found.append(messages.Detection2D(header=header, results=results, bbox=bounds))
+    return messages.Detection2DArray(header=header, detections=found)
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    """Pixel (0, 0) has its centre at the image coordinate (0, 0)."""
+    return box.x + (box.width - 1) / 2, box.y + (box.height - 1) / 2
+
 
 USAGE = """Where the image moves by itself, and not because the camera moves, from the flow of flow_node:
 

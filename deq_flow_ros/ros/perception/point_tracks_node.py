@@ -17,10 +17,10 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.perception.point_tracks import GAP, RESTART, SIZE, PointTracker, Tracks, TrackSettings
-from deq_flow_ros.ros.convert import image_to_rgb, ns_to_stamp
+from deq_flow_ros.ros.convert import cloud_by_numpy, image_to_rgb, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import live, number
+from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import WATCH_PERIOD_S, ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
 from deq_flow_ros.ros.process import STEADY_CLOCK, run
 
 USAGE = """Points followed from image to image, from the flow of flow_node and the images themselves:
@@ -33,9 +33,9 @@ HELD_IMAGES = 40
 """Images kept until their flow comes: more than a second at 30 Hz."""
 WAITING_IMAGES = 10
 """Images that the middleware may hold, at least."""
-COLUMNS = {"x": "<f4", "y": "<f4", "id": "<u4", "age": "<u4", "confidence": "<f4"}
+COLUMNS = {"x": "f4", "y": "f4", "id": "u4", "age": "u4", "confidence": "f4"}
 """Of the points of ``~/tracks``, each of 4 bytes."""
-_TYPES = {"<f4": PointField.FLOAT32, "<u4": PointField.UINT32}
+_TYPES = {"f4": PointField.FLOAT32, "u4": PointField.UINT32}
 _DEFAULTS = TrackSettings()
 
 
@@ -167,10 +167,8 @@ def cloud_of(header: Header, tracks: Tracks) -> PointCloud2:
         PointField(name=name, offset=4 * place, datatype=_TYPES[kind], count=1)
         for place, (name, kind) in enumerate(COLUMNS.items())
     ]
-    cloud = PointCloud2(header=header, height=1, width=len(table), fields=columns, point_step=4 * len(columns))
-    cloud.row_step = cloud.point_step * len(table)
+    cloud = cloud_by_numpy(header, columns, table)
     cloud.is_dense = True
-    cloud.data.frombytes(table.tobytes())
     return cloud
 
 

@@ -15,8 +15,8 @@ from std_msgs.msg import Float32
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.parameter_table import live, number
+from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.perception.tally import OK, WARN, Verdict
 from deq_flow_ros.ros.process import run
 
 USAGE = """In how many seconds the camera would meet what it sees, from the flow of flow_node:

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of several topics of ``flow_node`` that belong to one flow field, brought together by their stamps.
+"""The flow fields that a node receives: their parts brought together by their stamps, and what became of each field.
 
-message_filters does the like, but is not there where ROS comes from wheels, and does not say what it gives up.
+message_filters brings messages together as well, but is not there where ROS comes from wheels, and does not say what it
+gives up.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from sensor_msgs.msg import Image
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.ros.process import status_of
 
 KINDS: dict[str, type] = {"flow": Image, "residual": Image, "uncertainty": Image, "statistics": DiagnosticArray}
 """Topics of ``flow_node`` of which there is a message for each flow field."""
@@ -93,3 +99,80 @@ def check_account(message: DiagnosticArray, standstill: bool) -> None:
         raise ValueError("the two images have nothing in common (`matched` is false in ~/statistics of the flow node)")
     if values.get("repeated") == "true" and not standstill:
         raise ValueError("the image is exactly the one before: is the camera frozen, or does its driver repeat images?")
+
+
+OK, WARN, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.STALE
+SUPERSEDED = "superseded by a newer field"
+"""The one reason of a drop that is no fault: the node is slower than the flow."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of the results of one field on ``/diagnostics``.
+
+    :ivar words: what was found; with the level ``WARN``, what is wrong and what to do.
+    :ivar values: figures by name.
+    """
+
+    words: str
+    level: bytes = OK
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tally:
+    """Counts since the last status. Callable from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since_s = time.monotonic()
+        self._forget()
+
+    def add(self, verdict: Verdict, seconds: float) -> None:
+        """A field was processed in so many seconds."""
+        with self._lock:
+            self._verdicts.append(verdict)
+            self._busy_s += seconds
+
+    def drop(self, kind: str, reason: str) -> None:
+        """A field was dropped.
+
+        :param kind: the words under which it is counted, of which there are few.
+        :param reason: why, in full.
+        """
+        with self._lock:
+            self._drops[kind] += 1
+            if kind != SUPERSEDED:
+                self._reason = reason
+
+    def _forget(self) -> None:
+        self._verdicts: list[Verdict] = []
+        self._drops: Counter[str] = Counter()
+        self._busy_s, self._reason = 0.0, ""
+
+    def status(self, name: str, idle: str, silence: str) -> DiagnosticStatus:
+        """What has happened since the last status; figures are those of the last field.
+
+        :param idle: why nothing is computed; empty while something is.
+        :param silence: why no field comes; empty while they do.
+        """
+        with self._lock:
+            verdicts, drops, reason, busy_s = self._verdicts, self._drops, self._reason, self._busy_s
+            self._forget()
+            seconds, self._since_s = time.monotonic() - self._since_s, time.monotonic()
+        values = {"fields_hz": f"{len(verdicts) / seconds:.2f}"}
+        if verdicts:
+            values |= {"compute_ms": f"{1e3 * busy_s / len(verdicts):.1f}", **verdicts[-1].values}
+        values |= {f"dropped: {kind}": str(count) for kind, count in drops.items()}
+        level, words = OK, "no flow field has come"
+        if idle:
+            words = f"nothing is computed: {idle}"
+        elif silence:
+            level, words = STALE, silence
+        elif verdicts:
+            level = max(verdict.level for verdict in verdicts)
+            worst = [verdict for verdict in verdicts if verdict.level == level]
+            words = worst[-1].words if level == OK else f"{len(worst)} of {len(verdicts)} fields: {worst[-1].words}"
+        faults = drops.total() - drops[SUPERSEDED]
+        if faults and not idle:
+            level, words = max(level, WARN), f"{faults} fields dropped: {reason}; {words}"
+        return status_of(level, name, words, "", values)
