@@ -30,5 +30,5 @@ if [ ! -e "$environment/.complete" ]; then
     touch "$environment/.complete"
 fi
 export PATH="$environment/bin:$PATH" VIRTUAL_ENV="$environment" AMENT_PREFIX_PATH="$environment"
-[ $# -gt 0 ] || set -- test/ros/test_launch_arguments.py test/ros/test_launch_files.py test/ros/test_examples.py test/ros/test_points.py
+[ $# -gt 0 ] || set -- test/ros/test_launch_arguments.py test/ros/test_launch_files.py test/ros/test_examples.py test/ros/test_convert.py
 exec "$python" -m pytest "$@"
