@@ -90,9 +90,6 @@ def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[t
     if frame.stamp_ns <= previous.stamp_ns:
         kind = "have a stamp that is not after the one before (see --stamps record)"
         yield kind, f"frame {frame.index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns"
-    if frame.frame_id != previous.frame_id:
-        kind = "have another frame_id than the one before (two cameras on one topic?)"
-        yield kind, f"frame {frame.index}: {frame.frame_id!r} after {previous.frame_id!r}"
     if frame.image is not None and previous.image is not None and frame.image.shape != previous.image.shape:
         (h0, w0), (h1, w1) = previous.image.shape[:2], frame.image.shape[:2]
         yield "have another size than the one before", f"frame {frame.index}: {w1}x{h1} after {w0}x{h0}"
@@ -206,12 +203,16 @@ def read_frames(path: Path) -> pd.DataFrame:
 
 
 def doubtful(frames: pd.DataFrame) -> Iterator[str]:
-    """Say how many flow fields of a setting mean nothing, because of their images.
+    """Say how many flow fields of a setting mean nothing, because of their images, or are none.
 
     :param frames: from ``read_frames``.
     """
     done = frames[frames.outcome == PROCESSED]
     unmatched, repeated = done[done.matched == 0], done[done.repeated == 1]
+    other = frames[(frames.outcome == FIRST) & frames.reason.str.startswith("frame_id changed")]
+    if len(other):
+        what = f"frames that have another frame_id than the one before (two cameras on one topic?): {len(other)}"
+        yield f"{what}; the first is frame {other.iloc[0]['index']}: {other.iloc[0].reason}"
     if len(unmatched):
         what = f"pairs whose flow means nothing, because their images have nothing in common: {len(unmatched)}"
         yield f"{what} of {len(done)}; the first is frame {unmatched.iloc[0]['index']}"

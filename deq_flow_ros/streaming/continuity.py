@@ -157,8 +157,11 @@ class StampOrder:
         if stamp_ns == last_ns:
             return SAME_STAMP
         if last_ns is not None:
+            furthest_ns = max(furthest_ns, 3 * self._period_ns)
             follows = odd_ns is not None and stamp_ns > odd_ns and (stamp_ns > last_ns) == (odd_ns > last_ns)
-            early = stamp_ns - last_ns > max(furthest_ns, 3 * self._period_ns)
+            if odd_ns is not None and odd_ns < last_ns:  # one without a stamp and one that is late are no clock
+                follows = follows and stamp_ns - odd_ns <= furthest_ns
+            early = stamp_ns - last_ns > furthest_ns
             if not follows and (early or stamp_ns < last_ns):
                 self._odd_ns = stamp_ns
                 if stamp_ns == 0:

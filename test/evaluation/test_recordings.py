@@ -70,7 +70,7 @@ def test_a_frozen_camera_and_two_cameras_on_one_topic_are_named(
     rows, said = table(tmp_path / "out", "any"), metrics_of(tmp_path / "out")["problems"]
     assert [row["repeated"] for row in rows] == ["", "1", "1", "1", "0", "0", "0", "", ""]
     assert "frame_id changed from 'camera' to 'right'" in rows[7]["reason"]
-    assert "another frame_id than the one before (two cameras on one topic?): 2; the first is frame 7" in said[0]
+    assert "another frame_id than the one before (two cameras on one topic?): 2; the first is frame 7: " in said[0]
     assert "exactly those before them, so that their flow is zero: 3 of 6; the first is frame 1; is the" in said[1]
 
 

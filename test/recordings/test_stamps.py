@@ -18,6 +18,7 @@ DAYS = 2 * FAR_NS
         ([10, 11, 9, 12, 13], [10, 11, 12, 13]),  # one was late
         ([10, 11, 0, 12, 0, 13], [10, 11, 12, 13]),  # some have no stamp
         ([10, 11, 12, 5, 6, 7], [10, 11, 12, 6, 7]),  # the clock was set back, or a recording starts over
+        ([DAYS, DAYS + 1, 0, DAYS - 9, DAYS + 2], [DAYS, DAYS + 1, DAYS + 2]),  # one without a stamp, one late
         ([0, 0, 0], [0]),  # a driver that never stamps
         ([10, 11, 8, 11, 9, 12], [10, 11, 12]),  # late and repeated
         ([10, 11, 2**31 * SECOND, 12, 13], [10, 11, 12, 13]),  # garbage
