@@ -20,6 +20,7 @@ _CODECS = {H264: ("264", "avc"), H265: ("265", "hevc")}
 LEAST_PYAV = 17
 """Major version from which PyAV has FFmpeg 8, which knows that a picture of H.265 lacks one that it needs."""
 NO_KEY_FRAME = "no key frame yet"
+INTERLACED = "its frames are interlaced: every second line is of another time, so that they show no motion as it was"
 
 
 @dataclass(frozen=True)
@@ -172,5 +173,7 @@ class VideoDecoder:
             if self._waits is None or frames[-1].key_frame:
                 self._restart("a picture was damaged, or lacked one that it needs")
             return None
+        if frames[-1].interlaced_frame:
+            raise EncodingError(f"{INTERLACED}; expected progressive video")
         self._waits = None
         return Picture(frames[-1])

@@ -18,6 +18,7 @@ import cv2
 from deq_flow_ros.errors import needed_by
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
 from deq_flow_ros.imaging.pictures import read_picture, several
+from deq_flow_ros.imaging.video import INTERLACED
 from deq_flow_ros.recordings.files import (
     BAG_SUFFIXES,
     DATA_SUFFIXES,
@@ -192,10 +193,7 @@ def _look_at(path: Path) -> tuple[float, str]:
     except (av.error.FFmpegError, IndexError):
         return 0.0, ""
     if frame is not None and frame.interlaced_frame:
-        raise MediaError(
-            f"the frames of {path} are interlaced: every second line is of another time, so that they show no motion "
-            "as it was. Make whole frames of it first: ffmpeg -i INPUT -vf yadif OUTPUT.mp4"
-        )
+        raise MediaError(f"{path}: {INTERLACED}. Make whole ones first: ffmpeg -i INPUT -vf yadif OUTPUT.mp4")
     return max(0.0, start_s), ", which is assumed (it has no times)" if untimed else ""
 
 

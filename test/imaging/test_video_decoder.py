@@ -114,6 +114,12 @@ def test_pictures_that_come_late_are_refused(codec: str) -> None:
     assert len(reasons) == COUNT and all("B-frames" in why for why in reasons.values())
 
 
+def test_interlaced_frames_are_refused() -> None:
+    """Analog cameras behind a grabber: half of the lines are of another time, which is no motion of the scene."""
+    packets = encode(source_pictures(4), "libx264", ":interlaced=1:tff=1")
+    assert all("are interlaced" in why for why in missing(decode(dict(enumerate(packets)), "h264")).values())
+
+
 def test_intra_refresh_has_no_key_frames_and_is_waited_for() -> None:
     """Its pictures are whole after one round of refreshed columns."""
     packets = dict(enumerate(encode(source_pictures(20), "libx264", ":intra-refresh=1:keyint=6")))
