@@ -46,4 +46,5 @@ def klt(first: np.ndarray, second: np.ndarray, points: np.ndarray, window_px: in
     there, found, differ = cv2.calcOpticalFlowPyrLK(first, second, points, None, winSize=(window_px, window_px))
     back, found_back, _ = cv2.calcOpticalFlowPyrLK(second, first, there, None, winSize=(window_px, window_px))
     apart = np.linalg.norm(back - points, axis=2)[:, 0]
-    return there, np.where((found & found_back)[:, 0] == 1, apart, np.inf), differ[:, 0]
+    lost = np.float32(np.inf)
+    return there, np.where((found & found_back)[:, 0] == 1, apart, lost), np.where(found == 1, differ, lost)[:, 0]

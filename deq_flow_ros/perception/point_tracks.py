@@ -61,7 +61,7 @@ class TrackSettings:
     max_correction_px: float = 1.0
     max_disagreement_px: float = 1.0
     max_residual: float = 20.0
-    max_error_px: float = 1.5
+    max_error_px: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,10 @@ class _Reference:
         self._now, self.steps = _led(flow, self._now, backward), self.steps + 1
 
     def way(self, smoothing_px: float) -> np.ndarray:
-        """Positions (H, W, 2) float32 in the present image, smoothed, of what the pixels of this one show."""
-        gone = cv2.GaussianBlur(self._now - self._start, (0, 0), smoothing_px / CELL_PX)
+        """How far (H, W, 2) float32 px what the pixels show has gone until the present image, smoothed."""
+        way = cv2.GaussianBlur(self._now - self._start, (0, 0), smoothing_px / CELL_PX)
         height, width = self.image.shape
-        way = cv2.resize(gone, None, fx=CELL_PX, fy=CELL_PX)[:height, :width]
-        way[..., 0] += np.arange(width, dtype=np.float32)
-        way[..., 1] += np.arange(height, dtype=np.float32)[:, None]
-        return way
+        return cv2.resize(way, None, fx=CELL_PX, fy=CELL_PX)[:height, :width]
 
 
 class PointTracker:
@@ -218,7 +215,9 @@ class PointTracker:
         """Where what the reference shows at the start is now, how far the way back ends off, and whether it is so."""
         settings = self.settings
         way = reference.way(SMOOTHING * settings.window_px)
-        warped = cv2.remap(image, way, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        rows, columns = (np.arange(side, dtype=np.float32) for side in image.shape)
+        x, y = way[..., 0] + columns, way[..., 1] + rows[:, None]
+        warped = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         options: dict[str, Any] = {
             "winSize": (settings.window_px, settings.window_px),
             "maxLevel": 0,
@@ -229,7 +228,7 @@ class PointTracker:
         found, there_ok, residual = cv2.calcOpticalFlowPyrLK(reference.image, warped, here, here.copy(), **options)
         back, back_ok, _ = cv2.calcOpticalFlowPyrLK(warped, reference.image, found, here.copy(), **options)
         apart, corrected = (np.linalg.norm(end - here, axis=2)[:, 0].astype(np.float64) for end in (back, found))
-        there = _sampled(way, found[:, 0]).astype(np.float64)
+        there = found[:, 0].astype(np.float64) + _sampled(way, found[:, 0])
         good = (
             (there_ok[:, 0] == 1)
             & (back_ok[:, 0] == 1)
