@@ -22,18 +22,16 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from rich.console import Console
 
 from benchmarks.memory import peak_bytes
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
-from benchmarks.report import MIB, Benchmark, Row, count_copies, picture, print_table, wall_s
+from benchmarks.report import MIB, Benchmark, Row, count_copies, print_table, wall_s
 from benchmarks.sequences import PERIOD_NS, read_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import keep_freed_memory, peak_memory_mb
@@ -50,11 +48,7 @@ METHODS = {
     "fields/s": "{fields_per_second:.2f}", "work": "{work_by_ours:.2f}x", "wait": "{latency_by_ours:.2f}x",
     "RMS": "{rms_px:.3f}", "median px": "{median_px:.3f}",
 }  # fmt: skip
-COLOURS = {
-    "encode": "#2b6cb0", "prepare": "#2f855a", "match": "#4a5568", "correlate": "#805ad5", "iteration": "#dd6b20",
-    "upsample": "#b83280", "output": "#a0aec0",
-}  # fmt: skip
-STAGES = (*COLOURS, "rest", "ahead")
+STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
 
 
 def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
@@ -175,50 +169,8 @@ def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.devic
     return peak_bytes(fields, device) / MIB
 
 
-def draw_timeline(path: Path, stage_ms: Mapping[str, float], iterations: int) -> None:
-    """Draw when the work on two frames is done, with the work ahead after the previous field, and with it at the
-    arrival of the frame.
-
-    :param stage_ms: the median times of a stream's stages; "ahead" is the work between a field and the next frame.
-    """
-    after = [(name, stage_ms[name]) for name in ("encode", "match", "correlate")]
-    after += [("iteration", stage_ms["iteration"])] * iterations
-    after += [("upsample", stage_ms["upsample"]), ("output", stage_ms["output"] + stage_ms["rest"])]
-    ahead = ("prepare", stage_ms["ahead"])
-    # The next frame is that one of a 30 Hz camera by which all is done.
-    camera_ms = PERIOD_NS / 1e6
-    period = camera_ms * math.ceil((sum(ms for _, ms in after) + ahead[1]) / camera_ms)
-    with picture(path, 8, 2.4) as figure:
-        axes = figure.subplots()
-        axes.grid(False)
-        for arrival in (0.0, period):
-            done = _draw(axes, 1, arrival, after)
-            _draw(axes, 1, done, [ahead])
-            late = _draw(axes, 0, arrival, [after[0], ahead, *after[1:]])
-            for lane, end in ((1, done), (0, late)):
-                axes.annotate(
-                    f"field, {end - arrival:.0f} ms", (end, lane + 0.28), (end, lane + 0.42), ha="center", fontsize=8,
-                    arrowprops={"arrowstyle": "-|>", "linewidth": 0.6},
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-                )  # fmt: skip
-            axes.axvline(arrival, color="#1a202c", linewidth=0.8, linestyle="--")
-        for name, colour in COLOURS.items():
-            axes.barh(0, 0, color=colour, label=name)
-        axes.set(xlabel="ms; dashed: a frame arrives", ylim=(-0.4, 1.75), xlim=(-0.02 * period, 2 * period))
-        axes.set_yticks([1, 0], ["prepared\nbefore the frame", "prepared\nwith the frame"])
-        figure.legend(frameon=False, loc="outside upper center", ncols=len(COLOURS), handlelength=1)
-
-
-def _draw(axes: Axes, lane: int, start: float, parts: list[tuple[str, float]]) -> float:
-    """Draw bars one after the other; returns where the last one ends."""
-    for name, ms in parts:
-        axes.barh(lane, ms, 0.5, left=start, color=COLOURS[name], edgecolor="white", linewidth=0.6)
-        start += ms
-    return start
-
-
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Measure everything, print and draw. Memory comes first, while there is nothing yet that a method could reuse."""
+    """Measure everything and print it. Memory comes first, while there is nothing yet that a method could reuse."""
     keep_freed_memory()  # as the node does; all methods have the good of it
     model = load_model(options.model, options.device, precision=options.dtype)
     frames, device, dtype = load_frames(options), model.device, number_type(options.dtype)
@@ -247,8 +199,6 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         "tensor_mib": memory, "process_peak_mb": peak_memory_mb(),
     }  # fmt: skip
     print_report(report, [ours, *list(streams)[len(set(options.iterations)) :]], console)
-    if options.plot:
-        draw_timeline(options.plot, rows[ours]["stage_ms"], iterations)
     return report
 
 
@@ -283,7 +233,7 @@ def print_report(report: Row, streams: Sequence[str], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    line = Benchmark(__file__, __doc__, plot="when the work on a frame is done")
+    line = Benchmark(__file__, __doc__)
     line.add_argument("--input", help="bag, video or folder of images (default: a rendered drive)")
     line.add_model()
     line.add_precision(PRECISIONS[1:], "--dtype")

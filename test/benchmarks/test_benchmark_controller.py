@@ -28,6 +28,9 @@ def test_simulated_budgets_are_printed_and_drawn(tmp_path: Path, capsys: pytest.
     accounts = json.loads(out.read_text())["accounts"]
     assert len(accounts) == 4 and all(account["frames"] > 3 for account in accounts)
     assert cv2.imread(str(picture)) is not None and "of oracle" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        controller.main(["--plot", "x.gif"])
+    assert "ends in .png, .svg or .jpg, got x.gif" in capsys.readouterr().err, "said before the measurement"
 
 
 def test_the_oracle_makes_as_many_iterations_as_fit() -> None:

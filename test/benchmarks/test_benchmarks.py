@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import accuracy, bag, memory, solvers
+from benchmarks import accuracy, memory, solvers
 from benchmarks.__main__ import commands
 from deq_flow_ros.recordings.flow_files import write_flow
 
@@ -95,21 +95,3 @@ def test_memory_is_counted_for_every_method(
         with pytest.raises(SystemExit, match="2"):
             memory.main(["--size", "nano", *wrong])
         assert message in capsys.readouterr().err
-
-
-def test_the_memory_of_an_evaluation_is_watched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Why: docs/evaluate_bag.md promises constant memory; growth must be noticed, and a run that fails too."""
-    monkeypatch.setattr(bag, "GENERATED", (96, 128))
-    monkeypatch.setattr(bag, "MOST_GROWTH_MB", 1000.0)  # so short a run is not done with its first allocations
-    out = tmp_path / "out.json"
-    assert bag.main(["--generate-gb", "0.0005", "--json", str(out)]) == 0
-    report = json.loads(out.read_text())
-    assert report["frames"] == report["metrics"]["settings"][0]["frames"]["all"] == 14
-    assert report["held_mb_at_end"] >= report["held_mb_at_quarter"] > 0 and report["problems"] == []
-    growing = [(1000 * done, 100.0 + 10 * done) for done in range(11)]
-    assert (bag.held_at(growing, 0.25), bag.held_at(growing, 0.99)) == (120, 190)
-    monkeypatch.setattr(bag.sys, "executable", "/bin/false")
-    assert bag.main(["--generate-gb", "0.0005"]) == 3
-    assert "ended with 1" in " ".join(capsys.readouterr().out.split())
