@@ -47,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         pytest.importorskip(package, reason=f"exporting and comparing needs {package}")
     from exported_graphs import Exported, small_model
 
-    from training.export_onnx import export_checked
+    from training.export import export_checked
 
     folder = tmp_path_factory.mktemp("graphs")
     return Exported(folder, export_checked(small_model(), folder))

@@ -7,24 +7,223 @@
 
 ``released`` is the key layout of the method's authors, for programs that read it; sizes with two encoders only, so not
 ``nano``. ``safetensors`` is this project's format. Weight normalisation is kept in both. ``onnx`` is four graphs for
-runtimes without PyTorch, see training/export_onnx.py.
+runtimes without PyTorch. A solve is a loop over one of them, so that the runtime decides how many iterations it makes:
+
+- ``encode``: image -> features, context. Once per frame.
+- ``pair``: features1, features2, context1 -> pyramid_0, ..., prepared_0, ... Once per pair: the correlation volumes,
+  and what the update operator makes of the context.
+- ``step``: hidden, flow, pyramid_*, prepared_* -> next_hidden, next_flow, update_px. Once per iteration.
+- ``upsample``: hidden, flow -> full_flow, and uncertainty if the weights have a head for it. Once per pair.
+
+Batch, height and width are free; shapes and units: docs/export.md. Before anything is kept, the graphs are run with
+onnxruntime and compared with PyTorch. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deq_flow_ros.command_line import CommandLine, exit_status
-from deq_flow_ros.model import DEQFlow, load_model, save_model
+from deq_flow_ros.model import FACTOR, DEQFlow, load_model, save_model, update_px
+from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.model.released import to_released
-from training.export_onnx import GRAPHS, export_checked
 from training.run import write_checkpoint
 
+GRAPHS = ("encode", "pair", "step", "upsample")
+TOLERANCE_PX = 1e-3
+"""How far the flow after ``CHECKED_ITERATIONS`` may be from PyTorch's, in px."""
+CHECKED_ITERATIONS = 6
+CHECKED_SHAPES = ((1, 128, 176), (2, 200, 136))
+"""(B, H, W) of the images compared: one wide, one high, with different batch sizes."""
+_EXAMPLE = (2, 13, 17)  # batch and cells that graphs are traced with; a batch of 1 would be taken for a constant
 
-def _write_released(model: DEQFlow, path: Path) -> None:
-    write_checkpoint(to_released(model), path)
+
+class _Graph(nn.Module):
+    """A function of the model's parts as a module, as the exporter asks for."""
+
+    def __init__(self, model: DEQFlow, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.model, self.forward = model.eval(), function
+
+
+class _Prepared:
+    """What the update operator prepares, as tensors to pass on and constants to keep in the graph of the step.
+
+    What an operator prepares is its own affair: any structure, part of it weights. What is the same for two different
+    contexts is a constant.
+    """
+
+    def __init__(self, model: DEQFlow) -> None:
+        context_dim, generator = model.architecture.context_dim, torch.Generator().manual_seed(0)
+        (self._template, self._structure), (other, _) = (
+            tree_flatten(model.update_block.prepare(torch.rand(batch, context_dim, *size, generator=generator)))
+            for batch, size in ((2, (11, 13)), (3, (12, 15)))
+        )
+        self._moving = [
+            place
+            for place, (a, b) in enumerate(zip(self._template, other, strict=True))
+            if isinstance(a, Tensor) and not (a.shape == b.shape and torch.equal(a, b))
+        ]
+
+    def tensors(self, prepared: Any) -> tuple[Tensor, ...]:
+        """Those that depend on the context."""
+        leaves, _ = tree_flatten(prepared)
+        return tuple(leaves[place] for place in self._moving)
+
+    def assemble(self, tensors: Sequence[Tensor]) -> Any:
+        """The inverse of ``tensors``."""
+        leaves = list(self._template)
+        for place, tensor in zip(self._moving, tensors, strict=True):
+            leaves[place] = tensor
+        return tree_unflatten(leaves, self._structure)
+
+
+def export(model: DEQFlow, folder: str | Path) -> None:
+    """Write the graphs of a model on the CPU as ``encode.onnx`` and so on, unchecked.
+
+    :param model: from ``load_model``: weight normalisation folded, no gradients.
+    """
+    a, prepared = model.architecture, _Prepared(model)
+
+    def encode(image: Tensor) -> tuple[Tensor, ...]:
+        encoding = model.encode(image)
+        return encoding.features, encoding.context
+
+    def pair(features1: Tensor, features2: Tensor, context1: Tensor) -> tuple[Tensor, ...]:
+        pyramid = CorrelationPyramid(features1, features2, a.correlation_levels, a.correlation_radius)
+        return (*pyramid.volumes(), *prepared.tensors(model.update_block.prepare(context1)))
+
+    def step(hidden: Tensor, flow: Tensor, pyramid: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        correlation = CorrelationPyramid.from_volumes(pyramid, a.correlation_radius).lookup(flow)
+        after = model.update_block(hidden, flow, correlation, prepared.assemble(rest))
+        return after[0], after[1], update_px((hidden, flow), after)
+
+    def upsample(hidden: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
+        uncertainty = model.upsample_uncertainty((hidden, flow))
+        return (model.upsample((hidden, flow)), *(() if uncertainty is None else (uncertainty,)))
+
+    batch, height, width = _EXAMPLE
+    generator = torch.Generator().manual_seed(0)
+    image = 255 * torch.rand(batch, 3, FACTOR * height, FACTOR * width, generator=generator)
+    hidden = torch.rand(batch, a.hidden_dim, height, width, generator=generator)
+    flow = torch.rand(batch, 2, height, width, generator=generator)
+    features, context = encode(image)
+    other = features.flip(3)  # one tensor in two places would be taken for one input
+    outputs = pair(features, other, context)
+    pyramid, rest = outputs[: a.correlation_levels], outputs[a.correlation_levels :]
+    passed = [*(f"pyramid_{i}" for i in range(len(pyramid))), *(f"prepared_{i}" for i in range(len(rest)))]
+    full = ["full_flow", *(["uncertainty"] if a.uncertainty_dim else [])]
+    stepped = ["next_hidden", "next_flow", "update_px"]
+    for function, example, inputs, results in (
+        (encode, (image,), ["image"], ["features", "context"]),
+        (pair, (features, other, context), ["features1", "features2", "context1"], passed),
+        (step, (hidden, flow, pyramid, rest), ["hidden", "flow", *passed], stepped),
+        (upsample, (hidden, flow), ["hidden", "flow"], full),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about its own insides
+            program = torch.onnx.export(
+                _Graph(model, function), example, dynamo=True, dynamic_shapes=_free(example), input_names=inputs,
+                output_names=results, verbose=False,
+            )  # fmt: skip
+        assert program is not None  # it is when a file name is given
+        program.save(Path(folder) / f"{function.__name__}.onnx", external_data=False)
+
+
+def _free(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_free(part) for part in value)
+    # The channels of a map are fixed by the weights; volumes and attention have none.
+    return {dim: Dim.AUTO for dim in range(value.dim()) if dim != 1 or value.dim() != 4}
+
+
+class OnnxFlow:
+    """The exported graphs, run by onnxruntime: how to put them together, in numpy.
+
+    :param folder: of the four graphs.
+    :param providers: of onnxruntime, in the order of preference; the default runs anywhere.
+    :raises FileNotFoundError: naming the graph that is missing.
+    """
+
+    def __init__(self, folder: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._sessions = {}
+        for name in GRAPHS:
+            path = Path(folder) / f"{name}.onnx"
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing; expected {', '.join(GRAPHS)} beside each other")
+            self._sessions[name] = onnxruntime.InferenceSession(path, options, providers=list(providers))
+
+    def run(self, name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """One graph: its outputs, by name."""
+        session = self._sessions[name]
+        outputs = [output.name for output in session.get_outputs()]
+        return dict(zip(outputs, session.run(outputs, inputs), strict=True))
+
+    def __call__(self, image1: np.ndarray, image2: np.ndarray, iterations: int = 12) -> np.ndarray:
+        """Flow (B, 2, H, W) px from image 1 to image 2, started cold.
+
+        :param image1: (B, 3, H, W) float32 RGB 0..255; H and W multiples of 8, at least 64.
+        """
+        first, second = self.run("encode", image=image1), self.run("encode", image=image2)
+        pair = self.run("pair", features1=first["features"], features2=second["features"], context1=first["context"])
+        channels = self._sessions["step"].get_inputs()[0].shape[1]
+        batch, _, height, width = first["context"].shape
+        hidden, flow = (np.zeros((batch, count, height, width), np.float32) for count in (channels, 2))
+        for _ in range(iterations):
+            result = self.run("step", hidden=hidden, flow=flow, **pair)
+            hidden, flow = result["next_hidden"], result["next_flow"]
+        return self.run("upsample", hidden=hidden, flow=flow)["full_flow"]
+
+
+def largest_difference(model: DEQFlow, folder: str | Path) -> float:
+    """Largest difference in px between the graphs' flow and the model's, over ``CHECKED_SHAPES``."""
+    graphs, generator, worst = OnnxFlow(folder), torch.Generator().manual_seed(0), 0.0
+    for batch, height, width in CHECKED_SHAPES:
+        coarse = 255 * torch.rand(batch, 3, height // 4, width // 4, generator=generator)
+        image1 = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        image2 = image1.roll((2, 5), (2, 3))
+        expected = model(image1, image2, max_iterations=CHECKED_ITERATIONS).flow
+        flow = graphs(image1.numpy(), image2.numpy(), CHECKED_ITERATIONS)
+        worst = max(worst, float(np.abs(flow - expected.numpy()).max()))
+    return worst
+
+
+def export_checked(model: DEQFlow, folder: str | Path) -> float:
+    """``export``, kept only if onnxruntime gives what PyTorch gives; returns the largest difference in px.
+
+    :raises ValueError: if it does not, within ``TOLERANCE_PX``; the folder is left as it was.
+    """
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as temporary:
+        export(model, temporary)
+        difference = largest_difference(model, temporary)
+        if not difference <= TOLERANCE_PX:
+            raise ValueError(
+                f"the exported graphs differ from PyTorch by {difference:.2g} px after {CHECKED_ITERATIONS} "
+                f"iterations, more than {TOLERANCE_PX:g} px; nothing was written"
+            )
+        for name in GRAPHS:
+            os.replace(Path(temporary) / f"{name}.onnx", folder / f"{name}.onnx")
+    return difference
 
 
 def _write_onnx(model: DEQFlow, path: Path) -> None:
@@ -37,7 +236,7 @@ def _write_onnx(model: DEQFlow, path: Path) -> None:
 
 # Format: how to write it, and what its name ends with.
 FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], None], tuple[str, ...]]] = {
-    "released": (_write_released, (".pth", ".pt")),
+    "released": (lambda model, path: write_checkpoint(to_released(model), path), (".pth", ".pt")),
     "safetensors": (save_model, (".safetensors",)),
     "onnx": (_write_onnx, ("",)),
 }
