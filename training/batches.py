@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The samples of a run, by number: generated clips, or pairs of a mix of data sets; and the processes that make them.
 
-Which sample a number stands for, and how it is augmented, is a function of the seed and the number alone: a run resumes
-at any sample without stored state, and any number of processes see together what one would.
+Which sample a number stands for, and how it is augmented, is a function of the seed and the number alone, so that a run
+resumes at any sample without stored state.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.synchronize import Event
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -45,32 +45,28 @@ class Clips(Dataset[Clip]):
 class Mix(Dataset[Clip]):
     """Augmented pairs of several data sets; the index is a list of sample numbers.
 
-    One pass over the mix has every pair of a source ``repeat`` times, in an order of its own, as the literature mixes
-    data sets (RAFT, arXiv 2003.12039).
+    One pass over the mix has every pair of a source ``repeat`` times, in an order of its own (as RAFT, arXiv
+    2003.12039).
     """
 
     def __init__(self, parts: Sequence[tuple[FlowDataset, Augmentation, int]], seed: int, max_flow_px: float) -> None:
         self._parts, self._seed, self._max_flow_px = parts, seed, max_flow_px
-        self._lengths = [len(dataset) * repeat for dataset, _, repeat in parts]
+        self._starts = np.cumsum([0, *(len(dataset) * repeat for dataset, _, repeat in parts)])
         self._order: tuple[int, np.ndarray] = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
         return to_clip([self.sample(number) for number in numbers], self._max_flow_px)
 
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self._seed, epoch, 1]).permutation(sum(self._lengths))
-        return self._order[1]
-
     def sample(self, number: int) -> Sample:
         """The pair with this number (>= 0), augmented."""
-        epoch, position = divmod(number, sum(self._lengths))
-        position = int(self._shuffled(epoch)[position])
-        for (dataset, augmentation, _), length in zip(self._parts, self._lengths, strict=True):
-            if position < length:
-                return augmentation(dataset[position % len(dataset)], np.random.default_rng([self._seed, number]))
-            position -= length
-        raise IndexError(number)
+        epoch, position = divmod(number, int(self._starts[-1]))
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self._seed, epoch, 1]).permutation(self._starts[-1])
+        place = self._order[1][position]
+        part = int(np.searchsorted(self._starts, place, "right")) - 1
+        dataset, augmentation, _ = self._parts[part]
+        index = int(place - self._starts[part]) % len(dataset)
+        return augmentation(dataset[index], np.random.default_rng([self._seed, number]))
 
 
 def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
@@ -81,8 +77,7 @@ def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
     """
     flows, valids, hidden = [], [], []
     for sample in samples:
-        if sample.flow is None:
-            raise ValueError(f"{sample.name} has no ground truth to train on; use a split that has")
+        assert sample.flow is not None  # else its augmentation refused it
         valid = sample.valid & (np.hypot(sample.flow[..., 0], sample.flow[..., 1]) < max_flow_px)
         outside = leaves_image(sample.flow)
         flows.append(np.where(valid[..., None], sample.flow, 0).astype(np.float32))
@@ -145,43 +140,27 @@ AHEAD = 2  # batches that each worker has ready or in the making
 HEADROOM = 1.25  # steps and clips vary in time; the faster of them must not wait
 
 
-class Loader:
-    """The batches of these sample numbers, in order. A context manager: its end ends the workers.
+@contextmanager
+def loading(samples: Clips | Mix, batches: Iterable[Sequence[int]], workers: int) -> Iterator[Callable[[], Clip]]:
+    """What gives the batches of these sample numbers, in order; the end of the context ends the workers.
 
     :param batches: sample numbers of each batch; may be endless.
     :param workers: processes that make them ahead; with 0 a batch is made when it is asked for.
     """
-
-    def __init__(self, samples: Clips | Mix, batches: Iterable[Sequence[int]], workers: int) -> None:
-        # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever.
-        # The workers are the parallelism.
-        cv2.setNumThreads(0)
-        self._stop = multiprocessing.Event()
-        self._batches = DataLoader(
-            _Stoppable(samples, self._stop) if workers else samples,
-            batch_size=None,
-            sampler=batches,
-            num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
-            worker_init_fn=_begin_worker,
-        )
-        self._iterator: Iterator[Clip] | None = iter(self._batches)
-
-    def __iter__(self) -> Loader:
-        return self
-
-    def __next__(self) -> Clip:
-        assert self._iterator is not None, "the loader is closed"
-        return next(self._iterator)
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._iterator = None  # PyTorch ends the workers with it
+    # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever.
+    # The workers are the parallelism.
+    cv2.setNumThreads(0)
+    stop = multiprocessing.Event()
+    loader = DataLoader(
+        _Stoppable(samples, stop) if workers else samples, batch_size=None, sampler=batches, num_workers=workers,
+        prefetch_factor=AHEAD if workers else None, worker_init_fn=_begin_worker,
+    )  # fmt: skip
+    running = [iter(loader)]
+    try:
+        yield lambda: next(running[0])
+    finally:
+        stop.set()
+        running.clear()  # PyTorch ends the workers with it
 
 
 class _Stoppable(Dataset[Clip | None]):

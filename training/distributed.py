@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes that train one model: ``torchrun --nproc-per-node 4 -m training.train ...``, on any machines.
 
-Every process holds the whole model and takes its share of each batch; gradients are averaged by one explicit reduction
-per step. The objective calls the model's parts (encode, problem, upsample), not its forward pass, so the hooks of
-DistributedDataParallel would not fit.
+Every process takes its share of each batch; gradients are averaged by one explicit reduction per step. The objective
+calls the model's parts, not its forward pass, so the hooks of DistributedDataParallel would not fit.
 """
 
 from __future__ import annotations
@@ -56,13 +55,13 @@ class Processes:
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.detach().copy_(mean.view_as(tensor))
 
-    def largest(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Of each value the largest over the processes, in one exchange."""
+    def largest(self, value: float, device: torch.device) -> float:
+        """The largest value of all processes."""
         if self.count == 1:
-            return list(values)
-        together = torch.tensor(values, dtype=torch.float64, device=device)
+            return value
+        together = torch.tensor(value, dtype=torch.float64, device=device)
         dist.all_reduce(together, dist.ReduceOp.MAX)
-        return together.tolist()
+        return together.item()
 
     def gather(self, item: T) -> list[T]:
         """The items of all processes, by rank."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells: lines of JSON, TensorBoard, and the progress bar with the time left; and its time.
-
-How long a run has taken over all its starts is kept on disk, so that even SIGKILL loses no more than a second of it.
-"""
+"""What a run tells: lines of JSON, TensorBoard, and the progress bar with the time left; and how long it has taken."""
 
 from __future__ import annotations
 
@@ -25,14 +22,12 @@ SHOWN = ("epe_cold", "epe_warm", "matching", "waiting")
 
 
 class Log:
-    """The figures of a run. In processes that write no files it does nothing.
+    """The figures of a run: ``log.jsonl``, TensorBoard, and a bar of running means. Not ``active``, it does nothing.
 
-    ``log.jsonl`` has an object per ``every`` steps, means over the steps since the last, and one per validation; the
-    same goes to TensorBoard, with a picture per validation. The bar shows running means. A run that was killed logs the
-    steps since its last checkpoint twice, with the same figures.
+    A run that was killed logs the steps since its last checkpoint twice, with the same figures.
 
     :param step, total: where the run stands, and where it ends; None if it is the time that ends it.
-    :param tensorboard: whether to write for TensorBoard (in the folder ``tensorboard``).
+    :param every: steps from one line of their means to the next.
     """
 
     def __init__(
@@ -55,9 +50,8 @@ class Log:
         )
 
     def step(self, step: int, figures: dict[str, float], counts: dict[str, float], left: str = "") -> None:
-        """What one step tells.
+        """What one step tells; ``step`` counts it in.
 
-        :param step: counts it in.
         :param figures: of which means are written.
         :param counts: written as they are: how far the run has come.
         :param left: the time left, in words.
@@ -131,8 +125,7 @@ class Clock:
     def keep(self, out: Path) -> None:
         """Write the time into the folder of the run, now and every second until ``close``.
 
-        Checkpoints are minutes apart. What was trained since the last one is lost when a run is killed, but the time it
-        took was spent.
+        Of what was trained since the last checkpoint when a run is killed, the time was spent.
         """
         self._write(out)
         self._keeper = threading.Thread(target=self._keep, args=(out,), daemon=True)

@@ -19,9 +19,8 @@ from training.recipe import Recipe
 from training.rendering import Clip
 from training.uncertainty import UncertaintyLoss
 
-_REQUIRED = {"step", "seconds", "model", "ema", "optimizer", "architecture"}
-_LATER = {"samples": None, "best": None, "clips": None, "use": 0, "stage": 0, "tail": 0.0}
-"""What the first checkpoints did not have, see ``Run``: all their samples were clips used once, in one stage."""
+COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")
+"""What ``Run`` counts, and a checkpoint has beside the tensors."""
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -38,7 +37,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What ``Run.save`` wrote, now or before there were all of today's keys; tensors on the CPU.
+    """What ``Run.save`` wrote; tensors on the CPU.
 
     :raises ValueError: if the file is not such.
     """
@@ -46,10 +45,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} is not a complete training checkpoint: {str(error).splitlines()[0]}") from error
-    missing = _REQUIRED - set(state) if isinstance(state, dict) else _REQUIRED
-    if missing:
-        raise ValueError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(missing))}")
-    return {**_LATER, **state}
+    needed = {*COUNTS, "model", "ema", "optimizer", "architecture"}
+    if missing := needed - set(state) if isinstance(state, dict) else needed:
+        raise ValueError(f"{path} is not a training checkpoint of this version: it has no {', '.join(sorted(missing))}")
+    return state
 
 
 MODEL, BEST = "model.safetensors", "best.safetensors"
@@ -74,31 +73,24 @@ class Run:
         self._whole, self.recipe, self.out = recipe, recipe.in_stage(0), out
         self.device, self.processes = torch.device(device), processes or Processes()
         torch.manual_seed(recipe.seed)
-        initial = initial_model(recipe)
-        architecture = initial.architecture
-        self.model = initial.to(self.device).requires_grad_(not recipe.model.uncertainty)
+        self.model = initial_model(recipe).to(self.device).requires_grad_(not recipe.model.uncertainty).train()
         if self.model.uncertainty is not None:
             self.model.uncertainty.requires_grad_(True)
-        self.ema = DEQFlow(architecture).to(self.device).eval().requires_grad_(False)
+        if recipe.optimization.freeze_batch_norm or recipe.model.uncertainty:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        self.ema = DEQFlow(self.model.architecture).to(self.device).eval().requires_grad_(False)
         self.ema.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), recipe.schedule.rate, weight_decay=recipe.optimization.weight_decay
         )
         self._loss = UncertaintyLoss() if recipe.model.uncertainty else Objective.loss
-        bf16 = recipe.optimization.precision == "bf16"
-        bf16 |= recipe.optimization.precision == "auto" and self.device.type == "cuda"
+        bf16 = recipe.optimization.precision in (("bf16", "auto") if self.device.type == "cuda" else ("bf16",))
         self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
-        self._set_modes()
         self.step = self.samples = self.clips = self.use = self.stage = 0
         self.seconds = self.tail = 0.0
         self.best: float | None = None
-
-    def _set_modes(self) -> None:
-        self.model.train()
-        if self.recipe.optimization.freeze_batch_norm or self.recipe.model.uncertainty:
-            for module in self.model.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                    module.eval()
 
     def resume(self) -> str:
         """Load the checkpoint of this run, if there is one; says what it did.
@@ -116,38 +108,31 @@ class Run:
             raise ValueError(f"{path} is at step {state['step']}, beyond schedule.steps={schedule.steps}: raise it")
         self.stage = min(state["stage"], max(len(self._whole.stages) - 1, 0))
         self.recipe = self._whole.in_stage(self.stage)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.tail = state["step"], state["seconds"], state["tail"]
-        self.samples, self.best = state["samples"], state["best"]
-        if self.samples is None:
-            self.samples = self.step * self.recipe.data.batch
-        self.clips = self.samples if state["clips"] is None else state["clips"]
-        self.use = state["use"] if state["use"] < self.recipe.data.uses else 0
+        for name in ("model", "ema", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in set(COUNTS) - {"stage"}:
+            setattr(self, name, state[name])
+        self.use %= self.recipe.data.uses  # which may be fewer now
         return f"resumed from {path} at step {self.step}"
 
     def _read(self, path: Path) -> dict[str, Any] | None:
-        others = {"trapezoid.pt", "one_cycle.pt", "constant.pt", "cooldown.pt"} - {path.name}
         if path.is_file():
             return read_checkpoint(path)
-        for other in sorted(name for name in others if (self.out / name).is_file()):
-            raise ValueError(
-                f"{self.out / other} is of another schedule than {self.recipe.schedule.kind}, with which it cannot go "
-                f"on; give another --out, and --init {self.out / MODEL} to start from its weights"
-            )
+        for other in (self.out / name for name in ("trapezoid.pt", "one_cycle.pt", "constant.pt", "cooldown.pt")):
+            if other.is_file():
+                raise ValueError(
+                    f"{other} is of another schedule than {self.recipe.schedule.kind}, with which it cannot go on; "
+                    f"give another --out, and --init {self.out / MODEL} to start from its weights"
+                )
         return None
 
     def save(self) -> None:
         """Write the checkpoint of the present step, and the averaged weights; in rank 0 alone."""
         if not self.processes.writes:
             return
-        state: dict[str, Any] = {
-            "step": self.step, "samples": self.samples, "seconds": self.seconds, "best": self.best,
-            "clips": self.clips, "use": self.use, "stage": self.stage, "tail": self.tail,
-            "model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "architecture": self.model.architecture.to_dict(),
-        }  # fmt: skip
+        state: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
+        state |= {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
+        state["architecture"] = self.model.architecture.to_dict()
         write_checkpoint(state, self.out / self.recipe.schedule.checkpoint_name)
         save_model(self.ema, self.out / MODEL, {"step": str(self.step)})
 
@@ -159,12 +144,8 @@ class Run:
     def enter(self, stage: int) -> None:
         """Go on in this stage of the recipe; the batch in use is left behind."""
         if stage != self.stage:
-            if self.use:
-                self._next_batch()
+            self.clips, self.use = self.seen, 0
             self.stage, self.recipe = stage, self._whole.in_stage(stage)
-
-    def _next_batch(self) -> None:
-        self.clips, self.use = self.clips + self.recipe.data.batch, 0
 
     def keep_best(self, error: float) -> bool:
         """Keep the averaged weights as the best if the validation error, px, is the lowest so far."""
@@ -210,7 +191,7 @@ class Run:
         self.samples += recipe.data.batch
         self.use += 1
         if self.use >= recipe.data.uses:
-            self._next_batch()
+            self.clips, self.use = self.seen, 0
         self._update_average()
         return {"rate": rate, "gradient": float(norm), **{name: float(value) for name, value in figures.items()}}
 
@@ -227,8 +208,7 @@ class Run:
     def _save_batch(self, clip: Clip) -> Path:
         path = self.out / f"not_finite_step_{self.step}_rank_{self.processes.rank}.pt"
         self.out.mkdir(parents=True, exist_ok=True)  # of another machine than that of rank 0
-        content = {name: tensor.cpu() for name, tensor in vars(clip).items() if tensor is not None}
-        write_checkpoint({"step": self.step, "model": self.model.state_dict(), **content}, path)
+        write_checkpoint({"step": self.step, "model": self.model.state_dict(), **vars(clip.to("cpu"))}, path)
         return path
 
 

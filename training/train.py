@@ -26,7 +26,7 @@ from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
 from training.augmentation import transform
-from training.batches import Loader, choose_workers, spare_cores, training_samples
+from training.batches import choose_workers, loading, spare_cores, training_samples
 from training.distributed import Processes, join, leave
 from training.evaluation import Validator
 from training.logs import Clock, Log, kept_seconds, process_age
@@ -164,12 +164,12 @@ class Training:
         batch = run.recipe.data.batch
         measured: list[tuple[float, float]] = []
         numbers = (self.processes.share(range(n, n + batch)) for n in itertools.count(run.clips, batch))
-        with Loader(self.samples, numbers, self.workers or 0) as clips:
+        with loading(self.samples, numbers, self.workers or 0) as next_clip:
             clip = None
             while (progress := self.position()) < 1 and self.recipe.stage_at(progress) == stage:
                 began = self.clock.seconds()
                 if clip is None:
-                    clip = next(clips).to(self.device)
+                    clip = next_clip().to(self.device)
                     drawn = self.processes.share(range(run.clips, run.clips + batch))
                     making = self.clock.seconds() - began
                 waited = self.clock.seconds() - began
@@ -206,7 +206,7 @@ class Training:
             end = schedule.seconds - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
             done = min(1.0, self.clock.seconds() / end) if end > 0 else 1.0
         # What is reserved for the end changes; a stage that has begun does not go back.
-        self.reached = max(self.reached, self.processes.largest([1.0 if self.stop else done], self.device)[0])
+        self.reached = max(self.reached, self.processes.largest(1.0 if self.stop else done, self.device))
         return self.reached
 
     def after_step(self, log: Log, figures: dict[str, float]) -> None:

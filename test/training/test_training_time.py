@@ -18,7 +18,7 @@ import torch
 from training import logs as clock
 from training import train
 from training.augmentation import USES, transform
-from training.batches import Clips, Loader, choose_workers, make_generator, spare_cores
+from training.batches import Clips, choose_workers, loading, make_generator, spare_cores
 from training.evaluation import Validator
 from training.rendering import Clip
 from training.run import Run
@@ -191,8 +191,8 @@ class Slow:
 def test_workers_end_soon_and_keep_the_order() -> None:
     """Why: a worker in the middle of a large batch would hold up the end of a timed run, and each change of stage."""
     batches = itertools.chain(([n, n + 1] for n in (0, 2, 4)), (list(range(n, n + 90)) for n in itertools.count()))
-    with Loader(Slow(), batches, workers=2) as loader:  # type: ignore[arg-type]
-        got = [next(loader).images.tolist() for _ in range(3)]
+    with loading(Slow(), batches, workers=2) as following:  # type: ignore[arg-type]
+        got = [following().images.tolist() for _ in range(3)]
         began = time.monotonic()
     assert got == [[0, 1], [2, 3], [4, 5]]
     assert time.monotonic() - began < 2
