@@ -141,6 +141,9 @@ class PointTracksNode(FlowConsumer):
             ended += self._tracker.restart()
         images, backward = (self._grey(first_ns), self._grey(second_ns)), given.stamps_ns != stamps_ns
         ended += self._tracker.follow(given.flow, given.uncertainty, *images, stamps_ns, backward)
+        with self._images_lock:  # those that came before the later image are not needed any more
+            while second_ns in self._images and next(iter(self._images)) != second_ns:
+                del self._images[next(iter(self._images))]
         self._ended += ended
         header = Header(stamp=ns_to_stamp(second_ns), frame_id=given.header.frame_id)
         self.publish("tracks", cloud_of(header, self._tracker.tracks))
