@@ -226,6 +226,7 @@ class Unseen:
         """See ``Progress``."""
 
 
+@dataclass
 class Pace:
     """Decides whether the host begins another iteration.
 
@@ -240,23 +241,17 @@ class Pace:
     :ivar exhausted: why samples that have neither converged nor diverged are not iterated any more.
     """
 
-    def __init__(
-        self,
-        progress: Progress,
-        max_iterations: int,
-        deadline_ns: int | None = None,
-        now_ns: Callable[[], int] | None = None,
-        min_iterations: int = 0,
-        iteration_cost_ns: float = 0.0,
-        watched: bool = True,
-        timed_after: int | None = 1,
-    ) -> None:
-        self.progress = progress
-        self._max, self._min, self._watched, self._timed_after = max_iterations, min_iterations, watched, timed_after
-        self._now_ns = time.monotonic_ns if now_ns is None else now_ns
-        self._deadline_ns, self._cost_ns = deadline_ns, iteration_cost_ns
-        self._started_ns = self._now_ns()
-        self.begun, self.exhausted = 0, StopReason.ITERATIONS
+    progress: Progress
+    max_iterations: int
+    deadline_ns: int | None = None
+    now_ns: Callable[[], int] | None = None
+    min_iterations: int = 0
+    iteration_cost_ns: float = 0.0
+    watched: bool = True
+    timed_after: int | None = 1
+    begun: int = 0
+    exhausted: StopReason = StopReason.ITERATIONS
+    _started_ns: int = 0
 
     def may_begin(self, active: Tensor | None = None) -> bool:
         """Whether the next iteration may begin. If so, it counts as begun.
@@ -265,20 +260,22 @@ class Pace:
         """
         if active is not None and self.begun:
             self.progress.push(active)
-        if self.begun == self._max:
+        if self.begun == self.max_iterations:
             return False
-        self.progress.look(wait=self._watched)
+        self.progress.look(wait=self.watched)
         if self.progress.done:
             return False
-        if self._deadline_ns is not None and not self._in_time(self._deadline_ns):
+        if self.deadline_ns is not None and not self._in_time(self.deadline_ns):
             self.exhausted = StopReason.DEADLINE
             return False
         self.begun += 1
         return True
 
     def _in_time(self, deadline_ns: int) -> bool:
-        now_ns, in_flight = self._now_ns(), self.progress.in_flight
-        if self._timed_after is not None and self.begun >= self._timed_after:
+        now_ns, in_flight = (self.now_ns or time.monotonic_ns)(), self.progress.in_flight
+        if not self.begun:
+            self._started_ns = now_ns
+        if self.timed_after is not None and self.begun >= self.timed_after:
             mean_ns = (now_ns - self._started_ns) / max(1, self.begun - in_flight)
-            self._cost_ns = max(self._cost_ns, mean_ns)
-        return self.begun < self._min or now_ns + (1 + in_flight) * self._cost_ns <= deadline_ns
+            self.iteration_cost_ns = max(self.iteration_cost_ns, mean_ns)
+        return self.begun < self.min_iterations or now_ns + (1 + in_flight) * self.iteration_cost_ns <= deadline_ns

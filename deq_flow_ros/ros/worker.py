@@ -6,11 +6,10 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent import futures
-from concurrent.futures import Future
-from typing import Any, Generic, TypeAlias, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 
@@ -46,29 +45,26 @@ class FairWorker(Generic[Item]):
     """
 
     def __init__(self, handle: Callable[[list[Item]], None], name: str, together: bool = False) -> None:
-        self._handle = handle
-        self._together = together
-        self._changed = threading.Condition()
+        self._handle, self._together = handle, together
+        self._lock = threading.Lock()
         self._waiting: dict[Hashable, Item] = {}
         # In the order of their last turn, the latest at the end; a source that never had one goes before all others.
         self._served: dict[Hashable, None] = {}
-        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
 
     def submit(self, source: Hashable, item: Item) -> Item | None:
         """Hand over an item; returns the one of the same source that it replaced, if one was still waiting."""
-        with self._changed:
+        with self._lock:
             replaced = self._waiting.get(source)
             self._waiting[source] = item
-            self._changed.notify()
+        if replaced is None:
+            self._thread.submit(self._turn)
         return replaced
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits."""
-        return not self._waiting and not self._jobs
+        return not self._waiting
 
     def call(self, job: Callable[[], Result], timeout_s: float) -> Result:
         """Run ``job`` in the thread, between two items, and return what it does.
@@ -76,10 +72,7 @@ class FairWorker(Generic[Item]):
         :raises TimeoutError: when it has not ended in time; if it has not begun by then, it never will. Beside that
             whatever the job raises.
         """
-        future: Future[Result] = Future()
-        with self._changed:
-            self._jobs.append((future, job))
-            self._changed.notify()
+        future = self._thread.submit(job)
         try:
             return future.result(timeout_s)
         except futures.TimeoutError as error:  # another class than TimeoutError before Python 3.11
@@ -89,34 +82,23 @@ class FairWorker(Generic[Item]):
 
     def withdraw(self) -> list[Item]:
         """Take back all items that are still waiting."""
-        with self._changed:
+        with self._lock:
             waiting, self._waiting = list(self._waiting.values()), {}
         return waiting
 
-    def stop(self) -> list[Item]:
-        """End the thread after the items in hand; returns those that were still waiting."""
-        waiting = self.withdraw()
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
-        self._thread.join()
-        return waiting
+    def stop(self) -> None:
+        """End the thread after the items in hand; those that still wait are forgotten."""
+        self.withdraw()
+        self._thread.shutdown()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._jobs or self._waiting)
-                job = self._jobs.popleft() if self._jobs else None
-                if job is None and not self._waiting:
-                    return
-                items = [] if job else self._next_items()
-            if job:
-                _run_job(*job)
-                continue
-            try:
+    def _turn(self) -> None:
+        with self._lock:
+            items = self._next_items()
+        try:
+            if items:  # else they were withdrawn, or went together with others
                 self._handle(items)
-            except Exception:  # without this thread there would be no result any more, and nobody would know
-                traceback.print_exc()
+        except Exception:  # without a word there would be no result, and nobody would know
+            traceback.print_exc()
 
     def _next_items(self) -> list[Item]:
         turns = [*(source for source in self._waiting if source not in self._served), *self._served]
@@ -202,12 +184,3 @@ class FrameWorker(FairWorker[Turn]):
             for attempt in attempts:
                 attempt.camera.recover(error)
             return [done for attempt in attempts for done in self._update([attempt])]
-
-
-def _run_job(future: Future[Result], job: Callable[[], Result]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(job())
-    except Exception as error:
-        future.set_exception(error)

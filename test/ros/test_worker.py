@@ -92,7 +92,7 @@ def test_jobs_run_between_items_and_one_that_comes_too_late_never_begins() -> No
             worker.call(lambda: calls.append("too late"), 0.01)
         worker.submit("a", "a1")
         gate.permitted.release(2)
-        assert worker.call(lambda: threading.current_thread().name, 10.0) == "test"
+        assert worker.call(lambda: threading.current_thread().name, 10.0) == "test_0"
         with pytest.raises(OSError, match="disk full"):
             worker.call(lambda: (_ for _ in ()).throw(OSError("disk full")), 10.0)
 
