@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 
 KINDS: dict[str, tuple[float, float]] = {
     "camera killed": (1.0, 5.0),

@@ -27,7 +27,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import SingleThreadedExecutor
 
 from deq_flow_ros.command_line import CommandLine
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 
 RATE_HZ = 15.0
 TOPIC = "/view_cost/image_raw"

@@ -32,9 +32,8 @@ from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.errors import UNUSABLE, UserError
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, terminal_rows
-from deq_flow_ros.host import TimeShares
+from deq_flow_ros.host import ChildError, TimeShares
 from deq_flow_ros.imaging.frame import stamp_to_ns
-from deq_flow_ros.live.children import ChildError
 from deq_flow_ros.live.options import SHORTEST_S, node_parameters, parse_options
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, run_live

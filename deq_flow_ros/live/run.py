@@ -19,7 +19,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
-from deq_flow_ros.live.children import ChildError, Children
+from deq_flow_ros.host import ChildError, Children
 from deq_flow_ros.recordings.bags import remove_recording
 from deq_flow_ros.recordings.flow_bag import (
     COLOR_TOPIC,

@@ -19,7 +19,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Float32, Header
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.perception.point_tracks_node import COLUMNS
 

@@ -15,8 +15,8 @@ from node_client import CAMERA_TOPIC, PERIOD_NS, NodeClient, node_arguments, run
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
+from deq_flow_ros.host import ChildError, Children
 from deq_flow_ros.imaging.encodings import ENCODINGS
-from deq_flow_ros.live.children import ChildError, Children
 from deq_flow_ros.ros.parameters import NodeSettings
 
 COUNTERS = ("received", "processed", "first", "dropped", "lost")

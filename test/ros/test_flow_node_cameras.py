@@ -11,8 +11,8 @@ from node_client import PERIOD_NS, NodeClient, running_node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
+from deq_flow_ros.host import Children
 from deq_flow_ros.imaging.encodings import encode_image
-from deq_flow_ros.live.children import Children
 
 COUNTERS = ("received", "processed", "first", "dropped", "lost")
 SIZES = {"front": (48, 64), "rear": (80, 96)}

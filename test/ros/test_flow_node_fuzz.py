@@ -20,7 +20,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 from soak_parts import STAMP_OFFSET
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 
 IMAGES = 4_000
 IN_FLIGHT = 60

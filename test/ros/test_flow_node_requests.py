@@ -16,7 +16,7 @@ from rcl_interfaces.msg import ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.parameter import Parameter
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 
 

@@ -24,7 +24,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image, Imu, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 from deq_flow_ros.perception.motion_mask import Box
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings

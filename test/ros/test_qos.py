@@ -16,7 +16,7 @@ from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 from deq_flow_ros.ros.qos import mismatch, silence, words_of
 
 IMAGE = "sensor_msgs/msg/Image"

@@ -33,7 +33,7 @@ from soak_faults import (
 from soak_flow_node import main, parse_options
 from soak_parts import back_and_forth
 
-from deq_flow_ros.live.children import Children
+from deq_flow_ros.host import Children
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
 from deq_flow_ros.recordings.flow_bag import FrameReport
 
