@@ -84,6 +84,8 @@ class BagSource(Source):
                 continue
             if frame.problem:
                 unreadable, problem = unreadable + 1, frame.problem
+            elif read == 1 and self.calibration and (strange := _strange(self.calibration, frame)):
+                self.skipped.append(f"the camera_info beside {self.topic} {strange}")
             yield replace(frame, record_ns=frame.stamp_ns) if self._recorded_at_once else frame
         self.skipped[before:before] = self._bag.problems[before:]
         if unreadable == read:
@@ -174,6 +176,14 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     matrices = {letter.lower(): [float(value) for value in getattr(message, letter)] for letter in letters}
     roi = plain(message.roi, "x_offset", "y_offset", "height", "width", "do_rectify")
     return plain(message, "height", "width", "distortion_model", "binning_x", "binning_y") | matrices | {"roi": roi}
+
+
+def _strange(calibration: dict[str, Any], frame: Frame) -> str:
+    """How a calibration does not fit to an image; empty if it does, or says nothing of its size."""
+    part = calibration["roi"] if calibration["roi"]["height"] else calibration
+    size = part["width"] // max(1, calibration["binning_x"]), part["height"] // max(1, calibration["binning_y"])
+    fits = size in ((0, 0), (frame.width, frame.height))
+    return "" if fits else f"describes images of {size[0]}x{size[1]} px, these are {frame.width}x{frame.height}"
 
 
 def _listing(bag: Bag) -> str:

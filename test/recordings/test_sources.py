@@ -82,6 +82,7 @@ def test_ros1_bag_is_read(tmp_path: Path) -> None:
     assert source.calibration["roi"]["width"] == 20, "fields of nested messages too"
     frames = list(source.frames())
     assert len(frames) == 3 and all(same(frame, raw_frame(number)) for number, frame in enumerate(frames))
+    assert source.skipped == ["the camera_info beside /cam describes images of 20x16 px, these are 32x24"]
 
 
 def test_compressed_images_are_decoded_and_broken_ones_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
