@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+FLOW_FIELDS = ("/flow", "/residual", "/uncertainty", "/flow_color/compressed")
+"""Further topics with images that flow_node publishes, beside ``flow_color``."""
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO)
 
 
@@ -178,7 +180,7 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
     return plain(message, "height", "width", "distortion_model", "binning_x", "binning_y") | matrices | {"roi": roi}
 
 
-def _strange(calibration: dict[str, Any], frame: Frame) -> str:
+def _strange(calibration: Mapping[str, Any], frame: Frame) -> str:
     """How a calibration does not fit to an image; empty if it does, or says nothing of its size."""
     part = calibration["roi"] if calibration["roi"]["height"] else calibration
     size = part["width"] // max(1, calibration["binning_x"]), part["height"] // max(1, calibration["binning_y"])
@@ -211,8 +213,19 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
             f"expected an image topic of the bag {bag.path}, but {wanted} {got}; its image topics: "
             f"{', '.join(sorted(images))}"
         )
-    if wanted is not None or len(images) == 1:
-        return wanted or next(iter(images))
+    if wanted is not None:
+        return wanted
+    painted = {name for name in images if name.endswith("/flow_color") and name.removesuffix("_color") in images}
+    if painted:  # of the flow node
+        of_flow = painted | {name.replace("/flow_color", part) for name in painted for part in FLOW_FIELDS}
+        images = {name: kind for name, kind in images.items() if name not in of_flow}
+        if not images:
+            raise MediaError(
+                f"the bag {bag.path} holds flow ({', '.join(sorted(painted))}) and not the images that it was made of: "
+                "give the recording of the camera, or record its topic as well"
+            )
+    if len(images) == 1:
+        return next(iter(images))
     usable, lines = [], []
     for name, kind in sorted(images.items()):
         look = False, "empty"

@@ -131,6 +131,19 @@ def test_bag_topic_is_found_where_there_is_one_and_listed_where_there_are_severa
         open_source(tmp_path / "two", topic="/middle")
 
 
+def test_the_pictures_of_flow_are_not_taken_for_those_of_a_camera(tmp_path: Path) -> None:
+    """A bag of results, given in place of the recording, gave the flow of the colours of flow."""
+    depth = Frame(np.zeros(24 * 32 * 8, np.uint8), 24, 32, 256, "32FC2", False, 1, 1, "eye")
+    for name, topics in (("flow", ("/n/flow", "/n/flow_color")), ("both", ("/n/flow", "/n/flow_color", "/cam"))):
+        with BagWriter(tmp_path / name) as writer:
+            for topic in topics:
+                writer.write_frame(topic, depth if topic == "/n/flow" else raw_frame(1))
+    with pytest.raises(MediaError, match=r"holds flow .*/n/flow_color.* and not the images that it was made of"):
+        open_source(tmp_path / "flow")
+    assert "/cam" in open_source(tmp_path / "both").description
+    assert "/n/flow_color" in open_source(tmp_path / "flow", topic="/n/flow_color").description
+
+
 def test_bag_without_images_lists_what_it_has(tmp_path: Path) -> None:
     """The user has to learn what is in the bag instead."""
     with BagWriter(tmp_path / "bag") as writer:
