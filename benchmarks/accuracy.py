@@ -24,8 +24,9 @@ import cv2
 import numpy as np
 from rich.console import Console
 
+from benchmarks.peers import opencv
 from benchmarks.report import Benchmark, Row, print_table
-from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
+from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
 from deq_flow_ros.streaming.refinement import refined
 from training.datasets import Sample
@@ -87,9 +88,7 @@ def run(options: argparse.Namespace, console: Console) -> Row:
         exact = model_methods(label, load_model(options.model, options.device), *given)
     methods |= {
         "zero flow": lambda image1, image2: np.zeros((*image1.shape[:2], 2), np.float32),
-        "Farneback": farneback,
-        "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),
-        "DIS medium": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+        **opencv(),
     }
     results = {name: measure(function, pairs, exact.get(name)) for name, function in methods.items()}
     rows = [{"method": name, **result} for name, result in results.items()]

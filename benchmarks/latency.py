@@ -182,7 +182,8 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     streams |= {f"{name}, {most}": Streamed(model, most, name) for name in slower[: slower.index(fastest)]}
     unrolled: dict[str, Method] = {f"unrolled, {n}": Unrolled(model, n) for n in UNROLLED}
     pairwise_ones: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
-    methods = {**streams, **unrolled, **opencv(), **pairwise_ones}
+    classical = {name: Method(function=function) for name, function in opencv().items()}
+    methods = {**streams, **unrolled, **classical, **pairwise_ones}
     if dtype != torch.float32:
         methods[f"float32, {PAIRWISE[-1]}"] = Pairwise(reference, PAIRWISE[-1])
     with console.status("memory") as status:

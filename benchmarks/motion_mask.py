@@ -7,9 +7,9 @@ The flow is that of the shipped model with the parameters of ``config/perception
 frame. Beside it, with the same segmentation, are DIS flow, and sparse points tracked by KLT, each of which stands for
 the pixels nearest to it. Neither knows its uncertainty; of the limits ``LIMITS_PX`` for them, the best is shown.
 
-A body counts as moving in a pair of frames if it covers ``--least-area`` of the image, and half of its pixels move by
-``--least-motion`` px or more by themselves. Smaller and slower ones are left out: they count neither for nor against.
-Precision, recall and IoU are those of all pixels of all pairs together. The last rows are the recall by body.
+A body counts as moving in a pair of frames if it covers 0.5 % of the image, and half of its pixels move by 0.5 px or
+more by themselves. Smaller and slower ones are left out: they count neither for nor against. Precision, recall and IoU
+are those of all pixels of all pairs together. The last columns are the recall by body.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.drive import CHECK_PX, camera_of, klt, perception_stream
-from benchmarks.report import Benchmark, Row, picture, table
+from benchmarks.report import Benchmark, Row, picture, print_table
 from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.evaluation.methods import dense_inverse_search
@@ -33,6 +33,8 @@ from deq_flow_ros.streaming import FlowEstimator
 
 BODIES = ("ball", "pendulum", "cart", "truck", "cube")
 """What moves in the scene, in the order of its numbers, which are the last ones."""
+LEAST_AREA, LEAST_MOTION_PX = 0.005, 0.5
+"""Of a moving body: as a share of the image, and between the two frames."""
 SHOWN = 4
 """Pairs in the picture."""
 SPACING, REACH = 5, 12
@@ -67,7 +69,7 @@ def sparse(here: np.ndarray, there: np.ndarray) -> Field:
     return flow, np.zeros(first.shape, np.float32)
 
 
-def truth(scene: Scene, here: int, there: int, least_area: float, least_motion: float) -> tuple[np.ndarray, np.ndarray]:
+def truth(scene: Scene, here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
     """What moves by itself from frame ``here`` to frame ``there``.
 
     :returns: the number (H, W) of the body in ``BODIES``, counted from 1, 0 where nothing moves; and where nothing
@@ -78,7 +80,7 @@ def truth(scene: Scene, here: int, there: int, least_area: float, least_motion: 
     bodies = scene.body_count - len(BODIES)
     for body in range(len(BODIES)):
         shown = owner == bodies + body
-        counts = shown.mean() >= least_area and np.median(motion[shown]) >= least_motion
+        counts = shown.mean() >= LEAST_AREA and np.median(motion[shown]) >= LEAST_MOTION_PX
         numbers[shown & counts] = body + 1
         ignored |= shown & ~counts
     return numbers, ignored
@@ -95,13 +97,8 @@ def pairs(scene: Scene, options: argparse.Namespace) -> Iterator[tuple[int, int,
         result = estimator.update(images[here], settings.stamp_ns(here))
         if result is not None and result.uncertainty is not None:
             both = images[here], images[there]
-            dense = {options.model: (result.flow, result.uncertainty)}
-            yield (
-                here,
-                there,
-                dense | {"DIS medium": (dis(*both), np.zeros_like(result.uncertainty)), "KLT points": sparse(*both)},
-                images[here],
-            )
+            fields = {options.model: (result.flow, result.uncertainty), "KLT points": sparse(*both)}
+            yield here, there, fields | {"DIS medium": (dis(*both), np.zeros_like(result.uncertainty))}, images[here]
 
 
 def counts(mask: np.ndarray, numbers: np.ndarray, ignored: np.ndarray) -> np.ndarray:
@@ -117,13 +114,11 @@ def figures_of(total: np.ndarray) -> Row:
     """IoU, precision, recall, and the recall of each body that there was."""
     right, wrong, missed = (float(value) for value in total[:3])
     found, there = np.split(total[3:], 2)
-    by_body = {f"recall {name}": float(a / b) for name, a, b in zip(BODIES, found, there, strict=True) if b}
-    iou = right / max(1.0, right + wrong + missed)
     return {
-        "IoU": iou,
-        "precision": right / max(1.0, right + wrong),
+        "IoU": right / max(1.0, right + wrong + missed), "precision": right / max(1.0, right + wrong),
         "recall": right / max(1.0, right + missed),
-    } | by_body
+        **{f"recall {name}": float(a / b) for name, a, b in zip(BODIES, found, there, strict=True) if b},
+    }  # fmt: skip
 
 
 def outlined(image: np.ndarray, mask: np.ndarray, numbers: np.ndarray | None = None) -> np.ndarray:
@@ -167,7 +162,7 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     totals: dict[tuple[str, float], np.ndarray] = {}
     shown: list[tuple[str, np.ndarray]] = []
     for here, there, fields, image in pairs(scene, options):
-        numbers, ignored = truth(scene, here, there, options.least_area, options.least_motion)
+        numbers, ignored = truth(scene, here, there)
         for method, (flow, uncertainty) in fields.items():
             for limit in LIMITS_PX[: 1 if method == options.model else None]:
                 found = segmenter(flow, uncertainty, MaskSettings(min_motion_px=limit))
@@ -177,13 +172,11 @@ def run(options: argparse.Namespace, console: Console) -> Row:
                     shown.append((f"{method}: frame {here}, {_words(found)}", outlined(image, mask, numbers)))
     figures: dict[str, Row] = {}
     for (method, limit), total in totals.items():
-        row = figures_of(total) | {"min_motion_px": limit}
+        row = {"method": method, **figures_of(total), "min_motion_px": limit}
         figures[method] = max(figures.get(method, row), row, key=lambda each: each["IoU"])
+    columns = {name: "{method}" if name == "method" else f"{{{name}:.3f}}" for name in figures[options.model]}
     title = f"every {options.every}. of {options.frames} frames, {options.width}x{options.height}"
-    found_table = table(title, ["measure"], figures)
-    for name in next(iter(figures.values())):
-        found_table.add_row(name, *(f"{row[name]:.3f}" for row in figures.values()))
-    console.print(found_table)
+    print_table(console, title, columns, figures.values())
     if options.plot:
         step = max(1, len(shown) // 2 // SHOWN)
         chosen = [n for n in range(step // 2, len(shown) // 2, step)][:SHOWN]
@@ -210,8 +203,6 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_number("--frames", 180, "of the drive, which has 30 a second", least=2)
     line.add_number("--every", 3, "take every so many-th frame: 3 is 10 Hz", least=1)
     line.add_number("--max-scale", 2.0, "scale of the images that the flow is computed at", least=0.25)
-    line.add_number("--least-area", 0.005, "of a moving body, as a share of the image", least=0)
-    line.add_number("--least-motion", 0.5, "of a moving body, px between the two frames", least=0)
     line.add_argument("--recording", default="", help="a video, bag or folder of images, for the picture alone")
     line.add_number("--recording-frames", 60, "of it", least=6)
     line.add_number("--recording-start", 0, "its first frame", least=0)

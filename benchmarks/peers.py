@@ -28,7 +28,7 @@ from training.pairs import to_array
 
 
 class Method:
-    """One way to compute the flow of a stream.
+    """One way to compute the flow of a stream: a function of two images, such as those of OpenCV, or a subclass.
 
     :ivar is_stream: whether the method must see every pair, because it continues from the one before.
     :ivar stage_ms: the times of the stages of the last field; empty where the stages are not known.
@@ -37,15 +37,16 @@ class Method:
 
     is_stream = False
 
-    def __init__(self, iterations: int = 0) -> None:
-        self.iterations = iterations
+    def __init__(self, iterations: int = 0, function: FlowFunction | None = None) -> None:
+        self.iterations, self._function = iterations, function
         self.stage_ms: dict[str, float] = {}
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
         """The flow of a pair. None if a stream began anew and therefore has no flow, or one from a cold start, which
         takes longer.
         """
-        raise NotImplementedError
+        assert self._function is not None
+        return self._function(earlier, later)
 
     def prepare(self) -> None:
         """Do the work that is possible before the next image arrives; methods that keep nothing from pair to pair
@@ -78,17 +79,6 @@ class Streamed(Method):
 
     def prepare(self) -> None:
         self.estimator.prepare()
-
-
-class Classical(Method):
-    """A method that is a function of two images, such as those of OpenCV."""
-
-    def __init__(self, function: FlowFunction) -> None:
-        super().__init__()
-        self._function = function
-
-    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
-        return self._function(earlier, later)
 
 
 class Stateless(Method):
@@ -251,10 +241,10 @@ def _update(
     return hidden, flow + block.flow_head(hidden)
 
 
-def opencv() -> dict[str, Method]:
+def opencv() -> dict[str, FlowFunction]:
     """The classical methods of OpenCV, by name."""
     return {
-        "DIS fast": Classical(dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST)),
-        "DIS medium": Classical(dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)),
-        "Farneback": Classical(farneback),
+        "Farneback": farneback,
+        "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),
+        "DIS medium": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
     }

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 from benchmarks.drive import CHECK_PX, klt, perception_stream
-from benchmarks.report import Benchmark, Row, picture, table
+from benchmarks.report import Benchmark, Row, picture, print_table
 from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.model import load_model
@@ -31,7 +32,8 @@ from deq_flow_ros.perception.point_tracks import PointTracker, TrackSettings, co
 
 SPACING_PX, TEXTURE = 8, 2.0
 NEAR_PX = (1.0, 2.0, 5.0)
-MEANS_PX, MEDIANS_PX = (1.0, 1.5, 2.0, 3.0), (0.5, 0.75, 1.0, 1.5, 2.0)
+LEVELS = {f"mean {px:g}": ("mean", px) for px in (1.0, 1.5, 2.0, 3.0)}
+LEVELS |= {f"median {px:g}": ("median", px) for px in (0.5, 0.75, 1.0, 1.5, 2.0)}
 DIFFERENCES = (4.0, 8.0, 12.0, np.inf)
 """Limits of KLT's difference of the windows, in grey levels."""
 FEWEST = 0.02
@@ -76,30 +78,26 @@ def by_klt(greys: list[np.ndarray], points: np.ndarray, window_px: int) -> Follo
 
 
 def _summary(name: str, alive: np.ndarray, error: np.ndarray, counted: np.ndarray, ceiling: np.ndarray) -> Row:
-    kept = alive & counted
+    kept, count = error[alive & counted], max(counted.sum(), 1)
     return {
-        "method": name,
-        "points": int(counted.sum()),
-        "survive": float(kept.sum() / max(counted.sum(), 1)),
-        "survive_of_visible": float((kept & ceiling).sum() / max(ceiling.sum(), 1)),
-        "mean_px": float(error[kept].mean()) if kept.any() else float("nan"),
-        "median_px": float(np.median(error[kept])) if kept.any() else float("nan"),
-        **{f"within_{px:g}_px": float((kept & (error <= px)).sum() / max(counted.sum(), 1)) for px in NEAR_PX},
-    }
+        "method": name, "points": int(counted.sum()), "survive": len(kept) / count,
+        "survive_of_visible": (alive & counted & ceiling).sum() / max(ceiling.sum(), 1),
+        "mean_px": kept.mean() if len(kept) else np.nan, "median_px": np.median(kept) if len(kept) else np.nan,
+        "within_px": {f"{px:g}": (kept <= px).sum() / count for px in NEAR_PX},
+    }  # fmt: skip
 
 
 def at_equal_error(rankings: list[np.ndarray], error: np.ndarray, counted: np.ndarray) -> dict[str, float]:
     """The largest shares of the points that have these mean and median errors together."""
-    best = {f"mean {px:g}": 0.0 for px in MEANS_PX} | {f"median {px:g}": 0.0 for px in MEDIANS_PX}
+    best = dict.fromkeys(LEVELS, 0.0)
     for ranking in rankings:
         held = counted & np.isfinite(ranking)
-        ordered = error[held][np.argsort(ranking[held], kind="stable")]
-        for number in range(max(1, round(FEWEST * counted.sum())), len(ordered) + 1):
-            figures = {"mean": ordered[:number].mean(), "median": np.median(ordered[:number])}
-            for level in best:
-                kind, px = level.split()
-                if figures[kind] <= float(px):
-                    best[level] = max(best[level], number / int(counted.sum()))
+        so_far = pd.Series(error[held][np.argsort(ranking[held], kind="stable")]).expanding()
+        figures = {"mean": so_far.mean().to_numpy(), "median": so_far.median().to_numpy()}
+        fewest = max(1, round(FEWEST * counted.sum()))
+        for level, (kind, px) in LEVELS.items():
+            numbers = np.flatnonzero(figures[kind] <= px) + 1
+            best[level] = max(best[level], numbers[numbers >= fewest].max(initial=0) / int(counted.sum()))
     return best
 
 
@@ -130,7 +128,7 @@ def _drive(options: argparse.Namespace, console: Console) -> dict[str, list[Row]
         for name, each in by_method.items():
             alive, error, counted, always, *rankings = (np.concatenate(part) for part in zip(*each, strict=True))
             row = _summary(name, alive, error, counted, always)
-            row |= {"ceiling": float(always.sum() / counted.sum())} | at_equal_error(rankings, error, counted)
+            row |= {"ceiling": always.sum() / counted.sum(), "equal": at_equal_error(rankings, error, counted)}
             rows.setdefault(kind, []).append(row)
     return rows
 
@@ -156,26 +154,20 @@ def _recording(path: str, options: argparse.Namespace) -> list[Row]:
 def measure(options: argparse.Namespace, console: Console) -> Row:
     """Print the tables."""
     rates = f"{options.steps} steps of every {options.every}th frame"
-    groups = _drive(options, console)
-    levels = [f"{kind} {px:g}" for kind, values in (("mean", MEANS_PX), ("median", MEDIANS_PX)) for px in values]
-    equal = table(f"Points that survive {rates} with equal error [px]", ["points", "method"], ["ceiling", *levels])
-    for name, rows in groups.items():
-        for row in rows:
-            equal.add_row(name, row["method"], *(f"{row[key]:.1%}" for key in ("ceiling", *levels)))
-    groups |= {Path(path).stem: _recording(path, options) for path in options.sequence}
-    shares = ("survive", "survive_of_visible")
-    made = table(
-        f"Points after {rates}", ["points", "method"],
-        ["count", "survive", "of visible", "mean px", "median px", *(f"<= {px:g} px" for px in NEAR_PX)],
-    )  # fmt: skip
-    for name, rows in groups.items():
-        for row in rows:
-            near = [f"{row[f'within_{px:g}_px']:.1%}" for px in NEAR_PX]
-            errors = [f"{row[key]:.2f}" for key in ("mean_px", "median_px")]
-            made.add_row(
-                name, row["method"], str(row["points"]), *(f"{row[key]:.1%}" for key in shares), *errors, *near
-            )
-    console.print(made, equal)
+    drive = _drive(options, console)
+    groups = {**drive, **{Path(path).stem: _recording(path, options) for path in options.sequence}}
+    rows, of_drive = (
+        [{"name": name, **row} for name, of_group in some.items() for row in of_group] for some in (groups, drive)
+    )
+    names = {"points": "{name}", "method": "{method}"}
+    columns = {
+        **names, "count": "{points}", "survive": "{survive:.1%}", "of visible": "{survive_of_visible:.1%}",
+        "mean px": "{mean_px:.2f}", "median px": "{median_px:.2f}",
+        **{f"<= {px:g} px": f"{{within_px[{px:g}]:.1%}}" for px in NEAR_PX},
+    }  # fmt: skip
+    print_table(console, f"Points after {rates}", columns, rows, names=2)
+    columns = {**names, "ceiling": "{ceiling:.1%}", **{level: f"{{equal[{level}]:.1%}}" for level in LEVELS}}
+    print_table(console, f"Points that survive {rates} with equal error [px]", columns, of_drive, names=2)
     return groups
 
 
@@ -202,13 +194,12 @@ def _plot(
 def main(args: list[str] | None = None) -> int:
     """Run; returns the exit status."""
     line = Benchmark(__file__, __doc__, device=False, plot="the ways of the points through the drive", threads=1)
-    line.add_argument("--model", default="nano", help="name or path (default: nano)")
+    line.add_model()
     line.add_number("--steps", 30, "images that the points are followed for", least=2, kind=int)
     line.add_number("--seed", 0, "of the textures of the drive", least=0, kind=int)
     line.add_number("--every", 3, "take every so-many-th frame", least=1, kind=int)
     line.add_argument("--sequence", nargs="+", default=[], help="videos, bags or folders of images, without truth")
-    options = line.parse_args(args)
-    return line.run(options, measure)
+    return line.run(line.parse_args(args), measure)
 
 
 if __name__ == "__main__":

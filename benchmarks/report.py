@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,20 +190,6 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
     return groups
 
 
-def table(title: str, names: Sequence[str], figures: Iterable[Any]) -> Table:
-    """An empty table.
-
-    :param names: headings of the columns that name what a row describes.
-    :param figures: headings of the columns with figures.
-    """
-    empty = Table(title=title, title_justify="left")
-    for heading in names:
-        empty.add_column(heading, no_wrap=True)
-    for heading in figures:
-        empty.add_column(str(heading), justify="right")
-    return empty
-
-
 def print_table(
     console: Console, title: str, columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], names: int = 1
 ) -> None:
@@ -210,18 +198,30 @@ def print_table(
     :param columns: by its heading, what a column shows: a format string, with names of values of a row in braces.
     :param names: the number of columns that name what a row describes; the others have figures.
     """
-    made = table(title, list(columns)[:names], list(columns)[names:])
+    made = Table(title=title, title_justify="left")
+    for place, heading in enumerate(columns):
+        made.add_column(heading, no_wrap=place < names, justify="left" if place < names else "right")
     for row in rows:
         made.add_row(*(_cell(form, row) for form in columns.values()))
     console.print(made)
 
 
+class _Cell(Formatter):
+    """As ``str.format``, but keys may hold dots, and be digits: numbers or strings."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        value = kwargs
+        for key in re.findall(r"[^][]+", field_name):
+            value = value[key] if isinstance(value, Mapping) and key in value else value[int(key)]
+        return value, field_name
+
+
 def _cell(form: str, row: Mapping[str, Any]) -> str:
     try:
-        text = form.format_map(row)
-    except (LookupError, TypeError):  # it is not there, or None
+        text = _Cell().vformat(form, (), row)
+    except (LookupError, TypeError, ValueError):  # it is not there, or None
         return "-"
-    return "-" if text in ("nan", "inf", "None") else text
+    return re.sub(r"\b(nan|inf|None)\b%?", "-", text)
 
 
 @contextmanager

@@ -4,32 +4,22 @@
 ``python -m benchmarks.settle --pairs pairs.json [--sequence FRAMES ...] [--models nano base] [--plot OUT]``
 
 A stable fixed point is what the method rests on (arXiv 2204.08442, sections 3 and 4). Every pair is iterated as the
-stream does, z <- f(z), from five starts:
-
-- *zero*: hidden state and flow zero.
-- *coarse*: as a stream starts a pair without predecessor, from smaller versions of it.
-- *warm*: the state of the pair before, moved along the motion, if the list or sequence has one. For a pair without,
-  that of the same images in reverse order, its flow turned round and moved onto image 1; as far from what is sought as
-  the state of a pair before whose motion was another.
-- *random*: a random hidden state, tanh of standard normal noise, which is the range that it has; and a random motion,
-  smooth, of 8 px RMS in each direction.
-- *noise*: the same hidden state, and normal noise of 8 px in each direction, another in each cell. No flow looks like
-  this; it is the hardest start that we know.
+stream does, z <- f(z), from five starts, which docs/equilibrium.md describes, and the columns: *zero*; *coarse*, that
+of a stream for a pair without predecessor; *warm*, from the pair before, or else from the same images in reverse order;
+*random*, a random hidden state and a smooth random motion of 8 px RMS in each direction; *noise*, the same with another
+motion in each cell, which no flow looks like.
 
 All distances are RMS over the pixels of the difference of two flows at full resolution, px. *moved*: between the flow
 after ``--early`` and after ``--iterations`` iterations. *still*: the share of pixels whose flow moved by 0.05 px at
-most between the two. *last update*: the RMS update at the last iteration. *to coarse's*: between the end from this
-start and that from *coarse*. *ends apart*: the largest distance between any two of the ends, that from *noise* left
-out. *error*: mean endpoint error against the truth, mean over the groups of the list.
+most between the two. *ends apart*: the largest distance between any two of the ends, that from *noise* left out.
+*error*: mean endpoint error against the truth, mean over the groups of the list.
 
 With ``--jacobian``, at the end from *coarse*: the spectral radius of the Jacobian of f, below 1 where the fixed point
 is stable, and the relative residual of the adjoint equation, that of the implicit gradient, after 30 iterations.
 
-With ``--where``, of the way from *coarse*: how much moved *without* the 5 % of the pixels that moved most, and *their
-share* of the sum of squares; the median uncertainty *there* and of *all*; the distance of the end from *the last* state
-and from *the last but one*, to which a state comes back that goes to and fro; *moved* of the flow of the *cells* before
-it is upsampled, and of its means over *3x3* cells, which hardly move where neighbours move against each other; and the
-RMS update that *Anderson*'s method gets to in as many iterations.
+With ``--where``, of the way from *coarse*: what moved without the 5 % of the pixels that moved most, their share of the
+squares, their uncertainty; the distance of the end from the last states; what moved of the cells before upsampling, and
+of their means over 3x3; and the RMS update that Anderson's method gets to in as many iterations.
 """
 
 from __future__ import annotations

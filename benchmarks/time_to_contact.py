@@ -14,10 +14,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
 from benchmarks.drive import camera_of, perception_stream
-from benchmarks.report import Benchmark, Row, picture, table
+from benchmarks.report import Benchmark, Row, picture, print_table
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.model import load_model
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
@@ -28,13 +29,20 @@ BANDS = ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 5.0))
 ALIKE = 0.2
 
 
-def _measured(found: Contacts, truth: np.ndarray) -> list[tuple[float, ...]]:
-    """(true s, told s, confidence, relative interquartile range of the truth) of the regions; the truth (regions, n) is
-    the median over the pixels of each.
+COLUMNS = {
+    "true time": "{band}", "regions": "{regions}", "known": "{known:.1%}", "median error": "{median_error:.1%}",
+    "within 15 %": "{within:.1%}", "bias": "{bias:.1%}",
+}  # fmt: skip
+
+
+def _measured(found: Contacts, truth: np.ndarray) -> pd.DataFrame:
+    """True s, told s, confidence and relative interquartile range of the truth of the regions; the truth (regions, n)
+    is the median over the pixels of each.
     """
     low, median, high = np.percentile(truth, (25, 50, 75), axis=1)
-    seconds, spread = 1 / np.maximum(median, 1e-9), (high - low) / np.maximum(np.abs(median), 1e-9)
-    return list(zip(seconds, found.seconds.ravel(), found.confidence.ravel(), spread, strict=True))
+    true, spread = 1 / np.maximum(median, 1e-9), (high - low) / np.maximum(np.abs(median), 1e-9)
+    told, confidence = found.seconds.ravel(), found.confidence.ravel()
+    return pd.DataFrame({"true": true, "told": told, "confidence": confidence, "spread": spread})
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
@@ -45,40 +53,29 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         images = {number: scene.render(number) for number in numbers}
     stream = perception_stream(load_model(options.model), max_scale=options.max_scale)
     estimator = ContactEstimator((settings.height, settings.width), camera_of(scene), ContactSettings())
-    rows, shown = [], []
+    measured, shown = [], []
     for number, image in images.items():
         field = stream.update(image, settings.stamp_ns(number))
         if field is None or field.uncertainty is None:  # there is none of the first image
             continue
         found = estimator(field.flow, field.uncertainty, -options.every / settings.fps)
         closing = scene.closing_rate(number)
-        rows += _measured(found, estimator.regions(closing)[..., 0])
+        measured.append(_measured(found, estimator.regions(closing)[..., 0]))
         shown.append((number, found, closing))
-    true, told, confidence, spread = np.array(rows).T
-    with np.errstate(invalid="ignore"):
-        error = np.abs(told / true - 1)
-    known = confidence > 0
-    made = table(
-        "Time to contact on the rendered drive",
-        ["true time"],
-        ["regions", "known", "median error", "within 15 %", "bias"],
-    )
-    figures = {}
+    regions = pd.concat(measured).assign(ratio=lambda each: each.told / each.true)
+    figures = []
     for low, high, alike in (*((*band, np.inf) for band in BANDS), (NEAR_S, FAR_S, np.inf), (NEAR_S, FAR_S, ALIKE)):
-        band = (true >= low) & (true < high) & (spread < alike)
-        judged = band & known
-        row = {
-            "regions": int(band.sum()),
-            "known": float(judged.sum() / max(band.sum(), 1)),
-            "median_error": float(np.median(error[judged])) if judged.any() else float("nan"),
-            "within": float(np.mean(error[judged] <= 0.15)) if judged.any() else float("nan"),
-            "bias": float(np.median(told[judged] / true[judged]) - 1) if judged.any() else float("nan"),
-        }
-        name = f"{low:g} to {high:g} s" + (", alike" if alike < np.inf else "")
-        figures[name] = row
-        shares = [f"{row[key]:.1%}" for key in ("known", "median_error", "within", "bias")]
-        made.add_row(name, str(row["regions"]), *shares)
-    console.print(made)
+        band = regions[(regions.true >= low) & (regions.true < high) & (regions.spread < alike)]
+        judged = band[band.confidence > 0]
+        error = (judged.ratio - 1).abs()
+        figures.append(
+            {
+                "band": f"{low:g} to {high:g} s" + (", alike" if alike < np.inf else ""), "regions": len(band),
+                "known": len(judged) / max(len(band), 1), "median_error": error.median(),
+                "within": (error <= 0.15).mean(), "bias": judged.ratio.median() - 1,
+            }
+        )  # fmt: skip
+    print_table(console, "Time to contact on the rendered drive", COLUMNS, figures)
     if options.plot:
         _plot(options.plot, images, shown)
     return {"bands": figures}
@@ -105,12 +102,11 @@ def _plot(path: Path, images: dict[int, np.ndarray], shown: list[tuple[int, Cont
 def main(args: list[str] | None = None) -> int:
     """Run; returns the exit status."""
     line = Benchmark(__file__, __doc__, device=False, plot="one frame: the image, times told and true times", threads=1)
-    line.add_argument("--model", default="nano", help="name or path (default: nano)")
+    line.add_model()
     line.add_number("--frames", 180, "of the drive", least=6, kind=int)
     line.add_number("--every", 3, "take every so-many-th frame", least=1, kind=int)
     line.add_number("--max-scale", 2.0, "scale of the images that the flow is computed at", least=0.25)
-    options = line.parse_args(args)
-    return line.run(options, measure)
+    return line.run(line.parse_args(args), measure)
 
 
 if __name__ == "__main__":

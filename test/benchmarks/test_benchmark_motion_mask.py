@@ -7,18 +7,20 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks import motion_mask
 from benchmarks.motion_mask import REACH, counts, figures_of, sparse, truth
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 
 
-def test_what_moves_is_counted_and_what_is_small_or_slow_is_left_out() -> None:
+def test_what_moves_is_counted_and_what_is_small_or_slow_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the camera stands still, exact flow is not zero where a body moves, and there alone."""
     scene = Scene(SceneSettings(width=160, height=120))
-    numbers, ignored = truth(scene, 75, 72, least_area=0.005, least_motion=0.5)
+    numbers, ignored = truth(scene, 75, 72)
     moving = np.hypot(*np.moveaxis(scene.flow(75, 72)[0], 2, 0)) > 1e-3
     assert set(np.unique(numbers)) == {0, 1, 2, 4, 5}, "ball, pendulum, truck and cube; the cart is gone by then"
     assert (((numbers > 0) | ignored) >= moving).all() and ((numbers > 0) & ~moving).mean() < 1e-3
-    few, left_out = truth(scene, 75, 72, least_area=0.03, least_motion=0.5)
+    monkeypatch.setattr(motion_mask, "LEAST_AREA", 0.03)
+    few, left_out = truth(scene, 75, 72)
     assert set(np.unique(few)) == {0, 5} and left_out[numbers == 1].all()
     mask = numbers == 1
     mask[0, :10] = True  # ten wrong pixels

@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import accuracy, memory, solvers
 from benchmarks.__main__ import commands
+from benchmarks.report import print_table
 from deq_flow_ros.recordings.flow_files import write_flow
 
 
@@ -36,6 +38,15 @@ def test_every_benchmark_is_listed_in_one_line() -> None:
     about = commands()
     assert about.keys() >= {"accuracy", "settle", "warm_start", "gpu_check"} and "report" not in about
     assert all(20 < len(line) <= 120 for line in about.values()), about
+
+
+def test_a_table_shows_what_rows_have(capsys: pytest.CaptureFixture[str]) -> None:
+    """Why: keys are names of groups and of files, and numbers; a dash is for what is missing alone."""
+    row = {"name": "nano", "of": {"a.b": 1.5, "0001": [0.25], 2: np.inf}, "none": None}
+    forms = ["{name}", "{of[a.b]:.2f}", "{of[0001][0]:.0%}", "{of[2]:.1f} px", "{none}", "{missing:.2f}"]
+    print_table(Console(width=100), "made", {str(n): form for n, form in enumerate(forms)}, [row])
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[4].strip("│").split("│")]
+    assert cells == ["nano", "1.50", "25%", "- px", "-", "-"]
 
 
 def test_errors_are_counted_of_every_method(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
