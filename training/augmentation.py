@@ -32,7 +32,7 @@ ERASED_SIDE_PX = (50, 100)
 class Augmentation:
     """Random changes of colour and geometry; ``augmentation(sample, rng)`` gives a sample of the size of the crop.
 
-    The results keep the sample's name; occluded pixels are, in addition, those whose target is outside of the crop.
+    Occluded pixels are, in addition, those whose target is outside of the crop.
 
     :ivar crop: (height, width), px. Images that are smaller are scaled up to it.
     :ivar sparse: the flow is known at some pixels only. Its vectors are then moved to the nearest pixel, each by
@@ -188,8 +188,7 @@ _COLOURS = list(permutations(range(3)))[1:]
 def transform(clip: Clip, use: int, numbers: Sequence[int]) -> Clip:
     """The clip for its ``use``-th use: 0 is the clip itself, then horizontally, vertically and doubly mirrored.
 
-    The flow is mirrored with the images, and their colour channels are exchanged, in each clip of the batch in a way of
-    its own. Both are exact: nothing is resampled.
+    The colour channels are exchanged, in each clip of the batch in a way of its own. Nothing is resampled.
 
     :param use: 0 to ``USES`` - 1.
     :param numbers: which clips of the run these are; together with ``use`` they decide the exchange of the channels.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips of particle images, as particle image velocimetry (PIV) takes them: small bright particles in a dense flow.
 
-A laser sheet lights particles that drift with a fluid. The picture has nothing but them; the flow is smooth and has a
-value at every pixel. After the synthetic images by which PIV methods are judged (Raffel et al., Particle Image
-Velocimetry, 3rd edition, chapters 2 and 5; Cai et al., Experiments in Fluids 60:73, 2019).
+After the synthetic images by which PIV methods are judged (Raffel et al., Particle Image Velocimetry, 3rd edition,
+chapters 2 and 5; Cai et al., Experiments in Fluids 60:73, 2019).
 """
 
 from __future__ import annotations
@@ -168,7 +167,10 @@ def draw_particles(
     diameter = log_uniform(rng, 1.9, 5.0)  # px, four standard deviations
     density = min(log_uniform(rng, 0.012, 0.12), MAX_FILL / (math.pi / 4 * diameter**2))  # particles per px
     # Around the frame lies what will flow into it.
-    margin = 2 * diameter + 1.3 * float(np.abs(field.gains).sum()) * _largest(field, height, width)
+    ys, xs = np.meshgrid(np.linspace(0, height, 12), np.linspace(0, width, 12), indexing="ij")
+    u, v = field(torch.from_numpy(xs), torch.from_numpy(ys), 0)
+    largest = float(torch.hypot(u, v).max()) / max(abs(float(field.gains[0])), 1e-6)  # with gain 1
+    margin = 2 * diameter + 1.3 * float(np.abs(field.gains).sum()) * largest
     low_corner, high_corner = np.array([-margin, -margin]), np.array([width + margin, height + margin])
     count = max(1, round(density * float((high_corner - low_corner).prod())))
     sigmas = np.clip(diameter / 4 * np.exp(rng.normal(0, rng.uniform(0, 0.2), count)), 0.4, 1.6)
@@ -194,13 +196,6 @@ def draw_particles(
     return ParticleScene(field, positions, brightness, sigmas, background, sheet)
 
 
-def _largest(field: FlowField, height: int, width: int) -> float:
-    """The largest displacement on a coarse grid over the frame, with gain 1, in px."""
-    ys, xs = np.meshgrid(np.linspace(0, height, 12), np.linspace(0, width, 12), indexing="ij")
-    u, v = field(torch.from_numpy(xs), torch.from_numpy(ys), 0)
-    return float(torch.hypot(u, v).max()) / max(abs(float(field.gains[0])), 1e-6)
-
-
 def render_particles(scene: ParticleScene, height: int, width: int, limit_px: float) -> Clip:
     """Draw a clip of one such scene, on the CPU.
 
@@ -215,7 +210,9 @@ def render_particles(scene: ParticleScene, height: int, width: int, limit_px: fl
     under = a[0] + a[1] * across + a[2] * down + a[3] * across * across + a[4] * across * down + a[5] * down * down
     light = []
     for places, brightness in zip(scene.positions, scene.brightness, strict=True):
-        lit = brightness * _sheet(scene.sheet, places[:, 0] * 2 / width - 1, places[:, 1] * 2 / height - 1)
+        right, below = places[:, 0] * 2 / width - 1, places[:, 1] * 2 / height - 1
+        off = np.cos(scene.sheet[0]) * right + np.sin(scene.sheet[0]) * below - scene.sheet[1]
+        lit = brightness * (1 - scene.sheet[2] * (1 - np.exp(-(off**2))))
         light.append(_splat(places, lit, scene.sigmas, height, width))
     images = (torch.stack(light) + under.clamp_min(0)).clamp_(0, 255)
     valid = flow.square().sum(1) < limit_px**2
@@ -225,12 +222,6 @@ def render_particles(scene: ParticleScene, height: int, width: int, limit_px: fl
         images=images[None, :, None].repeat(1, 1, 3, 1, 1), flow=torch.where(valid.unsqueeze(1), flow, 0.0)[None],
         occluded=occluded[None], valid=valid[None],
     )  # fmt: skip
-
-
-def _sheet(sheet: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """Share of the light that places get, by their coordinates from -1 to 1."""
-    off = np.cos(sheet[0]) * across + np.sin(sheet[0]) * down - sheet[1]
-    return 1 - sheet[2] * (1 - np.exp(-(off**2)))
 
 
 def _splat(places: np.ndarray, brightness: np.ndarray, sigmas: np.ndarray, height: int, width: int) -> torch.Tensor:

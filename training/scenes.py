@@ -22,6 +22,7 @@ from training.geometry import (
     apply_homography,
     bars,
     elastic,
+    grid,
     log_uniform,
     mean_displacement,
     object_outline,
@@ -68,8 +69,7 @@ def object_layers(
 ) -> list[Layer]:  # fmt: skip
     """An object that moves by ``homographies`` and passes ``centre`` at some time during the clip.
 
-    If it always started there, fast objects would be gone from most of the later frames. Some rigid ones have several
-    parts, outlines and textures of their own with one motion, as a chair has a seat and legs.
+    Some rigid ones have several parts, with one motion, as a chair has a seat and legs.
     """
     travelled = apply_homography(homographies[-1], centre[None])[0] - centre
     start = centre - rng.uniform(0, 1) * travelled
@@ -141,10 +141,11 @@ def ego_motion_scene(rng: np.random.Generator, settings: SceneSettings, kind: st
         moved = shift * min(scale, farthest) * translation
         return [intrinsics @ (turned + np.outer(p.pace * moved, p.normal) / p.distance) @ rays for p in of]
 
+    points = [grid(p.centre, p.radius / 2 if p.extent is None else p.extent) for p in world.leading]
     scale = 0.1
     for _ in range(5):
-        moves = zip(at(1, 1, scale, world.leading), world.leading, strict=True)
-        typical = np.median([mean_displacement(homography, plane.points) for homography, plane in moves])
+        moves = zip(at(1, 1, scale, world.leading), points, strict=True)
+        typical = np.median([mean_displacement(homography, there) for homography, there in moves])
         scale *= float(np.clip(magnitude / max(typical, 1e-6), 0.1, 10)) ** 0.8
     motions = np.stack([at(p, q, scale, planes) for p, q in zip(shifts, turns, strict=True)], axis=1)
     layers = []
@@ -199,10 +200,7 @@ def draw_scene(rng: np.random.Generator, settings: SceneSettings, kind: Kind) ->
 
 
 def planar_scene(rng: np.random.Generator, settings: SceneSettings, static: bool = False) -> list[Layer]:
-    """Everything moves in the image plane: a background, and objects with motions of their own.
-
-    Half of the objects are carried along by the background's motion.
-    """
+    """A background, half of the objects carried along by it, and objects with motions of their own, in the plane."""
     size = np.array([settings.width, settings.height])
     low, high = settings.min_displacement_px, settings.max_displacement_px
     magnitude = log_uniform(rng, low, high)

@@ -4,17 +4,17 @@
 ``python -m training.submit --data sintel=FOLDER --out DIR [--model NAME_OR_PATH] [--iterations N] [--warm]``
 
 NAME is ``sintel`` (both passes), ``kitti-2012``, ``kitti-2015`` or ``spring`` (both cameras, both directions). Every
-file is read back and compared; where the server takes a zip file, it is written and checked as well. DIR must be new or
-empty, so that no file of another submission gets among them.
+file is read back and compared; where the server takes a zip file, it is written as well. DIR must be new or empty, so
+that no file of another submission gets among them.
 """
 
 from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +24,7 @@ from deq_flow_ros.equilibrium import make_solver
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow, write_flow
-from training.datasets import FlowDataset, open_dataset
+from training.datasets import open_dataset
 from training.evaluate import add_solve
 from training.evaluation import Evaluator, SolveSetting, runs
 from training.pairs import to_array
@@ -33,33 +33,31 @@ KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)
 """What the 16 bits of KITTI's format hold."""
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """How a benchmark's server wants the results.
 
     :ivar parts: data set to the folder of its files; a file below it is named like the sample.
     :ivar suffix: of the flow files.
     :ivar pairs: in the whole test split; a submission of fewer is refused there.
-    :ivar options: of the data sets.
-    :ivar archive: whether it takes a zip file of the folder.
     :ivar afterwards: what is left to do.
+    :ivar options: of the data sets.
     """
 
     parts: Mapping[str, str]
     suffix: str
     pairs: int
     afterwards: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    archive: bool = False
+    options: Mapping[str, str] = {}
 
 
+UPLOAD = "upload the zip file"
 SERVERS = {
     "sintel": Server(
         {"sintel-clean": "clean", "sintel-final": "final"}, ".flo", 2 * 552,
         "pack the folders clean and final with the bundler that comes with the data set, and upload what it writes",
     ),
-    "kitti-2012": Server({"kitti-2012": "."}, ".png", 195, "upload the zip file", archive=True),
-    "kitti-2015": Server({"kitti-2015": "flow"}, ".png", 200, "upload the zip file", archive=True),
+    "kitti-2012": Server({"kitti-2012": "."}, ".png", 195, UPLOAD),
+    "kitti-2015": Server({"kitti-2015": "flow"}, ".png", 200, UPLOAD),
     "spring": Server(
         {"spring": "."}, ".flo5", 3960,
         "run the benchmark's flow_subsampling on the folder, and upload what it writes",
@@ -107,29 +105,6 @@ def write_checked(path: Path, flow: np.ndarray) -> int:
     return cut
 
 
-def write_archive(folder: Path, path: Path) -> None:
-    """Everything below a folder as a zip file beside it, with paths relative to the folder; read back.
-
-    :raises MediaError: if an entry is damaged.
-    """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file != path)
-    # PNG is compressed already.
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for file in files:
-            archive.write(file, file.relative_to(folder))
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-        if damaged is not None or len(archive.namelist()) != len(files):
-            raise MediaError(f"{path} does not hold what was written: {damaged or 'files are missing'}")
-
-
-def write_part(evaluator: Evaluator, dataset: FlowDataset, folder: Path, suffix: str, warm: bool) -> Iterator[int]:
-    """Solve and write all pairs of a data set; yields per pair how many pixels were cut, see ``write_checked``."""
-    for pair in evaluator.solved(dataset, runs(dataset, as_sequences=warm)):
-        name = pair.sample.name.removeprefix(f"{dataset.name}/")
-        yield write_checked(folder / f"{name}{suffix}", to_array(pair.predictions[0].flow))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Write a submission; returns the exit status."""
     options = parse_arguments(arguments)
@@ -150,12 +125,15 @@ def submit(options: argparse.Namespace) -> int:
     evaluator = Evaluator(model, [setting], options.coarse_levels, options.solver)
     written = cut = 0
     for part, dataset in datasets.items():
-        pairs = write_part(evaluator, dataset, options.out / server.parts[part], server.suffix, options.warm)
-        for cut_here in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
+        pairs = evaluator.solved(dataset, runs(dataset, as_sequences=options.warm))
+        for pair in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
+            file = pair.sample.name.removeprefix(f"{part}/") + server.suffix
+            cut += write_checked(options.out / server.parts[part] / file, to_array(pair.predictions[0].flow))
             written += 1
-            cut += cut_here
-    if server.archive:
-        write_archive(options.out, options.out / f"{name}.zip")
+    if server.afterwards == UPLOAD:
+        with zipfile.ZipFile(options.out / f"{name}.zip", "w") as archive:  # stored: PNG is compressed already
+            for path in sorted(options.out.rglob(f"*{server.suffix}")):
+                archive.write(path, path.relative_to(options.out))
     print(f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}")
     if cut:
         print(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")

@@ -27,19 +27,15 @@ logger = logging.getLogger(__name__)
 def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
     """Read the photographs in ``folder`` and below it into one (N, 3, 320, 480) uint8 RGB tensor.
 
-    Each is scaled (area filter, so without aliasing) until it just covers the texture size, and cropped at its centre;
-    portraits are turned by a quarter first, since a crop would waste half of them. Beyond ``limit`` pictures an even
-    selection is taken, and a warning says so: 2000 pictures take 0.9 GB.
+    Each is scaled until it just covers the texture size, and cropped at its centre; portraits are turned first. Beyond
+    ``limit`` pictures an even selection is taken, and a warning says so: 2000 pictures take 0.9 GB.
 
     :raises FileNotFoundError: if the folder is missing.
     :raises ValueError: if no picture in it can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"texture folder {str(folder)!r} does not exist; give a folder of photographs, or none for "
-            "procedural textures only"
-        )
+        raise FileNotFoundError(f"texture folder {str(folder)!r} does not exist; without one, textures are procedural")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOGRAPH_SUFFIXES)
     if len(paths) > limit:
         logger.warning("texture folder %s holds %d pictures; using an even selection of %d", folder, len(paths), limit)
@@ -53,10 +49,7 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
             photographs.append(_fit(picture[:, :, ::-1]))
     if not photographs:
         found = f"none of its {len(paths)} picture files can be read" if paths else "it holds no picture files"
-        raise ValueError(
-            f"texture folder {str(folder)!r}: {found}; expected photographs ({', '.join(PHOTOGRAPH_SUFFIXES)}), or "
-            "none for procedural textures only"
-        )
+        raise ValueError(f"texture folder {str(folder)!r}: {found}; expected {', '.join(PHOTOGRAPH_SUFFIXES)}")
     if unreadable:
         logger.warning("texture folder %s: skipped %d unreadable, first %s", folder, len(unreadable), unreadable[0])
     return _stack(photographs)
@@ -65,9 +58,8 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
 def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
     """Make ``count`` patterns as one (count, 3, 320, 480) uint8 RGB tensor, a pure function of (count, seed).
 
-    In turn: dead leaves (overlapping shapes with power-law sizes, whose statistics come close to those of natural
-    images: Lee, Mumford, Huang, IJCV 2001), multi-octave noise, repeated patterns (checkers, stripes, dots, bricks),
-    and near-flat gradients.
+    In turn: dead leaves (whose statistics come close to those of natural images: Lee, Mumford, Huang, IJCV 2001),
+    multi-octave noise, repeated patterns (checkers, stripes, dots, bricks), and near-flat gradients.
     """
     makers = (_dead_leaves, _noise_texture, _repeated_pattern, _dead_leaves, _noise_texture, _near_flat)
     rng = np.random.default_rng([seed, 0x7E7])

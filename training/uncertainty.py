@@ -43,10 +43,9 @@ class ErrorState(NamedTuple):
 class UncertaintyLoss:
     """The loss of the head in a run: the mean negative log likelihood of the flow's error.
 
-    The flow does not change, and solving for it takes several times as long as a step of the head. So each step also
-    sees ``AGAIN`` of the last ``REMEMBERED`` solved states again. More would be no gain: with fewer new states, the
-    head gets worse on pictures unlike the clips. A run that is resumed has none to see again, so it is not the same to
-    the last digit as one that was not interrupted.
+    Solving takes several times as long as a step of the head, so each step also sees ``AGAIN`` of the last
+    ``REMEMBERED`` solved states again; with more of them, the head gets worse on pictures unlike the clips. A run that
+    is resumed has none to see again, so it is not the same to the last digit as one that was not interrupted.
     """
 
     def __init__(self) -> None:
@@ -80,8 +79,7 @@ class UncertaintyLoss:
 def solved_states(objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> list[ErrorState]:
     """The pairs of a clip after any number of iterations, the first from a cold start or coarse to fine, others warm.
 
-    So a flow that has not settled is known as such. In a part of the clips large areas lose their texture, see
-    ``blank``.
+    So a flow that has not settled is known as such. Some clips are ``blank``.
     """
     images = clip.images.float()
     if rng.random() < BLANK_SHARE:
@@ -106,8 +104,7 @@ def negative_log_likelihood(parameters: Tensor, error: Tensor) -> Tensor:
 def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Images whose texture is gone, all of it or nearly, in large areas with soft borders or everywhere.
 
-    The areas stay where they are, as haze, glare or a plain wall do, while the true flow is what it was: nothing of it
-    can be seen there, so that the head learns that it is unknown.
+    The true flow is what it was, so that the head learns that it is unknown there.
 
     :param images: (B, T, 3, H, W) float32 RGB 0..255.
     """
@@ -125,13 +122,9 @@ def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _solved(
-    objective: Objective,
-    model: DEQFlow,
-    images: Tensor,
-    encodings: list[Encoding],
-    before: State | None,
+    objective: Objective, model: DEQFlow, images: Tensor, encodings: list[Encoding], before: State | None,
     rng: np.random.Generator,
-) -> State:
+) -> State:  # fmt: skip
     """The state of a pair, (B, 2, 3, H, W), after some iterations, from that of the pair before, if there is one."""
     limits = objective.warm_iterations if before is not None else objective.cold_iterations
     iterations = objective.draw_iterations(limits, rng)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from training.geometry import (
     EVERYTHING,
@@ -18,7 +19,6 @@ from training.geometry import (
     SceneSettings,
     bars,
     bounded_polygon,
-    grid,
     log_uniform,
     object_outline,
     pick,
@@ -29,6 +29,9 @@ from training.geometry import (
 )
 from training.textures import OBJECT, ROAD, SKY, THIN, USUAL, Look
 
+AHEAD = np.array([0.0, 0.0, 1.0])
+SKY_DISTANCE = 1e4  # so that it moves by the camera's rotation alone
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -36,13 +39,13 @@ class Plane:
 
     normal: np.ndarray  # (3,)
     distance: float
-    points: np.ndarray  # (N, 2) px on it, by which the scale of the motion is set
     centre: np.ndarray  # (2,) px
     radius: float  # px
     outline: Outline | None = None  # None: an object's, drawn later
     look: Look = USUAL
     pace: float = 1.0  # of the camera's own motion, what is seen of it: below 1 for what drives ahead, 2 for oncoming
     own_share: float = 0.3  # how often an object moves by itself as well
+    extent: npt.ArrayLike | None = None  # px about the centre, over which its motion is measured; None: radius / 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
     size = np.array([settings.width, settings.height])
     focal = 1 / rays[0, 0]
     far = log_uniform(rng, 12, 200)
-    background = Plane(np.array([0, 0, 1.0]), far, grid(size / 2, size / 2), size / 2, settings.width / 3, EVERYTHING)
+    background = Plane(AHEAD, far, size / 2, settings.width / 3, EVERYTHING, extent=size / 2)
     planes, nearest = [background], far
     horizon = size[1] * rng.uniform(0.2, 0.6)
     ground = np.array([rng.normal(0, 0.05), 1, -rays[1, 1] * horizon - rays[1, 2]])
@@ -70,8 +73,8 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
         nearest = focal / (size[1] - horizon)
         inside = ground @ rays - np.array([0, 0, 1 / min(far, 30)])  # nearer than the background
         middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
-        points = grid(middle, (size[0] / 2, (size[1] - horizon) / 3))
-        planes.append(Plane(ground, 1.0, points, middle, settings.width / 3, polygon(-inside[None])))
+        extent = (size[0] / 2, (size[1] - horizon) / 3)
+        planes.append(Plane(ground, 1.0, middle, settings.width / 3, polygon(-inside[None]), extent=extent))
     if rng.random() < 0.35:
         side, distance = sign(rng), rng.uniform(1.2, 5)
         normal = np.array([side, 0, rng.uniform(-0.1, 0.1)])
@@ -82,7 +85,7 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
             bounds.append(normal @ rays * rng.uniform(0.5, 4) / distance + rays[1])
         middle = np.array([size[0] * (0.5 + 0.4 * side), horizon])
         outline = polygon(-np.array(bounds))
-        planes.append(Plane(normal, distance, grid(middle, size / 10), middle, settings.width / 4, outline))
+        planes.append(Plane(normal, distance, middle, settings.width / 4, outline, extent=size / 10))
     boards = []
     for _ in range(min(settings.layer_count(rng), settings.max_layers + 1 - len(planes))):
         radius, depth = settings.object_radius(rng), log_uniform(rng, 1.5, 0.8 * far)
@@ -92,7 +95,7 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
             centre[1] = horizon + focal / depth - rng.uniform(0.6, 1) * radius
         normal = np.array([*rng.uniform(-0.3, 0.3, 2), 1])
         distance = float(normal @ rays @ [*centre, 1]) * depth
-        boards.append((depth, Plane(normal, distance, grid(centre, radius / 2), centre, radius)))
+        boards.append((depth, Plane(normal, distance, centre, radius)))
         nearest = min(nearest, depth)
     boards.sort(key=lambda board: -board[0])
     planes = (planes + [plane for _, plane in boards])[: settings.max_layers + 1]
@@ -103,10 +106,6 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
         translation[2] = -abs(translation[2]) - 0.3  # points come nearer
     spin = rng.normal(0, 1, 3) * (1, 1, 0.5) * pick(rng, {0.0: 0.34, 0.01: 0.33, 0.1: 0.33})
     return World(planes, nearest, planes, translation, spin)
-
-
-AHEAD = np.array([0.0, 0.0, 1.0])
-SKY_DISTANCE = 1e4  # so that it moves by the camera's rotation alone
 
 
 def _within(inside: list[np.ndarray], size: np.ndarray) -> Outline:
@@ -124,13 +123,13 @@ def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
     nearest = 1 / max(float((on_ground @ [[0, size[0]], [size[1], size[1]], [1, 1]]).max()), 1e-3)
     far = log_uniform(rng, 25, 120)
     sky = SKY if rng.random() < 0.8 else USUAL
-    planes = [Plane(AHEAD, SKY_DISTANCE, grid(size / 2, size / 2), size / 2, size[0] / 3, EVERYTHING, sky)]
+    planes = [Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, EVERYTHING, sky)]
     top = horizon - size[1] * log_uniform(rng, 0.03, 0.3)
     skyline = _within([np.array([rng.normal(0, 0.1), 1, -top])], size)
     middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
-    points = grid(middle, (size[0] / 2, (size[1] - horizon) / 3))
-    road = Plane(ground, 1.0, points, middle, size[0] / 3, _within([on_ground - np.array([0, 0, 1 / far])], size), ROAD)
-    planes = [*planes, Plane(AHEAD, far, points, size / 2, size[0] / 3, skyline), road]
+    extent, near = (size[0] / 2, (size[1] - horizon) / 3), _within([on_ground - np.array([0, 0, 1 / far])], size)
+    road = Plane(ground, 1.0, middle, size[0] / 3, near, ROAD, extent=extent)
+    planes += [Plane(AHEAD, far, size / 2, size[0] / 3, skyline), road]
     for side in (-1.0, 1.0):
         planes += _street_side(rng, size, rays, on_ground, side, far)
     planes = planes[: max(1, min(len(planes), room - 2))]
@@ -151,8 +150,7 @@ def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
         radius = min(radius, 0.35 * size[0])
         centre = foot - np.array([0, rng.uniform(0.6, 0.9) * radius])
         share = 0.5 * (kind == "thing")
-        points = grid(centre, radius / 2)
-        boards.append((depth, [Plane(AHEAD, depth, points, centre, radius, None, OBJECT, pace, share)]))
+        boards.append((depth, [Plane(AHEAD, depth, centre, radius, None, OBJECT, pace, share)]))
     boards.sort(key=lambda board: -board[0])
     planes += [plane for _, group in boards for plane in group]
 
@@ -187,11 +185,11 @@ def _street_side(
         middle = np.array([size[0] * (0.5 + 0.4 * side), size[1] / 2])
         look = OBJECT if rng.random() < 0.5 else USUAL
         outline = _within(inside, size)
-        planes.append(Plane(normal, away, grid(middle, size / 10), middle, size[0] / 4, outline, look))
+        planes.append(Plane(normal, away, middle, size[0] / 4, outline, look))
         if begin > 2 and rng.random() < 0.5:
             depth = np.array([0, 0, 1 / begin])
             front = [normal @ rays - away * depth, depth - on_ground, rays[1] - top * depth]
-            planes.append(Plane(AHEAD, begin, grid(middle, size / 10), middle, size[0] / 4, _within(front, size), look))
+            planes.append(Plane(AHEAD, begin, middle, size[0] / 4, _within(front, size), look))
     return planes
 
 
@@ -209,8 +207,7 @@ def _pole(
         half = np.array([unit * rng.uniform(0.5, 3), min(half_height, unit * rng.uniform(0.3, 0.7))])
         centre = foot + half[1] * up
         outline = bars(centre, lean, half, thickness * log_uniform(rng, 4, 16), thickness, rng.random() < 0.2)
-    points = grid(centre, (2, half_height / 2))
-    planes = [Plane(AHEAD, depth, points, centre, half_height, outline, THIN)]
+    planes = [Plane(AHEAD, depth, centre, half_height, outline, THIN)]
     if rng.random() < 0.35:
         radius = unit * rng.uniform(0.12, 0.3)
         place = foot + 2 * half_height * up
@@ -220,7 +217,7 @@ def _pole(
             length = unit * rng.uniform(0.4, 1.5)
             place = place + sign(rng) * np.array([length, 0])
             sign_outline = rectangle(place, np.array([length, thickness / 2]), lean)
-        planes.append(Plane(AHEAD, depth, points, place, radius, sign_outline, THIN))
+        planes.append(Plane(AHEAD, depth, place, radius, sign_outline, THIN))
     return planes
 
 
@@ -243,10 +240,10 @@ def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.nda
     nearest = 1 / float((on_ground @ corners).max())
     outline = EVERYTHING
     if (on_ground @ corners).min() < 0.02:
-        planes.append(Plane(AHEAD, SKY_DISTANCE, grid(size / 2, size / 2), size / 2, size[0] / 3, EVERYTHING, SKY))
+        planes.append(Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, EVERYTHING, SKY))
         outline = _within([on_ground - np.array([0, 0, 0.02])], size)
     middle = size * (0.5, 0.65)
-    land = Plane(normal, 1.0, grid(middle, size * (0.45, 0.3)), middle, size[0] / 3, outline)
+    land = Plane(normal, 1.0, middle, size[0] / 3, outline, extent=size * (0.45, 0.3))
     planes.append(land)
 
     things: list[tuple[float, Plane]] = []
@@ -269,10 +266,9 @@ def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.nda
             look, thickness = THIN, thin_px(rng, settings.width) / 1.5
             half = np.array([thickness * log_uniform(rng, 0.6, 12), 2 * size[0]])
             shape = bars(centre, rng.uniform(0, np.pi), half, thickness * log_uniform(rng, 3, 10), thickness)
-        plane = Plane(
-            normal, 1 - height, grid(centre, radius / 2), centre, radius, shape, look, 1.0, 0.7 * (kind == "vehicle")
+        things.append(
+            (height, Plane(normal, 1 - height, centre, radius, shape, look, own_share=0.7 * (kind == "vehicle")))
         )
-        things.append((height, plane))
     things.sort(key=lambda thing: thing[0])
     planes += [plane for _, plane in things]
     nearest *= 1 - max([height for height, _ in things], default=0)
