@@ -62,8 +62,7 @@ class _Graph(nn.Module):
 class _Prepared:
     """What the update operator prepares, as tensors to pass on and constants to keep in the graph of the step.
 
-    What an operator prepares is its own affair: any structure, part of it weights. What is the same for two different
-    contexts is a constant.
+    It may have any structure. What is the same for two different contexts is a constant.
     """
 
     def __init__(self, model: DEQFlow) -> None:

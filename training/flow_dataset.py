@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -69,8 +69,7 @@ class PairFiles(NamedTuple):
 class FlowDataset(abc.ABC):
     """Pairs of one data set, read from its official folder layout; map-style, picklable, deterministic in its order.
 
-    Opening lists the folders once and checks that every file that will be read is there. Reading a damaged file raises
-    ``MediaError``.
+    Opening checks that every file that will be read is there. Reading a damaged file raises ``MediaError``.
 
     :raises FileNotFoundError: naming the first file that is missing, and the layout.
     :raises ValueError: for an unknown split or option.
@@ -83,8 +82,9 @@ class FlowDataset(abc.ABC):
     """True where the ground truth covers only some pixels: the sparse augmentation is for these."""
 
     def __init__(self, name: str, root: str | Path, split: str = "train") -> None:
-        self.name, self.root = name, Path(root)
-        self.split = one_of("split", split, self.splits)
+        self.name, self.root, self.split = name, Path(root), split
+        if split not in self.splits:
+            raise ValueError(f"split: expected one of {', '.join(self.splits)}, got {split!r}")
         if not self.root.is_dir():
             raise FileNotFoundError(f"the folder {self.root} of data set {name} does not exist")
         self.pairs: list[PairFiles] = list(self._find())
@@ -167,16 +167,11 @@ class FlowDataset(abc.ABC):
                 raise self._missing(path)
 
 
-def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
-    """The value, if it is allowed; ValueError naming the option otherwise."""
-    if value not in allowed:
-        raise ValueError(f"{option}: expected one of {', '.join(allowed)}, got {value!r}")
-    return value
-
-
 def one_or_both(option: str, value: str, allowed: tuple[str, str]) -> tuple[str, ...]:
     """The chosen ones of two, "both" being allowed as well; ValueError naming the option otherwise."""
-    return allowed if one_of(option, value, (*allowed, "both")) == "both" else (value,)
+    if value not in (*allowed, "both"):
+        raise ValueError(f"{option}: expected one of {', '.join(allowed)}, both, got {value!r}")
+    return allowed if value == "both" else (value,)
 
 
 def next_name(name: str) -> str:
@@ -220,10 +215,8 @@ def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
 def expect_size(path: Path, array: np.ndarray, size: tuple[int, int]) -> None:
     """MediaError, if what was read is not of that size (H, W)."""
     if array.shape[:2] != size:
-        raise MediaError(
-            f"{path}: expected {size[1]}x{size[0]}, to fit the other files of the pair, got "
-            f"{array.shape[1]}x{array.shape[0]}"
-        )
+        found = f"{array.shape[1]}x{array.shape[0]}"
+        raise MediaError(f"{path}: expected {size[1]}x{size[0]}, to fit the other files of the pair, got {found}")
 
 
 def read_npy(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
@@ -236,7 +229,6 @@ def read_npy(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise MediaError(f"{path} cannot be read as a .npy file: {error}") from error
     if array.shape != shape or array.dtype.kind != kind:
-        raise MediaError(
-            f"{path}: expected numbers of kind {kind!r} and shape {shape}, got {array.dtype} of shape {array.shape}"
-        )
+        found = f"{array.dtype} of shape {array.shape}"
+        raise MediaError(f"{path}: expected numbers of kind {kind!r} and shape {shape}, got {found}")
     return array

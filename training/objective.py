@@ -41,11 +41,9 @@ KNOTS = (3, 4)  # rows, columns of the smooth noise on the flow
 class Objective:
     """How a clip becomes a loss.
 
-    :ivar cold_iterations: range (least, most) of iterations from the cold start; drawn per step, so that the fixed
-        point and not one particular count is learnt.
+    :ivar cold_iterations: range (least, most) of iterations from the cold start, drawn per step.
     :ivar warm_iterations: the same for the pairs that start from the state of the pair before.
-    :ivar draw: how they are drawn: "uniform", or "log-uniform": mostly few, now and then many, so that the fixed point
-        holds far out and a step still takes little time.
+    :ivar draw: how they are drawn: "uniform", or "log-uniform", which gives mostly few, now and then many.
     :ivar corrections: states on the way that the loss is taken at, evenly spaced up to the end; one less when warm.
     :ivar gradient: "phantom-K" (K steps, damping 1; "phantom-1" is the one-step gradient), "phantom-K-TAU" with damping
         TAU, or "implicit"; one for all corrections, or one for each, separated by commas. Where there is room for fewer
@@ -62,7 +60,7 @@ class Objective:
     :ivar scale_px: see ``robust``.
     :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``: the fixed point must not depend on it.
     :ivar random_start: share of the cold starts that are random states, see the function of that name. This and
-        ``perturbation_px`` are for generated clips; pairs of data sets are left as they are.
+        ``perturbation_px`` are for generated clips.
     """
 
     cold_iterations: tuple[Count, Count] = (6, 10)
@@ -192,24 +190,20 @@ def smooth_error(flow: Tensor, truth: Tensor) -> Tensor:
 
 
 def robust(error: Tensor, scale_px: float) -> Tensor:
-    """Like the error while it is small, logarithmic beyond ``scale_px``: a few hopeless pixels must not rule a step.
-
-    With an infinite scale it is the error.
-    """
+    """Like the error while it is small, logarithmic beyond ``scale_px`` (which may be infinite)."""
     return error if scale_px == float("inf") else scale_px * torch.log1p(error / scale_px)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean over the samples of the weighted mean of each; values and weights >= 0 are (B, ...); 0 without any weight.
 
-    Every sample counts alike, however much of it is known. So the mean over the shares of several processes is that
-    over the whole batch.
+    So the mean over the shares of several processes is that over the whole batch.
     """
     return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
 
 
 def consistency_loss(states: Sequence[State], valid: Tensor, scale_px: float) -> Tensor:
-    """Mean robust distance in px of the flow of all states but the last from that of the last, as it is.
+    """Mean robust distance in px of the flow of all states but the last from that of the last.
 
     :param states: (hidden, flow (B, 2, h, w) in cells) each, two or more.
     :param valid: (B, H, W) bool, the pixels that count.
@@ -262,7 +256,7 @@ def perturb(state: State, keys: list[list[int]], strength_px: float) -> State:
 def random_start(state: State, keys: list[list[int]], share: float) -> State:
     """Cold starts, some of them replaced by a random state (Equilibrium Reasoners, arXiv 2605.21488).
 
-    A random state is white noise of the hidden state's size, and a smooth flow that has nothing to do with the images.
+    A random state is white noise of the hidden state's size, and a smooth flow.
 
     :param state, keys: as for ``perturb``.
     :param share: probability with which a sample's start is replaced.

@@ -40,7 +40,7 @@ class Source:
     """A data set in training or validation.
 
     :ivar dataset: a name in ``DATASETS``; "synthetic" for the procedural generator; "pairs" for a list of pairs in JSON
-        (training/pairs.py), the way to your own data.
+        (training/pairs.py).
     :ivar repeat: how often each of its pairs comes up in one pass over the mix (training).
     :ivar limit: so many pairs, evenly spread over the data set (validation); None takes all.
     :ivar options: of the data set, see docs/datasets.md.
@@ -77,8 +77,7 @@ class Data:
     :ivar batch: pairs, or clips of the generator, in a step, over all processes together.
     :ivar crop: height, width in px, multiples of 8.
     :ivar max_flow_px: longer flow is not trained on.
-    :ivar uses: how often each sample is trained on, 1 to 4, see ``augmentation.transform``. For where making a sample
-        takes longer than a step.
+    :ivar uses: how often each sample is trained on, 1 to 4, see ``augmentation.transform``.
     :ivar frames: of a generated clip; from the third on, pairs start warm.
     """
 
@@ -152,9 +151,7 @@ class Validation:
 
 @dataclass(frozen=True, config=CHECKED)
 class Stage:
-    """A part of a run with data and objective of its own.
-
-    In a recipe file, a stage's ``data`` and ``objective`` hold what differs from the recipe's.
+    """A part of a run; in a recipe file, its ``data`` and ``objective`` hold what differs from the recipe's.
 
     :ivar until: share of the run at which it ends, of the steps or of the time, whichever the schedule counts.
     """
