@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image messages to and from numpy: by cv_bridge where ROS provides it, by numpy where it does not."""
+"""Images and point clouds as messages, to and from numpy: by cv_bridge and sensor_msgs_py where ROS provides them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ except (ImportError, AttributeError) as error:  # AttributeError: the ROS 1 cv_b
     _bridge = None
     BACKEND = f"numpy (cv_bridge cannot be used: {error})"
 """Which converter is in use, for a start-up line."""
+try:
+    from sensor_msgs_py.point_cloud2 import create_cloud
+except ImportError:
+    create_cloud = None
+
+FLOW_FIELDS = ("u", "v", "du", "dv", "residual")
+RAY_FIELDS = ("x", "y", "z", "rate_x", "rate_y", "rate_z")
 
 # What cv_bridge converts to rgb8: 8UC3 and the like carry no colour meaning for it, newer names are unknown to it.
 # Of 16 bits it keeps the upper 8, whatever part of them a camera uses.
@@ -138,15 +145,6 @@ def ns_to_stamp(nanoseconds: int) -> Time:
     if not 0 <= seconds < 2**31:
         raise ValueError(f"expected a stamp between 0 and {2**31 - 1} seconds, got {nanoseconds} ns")
     return Time(sec=seconds, nanosec=rest)
-
-
-try:
-    from sensor_msgs_py.point_cloud2 import create_cloud
-except ImportError:
-    create_cloud = None
-
-FLOW_FIELDS = ("u", "v", "du", "dv", "residual")
-RAY_FIELDS = ("x", "y", "z", "rate_x", "rate_y", "rate_z")
 
 
 def flow_points(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of ``flow_node``: one table, from which they are declared and read."""
+"""The parameters of ``flow_node``: one table, from which they are declared and read, and what a change must be like."""
 
 from __future__ import annotations
 

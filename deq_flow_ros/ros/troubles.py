@@ -29,6 +29,32 @@ UNMET_REMEDY = (
 """What to do where one iteration at the lowest scale takes longer than the budget."""
 QUIET_S = 60.0
 """Least time between two words about the same; it doubles from one to the next."""
+Trouble: TypeAlias = tuple[bytes, str]
+"""A level, and what is wrong and what to do."""
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+WORTH_A_WARNING = 0.05
+"""Share of frames that are late, lost, left out or superseded from which it is worth a word."""
+OLD_STAMP_MS, EARLY_STAMP_MS, EARLY_CLOCK_MS = 1000.0, -50.0, -1000.0
+"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock, which is
+published now and then, may be behind by more than a machine's clock."""
+ANOTHER_TIME_MS = 24 * 3600e3
+"""A clock that is wrong by more is not one that has drifted: it was never set, or this is a recording."""
+_UNITS_MS = (("years", 365.25 * 86400e3), ("days", 86400e3), ("hours", 3600e3), ("minutes", 60e3), ("s", 1e3))
+_OTHER_CAMERA = "do two cameras publish the topic (`ros2 topic info -v`)?"
+_STAMPS = f"mend the camera's stamps; or {_OTHER_CAMERA}"
+_REMEDIES = {
+    "gap of": "raise max_gap_ms above the time between two images, or see why they are so far apart",
+    "time went back": _STAMPS,
+    "size changed": _OTHER_CAMERA,
+    "encoding changed": _OTHER_CAMERA,
+    "frame_id changed": _OTHER_CAMERA,
+    "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
+    FLAT: "there is no contrast to compute on; is the lens covered, or the exposure or intensity_range wrong?",
+    "a frame failed": "the log says where",
+}
+"""Of a stream that starts anew with every image, by a word of the reason."""
+AT_ONCE = 3
+"""So many in a row, or so many times, are worth a word before a window has gone by."""
 
 
 class BudgetWords:
@@ -86,34 +112,6 @@ class BudgetWords:
             f"with a single iteration at the lowest scale, {info.scale:.3g}, by up to {latest_ms:.0f} ms. Each image "
             f"gets that one iteration, its flow comes late, and the newest image wins. {UNMET_REMEDY.capitalize()}"
         )
-
-
-Trouble: TypeAlias = tuple[bytes, str]
-"""A level, and what is wrong and what to do."""
-OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-WORTH_A_WARNING = 0.05
-"""Share of frames that are late, lost, left out or superseded from which it is worth a word."""
-OLD_STAMP_MS, EARLY_STAMP_MS, EARLY_CLOCK_MS = 1000.0, -50.0, -1000.0
-"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock, which is
-published now and then, may be behind by more than a machine's clock."""
-ANOTHER_TIME_MS = 24 * 3600e3
-"""A clock that is wrong by more is not one that has drifted: it was never set, or this is a recording."""
-_UNITS_MS = (("years", 365.25 * 86400e3), ("days", 86400e3), ("hours", 3600e3), ("minutes", 60e3), ("s", 1e3))
-_OTHER_CAMERA = "do two cameras publish the topic (`ros2 topic info -v`)?"
-_STAMPS = f"mend the camera's stamps; or {_OTHER_CAMERA}"
-_REMEDIES = {
-    "gap of": "raise max_gap_ms above the time between two images, or see why they are so far apart",
-    "time went back": _STAMPS,
-    "size changed": _OTHER_CAMERA,
-    "encoding changed": _OTHER_CAMERA,
-    "frame_id changed": _OTHER_CAMERA,
-    "scene cut": f"the images have nothing in common: is the camera too slow for its motion, or {_OTHER_CAMERA}",
-    FLAT: "there is no contrast to compute on; is the lens covered, or the exposure or intensity_range wrong?",
-    "a frame failed": "the log says where",
-}
-"""Of a stream that starts anew with every image, by a word of the reason."""
-AT_ONCE = 3
-"""So many in a row, or so many times, are worth a word before a window has gone by."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a page says of a flow node, from its accounts and diagnostics: its state, with a cure, and its figures."""
+"""What a page shows of a flow node: its state, with a cure, its figures, and small pictures of image, flow and maps."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ LATEST = ("latency_ms", "budget_ms", "iterations", "stop_reason", "residual_px",
 LEVELS = ("ok", "warning", "error", "stale")
 """By the levels of ``diagnostic_msgs/DiagnosticStatus``."""
 SEVERITY = ("ok", "warning", "stale", "error")
+FIELDS = {"flow": "32FC2", "residual": "32FC1", "uncertainty": "32FC1"}
+"""Pictures of fields of the flow node, by name; with the encoding of their messages."""
+NAMES = ("image", *FIELDS)
+QUALITY = 75
+LEAST_PX, LEAST_PER_S = {"flow": 1.0, "residual": 0.1, "uncertainty": 1.0}, 0.01
+"""The full colour stands for at least so much, so that what is next to nothing does not look like something."""
+FADE = 0.95
+"""The full colour stands for the largest recent value, which fades by this factor: colours would flicker otherwise."""
 
 
 class Figures:
@@ -119,16 +127,6 @@ class Figures:
         if quiet:
             return "waiting", f"waiting for images on {self.image_topic}", message
         return "waiting", f"images come on {self.image_topic}, but no flow", self._account.get("reason") or message
-
-
-FIELDS = {"flow": "32FC2", "residual": "32FC1", "uncertainty": "32FC1"}
-"""Pictures of fields of the flow node, by name; with the encoding of their messages."""
-NAMES = ("image", *FIELDS)
-QUALITY = 75
-LEAST_PX, LEAST_PER_S = {"flow": 1.0, "residual": 0.1, "uncertainty": 1.0}, 0.01
-"""The full colour stands for at least so much, so that what is next to nothing does not look like something."""
-FADE = 0.95
-"""The full colour stands for the largest recent value, which fades by this factor: colours would flicker otherwise."""
 
 
 class Pictures:
