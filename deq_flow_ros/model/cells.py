@@ -112,13 +112,14 @@ def likeness(flows: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
     """
     height, width = flows.shape[-2:]
     step = max(1, math.isqrt(height * width // LIKENESS_CELLS))
-    x, y = positions(height, width, flows.device)[:, ::step, ::step].unbind()
     # Rounded, not interpolated: a mean of cells is less like each of them, and only a flow of zero would have none.
-    some = flows[:, :, ::step, ::step].nan_to_num(nan=math.inf)
-    to_x, to_y = ((at + some[:, i]).round().clamp(-1, 1e6).long() for i, at in enumerate((x, y)))
-    inside = (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
+    at = positions(height, width, flows.device)[:, ::step, ::step]
+    to = flows[:, :, ::step, ::step].nan_to_num(nan=math.inf) + at
+    x, y = to.round().clamp(-1, 1e6).long().unbind(1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
     rows1, rows2 = (features[0].permute(1, 2, 0) for features in (features1, features2))
-    led_to = rows2[to_y.clamp(0, height - 1), to_x.clamp(0, width - 1)]
+    led_to = rows2.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
     alike = F.cosine_similarity(rows1[::step, ::step].float(), led_to.float(), dim=-1)
     return (alike * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
 
@@ -139,9 +140,9 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     # would round the flow: near 30 px, the steps of bfloat16 are an eighth of a pixel.
     lowered = is_autocast_enabled(flow.device.type)
     with torch.autocast(flow.device.type, enabled=False) if lowered else nullcontext():
-        fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights).transpose(1, 2)
-    blocks = fine.reshape(batch, height, width, FACTOR, FACTOR, 2).transpose(2, 3)
-    return blocks.reshape(batch, FACTOR * height, FACTOR * width, 2).permute(0, 3, 1, 2)
+        fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights)
+    blocks = fine.view(batch, height, width, 2, FACTOR, FACTOR).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(batch, 2, FACTOR * height, FACTOR * width)
 
 
 def rescale(state: State, size: Sequence[int], ratio: float) -> State:

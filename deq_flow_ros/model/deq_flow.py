@@ -208,7 +208,7 @@ class DEQFlow(nn.Module):
 
     def upsample_residual(self, solution: Solution) -> Tensor:
         """The length of the last update of each pixel, (B, 1, H, W) px; NaN if no iteration was made."""
-        update = FACTOR * (solution.state[1] - solution.previous[1]).norm(dim=1, keepdim=True)
+        update = FACTOR * torch.hypot(*(solution.state[1] - solution.previous[1]).split(1, 1))
         update = update.masked_fill((solution.iterations == 0).view(-1, 1, 1, 1), torch.nan)
         return F.interpolate(update, scale_factor=FACTOR, mode="bilinear", align_corners=False)
 

@@ -90,15 +90,21 @@ class OnDemandCorrelation:
         maps = pooled(features2, levels)
         # Levels below a map that cannot be halved any more have no cells, so their correlation is zero.
         maps += [maps[-1][..., :0, :0]] * (levels - len(maps))
-        # Neighbours outside of the image read zeros from this border.
-        border = 4 * [_border(radius)]
-        self._targets = torch.cat([_rows(F.pad(map, border)) for map in maps], 1).reshape(-1, channels)
-        sizes = tuple((map.shape[3], map.shape[2]) for map in maps)
+        sizes, border = tuple((map.shape[3], map.shape[2]) for map in maps), _border(radius)
+        on_cpu = features1.device.type == "cpu"  # its sparse products need float32
+        lengths = [(width + 2 * border) * (height + 2 * border) for width, height in sizes]
+        dtype = torch.float32 if on_cpu else self._dtype
+        table = torch.zeros(batch, sum(lengths), channels, dtype=dtype, device=features1.device)
+        for part, map, (width, height) in zip(table.split(lengths, 1), maps, sizes, strict=True):
+            # Neighbours outside of the image read zeros from this border.
+            framed = part.view(batch, height + 2 * border, width + 2 * border, channels)
+            framed[:, border : border + height, border : border + width] = map.permute(0, 2, 3, 1)
+        self._targets = table.view(-1, channels)
         self._layout = _layout(batch, self.height * self.width, sizes, radius, features1.device)
         self._radius = radius
         self._grid = positions(self.height, self.width, features1.device)
-        if features1.device.type == "cpu":  # its sparse products need float32
-            self._sources, self._targets = self._sources.float(), self._targets.float()
+        if on_cpu:
+            self._sources = self._sources.float()
 
     def lookup(self, flow: Tensor) -> Tensor:
         """See ``Correlation``."""

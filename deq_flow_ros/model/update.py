@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model.architecture import Architecture
+from deq_flow_ros.model.older_torch import is_compiling
 
 
 class MotionEncoder(nn.Module):
@@ -31,8 +32,8 @@ class MotionEncoder(nn.Module):
     def forward(self, correlation: Tensor, flow: Tensor) -> Tensor:
         # In one layout with the rest; otherwise every convolution after it would change the layout of all of its input.
         flow = flow.to(correlation.dtype, memory_format=torch.channels_last)
-        c = F.relu(self.convc2(F.relu(self.convc1(correlation))))
-        f = F.relu(self.convf2(F.relu(self.convf1(flow))))
+        c = F.relu(self.convc2(F.relu(self.convc1(correlation), inplace=True)), inplace=True)
+        f = F.relu(self.convf2(F.relu(self.convf1(flow), inplace=True)), inplace=True)
         return torch.cat((F.relu(self.conv(torch.cat((c, f), 1))), flow), 1)
 
 
@@ -85,8 +86,15 @@ class SeparableConvGRU(nn.Module):
             zr = F.conv2d(torch.cat((hidden, motion), 1), gate.weight_zr, padding=gate.padding)
             z, r = zr.add_(gate.context_zr).sigmoid_().chunk(2, 1)
             q = F.conv2d(torch.cat((r * hidden, motion), 1), gate.weight_q, padding=gate.padding)
-            hidden = hidden + z * (q.add_(gate.context_q).tanh_() - hidden)
+            hidden = hidden.lerp(_tanh(q.add_(gate.context_q)), z)
         return hidden
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """``tanh``; for inference on a CPU by ``sigmoid``, which PyTorch computes several times faster there."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or is_compiling():
+        return x.tanh_()
+    return x.float().mul_(2).sigmoid_().mul_(2).sub_(1).to(x.dtype)
 
 
 class FlowHead(nn.Module):
