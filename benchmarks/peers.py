@@ -8,6 +8,8 @@ took.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -65,7 +67,8 @@ class Streamed(Method):
 
     def __init__(self, model: DEQFlow, iterations: int, runtime: str = "auto") -> None:
         super().__init__(iterations)
-        self.estimator = FlowEstimator(model, runtime=runtime, max_iterations=iterations, tolerance_px=None)
+        settings: dict[str, Any] = {"max_iterations": iterations, "tolerance_px": None, "residual": False}
+        self.estimator = FlowEstimator(model, runtime=runtime, **settings)
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
         if self.estimator.reset_reason == "start":

@@ -213,7 +213,7 @@ class ClassicalEstimator:
         self._previous: tuple[np.ndarray, Seen] | None = None
 
     def update(self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None) -> FlowResult | None:
-        """The flow between the last frame and this one. There is no solver, so the residual is NaN."""
+        """The flow between the last frame and this one. There is no solver, and no residual."""
         arrival_ns = self._clock.now_ns() if arrival_ns is None else arrival_ns
         seen = Seen.of(frame, stamp_ns)
         if self._previous is not None and (reason := seen.break_after(self._previous[1], self._max_gap_ms)):
@@ -231,7 +231,7 @@ class ClassicalEstimator:
             latency_ms=(self._clock.now_ns() - arrival_ns) / 1e6, budget_ms=None,
         )  # fmt: skip
         self.reset_reason = None
-        return FlowResult(flow, np.full(flow.shape[:2], np.nan, np.float32), info)
+        return FlowResult(flow, None, info)
 
     def prepare(self) -> None: ...
 

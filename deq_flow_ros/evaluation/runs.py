@@ -99,8 +99,9 @@ class SettingRun:
         with self.shares.of("measuring"):
             truth, visible = (self._truth and self._truth(previous, frame, direction)) or (None, None)
             backward = self._reverse.of(frame.index, *images) if self._reverse is not None else None
-            residual = result.residual if self.setting.solves else None
-            fields = PairFields(*images, result.flow, residual, truth, visible, backward, direction, result.uncertainty)
+            fields = PairFields(
+                *images, result.flow, result.residual, truth, visible, backward, direction, result.uncertainty
+            )
             before = self._last.get(result.info.previous_stamp_ns)  # None at the beginning of a stream
             measures = measure(fields, before)
         self._last = {result.info.stamp_ns: fields}

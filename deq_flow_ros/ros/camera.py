@@ -23,7 +23,7 @@ from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.camera_input import CameraInput
 from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.messages import WHOLE, ImageMessage, ReceivedFrame
-from deq_flow_ros.ros.outputs import COLORED, Calibration, FlowOutputs, make_palette
+from deq_flow_ros.ros.outputs import COLORED, RESIDUAL, Calibration, FlowOutputs, make_palette
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
 from deq_flow_ros.ros.troubles import BudgetWords, Clocks
@@ -219,10 +219,11 @@ class Camera:
             self._accounts.direction, self._accounts.units = settings.direction, settings.units
             self._applied = settings
         self._ask_for_uncertainty("uncertainty" in outputs)
+        residual = bool(outputs & RESIDUAL)
         painted = settings.output_scale == 1.0 and outputs & COLORED
         palette = make_palette(settings.color_max_px) if painted else None
-        if palette is not self.estimator.stream.settings.palette:
-            self.estimator.change(palette=palette)
+        if (palette, residual) != (self.estimator.settings.palette, self.estimator.settings.residual):
+            self.estimator.change(palette=palette, residual=residual)
         if settings.intensity_range != before.intensity_range:
             self._levels = settings.levels()
             self._reset_now(f"intensity_range changed to {list(settings.intensity_range)}")

@@ -36,6 +36,7 @@ _TOPICS = {
 
 
 COLORED = frozenset(("flow_color", "flow_color/compressed"))
+RESIDUAL = frozenset(("residual", "points"))
 
 
 @lru_cache(maxsize=8)
@@ -115,7 +116,7 @@ class FlowOutputs:
     def publish(
         self,
         flow: np.ndarray,
-        residual: np.ndarray,
+        residual: np.ndarray | None,
         header: Header,
         calibration: Calibration,
         elapsed_s: float | None,
@@ -126,17 +127,18 @@ class FlowOutputs:
         """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with ``header``.
 
         :param elapsed_s: time from the image of the field to the one that its flow points to; below 0 if backward.
-        :param uncertainty: None where there is none; the estimator is asked for it while somebody subscribes.
+        :param residual: None where there is none: the estimator is asked for it and for the uncertainty while somebody
+            subscribes to what needs them.
         :param colors: (H, W, 3) uint8 RGB, the flow as ``make_palette`` paints it; None: it is painted here.
         :raises ValueError: before anything is published, if flow in other units than px has no usable camera_info.
         """
-        wanted = self.wanted()
+        wanted = self.wanted() - (RESIDUAL if residual is None else set())
         if not wanted:
             return
         sampled, flow, residual, uncertainty = _resized(flow, residual, uncertainty, settings.output_scale)
         info = camera = None
         if wanted & {"flow", "points", "camera_info"}:
-            info, camera, problem = _described(calibration, header, residual.shape, settings.roi)
+            info, camera, problem = _described(calibration, header, flow.shape[:2], settings.roi)
             self._say(problem, wanted, info is not None)
             self._compare_frames(calibration, header)
         if "flow" in wanted:
@@ -144,13 +146,13 @@ class FlowOutputs:
             if settings.units != "px":
                 in_units = self._per_second(flow, camera, elapsed_s, settings.units, problem)
             self._publishers["flow"].publish(convert.array_to_image(in_units, "32FC2", header))
-        if "residual" in wanted:
+        if "residual" in wanted and residual is not None:
             self._publishers["residual"].publish(convert.array_to_image(residual, "32FC1", header))
         if "uncertainty" in wanted and uncertainty is not None:
             self._publishers["uncertainty"].publish(convert.array_to_image(uncertainty, "32FC1", header))
         if info is not None and "camera_info" in wanted:
             self._publishers["camera_info"].publish(info)
-        if "points" in wanted:
+        if "points" in wanted and residual is not None:
             cloud = flow_points(flow, residual, settings.points_stride, header, camera, elapsed_s)
             self._publishers["points"].publish(cloud)
         if wanted & COLORED:
@@ -200,25 +202,24 @@ class FlowOutputs:
 
 
 def _resized(
-    flow: np.ndarray, residual: np.ndarray, uncertainty: np.ndarray | None, scale: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    flow: np.ndarray, residual: np.ndarray | None, uncertainty: np.ndarray | None, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Flow in px of the image; flow, residual and uncertainty in px of the published field; all of the field's size.
 
     Pixels are left out, none are mixed: between two motions there is none, and NaN does not spread.
     """
     if scale == 1.0:
         return flow, flow, residual, uncertainty
-    height, width = residual.shape
+    height, width = flow.shape[:2]
     size = max(1, round(width * scale)), max(1, round(height * scale))
     ratio = np.array([size[0] / width, size[1] / height], np.float32)
 
     def sampled(field: np.ndarray) -> np.ndarray:
         return cv2.resize(field, size, interpolation=cv2.INTER_NEAREST)
 
-    length = ratio.mean()
     here = sampled(flow)
-    uncertainty = None if uncertainty is None else sampled(uncertainty) * length
-    return here, here * ratio, sampled(residual) * length, uncertainty
+    residual, uncertainty = (None if one is None else sampled(one) * ratio.mean() for one in (residual, uncertainty))
+    return here, here * ratio, residual, uncertainty
 
 
 def _described(

@@ -13,7 +13,7 @@ import numpy as np
 
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import REFINE
-from deq_flow_ros.streaming.engine import Engine, Slot, Solved
+from deq_flow_ros.streaming.engine import Engine, Slot, Solved, Wanted
 from deq_flow_ros.streaming.plan import Limits, number_of_pixels, padded_size, scaled_size
 from deq_flow_ros.streaming.refinement import refined
 from deq_flow_ros.streaming.result import FlowResult
@@ -206,20 +206,22 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
         if not member.stream.warm:
             engine.start_cold(member.slot)
     engine.solve(slots, direction, limits[0] if len(limits) == 1 else Limits.common(limits), plan.scale)
-    wanted = [member.stream.settings.uncertainty for member in batch]
-    palettes = [None if member.stream.settings.refinement else member.stream.settings.palette for member in batch]
-    solved = engine.finish(slots, direction, any(wanted), palettes)
-    steps = [member.stream.settings.refinement for member in batch]
+    settings = [member.stream.settings for member in batch]
+    asked = [Wanted(each.residual, each.uncertainty) for each in settings]
+    palettes = [None if each.refinement else each.palette for each in settings]
+    solved = engine.finish(slots, direction, Wanted(*map(any, zip(*asked, strict=True))), palettes)
+    steps = [each.refinement for each in settings]
     if any(steps):
         solved = [refine(member, one, count) for member, one, count in zip(batch, solved, steps, strict=True)]
         engine.stages.lap(REFINE)
     stage_ms = engine.stages.read()
     results = []
-    for member, one, uncertain in zip(batch, solved, wanted, strict=True):
+    for member, one, wanted in zip(batch, solved, asked, strict=True):
         info = member.stream.conclude(member.turn, one, stage_ms, engine.clock.now_ns(), len(batch))
         engine.advance(member.slot, keep_state=member.stream.warm)
-        uncertainty = one.uncertainty if uncertain else None
-        results.append(FlowResult(one.flow, one.residual, info, uncertainty, one.colors))
+        residual = one.residual if wanted.residual else None
+        uncertainty = one.uncertainty if wanted.uncertainty else None
+        results.append(FlowResult(one.flow, residual, info, uncertainty, one.colors))
     return results
 
 

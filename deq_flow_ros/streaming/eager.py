@@ -15,8 +15,8 @@ from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.clock import MACHINE, Clock
-from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved
-from deq_flow_ros.streaming.fields import pack, resize_image, unpack
+from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved, Wanted
+from deq_flow_ros.streaming.fields import find, pack, resize_image, unpack
 from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits
 from deq_flow_ros.streaming.warm_start import carry
@@ -203,27 +203,21 @@ class EagerEngine(Engine[EagerSlot]):
         self,
         slots: Sequence[EagerSlot],
         direction: str,
-        uncertainty: bool = False,
+        wanted: Wanted,
         palettes: Sequence[Palette | None] = (),
     ) -> list[Solved]:
         solution, self._solution = self._solution, None
         assert solution is not None
-        flow = self.model.upsample(solution.state)
-        residual = self.model.upsample_residual(solution)
-        expected = self.model.upsample_uncertainty(solution.state) if uncertainty else None
+        fields = find(self.model, solution, wanted)
         self.stages.lap("upsample")
         pairs = [slot.pair(direction) for slot in slots]
         alike = [
             likeness(solution.state[1][i : i + 1], first.encoding.features, second.encoding.features)
             for i, (first, second) in enumerate(pairs)
         ]
-        packed = pack(
-            solution, flow.permute(0, 2, 3, 1), residual[:, 0], None if expected is None else expected[:, 0],
-            torch.cat(alike),
-        )  # fmt: skip
-        size = flow.shape[2], flow.shape[3]
-        came = [(first.padding, first.size) for first, _ in pairs]
-        solved = unpack(solution, packed.cpu().numpy(), size, came)
+        rows = pack(solution, fields, torch.cat(alike)).cpu().numpy()
+        size = fields[0].shape[2], fields[0].shape[3]
+        solved = unpack(solution, rows, size, wanted, [(first.padding, first.size) for first, _ in pairs])
         for i, slot in enumerate(slots):
             slot.found = sample(solution.state, i)
         self.stages.lap("output")

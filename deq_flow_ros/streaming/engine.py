@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -47,12 +47,23 @@ class Likeness:
     carried: float
 
 
+class Wanted(NamedTuple):
+    """Which fields are asked for besides the flow.
+
+    :ivar residual: length of the last update.
+    :ivar uncertainty: expected endpoint error; the model has a head for it.
+    """
+
+    residual: bool = True
+    uncertainty: bool = False
+
+
 @dataclass(frozen=True)
 class Solved:
     """What came of one pair.
 
     :ivar flow: (H, W, 2) float32 px, at the resolution of the frame as it came.
-    :ivar residual: (H, W) float32 px, likewise.
+    :ivar residual: (H, W) float32 px, likewise; None if it was not asked for.
     :ivar uncertainty: the same, expected endpoint error; None if it was not asked for.
     :ivar iterations: made for this pair.
     :ivar evaluations: made for its batch.
@@ -65,7 +76,7 @@ class Solved:
     """
 
     flow: np.ndarray
-    residual: np.ndarray
+    residual: np.ndarray | None
     uncertainty: np.ndarray | None
     iterations: int
     evaluations: int
@@ -154,12 +165,12 @@ class Engine(ABC, Generic[AnySlot]):
         self,
         slots: Sequence[AnySlot],
         direction: str,
-        uncertainty: bool = False,
+        wanted: Wanted,
         palettes: Sequence[Palette | None] = (),
     ) -> list[Solved]:
         """The fields at the resolution of the frames as they came ("upsample", "output"); waits for the device.
 
-        :param uncertainty: also find the expected error of each pixel; the model has a head for it.
+        :param wanted: nothing else is computed or brought to the host.
         :param palettes: of each slot, what its flow is also painted with; none for slots beyond its end. An engine may
             leave it to others.
         """

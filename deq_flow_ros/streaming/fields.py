@@ -7,7 +7,6 @@ Also images and fields at another resolution, on the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,92 +14,69 @@ import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import Solution
-from deq_flow_ros.streaming.engine import Solved
+from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.streaming.engine import Solved, Wanted
 
 FIGURES = 5
 """Of each sample: those of ``Solution.figures``, and the likeness."""
 
 
-def pack(
-    solution: Solution,
-    flow: Tensor,
-    residual: Tensor,
-    uncertainty: Tensor | None,
-    likenesses: Tensor,
-    out: Tensor | None = None,
-) -> Tensor:
+def find(model: DEQFlow, solution: Solution, wanted: Wanted) -> list[Tensor]:
+    """The flow (B, 2, H, W), and (B, 1, H, W) each what else is wanted, in the order of ``Wanted``."""
+    fields = [model.upsample(solution.state)]
+    fields += [model.upsample_residual(solution)] if wanted.residual else []
+    expected = model.upsample_uncertainty(solution.state) if wanted.uncertainty else None
+    return fields if expected is None else [*fields, expected]
+
+
+def numbers(size: tuple[int, int], wanted: Wanted) -> int:
+    """Of a sample in what ``pack`` makes, with fields of (H, W)."""
+    return (2 + sum(wanted)) * size[0] * size[1] + FIGURES
+
+
+def pack(solution: Solution, fields: Sequence[Tensor], likenesses: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, N) float32, on the device; see ``unpack``.
 
-    :param flow: (B, H, W, 2).
-    :param residual: (B, H, W).
-    :param uncertainty: (B, H, W) or None.
+    :param fields: those of ``find``.
     :param likenesses: (B,).
     :param out: where to; None: into a new tensor.
     """
-    fields = [flow, residual, *([] if uncertainty is None else [uncertainty])]
-    figures = [solution.figures().float(), likenesses.float()[:, None]]
-    return torch.cat([*(field.flatten(1) for field in fields), *figures], 1, out=out)
-
-
-@dataclass(frozen=True)
-class Unpacked:
-    """One sample on the host, views of what came.
-
-    :ivar flow: (H, W, 2).
-    :ivar residual: (H, W).
-    :ivar uncertainty: (H, W) or None.
-    :ivar figures: those of ``Solution.figures``.
-    """
-
-    flow: np.ndarray
-    residual: np.ndarray
-    uncertainty: np.ndarray | None
-    figures: Sequence[float]
-    likeness: float
-
-    @classmethod
-    def of(cls, row: np.ndarray, size: tuple[int, int]) -> Unpacked:
-        """From a row of what ``pack`` made, whose fields are (H, W)."""
-        pixels = size[0] * size[1]
-        values, figures = row[:-FIGURES], row[-FIGURES:].tolist()
-        flow, residual, uncertainty = np.split(values, (2 * pixels, 3 * pixels))
-        return cls(
-            flow.reshape(*size, 2),
-            residual.reshape(size),
-            uncertainty.reshape(size) if uncertainty.size else None,
-            figures[:-1],
-            figures[-1],
-        )
-
-
-def tell(solution: Solution, samples: Sequence[Unpacked]) -> list[Solved]:
-    """What an engine answers, of samples at the resolution of their frames."""
-    evaluations, rows = solution.evaluations, solution.samples([sample.figures for sample in samples])
-    return [
-        Solved(one.flow, one.residual, one.uncertainty, made, evaluations, residual_px, reason.value, one.likeness)
-        for one, (made, residual_px, reason) in zip(samples, rows, strict=True)
-    ]
+    figures = torch.cat((solution.figures().float(), likenesses.float()[:, None]), 1)
+    parts = [*(field.permute(0, 2, 3, 1) for field in fields), figures]
+    lengths = [part[0].numel() for part in parts]
+    if out is None:
+        out = figures.new_empty(len(figures), sum(lengths))
+    for place, part in zip(out.split(lengths, 1), parts, strict=True):
+        place.view(part.shape).copy_(part)
+    return out
 
 
 def unpack(
     solution: Solution,
     rows: np.ndarray,
     size: tuple[int, int],
-    came: Sequence[tuple[tuple[int, int, int, int], tuple[int, int]]],
+    wanted: Wanted,
+    came: Sequence[tuple[tuple[int, int, int, int], tuple[int, int]]] = (),
 ) -> list[Solved]:
     """What an engine answers, of the rows of what ``pack`` made, with fields at the resolution of their frames.
 
     :param size: (H, W) of the fields, padding included.
-    :param came: of each sample the padding, for ``crop``, and (H, W) of the frame as it came.
+    :param came: of each sample the padding, for ``crop``, and (H, W) of the frame as it came; none for fields that are
+        so already, which stay views of the rows.
     """
-    samples = []
-    for row, ((left, right, top, bottom), there) in zip(rows, came, strict=True):
-        one = Unpacked.of(row, size)
-        inside = slice(top, size[0] - bottom), slice(left, size[1] - right)
-        flow, residual = resize_field(one.flow[inside], there), resize_field(one.residual[inside], there)
-        uncertainty = None if one.uncertainty is None else resize_field(one.uncertainty[inside], there)
-        samples.append(replace(one, flow=flow, residual=residual, uncertainty=uncertainty))
-    return tell(solution, samples)
+    figures, pixels = rows[:, -FIGURES:].tolist(), size[0] * size[1]
+    answers = []
+    for i, (made, residual_px, reason) in enumerate(solution.samples([sample[:-1] for sample in figures])):
+        fields = [rows[i, : 2 * pixels].reshape(*size, 2), *rows[i, 2 * pixels : -FIGURES].reshape(-1, *size)]
+        if came:
+            (left, right, top, bottom), there = came[i]
+            inside = slice(top, size[0] - bottom), slice(left, size[1] - right)
+            fields = [resize_field(field[inside], there) for field in fields]
+        rest = iter(fields[1:])
+        residual, uncertainty = (next(rest) if asked else None for asked in wanted)
+        told = made, solution.evaluations, residual_px, reason.value, figures[i][-1]
+        answers.append(Solved(fields[0], residual, uncertainty, *told))
+    return answers
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

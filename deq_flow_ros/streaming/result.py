@@ -78,7 +78,7 @@ class FlowResult:
 
     :ivar flow: (H, W, 2), x before y.
     :ivar residual: (H, W), the length of the last update. A small residual does not mean that the flow is right; where
-        there is no texture, it is always small.
+        there is no texture, it is always small. None unless ``EstimatorSettings.residual`` asks for it.
     :ivar info: how the flow was computed.
     :ivar uncertainty: (H, W), the expected endpoint error. None unless ``EstimatorSettings.uncertainty`` asks for it.
     :ivar colors: (H, W, 3) uint8 RGB, the flow in the colours of ``EstimatorSettings.palette``. None unless that asks
@@ -86,7 +86,7 @@ class FlowResult:
     """
 
     flow: np.ndarray
-    residual: np.ndarray
+    residual: np.ndarray | None
     info: FlowInfo
     uncertainty: np.ndarray | None = None
     colors: np.ndarray | None = None

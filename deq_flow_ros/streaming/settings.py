@@ -26,6 +26,7 @@ class EstimatorSettings:
     :ivar max_scale: the largest processing scale, at most 4. Above 1, frames are enlarged, for finer flow.
     :ivar max_gap_ms: a longer time between two frames starts the stream anew.
     :ivar warm: whether to start each pair from the fixed point of the last one. False is for comparisons.
+    :ivar residual: whether to compute the length of the last update of each pixel.
     :ivar uncertainty: whether to compute the expected error of each pixel; needs weights with a head for it.
     :ivar refinement: steps of the refinement after the network (``refinement.refined``), 0 to 20; 0: none. It runs on
         the CPU, whatever device the network runs on.
@@ -41,6 +42,7 @@ class EstimatorSettings:
     max_scale: float = 1.0
     max_gap_ms: float = 1000.0
     warm: bool = True
+    residual: bool = True
     uncertainty: bool = False
     refinement: int = 0
     palette: Palette | None = None
@@ -56,6 +58,7 @@ class EstimatorSettings:
             ("min_scale", _positive(self.min_scale) and self.min_scale <= LARGEST_SCALE, scales),
             ("max_gap_ms", _positive(self.max_gap_ms), "> 0"),
             ("warm", isinstance(self.warm, bool), "True or False"),
+            ("residual", isinstance(self.residual, bool), "True or False"),
             ("uncertainty", isinstance(self.uncertainty, bool), "True or False"),
             ("refinement", type(self.refinement) is int and 0 <= self.refinement <= 20, "a whole number from 0 to 20"),
             ("palette", self.palette is None or isinstance(self.palette, Palette), "a Palette or None"),

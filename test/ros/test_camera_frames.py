@@ -255,15 +255,16 @@ def test_images_that_cannot_be_used_take_no_share_of_the_budget(
     assert camera.begin(received(1), None) is not None and camera.last_arrival_ns == NOW_NS
 
 
-def test_a_palette_is_asked_for_while_somebody_subscribes_to_colours(
+def test_colours_and_residual_are_asked_for_while_somebody_subscribes(
     cameras: tuple[LifecycleNode, list[Camera]],
 ) -> None:
-    """Why: a GPU paints, but copies a picture that nobody looks at to the host; a smaller one is painted there."""
+    """Why: a GPU would copy what nobody looks at to the host; it paints, but a smaller picture is painted there."""
     camera = cameras[1][0]
 
     def asked_for(wanted: set[str], **changed: Any) -> Any:
         camera.change(replace(NodeSettings(), **changed))
         assert camera.begin(replace(received(7), wanted=wanted), None) is not None
+        assert camera.estimator.settings.residual == bool(wanted & {"residual", "points"})
         return camera.estimator.settings.palette
 
     assert asked_for({"flow", "residual"}) is None
@@ -272,4 +273,4 @@ def test_a_palette_is_asked_for_while_somebody_subscribes_to_colours(
     assert asked_for({"flow_color"}, color_max_px=5.0) is palette, "no new one for each frame"
     assert asked_for({"flow_color"}).max_px is None
     assert asked_for({"flow_color"}, output_scale=0.5) is None
-    assert asked_for({"flow"}) is None
+    assert asked_for({"flow", "points"}) is None

@@ -81,6 +81,25 @@ def test_the_fake_device_finds_copies_that_are_not_held_back() -> None:
         captured.replay()
 
 
+def test_the_residual_is_computed_and_copied_for_who_asks(model: DEQFlow) -> None:
+    """Why: it is a third of what is copied for each field, and often nobody subscribes to it."""
+    images, settings = frames(5), {"tolerance_px": None, "max_iterations": 1}
+    engine, device = make_engine(model)
+    stream(engine, images, **settings)
+    copied = []
+    for fields in ({}, {"residual": False}, {"residual": False, "uncertainty": True}):
+        device.copied = [0, 0]
+        last = stream(engine, images, **settings, **fields)[-1]
+        assert (last.residual is None, last.uncertainty is None) == ("residual" in fields, "uncertainty" not in fields)
+        copied.append(device.copied[1])
+    (height, width), pairs = images[0].shape[:2], len(images) - 1
+    assert copied[0] - copied[1] == copied[2] - copied[1] == pairs * 4 * height * width
+    expected = stream(EagerEngine(model), images, **settings, **fields)[-1]
+    np.testing.assert_allclose(last.flow, expected.flow, atol=1e-4)
+    np.testing.assert_allclose(last.uncertainty, expected.uncertainty, rtol=1e-4)
+    assert expected.residual is None
+
+
 def test_colors_are_painted_on_the_device_for_who_asks(model: DEQFlow) -> None:
     """Why: painting takes the host longer than the whole field takes a GPU; and nobody pays for what nobody asks."""
     images, settings = frames(5, step=3), {"tolerance_px": None, "max_iterations": 2}

@@ -16,8 +16,8 @@ from deq_flow_ros.equilibrium import Pace, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.eager import EagerEngine, EagerSlot, EncodedImage, sample
-from deq_flow_ros.streaming.engine import Likeness, Solved
-from deq_flow_ros.streaming.fields import Unpacked, resize_image, tell
+from deq_flow_ros.streaming.engine import Likeness, Solved, Wanted
+from deq_flow_ros.streaming.fields import resize_image, unpack
 from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts
 from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf, first_line
@@ -156,27 +156,26 @@ class GraphEngine(EagerEngine):
         self,
         slots: Sequence[EagerSlot],
         direction: str,
-        uncertainty: bool = False,
+        wanted: Wanted,
         palettes: Sequence[Palette | None] = (),
     ) -> list[Solved]:
         space = self._space
         if space is None:
-            return super().finish(slots, direction, uncertainty)
-        flows = space.make_fields(uncertainty)
+            return super().finish(slots, direction, wanted)
+        flows = space.make_fields(wanted)
         pictures = [
             None if palette is None else palette.paint(flow, self._table(palette))
             for flow, palette in zip_longest(flows, palettes)
         ]
         self.stages.lap("upsample")
-        packed, on_host, there = space.download(uncertainty, pictures)
+        packed, on_host, there = space.download(wanted, pictures)
         with self._graphs.beside():
             self.stages.lap("output")
         self._carry(space, slots, direction)
         there.synchronize()
-        rows = [Unpacked.of(row, space.size.source) for row in packed.numpy()]
+        solved = unpack(space.solution(*self._made), packed.numpy(), space.size.source, wanted)
         colors = [None if picture is None else picture.numpy() for picture in on_host]
-        told = zip(tell(space.solution(*self._made), rows), colors, strict=True)
-        return [replace(one, runtime=space.runtime, colors=picture) for one, picture in told]
+        return [replace(one, runtime=space.runtime, colors=each) for one, each in zip(solved, colors, strict=True)]
 
     def _carry(self, space: Workspace, slots: Sequence[EagerSlot], direction: str) -> None:
         """Carry along what was found, while it is copied to the host. A stream that begins anew does not ask for it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import cv2
 import numpy as np
@@ -15,7 +17,8 @@ from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.cells import keeping, likeness
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
-from deq_flow_ros.streaming.fields import FIGURES, interpolation, pack
+from deq_flow_ros.streaming.engine import Wanted
+from deq_flow_ros.streaming.fields import find, interpolation, numbers, pack
 from deq_flow_ros.streaming.graphs.device import Captured, Done, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts, tensors
 from deq_flow_ros.streaming.plan import padded_size
@@ -91,7 +94,7 @@ class Workspace:
     :ivar tolerance: () float32, -1 for none.
     :ivar sign: () float32, of the direction.
     :ivar samples: of the solve.
-    :ivar packed: what ``pack`` makes, (B, N), without and with the uncertainty.
+    :ivar packed: what ``pack`` makes, (B, N), by what is wanted.
     """
 
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
@@ -125,10 +128,12 @@ class Workspace:
         levels = coarse_levels(size.processed[0] / size.source[0], padded_size(*size.processed))
         self.coarse = device.capture(lambda: self._coarse(levels), pool) if levels else None
         self._resize = _Resize(size, device.device)
-        heads = (False, True) if model.uncertainty is not None else (False,)
+        heads = (False,) if model.uncertainty is None else (False, True)
+        lengths = {each: numbers(size.source, each) for each in map(Wanted._make, product((False, True), heads))}
         # Not in the pool: copies read it while the next graphs run.
-        self.packed = {head: self._row(3 + head) for head in heads}
-        self.finish = {head: device.capture(lambda head=head: self._finish(head), pool) for head in heads}  # type: ignore[misc]
+        memory = torch.zeros(size.batch * max(lengths.values()), device=device.device)
+        self.packed = {each: memory[: size.batch * n].view(size.batch, n) for each, n in lengths.items()}
+        self.finish = {each: device.capture(partial(self._finish, each), pool) for each in lengths}
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
         """Queue the copy of images to ``pixels``, and their encoding.
@@ -155,14 +160,14 @@ class Workspace:
         """(B, 2) of a zero and the starting flow, on the host once the mark is reached."""
         return self._likenesses, self._device.mark()
 
-    def make_fields(self, head: bool) -> Tensor:
+    def make_fields(self, wanted: Wanted) -> Tensor:
         """Queue the fields and figures of the samples; returns the flow, (B, H, W, 2), that will be there."""
         self._device.hold(self._downloaded)
-        self.finish[head].replay()
+        self.finish[wanted].replay()
         height, width = self.size.source
-        return self.packed[head][:, : 2 * height * width].view(-1, height, width, 2)
+        return self.packed[wanted][:, : 2 * height * width].view(-1, height, width, 2)
 
-    def download(self, head: bool, pictures: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None], Done]:
+    def download(self, wanted: Wanted, pictures: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None], Done]:
         """What ``pack`` made and these tensors, on the host once the mark is reached; nobody writes to it afterwards.
 
         The copies run beside what is queued from now on.
@@ -171,7 +176,7 @@ class Workspace:
         made = device.mark()
         with device.beside():
             device.hold(made)
-            packed = self._to_host(self.packed[head])
+            packed = self._to_host(self.packed[wanted])
             on_host = [None if picture is None else self._to_host(picture) for picture in pictures]
             self._downloaded = device.mark()
         return packed, on_host, self._downloaded
@@ -213,25 +218,14 @@ class Workspace:
     def _coarse(self, levels: int) -> State | None:
         return self._model.coarse_start(*self.images, levels, COARSE_ITERATIONS, watch=False)
 
-    def _row(self, fields: int) -> Tensor:
-        """For ``pack``, with so many numbers for a pixel."""
-        height, width = self.size.source
-        return torch.zeros(self.size.batch, fields * height * width + FIGURES, device=self._device.device)
-
-    def _finish(self, head: bool) -> None:
+    def _finish(self, wanted: Wanted) -> None:
         solution = self.solution()
-        flow, residual = self._model.upsample(solution.state), self._model.upsample_residual(solution)
-        expected = self._model.upsample_uncertainty(solution.state) if head else None
         alike = [
             likeness(solution.state[1][i : i + 1], self.first.features[i : i + 1], self.second[i : i + 1])
             for i in range(self.size.batch)
         ]
-        resized = [None if field is None else self._resize(field) for field in (flow, residual, expected)]
-        assert resized[0] is not None and resized[1] is not None
-        uncertainty = None if resized[2] is None else resized[2][:, 0]
-        pack(
-            solution, resized[0].permute(0, 2, 3, 1), resized[1][:, 0], uncertainty, torch.cat(alike), self.packed[head]
-        )
+        fields = [self._resize(field) for field in find(self._model, solution, wanted)]
+        pack(solution, fields, torch.cat(alike), self.packed[wanted])
 
 
 class _Resize:
