@@ -222,7 +222,8 @@ class Camera:
         residual = bool(outputs & RESIDUAL)
         painted = settings.output_scale == 1.0 and outputs & COLORED
         palette = make_palette(settings.color_max_px) if painted else None
-        if (palette, residual) != (self.estimator.settings.palette, self.estimator.settings.residual):
+        asked = self.estimator.stream.settings
+        if (palette, residual) != (asked.palette, asked.residual):
             self.estimator.change(palette=palette, residual=residual)
         if settings.intensity_range != before.intensity_range:
             self._levels = settings.levels()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 
 import cv2
 import numpy as np
@@ -129,7 +129,7 @@ class Workspace:
         self.coarse = device.capture(lambda: self._coarse(levels), pool) if levels else None
         self._resize = _Resize(size, device.device)
         heads = (False,) if model.uncertainty is None else (False, True)
-        lengths = {each: numbers(size.source, each) for each in map(Wanted._make, product((False, True), heads))}
+        lengths = {each: numbers(size.source, each) for each in starmap(Wanted, product((False, True), heads))}
         # Not in the pool: copies read it while the next graphs run.
         memory = torch.zeros(size.batch * max(lengths.values()), device=device.device)
         self.packed = {each: memory[: size.batch * n].view(size.batch, n) for each, n in lengths.items()}
