@@ -243,6 +243,8 @@ class RecordingEvaluation:
     def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
         skipped, noted = self.source.skipped, self._problems.items()
         sentences = skipped[:5] + ([f"and {len(skipped) - 5} more like these"] if len(skipped) > 5 else [])
+        if self.source.odd_stamps and self.plan.stamps != "record":
+            sentences.append(f"{self.source.odd_stamps} --stamps record takes the times of recording")
         sentences += [f"frames that {kind}: {number}; the first is {first}" for kind, (number, first) in noted]
         sentences, digest = sentences + (self._missing() if complete else []), ""
         # Only if the recording was read to its end. Reading the rest could take longer than the evaluation.

@@ -32,6 +32,8 @@ STAGES = (
 WORDS = ("outcome", "reason", "stop_reason", "reset_reason")
 NUMBERS = ("iterations", "warm", "residual_px", "scale", "latency_ms", "over_budget", "matched", "repeated")
 VALUES = (*NUMBERS, *(f"stage_{stage}_ms" for stage in STAGES), *MEASURES)
+SOURCE = ("frame_id", "encoding")
+"""What changes if another camera takes over a topic."""
 COLUMNS = ("setting", "index", "stamp_ns", "previous_stamp_ns", *WORDS, *VALUES)
 """The columns of ``frames.csv``. An empty cell means that the value is not known."""
 
@@ -53,6 +55,7 @@ class InputFrame:
     record_ns: int
     frame_id: str
     image: np.ndarray | None
+    encoding: str
     problem: str = ""
     convert_ms: float = 0.0
 
@@ -78,7 +81,7 @@ class InputFrame:
         if image is not None and not image.flags.writeable:
             image = image.copy()  # PyTorch warns of a view of the file's bytes
         stamps_ns = (frame.record_ns if stamps == "record" else frame.stamp_ns, frame.stamp_ns, frame.record_ns)
-        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, problem, took_ms)
+        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, frame.encoding, problem, took_ms)
 
 
 def frame_problems(previous: InputFrame | None, frame: InputFrame) -> Iterator[tuple[str, str]]:
@@ -209,10 +212,11 @@ def doubtful(frames: pd.DataFrame) -> Iterator[str]:
     """
     done = frames[frames.outcome == PROCESSED]
     unmatched, repeated = done[done.matched == 0], done[done.repeated == 1]
-    other = frames[(frames.outcome == FIRST) & frames.reason.str.startswith("frame_id changed")]
-    if len(other):
-        what = f"frames that have another frame_id than the one before (two cameras on one topic?): {len(other)}"
-        yield f"{what}; the first is frame {other.iloc[0]['index']}: {other.iloc[0].reason}"
+    for name in SOURCE:
+        other = frames[(frames.outcome == FIRST) & frames.reason.str.startswith(f"{name} changed")]
+        if len(other):
+            what = f"frames that have another {name} than the one before (two cameras on one topic?): {len(other)}"
+            yield f"{what}; the first is frame {other.iloc[0]['index']}: {other.iloc[0].reason}"
     if len(unmatched):
         what = f"pairs whose flow means nothing, because their images have nothing in common: {len(unmatched)}"
         yield f"{what} of {len(done)}; the first is frame {unmatched.iloc[0]['index']}"

@@ -16,7 +16,7 @@ import numpy as np
 
 from deq_flow_ros.evaluation.measures import PairFields, measure
 from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, FrameOutcome, FrameRecord, InputFrame
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, SOURCE, FrameOutcome, FrameRecord, InputFrame
 from deq_flow_ros.evaluation.truth import Truth
 from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError
@@ -81,8 +81,9 @@ class SettingRun:
             # Of two frames out of order, ``take`` has left out one; the estimator must not do so once more.
             if anew := why_anew(last.stamp_ns, frame.stamp_ns):
                 self.estimator.reset(anew)
-            elif frame.frame_id != last.frame_id:  # another camera, as in the node
-                self.estimator.reset(f"frame_id changed from {last.frame_id!r} to {frame.frame_id!r}")
+            for name in SOURCE:  # another camera, as in the node
+                if (before := getattr(last, name)) != (now := getattr(frame, name)):
+                    self.estimator.reset(f"{name} changed from {before!r} to {now!r}")
         try:
             with self.shares.of("computing"):
                 result = self.estimator.update(frame.image, frame.stamp_ns, arrival_ns)

@@ -246,7 +246,7 @@ def _analyse(
                 f"see {run.logs / 'flow_node.log'} and {run.logs / 'recorder.log'}"
             )
         about.seconds = shares.seconds
-        about.problems += source.skipped
+        about.problems += [*source.skipped, *filter(None, [source.odd_stamps])]
         if unplayed:
             about.problems.append(f"frames that could not be played: {len(unplayed)}; the first: {unplayed[0]}")
         return writer.finish(about)

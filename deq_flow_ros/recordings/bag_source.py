@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+ANOTHER_UNIT = 30.0
+"""Stamps that are so many times as fast or slow as the recording are no simulated time and no replay."""
 FLOW_FIELDS = ("/flow", "/residual", "/uncertainty", "/flow_color/compressed")
 """Further topics with images that flow_node publishes, beside ``flow_color``."""
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO)
@@ -129,6 +131,13 @@ class BagSource(Source):
                 stamps.append(stamp_to_ns(message.timestamp if hasattr(message, "timestamp") else message.header.stamp))
         self._recorded_at_once = len(times) > 1 and not np.diff(times).any()
         known = [steps[steps > 0] for steps in (np.diff(times), np.diff(stamps))]
+        if all(steps.size > 2 for steps in known):
+            # Where images come twice, or late, every second step or so means nothing.
+            ratio = float(np.percentile(known[1], 75) / np.percentile(known[0], 75))
+            if not 1 / ANOTHER_UNIT < ratio < ANOTHER_UNIT:
+                times_as = f"{ratio:,.0f} times faster" if ratio > 1 else f"{1 / ratio:,.0f} times more slowly"
+                self.odd_stamps = f"the stamps on {self.topic} advance {times_as} than the recording: a wrong unit?"
+                known.pop()
         return max((int(np.median(steps)) for steps in known if steps.size), default=100_000_000)
 
 

@@ -44,6 +44,8 @@ class Source(abc.ABC):
     def __init__(self) -> None:
         self.skipped: list[str] = []
         self.left_out = 0
+        self.odd_stamps = ""
+        """What is wrong with the stamps as a whole; empty: nothing that is known."""
         self.start_s, self.stop_s = 0.0, math.inf
 
     @abc.abstractmethod

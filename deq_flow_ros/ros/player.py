@@ -107,6 +107,8 @@ class Player(Node):
             self.option("stop") or math.inf,
         )  # fmt: skip
         self.get_logger().info(f"{source.description} -> {self.publisher.topic_name}")
+        if source.odd_stamps:
+            self.get_logger().warning(source.odd_stamps)
         if source.calibration:
             info = CameraInfo(**{**source.calibration, "roi": RegionOfInterest(**source.calibration["roi"])})
             self._calibration = self.create_publisher(CameraInfo, self._info_topic, QOS), info

@@ -113,7 +113,7 @@ def test_a_clock_that_was_set_back_before_the_first_image_hides_none(tmp_path: P
     assert len(list(open_source(tmp_path / "bag", start_s=0.1).frames())) == COUNT - 3
 
 
-@pytest.mark.parametrize("kind", ["recorded at once", "sent twice", "without stamps"])
+@pytest.mark.parametrize("kind", ["recorded at once", "sent twice", "without stamps", "in another unit"])
 def test_the_rate_of_a_recording_is_that_of_its_images(tmp_path: Path, kind: str) -> None:
     """What is a gap, and how long a replay lasts, hang on it; a message sent twice made it 1,000,000,000 Hz."""
     with BagWriter(tmp_path / "bag") as writer:
@@ -123,11 +123,14 @@ def test_the_rate_of_a_recording_is_that_of_its_images(tmp_path: Path, kind: str
                 one = replace(one, record_ns=FIRST_NS)
             if kind == "without stamps":
                 one = replace(one, stamp_ns=0)
+            if kind == "in another unit":
+                one = replace(one, stamp_ns=FIRST_NS + 1000 * n * STEP_NS)
             writer.write_frame(TOPIC, one)
             if kind == "sent twice":
                 writer.write_frame(TOPIC, replace(one, record_ns=one.record_ns + 1))
     source = open_source(tmp_path / "bag")
     assert source.nominal_period_ns == STEP_NS
+    assert ("advance 1,000 times faster than the recording" in source.odd_stamps) == (kind == "in another unit")
     due = [one.record_ns - FIRST_NS for one in source.frames()]
     assert due[:: 2 if kind == "sent twice" else 1] == [n * STEP_NS for n in range(COUNT)]
 
