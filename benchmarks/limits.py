@@ -26,16 +26,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, print_table
-from benchmarks.sequences import (
-    CUTS,
-    EncodedPair,
-    ImageSequence,
-    add_inputs,
-    generated,
-    listed,
-    recordings,
-    streamed,
-)
+from benchmarks.sequences import CUTS, MOTIONS, EncodedPair, ImageSequence, add_inputs, every_sequence, streamed
 from deq_flow_ros.equilibrium import solve
 from deq_flow_ros.model import DEQFlow, load_model
 from training.datasets import Sample
@@ -66,8 +57,10 @@ def errors(model: DEQFlow, sequences: Sequence[ImageSequence], scale: float = 1.
 
 
 def with_settled(model: DEQFlow, sequence: ImageSequence) -> ImageSequence:
-    """A sequence without a truth, with the flow after ``SETTLED`` iterations per pair in its place."""
+    """The sequence; if it has no truth, with the flow after ``SETTLED`` iterations per pair in its place."""
     pairs = list(sequence.pairs)
+    if pairs[0].flow is not None:
+        return sequence
     limits = {"min_scale": 1.0, "max_scale": 1.0, "max_iterations": SETTLED, "tolerance_px": None}
     for place, result in streamed(model, sequence, **limits):
         pairs[place] = replace(pairs[place], flow=result.flow, valid=np.ones(result.flow.shape[:2], bool))
@@ -121,14 +114,11 @@ def cold_rows(model: DEQFlow, pairs: Sequence[tuple[str, Sample]], listed_groups
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
     """Make the tables that are asked for."""
-    size = options.height, options.width
     model = load_model(options.model, options.device)
     figures: Row = {}
-    made = [sequence for sequence in generated(options.clips, 5, size) if sequence.group != CUTS]
-    sequences = [*(listed(options.pairs, size) if options.pairs else ()), *made]
+    sequences = [with_settled(model, sequence) for sequence in every_sequence(options, 5) if sequence.group != CUTS]
     if "warm" in options.only:
-        known = [with_settled(model, sequence) for sequence in recordings(options)]
-        figures["warm"] = list(warm_rows(model, [*sequences, *known]))
+        figures["warm"] = list(warm_rows(model, sequences))
         columns = {"at most": "{cap}", "tolerance, px": "{tolerance_px}"}
         for group in figures["warm"][0]["groups"]:
             columns[group] = f"{{groups[{group}][epe_px]:.3f}} ({{groups[{group}][iterations]:.1f}})"
@@ -136,7 +126,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     if "cold" in options.only:
         groups = open_pairs(options.pairs) if options.pairs else []
         pairs = [(group.name, group[i]) for group in groups for i in range(len(group))[: options.first]]
-        pairs += [(sequence.group, pair) for sequence in made for pair in sequence.pairs[:2]]
+        pairs += [(some.group, pair) for some in sequences if some.group in MOTIONS for pair in some.pairs[:2]]
         figures["cold"] = cold_rows(model, pairs, [group.name for group in groups])
         columns = {"group": "{group}", "coarse": "{coarse}", "ms": "{ms:.0f}"}
         for row in figures["cold"]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory and time of one training step: the equilibrium model and its recurrent counterpart.
 
-``python -m benchmarks.memory [--size base] [--device cpu] [--plot OUT] [--json OUT]``
+``python -m benchmarks.memory [--size base] [--device cpu] [--json OUT]``
 
 "Saved" are the bytes that autograd holds for the backward pass when the forward pass has ended: the distinct storages
 behind all saved tensors, parameters not counted. "Peak" is the most memory that tensors took at any time of the step
@@ -17,7 +17,6 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +24,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.report import MIB, Benchmark, Row, clock_s, picture, print_table
+from benchmarks.report import MIB, Benchmark, Row, clock_s, print_table
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.model.weights import check_device
 from training.objective import Objective
@@ -119,21 +118,6 @@ def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int],
     }
 
 
-def plot(results: dict[str, Row], path: Path) -> None:
-    """Draw the bytes saved against the number of iterations."""
-    colours = {"recurrent": "#c53030", "one-step": "#2b6cb0", "phantom-3": "#dd6b20", "implicit": "#2f855a"}
-    with picture(path, 6, 3.2) as figure:
-        axes = figure.subplots()
-        for name, row in results.items():
-            method, _, recompute = name.partition(", ")
-            if method in colours:
-                style = "--" if recompute else "-"
-                counts, sizes = zip(*row["saved_mib"].items(), strict=True)
-                axes.plot(counts, sizes, style, color=colours[method], marker=".", label=name)
-        axes.set(xlabel="iterations", ylabel="saved for the backward pass, MiB", xticks=counts, ylim=(0, None))
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-
-
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure every method, with and without recomputation."""
     device = check_device(options.device)
@@ -160,15 +144,13 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     columns |= {"less at the peak": "÷{less_at_peak:.1f}", "time": "x{time:.2f}"}
     title = f"one training step, MiB and s at {options.compare} iterations; compared with the first"
     print_table(console, title, columns, rows)
-    if options.plot:
-        plot(results, options.plot)
     given = {name: getattr(options, name) for name in ("size", "height", "width", "batch")}
     return {**given, "methods": results}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    line = Benchmark(__file__, __doc__, plot="saved bytes by iterations")
+    line = Benchmark(__file__, __doc__)
     line.add_argument("--size", default="base", choices=sorted(SIZES), help="model size (default base)")
     line.add_size(368, 496, "of the images", multiple=8)
     line.add_number("--batch", 1, "clips of a step", least=1)

@@ -255,6 +255,12 @@ def first_pairs(options: argparse.Namespace) -> list[Sample]:
 
 
 def recordings(options: argparse.Namespace) -> Iterator[ImageSequence]:
-    """What ``--sequence`` names, see ``recorded``."""
+    """What ``--sequence`` names, see ``recorded``.
+
+    :raises ValueError: if there are no other inputs either.
+    """
+    if not (options.pairs or options.sequence or getattr(options, "clips", 0)):
+        others = ", or --clips above 0" if "clips" in options else ""
+        raise ValueError(f"expected --pairs or --sequence{others}: without them there is nothing to measure")
     for path in options.sequence:
         yield recorded(path, options.frames, (options.height, options.width), options.skip)

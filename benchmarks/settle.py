@@ -281,8 +281,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = line.parse_args(arguments)
     if options.early >= options.iterations:
         line.error(f"--early: expected less than --iterations, {options.iterations}, got {options.early}")
-    if not (options.pairs or options.sequence):
-        line.error("expected --pairs or --sequence: without them there is nothing to measure")
     return line.run(options, measure)
 
 

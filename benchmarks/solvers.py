@@ -140,10 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
     line.add_model()
     line.add_number("--iterations", 36, "evaluations per solve", least=1)
-    options = line.parse_args(arguments)
-    if not (options.pairs or options.sequence):
-        line.error("expected --pairs or --sequence: without them there is nothing to measure")
-    return line.run(options, measure)
+    return line.run(line.parse_args(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -289,10 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_model()
     line.add_number("--iterations", 24, "evaluations from each start", least=1)
     line.add_number("--reference", 96, "iterations to the settled state", least=1)
-    options = line.parse_args(arguments)
-    if not (options.pairs or options.sequence or options.clips):
-        line.error("expected --pairs, --sequence or --clips above 0: without them there is nothing to measure")
-    return line.run(options, measure)
+    return line.run(line.parse_args(arguments), measure)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def test_limits_are_measured_in_streams_and_at_their_start(
     pairs = [Sample(f"moving/{i}", stream[i], stream[i + 1], truth, everywhere, None) for i in range(3)]
     sequences = [ImageSequence(name, pairs, (1, 2)) for name in ("slow", CUTS)]
     values = {"LIMITS": ((1, None), (3, None), (3, 100.0)), "COARSE": (0, 1), "FINE": (1, 2)}
-    values |= {"SCALES": (1.0, 0.5), "ITERATIONS": (1, 2), "generated": lambda *_: iter(sequences)}
+    values |= {"SCALES": (1.0, 0.5), "ITERATIONS": (1, 2), "every_sequence": lambda *_: iter(sequences)}
     for name, value in values.items():
         monkeypatch.setattr(limits, name, value)
     out = tmp_path / "out.json"

@@ -101,6 +101,6 @@ def test_settle_is_written_and_wrong_input_is_named(
     assert f"{of_coarse['share']:.0%}" in capsys.readouterr().out
     assert settle.main(["--pairs", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().out
-    for wrong in (["--pairs", "x", "--early", "96"], []):
-        with pytest.raises(SystemExit, match="2"):
-            settle.main(wrong)
+    assert settle.main([]) == 2 and "expected --pairs or --sequence: without" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        settle.main(["--pairs", "x", "--early", "96"])
