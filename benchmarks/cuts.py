@@ -70,7 +70,7 @@ def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[st
 
 def alarms(model: DEQFlow, frames: Frames, iterations: int) -> list[str]:
     """The reasons why pairs other than the first did not start warm."""
-    results = stream(model, frames, iterations)[2:]
+    results = stream(model, frames, max_iterations=iterations)[2:]
     return [
         "no flow" if result is None else str(result.info.reset_reason)
         for result in results
@@ -82,10 +82,10 @@ def worse_behind_cut(model: DEQFlow, before: Frames, after: Frames, iterations: 
     """How much larger than after a cold start the error of the pair right behind a cut is, in px; None if the cut
     was noticed.
     """
-    across, behind = stream(model, [*before, *after], iterations)[-2:]
+    across, behind = stream(model, [*before, *after], max_iterations=iterations)[-2:]
     if across is None or behind is None or not across.info.warm or not behind.info.warm:
         return None
-    cold, settled = (stream(model, after, made, warm=False)[-1] for made in (iterations, 24))
+    cold, settled = (stream(model, after, max_iterations=made, warm=False)[-1] for made in (iterations, 24))
     assert cold is not None and settled is not None
     errors = [np.linalg.norm(result.flow - settled.flow, axis=2).mean() for result in (behind, cold)]
     return float(errors[0] - errors[1])
@@ -94,7 +94,7 @@ def worse_behind_cut(model: DEQFlow, before: Frames, after: Frames, iterations: 
 def flat_gives_flow(model: DEQFlow, frames: Frames, level: int, iterations: int) -> bool:
     """Whether the stream does anything but end at a frame of one colour that stands before the last two frames."""
     flat = np.full_like(frames[0], level)
-    at, behind, last = stream(model, [*frames[:-2], flat, *frames[-2:]], iterations)[-3:]
+    at, behind, last = stream(model, [*frames[:-2], flat, *frames[-2:]], max_iterations=iterations)[-3:]
     return at is not None or behind is not None or last is None or last.info.warm
 
 

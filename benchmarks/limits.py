@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, print_table
-from benchmarks.sequences import CUTS, MOTIONS, EncodedPair, ImageSequence, add_inputs, every_sequence, streamed
+from benchmarks.sequences import CUTS, MOTIONS, EncodedPair, ImageSequence, add_inputs, every_sequence, stream
 from deq_flow_ros.equilibrium import solve
 from deq_flow_ros.model import DEQFlow, load_model
 from training.datasets import Sample
@@ -50,20 +50,22 @@ def errors(model: DEQFlow, sequences: Sequence[ImageSequence], scale: float = 1.
     """
     rows = []
     for sequence in sequences:
-        for place, result in streamed(model, sequence, min_scale=scale, max_scale=scale, **settings):
-            error, info = pair_errors(sequence.pairs[place], result.flow)[0], result.info
-            rows.append((sequence.group, error, info.latency_ms, info.iterations, info.warm))
+        results = stream(model, sequence.frames, min_scale=scale, max_scale=scale, **settings)[1:]
+        for pair, result in [(sequence.pairs[place], results[place]) for place in sequence.measured]:
+            if result is not None:
+                error, info = pair_errors(pair, result.flow)[0], result.info
+                rows.append((sequence.group, error, info.latency_ms, info.iterations, info.warm))
     return pd.DataFrame(rows, columns=["group", "epe_px", "ms", "iterations", "warm"])
 
 
 def with_settled(model: DEQFlow, sequence: ImageSequence) -> ImageSequence:
     """The sequence; if it has no truth, with the flow after ``SETTLED`` iterations per pair in its place."""
-    pairs = list(sequence.pairs)
-    if pairs[0].flow is not None:
+    if sequence.pairs[0].flow is not None:
         return sequence
-    limits = {"min_scale": 1.0, "max_scale": 1.0, "max_iterations": SETTLED, "tolerance_px": None}
-    for place, result in streamed(model, sequence, **limits):
-        pairs[place] = replace(pairs[place], flow=result.flow, valid=np.ones(result.flow.shape[:2], bool))
+    results, pairs = stream(model, sequence.frames, max_iterations=SETTLED)[1:], []
+    for pair, result in zip(sequence.pairs, results, strict=True):
+        flow = np.zeros((*pair.valid.shape, 2), np.float32) if result is None else result.flow
+        pairs.append(replace(pair, flow=flow, valid=np.full_like(pair.valid, True)))
     return replace(sequence, pairs=pairs)
 
 
@@ -80,8 +82,7 @@ def scale_rows(model: DEQFlow, sequences: Sequence[ImageSequence], refinements: 
     for scale, steps in product(SCALES, refinements):
         row: Row = {"scale": scale, "refinement": steps, "groups": {}}
         for iterations in ITERATIONS:
-            given = {"max_iterations": iterations, "tolerance_px": None, "refinement": steps}
-            found = errors(model, sequences, scale, **given)
+            found = errors(model, sequences, scale, max_iterations=iterations, refinement=steps)
             for group, some in found[found.warm].groupby("group", sort=False):
                 figures = {"epe_px": some.epe_px.mean(), "ms": some.ms.median()}
                 row["groups"].setdefault(group, {})[iterations] = figures

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from deq_flow_ros import command_line
-from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status, set_threads
+from deq_flow_ros.command_line import CommandLine, exit_status, set_threads
 from deq_flow_ros.host import machine, versions
 from deq_flow_ros.streaming import FlowEstimator
 
@@ -65,14 +65,11 @@ class Benchmark(CommandLine):
             self.add_argument("--plot", type=_picture_path, help=f"draw {plot} (.png, .svg, .jpg)", metavar="OUT")
         self.add_path("--json", "write everything to this file", metavar="OUT")
 
-    def run(
-        self, options: argparse.Namespace, measure: Measure, errors: dict[type[Exception], int] | None = None
-    ) -> int:
+    def run(self, options: argparse.Namespace, measure: Measure) -> int:
         """Measure, write the file that ``--json`` asks for, and return the exit status, which is 1 if there are
         "problems".
 
         :param measure: prints the figures, and returns them by name.
-        :param errors: errors that lead to another exit status than 2.
         """
         console = Console(highlight=False) if Console().is_terminal else Console(width=160)  # a file has room
 
@@ -87,7 +84,7 @@ class Benchmark(CommandLine):
                 write_json(options.json, {**origin(options), **figures})
             return int(bool(figures.get("problems")))
 
-        return exit_status(work, {**(errors or {}), **USER_ERRORS})
+        return exit_status(work)
 
 
 def _picture_path(text: str) -> Path:

@@ -134,21 +134,16 @@ def every_sequence(options: argparse.Namespace, frames: int) -> Iterator[ImageSe
     yield from generated(options.clips, frames, size) if options.clips else ()
 
 
-def stream(model: DEQFlow, frames: Sequence[np.ndarray], iterations: int, warm: bool = True) -> list[FlowResult | None]:
-    """The result of each frame by an estimator that makes so many iterations; None where it began a new stream."""
-    estimator = FlowEstimator(model, max_iterations=iterations, tolerance_px=None, warm=warm)
-    return [estimator.update(frame, number * PERIOD_NS) for number, frame in enumerate(frames)]
-
-
-def streamed(model: DEQFlow, sequence: ImageSequence, **settings: Any) -> Iterator[tuple[int, FlowResult]]:
-    """The results of a stream with these settings for the measured pairs of a sequence, by the index of the pair."""
-    estimator = FlowEstimator(model, max_gap_ms=1e9, **settings)
-    estimator.update(sequence.pairs[0].image1, 0)
-    for place, pair in enumerate(sequence.pairs):
+def stream(model: DEQFlow, frames: Sequence[np.ndarray], **settings: Any) -> list[FlowResult | None]:
+    """The result of each frame by an estimator with these settings, without a tolerance unless they have one; None
+    where it began a new stream.
+    """
+    estimator = FlowEstimator(model, **{"tolerance_px": None, **settings})
+    results = []
+    for number, frame in enumerate(frames):
         estimator.prepare()
-        result = estimator.update(pair.image2, place + 1)
-        if result is not None and place in sequence.measured:
-            yield place, result
+        results.append(estimator.update(frame, number * PERIOD_NS))
+    return results
 
 
 def padded_pair(

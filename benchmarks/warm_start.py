@@ -83,7 +83,9 @@ def distance_px(state: State, settled: State) -> float:
 
 def rows_of(model: DEQFlow, sequence: ImageSequence, options: argparse.Namespace) -> Iterator[Row]:
     """One row for each measured pair of a sequence and each start."""
-    results = {mark: stream(model, sequence.frames, mark)[1:] for mark in MARKS if mark <= options.iterations}
+    results = {
+        mark: stream(model, sequence.frames, max_iterations=mark)[1:] for mark in MARKS if mark <= options.iterations
+    }
     last: State | None = None
     for place, sample in enumerate(sequence.pairs[: max(sequence.measured) + 1]):
         pair = EncodedPair(model, sample)

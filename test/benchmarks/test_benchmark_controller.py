@@ -79,5 +79,5 @@ def test_where_there_is_no_truth_it_is_the_settled_flow(monkeypatch: pytest.Monk
     model, stream = DEQFlow("nano").eval().requires_grad_(False), frames(4)
     pairs = [without_truth(f"r/{i}", stream[i], stream[i + 1]) for i in range(3)]
     known = limits.with_settled(model, ImageSequence("r", pairs, (1, 2)))
-    same, other = (limits.errors(model, [known], max_iterations=n, tolerance_px=None) for n in (2, 1))
+    same, other = (limits.errors(model, [known], max_iterations=n) for n in (2, 1))
     assert same.epe_px.to_list() == [0, 0] and other.epe_px.min() > 0
