@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from training.generator import Clip, ProceduralGenerator
-from training.geometry import EVERYTHING, Outline
+from training.geometry import EVERYTHING, Dice, Outline
 from training.scenes import Layer, draw_kind, draw_scene
 from training.textures import Texture, halve, procedural_textures
 
@@ -24,9 +24,8 @@ def batch(generator: ProceduralGenerator, index: int, count: int = 6) -> Clip:
 
 
 def draw(generator: ProceduralGenerator, seed: int) -> list[Layer]:
-    rng = np.random.default_rng(seed)
-    kind = draw_kind(rng, generator.settings)
-    return draw_scene(rng, generator.settings, kind)
+    rng = Dice(generator.settings, seed)
+    return draw_scene(rng, draw_kind(rng))
 
 
 def sample(field: torch.Tensor, flow: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.imaging.pictures import flow_to_color, write_picture
-from training.geometry import SceneSettings, log_uniform
+from training.geometry import Dice, SceneSettings
 from training.particles import draw_particles, render_particles
 from training.rendering import Clip, render, tensor
 from training.scenes import KINDS, Kind, draw_kind, draw_scene
@@ -69,26 +69,26 @@ class ProceduralGenerator:
         clip.numbers = torch.tensor(list(numbers))
         return clip
 
-    def _rng(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.settings.seed, number])
+    def _dice(self, number: int) -> Dice:
+        return Dice(self.settings, [self.settings.seed, number])
 
     def kind(self, number: int) -> Kind:
         """What kind of clip the one with this number is."""
-        return draw_kind(self._rng(number), self.settings)
+        return draw_kind(self._dice(number))
 
     def _clip(self, number: int) -> Clip:
-        s, rng = self.settings, self._rng(number)
-        kind, limit_px, exposure = draw_kind(rng, s), float(max(s.height, s.width)), None
+        s, rng = self.settings, self._dice(number)
+        kind, limit_px, exposure = draw_kind(rng), float(max(s.height, s.width)), None
         if kind == "particles":
-            particles = draw_particles(rng, s.height, s.width, s.frames, s.max_displacement_px)
-            exposure = _draw_particle_exposure(rng, s.frames) if s.photometric else None
+            particles = draw_particles(rng)
+            exposure = _draw_particle_exposure(rng) if s.photometric else None
             clip = render_particles(particles, s.height, s.width, limit_px)
         else:
-            scene = draw_scene(rng, s, kind)
-            exposure = _draw_exposure(rng, s.frames) if s.photometric else None
+            scene = draw_scene(rng, kind)
+            exposure = _draw_exposure(rng) if s.photometric else None
             clip = render(scene, self.banks, s.height, s.width, limit_px, exposure.shutter if exposure else 0.0)
         if exposure:
-            noise = torch.Generator().manual_seed(int(self._rng(number).integers(2**62)))
+            noise = torch.Generator().manual_seed(int(self._dice(number).integers(2**62)))
             clip.images = _expose(clip.images[0], exposure, noise)[None]
         return clip
 
@@ -123,8 +123,9 @@ class Exposure:
     grey: bool = False  # the noise is the same in all channels, as that of a camera without colours
 
 
-def _draw_exposure(rng: np.random.Generator, frames: int) -> Exposure:
+def _draw_exposure(rng: Dice) -> Exposure:
     """Draw photometric changes between the frames of a clip, blur and noise."""
+    frames = rng.settings.frames
     strength = rng.choice([0.0, 0.3, 1.0])  # most cameras change little from frame to frame, some a lot
     drift = rng.normal(0, 1, (frames, 6))
     colour = np.empty((frames, 3, 4))
@@ -155,13 +156,13 @@ def _draw_exposure(rng: np.random.Generator, frames: int) -> Exposure:
     return exposure
 
 
-def _drifting(rng: np.random.Generator, frames: int, strength: float) -> np.ndarray:
+def _drifting(rng: Dice, frames: int, strength: float) -> np.ndarray:
     """Knots (T, 6, 9) of a smooth random field that changes a little from frame to frame."""
     change = rng.normal(0, 1, (6, 9)) * rng.uniform(0, 0.25)
     return strength * (rng.normal(0, 1, (6, 9)) + np.arange(frames)[:, None, None] * change)
 
 
-def _blur_kernel(rng: np.random.Generator) -> np.ndarray:
+def _blur_kernel(rng: Dice) -> np.ndarray:
     """A 7 x 7 kernel: Gaussian (out of focus), or now and then a line (motion)."""
     ys, xs = np.mgrid[-3:4, -3:4]
     if rng.random() < 0.7:
@@ -173,14 +174,15 @@ def _blur_kernel(rng: np.random.Generator) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def _draw_particle_exposure(rng: np.random.Generator, frames: int) -> Exposure:
+def _draw_particle_exposure(rng: Dice) -> Exposure:
     """Laser pulses that differ in energy and the noise of a grey camera, on the T frames of a clip."""
+    frames = rng.settings.frames
     gains = np.exp(rng.normal(0, rng.choice([0.0, 0.03, 0.12]), frames))
     tint = 1 + rng.normal(0, 0.02, 3) * (rng.random() < 0.2)
     colour = np.zeros((frames, 3, 4))
     colour[:, :, :3] = gains[:, None, None] * tint[:, None] * np.eye(3)
     gamma = np.full(frames, np.exp(rng.normal(0, 0.25))) if rng.random() < 0.25 else None
-    noise = log_uniform(rng, 0.5, 9) * (rng.random() < 0.65)
+    noise = rng.log_uniform(0.5, 9) * (rng.random() < 0.65)
     return Exposure(0.0, colour, gamma, None, None, np.full(frames, noise), grey=True)
 
 

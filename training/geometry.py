@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any
@@ -20,26 +20,6 @@ from training.settings import CHECKED, Count, Natural, Positive, Share
 
 MAX_LIPSCHITZ = 0.25  # of an elastic field: each step of its inversion gains a factor of 4
 WAVES = 3  # plane waves in an elastic field
-
-
-def pick(rng: np.random.Generator, weights: dict[Any, float]) -> Any:
-    """Draw a key with its weight (they sum to 1); a tenth of the time of ``rng.choice``."""
-    rest = rng.random()
-    for key, weight in weights.items():
-        rest -= weight
-        if rest < 0:
-            return key
-    return key
-
-
-def sign(rng: np.random.Generator) -> float:
-    """1 or -1."""
-    return 1.0 if rng.random() < 0.5 else -1.0
-
-
-def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number in low..high, every factor equally likely."""
-    return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 _UNIT_GRID = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)), axis=-1).reshape(-1, 2)
@@ -82,14 +62,49 @@ class SceneSettings:
         if (shares := self.static_share + self.particle_share + self.fine_share) > 1:
             raise ValueError(f"static_share + particle_share + fine_share: expected at most 1, got {shares}")
 
-    def layer_count(self, rng: np.random.Generator) -> int:
+
+class Dice(np.random.Generator):
+    """Random numbers for a clip of these settings: those of ``np.random.default_rng(seed)``."""
+
+    def __init__(self, settings: SceneSettings, seed: int | Sequence[int]) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.settings = settings
+
+    def pick(self, weights: dict[Any, float]) -> Any:
+        """Draw a key with its weight (they sum to 1); a tenth of the time of ``choice``."""
+        rest = self.random()
+        for key, weight in weights.items():
+            rest -= weight
+            if rest < 0:
+                return key
+        return key
+
+    def sign(self) -> float:
+        """1 or -1."""
+        return 1.0 if self.random() < 0.5 else -1.0
+
+    def log_uniform(self, low: float, high: float) -> float:
+        """A number in low..high, every factor equally likely."""
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def layer_count(self) -> int:
         """0 to max_layers, about 3 on average: few things are the rule, many the exception."""
         weights = {0: 0.06, 1: 0.14, 2: 0.18, 3: 0.2, 4: 0.16, 5: 0.1, 6: 0.07, 7: 0.05, 8: 0.04}
-        return min(pick(rng, weights), self.max_layers)
+        return min(self.pick(weights), self.settings.max_layers)
 
-    def object_radius(self, rng: np.random.Generator) -> float:
+    def object_radius(self) -> float:
         """Half the size of an object in px: its size is log-uniform from 7 % to 70 % of the frame."""
-        return 0.5 * log_uniform(rng, 0.07, 0.7) * float(np.sqrt(self.height * self.width))
+        return 0.5 * self.log_uniform(0.07, 0.7) * float(np.sqrt(self.settings.height * self.settings.width))
+
+    def thin_px(self, most: float = 4.0) -> float:
+        """A thickness of 1 to ``most`` px, in proportion in frames wider than 400 px."""
+        return self.log_uniform(1, most) * max(1.0, self.settings.width / 400)
+
+    def schedule(self) -> np.ndarray:
+        """Progress of a motion at each frame, (T,): 0, 1, about 2 (+- 0.3), ...: near-constant velocity."""
+        frames = self.settings.frames
+        steps = np.concatenate([[0.0, 1.0], 1 + self.uniform(-0.3, 0.3, max(0, frames - 2))])
+        return np.cumsum(steps)[:frames]
 
 
 @dataclass(frozen=True)
@@ -193,18 +208,13 @@ def _blob(centre: np.ndarray, angle: float, radii: tuple[float, float], hole: fl
     return Outline(distance, np.stack([centre - reach, centre + reach]))
 
 
-def thin_px(rng: np.random.Generator, frame_width: int, most: float = 4.0) -> float:
-    """A thickness of 1 to ``most`` px, in proportion in frames wider than 400 px."""
-    return log_uniform(rng, 1, most) * max(1.0, frame_width / 400)
-
-
-def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarray, radius: float) -> Outline:
+def object_outline(rng: Dice, centre: np.ndarray, radius: float) -> Outline:
     """A random outline of about ``radius`` px around ``centre`` (x, y in px).
 
     A blob, at times with a hole, a convex polygon, or thin bars: a pole, a fence, a grid.
     """
-    kind = pick(rng, {"blob": 0.46, "polygon": 0.36, "bars": 0.18})
-    angle, aspect = rng.uniform(0, np.pi), log_uniform(rng, 0.35, 1)
+    kind = rng.pick({"blob": 0.46, "polygon": 0.36, "bars": 0.18})
+    angle, aspect = rng.uniform(0, np.pi), rng.log_uniform(0.35, 1)
     if kind == "polygon":
         corners = int(rng.integers(3, 8))
         angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners) + rng.random()) / corners
@@ -220,16 +230,10 @@ def object_outline(rng: np.random.Generator, frame_width: int, centre: np.ndarra
         harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)
         hole = rng.uniform(0.25, 0.6) * (rng.random() < 0.15)
         return _blob(centre, angle, (radius / np.sqrt(aspect), radius * np.sqrt(aspect)), hole, harmonics)
-    thickness = thin_px(rng, frame_width)
-    single, crossing = pick(rng, {(True, False): 0.5, (False, False): 0.3, (False, True): 0.2})
-    period = 1e5 if single else log_uniform(rng, 3, 8) * thickness
+    thickness = rng.thin_px()
+    single, crossing = rng.pick({(True, False): 0.5, (False, False): 0.3, (False, True): 0.2})
+    period = 1e5 if single else rng.log_uniform(3, 8) * thickness
     return bars(centre, angle, np.array([radius, 2 * radius]), period, thickness, crossing)
-
-
-def schedule(rng: np.random.Generator, frames: int) -> np.ndarray:
-    """Progress of a motion at each frame, (T,): 0, 1, about 2 (+- 0.3), ...: near-constant velocity."""
-    steps = np.concatenate([[0.0, 1.0], 1 + rng.uniform(-0.3, 0.3, max(0, frames - 2))])
-    return np.cumsum(steps)[:frames]
 
 
 def apply_homography(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -244,21 +248,19 @@ def mean_displacement(homography: np.ndarray, points: np.ndarray) -> float:
     return float(np.sqrt((shift * shift).sum(1)).mean())
 
 
-def planar_motion(
-    rng: np.random.Generator, frames: int, centre: np.ndarray, radius: float, magnitude: float
-) -> np.ndarray:
+def planar_motion(rng: Dice, centre: np.ndarray, radius: float, magnitude: float) -> np.ndarray:
     """Homographies (T, 3, 3) of a plane that shifts, turns, zooms and tilts about ``centre`` (x, y in px).
 
     The mean displacement over ``centre`` +- ``radius`` px from frame 0 to frame 1 is ``magnitude`` px.
     """
     direction = rng.uniform(0, 2 * np.pi)
-    shift = np.array([np.cos(direction), np.sin(direction)]) * pick(rng, {1.0: 0.67, 0.3: 0.33})
+    shift = np.array([np.cos(direction), np.sin(direction)]) * rng.pick({1.0: 0.67, 0.3: 0.33})
     # Small things may move far, but not spin or swell as far: that would be a blur, not a motion.
     reach = min(magnitude, 0.3 * radius) / magnitude / radius
     turn = rng.normal(0, 0.6) * reach * (rng.random() < 0.7)
     zoom = rng.normal(0, 0.6) * reach * (rng.random() < 0.7)
     tilt = rng.normal(0, 0.15, 2) * reach / radius * (rng.random() < 0.5)
-    along, around = schedule(rng, frames), schedule(rng, frames)
+    along, around = rng.schedule(), rng.schedule()
     bend = rng.uniform(-0.2, 0.2) * (rng.random() < 0.5)  # rad per frame: the path is an arc
 
     def at(progress: float, turned: float, scale: float) -> np.ndarray:
@@ -277,7 +279,7 @@ def planar_motion(
     return np.stack([at(p, q, scale) for p, q in zip(along, around, strict=True)])
 
 
-def elastic(rng: np.random.Generator, frames: int, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
+def elastic(rng: Dice, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
     """An elastic field of at most ``magnitude`` px and with a Lipschitz constant of at most ``MAX_LIPSCHITZ``.
 
     :returns: plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase; and gains (T,) in
@@ -291,5 +293,5 @@ def elastic(rng: np.random.Generator, frames: int, radius: float, magnitude: flo
     steepness = float((sizes * np.linalg.norm(vectors, axis=1)).sum())
     amplitudes *= min(rng.uniform(0.2, 1) * MAX_LIPSCHITZ / steepness, magnitude / sizes.sum())
     waves = np.concatenate([amplitudes, vectors, rng.uniform(0, 2 * np.pi, (WAVES, 1))], axis=1)
-    gains = schedule(rng, frames)
+    gains = rng.schedule()
     return waves, gains / gains[-1]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from training.geometry import log_uniform, pick, schedule, sign
+from training.geometry import Dice
 from training.rendering import Clip
 
 PARTICLE_RANGE_PX = (0.2, 12.0)  # of the mean displacement between two frames
@@ -103,11 +103,12 @@ class ParticleScene:
     sheet: np.ndarray
 
 
-def draw_field(rng: np.random.Generator, height: int, width: int, frames: int, magnitude: float) -> FlowField:
+def draw_field(rng: Dice, magnitude: float) -> FlowField:
     """A flow of a few kinds at once whose mean displacement over the frame is ``magnitude`` px.
 
     It is less where a flow as steep as this would have to exceed ``MAX_GRADIENT``.
     """
+    height, width = rng.settings.height, rng.settings.width
     size = np.array([width, height], dtype=float)
     extent = float(np.sqrt(size.prod()))
     finest = min(max(10.0, 5 * magnitude), extent)  # of a vortex; steeper flow would be scaled down again
@@ -134,16 +135,16 @@ def draw_field(rng: np.random.Generator, height: int, width: int, frames: int, m
     stream = np.zeros(8)
     still = not (uniform.any() or linear.any() or len(vortices) or len(waves))
     if still or rng.random() < 0.35:
-        kind = pick(rng, {"jet": 0.35, "step": 0.4, "layer": 0.25})
+        kind = rng.pick({"jet": 0.35, "step": 0.4, "layer": 0.25})
         strength = rng.uniform(0.8, 2)
-        parts = {"jet": (1, 0, 0), "step": (1, 0, -rng.uniform(0.05, 0.3) * sign(rng)), "layer": (0, 1, 0)}[kind]
-        direction = pick(rng, {0.0: 0.4, np.pi: 0.2, rng.uniform(0, 2 * np.pi): 0.4}) + rng.normal(0, 0.05)
-        half_width = log_uniform(rng, max(0.07 * extent, finest), max(0.35 * extent, 1.1 * finest))
+        parts = {"jet": (1, 0, 0), "step": (1, 0, -rng.uniform(0.05, 0.3) * rng.sign()), "layer": (0, 1, 0)}[kind]
+        direction = rng.pick({0.0: 0.4, np.pi: 0.2, rng.uniform(0, 2 * np.pi): 0.4}) + rng.normal(0, 0.05)
+        half_width = rng.log_uniform(max(0.07 * extent, finest), max(0.35 * extent, 1.1 * finest))
         stream[:] = [
             *rng.uniform(0.1, 0.9, 2) * size, direction, half_width, rng.uniform(0, 0.6) / extent,
             *np.array(parts) * strength,
         ]  # fmt: skip
-    gains = np.diff(schedule(rng, frames))
+    gains = np.diff(rng.schedule())
     field = FlowField(uniform, linear, rng.uniform(0, 1, 2) * size, vortices, waves, stream, gains, np.zeros(2))
     ys, xs = (torch.from_numpy(a) for a in np.mgrid[0 : height : max(1, height // 32), 0 : width : max(1, width // 32)])
     u, v = torch.stack(field(torch.stack([xs, xs + 1, xs]).float(), torch.stack([ys, ys, ys + 1]).float(), 0))
@@ -153,19 +154,18 @@ def draw_field(rng: np.random.Generator, height: int, width: int, frames: int, m
     return replace(field, drift=rng.uniform(0, 1) * field.uniform)
 
 
-def draw_particles(
-    rng: np.random.Generator, height: int, width: int, frames: int, max_displacement_px: float
-) -> ParticleScene:
+def draw_particles(rng: Dice) -> ParticleScene:
     """Draw a flow, and the particles that it carries through all frames.
 
     The mean displacement is log-uniform in ``PARTICLE_RANGE_PX``, cut off at ``max_displacement_px``. Some particles
     leave the laser sheet between two frames, and others enter it.
     """
+    height, width, frames = rng.settings.height, rng.settings.width, rng.settings.frames
     low, high = PARTICLE_RANGE_PX
-    high = min(high, max_displacement_px)
-    field = draw_field(rng, height, width, frames, log_uniform(rng, min(low, high / 2), high))
-    diameter = log_uniform(rng, 1.9, 5.0)  # px, four standard deviations
-    density = min(log_uniform(rng, 0.012, 0.12), MAX_FILL / (math.pi / 4 * diameter**2))  # particles per px
+    high = min(high, rng.settings.max_displacement_px)
+    field = draw_field(rng, rng.log_uniform(min(low, high / 2), high))
+    diameter = rng.log_uniform(1.9, 5.0)  # px, four standard deviations
+    density = min(rng.log_uniform(0.012, 0.12), MAX_FILL / (math.pi / 4 * diameter**2))  # particles per px
     # Around the frame lies what will flow into it.
     ys, xs = np.meshgrid(np.linspace(0, height, 12), np.linspace(0, width, 12), indexing="ij")
     u, v = field(torch.from_numpy(xs), torch.from_numpy(ys), 0)

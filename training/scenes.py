@@ -17,20 +17,16 @@ import numpy as np
 
 from training.geometry import (
     EVERYTHING,
+    Dice,
     Outline,
-    SceneSettings,
     apply_homography,
     bars,
     elastic,
     grid,
-    log_uniform,
     mean_displacement,
     object_outline,
-    pick,
     planar_motion,
     rectangle,
-    schedule,
-    thin_px,
 )
 from training.textures import OBJECT, USUAL, Look, Texture, draw_texture
 from training.worlds import Plane, flight_world, open_world, road_world
@@ -49,24 +45,23 @@ class Layer:
     elastic: tuple[np.ndarray, np.ndarray] | None = None  # waves and gains, see there: e_t = gain_t * sum of waves
 
 
-def still(settings: SceneSettings) -> np.ndarray:
+def still(rng: Dice) -> np.ndarray:
     """Homographies (frames, 3, 3) that move nothing."""
-    return np.tile(np.eye(3), (settings.frames, 1, 1))
+    return np.tile(np.eye(3), (rng.settings.frames, 1, 1))
 
 
 def complete(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, outline: Outline,
-    centre: np.ndarray, radius: float, elastic_px: float, look: Look = USUAL,
+    rng: Dice, homographies: np.ndarray, outline: Outline, centre: np.ndarray, radius: float, look: Look = USUAL,
+    elastic_px: float = 0.0,
 ) -> Layer:  # fmt: skip
     """Complete a layer with elastic motion (none for elastic_px = 0) and texture."""
-    bend = elastic(rng, settings.frames, radius, elastic_px) if elastic_px > 0 else None
-    return Layer(homographies, outline, draw_texture(rng, settings.photographs, settings.patterns, centre, look), bend)
+    bend = elastic(rng, radius, elastic_px) if elastic_px > 0 else None
+    return Layer(homographies, outline, draw_texture(rng, centre, look), bend)
 
 
 def object_layers(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float,
-    elastic_px: float,
-) -> list[Layer]:  # fmt: skip
+    rng: Dice, homographies: np.ndarray, centre: np.ndarray, radius: float, elastic_px: float
+) -> list[Layer]:
     """An object that moves by ``homographies`` and passes ``centre`` at some time during the clip.
 
     Some rigid ones have several parts, with one motion, as a chair has a seat and legs.
@@ -74,44 +69,44 @@ def object_layers(
     travelled = apply_homography(homographies[-1], centre[None])[0] - centre
     start = centre - rng.uniform(0, 1) * travelled
     if elastic_px == 0 and rng.random() < FURNITURE_SHARE:
-        return _furniture(rng, settings, homographies, start, radius)
-    outline = object_outline(rng, settings.width, start, radius)
-    layers = [complete(rng, settings, homographies, outline, start, radius, elastic_px, OBJECT)]
+        return _furniture(rng, homographies, start, radius)
+    outline = object_outline(rng, start, radius)
+    layers = [complete(rng, homographies, outline, start, radius, OBJECT, elastic_px)]
     if elastic_px == 0 and rng.random() < 0.3:
         for _ in range(int(rng.integers(1, 4))):
-            place, size = start + rng.normal(0, 0.6, 2) * radius, radius * log_uniform(rng, 0.3, 1)
-            outline = object_outline(rng, settings.width, place, size)
-            layers.append(complete(rng, settings, homographies, outline, place, size, 0.0, OBJECT))
+            place, size = start + rng.normal(0, 0.6, 2) * radius, radius * rng.log_uniform(0.3, 1)
+            outline = object_outline(rng, place, size)
+            layers.append(complete(rng, homographies, outline, place, size, OBJECT))
     return layers
 
 
-def _furniture(
-    rng: np.random.Generator, settings: SceneSettings, homographies: np.ndarray, centre: np.ndarray, radius: float
-) -> list[Layer]:
+def _furniture(rng: Dice, homographies: np.ndarray, centre: np.ndarray, radius: float) -> list[Layer]:
     """A large plain body on thin legs, often with a back of slats, as chairs and tables have."""
+    settings = rng.settings
     radius = max(radius, 0.1 * float(np.sqrt(settings.height * settings.width)))
     angle = rng.normal(0, 0.2)
     down = np.array([-np.sin(angle), np.cos(angle)])
-    body = np.array([rng.uniform(0.5, 1), log_uniform(rng, 0.12, 0.6)]) * radius
+    body = np.array([rng.uniform(0.5, 1), rng.log_uniform(0.12, 0.6)]) * radius
     look = Look(0.85, (0.02, 0.25), OBJECT.level)
-    first = complete(rng, settings, homographies, rectangle(centre, body, angle), centre, radius, 0.0, look)
+    first = complete(rng, homographies, rectangle(centre, body, angle), centre, radius, look)
     layers = [first]
     for direction in (1, -1) if rng.random() < 0.6 else (1,):
         count = int(rng.integers(2, 5))
-        thickness = thin_px(rng, settings.width, 5)
+        thickness = rng.thin_px(5)
         half = np.array([0.9 * body[0], radius * rng.uniform(0.3, 0.7)])
         place = centre + direction * (body[1] + half[1]) * down
         outline = bars(
             place, angle, half + np.array([thickness, 0]), 2 * half[0] / (count - 1), thickness,
             crossing=direction < 0 and rng.random() < 0.3, offset=0.5 * (count % 2 == 0),
         )  # fmt: skip
-        other = complete(rng, settings, homographies, outline, place, radius, 0.0, look)
+        other = complete(rng, homographies, outline, place, radius, look)
         layers.append(replace(other, texture=first.texture) if rng.random() < 0.6 else other)
     return layers
 
 
-def ego_motion_scene(rng: np.random.Generator, settings: SceneSettings, kind: str = "ego-motion") -> list[Layer]:
+def ego_motion_scene(rng: Dice, kind: str = "ego-motion") -> list[Layer]:
     """A camera moves past the planes of one of the ``WORLDS``; some objects also move by themselves."""
+    settings = rng.settings
     focal = rng.uniform(0.6, 1.3) * settings.width
     middle = rng.uniform(0.4, 0.6, 2) * (settings.width, settings.height)
     low, high = settings.min_displacement_px, settings.max_displacement_px
@@ -122,11 +117,11 @@ def ego_motion_scene(rng: np.random.Generator, settings: SceneSettings, kind: st
             middle += rng.uniform(-0.8, 0.8, 2) * (settings.width, 0.3 * settings.height)
     intrinsics = np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]])
     rays = np.linalg.inv(intrinsics)
-    world = WORLDS[kind](rng, settings, rays)
+    world = WORLDS[kind](rng, rays)
     planes, translation = world.planes, world.translation
 
-    magnitude = log_uniform(rng, low, high)
-    shifts, turns = schedule(rng, settings.frames), schedule(rng, settings.frames)
+    magnitude = rng.log_uniform(low, high)
+    shifts, turns = rng.schedule(), rng.schedule()
     # The camera may not come near to a plane or pass through it, nor may things pass faster than half a frame width per
     # frame: beyond that textures are mere smears.
     approaches = [abs(float(plane.normal @ translation) * plane.pace / plane.distance) for plane in planes]
@@ -152,14 +147,14 @@ def ego_motion_scene(rng: np.random.Generator, settings: SceneSettings, kind: st
     for plane, homographies in zip(planes, motions, strict=True):  # (T, 3, 3)
         if plane.outline is not None:
             outline = plane.outline
-            layers.append(complete(rng, settings, homographies, outline, plane.centre, plane.radius, 0.0, plane.look))
+            layers.append(complete(rng, homographies, outline, plane.centre, plane.radius, plane.look))
             continue
         elastic_px = 0.0
         if rng.random() < plane.own_share:  # moves by itself as well
-            own = log_uniform(rng, settings.min_displacement_px, settings.max_displacement_px / 2)
-            homographies = homographies @ planar_motion(rng, settings.frames, plane.centre, plane.radius, own)
+            own = rng.log_uniform(settings.min_displacement_px, settings.max_displacement_px / 2)
+            homographies = homographies @ planar_motion(rng, plane.centre, plane.radius, own)
             elastic_px = own * 0.5 * (rng.random() < 0.4)
-        layers += object_layers(rng, settings, homographies, plane.centre, plane.radius, elastic_px)
+        layers += object_layers(rng, homographies, plane.centre, plane.radius, elastic_px)
     return layers[: settings.max_layers + 1]
 
 
@@ -170,63 +165,54 @@ MOVING_SHARES: dict[Kind, float] = {"planar": 0.5, "ego-motion": 0.22, "road": 0
 FINE_RANGE_PX = (0.05, 1.0)  # of the typical displacement in clips with motion below a pixel
 
 
-def draw_kind(rng: np.random.Generator, settings: SceneSettings) -> Kind:
+def draw_kind(rng: Dice) -> Kind:
     """Draw what kind of clip one is; all but "particles" are scenes."""
-    shares: dict[Kind, float] = {
-        "static": settings.static_share, "particles": settings.particle_share, "fine": settings.fine_share
-    }  # fmt: skip
+    s = rng.settings
+    shares: dict[Kind, float] = {"static": s.static_share, "particles": s.particle_share, "fine": s.fine_share}
     rest = 1 - sum(shares.values())
-    drawn: Kind = pick(rng, {**shares, **{kind: share * rest for kind, share in MOVING_SHARES.items()}})
+    drawn: Kind = rng.pick({**shares, **{kind: share * rest for kind, share in MOVING_SHARES.items()}})
     return drawn
 
 
-def draw_scene(rng: np.random.Generator, settings: SceneSettings, kind: Kind) -> list[Layer]:
-    """Draw a scene of a kind; layers are ordered from the far to the near, the background first.
-
-    :raises ValueError: for "particles", which has no layers; see ``particles``.
-    """
-    if kind == "particles":
-        raise ValueError("clips of particles have no layers; draw_particles draws them")
+def draw_scene(rng: Dice, kind: Kind) -> list[Layer]:
+    """Draw a scene of a kind but "particles"; layers are ordered from the far to the near, the background first."""
     if kind == "fine":
         low, high = FINE_RANGE_PX
-        settings = replace(
-            settings, min_displacement_px=min(low, settings.min_displacement_px),
-            max_displacement_px=min(high, settings.max_displacement_px),
-        )  # fmt: skip
-        kind = pick(rng, {"planar": 0.55, "ego-motion": 0.45})
-    if kind in WORLDS:
-        return ego_motion_scene(rng, settings, kind)
-    return planar_scene(rng, settings, static=kind == "static")
+        low, high = min(low, rng.settings.min_displacement_px), min(high, rng.settings.max_displacement_px)
+        rng.settings = replace(rng.settings, min_displacement_px=low, max_displacement_px=high)
+        kind = rng.pick({"planar": 0.55, "ego-motion": 0.45})
+    return ego_motion_scene(rng, kind) if kind in WORLDS else planar_scene(rng, static=kind == "static")
 
 
-def planar_scene(rng: np.random.Generator, settings: SceneSettings, static: bool = False) -> list[Layer]:
+def planar_scene(rng: Dice, static: bool = False) -> list[Layer]:
     """A background, half of the objects carried along by it, and objects with motions of their own, in the plane."""
+    settings = rng.settings
     size = np.array([settings.width, settings.height])
     low, high = settings.min_displacement_px, settings.max_displacement_px
-    magnitude = log_uniform(rng, low, high)
+    magnitude = rng.log_uniform(low, high)
     still_background = static or rng.random() < 0.2
 
     def elastic_px(of: float, share: float) -> float:
         return 0.0 if static or rng.random() > share else of * rng.uniform(0.2, 1)
 
     if still_background:
-        background = still(settings)
+        background = still(rng)
     else:
-        background = planar_motion(rng, settings.frames, size / 2, settings.width / 2, magnitude)
+        background = planar_motion(rng, size / 2, settings.width / 2, magnitude)
     bend_px = 0.0 if still_background else elastic_px(magnitude, 0.3)
-    layers = [complete(rng, settings, background, EVERYTHING, size / 2, settings.width / 3, bend_px)]
-    count = settings.layer_count(rng)
+    layers = [complete(rng, background, EVERYTHING, size / 2, settings.width / 3, elastic_px=bend_px)]
+    count = rng.layer_count()
     if still_background and not static:  # something has to move
         count = max(count, min(1, settings.max_layers))
     for _ in range(count):
-        centre, radius = rng.uniform(0, 1, 2) * size, settings.object_radius(rng)
+        centre, radius = rng.uniform(0, 1, 2) * size, rng.object_radius()
         carried = rng.random() < 0.5 and not still_background
-        own = log_uniform(rng, low, min(magnitude, high / 2) + low) if carried else log_uniform(rng, low, high)
+        own = rng.log_uniform(low, min(magnitude, high / 2) + low) if carried else rng.log_uniform(low, high)
         if static or rng.random() < 0.06:  # also: dirt on the lens, a bonnet, a caption
-            homographies = still(settings)
+            homographies = still(rng)
         else:
-            homographies = planar_motion(rng, settings.frames, centre, radius, own)
+            homographies = planar_motion(rng, centre, radius, own)
             if carried:
                 homographies = background @ homographies
-        layers += object_layers(rng, settings, homographies, centre, radius, elastic_px(own, 0.25))
+        layers += object_layers(rng, homographies, centre, radius, elastic_px(own, 0.25))
     return layers[: settings.max_layers + 1]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.geometry import log_uniform, sign
+from training.geometry import Dice
 
 TEXTURE_SIZE = (320, 480)  # height, width in px
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -192,22 +192,17 @@ class Texture:
     colour: np.ndarray  # (3, 4): linear map of the texture's RGB, and offset
 
 
-def draw_texture(
-    rng: np.random.Generator, photographs: int, patterns: int, centre: np.ndarray,
-    look: Look = USUAL,
-) -> Texture:  # fmt: skip
-    """Choose one of ``photographs`` textures, or with probability ``PATTERN_SHARE`` one of the ``patterns`` after them.
-
-    Its middle comes to lie near ``centre`` (x, y in px).
-    """
+def draw_texture(rng: Dice, centre: np.ndarray, look: Look = USUAL) -> Texture:
+    """Choose a photograph, or with probability ``PATTERN_SHARE`` a pattern; its middle lies near ``centre`` (px)."""
+    photographs, patterns = rng.settings.photographs, rng.settings.patterns
     pattern = photographs == 0 or rng.random() < PATTERN_SHARE
     index = photographs + rng.integers(patterns) if pattern else rng.integers(photographs)
     # At most 1.1 texels per frame px keep bilinear sampling free of aliasing; coarser use goes through halving.
     halvings = int(rng.random() < 0.35)
-    step = log_uniform(rng, 0.55, 1.1) * 2**halvings
+    step = rng.log_uniform(0.55, 1.1) * 2**halvings
     angle = rng.uniform(0, 2 * np.pi) if pattern or rng.random() < 0.2 else rng.normal(0, 0.1)
     cos, sin = step * np.cos(angle), step * np.sin(angle)
-    linear = np.array([[cos, -sin], [sin, cos]]) * np.array([[sign(rng)], [1]])
+    linear = np.array([[cos, -sin], [sin, cos]]) * np.array([[rng.sign()], [1]])
     height, width = TEXTURE_SIZE
     target = rng.uniform(0.2, 0.8, 2) * (width, height)
     placement = np.concatenate([linear, (target - linear @ centre)[:, None]], axis=1)
@@ -215,7 +210,7 @@ def draw_texture(
     saturation = rng.uniform(0.2, 1.3)
     gains = np.exp(rng.normal(0, 0.12, 3))
     plain = rng.random() < look.plain_share
-    contrast = log_uniform(rng, *look.contrast) if plain else rng.uniform(0.6, 1.3)
+    contrast = rng.log_uniform(*look.contrast) if plain else rng.uniform(0.6, 1.3)
     linear = contrast * gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
     middle = rng.uniform(*look.level) if plain else rng.uniform(85, 165)
     offset = middle - contrast * MEAN_LEVEL * gains

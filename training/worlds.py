@@ -15,17 +15,13 @@ import numpy.typing as npt
 
 from training.geometry import (
     EVERYTHING,
+    Dice,
     Outline,
-    SceneSettings,
     bars,
     bounded_polygon,
-    log_uniform,
     object_outline,
-    pick,
     polygon,
     rectangle,
-    sign,
-    thin_px,
 )
 from training.textures import OBJECT, ROAD, SKY, THIN, USUAL, Look
 
@@ -59,12 +55,13 @@ class World:
     spin: np.ndarray  # (3,) rotation vector
 
 
-def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+def open_world(rng: Dice, rays: np.ndarray) -> World:
     """A far background, often a ground and a wall as along a road, and upright boards; motion in any direction."""
-    size = np.array([settings.width, settings.height])
+    size = np.array([rng.settings.width, rng.settings.height])
+    room = rng.settings.max_layers + 1
     focal = 1 / rays[0, 0]
-    far = log_uniform(rng, 12, 200)
-    background = Plane(AHEAD, far, size / 2, settings.width / 3, EVERYTHING, extent=size / 2)
+    far = rng.log_uniform(12, 200)
+    background = Plane(AHEAD, far, size / 2, size[0] / 3, EVERYTHING, extent=size / 2)
     planes, nearest = [background], far
     horizon = size[1] * rng.uniform(0.2, 0.6)
     ground = np.array([rng.normal(0, 0.05), 1, -rays[1, 1] * horizon - rays[1, 2]])
@@ -74,9 +71,9 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
         inside = ground @ rays - np.array([0, 0, 1 / min(far, 30)])  # nearer than the background
         middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
         extent = (size[0] / 2, (size[1] - horizon) / 3)
-        planes.append(Plane(ground, 1.0, middle, settings.width / 3, polygon(-inside[None]), extent=extent))
+        planes.append(Plane(ground, 1.0, middle, size[0] / 3, polygon(-inside[None]), extent=extent))
     if rng.random() < 0.35:
-        side, distance = sign(rng), rng.uniform(1.2, 5)
+        side, distance = rng.sign(), rng.uniform(1.2, 5)
         normal = np.array([side, 0, rng.uniform(-0.1, 0.1)])
         bounds = [normal @ rays - np.array([0, 0, distance / min(far, rng.uniform(8, 30))])]
         if has_ground:  # it stands on the ground: ground . X < 1
@@ -85,10 +82,10 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
             bounds.append(normal @ rays * rng.uniform(0.5, 4) / distance + rays[1])
         middle = np.array([size[0] * (0.5 + 0.4 * side), horizon])
         outline = polygon(-np.array(bounds))
-        planes.append(Plane(normal, distance, middle, settings.width / 4, outline, extent=size / 10))
+        planes.append(Plane(normal, distance, middle, size[0] / 4, outline, extent=size / 10))
     boards = []
-    for _ in range(min(settings.layer_count(rng), settings.max_layers + 1 - len(planes))):
-        radius, depth = settings.object_radius(rng), log_uniform(rng, 1.5, 0.8 * far)
+    for _ in range(min(rng.layer_count(), room - len(planes))):
+        radius, depth = rng.object_radius(), rng.log_uniform(1.5, 0.8 * far)
         centre = rng.uniform(0, 1, 2) * size
         if has_ground and rng.random() < 0.6:  # stands on the ground
             depth = max(depth, focal / (size[1] - horizon))
@@ -98,13 +95,13 @@ def open_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
         boards.append((depth, Plane(normal, distance, centre, radius)))
         nearest = min(nearest, depth)
     boards.sort(key=lambda board: -board[0])
-    planes = (planes + [plane for _, plane in boards])[: settings.max_layers + 1]
-    heading = pick(rng, {"forward": 0.5, "lateral": 0.25, "any": 0.25})
+    planes = (planes + [plane for _, plane in boards])[:room]
+    heading = rng.pick({"forward": 0.5, "lateral": 0.25, "any": 0.25})
     spread = {"forward": (0.12, 0.06, 1), "lateral": (1, 0.3, 0.1), "any": (1, 1, 1)}[heading]
     translation = rng.normal(0, 1, 3) * spread
     if heading == "forward":
         translation[2] = -abs(translation[2]) - 0.3  # points come nearer
-    spin = rng.normal(0, 1, 3) * (1, 1, 0.5) * pick(rng, {0.0: 0.34, 0.01: 0.33, 0.1: 0.33})
+    spin = rng.normal(0, 1, 3) * (1, 1, 0.5) * rng.pick({0.0: 0.34, 0.01: 0.33, 0.1: 0.33})
     return World(planes, nearest, planes, translation, spin)
 
 
@@ -113,18 +110,18 @@ def _within(inside: list[np.ndarray], size: np.ndarray) -> Outline:
     return bounded_polygon(-np.array(inside), -0.6 * size, 1.6 * size)
 
 
-def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+def road_world(rng: Dice, rays: np.ndarray) -> World:
     """A street: plain sky, a skyline, the ground, walls along it, poles and vehicles; the camera drives forward."""
-    size = np.array([settings.width, settings.height], dtype=float)
-    room = settings.max_layers + 1
+    size = np.array([rng.settings.width, rng.settings.height], dtype=float)
+    room = rng.settings.max_layers + 1
     horizon = size[1] * rng.uniform(0.25, 0.6)
     ground = np.array([rng.normal(0, 0.03), 1, -rays[1, 1] * horizon - rays[1, 2]])
     on_ground = ground @ rays  # of a pixel: 1 / depth of the ground there
     nearest = 1 / max(float((on_ground @ [[0, size[0]], [size[1], size[1]], [1, 1]]).max()), 1e-3)
-    far = log_uniform(rng, 25, 120)
+    far = rng.log_uniform(25, 120)
     sky = SKY if rng.random() < 0.8 else USUAL
     planes = [Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, EVERYTHING, sky)]
-    top = horizon - size[1] * log_uniform(rng, 0.03, 0.3)
+    top = horizon - size[1] * rng.log_uniform(0.03, 0.3)
     skyline = _within([np.array([rng.normal(0, 0.1), 1, -top])], size)
     middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
     extent, near = (size[0] / 2, (size[1] - horizon) / 3), _within([on_ground - np.array([0, 0, 1 / far])], size)
@@ -135,16 +132,16 @@ def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
     planes = planes[: max(1, min(len(planes), room - 2))]
 
     boards: list[tuple[float, list[Plane]]] = []
-    for _ in range(max(2, settings.layer_count(rng))):
-        depth = log_uniform(rng, 1.2 * nearest, max(20, 3 * nearest))
-        kind = pick(rng, {"pole": 0.5, "vehicle": 0.3, "thing": 0.2})
+    for _ in range(max(2, rng.layer_count())):
+        depth = rng.log_uniform(1.2 * nearest, max(20, 3 * nearest))
+        kind = rng.pick({"pole": 0.5, "vehicle": 0.3, "thing": 0.2})
         column = rng.uniform(0.02, 0.98) * size[0]
         foot = np.array([column, -(on_ground[0] * column + on_ground[2] - 1 / depth) / on_ground[1]])
         unit = 1 / rays[0, 0] / depth  # px
         if kind == "pole":
-            boards.append((depth, _pole(rng, settings, foot, unit, depth)))
+            boards.append((depth, _pole(rng, foot, unit, depth)))
             continue
-        pace, radius = 1.0, unit * log_uniform(rng, 0.2, 0.8)
+        pace, radius = 1.0, unit * rng.log_uniform(0.2, 0.8)
         if kind == "vehicle":
             pace, radius = rng.choice([0.0, 0.3, 1.0, 1.7]), unit * rng.uniform(0.4, 0.9)
         radius = min(radius, 0.35 * size[0])
@@ -156,25 +153,25 @@ def road_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarr
 
     drift = rng.normal(0, 0.04)
     translation = np.array([drift, (ground[2] - ground[0] * drift) / ground[1], -1.0])  # along the ground
-    spin = rng.normal(0, 1, 3) * (0.3, 1, 0.2) * pick(rng, {0.0: 0.15, 0.03: 0.45, 0.15: 0.4})
+    spin = rng.normal(0, 1, 3) * (0.3, 1, 0.2) * rng.pick({0.0: 0.15, 0.03: 0.45, 0.15: 0.4})
     return World(planes[:room], nearest, [road], translation, spin)
 
 
 def _street_side(
-    rng: np.random.Generator, size: np.ndarray, rays: np.ndarray, on_ground: np.ndarray, side: float, far: float
+    rng: Dice, size: np.ndarray, rays: np.ndarray, on_ground: np.ndarray, side: float, far: float
 ) -> list[Plane]:
     """Walls, buildings, hedges and parked cars along one side of a street; from the far to the near.
 
     Each stretches over a range of depths at a distance from the camera's path; some show their front as well.
     """
     planes = []
-    count = pick(rng, {0: 0.2, 1: 0.5, 2: 0.3})
-    ends = [far * rng.uniform(0.5, 1), log_uniform(rng, 3, 10), 0.0]
+    count = rng.pick({0: 0.2, 1: 0.5, 2: 0.3})
+    ends = [far * rng.uniform(0.5, 1), rng.log_uniform(3, 10), 0.0]
     for i in range(count):
         behind = ends[i]
         begin = behind * rng.uniform(0.2, 0.8) if i < count - 1 or rng.random() < 0.4 else 0.0
-        away = log_uniform(rng, 1.2, 6)
-        height = pick(rng, {"building": 0.6, "hedge": 0.2, "car": 0.2})
+        away = rng.log_uniform(1.2, 6)
+        height = rng.pick({"building": 0.6, "hedge": 0.2, "car": 0.2})
         low, high = {"building": (-9, -1), "hedge": (-0.5, 0.7), "car": (-0.1, 0.3)}[height]
         top = rng.uniform(low, high)
         normal = np.array([side, 0, rng.normal(0, 0.02)])
@@ -193,12 +190,10 @@ def _street_side(
     return planes
 
 
-def _pole(
-    rng: np.random.Generator, settings: SceneSettings, foot: np.ndarray, unit: float, depth: float
-) -> list[Plane]:
+def _pole(rng: Dice, foot: np.ndarray, unit: float, depth: float) -> list[Plane]:
     """A pole, or several at one depth, that stands at ``foot`` (px); some carry a sign or an arm. ``unit`` is in px."""
-    half_height = min(0.5 * unit * log_uniform(rng, 1, 5), 2 * settings.height)
-    lean, thickness = rng.normal(0, 0.03), thin_px(rng, settings.width)
+    half_height = min(0.5 * unit * rng.log_uniform(1, 5), 2 * rng.settings.height)
+    lean, thickness = rng.normal(0, 0.03), rng.thin_px()
     up = np.array([np.sin(lean), -np.cos(lean)])
     centre = foot + half_height * up
     if rng.random() < 0.8:
@@ -206,33 +201,33 @@ def _pole(
     else:  # a fence, a railing
         half = np.array([unit * rng.uniform(0.5, 3), min(half_height, unit * rng.uniform(0.3, 0.7))])
         centre = foot + half[1] * up
-        outline = bars(centre, lean, half, thickness * log_uniform(rng, 4, 16), thickness, rng.random() < 0.2)
+        outline = bars(centre, lean, half, thickness * rng.log_uniform(4, 16), thickness, rng.random() < 0.2)
     planes = [Plane(AHEAD, depth, centre, half_height, outline, THIN)]
     if rng.random() < 0.35:
         radius = unit * rng.uniform(0.12, 0.3)
         place = foot + 2 * half_height * up
         if rng.random() < 0.6:
-            sign_outline = object_outline(rng, settings.width, place, radius)
+            sign_outline = object_outline(rng, place, radius)
         else:
             length = unit * rng.uniform(0.4, 1.5)
-            place = place + sign(rng) * np.array([length, 0])
+            place = place + rng.sign() * np.array([length, 0])
             sign_outline = rectangle(place, np.array([length, thickness / 2]), lean)
         planes.append(Plane(AHEAD, depth, place, radius, sign_outline, THIN))
     return planes
 
 
-def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.ndarray) -> World:
+def flight_world(rng: Dice, rays: np.ndarray) -> World:
     """Land seen from above, straight down or ahead to the horizon: roofs, trees, vehicles, wires over it.
 
     The unit is the camera's height. It flies any way, and yaws and pitches.
     """
-    size = np.array([settings.width, settings.height], dtype=float)
-    room = settings.max_layers + 1
+    size = np.array([rng.settings.width, rng.settings.height], dtype=float)
+    room = rng.settings.max_layers + 1
     planes: list[Plane] = []
     if rng.random() < 0.4:  # straight down
         normal = np.array([*rng.normal(0, 0.15, 2), 1])
     else:
-        horizon = size[1] * pick(rng, {rng.uniform(-2, -0.1): 0.65, rng.uniform(0, 0.25): 0.35})
+        horizon = size[1] * rng.pick({rng.uniform(-2, -0.1): 0.65, rng.uniform(0, 0.25): 0.35})
         normal = np.array([rng.normal(0, 0.1), 1, -rays[1, 1] * horizon - rays[1, 2]])
     normal /= np.linalg.norm(normal)
     on_ground = normal @ rays
@@ -247,25 +242,25 @@ def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.nda
     planes.append(land)
 
     things: list[tuple[float, Plane]] = []
-    for _ in range(max(1, settings.layer_count(rng))):
-        kind = pick(rng, {"roof": 0.35, "tree": 0.25, "vehicle": 0.2, "wire": 0.2})
-        height = {"roof": log_uniform(rng, 0.02, 0.4), "tree": log_uniform(rng, 0.02, 0.25), "vehicle": 0.005,
+    for _ in range(max(1, rng.layer_count())):
+        kind = rng.pick({"roof": 0.35, "tree": 0.25, "vehicle": 0.2, "wire": 0.2})
+        height = {"roof": rng.log_uniform(0.02, 0.4), "tree": rng.log_uniform(0.02, 0.25), "vehicle": 0.005,
                   "wire": rng.uniform(0.1, 0.5)}[kind]  # fmt: skip
         centre = rng.uniform(0, 1, 2) * size
         scale = float(on_ground @ [*centre, 1]) / rays[0, 0]  # px that one unit measures there
         if scale * rays[0, 0] < 0.03:  # beyond the horizon
             continue
-        radius = float(np.clip(scale * log_uniform(rng, 0.04, 0.3), 4, 0.3 * size[0]))
+        radius = float(np.clip(scale * rng.log_uniform(0.04, 0.3), 4, 0.3 * size[0]))
         look: Look = USUAL
         shape: Outline | None = None
         if kind == "roof":
             look = OBJECT
-            half = radius * np.array([1, log_uniform(rng, 0.3, 1)])
+            half = radius * np.array([1, rng.log_uniform(0.3, 1)])
             shape = rectangle(centre, half, rng.uniform(0, np.pi))
         elif kind == "wire":
-            look, thickness = THIN, thin_px(rng, settings.width) / 1.5
-            half = np.array([thickness * log_uniform(rng, 0.6, 12), 2 * size[0]])
-            shape = bars(centre, rng.uniform(0, np.pi), half, thickness * log_uniform(rng, 3, 10), thickness)
+            look, thickness = THIN, rng.thin_px() / 1.5
+            half = np.array([thickness * rng.log_uniform(0.6, 12), 2 * size[0]])
+            shape = bars(centre, rng.uniform(0, np.pi), half, thickness * rng.log_uniform(3, 10), thickness)
         things.append(
             (height, Plane(normal, 1 - height, centre, radius, shape, look, own_share=0.7 * (kind == "vehicle")))
         )
@@ -276,5 +271,5 @@ def flight_world(rng: np.random.Generator, settings: SceneSettings, rays: np.nda
     along = rng.normal(0, 1, 3)
     climb = rng.normal(0, 0.3)  # mostly at one height
     translation = along - (along @ normal) * normal + climb * normal
-    spin = rng.normal(0, 1, 3) * pick(rng, {0.0: 0.2, 0.1: 0.4, 0.4: 0.4})
+    spin = rng.normal(0, 1, 3) * rng.pick({0.0: 0.2, 0.1: 0.4, 0.4: 0.4})
     return World(planes[:room], nearest, [land], translation, spin)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from generated_scenes import HEIGHT, WIDTH, banks, batch, draw, layer, make, sample, shifts, warping_errors
 
 from training.generator import Clip
-from training.geometry import elastic, polygon
+from training.geometry import Dice, elastic, polygon
 from training.rendering import render
 from training.textures import load_photographs
 
@@ -67,7 +67,7 @@ def test_what_leaves_the_frame_is_occluded_and_keeps_its_flow() -> None:
 
 def test_elastic_motion_is_inverted_to_a_fiftieth_of_a_pixel() -> None:
     """From frame 1 on, flow goes through the inverse of the elastic map, which is found by iteration."""
-    waves, gains = field = elastic(np.random.default_rng(0), frames=3, radius=120, magnitude=20)
+    waves, gains = field = elastic(Dice(make().settings, 0), radius=120, magnitude=20)
     assert np.linalg.norm(waves[:, :2], axis=1).sum() > 1  # else there is nothing to invert
     homographies = shifts((0, 0), (3, 1), (6, 2))
     clip = render([layer(homographies, elastic=field)], banks(), HEIGHT, WIDTH, limit_px=50)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from generated_scenes import HEIGHT, WIDTH, banks, layer, make, shifts, warping_errors
 
 from training.generator import main
-from training.geometry import EVERYTHING, rectangle
+from training.geometry import EVERYTHING, Dice, rectangle
 from training.rendering import render
 from training.scenes import KINDS, draw_scene
 
@@ -87,7 +87,7 @@ def test_what_is_left_out_to_save_time_is_never_in_the_picture(kind: str) -> Non
     """Why: walls are drawn only within a box; where one was too small, a wall would end in the middle of the frame."""
     generator = make(max_displacement_px=40)
     for seed in range(6):
-        scene = draw_scene(np.random.default_rng(seed), generator.settings, kind)
+        scene = draw_scene(Dice(generator.settings, seed), kind)
         whole = [replace(part, outline=replace(part.outline, box=EVERYTHING.box)) for part in scene]
         boxed, unboxed = (render(s, generator.banks, HEIGHT, WIDTH, limit_px=WIDTH) for s in (scene, whole))
         torch.testing.assert_close(boxed.flow, unboxed.flow, atol=1e-3, rtol=1e-4)

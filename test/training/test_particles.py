@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training.generator import ProceduralGenerator
+from training.geometry import Dice, SceneSettings
 from training.particles import (
     MAX_GRADIENT,
     PARTICLE_RANGE_PX,
@@ -23,7 +24,7 @@ HEIGHT, WIDTH = 88, 120
 
 
 def draw(seed: int, frames: int = 3) -> ParticleScene:
-    return draw_particles(np.random.default_rng(seed), HEIGHT, WIDTH, frames, 48.0)
+    return draw_particles(Dice(SceneSettings(HEIGHT, WIDTH, 48.0, frames=frames), seed))
 
 
 def uniform(u: float, v: float, frames: int) -> FlowField:
@@ -97,10 +98,10 @@ def test_fields_are_smooth_and_fill_the_range() -> None:
     y, x = (torch.from_numpy(a).float() for a in np.mgrid[0:HEIGHT, 0:WIDTH])
     means = []
     for seed in range(120):
-        rng = np.random.default_rng(seed)
+        rng = Dice(SceneSettings(HEIGHT, WIDTH, 48.0, frames=2), seed)
         low, high = PARTICLE_RANGE_PX
         wanted = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-        u, v = draw_field(rng, HEIGHT, WIDTH, 2, wanted)(x, y, 0)
+        u, v = draw_field(rng, wanted)(x, y, 0)
         steepest = max(float(part.diff(dim=dim).abs().max()) for part in (u, v) for dim in (0, 1))
         assert steepest < 1.35 * MAX_GRADIENT
         means.append(float(torch.hypot(u, v).mean()))
