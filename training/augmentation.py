@@ -84,34 +84,41 @@ class Augmentation:
             image1, image2 = both[: self.crop[0]], both[self.crop[0] :]
         return replace(sample, image1=image1, image2=image2)
 
-    def _draw_scale(self, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-        """Factors of width and height: at least what the crop needs."""
-        scale = np.ones(2)
+    def _move(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Scale, flip and crop in one step, so that each pixel is interpolated once."""
+        assert sample.flow is not None
+        size, extent, scale = np.array(sample.valid.shape[::-1]), np.array(self.crop[::-1]), np.ones(2)
         if rng.random() < self.spatial_probability:
             scale *= 2 ** rng.uniform(self.min_scale, self.max_scale)
             if rng.random() < self.stretch_probability:
                 scale *= 2 ** rng.uniform(-self.stretch, self.stretch, 2)
-        return np.maximum(scale, max(wanted / there for wanted, there in zip(self.crop, size, strict=True)))
-
-    def _move(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Scale, flip and crop in one step, so that each pixel is interpolated once."""
-        assert sample.flow is not None
-        height, width = sample.valid.shape
-        scale = self._draw_scale(rng, (height, width))
+        scale = np.maximum(scale, max(extent / size))  # what the crop needs
         sign = np.where(rng.random(2) < (self.horizontal_flip, self.vertical_flip), -1.0, 1.0)
-        extent = np.array(self.crop[::-1])
-        room = scale * (width, height) - extent + 1e-6  # never less than the crop but for rounding
+        room = scale * size - extent + 1e-6  # never less than the crop but for rounding
         corner = rng.integers(0, np.floor(np.maximum(room, 0)).astype(int) + 1)
         # A pixel p of the crop comes from p * step + start: centres of pixels are at whole numbers, borders half-way.
         step = sign / scale
         start = (np.where(sign > 0, corner, corner + extent - 1) + 0.5) / scale - 0.5
-        image1, image2 = (_resample(image, step, start, self.crop) for image in (sample.image1, sample.image2))
-        move = _scatter if self.sparse else _interpolate
-        flow, valid, occluded = move(sample.flow, sample.valid, sample.occluded, step, start, self.crop)
+        matrix = np.array([[step[0], 0, start[0]], [0, step[1], start[1]]])
+
+        def resampled(array: np.ndarray) -> np.ndarray:
+            flags, border = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, cv2.BORDER_REPLICATE
+            return cv2.warpAffine(array, matrix, self.crop[::-1], flags=flags, borderMode=border)
+
+        hidden = np.zeros_like(sample.valid) if sample.occluded is None else sample.occluded
+        if self.sparse:  # each vector to the nearest pixel; of several that meet, the last one stays
+            rows, columns = np.nonzero(sample.valid)
+            x, y = np.rint((np.stack([columns, rows]) - start[:, None]) / step[:, None]).astype(int)
+            inside = (x >= 0) & (y >= 0) & (x < extent[0]) & (y < extent[1])
+            source, target = (rows[inside], columns[inside]), (y[inside], x[inside])
+            flow, valid, occluded = np.zeros((*self.crop, 2), np.float32), *np.zeros((2, *self.crop), bool)
+            flow[target], valid[target], occluded[target] = sample.flow[source], True, hidden[source]
+        else:
+            flow = resampled(np.where(sample.valid[:, :, None], sample.flow, np.float32(0)))  # NaN must not spread
+            valid, occluded = resampled(np.uint8(255) * sample.valid) == 255, resampled(np.uint8(255) * hidden) > 127
         flow = np.where(valid[:, :, None], flow * (scale * sign).astype(np.float32), np.float32(0))
-        if occluded is not None:
-            occluded |= leaves_image(flow)
-        return Sample(sample.name, image1, image2, flow, valid, occluded)
+        seen = None if sample.occluded is None else occluded | leaves_image(flow)
+        return Sample(sample.name, resampled(sample.image1), resampled(sample.image2), flow, valid, seen)
 
     def _recolour(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Brightness, contrast, saturation and hue of (H, W, 3) uint8, in random order."""
@@ -138,44 +145,6 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         across, down = rng.integers(ERASED_SIDE_PX[0], ERASED_SIDE_PX[1] + 1, 2)
         erased[top : top + down, left : left + across] = np.rint(image.mean(axis=(0, 1)))
     return erased
-
-
-def _resample(array: np.ndarray, step: np.ndarray, start: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, ...) of ``size`` from an array: pixel p is interpolated linearly at p * step + start, in x and y."""
-    matrix = np.array([[step[0], 0, start[0]], [0, step[1], start[1]]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(array, matrix, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-
-
-Parts = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
-
-
-def _interpolate(
-    flow: np.ndarray, valid: np.ndarray, occluded: np.ndarray | None, step: np.ndarray, start: np.ndarray,
-    size: tuple[int, int],
-) -> Parts:  # fmt: skip
-    """Flow, still in pixels of before, validity and occlusion of ``size``."""
-    masks = [_resample(np.uint8(255) * mask, step, start, size) for mask in (valid, occluded) if mask is not None]
-    known = np.where(valid[:, :, None], flow, np.float32(0))  # a NaN at an unknown pixel must not spread
-    return _resample(known, step, start, size), masks[0] == 255, masks[1] > 127 if len(masks) > 1 else None
-
-
-def _scatter(
-    flow: np.ndarray, valid: np.ndarray, occluded: np.ndarray | None, step: np.ndarray, start: np.ndarray,
-    size: tuple[int, int],
-) -> Parts:  # fmt: skip
-    """The same, each valid vector moved to the nearest pixel; of several that meet, the last one stays."""
-    rows, columns = np.nonzero(valid)
-    x, y = np.rint((np.stack([columns, rows]) - start[:, None]) / step[:, None]).astype(int)
-    inside = (x >= 0) & (y >= 0) & (x < size[1]) & (y < size[0])
-    source, target = (rows[inside], columns[inside]), (y[inside], x[inside])
-    moved, known = np.zeros((*size, 2), np.float32), np.zeros(size, bool)
-    moved[target], known[target] = flow[source], True
-    if occluded is None:
-        return moved, known, None
-    hidden = np.zeros(size, bool)
-    hidden[target] = occluded[source]
-    return moved, known, hidden
 
 
 USES = 4
