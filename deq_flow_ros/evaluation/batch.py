@@ -106,7 +106,7 @@ def _write_index(path: Path, rows: Sequence[Row]) -> None:
     frames = {name: sum(main["frames"][name] for main in mains.values()) for name in names}
     totals = [
         Figure(str(len(mains)), "recordings with results", f"of {len(rows)}"),
-        Figure(str(frames["all"]), "frames", summary.counts(frames)),
+        summary.counted(frames),
     ]
     if medians := [ms for main in mains.values() if (ms := main["latency_ms"]["median"]) is not None]:
         totals.append(Figure(f"{min(medians):.1f} – {max(medians):.1f}", "latency, medians", "least and most", "ms"))

@@ -81,11 +81,9 @@ class Plan:
 
 
 class RecordingEvaluation:
-    """Evaluates one recording into a folder of its own.
+    """Evaluates one recording into a folder of its own, which is locked until it is closed.
 
-    :param resume: whether to keep complete results of the same plan and input. Incomplete ones are started again.
-    :param overwrite: whether to replace existing results.
-    :ivar folder: locked until it is closed.
+    :param resume: see ``ResultFolder``, as for ``overwrite``.
     :raises MediaError: for an unusable input or folder.
     """
 
@@ -180,8 +178,15 @@ class RecordingEvaluation:
                         raise
                     self._note("are followed by what cannot be read", f"frame {index - 1}: {error}")
                     return
-            for problem in frame_problems(previous, frame):
-                self._note(*problem)
+            if frame.image is None:
+                self._note("cannot be read", f"frame {index}: {frame.problem}")
+            if previous is not None and frame.stamp_ns <= previous.stamp_ns:
+                kind = "have a stamp that is not after the one before (see --stamps record)"
+                self._note(kind, f"frame {index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns")
+            images = [one.image for one in (frame, previous) if one is not None and one.image is not None]
+            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
+            if len(set(sizes)) > 1:
+                self._note("have another size than the one before", f"frame {index}: {' after '.join(sizes)}")
             yield frame
             previous = frame
 

@@ -67,7 +67,7 @@ class InputFrame:
 
         :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
         :param left_out: the number of earlier frames that could not be read.
-        :param levels: maps 16 bits to 8 for the whole recording; None for a single image.
+        :param levels: see ``to_rgb``.
         """
         start = time.perf_counter()
         image, problem = None, frame.problem
@@ -150,7 +150,7 @@ class FrameOutcome:
 class FrameTable:
     """Writes ``frames.csv``, one row per frame and setting. Each row is on disk as soon as the frame is done.
 
-    :raises MediaError: if it cannot be written.
+    :raises MediaError: if it cannot be written, as from its methods.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,7 +166,6 @@ class FrameTable:
     def append(self, setting: str, record: FrameRecord) -> None:
         """Write one row.
 
-        :raises MediaError: if the disk is full.
         :raises ValueError: for a stage or measure without a column.
         """
         values = {**vars(record), **record.measures, **{f"stage_{name}_ms": ms for name, ms in record.stage_ms.items()}}

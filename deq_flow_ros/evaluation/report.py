@@ -96,10 +96,10 @@ BAD, MUTED = "#c53030", "#5a6676"
 
 
 def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error: str) -> list[tuple[str, str, str]]:
-    """The plots of a run that have something to show: title, column, and address of the image.
+    """The plots of a run that have something to show, of the rows of ``frames.csv`` by setting, the main one first.
 
-    :param frames: rows of ``frames.csv`` by setting, the main one first.
     :param error: the measure that says most about the quality of the flow.
+    :returns: title, column, and address of the image.
     """
     frames = dict(list(frames.items())[: len(COLOURS)])
     main, coloured = next(iter(frames.values())), list(zip(frames.items(), COLOURS, strict=False))

@@ -89,11 +89,8 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
 
 def spread(values: pd.Series) -> dict[str, float | None]:
     """Mean, median, 95th and 99th percentile and maximum of the known values; None if there are none."""
-    known = values.dropna()
-    if known.empty:
-        return dict.fromkeys(SPREAD)
-    figures = (known.mean(), *known.quantile([0.5, 0.95, 0.99]), known.max())
-    return dict(zip(SPREAD, map(float, figures), strict=True))
+    figures = (values.mean(), *values.quantile([0.5, 0.95, 0.99]), values.max())  # which leave out NaN
+    return {name: None if pd.isna(figure) else float(figure) for name, figure in zip(SPREAD, figures, strict=True)}
 
 
 def count_words(frames: pd.DataFrame, column: str, outcome: str) -> dict[str, int]:
@@ -204,9 +201,10 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def counts(frames: Metrics) -> str:
+def counted(frames: Metrics) -> Figure:
     """The numbers of frames by outcome."""
-    return f"{frames['processed']} with flow, {frames['first']} first, {frames['dropped']} dropped"
+    counts = f"{frames['processed']} with flow, {frames['first']} first, {frames['dropped']} dropped"
+    return Figure(str(frames["all"]), "frames", counts)
 
 
 def error_measure(figures: Metrics) -> str:
@@ -227,7 +225,7 @@ def headline(metrics: Metrics) -> list[Figure]:
     played = "while the stream was played" if metrics["run"]["played_seconds"] else "from the mean latency"
     tail = f"95 %: {number(latency['p95'], 1)}, 99 %: {number(latency['p99'], 1)}, max: {number(latency['max'], 1)}"
     shown = [
-        Figure(str(figures["frames"]["all"]), "frames", counts(figures["frames"])),
+        counted(figures["frames"]),
         Figure(number(figures["fields_per_second"], 1), "flow fields per second", played),
         Figure(number(latency["median"], 1), "latency, median", tail, "ms"),
     ]
