@@ -202,14 +202,12 @@ class ResultWriter(ExitStack):
         frame, fields = outcome.frame, outcome.fields
         if self._bag is None or frame is None or setting != self._settings[0].name:
             return
-        image = frame.image if self._images else None
-        header = (frame.stamp_ns, frame.record_ns, frame.frame_id)
-        if fields is None:
-            self._bag.add(*header, account(outcome), image)
-            return
-        here_ns = outcome.record.previous_stamp_ns if fields.direction == "forward" else frame.stamp_ns
-        flow = (fields.flow, fields.residual, fields.uncertainty)
-        self._bag.add(*header, account(outcome), image, *flow, flow_stamp_ns=here_ns)
+        published: dict[str, Any] = {"image": frame.image if self._images else None}
+        if fields is not None:
+            published |= {name: getattr(fields, name) for name in ("flow", "residual", "uncertainty")}
+            forward = fields.direction == "forward"
+            published["flow_stamp_ns"] = outcome.record.previous_stamp_ns if forward else frame.stamp_ns
+        self._bag.add(frame.stamp_ns, frame.record_ns, frame.frame_id, account(outcome), **published)
 
     def finish(self, run: RunInfo) -> dict[str, Any]:
         """Write ``metrics.json``, ``report.html`` and, if there is flow, ``flow.mp4`` and ``flow.webp``.

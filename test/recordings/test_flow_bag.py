@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bag of the flow is one for every program that reads bags, not only for the library that wrote it."""
+"""The bag of the flow is one for every program that reads bags, and its account notices what is wrong."""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from deq_flow_ros.recordings.flow_bag import (
     STATISTICS_TOPIC,
     UNCERTAINTY_TOPIC,
     FlowBag,
+    FrameReport,
+    take_account,
 )
 
 make_reader = pytest.importorskip("mcap.reader").make_reader
@@ -137,3 +140,55 @@ def test_the_bag_is_closed_whatever_happens(tmp_path: Path) -> None:
         bag.add(1, 1, "eye", {"outcome": "first"})
         raise MemoryError
     assert len(list(read_messages(tmp_path / "flow"))) == 1
+
+
+PERIOD_NS = 100_000_000
+
+
+def report(number: int, outcome: str = "processed", previous: int | None = None, **more: str) -> FrameReport:
+    stamps = {"image1_stamp_ns": "", "image2_stamp_ns": str(number * PERIOD_NS)}
+    if outcome == "processed":
+        stamps["image1_stamp_ns"] = str((number - 1 if previous is None else previous) * PERIOD_NS)
+    reason = {"first": "start", "dropped": "superseded by a newer frame"}.get(outcome, "")
+    return FrameReport(
+        number * PERIOD_NS, {"outcome": outcome, "reason": reason, "direction": "forward", **stamps, **more}
+    )
+
+
+def stamps(*numbers: int) -> list[int]:
+    return [number * PERIOD_NS for number in numbers]
+
+
+def test_a_complete_run_has_no_problems() -> None:
+    """First, processed and dropped frames are all that was published; flow carries the previous image's stamp."""
+    reports = [report(1, "first"), report(2), report(3, "dropped"), report(4, previous=2)]
+    account = take_account(stamps(1, 2, 3, 4), reports, stamps(1, 2))
+    assert account.problems == []
+    assert account.outcomes == {"processed": 2, "first": 1, "dropped": 1}
+    assert account.drop_reasons == {"superseded by a newer frame": 1}
+
+
+@pytest.mark.parametrize(
+    ("published", "reports", "flow", "problem"),
+    [
+        ((1, 2, 3), [report(1, "first"), report(2)], (1,), "1 frames published, but no report says"),
+        ((1, 2), [report(1, "first"), report(2), report(2, "dropped")], (1,), "1 frames reported, but never published"),
+        ((1, 2), [report(1, "first"), report(2)], (), "1 frames processed, but their flow was not recorded"),
+        ((1, 2), [report(1, "first"), report(2)], (2,), "flow messages whose stamp is not that of"),
+        ((1, 2), [report(1, "first"), report(2, "dropped", reason="")], (), "1 frames were dropped without a reason"),
+        ((1,), [report(1, "lost")], (), r"expected the outcomes processed, first and dropped, got \['lost'\]"),
+    ],
+)
+def test_whatever_does_not_add_up_is_named(
+    published: tuple[int, ...], reports: list[FrameReport], flow: tuple[int, ...], problem: str
+) -> None:
+    """A frame that vanishes, appears twice, or whose flow is missing or wrongly stamped, must each be noticed."""
+    account = take_account(stamps(*published), reports, stamps(*flow))
+    assert any(re.search(problem, line) for line in account.problems), account.problems
+
+
+def test_backward_flow_carries_the_current_stamp() -> None:
+    """The header rule turns around with the direction."""
+    backward = report(2, direction="backward")
+    assert backward.flow_stamp_ns == 2 * PERIOD_NS and report(2).flow_stamp_ns == PERIOD_NS
+    assert take_account(stamps(1, 2), [report(1, "first"), backward], stamps(2)).problems == []
