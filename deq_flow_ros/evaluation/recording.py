@@ -23,7 +23,6 @@ from deq_flow_ros.evaluation.records import (
     PROCESSED,
     FrameOutcome,
     InputFrame,
-    frame_problems,
     read_frames,
 )  # fmt: skip
 from deq_flow_ros.evaluation.report import FRAMES
