@@ -8,8 +8,6 @@ seen. A picture of H.265 lists those that it needs, which FFmpeg checks. Section
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from deq_flow_ros.imaging.encodings import EncodingError
 
 H264, H265 = "h264", "hevc"
@@ -146,16 +144,14 @@ class _Bits:
 
     def __init__(self, unit: bytes, skip: int = 8) -> None:
         payload = unit.replace(b"\x00\x00\x03", b"\x00\x00")  # emulation prevention (7.4.1)
-        self._rest: Iterator[str] = iter("".join(f"{byte:08b}" for byte in payload)[skip:])
+        self._bits, self._place = "".join(f"{byte:08b}" for byte in payload), skip
 
     def u(self, count: int) -> int:
         """Unsigned, of ``count`` bits."""
-        value = 0
-        for _ in range(count):
-            if (bit := next(self._rest, None)) is None:
-                raise ValueError("it ends early")
-            value = 2 * value + (bit == "1")
-        return value
+        begin, self._place = self._place, self._place + count
+        if self._place > len(self._bits):
+            raise ValueError("it ends early")
+        return int(self._bits[begin : self._place] or "0", 2)
 
     def ue(self) -> int:
         """Exp-Golomb code (9.1); signed ones are as long."""
