@@ -37,6 +37,8 @@ WORTH_A_WARNING = 0.05
 OLD_STAMP_MS, EARLY_STAMP_MS, EARLY_CLOCK_MS = 1000.0, -50.0, -1000.0
 """Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock, which is
 published now and then, may be behind by more than a machine's clock."""
+MOST_DRIFT = 0.5
+"""Stamps that lose or gain more than this, in s per second, are of no clock that runs as ours."""
 ANOTHER_TIME_MS = 24 * 3600e3
 """A clock that is wrong by more is not one that has drifted: it was never set, or this is a recording."""
 _UNITS_MS = (("years", 365.25 * 86400e3), ("days", 86400e3), ("hours", 3600e3), ("minutes", 60e3), ("s", 1e3))
@@ -267,7 +269,14 @@ def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
     if clocks.simulated and not clocks.offered:
         yield OK, "use_sim_time is set, and nobody publishes /clock: how old the images are is not known"
         return
-    age_ms = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
+    ages_ms = window.ages_ms
+    by_ours = window.full and not (clocks.simulated or clocks.offered or clocks.played)
+    drift = (ages_ms[-1] - ages_ms[0]) * 1e-3 / window.seconds if by_ours and len(ages_ms) > AT_ONCE else 0.0
+    if abs(drift) > MOST_DRIFT:
+        advance = f"stamps advance by {1 - drift:.3g} s in a second"
+        yield WARN, f"{advance}: in another unit, or those of a simulation, for which use_sim_time is to be set"
+        return
+    age_ms = float(np.median(ages_ms)) if ages_ms else 0.0
     if (EARLY_CLOCK_MS if clocks.simulated else EARLY_STAMP_MS) <= age_ms <= OLD_STAMP_MS:
         return
     stamps = f"stamps are {_duration(abs(age_ms))} {'old on arrival' if age_ms > 0 else 'in the future'}"
