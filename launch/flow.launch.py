@@ -161,7 +161,7 @@ def _absolute(value: dict[str, str], topic: str) -> str:
 
 def _outputs(value: dict[str, str], camera: str) -> str:
     """Where the node publishes what belongs to a camera."""
-    return "/" + "/".join(filter(None, [value["namespace"].strip("/"), value["name"], camera]))
+    return _absolute(value, f"{value['name']}/{camera}".rstrip("/"))
 
 
 def _port(value: dict[str, str], argument: str) -> int:

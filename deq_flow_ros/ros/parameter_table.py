@@ -137,11 +137,6 @@ class ParameterTable:
                 return SetParametersResult(successful=False, reason=reason)
         return None if changed(parameters, node) else SetParametersResult(successful=True)
 
-    @classmethod
-    def names_of_live(cls) -> frozenset[str]:
-        """Names of the parameters of which a change takes effect at once."""
-        return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata["live"])
-
 
 def unused_overrides(node: Node, known: Sequence[str]) -> list[str]:
     """A line for each value given at start that no parameter of a node takes.

@@ -205,7 +205,7 @@ class NodeSettings(ParameterTable):
         return {**limits, **{name: getattr(self, name) for name in names}}
 
 
-LIVE = NodeSettings.names_of_live()
+LIVE = frozenset(field.name for field in dataclasses.fields(NodeSettings) if field.metadata["live"])
 """Names of the parameters that may change while the node is configured."""
 
 
