@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.ros.convert import array_to_image, compressed_image
 from deq_flow_ros.ros.view import server as view_server
-from deq_flow_ros.ros.view.flow_view import FlowView
+from deq_flow_ros.ros.view.flow_view import FlowView, main
 from deq_flow_ros.ros.view.server import Board
 
 ACCOUNT = {"outcome": "processed", "latency_ms": "61.5", "budget_ms": "90", "iterations": "3"} | dict.fromkeys(
@@ -106,15 +108,11 @@ def test_it_subscribes_to_what_is_looked_at_while_it_is(
     assert board.look(0, ["image"], 0.0)["pictures"] == {}
 
 
-def start(*parameters: str) -> subprocess.Popen[str]:
-    words = [word for parameter in parameters for word in ("-p", parameter)]
-    command = [sys.executable, "-m", "deq_flow_ros.ros.view.flow_view", "--ros-args", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def test_the_process_says_where_its_page_is_and_ends_on_ctrl_c() -> None:
     """Also while a browser waits; and what a page that all may see means stands in the log."""
-    process = start("port:=0", "host:=0.0.0.0")
+    words = ["--ros-args", "-p", "port:=0", "-p", "host:=0.0.0.0"]
+    command = [sys.executable, "-m", "deq_flow_ros.ros.view.flow_view", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         lines = []
         while "without a password" not in (lines or [""])[-1]:
@@ -137,9 +135,13 @@ def test_the_process_says_where_its_page_is_and_ends_on_ctrl_c() -> None:
 @pytest.mark.parametrize(
     ("parameter", "words"), [("port:=TAKEN", "is in use"), ("width:=wide", "width"), ("camera:=a b", "'a b'")]
 )
-def test_a_page_that_cannot_be_served_ends_with_a_line(parameter: str, words: str) -> None:
+def test_a_page_that_cannot_be_served_ends_with_a_line(
+    parameter: str, words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """It is read in the log of a launch, between lines of the flow node."""
+    no_signals = nullcontext(SimpleNamespace(requested=False))
+    monkeypatch.setattr("deq_flow_ros.ros.process.StopRequest", lambda: no_signals)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        process = start(parameter.replace("TAKEN", str(taken.getsockname()[1])))
-        out, _ = process.communicate(timeout=30)
-    assert process.returncode == 2 and words in out and "Traceback" not in out, out
+        status = main(["--ros-args", "-p", parameter.replace("TAKEN", str(taken.getsockname()[1]))])
+    err = capfd.readouterr().err
+    assert status == 2 and words in err and "Traceback" not in err, err
