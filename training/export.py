@@ -7,16 +7,9 @@
 
 ``released`` is the key layout of the method's authors, for programs that read it; sizes with two encoders only, so not
 ``nano``. ``safetensors`` is this project's format. Weight normalisation is kept in both. ``onnx`` is four graphs for
-runtimes without PyTorch. A solve is a loop over one of them, so that the runtime decides how many iterations it makes:
-
-- ``encode``: image -> features, context. Once per frame.
-- ``pair``: features1, features2, context1 -> pyramid_0, ..., prepared_0, ... Once per pair: the correlation volumes,
-  and what the update operator makes of the context.
-- ``step``: hidden, flow, pyramid_*, prepared_* -> next_hidden, next_flow, update_px. Once per iteration.
-- ``upsample``: hidden, flow -> full_flow, and uncertainty if the weights have a head for it. Once per pair.
-
-Batch, height and width are free; shapes and units: docs/export.md. Before anything is kept, the graphs are run with
-onnxruntime and compared with PyTorch. Needs the packages onnx, onnxscript and onnxruntime.
+runtimes without PyTorch, which docs/export.md describes: ``encode``, once per image; ``pair``, once per pair; ``step``,
+once per iteration; ``upsample``, once per pair. Before they are kept, they are run with onnxruntime and compared with
+PyTorch. Needs the packages onnx, onnxscript and onnxruntime.
 """
 
 from __future__ import annotations

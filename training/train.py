@@ -50,9 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--data", nargs="+", type=named_path, default=[], metavar="NAME=ROOT", help="where data sets lie, see "
         "docs/datasets.md; pairs=LIST.json for a list of pairs")  # fmt: skip
     add("--textures", help="folder of photographs for the generator; without one its textures are procedural")
-    add(
-        "--init", metavar="WEIGHTS", help="weights to start a new run from: a name or path, as of a released checkpoint"
-    )
+    add("--init", metavar="WEIGHTS", help="weights to start a new run from: a name or path")
     add("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", dest="changes",
         help="change any value of the recipe, as schedule.steps=1000 data.batch=2")  # fmt: skip
     add("--for", metavar="TIME", dest="duration", help="train for this time, as 90s, 28m or 1.5h, over all starts, "
@@ -191,10 +189,8 @@ class Training:
         making, training = (statistics.median(column) for column in zip(*measured, strict=True))
         training *= self.run.recipe.data.uses
         self.workers = choose_workers(making, training, spare_cores(self.options.threads))
-        self.say(
-            f"{self.workers} workers: a batch takes {making:.2f} s to make and {training:.2f} s to train on, and "
-            f"{spare_cores(self.options.threads)} cores are to spare"
-        )
+        took, spare = f"{making:.2f} s to make and {training:.2f} s to train on", spare_cores(self.options.threads)
+        self.say(f"{self.workers} workers: a batch takes {took}, and {spare} cores are to spare")
 
     def position(self) -> float:
         """Share of the run that is done, the same in all processes; 1 at its end, and after a signal."""

@@ -28,16 +28,11 @@ AGAIN, REMEMBERED = 2, 200
 
 
 class ErrorState(NamedTuple):
-    """What the head is trained on, of a batch of solved pairs.
+    """What the head is trained on, of a batch of solved pairs."""
 
-    :ivar hidden: (B, C, H, W) float16.
-    :ivar error: (B, 2, 8 H, 8 W) float16, flow minus true flow, px.
-    :ivar valid: (B, 8 H, 8 W) bool.
-    """
-
-    hidden: Tensor
-    error: Tensor
-    valid: Tensor
+    hidden: Tensor  # (B, C, H, W) float16
+    error: Tensor  # (B, 2, 8 H, 8 W) float16, flow minus true flow, px
+    valid: Tensor  # (B, 8 H, 8 W) bool
 
 
 class UncertaintyLoss:

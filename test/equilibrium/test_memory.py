@@ -29,7 +29,7 @@ def test_equilibrium_training_stores_the_same_for_any_number_of_iterations() -> 
     for name, objective in objectives().items():
         few, many = stored(model, objective, 6), stored(model, objective, 18)
         if name == "recurrent":
-            assert many > 2 * few
+            assert many > 1.9 * few
             continue
         assert few == many, name
         assert stored(model, replace(objective, recompute=True), 6) < 0.75 * few, name
