@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What measures of confidence are worth: whether the error is where the pixels are that they call uncertain.
+"""What measures of confidence are worth: whether the pixels that they call uncertain have the errors.
 
 ``python -m benchmarks.confidence --pairs pairs.json [--clips N] [--model NAME_OR_PATH] [--plot OUT] [--json OUT]``
 
@@ -7,11 +7,10 @@ Sparsification curves (mean error of the pixels left, the most uncertain taken o
 such a curve and that by the true error itself, over the mean error: 0 is perfect (Ilg et al., ECCV 2018, arXiv
 1802.07095, section 5). Measured per pair and averaged over the pairs of a group, of:
 
-- residual: length of the solver's last update, px;
-- forward-backward: distance between a pixel and where the flow forth, and from there the flow back, leads, px;
-- weak gradient: the image gradient (Sobel), where it is small the pixel counts as uncertain;
-- uncertainty: the expected error that the model predicts, px, if its weights have the head for it;
-- random: what a measure that knows nothing has.
+- *residual*: length of the solver's last update, px; *random*: what a measure that knows nothing has;
+- *forward-backward*: distance between a pixel and where the flow forth, and from there the flow back, leads, px;
+- *weak gradient*: the image gradient (Sobel), where it is small the pixel counts as uncertain;
+- *uncertainty*: the expected error that the model predicts, px, if its weights have the head for it.
 
 Every pair starts cold, coarse to fine. Generated clips, which no training has seen, are measured as they are, and once
 more with a part of the image without texture, where nothing can be known: the last table says what the measures say

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well what moves by itself is told from what the camera moves, on the rendered drive, where both are known.
+"""How well what moves by itself is told from what the camera moves, on the rendered drive.
 
 ``python -m benchmarks.motion_mask [--every 3] [--max-scale 2.0] [--plot OUT] [--recording VIDEO] [--json OUT]``
 
@@ -180,16 +180,13 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     if options.plot:
         step = max(1, len(shown) // 2 // SHOWN)
         chosen = [n for n in range(step // 2, len(shown) // 2, step)][:SHOWN]
-        rows = [[shown[2 * n + method] for n in chosen] for method in (0, 1)]
         extra = recorded(options)
         with picture(options.plot, 10.0, 4.4 + 3.0 * bool(extra)) as figure:
-            upper, *lower = figure.subfigures(
-                1 + bool(extra), 1, height_ratios=[4.4, 3.0][: 1 + bool(extra)], squeeze=False
-            )[:, 0]
-            places = [*zip(upper.subplots(2, SHOWN).ravel(), [*rows[0], *rows[1]], strict=False)]
-            for part in lower:
-                places += zip(part.subplots(1, len(extra)).ravel(), extra, strict=False)
-            for axes, (words, image) in places:
+            grid = figure.add_gridspec(2 + bool(extra), SHOWN)
+            places = [(grid[row, n], shown[2 * pair + row]) for row in (0, 1) for n, pair in enumerate(chosen)]
+            places += [(grid[2, 2 * n : 2 * n + 2], each) for n, each in enumerate(extra)]
+            for place, (words, image) in places:
+                axes = figure.add_subplot(place)
                 axes.imshow(image)
                 axes.set_title(words, fontsize=7)
                 axes.axis("off")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long points are followed, and how far they drift, beside OpenCV's KLT on the same frames from the same points.
+"""How long points are followed, and how far they drift, beside OpenCV's KLT on the same frames.
 
     python -m benchmarks.point_tracks [--every 3] [--steps 30] [--sequence BEDROOM_FRAMES] [--plot OUT.png]
 

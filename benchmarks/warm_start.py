@@ -11,11 +11,10 @@ reused is that of the pair before after 12 iterations, as the estimator leaves i
 - *full*: hidden state and flow of the pair before; *full, warped*: moved along the motion, as the estimator does.
 - *stream*: a ``FlowEstimator`` that made no more iterations at any pair before either.
 
-*Update*: RMS of the flow update of an iteration, px, which is what a solve stops on. *Distance*: RMS over the cells of
-their flow's distance from the settled state, px. The settled state is the one of least update that Anderson's method
-finds in ``--reference`` iterations, from *coarse* and from *full, warped*; the nearer of the two counts. Their own
-updates and how far they are apart are printed: below these, distances mean nothing. *Error*: mean endpoint error, px,
-against the truth; where there is none, against the settled state found from *coarse*.
+*Update*: RMS of the flow update of an iteration, px. *Distance*: RMS over the cells from the settled state, px: the one
+of least update that Anderson's method finds in ``--reference`` iterations, from *coarse* and from *full, warped*; the
+nearer of the two counts. Below their own updates and their distance, which are printed, distances mean nothing.
+*Error*: mean endpoint error, px, against the truth; where there is none, against the settled state from *coarse*.
 
 Generated sequences are slow, fast, and have a cut, behind which the first pair is solved: there, the states that are
 reused come from a pair of unrelated images, and only *stream* has noticed. It must then be no worse than *coarse*: else

@@ -37,7 +37,7 @@ def test_every_benchmark_is_listed_in_one_line() -> None:
     """Why: who has forgotten a name asks for it so; and a list that imports them all would take seconds."""
     about = commands()
     assert about.keys() >= {"accuracy", "settle", "warm_start", "gpu_check"} and "report" not in about
-    assert all(20 < len(line) <= 120 for line in about.values()), about
+    assert all(20 < len(line) <= 100 for line in about.values()), about
 
 
 def test_a_table_shows_what_rows_have(capsys: pytest.CaptureFixture[str]) -> None:
