@@ -31,8 +31,7 @@ from deq_flow_ros.recordings.files import write_json
 from training.datasets import FlowDataset, open_dataset
 from training.distributed import Processes, join, leave
 from training.evaluation import Evaluator, Record, SolveSetting, results, runs
-from training.metrics import columns
-from training.pairs import open_pairs, to_array
+from training.pairs import columns, open_pairs, to_array
 
 SPLITS = {"chairs": "val", "things-clean": "test", "things-final": "test"}
 """The split with public ground truth that the literature evaluates on; "train" where it is not named here."""

@@ -20,8 +20,17 @@ from training.batches import make_generator, open_source
 from training.datasets import FlowDataset, Sample
 from training.distributed import Processes
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
-from training.metrics import Tally, by_region, measure
-from training.pairs import clip_pairs, group_means, model_flow, pair_errors, to_array, to_tensor
+from training.pairs import (
+    Tally,
+    by_region,
+    clip_pairs,
+    group_means,
+    measure,
+    model_flow,
+    pair_errors,
+    to_array,
+    to_tensor,
+)
 from training.recipe import SYNTHETIC, Recipe
 
 READ_AHEAD = 2

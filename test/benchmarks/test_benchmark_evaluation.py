@@ -24,8 +24,7 @@ from deq_flow_ros.streaming.warm_start import carry
 from training import evaluate
 from training.datasets import open_dataset
 from training.evaluation import read_ahead, runs
-from training.metrics import measure, summarise
-from training.pairs import model_flow, open_pairs, pair_errors, to_array, to_tensor
+from training.pairs import measure, model_flow, open_pairs, pair_errors, summarise, to_array, to_tensor
 
 ITERATIONS = ["--iterations", "2", "3", "--threads", "1"]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from training.datasets import Sample
-from training.metrics import REGIONS, Column, by_region, columns, measure, summarise
+from training.pairs import REGIONS, Column, by_region, columns, measure, summarise
 
 IMAGE = np.zeros((1, 5, 3), np.uint8)
 
