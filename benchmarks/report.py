@@ -50,7 +50,7 @@ class Benchmark(CommandLine):
     :param file: the file of the benchmark's module.
     :param about: its docstring.
     :param device: whether the benchmark can also run on a GPU.
-    :param plot: what ``--plot`` draws; None if there is nothing to draw.
+    :param plot: what ``--plot`` draws; empty if there is nothing to draw.
     :param threads: as in ``add_threads``.
     """
 
@@ -96,16 +96,14 @@ def _picture_path(text: str) -> Path:
 def origin(options: argparse.Namespace) -> Row:
     """Where the figures come from: commit, machine, device, threads, versions and options."""
     device = torch.device(getattr(options, "device", "cpu"))
-    cuda = device.type == "cuda"
+    name = platform.processor() or platform.machine()
     return {
         "commit": commit(),
         "machine": machine(),
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "versions": versions(),
         "options": {name: str(value) for name, value in vars(options).items()},
-        **({"model": options.model} if getattr(options, "model", None) else {}),
     }
 
 
