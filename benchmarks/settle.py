@@ -257,7 +257,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 def measure(options: argparse.Namespace, console: Console) -> Row:
     """Measure every model on every pair from every start."""
     samples = [*first_pairs(options), *(pair for sequence in recordings(options) for pair in sequence.pairs)]
-    models = {Path(name).stem: load_model(name, options.device) for name in options.models}
+    stems = [Path(name).stem for name in options.models]
+    labels = stems if len(set(stems)) == len(stems) else options.models  # runs/a/model.safetensors, runs/b/model...
+    models = {label: load_model(name, options.device) for label, name in zip(labels, options.models, strict=True)}
     made = ({"model": label, **row} for label, model in models.items() for row in rows_of(model, samples, options))
     with torch.inference_mode():
         rows = watched(made, console, "{model}, {pair}, {start}")

@@ -17,7 +17,7 @@ from streams import frames
 from benchmarks import settle
 from benchmarks.sequences import EncodedPair
 from benchmarks.settle import STARTS, random_states, reversed_state, rows_of, summarise
-from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.recordings.flow_files import write_flow
 from training.datasets import Sample
 
@@ -99,6 +99,12 @@ def test_settle_is_written_and_wrong_input_is_named(
     assert 0.3 < of_coarse["spectral_radius"] < 1.2 and 0 < of_coarse["adjoint_residual"] < 0.5
     assert report["summary"] == json.loads(json.dumps(summarise(report["curves"]))), "the table is that of the curves"
     assert f"{of_coarse['share']:.0%}" in capsys.readouterr().out
+    weights = [str(tmp_path / run / "model.safetensors") for run in ("a", "b")]  # of two runs of the trainer
+    for path in weights:
+        save_model(load_model("nano", fold=False), path)
+    short = ["--first", "1", "--threads", "1", "--iterations", "4", "--early", "1", "--json", str(out)]
+    assert settle.main([*command[:2], "--models", *weights, *short]) == 0
+    assert {row["model"] for row in json.loads(out.read_text())["summary"]} == set(weights), "none in another's place"
     assert settle.main(["--pairs", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().out
     assert settle.main([]) == 2 and "expected --pairs or --sequence: without" in capsys.readouterr().out
