@@ -62,7 +62,8 @@ def judged(name: str, value: float, text: str, limit: float | None, least: bool 
     """A figure that must not be above a limit, or below if that is the ``least``; None: any is well."""
     if limit is None:
         return Check(name, text)
-    return Check(name, text, f"{'>=' if least else '<='} {limit:g}", value >= limit if least else value <= limit)
+    passed = bool(value >= limit if least else value <= limit)  # of numpy's numbers too
+    return Check(name, text, f"{'>=' if least else '<='} {limit:g}", passed)
 
 
 class Drive:
