@@ -241,13 +241,18 @@ def read_recipe(
     sizes, variants = (content.pop(key, None) or {} for key in ("sizes", "variants"))
     if variant is not None and variant not in variants:
         raise RecipeError(f"{path} has no variant {variant!r}; it has: {', '.join(variants) or 'none'}")
+    if not isinstance(sizes, Mapping):
+        raise RecipeError(f"{path}: expected sections in sizes, got {sizes!r}")
     chosen = size or _section(content, "model").get("size", Model().size)
     layers = [content, {"model": {"size": chosen}}, sizes.get(chosen, {}), variants.get(variant, {}), *changes]
+    if not all(isinstance(layer, Mapping) for layer in layers):
+        raise RecipeError(f"{path}: expected sections in each of sizes and variants")
     values: dict[str, Any] = {}
     for layer in layers:
         for stage in _stages(values):
             for name in STAGED:  # what this layer sets for the whole run
-                stage[name] = {k: v for k, v in _section(stage, name).items() if k not in _section(layer, name)}
+                if isinstance(stage.get(name, {}), Mapping):
+                    stage[name] = {k: v for k, v in _section(stage, name).items() if k not in _section(layer, name)}
         values = _merged(values, layer)
     for (section, key), value in _GONE.items():
         if _section(values, section).get(key) == value:

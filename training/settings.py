@@ -50,7 +50,9 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
         if first["type"] == "unexpected_keyword_argument":
             known = {name.rsplit(".", 1)[-1]: name for name in reversed(list(_names(kind)))}
             near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
-            hint = f" (did you mean {known[near[0]]!r}?)" if near else f": there are {', '.join(get_type_hints(kind))}"
+            section = where.rpartition(".")[0]
+            there = [name for name in _names(kind) if name.rpartition(".")[0] == section]
+            hint = f" (did you mean {known[near[0]]!r}?)" if near else f": there are {', '.join(there)}"
             raise RecipeError(f"unknown key {where!r}{hint}") from None
         if first["type"] == "missing":
             raise RecipeError(f"{where} is missing") from None

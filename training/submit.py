@@ -134,6 +134,9 @@ def submit(options: argparse.Namespace) -> int:
         with zipfile.ZipFile(options.out / f"{name}.zip", "w") as archive:  # stored: PNG is compressed already
             for path in sorted(options.out.rglob(f"*{server.suffix}")):
                 archive.write(path, path.relative_to(options.out))
+        with zipfile.ZipFile(options.out / f"{name}.zip") as archive:
+            if archive.testzip() is not None or len(archive.namelist()) != written:
+                raise OSError(f"{archive.filename} cannot be read back as it was written: is the disk full?")
     print(f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}")
     if cut:
         print(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")

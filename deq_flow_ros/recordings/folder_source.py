@@ -18,8 +18,15 @@ from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 
 log = logging.getLogger(__name__)
 
+DATE = re.compile(
+    r"(?<![0-9])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[0-2]\d{1,9})?(?![0-9])", re.ASCII
+)
+"""A date, and a time of the day behind it, which do not count on as numbers do."""
+USUAL_PERIODS_NS = (100_000, 60 * 10**9)
+"""Numbers that count by less or more than these are no times of a camera."""
 
-def times_in_names(names: Iterable[str]) -> list[int] | None:
+
+def times_in_names(names: Sequence[str]) -> list[int] | None:
     """The times in ns since 1970 that the names of images say; None unless all say different ones.
 
     :param names: without their suffixes. EuRoC names images by nanoseconds, TUM RGB-D by
@@ -35,7 +42,10 @@ def times_in_names(names: Iterable[str]) -> list[int] | None:
         if not 946_684_800 <= time_ns * 1e-9 < 4_102_444_800:  # from 2000 to 2100
             return None
         times.append(time_ns)
-    return times if len(set(times)) == len(times) else None
+    if len(times) < 2 or len(set(times)) < len(times) or any(map(DATE.search, names)):
+        return None
+    period_ns = statistics.median(after - before for before, after in itertools.pairwise(sorted(times)))
+    return times if USUAL_PERIODS_NS[0] <= period_ns <= USUAL_PERIODS_NS[1] else None
 
 
 def places_in_names(names: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -50,7 +60,7 @@ def places_in_names(names: Sequence[str]) -> tuple[list[int], list[int]]:
     if len({tuple(part[::2]) for part in parts}) > 1:
         return following
     changing = [run for run in zip(*(map(int, part[1::2]) for part in parts), strict=True) if len(set(run)) > 1]
-    if len(changing) != 1 or len(names) < 3:
+    if len(changing) != 1 or len(names) < 3 or all(map(DATE.search, names)):
         return following
     numbers = changing[0]
     steps = [after - before for before, after in itertools.pairwise(numbers)]

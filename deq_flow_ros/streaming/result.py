@@ -38,7 +38,7 @@ class FlowInfo:
         to which the flow leads, -1..1; see ``likeness`` in ``model/cells.py``. NaN if it is not known.
     :ivar starved: whether the frame was late with a single iteration at the lowest scale, so that this machine cannot
         keep the budget, at least at present.
-    :ivar repeated: whether the two images are the same, pixel by pixel. Those of a camera never are, because of noise.
+    :ivar repeated: whether the two images are the same, pixel by pixel. Raw images of a camera never are.
     :ivar runtime: what computed the flow: "eager", or "graphs" or "compiled" (graphs) on a GPU.
     """
 

@@ -36,6 +36,25 @@ def test_times_in_the_names_of_images_are_their_stamps(
     assert ("times in their names" in source.description) == (fps is None)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["20240131_120058", "20240131_120059", "20240131_120100", "20240131_120101"],
+        ["20240229", "20240301", "20240302", "20240303"],
+        ["1700000000_0001", "1700000000_0002", "1700000000_0003"],
+        ["1200000000000", "1200033333333", "1200066666666"],
+    ],
+)
+def test_dates_and_counters_are_neither_times_nor_have_gaps(tmp_path: Path, names: list[str]) -> None:
+    """A minute has no sixty-first second that could be missing, and a counter is no clock: image follows image."""
+    for name in names:
+        cv2.imwrite(str(tmp_path / f"{name}.png"), PICTURE)
+    source = open_source(tmp_path)
+    stamps = [frame.stamp_ns for frame in source.frames()]
+    assert set(np.diff(stamps)) <= {33333333, 33333334} and not source.skipped
+    assert "times in their names" not in source.description
+
+
 @pytest.mark.parametrize("names", [("f0.color.png", "f0.depth.png"), ("0.jpg", "0.png"), ("left_0.png", "right_0.png")])
 def test_images_of_two_kinds_are_no_sequence(tmp_path: Path, names: tuple[str, str]) -> None:
     """Colour and depth by turns, or two cameras, give flow between images that have nothing to do with each other."""
