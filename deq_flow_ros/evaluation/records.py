@@ -21,6 +21,7 @@ from deq_flow_ros.evaluation.measures import MEASURES, PairFields
 from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
 from deq_flow_ros.imaging.frame import Frame, MediaError
 from deq_flow_ros.streaming import FlowInfo
+from deq_flow_ros.streaming.result import REPEATED_SHARE
 
 PROCESSED, FIRST, DROPPED = OUTCOMES = ("processed", "first", "dropped")
 STAGES = (
@@ -31,8 +32,6 @@ STAGES = (
 
 WORDS = ("outcome", "reason", "stop_reason", "reset_reason")
 NUMBERS = ("iterations", "warm", "residual_px", "scale", "latency_ms", "over_budget", "matched", "repeated")
-REPEATED = 0.1
-"""The share of repeated images from which on they are a fault."""
 VALUES = (*NUMBERS, *(f"stage_{stage}_ms" for stage in STAGES), *MEASURES)
 SOURCE = ("frame_id", "encoding")
 """What changes if another camera takes over a topic."""
@@ -221,8 +220,7 @@ def doubtful(frames: pd.DataFrame) -> Iterator[str]:
     if len(unmatched):
         what = f"pairs whose flow means nothing, because their images have nothing in common: {len(unmatched)}"
         yield f"{what} of {len(done)}; the first is frame {unmatched.iloc[0]['index']}"
-    # Few are those of a recorder, or of a video whose encoder left out what hardly differed.
-    if len(repeated) > max(2, REPEATED * len(done)):
+    if len(repeated) > max(2, REPEATED_SHARE * len(done)):
         what = f"frames that are exactly those before them, so that their flow is zero: {len(repeated)} of {len(done)}"
         why = "is the camera frozen, or does its driver send each image more than once?"
         yield f"{what}; the first is frame {repeated.iloc[0]['index']}; {why}"

@@ -57,7 +57,7 @@ def described(
     """
 
     def first(context: LaunchContext) -> list[LaunchDescriptionEntity]:
-        named = Path(file).name in [Path(word).name for word in sys.argv]
+        named = _is_named(Path(file))
         if named:
             _refuse_unknown(file)
         return [ends_with_nodes()] if named or always_ends else []
@@ -67,6 +67,13 @@ def described(
         for name, (default, text, choices) in arguments.items()
     ]
     return LaunchDescription([OpaqueFunction(function=first), *declared, *actions])
+
+
+def _is_named(file: Path) -> bool:
+    """Whether it is the launch file of the command line, by its path or of our package; others may have its name."""
+    of_ours = "deq_flow_ros" in sys.argv
+    words = [Path(word) for word in sys.argv if Path(word).name == file.name]
+    return any(of_ours or word.resolve() == file.resolve() for word in words)
 
 
 def _refuse_unknown(file: str) -> None:

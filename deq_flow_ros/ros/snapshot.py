@@ -145,7 +145,10 @@ async def answer(
         response.success = bool(paths)
         response.message = ", ".join(paths) or "no stream yet: no image has been processed"
     except TimeoutError as error:
-        response.success, response.message = False, f"no snapshot, the frame in hand takes too long: {error}"
+        response.success, response.message = (
+            False,
+            f"no snapshot, the frames in hand take too long, or the node is stopping: {error}",
+        )
     except Exception as error:
         response.success, response.message = False, f"cannot write into {where}: {process.words_of(error)}"
     return response

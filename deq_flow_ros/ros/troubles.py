@@ -19,6 +19,7 @@ from deq_flow_ros.ros.accounts import BY_DESIGN, LATELY, STARVED_SHARE, SUPERSED
 from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.streaming import FlowInfo
 from deq_flow_ros.streaming.continuity import FLAT, LEFT_OUT
+from deq_flow_ros.streaming.result import REPEATED_SHARE
 
 MAX_STAMP_AGE_MS = 10_000.0
 """Oldest stamp that is believed where the budget counts from it."""
@@ -185,13 +186,13 @@ def _remedy(reason: str) -> str:
     return next((text for word, text in _REMEDIES.items() if word in reason), "")
 
 
-def _faults(faulty: Sequence[bool]) -> range:
+def _faults(faulty: Sequence[bool], share: float = WORTH_A_WARNING) -> range:
     """Which of these are worth a word: the last ones in a row, or all where it is so time and again; or none."""
     row = len(list(takewhile(bool, reversed(faulty))))
     times = sum(now and not before for before, now in pairwise([False, *faulty]))
     if row >= AT_ONCE:
         return range(len(faulty) - row, len(faulty))
-    return range(len(faulty) if times >= AT_ONCE and times > WORTH_A_WARNING * len(faulty) else 0)
+    return range(len(faulty) if times >= AT_ONCE and times > share * len(faulty) else 0)
 
 
 def _breaks(window: Window, span: str) -> Iterator[Trouble]:
@@ -223,13 +224,14 @@ def _unmatched(window: Window, span: str) -> Iterator[Trouble]:
 
 def _repeated(window: Window, span: str) -> Iterator[Trouble]:
     """Of flow that is zero because the camera gave no new image."""
-    faults = _faults([info.repeated for info in window.infos])
+    faults = _faults([info.repeated for info in window.infos], REPEATED_SHARE)
     if faults:
         count = sum(window.infos[number].repeated for number in faults)
         which = f"the last {count} images" if count == len(faults) else f"{count} of {len(faults)} images {span}"
         text = (
             f"{which} were exactly those before them, so that their flow is zero whatever moves: is the camera frozen, "
-            "or does its driver send each image more than once? (A simulated camera that stands still has no noise.)"
+            "or does its driver send each image more than once? (A simulated camera that stands still has no noise, "
+            "and encoders of video leave out what hardly differs.)"
         )
         yield WARN, text
 
@@ -271,10 +273,11 @@ def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
         return
     ages_ms = window.ages_ms
     by_ours = window.full and not (clocks.simulated or clocks.offered or clocks.played)
-    drift = (ages_ms[-1] - ages_ms[0]) * 1e-3 / window.seconds if by_ours and len(ages_ms) > AT_ONCE else 0.0
+    drift = _drift(ages_ms, window.seconds) if by_ours else 0.0
     if abs(drift) > MOST_DRIFT:
         advance = f"stamps advance by {1 - drift:.3g} s in a second"
-        yield WARN, f"{advance}: in another unit, or those of a simulation, for which use_sim_time is to be set"
+        others = "or those of a simulation, for which use_sim_time is to be set"
+        yield WARN, f"{advance}: in another unit, {others}, or the images take ever longer to arrive"
         return
     age_ms = float(np.median(ages_ms)) if ages_ms else 0.0
     if (EARLY_CLOCK_MS if clocks.simulated else EARLY_STAMP_MS) <= age_ms <= OLD_STAMP_MS:
@@ -290,6 +293,15 @@ def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
         yield OK, f"{stamps}: those of a recording, or of a camera whose clock was never set"
     else:
         yield WARN, f"{stamps}: synchronise the clocks of the camera and of this machine"
+
+
+def _drift(ages_ms: Sequence[float], seconds: float) -> float:
+    """By how many seconds stamps fall behind in a second all the time; 0 for a single odd stamp or step of a clock."""
+    if len(ages_ms) < 3 * AT_ONCE:
+        return 0.0
+    first, middle, last = (float(np.median(third)) for third in np.array_split(ages_ms, 3))
+    steps_ms = middle - first, last - middle
+    return 3e-3 * min(steps_ms, key=abs) / seconds if steps_ms[0] * steps_ms[1] > 0 else 0.0
 
 
 def _duration(ms: float) -> str:

@@ -69,10 +69,13 @@ class FairWorker(Generic[Item]):
     def call(self, job: Callable[[], Result], timeout_s: float) -> Result:
         """Run ``job`` in the thread, between two items, and return what it does.
 
-        :raises TimeoutError: when it has not ended in time; if it has not begun by then, it never will. Beside that
-            whatever the job raises.
+        :raises TimeoutError: when it has not ended in time, or the thread has; if it has not begun by then, it never
+            will. Beside that whatever the job raises.
         """
-        future = self._thread.submit(job)
+        try:
+            future = self._thread.submit(job)
+        except RuntimeError as error:
+            raise TimeoutError("the thread has ended") from error
         try:
             return future.result(timeout_s)
         except futures.TimeoutError as error:  # another class than TimeoutError before Python 3.11

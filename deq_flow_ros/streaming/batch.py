@@ -52,6 +52,8 @@ def whole_ns(value: Any, name: str) -> int:
 class UpdateRequest:
     """The next frame of one estimator's stream; the values are those of ``FlowEstimator.update``.
 
+    The frame is not copied. The stream keeps it for the next pair, so nobody may write to it.
+
     :raises ValueError: if frame, times or limit are not as described there.
     """
 

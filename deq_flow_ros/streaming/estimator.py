@@ -143,7 +143,7 @@ class FlowEstimator:
     ) -> FlowResult | None:
         """Process the next frame of the stream.
 
-        :param frame: (H, W, 3) uint8 RGB, at least 16x16. It is kept until the next pair, so do not write to it.
+        :param frame: (H, W, 3) uint8 RGB, at least 16x16. It is copied, so its memory may be used for the next one.
         :param stamp_ns: its time stamp, an integer in nanoseconds.
         :param arrival_ns: when it arrived, on ``clock.now_ns()``, likewise. The budget counts from then. None: now.
         :param time_limit_ms: the longest time from now on, whatever the budget allows; None: only the budget holds. It
@@ -153,7 +153,8 @@ class FlowEstimator:
             last frame; then ``reset_reason`` says why.
         :raises ValueError: if the frame, a time or the limit is not as described; the stream is unchanged.
         """
-        return batch.update_together([batch.UpdateRequest(self, frame, stamp_ns, arrival_ns, time_limit_ms)])[0]
+        own = frame.copy() if isinstance(frame, np.ndarray) else frame
+        return batch.update_together([batch.UpdateRequest(self, own, stamp_ns, arrival_ns, time_limit_ms)])[0]
 
     def prepare(self) -> None:
         """Compute ahead what does not depend on the next frame. Call it after a result, while waiting for a frame."""

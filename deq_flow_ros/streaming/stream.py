@@ -127,9 +127,7 @@ class Stream:
             self._begin_anew(reason)
         last, small = self.last, seen.thumbnail.layout
         repeated = (  # the thumbnails first, which are small
-            last is not None
-            and np.array_equal(small, last.seen.thumbnail.layout)
-            and np.array_equal(image, last.image)
+            last is not None and np.array_equal(small, last.seen.thumbnail.layout) and np.array_equal(image, last.image)
         )
         return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None, repeated)
 
@@ -191,11 +189,7 @@ class Stream:
     def begin(self, turn: Turn) -> None:
         """Note that a frame is encoded, and that it is the first of the stream."""
         assert turn.plan is not None
-        self.last = Last(self._kept(turn.image), turn.seen, turn.plan.scale)
-
-    def _kept(self, image: np.ndarray) -> np.ndarray:
-        """The image for the next pair. Callers that read each frame into the same memory would change it until then."""
-        return image.copy() if self.settings.refinement else image  # only a refinement looks at it again
+        self.last = Last(turn.image, turn.seen, turn.plan.scale)
 
     def conclude(
         self, turn: Turn, solved: Solved, stage_ms: dict[str, float], now_ns: int, batch_size: int
@@ -226,7 +220,7 @@ class Stream:
             likeness=solved.likeness,
             repeated=turn.repeated,
         )
-        self.last = Last(self._kept(turn.image), turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
+        self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
         self.reset_reason, self.ahead, self.warm = None, False, settings.warm
         self.likeness = solved.likeness
         if settings.warm and solved.likeness < MIN_MATCH:

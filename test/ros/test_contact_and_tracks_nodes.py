@@ -50,7 +50,7 @@ class FlowPeer:
     def said(self, words: str) -> DiagnosticStatus:
         return self.until(lambda: next((s for s in self.statuses if words in s.message), None), words)
 
-    def send(self, number: int, flow: np.ndarray, backward: bool = False) -> Header:
+    def send(self, number: int, flow: np.ndarray, backward: bool = False, repeated: str = "false") -> Header:
         """The field between image `number` and the next one; what belongs to no field comes before it."""
         header = Header(stamp=Time(sec=1, nanosec=(number + backward) * PERIOD_NS), frame_id="lens")
         k = [FOCAL, 0.0, (WIDTH - 1) / 2, 0.0, FOCAL, (HEIGHT - 1) / 2, 0.0, 0.0, 1.0]
@@ -62,7 +62,7 @@ class FlowPeer:
         first_ns = 10**9 + number * PERIOD_NS
         direction = "backward" if backward else "forward"
         values = {"outcome": "processed", "direction": direction, "image1_stamp_ns": str(first_ns)}
-        values["image2_stamp_ns"] = str(first_ns + PERIOD_NS)
+        values |= {"image2_stamp_ns": str(first_ns + PERIOD_NS), "repeated": repeated}
         status = DiagnosticStatus(values=[KeyValue(key=key, value=value) for key, value in values.items()])
         self.publishers["statistics"].publish(DiagnosticArray(header=header, status=[status]))
         return header
@@ -108,7 +108,14 @@ def test_times_come_as_a_small_image_with_the_first_contact_beside_it(tmp_path: 
         assert peer.received["/time_to_contact/first"][0].data == pytest.approx(float(np.nanmin(seconds)))
         status = peer.said("the first contact is in 2")
         assert status.level == DiagnosticStatus.OK, status.message
-        peer.send(1, np.zeros((HEIGHT, WIDTH, 2), np.float32) * np.nan)
+        peer.send(1, np.zeros_like(flow), repeated="true")
+        peer.said("the image is exactly the one before")
+        assert len(peer.received["/time_to_contact/first"]) == 1, "nothing would seem to come near"
+        peer.statuses.clear()
+        peer.send(2, flow)
+        values = {pair.key: pair.value for pair in peer.said("the first contact is in").values}
+        assert values["continues"] == "true", "what was known before the repeated image is not forgotten"
+        peer.send(3, np.zeros((HEIGHT, WIDTH, 2), np.float32) * np.nan)
         peer.said("no region has a time that is to be trusted")
 
 

@@ -152,6 +152,22 @@ def test_stamps_in_another_unit_are_told_from_clocks_that_differ(camera: CameraA
     assert "advance" not in look(camera, clocks=Clocks(played=True))[1]
 
 
+@pytest.mark.parametrize("ages_ms", [[*[30.0] * 11, 2e12], [2e12, *[30.0] * 11], [*[30.0] * 6, *[-20e3] * 6]])
+def test_one_odd_stamp_or_a_clock_that_is_set_is_no_other_unit(camera: CameraAt, ages_ms: list[float]) -> None:
+    """An image without a stamp, or NTP that sets the clock by 20 s, once; units differ all the time."""
+    for age_ms in ages_ms:
+        camera.runs(seconds=1.0 if age_ms != 2e12 else 0.1, age_ms=age_ms)
+    assert "advance" not in look(camera)[1]
+
+
+def test_pictures_that_an_encoder_left_out_are_no_frozen_camera(camera: CameraAt) -> None:
+    """Of a scene at rest, H.264 repeats a picture now and then; a driver that sends each one twice repeats half."""
+    for period, told in ((15, False), (2, True)):
+        for number in range(120):
+            camera.runs(seconds=0.1, repeated=number % period == 0)
+        assert ("exactly those before them" in look(camera)[1]) == told
+
+
 def test_the_worst_is_named_first_and_all_is_told(camera: CameraAt) -> None:
     """One warning hid that half of the images were superseded, and another that none could be used."""
     camera.runs(stop_reason="diverged", age_ms=9000.0)

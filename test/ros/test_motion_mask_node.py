@@ -73,7 +73,7 @@ def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_pat
                     assert time.monotonic() < give_up, f"no {what}; {children.log('motion_mask').read_text()}"
                     rclpy.spin_once(peer, timeout_sec=0.05)
 
-            def send(second: int, field: np.ndarray, error_px: float) -> Header:
+            def send(second: int, field: np.ndarray, error_px: float, repeated: str = "false") -> Header:
                 header = Header(stamp=Time(sec=second), frame_id="lens")
                 for step in range(-1, 12):
                     stamp = divmod(second * 10**9 + step * 10_000_000, 10**9)
@@ -87,7 +87,7 @@ def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_pat
                 unsure = np.full((HEIGHT, WIDTH), error_px, np.float32)
                 publishers["uncertainty"].publish(array_to_image(unsure, "32FC1", header))
                 values = {"outcome": "processed", "direction": "forward", "image1_stamp_ns": str(second * 10**9)}
-                values["image2_stamp_ns"] = str(second * 10**9 + UNTIL_NS)
+                values |= {"image2_stamp_ns": str(second * 10**9 + UNTIL_NS), "repeated": repeated}
                 status = DiagnosticStatus(values=[KeyValue(key=key, value=value) for key, value in values.items()])
                 publishers["statistics"].publish(DiagnosticArray(header=header, status=[status]))
                 return header
@@ -112,6 +112,8 @@ def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_pat
             send(6, flow(), 20.0)
             until(lambda: any("too little texture" in s.message for s in received["diagnostics"]), "warning")
             assert len(received["mask"]) == 1, "a mask that is not to be trusted was published"
+            send(7, np.zeros_like(flow()), 0.2, "true")
+            until(lambda: any("exactly the one before" in s.message for s in received["diagnostics"]), "standstill")
         finally:
             peer.destroy_node()
             rclpy.shutdown()

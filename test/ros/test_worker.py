@@ -125,4 +125,6 @@ def test_an_error_in_one_item_does_not_end_the_thread(capfd: pytest.CaptureFixtu
         while not worker.idle:
             worker.call(lambda: None, 10.0)
     worker.stop()
+    with pytest.raises(TimeoutError, match="has ended"):  # a snapshot that is asked for while the node stops
+        worker.call(lambda: None, 10.0)
     assert done == ["good"] and "RuntimeError: nobody expected this" in capfd.readouterr().err

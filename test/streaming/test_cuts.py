@@ -110,6 +110,27 @@ def test_a_dark_and_noisy_picture_is_still_matched(nano: DEQFlow) -> None:
     assert again is not None and again.info.repeated, "a camera whose noise stands still is frozen"
 
 
+def test_frames_may_be_read_into_the_same_memory(nano: DEQFlow) -> None:
+    """Why: OpenCV's ``read(image)`` does; the frame before would be the present one, when the scale changes too."""
+    flows = []
+    for memory in (None, np.empty((*SIZE, 3), np.uint8)):
+        estimator, found = FlowEstimator(nano, max_iterations=2, tolerance_px=None, max_scale=1.0), []
+        for number, frame in enumerate(frames(3, *SIZE)):
+            given = frame if memory is None else memory
+            given[:] = frame
+            estimator.change(min_scale=0.75 if number == 2 else 1.0, max_scale=0.75 if number == 2 else 1.0)
+            found.append(estimator.update(given, number * PERIOD_NS))
+        assert found[2] is not None and found[2].info.scale < 1
+        flows.append(found[2].flow)
+    np.testing.assert_array_equal(*flows)
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+    estimator.reset("another size")
+    estimator.update(noise, 10 * PERIOD_NS)
+    noise[:4, :4] ^= 1
+    result = estimator.update(noise, 11 * PERIOD_NS)
+    assert result is not None and not result.info.repeated
+
+
 def test_likeness_is_that_of_the_cells_that_are_led_to() -> None:
     """Why: a stream starts anew by it; what leaves the image must not count, and an x taken for a y would."""
     features = torch.randn(1, 16, 40, 56, generator=torch.Generator().manual_seed(0))

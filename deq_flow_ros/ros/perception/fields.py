@@ -86,10 +86,10 @@ def account_of(message: DiagnosticArray) -> tuple[int, int] | None:
     return (second_ns, first_ns) if values["direction"] == "backward" else (first_ns, second_ns)
 
 
-def check_account(message: DiagnosticArray, standstill: bool) -> None:
+def check_account(message: DiagnosticArray) -> bool:
     """Refuse flow that would be taken for another motion than there is, by the account of its frame.
 
-    :param standstill: whether a flow of zero, because an image came twice, is right for who asks.
+    :returns: whether the flow is zero because an image came twice.
     :raises ValueError: saying why, and what to do.
     """
     values = {pair.key: pair.value for status in message.status for pair in status.values}
@@ -97,10 +97,14 @@ def check_account(message: DiagnosticArray, standstill: bool) -> None:
         raise ValueError(f"expected flow in pixels, got units {units}: set the parameter units of the flow node to px")
     if values.get("matched") == "false":
         raise ValueError("the two images have nothing in common (`matched` is false in ~/statistics of the flow node)")
-    if values.get("repeated") == "true" and not standstill:
-        raise ValueError("the image is exactly the one before: is the camera frozen, or does its driver repeat images?")
+    return values.get("repeated") == "true"
 
 
+REPEATED = (
+    "the image is exactly the one before: is the camera frozen, does its driver repeat images, or is it a simulated "
+    "one that stands still?"
+)
+"""Of flow that is zero because of this."""
 OK, WARN, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.STALE
 SUPERSEDED = "superseded by a newer field"
 """The one reason of a drop that is no fault: the node is slower than the flow."""

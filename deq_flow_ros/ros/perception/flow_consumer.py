@@ -83,6 +83,7 @@ class FlowField:
     :ivar flow: (H, W, 2) float32 px; NaN where there is none.
     :ivar residual: (H, W) float32 px; None unless the node subscribes to it, as of the next two.
     :ivar uncertainty: (H, W) float32 px.
+    :ivar repeated: whether the flow is zero because an image came twice.
     :ivar stamps_ns: of that image, and of the one that the flow points to: for backward flow, the earlier one.
     :ivar camera: of these pixels; None while none is known, which ``camera_problem`` then says why.
     :ivar camera_problem: empty where there is a camera.
@@ -92,6 +93,7 @@ class FlowField:
     flow: np.ndarray
     residual: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
+    repeated: bool = False
     stamps_ns: tuple[int, int] | None = None
     camera: CameraModel | None = None
     camera_problem: str = ""
@@ -101,7 +103,6 @@ class FlowConsumer(Node):
     """Inherit, and write ``process``.
 
     :ivar settings: the present values of the parameters.
-    :ivar standstill: whether fields of zero, because an image came twice, are processed as well.
     :ivar tally: of the fields since the last message on ``/diagnostics``.
     :param name: of the node.
     :param table: its parameters.
@@ -109,8 +110,6 @@ class FlowConsumer(Node):
     :param inputs: of ``KINDS``, what ``process`` needs of each field, beside the calibration.
     :param held: fields that may wait while one is processed; the oldest is dropped for a new one.
     """
-
-    standstill = False
 
     def __init__(
         self,
@@ -268,7 +267,7 @@ class FlowConsumer(Node):
             if other.shape != flow.shape[:2]:
                 raise ValueError(f"expected flow and {name} of one size, got {flow.shape[:2]} and {other.shape}")
         if "statistics" in parts:
-            check_account(parts["statistics"], self.standstill)
+            found["repeated"] = check_account(parts["statistics"])
             found["stamps_ns"] = account_of(parts["statistics"])
         found["camera"], found["camera_problem"] = self._camera(flow.shape[:2])
         return FlowField(parts["flow"].header, flow, **found)

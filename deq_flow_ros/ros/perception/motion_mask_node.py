@@ -17,7 +17,7 @@ from deq_flow_ros.perception.gyroscope import Gyroscope, rotation_of
 from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionMask, MotionSegmenter
 from deq_flow_ros.ros.convert import array_to_image, make_cloud
 from deq_flow_ros.ros.parameter_table import configured, live, number
-from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
+from deq_flow_ros.ros.perception.fields import OK, REPEATED, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
 from deq_flow_ros.ros.process import run
 from deq_flow_ros.ros.qos import sensor_data
@@ -64,7 +64,7 @@ def _centre(box: Box) -> tuple[float, float]:
 USAGE = """Where the image moves by itself, and not because the camera moves, from the flow of flow_node:
 
   ros2 run deq_flow_ros motion_mask --ros-args -r flow_node/flow:=FLOW -r flow_node/uncertainty:=UNCERTAINTY \\
-      -r flow_node/camera_info:=INFO -p threshold:=1.0
+      -r flow_node/statistics:=STATISTICS -r flow_node/camera_info:=INFO -p threshold:=1.0
 
 docs/motion_mask.md describes its topics and parameters."""
 _DEFAULTS = MaskSettings()
@@ -147,7 +147,8 @@ class MotionMaskNode(FlowConsumer):
         found = self._segmenter(given.flow, given.uncertainty, self.settings.of(MaskSettings), rotation)
         if not found.problem:
             self._publish(given, found)
-        return _verdict(found, given.camera_problem, doubt)
+        verdict = _verdict(found, given.camera_problem, doubt)
+        return Verdict(REPEATED, WARN, verdict.values) if given.repeated else verdict
 
     def _rotation(self, given: FlowField) -> tuple[np.ndarray | None, str]:
         """The measured rotation of the camera from the field's image to the other one, and why there is none."""

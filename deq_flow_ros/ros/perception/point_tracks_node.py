@@ -82,8 +82,6 @@ class TrackNodeSettings(ConsumerSettings):
 class PointTracksNode(FlowConsumer):
     """Publishes ``~/tracks``."""
 
-    standstill = True  # the points are still where they were
-
     def __init__(self) -> None:
         # Each field counts: one that is lost ends all tracks.
         super().__init__(

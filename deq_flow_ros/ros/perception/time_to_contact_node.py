@@ -15,7 +15,7 @@ from std_msgs.msg import Float32
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
 from deq_flow_ros.ros.convert import array_to_image
 from deq_flow_ros.ros.parameter_table import live, number
-from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
+from deq_flow_ros.ros.perception.fields import OK, REPEATED, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
 from deq_flow_ros.ros.process import run
 
@@ -81,6 +81,8 @@ class TimeToContactNode(FlowConsumer):
         if not follows:
             old.forget()
         self._until_ns = max(given.stamps_ns)
+        if given.repeated:
+            raise ValueError(REPEATED)  # or everything would seem to stand still
         found = old(given.flow, given.uncertainty, (there_ns - here_ns) * 1e-9)
         wanted = self.wanted()
         for topic, field in (("seconds", found.seconds), ("confidence", found.confidence)):

@@ -48,7 +48,7 @@ class Board:
     def put_up(self, figures: dict[str, Any], pictures: Mapping[str, dict[str, str]]) -> None:
         """Replace the figures, and the pictures given; whoever waits gets them.
 
-        :param pictures: by name, as ``pictures.Pictures.draw`` makes them.
+        :param pictures: by name, as ``figures.Pictures.draw`` makes them.
         """
         with self._changed:
             self._number += 1
