@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from training.settings import CHECKED, Count, Natural, Positive, Share
+from training.settings import CHECKED, Count, Flag, Natural, Positive, Share
 
 MAX_LIPSCHITZ = 0.25  # of an elastic field: each step of its inversion gains a factor of 4
 WAVES = 3  # plane waves in an elastic field
@@ -44,7 +44,7 @@ class SceneSettings:
     width: Side
     max_displacement_px: Positive
     min_displacement_px: Positive = 0.5
-    frames: Annotated[int, Field(ge=2)] = 3
+    frames: Annotated[Count, Field(ge=2)] = 3
     max_layers: Annotated[Natural, Field(le=8)] = 8
     static_share: Share = 0.06
     particle_share: Share = 0.08
@@ -52,7 +52,7 @@ class SceneSettings:
     photographs: Natural = 0
     patterns: Count = 120
     seed: Natural = 0
-    photometric: bool = True
+    photometric: Flag = True
 
     def __post_init__(self) -> None:
         low, high = self.min_displacement_px, self.width / 2

@@ -29,7 +29,7 @@ from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
 from training.rendering import Clip
-from training.settings import CHECKED, Count, NotNegative, Positive, Share
+from training.settings import CHECKED, Count, Flag, NotNegative, Positive, Share
 
 IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far
 HIDDEN_SHARE = 0.1  # standard deviation of the noise on the hidden state, relative to its root mean square
@@ -68,8 +68,8 @@ class Objective:
     draw: Literal["uniform", "log-uniform"] = "uniform"
     corrections: Count = 3
     gradient: str = "phantom-1"
-    recurrent: bool = False
-    recompute: bool = False
+    recurrent: Flag = False
+    recompute: Flag = False
     jacobian: NotNegative = 0.0
     gamma: NotNegative = 0.8
     matching: NotNegative = 0.5

@@ -25,7 +25,7 @@ from deq_flow_ros.model import SIZES, Architecture
 from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
-from training.settings import CHECKED, Count, Natural, Optimization, Positive, RecipeError, Schedule, Share, build
+from training.settings import CHECKED, Count, Flag, Natural, Optimization, Positive, RecipeError, Schedule, Share, build
 
 RECIPES = Path(__file__).parent / "recipes"
 SYNTHETIC, PAIRS = "synthetic", "pairs"
@@ -67,6 +67,9 @@ def _family(dataset: str) -> str:
     return dataset.split("-", 1)[0]
 
 
+Side = Annotated[int, Field(strict=True, ge=16, multiple_of=8)]
+
+
 @dataclass(frozen=True, config=CHECKED)
 class Data:
     """What is trained on. From ``frames`` on, the settings are the generator's, see ``ProceduralGenerator``.
@@ -84,7 +87,7 @@ class Data:
     sources: tuple[Source, ...] = (Source(SYNTHETIC),)
     roots: dict[str, str] = field(default_factory=dict)
     batch: Count = 4
-    crop: tuple[Annotated[int, Field(ge=16, multiple_of=8)], Annotated[int, Field(ge=16, multiple_of=8)]] = (128, 192)
+    crop: tuple[Side, Side] = (128, 192)
     max_flow_px: Positive = 400.0
     uses: Annotated[Count, Field(le=USES)] = 1
     frames: Count = 3
@@ -94,7 +97,7 @@ class Data:
     max_layers: Natural = 8
     particle_share: Share = 0.08
     fine_share: Share = 0.06
-    photometric: bool = True
+    photometric: Flag = True
 
     def __post_init__(self) -> None:
         names = [source.dataset for source in self.sources]
@@ -120,7 +123,7 @@ class Model:
 
     size: str = "nano"
     update: str = "raft"
-    weight_norm: bool = False
+    weight_norm: Flag = False
     uncertainty: Natural = 0
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, Field(strict=True)]  # else 1 and "off" are taken as well
 
 
 class RecipeError(ValueError):
@@ -132,7 +133,7 @@ class Optimization:
     weight_decay: NotNegative = 1e-4
     clip: Positive = 1.0
     ema: Annotated[Share, Field(lt=1)] = 0.999
-    freeze_batch_norm: bool = False
+    freeze_batch_norm: Flag = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 

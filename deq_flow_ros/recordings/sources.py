@@ -174,7 +174,7 @@ class VideoSource(Source):
 
 
 def _look_at(path: Path) -> tuple[float, str]:
-    """At which time a video starts, in s, and a word for people if its rate is only assumed.
+    """What a video's first frame adds to the length that it states, in s, and a word if its rate is only assumed.
 
     Without PyAV (``pip install av``), nothing is known of it.
 
@@ -187,7 +187,8 @@ def _look_at(path: Path) -> tuple[float, str]:
         return 0.0, ""
     try:
         with av.open(str(path.absolute())) as container:
-            start_s = (container.start_time or 0) * 1e-6
+            # The length that Matroska states counts from 0, that of other containers from the first frame.
+            start_s = (container.start_time or 0) * 1e-6 if "matroska" in container.format.name else 0.0
             untimed = container.format.name in ("h264", "hevc", "m4v", "mjpeg")
             frame = next(container.decode(video=0), None)
     except (av.error.FFmpegError, IndexError):

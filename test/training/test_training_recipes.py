@@ -129,6 +129,8 @@ def test_the_recipe_of_the_weights_that_ship() -> None:
         ("schedule.kind=cosine", "schedule.kind: expected 'trapezoid' or 'one-cycle', got 'cosine'"),
         ("schedule=5", "schedule: expected a dictionary .*, got 5"),
         ("data.crop=[50,64]", "data.crop.0: expected a multiple of 8, got 50"),
+        ("data.crop=['128', 192]", "data.crop.0: expected a valid integer, got '128'"),
+        ("model.weight_norm='yes'", "model.weight_norm: expected a valid boolean, got 'yes'"),
         ("data.batch=0", "data.batch: expected greater than or equal to 1, got 0"),
         ("model.size=giant", "model: size: expected one of nano, .*, got 'giant'"),
         ("data.sources=[{dataset: chair}]", r"unknown data set 'chair' \(did you mean 'chairs'\?\)"),
@@ -141,7 +143,8 @@ def test_the_recipe_of_the_weights_that_ship() -> None:
         ("stages=[{until: 1, data: 3}]", "stages.0.data: expected a dictionary .*, got 3"),
         ("stages=[{data: {batch: 2}}]", "stages.0.until is missing"),
         ("stages=3", "stages: expected a valid tuple, got 3"),
-        ("schedule.cooldown=3", "unknown key 'schedule.cooldown'"),
+        ("schedule.cooldown=3", "unknown key 'schedule.cooldown': there are schedule.kind, schedule.steps, "),
+        ("sizes={nano: 3}", "unknown key 'sizes'"),
     ],
 )
 def test_a_slip_is_refused(change: str, message: str) -> None:

@@ -90,7 +90,7 @@ class PointTracksNode(FlowConsumer):
         self._tracker = PointTracker()
         self._ended: Counter[str] = Counter()
         self._restarted = threading.Event()
-        self._images: dict[int, Image] = {}
+        self._images: dict[int, Image | np.ndarray] = {}
         self._images_lock = threading.Lock()
         self._image_subscription: Subscription | None = None
         self._image_topic = self.resolve_topic_name("image")
@@ -126,7 +126,13 @@ class PointTracksNode(FlowConsumer):
                 f"none of the last {held} images on {self._image_topic} has the stamp {stamp_ns} ns of the flow: remap "
                 "image to the topic that flow_node subscribes to, or ask flow_node for fewer iterations"
             )
-        return cv2.cvtColor(image_to_rgb(message), cv2.COLOR_RGB2GRAY)
+        if isinstance(message, np.ndarray):
+            return message
+        grey = cv2.cvtColor(image_to_rgb(message), cv2.COLOR_RGB2GRAY)
+        with self._images_lock:
+            if stamp_ns in self._images:  # each image is asked for twice: as the later one, and as the earlier
+                self._images[stamp_ns] = grey
+        return grey
 
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
