@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from training.recipe import Recipe, parse_change, read_recipe
+from training.recipe import Recipe, read_recipe
+from training.settings import parse_change
 
 CHANGES = (
     "data.crop=[32,48]", "data.batch=2", "data.frames=3", "data.patterns=4", "data.max_displacement_px=8",

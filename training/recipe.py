@@ -25,7 +25,19 @@ from deq_flow_ros.model import SIZES, Architecture
 from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
-from training.settings import CHECKED, Count, Flag, Natural, Optimization, Positive, RecipeError, Schedule, Share, build
+from training.settings import (
+    CHECKED,
+    Count,
+    Flag,
+    Natural,
+    Optimization,
+    Positive,
+    RecipeError,
+    Schedule,
+    Share,
+    Side,
+    build,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 SYNTHETIC, PAIRS = "synthetic", "pairs"
@@ -65,9 +77,6 @@ def _check_name(dataset: str, known: Sequence[str]) -> None:
 
 def _family(dataset: str) -> str:
     return dataset.split("-", 1)[0]
-
-
-Side = Annotated[int, Field(strict=True, ge=16, multiple_of=8)]
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -282,20 +291,3 @@ def _section(values: Any, name: str) -> Mapping[str, Any]:
 def _stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     stages = values.get("stages")
     return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
-
-
-def parse_change(text: str) -> dict[str, Any]:
-    """``section.key=value`` with a value in YAML, as a nested mapping.
-
-    :raises RecipeError: if it is not such.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"expected KEY=VALUE, as schedule.steps=1000, got {text!r}")
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{text!r}: the value is not YAML: {error}") from error
-    for part in reversed(key.split(".")):
-        parsed = {part: parsed}
-    return parsed

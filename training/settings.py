@@ -10,6 +10,7 @@ from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
+import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -30,6 +31,7 @@ NotNegative = Annotated[Float, Field(ge=0)]
 Share = Annotated[Float, Field(ge=0, le=1)]
 Natural = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
+Side = Annotated[int, Field(strict=True, ge=16, multiple_of=8)]
 Flag = Annotated[bool, Field(strict=True)]  # else 1 and "off" are taken as well
 
 
@@ -60,6 +62,23 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
         if not isinstance(first["input"], (Mapping, kind)) and where:
             message += f", got {first['input']!r}"
         raise RecipeError(f"{where}: {message}" if where else message) from None
+
+
+def parse_change(text: str) -> dict[str, Any]:
+    """``section.key=value`` with a value in YAML, as a nested mapping.
+
+    :raises RecipeError: if it is not such.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"expected KEY=VALUE, as schedule.steps=1000, got {text!r}")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{text!r}: the value is not YAML: {error}") from error
+    for part in reversed(key.split(".")):
+        parsed = {part: parsed}
+    return parsed
 
 
 def _names(section: Any, path: str = "") -> Iterator[str]:

@@ -30,9 +30,9 @@ from training.batches import choose_workers, loading, spare_cores, training_samp
 from training.distributed import Processes, join, leave
 from training.evaluation import Validator
 from training.logs import Clock, Log, kept_seconds, process_age
-from training.recipe import Recipe, parse_change, read_recipe, recipe_names
+from training.recipe import Recipe, read_recipe, recipe_names
 from training.run import MODEL, Run
-from training.settings import parse_duration
+from training.settings import parse_change, parse_duration
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
 EXIT_SECONDS = 1.0  # for the end of the workers and of the process

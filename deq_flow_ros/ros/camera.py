@@ -20,13 +20,14 @@ from rclpy.lifecycle import LifecycleNode
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.ros import convert
 from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
+from deq_flow_ros.ros.budget import BudgetWords
 from deq_flow_ros.ros.camera_input import CameraInput
 from deq_flow_ros.ros.health import camera_status
 from deq_flow_ros.ros.messages import WHOLE, ImageMessage, ReceivedFrame
 from deq_flow_ros.ros.outputs import COLORED, RESIDUAL, Calibration, FlowOutputs, make_palette
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.snapshot import Snapshot
-from deq_flow_ros.ros.troubles import BudgetWords, Clocks
+from deq_flow_ros.ros.troubles import Clocks
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
 from deq_flow_ros.streaming.continuity import FLAT
 

@@ -189,7 +189,6 @@ def test_foxglove_gets_a_layout_for_each_camera(
         assert '"/flow_node' not in layout
 
 
-LAUNCH_S = 60.0
 Started = list[tuple[str, int]]
 """Names and process ids of the programs that a launch has started."""
 
@@ -206,19 +205,17 @@ def launch(path: Path, folder: Path, end: Callable[[Started], None] = len, **arg
         end(started)
 
     service = LaunchService(noninteractive=True)
-    source = PythonLaunchDescriptionSource(str(path))
+    source, watch = PythonLaunchDescriptionSource(str(path)), RegisterEventHandler(OnProcessStart(on_start=on_start))
     action = IncludeLaunchDescription(source, launch_arguments={**usual, **arguments}.items())
-    watch = RegisterEventHandler(OnProcessStart(on_start=on_start))
     service.include_launch_description(LaunchDescription([watch, action]))
-    late = threading.Event()
-    give_up = threading.Timer(LAUNCH_S, lambda: (late.set(), service.shutdown()))
+    give_up = threading.Timer(60.0, service.shutdown)
     give_up.start()
     try:
         status = service.run()
+        assert give_up.is_alive(), "the launch did not end by itself"
+        return status, started
     finally:
         give_up.cancel()
-    assert not late.is_set(), f"the launch did not end by itself within {LAUNCH_S:g} s"
-    return status, started
 
 
 @pytest.mark.parametrize(

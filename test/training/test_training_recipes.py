@@ -12,7 +12,8 @@ from deq_flow_ros.model import SIZES
 from training import train
 from training.augmentation import Augmentation
 from training.datasets import DATASETS
-from training.recipe import RECIPES, SYNTHETIC, Recipe, parse_change, read_recipe, recipe_names
+from training.recipe import RECIPES, SYNTHETIC, Recipe, read_recipe, recipe_names
+from training.settings import parse_change
 
 
 def resolve(out: Path, *arguments: str) -> Recipe:
