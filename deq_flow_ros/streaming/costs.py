@@ -101,16 +101,6 @@ class RunningCost:
     deviation: float = 0.0
     count: int = 0
 
-    @classmethod
-    def of(cls, mean: float, deviation: float, count: int) -> RunningCost:
-        """Make one from its values, after checks.
-
-        :raises ValueError: if they are not finite, or below 0.
-        """
-        if not all(0 <= value < math.inf for value in (mean, deviation, count)):
-            raise ValueError(f"expected mean, deviation and count of at least 0, got {mean}, {deviation}, {count}")
-        return cls(float(mean), float(deviation), int(count))
-
     def add(self, value_ms: float) -> None:
         """Take in one measurement."""
         self.count += 1
@@ -238,31 +228,6 @@ class CostModel:
         """
         rarely_ms = self.high(pixels, *stage_ms)
         return max(1.0, sum(stage_ms.values()) / rarely_ms) if rarely_ms > 0 else 1.0
-
-    def plain(self) -> dict[str, Any]:
-        """All costs as plain values, for a JSON file."""
-        known = {
-            str(pixels): {name: [cost.mean, cost.deviation, cost.count] for name, cost in stages.items()}
-            for pixels, stages in self.stages.items()
-        }
-        return {"stages": known, "load": self.load, "batches": {str(n): c.plain() for n, c in self._batches.items()}}
-
-    @classmethod
-    def of_plain(cls, plain: Mapping[str, Any], single: CostModel | None = None, batch_size: int = 1) -> CostModel:
-        """Make a model from the result of ``plain``.
-
-        :raises ValueError: for anything else (or KeyError, TypeError, AttributeError).
-        """
-        costs = cls(single=single, batch_size=batch_size)
-        for pixels, stages in plain["stages"].items():
-            costs.stages[int(pixels)] = {str(name): RunningCost.of(*values) for name, values in stages.items()}
-        if single is None:
-            costs.load = float(plain["load"])
-            if not 0 < costs.load < math.inf:
-                raise ValueError(f"expected a load above 0, got {costs.load}")
-        for size, batch in plain["batches"].items():
-            costs._batches[int(size)] = cls.of_plain(batch, costs, int(size))
-        return costs
 
     def _known(self, pixels: int, names: Iterable[str]) -> dict[str, RunningCost]:
         """The costs of these stages, to which the next values are added.

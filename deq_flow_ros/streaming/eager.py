@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,16 +234,6 @@ class EagerEngine(Engine[EagerSlot]):
             if state is not None
             for name, tensor in zip(("hidden", "flow"), state, strict=True)
         }
-
-    @torch.inference_mode()
-    def restore(
-        self, slot: EagerSlot, image: np.ndarray, size: tuple[int, int], state: Mapping[str, np.ndarray]
-    ) -> None:
-        slot.clear()
-        (slot.last,) = encode_images(self.model, self.device, [image], [resize_image(image, size)])
-        if "hidden" in state:
-            hidden, flow = (torch.from_numpy(state[name])[None].to(self.device) for name in ("hidden", "flow"))
-            slot.state = hidden.to(slot.last.encoding.context.dtype), flow
 
 
 def coarse_levels(scale: float, padded: Sequence[int]) -> int:

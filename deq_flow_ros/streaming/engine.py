@@ -11,7 +11,7 @@ the host learns values of the device in ``match`` and ``finish`` alone, each tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -184,7 +184,3 @@ class Engine(ABC, Generic[AnySlot]):
         """The state of a stream, ``hidden`` (C, h, w) and ``flow`` (2, h, w), and ``start_hidden`` and ``start_flow``,
         where its last solve began; float32 copies, the flow in cells of 8 px. What there is not is left out.
         """
-
-    @abstractmethod
-    def restore(self, slot: AnySlot, image: np.ndarray, size: tuple[int, int], state: Mapping[str, np.ndarray]) -> None:
-        """A stream whose last frame is this one, at a size, and whose state is that of a ``snapshot``."""

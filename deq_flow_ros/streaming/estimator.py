@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ import numpy as np
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import batch
 from deq_flow_ros.streaming.clock import MACHINE, Clock
-from deq_flow_ros.streaming.continuity import Seen
 from deq_flow_ros.streaming.engine import Engine
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 from deq_flow_ros.streaming.result import FlowResult
 from deq_flow_ros.streaming.runtime import engine_of
 from deq_flow_ros.streaming.settings import LARGEST_SCALE, EstimatorSettings
-from deq_flow_ros.streaming.stream import Last, Stream
+from deq_flow_ros.streaming.stream import Stream
 
 
 class FlowEstimator:
@@ -184,36 +181,3 @@ class FlowEstimator:
             arrays["image1"] = last.before[0].copy()
             arrays["stamp1_ns"] = np.array(last.before[1], np.int64)
         return arrays | self.engine.snapshot(self.slot)
-
-    def restore(self, arrays: Mapping[str, np.ndarray], reset_reason: str | None = None) -> None:
-        """Continue the stream of a ``snapshot`` of an estimator with the same model and settings.
-
-        The learnt costs are not part of a snapshot; see ``learnt``.
-
-        :param reset_reason: the ``reset_reason`` of the estimator when the snapshot was taken.
-        """
-        self.reset("restored")
-        stream = self.stream
-        stream.reset_reason = reset_reason
-        if not arrays:
-            return
-        image, scale = arrays["image2"], float(arrays["scale"])
-        height, width = image.shape[:2]
-        self.engine.restore(self.slot, image, scaled_size(height, width, scale), arrays)
-        stream.scale, stream.warm = scale, "hidden" in arrays
-        stream.restore(Last(image, Seen.of(image, int(arrays["stamp2_ns"])), scale))
-        stream.likeness = float(arrays["likeness"]) if "likeness" in arrays else None
-
-    def learnt(self) -> bytes:
-        """The learnt costs and the present processing scale as JSON, for ``learn``."""
-        return json.dumps(self.stream.learnt(), allow_nan=False).encode()
-
-    def learn(self, learnt: bytes) -> None:
-        """Take the result of ``learnt`` of an estimator with the same model and settings.
-
-        :raises ValueError: if it is anything else; the estimator is unchanged.
-        """
-        try:
-            self.stream.learn(json.loads(learnt))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"expected what an estimator has learnt, got something else: {error!r}") from error

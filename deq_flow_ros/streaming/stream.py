@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -131,11 +130,6 @@ class Stream:
         )
         return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None, repeated)
 
-    def restore(self, last: Last) -> None:
-        """Continue after this frame."""
-        self.last = last
-        self._order.why_out(last.seen.stamp_ns)
-
     def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
         """The deadline of a frame if the work on it begins now."""
         return Deadline.soonest(turn.arrival_ns, self.settings.latency_budget_ms, turn.time_limit_ms, now_ns)
@@ -228,19 +222,3 @@ class Stream:
         if solved.stop_reason == "diverged":
             self.warm, self.reset_reason = False, "the state was not finite"
         return info
-
-    def learnt(self) -> dict[str, Any]:
-        """The learnt costs and the present scale as plain values."""
-        return {"costs": self.costs.plain(), "scale": self.scale, "recent_ms": list(self._recent_ms)}
-
-    def learn(self, plain: dict[str, Any]) -> None:
-        """Take the result of ``learnt`` of another stream.
-
-        :raises ValueError: if it is anything else (or KeyError, TypeError, AttributeError); then nothing is changed.
-        """
-        costs, scale = CostModel.of_plain(plain["costs"]), float(plain["scale"])
-        recent_ms = [float(value) for value in plain["recent_ms"]]
-        if not scale > 0:
-            raise ValueError(f"expected a scale above 0, got {scale}")
-        self.costs, self.scale = costs, scale
-        self._recent_ms = deque(recent_ms, maxlen=PATIENCE)

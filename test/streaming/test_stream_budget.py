@@ -11,8 +11,7 @@ import torch
 from streams import PERIOD_NS
 
 from benchmarks.controller import account, scenarios, simulate
-from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.streaming import EstimatorSettings, FlowEstimator, Stream
+from deq_flow_ros.streaming import EstimatorSettings, Stream
 from deq_flow_ros.streaming.costs import CostModel, RunningCost
 from deq_flow_ros.streaming.plan import MAX_PIXELS, number_of_pixels, scaled_size
 
@@ -109,21 +108,3 @@ def test_the_budget_is_kept_and_used(number: int) -> None:
     assert made["late_percent"] <= (1.0 if scenario.name in ("random costs", "drift to half speed") else 3.0)
     assert made["of_oracle_percent"] >= 75, made
     assert made["changes_per_minute"] < 40
-
-
-def test_only_what_was_learnt_is_learnt() -> None:
-    """Why: it comes from a file, which may be damaged or somebody else's: one error, nothing half."""
-    torch.manual_seed(0)
-    estimator = FlowEstimator(DEQFlow("nano").eval())
-    learn(estimator.stream.costs, frames=10)
-    learn(estimator.stream.costs.of_batch(2), frames=10)
-    learnt = estimator.learnt()
-    others = [b"[]", b"5", b"null", b"{}", learnt.replace(b"20.0", b"-1.0"), learnt.replace(b"20.0", b"NaN")]
-    others.append(learnt.replace(b'"scale": 1.0', b'"scale": 0.0'))
-    for data in (b"", b"no JSON", *(learnt[:n] for n in range(0, len(learnt), 7)), *others):
-        with pytest.raises(ValueError, match="expected what an estimator has learnt"):
-            estimator.learn(data)
-    assert estimator.learnt() == learnt
-    other = FlowEstimator(estimator.model)
-    other.learn(learnt)
-    assert other.learnt() == learnt
