@@ -4,6 +4,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,16 +23,35 @@ from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 CONFIG = Path(__file__).parents[2] / "config" / "flow.yaml"
 
 
-@pytest.fixture(autouse=True)
+MADE: list[Node] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
 def ros_context() -> Iterator[None]:
+    """One participant of DDS for all tests, which a node of no other use keeps; each takes a tenth of a second."""
     rclpy.init()
+    keeper = Node("keeper")
     yield
+    keeper.destroy_node()
     rclpy.try_shutdown()
+
+
+@pytest.fixture(autouse=True)
+def nodes_end_with_their_test() -> Iterator[None]:
+    """Many participants of DDS in one process have blocked each other."""
+    yield
+    while MADE:
+        MADE.pop().destroy_node()
+
+
+def bare_node(name: str, **options: Any) -> Node:
+    MADE.append(Node(name, **options))
+    return MADE[-1]
 
 
 def make_node(**values: object) -> Node:
     overrides = [Parameter(name, value=value) for name, value in values.items()]
-    node = Node("parameters_under_test", parameter_overrides=overrides)
+    node = bare_node("parameters_under_test", parameter_overrides=overrides)
     NodeSettings.declare(node)
     return node
 
@@ -68,7 +88,7 @@ def test_the_iterations_of_a_cold_start_are_stated() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIG.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_config_file_that_ships_is_taken_as_it_is(path: Path) -> None:
     """ROS reads these files by rules of its own, and drops a name that it does not know silently."""
-    node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
+    node = bare_node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
     NodeSettings.declare(node)
     listed = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]
     assert unused_overrides(node, NodeSettings.names()) == []
@@ -222,7 +242,7 @@ def with_file(folder: Path, text: str) -> Node:
     """A node whose parameters a file sets."""
     path = folder / "parameters.yaml"
     path.write_text(f"/**: {{ros__parameters: {{{text}}}}}\n")
-    node = Node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
+    node = bare_node("flow_node", cli_args=["--ros-args", "--params-file", str(path)])
     NodeSettings.declare(node)
     return node
 
