@@ -21,9 +21,8 @@ from benchmarks.sequences import padded_pair
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DEQFlow, Encoding, crop
 from deq_flow_ros.model.encoders import SeparateEncoders
-from deq_flow_ros.model.gma import GmaUpdate
-from deq_flow_ros.model.update import RaftUpdate
-from deq_flow_ros.model.weight_norm import add_weight_norm
+from deq_flow_ros.model.operators import add_weight_norm
+from deq_flow_ros.model.update import GmaUpdate, RaftUpdate
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.clock import StageClock
 from training.pairs import to_array

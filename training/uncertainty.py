@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import DEQFlow, Encoding, update_px, usable_levels
-from deq_flow_ros.model.uncertainty import expected_error, mixture
+from deq_flow_ros.model.prediction import expected_error, mixture
 from deq_flow_ros.streaming.warm_start import carry
 from training.objective import Objective, weighted_mean
 from training.rendering import Clip

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State
-from deq_flow_ros.model.older_torch import is_autocast_enabled, is_compiling
+from deq_flow_ros.model.precision import is_autocast_enabled, is_compiling
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -2,18 +2,26 @@
 """Correlation on a pyramid, looked up around the current flow (RAFT, arXiv 2003.12039, section 3.2).
 
 There are two ways to compute the same values: for all pairs of cells at once, or for each lookup only those it needs.
+The memory of the second grows only in proportion to the number of cells.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from deq_flow_ros.model.cells import pooled, positions
-from deq_flow_ros.model.on_demand import OnDemandCorrelation
+from deq_flow_ros.model.cells import once_per_size, pooled, positions
+from deq_flow_ros.model.precision import is_compiling
+
+with warnings.catch_warnings():
+    # At the first sparse matrix, PyTorch says once per process that they may change, in words that differ by version.
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor(torch.zeros(2), torch.zeros(0), torch.zeros(0), (1, 1), check_invariants=False)
 
 # A volume of all pairs that is larger than this is never stored, however often it would be used.
 MAX_VOLUME_BYTES = 3 << 29
@@ -22,6 +30,8 @@ MATRIX_ADVANTAGE = 1 / 48
 # Limit for the volume of the coarse levels if that of all levels is too large: at 1920x1080 in half precision, this
 # allows all levels but the finest.
 COARSE_VOLUME_BYTES = 3 << 28
+# Cells per step of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
+CELLS_AT_ONCE = 2048
 
 
 class Correlation(Protocol):
@@ -75,8 +85,7 @@ class CorrelationPyramid:
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int, first: int = 0) -> None:
         batch, channels, self.height, self.width = features1.shape
         self.radius, self._first = radius, first
-        # One matrix product per level. The product is linear, so averaging the features before it gives the same values
-        # as averaging the volume after it, for a fraction of the work.
+        # The product is linear: the mean of features before it is the mean of the volume after it, for less work.
         left = features1.flatten(2).transpose(1, 2) / channels**0.5
         self.levels: list[tuple[Tensor, int, int]] = []
         for averaged in pooled(features2, levels)[first:]:
@@ -115,10 +124,10 @@ class CorrelationPyramid:
     def _sample(self, volume: Tensor, height: int, width: int, target: Tensor) -> Tensor:
         """One level of a lookup: gather the (2 r + 2)**2 integer neighbours once, then interpolate along x and y.
 
-        On a CPU this is an order of magnitude faster than ``grid_sample`` at (2 r + 1)**2 points of 4 neighbours each.
+        On a CPU this is ten times faster than ``grid_sample``, which reads 4 neighbours at each of (2 r + 1)**2 points.
         """
-        # Far outside every value is zero, so clamping there changes nothing and keeps the integers finite. Each axis is
-        # clamped by itself, because a tensor of both bounds would be a constant in an exported graph.
+        # Far outside every value is zero, so a clamp there changes nothing and keeps the integers finite. A tensor of
+        # both bounds would be a constant in an exported graph.
         bound_x, bound_y = width + self.radius + 1, height + self.radius + 1
         target_x, target_y = target[:, 0:1].clamp(-bound_x, bound_x), target[:, 1:2].clamp(-bound_y, bound_y)
         base_x, base_y = target_x.detach().floor(), target_y.detach().floor()
@@ -131,32 +140,160 @@ class CorrelationPyramid:
         inside_x = ((x >= 0) & (x < width)).to(values.dtype)
         inside_y = ((y >= 0) & (y < height)).to(values.dtype)
         fx, fy = (target_x - base_x).to(values.dtype), (target_y - base_y).to(values.dtype)
-        values = values[:, :-1] * ((1 - fx) * inside_x[:, :-1]).unsqueeze(2) + values[:, 1:] * (
-            fx * inside_x[:, 1:]
-        ).unsqueeze(2)
-        values = values[:, :, :-1] * ((1 - fy) * inside_y[:, :-1]).unsqueeze(1) + values[:, :, 1:] * (
-            fy * inside_y[:, 1:]
-        ).unsqueeze(1)
+        left, right = (1 - fx) * inside_x[:, :-1], fx * inside_x[:, 1:]
+        values = values[:, :-1] * left.unsqueeze(2) + values[:, 1:] * right.unsqueeze(2)
+        above, below = (1 - fy) * inside_y[:, :-1], fy * inside_y[:, 1:]
+        values = values[:, :, :-1] * above.unsqueeze(1) + values[:, :, 1:] * below.unsqueeze(1)
         return values.flatten(1).to(volume.dtype)
 
 
-class MixedCorrelation:
-    """Correlation that computes the finest levels on demand and stores the volume of the coarse levels.
+class _Layout(NamedTuple):
+    """The positions of cells and levels in the table of targets, for maps of one size.
 
-    The finest levels would take most of the memory. The other parameters are those of ``CorrelationPyramid``.
+    :ivar bounds: (2, levels), the largest x and y of a target; all neighbours of one that is farther outside are zero.
+    :ivar strides: (levels,) int32, number of table rows between a cell and the cell below it.
+    :ivar first: (cells, levels) int32, table row of the cell (0, 0) of a level, inside of its border.
+    :ivar level_scale: (levels,) scale of each level.
+    :ivar offsets: (levels, (2 radius + 2)**2) int32, table rows from a cell to its neighbours, y innermost.
+    """
+
+    bounds: Tensor
+    strides: Tensor
+    first: Tensor
+    level_scale: Tensor
+    offsets: Tensor
+
+
+@once_per_size
+def _layout(batch: int, cells: int, sizes: tuple[tuple[int, int], ...], radius: int, device: torch.device) -> _Layout:
+    border = 2 * radius + 2
+    starts = [0]
+    for width, height in sizes:
+        starts.append(starts[-1] + (width + 2 * border) * (height + 2 * border))
+
+    def integers(values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    both = integers(sizes).t()
+    strides = both[0] + 2 * border
+    first = integers(range(batch)).repeat_interleave(cells)[:, None] * starts[-1]
+    first = first + integers(starts[:-1]) + border * (strides + 1)
+    scale = 0.5 ** torch.arange(len(sizes), device=device)
+    steps = integers(range(-radius, radius + 2))
+    offsets = (steps[:, None] + steps * strides[:, None, None]).flatten(1)
+    return _Layout((both + radius).float(), strides, first, scale, offsets)
+
+
+class OnDemandCorrelation:
+    """The values of a ``CorrelationPyramid``, each computed when it is looked up, without gradients.
+
+    Both ways sum products in float32, round them to the type of the features, interpolate in float32 and round once
+    more. As the order of the sums differs, values agree to a few millionths in float32. In half precision they are
+    equal, but for 4 of 100,000 values in bfloat16 and 5 of 10,000 in float16, which are neighbours: those whose exact
+    sum is half-way between two numbers. The parameters are those of ``CorrelationPyramid``.
+
+    :raises ValueError: if the features require gradients.
+    """
+
+    def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
+        if torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad):
+            raise ValueError(
+                "correlation on demand has no gradients: expected features that require none, got some that do; for "
+                "training leave out the number of iterations (None), for inference use torch.no_grad()"
+            )
+        batch, channels, self.height, self.width = features1.shape
+        self._dtype = features1.dtype
+        self._sources = (features1 / channels**0.5).permute(0, 2, 3, 1).reshape(-1, channels)
+        maps = pooled(features2, levels)
+        # Levels below a map that cannot be halved any more have no cells, so their correlation is zero.
+        maps += [maps[-1][..., :0, :0]] * (levels - len(maps))
+        sizes = tuple((map.shape[3], map.shape[2]) for map in maps)
+        border = 2 * radius + 2  # so wide that neighbours need no clamping, but their target alone
+        on_cpu = features1.device.type == "cpu"  # its sparse products need float32
+        lengths = [(width + 2 * border) * (height + 2 * border) for width, height in sizes]
+        dtype = torch.float32 if on_cpu else self._dtype
+        table = torch.zeros(batch, sum(lengths), channels, dtype=dtype, device=features1.device)
+        for part, map, (width, height) in zip(table.split(lengths, 1), maps, sizes, strict=True):
+            # Neighbours outside of the image read zeros from this border.
+            framed = part.view(batch, height + 2 * border, width + 2 * border, channels)
+            framed[:, border : border + height, border : border + width] = map.permute(0, 2, 3, 1)
+        self._targets = table.view(-1, channels)
+        self._layout = _layout(batch, self.height * self.width, sizes, radius, features1.device)
+        self._radius = radius
+        self._grid = positions(self.height, self.width, features1.device)
+        if on_cpu:
+            self._sources = self._sources.float()
+
+    def lookup(self, flow: Tensor) -> Tensor:
+        """See ``Correlation``."""
+        index, fraction = self._neighbours(flow)
+        if flow.device.type == "cpu":
+            products = _sampled_products
+        else:
+            products = _fused_products if is_compiling() else _gathered_products
+        side = 2 * self._radius + 2
+        values = products(self._sources, self._targets, index.flatten(1)).view(*index.shape[:2], side, side)
+        values = values.to(self._dtype).float()
+        values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])
+        values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1, :, None, None]).to(self._dtype)
+        return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
+
+    def _neighbours(self, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Table rows of each target's neighbours (cells, levels, x and y), and the fractions (cells, 2, levels)."""
+        layout = self._layout
+        position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * layout.level_scale
+        position = position.clamp_min(-self._radius - 2).minimum(layout.bounds)
+        base = position.floor()
+        x, y = base.nan_to_num(0.0).int().unbind(1)  # what is not a number stays one by its fraction
+        return (x + y * layout.strides + layout.first)[..., None] + layout.offsets, position - base
+
+
+class MixedCorrelation:
+    """Computes the finest levels, whose volume would take most of the memory, on demand, and stores that of the others.
+
+    The other parameters are those of ``CorrelationPyramid``.
 
     :param fine: the number of levels that are computed on demand, at least 1.
+    :ivar coarse: the other levels; None if there are none.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int, fine: int) -> None:
         self._fine = OnDemandCorrelation(features1, features2, fine, radius)
-        self._coarse = CorrelationPyramid(features1, features2, levels, radius, fine) if fine < levels else None
-
-    def volume_bytes(self) -> int:
-        """The size of the stored coarse levels in bytes."""
-        return 0 if self._coarse is None else sum(volume.nbytes for volume, _, _ in self._coarse.levels)
+        self.coarse = CorrelationPyramid(features1, features2, levels, radius, fine) if fine < levels else None
 
     def lookup(self, flow: Tensor) -> Tensor:
         """See ``Correlation``."""
         fine = self._fine.lookup(flow)
-        return fine if self._coarse is None else torch.cat((fine, self._coarse.lookup(flow)), 1)
+        return fine if self.coarse is None else torch.cat((fine, self.coarse.lookup(flow)), 1)
+
+
+def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """Inner products of each source (N, C) with the targets (M, C) that its row of the index (N, n) names: (N, n).
+
+    The products are float32. They are computed as the entries of a sparse matrix (N, M), which copies no targets,
+    unlike ``_gathered_products``.
+    """
+    cells, neighbours = index.shape
+    # PyTorch does not allow more values in a row of a sparse matrix than it has columns, even if an index occurs twice.
+    targets = F.pad(targets, (0, 0, 0, max(0, neighbours - len(targets))))
+    ends = torch.arange(0, index.numel() + 1, neighbours, dtype=index.dtype)
+    values = torch.zeros(index.numel())
+    size = (cells, len(targets))
+    places = torch.sparse_csr_tensor(ends, index.flatten(), values, size, check_invariants=False)
+    torch.sparse.sampled_addmm(places, sources, targets.t(), beta=0.0, out=places)
+    return places.values().view(cells, neighbours)
+
+
+def _gathered_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """The same on any device: the targets are copied, for ``CELLS_AT_ONCE`` cells at a time."""
+    with torch.autocast(sources.device.type, enabled=False):  # autocast would multiply in another type
+        parts = [
+            torch.bmm(targets[rows.long()].float(), some.float()[:, :, None]).squeeze(2)
+            for rows, some in zip(index.split(CELLS_AT_ONCE), sources.split(CELLS_AT_ONCE), strict=True)
+        ]
+    return torch.cat(parts)
+
+
+def _fused_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """The same for a compiler, which turns it into one loop and copies no targets."""
+    return (targets[index.long()].float() * sources.float()[:, None]).sum(2)

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from deq_flow_ros.equilibrium import Solution, Solver, State, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.cells import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
-from deq_flow_ros.model.correlation import CorrelationPyramid, correlate
-from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm
+from deq_flow_ros.model.correlation import Correlation, CorrelationPyramid, correlate
+from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm, recomputed
 from deq_flow_ros.model.int8 import Int8Encoder
-from deq_flow_ros.model.operators import Prepared, make_update_operator
-from deq_flow_ros.model.prediction import Prediction
-from deq_flow_ros.model.recompute import recomputed
-from deq_flow_ros.model.uncertainty import UncertaintyHead, expected_error
-from deq_flow_ros.model.weight_norm import fold_weight_norm
+from deq_flow_ros.model.operators import Prepared, UpdateOperator, fold_weight_norm, make_update_operator
+from deq_flow_ros.model.prediction import Prediction, UncertaintyHead, expected_error
 
 MIN_SIDE = 16
 MIN_COARSE_SIDE = 64
@@ -36,24 +33,10 @@ def update_px(z: State, fz: State) -> Tensor:
 
 
 class FlowProblem:
-    """``f(hidden, flow) -> (hidden, flow)`` for one pair of encoded images; its fixed point is the flow."""
+    """``f(hidden, flow) -> (hidden, flow)`` for one pair of images, made by ``DEQFlow.problem``."""
 
-    def __init__(
-        self,
-        model: DEQFlow,
-        encoding1: Encoding,
-        encoding2: Encoding,
-        prepared: Prepared | None = None,
-        recompute: bool = False,
-        iterations: int | None = None,
-    ) -> None:
-        a = model.architecture
-        self._update = model.update_block
-        self.correlation = correlate(
-            encoding1.features, encoding2.features, a.correlation_levels, a.correlation_radius, iterations
-        )
-        self._prepared = model.prepare(encoding1) if prepared is None else prepared
-        self._recompute = recompute
+    def __init__(self, update: UpdateOperator, correlation: Correlation, prepared: Prepared, recompute: bool) -> None:
+        self._update, self.correlation, self._prepared, self._recompute = update, correlation, prepared, recompute
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         lookup = self.correlation.lookup
@@ -63,8 +46,7 @@ class FlowProblem:
             correlation = recomputed(lambda flow, *_: lookup(flow), flow, *volumes)
         else:
             correlation = lookup(flow)
-        correlation = correlation.to(hidden.dtype)
-        return self._update(hidden, flow, correlation, self._prepared)
+        return self._update(hidden, flow, correlation.to(hidden.dtype), self._prepared)
 
 
 class DEQFlow(nn.Module):
@@ -114,8 +96,8 @@ class DEQFlow(nn.Module):
         batch_norm = not self.training and any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
         if not (self.architecture.weight_norm or batch_norm):
             return self
-        # A new model is made, because removing a parametrisation in place breaks every copy of the module (PyTorch lets
-        # them share a class, which it then changes). Averaged weights are kept in such copies.
+        # In place, it would break every copy of the module, such as that of averaged weights: PyTorch lets copies share
+        # a class, which it changes when a parametrisation is removed.
         model = DEQFlow(replace(self.architecture, weight_norm=False)).train(self.training)
         model.load_state_dict(fold_weight_norm(self.state_dict()))
         if batch_norm:
@@ -153,17 +135,19 @@ class DEQFlow(nn.Module):
             large, the correlation is computed on demand. None: the correlation of all pairs is computed once.
         :raises ValueError: if the correlation is computed on demand and the encodings require gradients.
         """
-        return FlowProblem(self, encoding1, encoding2, prepared, recompute, iterations)
+        a, maps = self.architecture, (encoding1.features, encoding2.features)
+        correlation = correlate(*maps, a.correlation_levels, a.correlation_radius, iterations)
+        return FlowProblem(
+            self.update_block, correlation, self.prepare(encoding1) if prepared is None else prepared, recompute
+        )
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start, whose hidden state and flow are zero."""
         context = encoding.context
         batch, _, height, width = context.shape
         hidden = context.new_zeros(batch, self.architecture.hidden_dim, height, width)
-        return (
-            hidden.contiguous(memory_format=torch.channels_last),
-            context.new_zeros((batch, 2, height, width), dtype=torch.float32),
-        )
+        flow = context.new_zeros((batch, 2, height, width), dtype=torch.float32)
+        return hidden.contiguous(memory_format=torch.channels_last), flow
 
     def coarse_start(
         self,
@@ -176,8 +160,8 @@ class DEQFlow(nn.Module):
     ) -> State | None:
         """A coarse-to-fine start for a cold pair. Smaller versions of the pair are solved, each from the one before.
 
-        One iteration moves the flow by at most what the lookup can see, some 30 px at the finest level. A motion of
-        100 px takes many iterations. At a quarter of the resolution it takes few, each at a sixteenth of the cost.
+        One iteration moves the flow by at most what the lookup can see, so a large motion takes many iterations. At a
+        quarter of the resolution it takes few, each at a sixteenth of the cost.
 
         :param image1: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
         :param levels: the smallest version is ``2**levels`` times smaller; ``usable_levels`` at most.
@@ -262,13 +246,9 @@ class DEQFlow(nn.Module):
             share = max_iterations // (levels + 1)
             start = self.coarse_start(padded1, padded2, levels, share, solver) or start
             max_iterations -= levels * share
+        problem = self.problem(encoding1, encoding2, iterations=max_iterations)
         solution = solve(
-            self.problem(encoding1, encoding2, iterations=max_iterations),
-            start,
-            solver=solver,
-            max_iterations=max_iterations,
-            tolerance=tolerance_px,
-            measure=update_px,
+            problem, start, solver=solver, max_iterations=max_iterations, tolerance=tolerance_px, measure=update_px
         )
         uncertainty = self.upsample_uncertainty(solution.state)
         return Prediction(

@@ -49,19 +49,8 @@ class _Convolution:
         zeros = torch.zeros_like(scale, dtype=torch.int64)
         bias = None if convolution.bias is None else convolution.bias.float()
         self._input = step, zero
-        self._settings: tuple[Any, ...] = (
-            packed,
-            scale,
-            zeros,
-            bias,
-            *shape,
-            1.0,
-            0,
-            dtype,
-            "relu" if relu else "none",
-            [],
-            "",
-        )
+        after = "relu" if relu else "none"
+        self._settings: tuple[Any, ...] = (packed, scale, zeros, bias, *shape, 1.0, 0, dtype, after, [], "")
 
     def __call__(self, x: Tensor) -> Tensor:
         result: Tensor = torch.ops.onednn.qconv2d_pointwise(x, *self._input, *self._settings)

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of update operators, and their registry."""
+"""The interface of update operators, their registry, and the weight normalisation of those that train with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model.architecture import Architecture
-from deq_flow_ros.model.gma import GmaUpdate
-from deq_flow_ros.model.update import RaftUpdate
-from deq_flow_ros.model.weight_norm import add_weight_norm
+from deq_flow_ros.model.update import GmaUpdate, RaftUpdate
+
+# Names of a convolution's parametrised tensors in a state dict: the magnitude (C, 1, 1, 1) and the direction.
+MAGNITUDE = "parametrizations.weight.original0"
+DIRECTION = "parametrizations.weight.original1"
 
 # What an operator computes from the context. Only the operator itself reads it.
 Prepared = Any
@@ -91,3 +95,34 @@ def make_update_operator(architecture: Architecture) -> UpdateOperator:
     if architecture.weight_norm:
         add_weight_norm(operator)
     return operator
+
+
+def add_weight_norm(operator: nn.Module) -> None:
+    """Parametrise every convolution of an operator, except in modules with the attribute ``weight_norm = False``.
+
+    Each filter is then a magnitude times a direction (arXiv 1602.07868), which keeps the iterated function well-behaved
+    during training.
+    """
+    for convolution in dict.fromkeys(_convolutions(operator)):
+        parametrizations.weight_norm(convolution)
+
+
+def fold_weight_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the same model without weight normalisation."""
+    folded = {}
+    for name, tensor in state_dict.items():
+        if name.endswith(MAGNITUDE):
+            direction = state_dict[name.removesuffix(MAGNITUDE) + DIRECTION]
+            norm = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.dim())), keepdim=True)
+            folded[name.removesuffix(MAGNITUDE) + "weight"] = direction * (tensor / norm)
+        elif not name.endswith(DIRECTION):
+            folded[name] = tensor
+    return folded
+
+
+def _convolutions(module: nn.Module) -> Iterator[nn.Conv2d]:
+    if isinstance(module, nn.Conv2d):
+        yield module
+    elif getattr(module, "weight_norm", True):
+        for child in module.children():
+            yield from _convolutions(child)

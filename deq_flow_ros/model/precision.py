@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number types of weights and features, and which of them suits a processor."""
+"""The number types of weights and features, which of them suits a processor, and what PyTorch 2.1 calls otherwise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -62,3 +63,25 @@ def _cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
+"""Whether PyTorch's compiler reads the code just now. Before 2.3 it is not used, see ``why_not_compiled``."""
+
+
+def _is_autocast_enabled(device_type: str) -> bool:
+    return torch.is_autocast_cpu_enabled() if device_type == "cpu" else torch.is_autocast_enabled()
+
+
+def _takes_device_types() -> bool:
+    try:
+        torch.is_autocast_enabled("cpu")
+    except TypeError:  # before 2.4
+        return False
+    return True
+
+
+is_autocast_enabled: Callable[[str], bool] = (
+    torch.is_autocast_enabled if _takes_device_types() else _is_autocast_enabled
+)
+"""Whether operations on this kind of device run at a lower precision just now."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes the key layout of the checkpoints that the method's authors released."""
+"""The tensors of weights files: which ones a model needs, and how the checkpoints of the method's authors name them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,39 @@ from torch import Tensor
 
 from deq_flow_ros.model.architecture import Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
-from deq_flow_ros.model.layout import WeightsError, check_layout
-from deq_flow_ros.model.weight_norm import DIRECTION, MAGNITUDE
+from deq_flow_ros.model.operators import DIRECTION, MAGNITUDE
+from deq_flow_ros.model.precision import DTYPES
 
 # Left over from training on several GPUs; all released checkpoints have it.
 PREFIX = "module."
+
+
+class WeightsError(ValueError):
+    """A weights file cannot be used; the message says why."""
+
+
+def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse tensors that are not exactly the expected ones, except that numbers may have any type of ``DTYPES``.
+
+    :param path: the file, to be named in the error.
+    :raises WeightsError: if tensors are missing, unexpected, or of the wrong shape or type; the message names them.
+    """
+    problems = [f"missing: {name}" for name in expected if name not in got]
+    problems += [f"unexpected: {name}" for name in got if name not in expected]
+    for name in (name for name in expected if name in got):
+        shape, like = tuple(got[name].shape), tuple(expected[name].shape)
+        if shape != like:
+            problems.append(f"wrong shape: {name} is {shape}, expected {like}")
+            continue
+        # float64 would silently lose digits. Counters are integers, of exactly one type.
+        types = tuple(DTYPES.values()) if expected[name].is_floating_point() else (expected[name].dtype,)
+        if got[name].dtype not in types:
+            accepted = " or ".join(map(str, types))
+            problems.append(f"wrong type: {name} is {got[name].dtype}, expected {accepted}")
+    if problems:
+        listed = "\n  ".join(problems[:12])
+        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise WeightsError(f"{path} does not fit its architecture:\n  {listed}{more}")
 
 
 def from_released(

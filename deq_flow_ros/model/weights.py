@@ -17,9 +17,8 @@ from deq_flow_ros.model import safetensors_file
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.int8 import Int8Encoder
-from deq_flow_ros.model.layout import WeightsError, check_layout
 from deq_flow_ros.model.precision import DTYPES, INT8, choose_precision, number_type
-from deq_flow_ros.model.released import from_released
+from deq_flow_ros.model.released import WeightsError, check_layout, from_released
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
@@ -56,19 +55,17 @@ def load_model(
     device = check_device(device)
     precision = choose_precision(precision, device)
     dtype = number_type(precision)
-    path = Path(name_or_path).expanduser()
-    if str(name_or_path) in available_models():
-        path = WEIGHTS_DIR / f"{name_or_path}.safetensors"
-    elif str(name_or_path) in SIZES:
+    path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), ", ".join(available_models())
+    if name in available_models():
+        path = WEIGHTS_DIR / f"{name}.safetensors"
+    elif name in SIZES:
         raise FileNotFoundError(
-            f"no weights for {str(name_or_path)!r} ship with this package; it has: "
-            f"{', '.join(available_models()) or 'none'}. Give the path of a weights file instead."
+            f"no weights for {name!r} ship with this package; it has: {shipped}. Give the path of a file instead."
         )
     if not path.is_file():
-        hint = did_you_mean(str(name_or_path), available_models())
+        hint = did_you_mean(name, available_models())
         raise FileNotFoundError(
-            f"no weights {str(name_or_path)!r}{hint}: neither a file nor a model of this package, which has: "
-            f"{', '.join(available_models()) or 'none'}"
+            f"no weights {name!r}{hint}: neither a file nor a model of this package, which has: {shipped}"
         )
     if path.suffix == ".safetensors":
         architecture, tensors = _read_safetensors(path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deq_flow_ros.model import DEQFlow, correlation, on_demand
+from deq_flow_ros.model import DEQFlow, correlation
 from deq_flow_ros.model.correlation import CorrelationPyramid, MixedCorrelation, OnDemandCorrelation, correlate
 
 
@@ -81,11 +81,11 @@ def test_products_of_all_kinds_differ_only_where_float32_leaves_it_open(dtype: t
 
 def test_gathered_products_are_the_sampled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: a GPU gathers, a few cells at a time, where a CPU samples a sparse product; a model moves between them."""
-    monkeypatch.setattr(on_demand, "CELLS_AT_ONCE", 7)
+    monkeypatch.setattr(correlation, "CELLS_AT_ONCE", 7)
     sources, targets = torch.randn(2, 30, 24, generator=torch.Generator().manual_seed(0)).unbind()
     index = torch.randint(30, (30, 50), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
     expected = (sources @ targets.t()).gather(1, index.long())
-    for products in (on_demand._sampled_products, on_demand._gathered_products, on_demand._fused_products):
+    for products in (correlation._sampled_products, correlation._gathered_products, correlation._fused_products):
         torch.testing.assert_close(products(sources, targets, index), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -94,8 +94,8 @@ def test_autocast_leaves_both_kinds_of_products_alone(monkeypatch: pytest.Monkey
     features = torch.randn(1, 24, 9, 12, generator=torch.Generator().manual_seed(0))
     flow = 2 * torch.randn(1, 2, 9, 12, generator=torch.Generator().manual_seed(1))
     expected = OnDemandCorrelation(features, features, 4, 3).lookup(flow)
-    for products in (on_demand._sampled_products, on_demand._gathered_products):
-        monkeypatch.setattr(on_demand, "_sampled_products", products)  # the one of the CPU
+    for products in (correlation._sampled_products, correlation._gathered_products):
+        monkeypatch.setattr(correlation, "_sampled_products", products)  # the one of the CPU
         with torch.autocast("cpu", torch.bfloat16):
             got = OnDemandCorrelation(features, features, 4, 3).lookup(flow)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
@@ -142,6 +142,8 @@ def test_a_large_image_on_a_gpu_has_the_volume_of_its_coarse_levels_alone() -> N
         features = torch.empty(1, 96, 135, 240, dtype=torch.float16)
         mixed = correlate(features, features, 4, 3, iterations=4)
         assert isinstance(mixed, MixedCorrelation)
-        assert mixed.volume_bytes() == sum(2 * 135 * 240 * (135 >> level) * (240 >> level) for level in (1, 2, 3))
+        assert sum(volume.nbytes for volume, _, _ in mixed.coarse.levels) == sum(
+            2 * 135 * 240 * (135 >> level) * (240 >> level) for level in (1, 2, 3)
+        )
         small = torch.empty(1, 96, 60, 80, dtype=torch.float16)
         assert isinstance(correlate(small, small, 4, 3, iterations=4), CorrelationPyramid)

@@ -25,7 +25,7 @@ from deq_flow_ros.model import (
     register_update_operator,
     save_model,
 )
-from deq_flow_ros.model.gma import Attention
+from deq_flow_ros.model.update import Attention
 from deq_flow_ros.streaming import FlowEstimator
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
