@@ -136,12 +136,12 @@ class FlowNode(LifecycleNode):
         self.worker = FrameWorker(self.cameras, self._device, self._settings.latency_budget_ms)
         try:
             self._open()
+            self._bond.form()
         except Exception as error:  # a QoS override that ROS cannot read, for example
             self.get_logger().error(f"activate failed: {process.words_of(error)}")
             self._stop("the node could not be activated")
             super().on_deactivate(state)
             return FAILURE
-        self._bond.form()
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from rclpy.timer import Timer
@@ -241,38 +243,47 @@ def status_of(level: bytes, name: str, message: str, hardware_id: str, values: M
 
 
 class ManagerBond:
-    """Formed while a node is active that a manager has activated, where the ROS package ``bondpy`` is installed.
+    """The heartbeat by which a lifecycle manager knows that a node lives, as messages of the ROS package ``bond``.
 
-    As in nav2 (``nav2_util::LifecycleNode``) its topic is ``bond`` in the node's namespace, its id the node's name.
+    As nav2's own nodes do (``nav2_util::LifecycleNode``), the node sends it on ``bond`` in its namespace while it is
+    active, with its name as id, and never takes the manager for dead. It comes from the executor, so that it ends where
+    the executor hangs; ``bondpy`` has a thread for it, and leaves the node entities that are destroyed, at which the
+    executor fails.
     """
 
     def __init__(self, node: LifecycleNode) -> None:
         self._node = node
-        self._bond: Any = None
+        self._status: Any = None
+        self._publisher: Publisher | None = None
+        self._timer: Timer | None = None
 
     def form(self) -> None:
-        """Offer it, unless the node starts by itself: then there is no manager, and heartbeats would be for nobody."""
+        """Begin it, unless the node starts by itself: then there is no manager, and heartbeats would be for nobody."""
         if self._node.get_parameter("autostart").value:
             return
-        logger = self._node.get_logger()
         try:
-            from bondpy.bondpy import Bond
+            from bond.msg import Status
         except ImportError:
-            logger.info("no bond is offered, as bondpy is not installed: give nav2's manager the bond_timeout 0.0")
+            self._node.get_logger().info(
+                "no bond is offered, as the ROS package bond is not installed: give nav2's manager the bond_timeout 0.0"
+            )
             return
-        topic = self._node.resolve_topic_name("bond")
-        try:
-            self._bond = Bond(self._node, topic, self._node.get_name())
-            self._bond.start()
-        except Exception as error:  # the flow does not depend on it
-            logger.error(f"the bond on {topic} cannot be formed: {words_of(error)}")
+        period, timeout = 0.1, 4.0  # s, nav2's
+        self._status = Status(id=self._node.get_name(), instance_id=str(uuid.uuid4()), active=True)
+        self._status.heartbeat_period, self._status.heartbeat_timeout = period, timeout
+        if self._publisher is None:  # kept, because what goes out just before a publisher is destroyed may be lost
+            self._publisher = self._node.create_publisher(Status, "bond", 5)
+        self._timer = self._node.create_timer(period, self._send, clock=STEADY_CLOCK)
 
     def end(self) -> None:
         """Tell the manager that the node leaves on purpose."""
-        bond, self._bond = self._bond, None
-        if bond is None:
-            return
-        try:
-            bond.shutdown()
-        except Exception as error:
-            self._node.get_logger().error(f"the bond cannot be ended: {words_of(error)}")
+        if self._timer is not None:
+            self._node.destroy_timer(self._timer)
+            self._timer = None
+            self._status.active = False
+            self._send()
+
+    def _send(self) -> None:
+        assert self._publisher is not None
+        self._status.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(self._status)

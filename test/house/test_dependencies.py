@@ -24,7 +24,7 @@ PIP = {
 """Names on PyPI, where they are not those of the modules."""
 NO_KEY = {"apsw", "av", "backports", "lz4", "rosbags"}
 """Rosdep knows these as packages of pip, or not at all, and a release by bloom may not depend on such."""
-OPTIONAL = {"bondpy", "onnx", "onnxruntime", "onnxscript", "openvino"}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "openvino"}
 """What is used where it is installed, and tried for in the code."""
 COMMANDS = {"ros2launch"}
 """Not imported, but needed: `ros2 launch`."""
@@ -51,7 +51,7 @@ def of_ros(module: str) -> bool:
 
 
 ROS = {
-    "ament_index_python", "cv_bridge", "launch", "launch_ros", "launch_testing", "message_filters", "rclpy",
+    "ament_index_python", "bond", "cv_bridge", "launch", "launch_ros", "launch_testing", "message_filters", "rclpy",
     "sensor_msgs_py",
 }  # fmt: skip
 
