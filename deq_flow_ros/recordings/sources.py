@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``open_source``, and the sources that OpenCV's video reader opens: video files and cameras."""
+"""``open_source``, and cameras that OpenCV opens."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import re
@@ -18,7 +17,6 @@ import cv2
 from deq_flow_ros.errors import needed_by
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
 from deq_flow_ros.imaging.pictures import read_picture, several
-from deq_flow_ros.imaging.video import INTERLACED
 from deq_flow_ros.recordings.files import (
     BAG_SUFFIXES,
     DATA_SUFFIXES,
@@ -26,13 +24,11 @@ from deq_flow_ros.recordings.files import (
     check_name,
     has_metadata,
     is_bag_file,
-    no_video,
     visible_files,
 )  # fmt: skip
 from deq_flow_ros.recordings.folder_source import FolderSource
-from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
-
-log = logging.getLogger(__name__)
+from deq_flow_ros.recordings.source import DEFAULT_FPS, Source
+from deq_flow_ros.recordings.video_source import VideoSource, size_of
 
 
 def open_source(
@@ -95,113 +91,6 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
     return VideoSource(path)
 
 
-class VideoSource(Source):
-    """Frames of a video file, stamped by their presentation time."""
-
-    kind = "video"
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        capture = self._open()
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        size = _size(capture)
-        capture.release()
-        if not 0 < fps < 1000:
-            log.warning("%s states no usable frame rate (%s); assuming %g Hz", path, fps, DEFAULT_FPS)
-            fps = DEFAULT_FPS
-        self.count = count if count > 0 else None
-        with path.open("rb") as file:
-            head = file.read(12)
-        self._counted = head[4:8] == b"ftyp" or head[:4] == b"RIFF"
-        """Whether the file (MP4, MOV, AVI) counts its frames. OpenCV guesses from length and rate of any other."""
-        self._starts_s, assumed = _look_at(path)
-        self.nominal_period_ns = round(1e9 / fps)
-        count_words = f"{'' if self._counted else 'about '}{self.count}" if self.count else "unknown number of"
-        self.description = f"video {path.name}: {size} at {fps:g} Hz{assumed}, {count_words} frames"
-
-    def _open(self) -> cv2.VideoCapture:
-        if what := no_video(self.path):
-            raise MediaError(f"{self.path} is not readable as a video: it is {what}")
-        # FFmpeg takes what stands before a colon for a protocol, except behind a slash.
-        capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
-        if not capture.isOpened() or capture.get(cv2.CAP_PROP_FRAME_WIDTH) <= 0:
-            raise MediaError(
-                f"{self.path} is not readable as a video, and no bag ({', '.join(BAG_SUFFIXES)}) by its name: "
-                "it is damaged, truncated or not a video. Try to play it, or convert it to H.264 in .mp4"
-            )
-        return capture
-
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. The frames are bgr8; stamps start at 1 s."""
-        capture = self._open()
-        number, stamp_ns, self.left_out = 0, 0, 0
-        try:
-            while capture.grab():
-                due_ns = FIRST_STAMP_NS + round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
-                # Some containers repeat or lose time stamps; a stream whose time stands still is no stream.
-                stamp_ns = due_ns if due_ns > stamp_ns else stamp_ns + self.nominal_period_ns
-                part = self.part_of(stamp_ns - FIRST_STAMP_NS)
-                if part > 0:
-                    break
-                if part < 0:
-                    self.left_out += 1
-                    continue
-                read, image = capture.retrieve()
-                if not read:
-                    break
-                yield frame_from_array(image, stamp_ns, stamp_ns, "camera")
-                number += 1
-        finally:
-            capture.release()
-        if number == 0:
-            self.check_part()
-            raise MediaError(
-                f"{self.path} opens as a video, but not one of its frames can be decoded; it is damaged or truncated"
-            )
-        self.skipped = []
-        if self.whole and self.count is not None and number < self.count:
-            states, found = f"{self.count} frames", f"{number}"
-            if not self._counted:
-                length_s = self.count * self.nominal_period_ns * 1e-9 - self._starts_s
-                read_s = (stamp_ns - FIRST_STAMP_NS + self.nominal_period_ns) * 1e-9
-                if length_s - read_s < 3 * self.nominal_period_ns * 1e-9:  # only its rate is not constant
-                    return
-                states, found = f"a length of {length_s:.1f} s", f"{read_s:.1f} s"
-            self.skipped = [f"{self.path.name} states {states}, only {found} can be decoded; it may be truncated"]
-            log.warning(self.skipped[0])
-
-
-def _look_at(path: Path) -> tuple[float, str]:
-    """What a video's first frame adds to the length that it states, in s, and a word if its rate is only assumed.
-
-    Without PyAV (``pip install av``), nothing is known of it.
-
-    :raises MediaError: if its frames are interlaced. Each is of two times then, and OpenCV 5 fills them with whatever
-        lies in its memory.
-    """
-    try:
-        import av  # not at the top: it takes 50 ms, and no rosdep key installs it
-    except ImportError:
-        return 0.0, ""
-    try:
-        with av.open(str(path.absolute())) as container:
-            # The length that Matroska states counts from 0, that of other containers from the first frame.
-            start_s = (container.start_time or 0) * 1e-6 if "matroska" in container.format.name else 0.0
-            untimed = container.format.name in ("h264", "hevc", "m4v", "mjpeg")
-            frame = next(container.decode(video=0), None)
-    except (av.error.FFmpegError, IndexError):
-        return 0.0, ""
-    if frame is not None and frame.interlaced_frame:
-        raise MediaError(f"{path}: {INTERLACED}. Make whole ones first: ffmpeg -i INPUT -vf yadif OUTPUT.mp4")
-    return max(0.0, start_s), ", which is assumed (it has no times)" if untimed else ""
-
-
-def _size(capture: cv2.VideoCapture) -> str:
-    return f"{capture.get(cv2.CAP_PROP_FRAME_WIDTH):.0f}x{capture.get(cv2.CAP_PROP_FRAME_HEIGHT):.0f}"
-
-
 class CameraSource(Source):
     """A camera that OpenCV can open, stamped by the system clock at capture."""
 
@@ -227,7 +116,7 @@ class CameraSource(Source):
         actual = actual if 0 < actual < 1000 else DEFAULT_FPS
         self.index = index
         self.nominal_period_ns = round(1e9 / actual)
-        self.description = f"camera {index}: {_size(self.capture)} at {actual:g} Hz"
+        self.description = f"camera {index}: {size_of(self.capture)} at {actual:g} Hz"
 
     def frames(self) -> Iterator[Frame]:
         """See ``Source.frames``. Ends with ``MediaError`` when the camera stops delivering."""

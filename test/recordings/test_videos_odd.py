@@ -52,3 +52,51 @@ def test_a_video_whose_rate_is_not_constant_is_not_called_truncated(tmp_path: Pa
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     source = open_source(tmp_path / "cut.mkv")
     assert 0 < len(list(source.frames())) < 10 and "states a length of 0.7 s, only 0." in source.skipped[0]
+
+
+def encoded(codec: str, size: tuple[int, int], numbers: range) -> list[bytes]:
+    """A packet for each number: a picture of this grey level, each made of the one before."""
+    context = av.CodecContext.create(codec, "w")
+    (context.width, context.height), context.time_base = size, Fraction(1, 30)
+    context.pix_fmt, context.max_b_frames = "yuvj420p" if codec == "mjpeg" else "yuv420p", 0
+    context.options = {"tune": "zerolatency"} if codec == "libx264" else {}
+    noise = np.random.default_rng(0).integers(0, 200, (size[1], size[0], 3), np.uint8)
+    pictures = (av.VideoFrame.from_ndarray(np.roll(noise, 2 * n, axis=1), "bgr24") for n in numbers)
+    return [bytes(packet) for picture in (*pictures, None) for packet in context.encode(picture)]
+
+
+def written(path: Path, codec: str, packets: list[bytes], keys: tuple[int, ...] = (0,)) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30, width=64, height=48)
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 30), stream, number in keys
+            container.mux(packet)
+    return path
+
+
+def test_pictures_of_a_video_keep_their_size_where_it_changes(tmp_path: Path) -> None:
+    """OpenCV stretches them to the size of the others: the flow between them would be too long, and nothing said."""
+    packets = encoded("libx264", (64, 48), range(3)) + encoded("libx264", (96, 80), range(3))
+    raw = tmp_path / "raw.h264"
+    raw.write_bytes(b"".join(packets))
+    for path in (raw, written(tmp_path / "v.mkv", "libx264", packets, (0, 3))):
+        sizes = [(frame.width, frame.height) for frame in open_source(path).frames()]
+        assert sizes == 3 * [(64, 48)] + 3 * [(96, 80)]
+
+
+@pytest.mark.parametrize(("codec", "after"), [("libx264", 3), ("mpeg4", 3), ("mjpeg", 1)])
+def test_a_damaged_picture_of_a_video_is_named_and_none_is_smeared(tmp_path: Path, codec: str, after: int) -> None:
+    """Decoders hide damage by pieces of other pictures, which move. What follows is made of it up to a key frame."""
+    packets = encoded(codec, (64, 48), range(3)) + encoded(codec, (64, 48), range(3, 6))
+    whole = [frame.data for frame in open_source(written(tmp_path / "v.avi", codec, packets, (0, 3))).frames()]
+    middle = len(packets[1]) // 2
+    packets[1] = packets[1][:middle] + 16 * b"\xff\x00" + packets[1][middle + 32 :]
+    source = open_source(written(tmp_path / "d.avi", codec, packets, (0, 3)))
+    frames = {round((frame.stamp_ns - 10**9) * 30e-9): frame for frame in source.frames()}
+    left = [number for number, frame in frames.items() if not frame.problem]
+    assert left == ([0, 3, 4, 5] if after == 3 else [0, 2, 3, 4, 5])
+    assert all(np.array_equal(frames[number].data, whole[number]) for number in left)
+    assert "is damaged" in "".join(source.skipped + [frame.problem for frame in frames.values()])
