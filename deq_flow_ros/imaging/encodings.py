@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from deq_flow_ros.errors import did_you_mean
-from deq_flow_ros.imaging.jpeg import open_ended
 
 
 class EncodingError(ValueError):
@@ -23,8 +22,7 @@ class EncodingError(ValueError):
 
 
 FULL = (0, 65535)
-MIN_WIDTH = 16
-"""The narrowest range, in counts. A narrower one would turn the noise of the camera into a picture."""
+MIN_WIDTH = 16  # counts; a narrower range would turn the noise of the camera into a picture
 _MARGIN = 0.15  # of the range of an image, added on each side, so that the next images fit as well
 _WASTED = 0.4  # an image that uses less of the range than this has lost too much contrast
 _SAMPLES = 20_000
@@ -34,19 +32,17 @@ _TAILS = (0.1, 99.9)  # percent; hot and dead pixels lie beyond
 class Levels:
     """The counts of 16 bits that become 0 and 255 in the images of one stream.
 
-    Thermal cameras and sensors of 10 or 12 bits use a small part of the 16 bits; mapped as a whole, no flow could be
-    found. The range is therefore taken from the images, and kept as long as they fit into it and use it well, because
-    each change of brightness between two images makes their flow less accurate.
+    Thermal cameras and sensors of 10 or 12 bits use a small part of the 16 bits. The range is therefore taken from the
+    images, and kept as long as they fit into it and use it well, because a change of brightness spoils the flow.
 
-    :param fixed: (black, white) in counts, for a range that never changes; None to take it from the images.
+    :param fixed: (black, white) in counts, for a range that never changes.
     :raises ValueError: for an invalid range.
     """
 
     def __init__(self, fixed: tuple[int, int] | None = None) -> None:
         if fixed is not None and not 0 <= fixed[0] < fixed[1] <= FULL[1]:
             raise ValueError(f"expected a range of counts such as (0, 65535), black before white, got {fixed}")
-        self._fixed = fixed
-        self._held: tuple[int, int] | None = None
+        self._fixed, self._held = fixed, fixed
 
     def of(self, image: np.ndarray) -> tuple[int, int]:
         """The counts of black and white for the next image of the stream.
@@ -78,10 +74,8 @@ def eight_bits(image: np.ndarray, levels: Levels) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the bytes of an encoding become RGB.
+    """How the bytes of an encoding become RGB, by ``convert``, of what ``_samples`` returns.
 
-    :ivar convert: takes the image as ``_samples`` returns it.
-    :ivar even_width: whether the width must be even, because pairs of columns share their colour.
     :ivar rows: rows of ``step`` bytes per row of the image; more than 1 if there are several planes.
     """
 
@@ -99,9 +93,7 @@ class _Layout:
 
 def _colour(code: int | None) -> Callable[[np.ndarray, Levels], np.ndarray]:
     """A conversion that reduces to 8 bits first, so that there is half as much to reorder."""
-    if code is None:
-        return eight_bits
-    return lambda image, levels: cv2.cvtColor(eight_bits(image, levels), code)
+    return eight_bits if code is None else lambda image, levels: cv2.cvtColor(eight_bits(image, levels), code)
 
 
 def _bayer(code: int) -> Callable[[np.ndarray, Levels], np.ndarray]:
@@ -155,19 +147,21 @@ def _packed(depth: int) -> dict[str, _Layout]:
     }
 
 
-_LAYOUTS: dict[str, _Layout] = {
-    **_packed(1),
-    **_packed(2),
-    # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as in V4L2.
-    "uyvy": _UYVY,
-    "yuv422": _UYVY,  # the older name
-    "yuyv": _YUYV,
-    "yuv422_yuy2": _YUYV,  # the older name
-    # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar") at half (4:2:0) or full size.
-    "nv12": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows=Fraction(3, 2)),
-    "nv21": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows=Fraction(3, 2)),
-    "nv24": _Layout(1, 1, _nv24, rows=Fraction(3)),
-}
+_LAYOUTS = (
+    _packed(1)
+    | _packed(2)
+    | {
+        # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as in V4L2.
+        "uyvy": _UYVY,
+        "yuv422": _UYVY,  # the older name
+        "yuyv": _YUYV,
+        "yuv422_yuy2": _YUYV,  # the older name
+        # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar") at half (4:2:0) or full size.
+        "nv12": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows=Fraction(3, 2)),
+        "nv21": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows=Fraction(3, 2)),
+        "nv24": _Layout(1, 1, _nv24, rows=Fraction(3)),
+    }
+)
 
 ENCODINGS: tuple[str, ...] = tuple(sorted(_LAYOUTS))
 """All encodings that ``to_rgb`` reads."""
@@ -179,14 +173,13 @@ def check_layout(size: int, height: int, width: int, step: int, encoding: str) -
     :param step: length of a row in bytes; if there are planes, of a row of the luma.
     :raises EncodingError: if they are not.
     """
-    layout = _LAYOUTS.get(encoding)
-    if layout is None:
+    if (layout := _LAYOUTS.get(encoding)) is None:
         hint = did_you_mean(encoding, ENCODINGS)
         raise EncodingError(f"unknown encoding {encoding!r}{hint}: expected one of {', '.join(ENCODINGS)}")
     if height <= 0 or width <= 0:
         raise EncodingError(f"empty image: expected a height and width above 0, got height {height}, width {width}")
     for name, value, even in (("width", width, layout.even_width), ("height", height, layout.even_height)):
-        if even and value % 2:
+        if even and value % 2:  # neighbours share their colour
             raise EncodingError(f"{encoding} shares colour between neighbours: expected an even {name}, got {value}")
     row = width * layout.pixel_bytes
     if step < row:
@@ -200,7 +193,7 @@ def check_layout(size: int, height: int, width: int, step: int, encoding: str) -
 
 
 def has_padded_rows(width: int, step: int, encoding: str) -> bool:
-    """Whether rows are longer than their pixels, in a layout that ``check_layout`` accepts."""
+    """Whether rows are longer than their pixels."""
     return step != width * _LAYOUTS[encoding].pixel_bytes
 
 
@@ -220,9 +213,9 @@ def to_rgb(
     check_layout(data.size, height, width, step, encoding)
     layout = _LAYOUTS[encoding]
     samples = _samples(data, layout, height, width, step, is_bigendian)
-    row = width * layout.pixel_bytes
+    row = width * layout.pixel_bytes  # several times that long are those of drivers that call colours mono8
     if width >= 16 and step in (2 * row, 3 * row, 4 * row) and np.ptp(data.reshape(-1, step)[:, row:]):
-        raise EncodingError(  # of drivers that call colours mono8
+        raise EncodingError(
             f"rows of {step} bytes, {step // row} times as many as {width} pixels of {encoding} have, and not padded "
             "with one value: does the driver name the wrong encoding?"
         )
@@ -243,15 +236,29 @@ def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: i
 MAX_PIXELS = 1 << 26
 """Larger images (than 8192 x 8192) are not decoded, because a few kilobytes of data can claim any size."""
 FORMATS = ("jpeg", "png")
+_MORE = b"\xff\x00" * 10  # of no meaning; so many bytes libjpeg wants to have behind the last ones that it needs
+
+
+def open_ended(data: bytes) -> bytes:
+    """JPEG data whose decoder raises an error if some of it, more than a few bytes, is missing before its end mark.
+
+    With that mark, libjpeg makes a grey area of what is lost, and reports nothing. Data of several scans needs it.
+    """
+    scan, end = data.find(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    if scan < 0 or end < scan or b"\xff\xc0" not in data or data.find(b"\xff\xda", scan + 2) > 0:
+        return data
+    for number, mark in enumerate(re.finditer(b"\xff([\xd0-\xd7])", data[scan:end])):
+        if mark[1][0] & 7 != number & 7:  # restart marks count to 7 and start over: some are lost
+            return data[: scan + mark.start()]
+    return data[:end] + _MORE
 
 
 def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = None) -> np.ndarray:
-    """Decode a compressed image to RGB, without alpha, and without the orientation in EXIF data: calibrations are of
-    the image as it is stored.
+    """Decode a compressed image to RGB, without alpha, and as it is stored (calibrations know no EXIF orientation).
 
     :param data: (N,) uint8. The data itself decides how it is decoded.
-    :param format: what the message states. It is often wrong, so it only serves for errors, to refuse depth, and to
-        demosaic a grey image (compressed_image_transport keeps the pattern: "bayer_rggb8; jpeg compressed ").
+    :param format: what the message states. It is often wrong, and only serves for errors, to refuse depth, and to
+        demosaic a grey image ("bayer_rggb8; jpeg compressed " of compressed_image_transport).
     :param levels: as for ``to_rgb``.
     :returns: (H, W, 3) uint8, contiguous.
     :raises EncodingError: for data that is neither JPEG nor PNG, is damaged, or claims more than ``MAX_PIXELS``.
@@ -284,16 +291,9 @@ def decode_image(data: np.ndarray, format: str = "", levels: Levels | None = Non
 
 
 def encode_image(rgb: np.ndarray, format: str, quality: int = 95) -> np.ndarray:
-    """Encode an image as JPEG or PNG data, (N,) uint8.
+    """Encode an image (H, W, 3) uint8 RGB as data, (N,) uint8, of one of ``FORMATS``.
 
-    :param rgb: (H, W, 3) uint8 RGB.
-    :param format: "jpeg" or "png".
     :param quality: 1 to 100, for JPEG only.
-    :raises ValueError: for another format, or an image of another shape or type.
     """
-    if format not in FORMATS:
-        raise ValueError(f"expected the format {' or '.join(FORMATS)}, got {format!r}")
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ValueError(f"expected a uint8 image of shape (H, W, 3), got {rgb.dtype} of {rgb.shape}")
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if format == "jpeg" else []
     return cv2.imencode(f".{format}", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)[1].reshape(-1)

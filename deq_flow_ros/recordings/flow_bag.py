@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from rich.filesize import decimal
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.pictures import flow_to_color
-from deq_flow_ros.recordings.bags import BagWriter, read_image, read_messages
+from deq_flow_ros.recordings.bags import BagWriter, read_messages
 from deq_flow_ros.recordings.files import STATUS_NAME
 
 IMAGE_TOPIC = "/camera/image_raw"
@@ -153,22 +153,6 @@ def read_reports(bag: Path, topic: str) -> list[FrameReport]:
     :raises MediaError: if the bag cannot be read.
     """
     return [report_of(message) for _, _, message in read_messages(bag, topic)]
-
-
-def read_fields(bag: Path, flow_topic: str, residual_topic: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (stamp, flow (H, W, 2) px, residual (H, W) px) for every stamp for which both fields were recorded.
-
-    The order is that in which the later of the two arrived.
-    """
-    waiting: dict[tuple[str, int], np.ndarray] = {}
-    for topic, _, message in read_messages(bag, flow_topic, residual_topic):
-        other = residual_topic if topic == flow_topic else flow_topic
-        stamp, image = stamp_to_ns(message.header.stamp), read_image(message)
-        partner = waiting.pop((other, stamp), None)
-        if partner is None:
-            waiting[topic, stamp] = image
-        else:
-            yield (stamp, image, partner) if topic == flow_topic else (stamp, partner, image)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``open_source``, and cameras that OpenCV opens."""
+"""``open_source``, cameras that OpenCV opens, and reading any source ahead in a thread."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
+import queue
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +29,7 @@ from deq_flow_ros.recordings.files import (
     is_bag_file,
     visible_files,
 )  # fmt: skip
-from deq_flow_ros.recordings.folder_source import FolderSource
-from deq_flow_ros.recordings.source import DEFAULT_FPS, Source
+from deq_flow_ros.recordings.source import DEFAULT_FPS, FolderSource, Source
 from deq_flow_ros.recordings.video_source import VideoSource, size_of
 
 
@@ -133,3 +135,54 @@ class CameraSource(Source):
     def close(self) -> None:
         """See ``Source.close``."""
         self.capture.release()
+
+
+READ_AHEAD = 4
+"""Frames decoded in advance, so that a slow one does not come late."""
+
+
+class FrameReader:
+    """Iterates (pass number, frame) of a source, read ahead in a thread of its own; None where none is ready yet."""
+
+    def __init__(self, source: Source, loop: bool) -> None:
+        self._source, self._closed = source, False
+        self._passes = itertools.count() if loop and not source.live else range(1)
+        self._frames: queue.Queue[tuple[int, Frame] | Exception | None] = queue.Queue(READ_AHEAD)
+        # A daemon, because a camera that delivers nothing cannot be interrupted.
+        self._thread = threading.Thread(target=self._read, name="frame_reader", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for number in self._passes:
+                for frame in self._source.frames():
+                    if not self._put((number, frame)):
+                        return
+            self._put(None)
+        except Exception as error:  # handed to the thread that plays
+            self._put(error)
+
+    def _put(self, item: tuple[int, Frame] | Exception | None) -> bool:
+        while not self._closed:
+            with contextlib.suppress(queue.Full):
+                self._frames.put(item, timeout=0.1)
+                return True
+        return False
+
+    def __iter__(self) -> Iterator[tuple[int, Frame] | None]:
+        while True:
+            try:
+                item = self._frames.get(timeout=0.05)
+            except queue.Empty:
+                yield None
+                continue
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._closed = True
+        self._thread.join(timeout=1.0)  # a process that ends while a thread of it decodes a video is aborted
