@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,12 +20,20 @@ from rich.table import Table
 from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.errors import UNUSABLE
 from deq_flow_ros.evaluation import summary
-from deq_flow_ros.evaluation.batch import INDEX, Assignment, check_place, terminal_table, write_overview
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import Plan, RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
-from deq_flow_ros.evaluation.report import METRICS, REPORT
-from deq_flow_ros.evaluation.results import BusyError, OccupiedError, has_begun, read_json
+from deq_flow_ros.evaluation.report import (
+    INDEX,
+    METRICS,
+    REPORT,
+    Assignment,
+    check_place,
+    has_begun,
+    read_json,
+    write_overview,
+)  # fmt: skip
+from deq_flow_ros.evaluation.results import BusyError, OccupiedError
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
@@ -130,19 +139,17 @@ def make_plan(options: argparse.Namespace) -> Plan:
     usual_ms = REALTIME_BUDGET_MS if options.realtime else None
     budget_ms = usual_ms if options.budget_ms is None else options.budget_ms
 
-    def same(*names: str) -> dict[str, Any]:
-        return {name: getattr(options, name) for name in names}
-
     setting = Setting(
-        Path(options.model).stem, budget_ms=budget_ms or None, tolerance_px=options.tolerance_px or None,
-        min_scale=min(0.25, options.max_scale),
-        **same("model", "device", "precision", "max_iterations", "direction", "max_scale"),
+        Path(options.model).stem, model=options.model, device=options.device, precision=options.precision,
+        budget_ms=budget_ms or None, max_iterations=options.max_iterations, tolerance_px=options.tolerance_px or None,
+        direction=options.direction, min_scale=min(0.25, options.max_scale), max_scale=options.max_scale,
     )  # fmt: skip
+    names = ("topic", "fps", "stamps", "max_frames", "consistency_every", "truth", "images", "storage")
     return Plan(
         all_settings(with_parameters(setting, options.param), options.compare),
         "realtime" if options.realtime else "offline", bag=not options.no_bag, start_s=options.start,
         stop_s=options.stop or None, costs=None if options.costs is None else read_costs(options.costs),
-        **same("topic", "fps", "stamps", "max_frames", "consistency_every", "truth", "images", "storage"),
+        **{name: getattr(options, name) for name in names},
     )  # fmt: skip
 
 
@@ -187,9 +194,7 @@ class _Command:
                     if options.bags is None and has_begun(recording.out):
                         raise KeyboardInterrupt("interrupted; --resume starts again") from None
                     raise
-        _print(recording.out, metrics, console)
-        for problem in metrics["problems"]:
-            console.print(f"evaluate_bag: {problem}", style="red")
+        print_results(recording.out, metrics, console)
         if not metrics["complete"]:
             console.print(f"evaluate_bag: interrupted; the results are in {recording.out}, --resume starts again")
             return 130
@@ -220,7 +225,8 @@ class _Command:
             status = max(status, 130 if self.stop.requested else got)
             if self.stop.requested:
                 break
-        self.console.print(terminal_table(rows))
+        states = Counter(row["state"] for row in rows)
+        self.console.print(", ".join(f"{count} {state}" for state, count in states.items()))
         self.console.print(f"{out / INDEX} links to all reports")
         return status
 
@@ -243,7 +249,11 @@ class _ShownProgress(Progress):
             self.console.print(f"frame {done} of {total or '?'}, {text}, {done / (now - self._began):.1f} frames/s")
 
 
-def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
+def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:
+    """Print the most important figures, the comparison of settings, and the problems.
+
+    :param metrics: what was written to ``out``.
+    """
     table = Table(show_header=False, title=metrics["input"]["description"], title_justify="left")
     for name, value in summary.terminal_rows(metrics):
         table.add_row(name, value)
@@ -257,6 +267,8 @@ def _print(out: Path, metrics: dict[str, Any], console: Console) -> None:
             table.add_row(row.title, *row.values)
         console.print(table)
     run = metrics["run"]
-    spent = ", ".join(f"{name} {100 * share:.1f} %" for name, share in run["time_shares"].items())
-    console.print(f"{run['seconds']:.1f} s: {spent}; peak memory {run['peak_memory_mb']:.0f} MB")
+    spent = "".join(f"{name} {100 * share:.1f} %, " for name, share in run["time_shares"].items())
+    console.print(f"{run['seconds']:.1f} s: {spent}peak memory {run['peak_memory_mb']:.0f} MB")
     console.print(f"{out / REPORT} and the files beside it")
+    for problem in metrics["problems"]:
+        console.print(f"evaluate_bag: {problem}", style="red")

@@ -16,20 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from deq_flow_ros.evaluation.inputs import InputFrame, TopicTruth, Truth, folder_truth, scene_truth, unlike_number
 from deq_flow_ros.evaluation.methods import Models, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import (
-    DROPPED,
-    FIRST,
-    PROCESSED,
-    FrameOutcome,
-    InputFrame,
-    read_frames,
-)  # fmt: skip
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameOutcome, read_frames
 from deq_flow_ros.evaluation.report import FRAMES
 from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
-from deq_flow_ros.evaluation.truth import TopicTruth, Truth, folder_truth, scene_truth, unlike_number
 from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.imaging.frame import MediaError
@@ -82,7 +75,7 @@ class Plan:
 class RecordingEvaluation:
     """Evaluates one recording into a folder of its own, which is locked until it is closed.
 
-    :param resume: see ``ResultFolder``, as for ``overwrite``.
+    :param resume, overwrite: see ``ResultFolder``.
     :raises MediaError: for an unusable input or folder.
     """
 
@@ -120,7 +113,7 @@ class RecordingEvaluation:
     def run(self, models: Models, show: Show, stop: StopRequest) -> dict[str, Any]:
         """Evaluate the recording until it ends or a stop is requested; returns the metrics.
 
-        :raises MediaError: if no frame at all can be read, or results cannot be written. Results so far are kept.
+        :raises MediaError: if no frame can be read, or results cannot be written. Results so far are kept.
         """
         plan, frames, done, runs = self.plan, self._input_frames(), 0, []
         frame = next(frames, None)
@@ -219,9 +212,7 @@ class RecordingEvaluation:
                 images, convert_ms = self._first_images()
                 costs[setting.name] = measure_setting(setting, model, images, convert_ms).plain()
         if setting.name not in costs:
-            raise MediaError(
-                f"the given costs are for {', '.join(costs) or 'nothing'}, not for the setting {setting.name}"
-            )
+            raise MediaError(f"the given costs are for {', '.join(costs)}, not for the setting {setting.name}")
         try:
             return CostTable.of(costs[setting.name])
         except ValueError as error:

@@ -1,33 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a run: a single HTML file that needs neither a network nor other files."""
+"""The pages of results: ``report.html`` of a recording, a single file that loads nothing from elsewhere, and
+``index.html`` of several recordings, with ``recordings.json`` for programs.
+
+An overview is made only from the files in the folders of the recordings, so it does not matter which process evaluated
+which recording, or when.
+"""
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deq_flow_ros.evaluation import summary
-from deq_flow_ros.evaluation.gallery import Gallery, panels
-from deq_flow_ros.evaluation.measures import MEASURES
-from deq_flow_ros.evaluation.records import DROPPED, PROCESSED
-from deq_flow_ros.evaluation.summary import SettingEntry
+from deq_flow_ros.evaluation.gallery import Gallery, panels, run_plots
+from deq_flow_ros.evaluation.records import MEASURES
+from deq_flow_ros.evaluation.summary import Figure, SettingEntry, number, percent
+from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.imaging.pictures import data_uri, flow_to_color
-from deq_flow_ros.recordings.files import write_text
+from deq_flow_ros.recordings.files import write_json, write_text
 
-REPORT, METRICS, FRAMES = "report.html", "metrics.json", "frames.csv"
-VIDEO, ANIMATION = "flow.mp4", "flow.webp"
-"""Names of the result files."""
+REPORT, METRICS, FRAMES, VIDEO, ANIMATION = "report.html", "metrics.json", "frames.csv", "flow.mp4", "flow.webp"
+"""Names of the result files of a recording."""
+STATE, RUN = ".run", "run.json"
+"""Folder beside the results with what is needed only during a run, and the file in it that identifies the run."""
+INDEX, ROWS = "index.html", "recordings.json"
+"""Names of the files of an overview."""
+SHOWN = (
+    "epe_visible_px", "epe_px", "epe_still_px", "fl_percent", "photometric", "photometric_still", "consistency_px",
+    "flicker_px",
+)  # fmt: skip
+"""Measures in the overview. One that no recording has is left out."""
+Row = Mapping[str, Any]
+"""The entry of one recording in ``recordings.json``."""
+
+
+def has_begun(path: Path) -> bool:
+    """Whether a run has begun to write its results to this folder."""
+    return (path / STATE / RUN).is_file()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a run has written into a file; None if it is not there, or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -37,7 +63,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     """
     loader = PackageLoader("deq_flow_ros.evaluation")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"number": summary.number, "percent": summary.percent}
+    pages.filters |= {"number": number, "percent": percent}
     write_text(path, pages.get_template(template).render(**values))
 
 
@@ -45,7 +71,7 @@ def write_report(
     path: Path, settings: Sequence[SettingEntry], frames: pd.DataFrame, metrics: summary.Metrics,
     galleries: Mapping[str, Gallery],
 ) -> None:  # fmt: skip
-    """Write the HTML file.
+    """Write the page of a recording.
 
     :param settings: the settings, the main one first.
     :param frames: from ``read_frames``.
@@ -56,7 +82,6 @@ def write_report(
     main = metrics["settings"][0]
     error = summary.error_measure(main)
     by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
-    stages = {name: values["mean"] for name, values in main["stage_ms"].items() if values["mean"]}
     measured = {name for figures in metrics["settings"] for name in figures["measures"]}
     # The key of the flow colours: each place has the colour of the vector leading to it.
     vectors = np.dstack(np.meshgrid(*2 * [np.linspace(-1, 1, 96, dtype=np.float32)]))
@@ -64,7 +89,8 @@ def write_report(
     write_page(
         path, "report.html", metrics=metrics, mode=summary.mode(metrics), settings=settings,
         headline=summary.headline(metrics), comparison=summary.comparison(metrics),
-        plots=run_plots(by_setting, main["setting"].get("budget_ms"), error), stages=stages, error=MEASURES[error],
+        plots=run_plots(by_setting, main["setting"].get("budget_ms"), error), error=MEASURES[error],
+        stages={name: values["mean"] for name, values in main["stage_ms"].items() if values["mean"]},
         measures={name: measure for name, measure in MEASURES.items() if name in measured},
         key=data_uri(flow_to_color(vectors, 1.0)), strips=_strips(settings, galleries),
     )  # fmt: skip
@@ -87,127 +113,99 @@ def _strips(settings: Sequence[SettingEntry], galleries: Mapping[str, Gallery]) 
     return strips
 
 
-SIZE = (4.9, 2.6)
-"""In inches. Small, so that the text is legible on a phone, and two plots fit into a row elsewhere."""
-MOST_DOTS, PARTS = 400, 160
-"""A series with more than ``MOST_DOTS`` values is drawn as a line and a band, in ``PARTS`` parts."""
-COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#6b7280")
-BAD, MUTED = "#c53030", "#5a6676"
+@dataclass(frozen=True)
+class Assignment:
+    """A recording and the folder for its results."""
+
+    path: str
+    out: Path
+
+    @property
+    def failure(self) -> Path:
+        """The file beside the folder with the reason why there are no results, if there are none."""
+        return self.out.with_name(f"{self.out.name}.failed.txt")
+
+    def row(self, out: Path) -> Row:
+        """The state and the results of the recording; ``out`` is the folder of all results."""
+        row: dict[str, Any] = {"input": self.path, "results": self.out.relative_to(out).as_posix()}
+        if self.failure.is_file():
+            return row | {"state": "failed", "problems": [self.failure.read_text().strip()]}
+        if (metrics := read_json(self.out / METRICS)) is None:
+            return row | {"state": "unfinished" if has_begun(self.out) else "to do"}
+        row["state"] = "complete" if metrics["complete"] else "interrupted"
+        return row | {key: metrics[key] for key in ("problems", "settings", "comparison")}
 
 
-def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error: str) -> list[tuple[str, str, str]]:
-    """The plots of a run that have something to show, of the rows of ``frames.csv`` by setting, the main one first.
+def check_place(out: Path) -> None:
+    """Refuse a folder with an ``index.html`` that is not an overview.
 
-    :param error: the measure that says most about the quality of the flow.
-    :returns: title, column, and address of the image.
+    :raises MediaError: for such a folder.
     """
-    frames = dict(list(frames.items())[: len(COLOURS)])
-    main, coloured = next(iter(frames.values())), list(zip(frames.items(), COLOURS, strict=False))
-    # The axis shows time only if the stamps always increase.
-    timed = all(own.stamp_ns.is_monotonic_increasing and own.stamp_ns.is_unique for own in frames.values())
-    start_ns = min((own.stamp_ns.iloc[0] for own in frames.values() if len(own)), default=0)
-    time = "stream time [s]" if timed else "frame"
+    if (out / INDEX).exists() and not (out / ROWS).exists():
+        raise MediaError(f"{out / INDEX} is there already and is not an overview of recordings; choose another --out")
 
-    def x_of(own: pd.DataFrame) -> np.ndarray:
-        return ((own.stamp_ns - start_ns) * 1e-9 if timed else own["index"]).to_numpy(float)
 
-    def points(axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None, **more: Any) -> None:
-        known = own[(own.outcome == PROCESSED) & own[column].notna()]
-        _draw(axes, x_of(known), known[column].to_numpy(), colour, label, **more)
-        axes.set_xlim(0, 1.02 * max(x_of(main), default=0) or 1)
+def write_overview(out: Path, assignments: Sequence[Assignment]) -> list[Row]:
+    """Write the overview from the present content of the folders; returns its rows.
 
-    def latency(axes: Axes) -> None:
-        late = main.over_budget == 1
-        points(axes, main[~late], "latency_ms", COLOURS[0], "in time" if budget_ms else None)
-        points(axes, main[late], "latency_ms", BAD, "late", thinned=True)
-        if budget_ms:
-            axes.axhline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
-        times = _thinned(x_of(main[main.outcome == DROPPED]))
-        if times.size:
-            axes.plot(times, np.zeros(times.size), "|", color=MUTED, markersize=6, label="dropped")
+    :raises MediaError: if a file cannot be written.
+    """
+    while True:
+        rows = [assignment.row(out) for assignment in assignments]
+        write_json(out / ROWS, rows)
+        _write_index(out / INDEX, rows)
+        # Another process may have finished in between, and its rows were overwritten here by older ones.
+        if rows == [assignment.row(out) for assignment in assignments]:
+            return rows
 
-    def latencies(axes: Axes) -> None:
-        shares = np.linspace(0, 100, 101)
-        for (name, own), colour in coloured:
-            if own.latency_ms.notna().any():
-                axes.plot(np.nanpercentile(own.latency_ms, shares), shares, color=colour, label=name)
-        if budget_ms:
-            axes.axvline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
 
-    def iterations(axes: Axes) -> None:
-        warm = main.warm == 1
-        points(axes, main[warm], "iterations", COLOURS[0], "warm start")
-        points(axes, main[~warm], "iterations", COLOURS[1], "cold start")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-    def of_all(column: str, baseline: str = "", baseline_label: str = "") -> Callable[[Axes], None]:
-        def draw(axes: Axes) -> None:
-            if baseline:
-                points(axes, main, baseline, MUTED, baseline_label)
-            for (name, own), colour in coloured:
-                label = name if len(frames) > 1 else ("flow" if baseline else None)
-                points(axes, own, column, colour, label, band=len(frames) == 1)
-
-        return draw
-
-    def residual(axes: Axes) -> None:
-        of_all("residual_px")(axes)
-        positive = known.residual_px[known.residual_px > 0]
-        if positive.max() > 20 * positive.min():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-    still = ("photometric_still", "without warping") if error == "photometric" else ("epe_still_px", "zero flow")
-    known = pd.concat(frames.values()).select_dtypes("number")
-    plots = (
-        ("Latency", "ms", "latency_ms", latency, time),
-        ("Latency of all frames", "% of the frames", "latency_ms", latencies, "latency [ms]"),
-        (MEASURES[error].title.capitalize(), MEASURES[error].unit, error, of_all(error, *still), time),
-        ("Forward-backward error", "px", "consistency_px", of_all("consistency_px"), time),
-        ("Flicker", "px", "flicker_px", of_all("flicker_px"), time),
-        ("Iterations", "iterations", "iterations", iterations, time),
-        ("Residual", "px", "residual_px", residual, time),
-        ("Processing scale", "scale", "scale", lambda axes: points(axes, main, "scale", COLOURS[0], None), time),
-    )
-    return [
-        (title, column, _svg(draw, x, y))
-        for title, y, column, draw, x in plots
-        if (known[column] > 0).any() and (column != "scale" or main["scale"].nunique() > 1)
+def _write_index(path: Path, rows: Sequence[Row]) -> None:
+    problems = [(row, problem) for row in rows for problem in row.get("problems", ())]
+    problems += [(row, "interrupted; --resume starts it again") for row in rows if row["state"] == "interrupted"]
+    mains = {row["results"]: row["settings"][0] for row in rows if "settings" in row}
+    cells = {results: _cells(main) for results, main in mains.items()}
+    every = next(iter(cells.values()), {})
+    headings = [title for title in every if any(own[title] != number(None) for own in cells.values())]
+    names = ("all", "processed", "first", "dropped")
+    frames = {name: sum(main["frames"][name] for main in mains.values()) for name in names}
+    totals = [Figure(str(len(mains)), "recordings with results", f"of {len(rows)}"), summary.counted(frames)]
+    if medians := [ms for main in mains.values() if (ms := main["latency_ms"]["median"]) is not None]:
+        totals.append(Figure(f"{min(medians):.1f} – {max(medians):.1f}", "latency, medians", "least and most", "ms"))
+    # A table for each figure in which one setting is better than another, separately for each list of settings.
+    tables: dict[tuple[tuple[str, ...], str], list[tuple[Row, summary.ComparedRow]]] = {}
+    for row in rows:
+        compared = tuple(figures["name"] for figures in row.get("settings", ()))
+        for one in summary.comparison(row) if len(compared) > 1 else ():
+            tables.setdefault((compared, one.title), []).append((row, one))
+    comparisons = [
+        {"names": compared, "title": title, "rows": table}
+        for (compared, title), table in tables.items()
+        if any(one.best for _, one in table)
     ]
+    write_page(
+        path, "overview.html", rows=rows, states=Counter(row["state"] for row in rows), problems=problems,
+        totals=totals, headings=headings, cells=cells, comparisons=comparisons, report=REPORT,
+    )  # fmt: skip
 
 
-def _draw(
-    axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None, band: bool = True, thinned: bool = False
-) -> None:
-    """Draw every value as a dot, or a long series as the median and, with ``band``, the middle 90 % of each part; if
-    ``thinned``, as some of its dots, for events that happen now and then.
-    """
-    if 0 < x.size <= MOST_DOTS or (x.size and thinned):
-        style = "." if band else ".-"
-        axes.plot(_thinned(x), _thinned(y), style, color=colour, markersize=3.5, linewidth=0.7, label=label)
-    elif x.size:
-        parts = np.array_split(np.arange(x.size), PARTS)
-        centres = [x[part].mean() for part in parts]
-        low, middle, high = np.array([np.percentile(y[part], (5, 50, 95)) for part in parts]).T
-        if band:
-            axes.fill_between(centres, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(centres, middle, color=colour, linewidth=1.2, label=label)
+def _mean(figures: Row, measure: str) -> float | None:
+    return figures["measures"].get(measure, {}).get("mean")
 
 
-def _thinned(values: np.ndarray) -> np.ndarray:
-    return values[:: -(-values.size // MOST_DOTS) or 1]
-
-
-def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
-    with matplotlib.style.context(Path(__file__).with_name("plots.mplstyle")):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
-        draw(axes)
-        axes.set(xlabel=x_label, ylabel=y_label)
-        if axes.get_yscale() == "linear":
-            axes.set_ylim(0, 1.06 * axes.dataLim.ymax)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=10.5)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + b64encode(buffer.getvalue()).decode()
+def _cells(main: Row) -> dict[str, str]:
+    """The figures of a recording by the heading of their column. A missing figure is a dash."""
+    cells = {
+        "frames": str(main["frames"]["all"]),
+        "with flow": str(main["frames"]["processed"]),
+        "dropped": str(main["frames"]["dropped"]),
+        "fields/s": number(main["fields_per_second"], 1),
+        "latency, median [ms]": number(main["latency_ms"]["median"], 1),
+        "95 % [ms]": number(main["latency_ms"]["p95"], 1),
+        "late": percent(main["deadline_miss_share"]),
+        "iterations, median": number(main["iterations"]["median"], 0),
+    }
+    for name in SHOWN:
+        measure = MEASURES[name]
+        mean = number(_mean(main, name), 3 if measure.unit == "px" else 2)
+        cells[f"{measure.title} [{measure.unit}]"] = mean
+    return cells

@@ -18,7 +18,18 @@ from typing import IO, Any
 
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
 from deq_flow_ros.evaluation.records import FrameOutcome, FrameTable, read_frames
-from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, VIDEO, write_report
+from deq_flow_ros.evaluation.report import (
+    ANIMATION,
+    FRAMES,
+    METRICS,
+    REPORT,
+    RUN,
+    STATE,
+    VIDEO,
+    has_begun,
+    read_json,
+    write_report,
+)  # fmt: skip
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.bags import check_recording, remove_recording
@@ -27,10 +38,7 @@ from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
 from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
-BAG = "flow"
-STATE = ".run"
-"""Folder beside the results with the identity of the run, the lock, and files that are needed only during a run."""
-RUN, LOCK = "run.json", "lock"
+BAG, LOCK = "flow", "lock"
 
 
 class OccupiedError(MediaError):
@@ -39,20 +47,6 @@ class OccupiedError(MediaError):
 
 class BusyError(OccupiedError):
     """Another process writes to the folder."""
-
-
-def has_begun(path: Path) -> bool:
-    """Whether a run has begun to write its results to this folder."""
-    return (path / STATE / RUN).is_file()
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What a run has written into a file; None if it is not there, or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def refuse_foreign(path: Path, names: Iterable[str]) -> None:
@@ -174,12 +168,11 @@ class ResultFolder:
 
 
 class ResultWriter(ExitStack):
-    """Writes the results of one run to ``out``. Use it in a ``with`` statement, and call ``finish`` afterwards.
+    """Writes the results of a run to ``out``. Use it in a ``with`` statement, and call ``finish`` afterwards.
 
     :param settings: the settings of the run, the main one first. One without outcomes is left out of the results.
     :param previews: a folder for pictures during the run.
-    :param bag: the bag for the flow of the main setting; None: the flow is not recorded.
-    :param images: whether to record the images as well, so that a viewer can show them beside the flow.
+    :param bag: for the flow of the main setting, and with ``images`` the images; None: the flow is not recorded.
     :raises MediaError: if something cannot be written. All methods raise it.
     """
 
@@ -196,18 +189,22 @@ class ResultWriter(ExitStack):
 
     def add(self, setting: str, outcome: FrameOutcome) -> None:
         """Add the outcome of one more frame with a setting."""
-        if outcome.fields is not None:
-            self._galleries[setting].add(outcome.record, outcome.fields)
-        self._table.append(setting, outcome.record)
-        frame, fields = outcome.frame, outcome.fields
+        record, frame, fields = outcome.record, outcome.frame, outcome.fields
+        if fields is not None:
+            self._galleries[setting].add(record, fields)
+        self._table.append(setting, record)
         if self._bag is None or frame is None or setting != self._settings[0].name:
             return
+        # The account that the node would give of the frame, and the measures.
+        account = {"outcome": record.outcome, "reason": record.reason, "image2_stamp_ns": str(record.stamp_ns)}
+        account |= {} if outcome.info is None else pair_values(outcome.info, record.stage_ms)
+        account |= {name: f"{value:.6g}" for name, value in record.measures.items()}
         published: dict[str, Any] = {"image": frame.image if self._images else None}
         if fields is not None:
             published |= {name: getattr(fields, name) for name in ("flow", "residual", "uncertainty")}
             forward = fields.direction == "forward"
-            published["flow_stamp_ns"] = outcome.record.previous_stamp_ns if forward else frame.stamp_ns
-        self._bag.add(frame.stamp_ns, frame.record_ns, frame.frame_id, account(outcome), **published)
+            published["flow_stamp_ns"] = record.previous_stamp_ns if forward else frame.stamp_ns
+        self._bag.add(frame.stamp_ns, frame.record_ns, frame.frame_id, account, **published)
 
     def finish(self, run: RunInfo) -> dict[str, Any]:
         """Write ``metrics.json``, ``report.html`` and, if there is flow, ``flow.mp4`` and ``flow.webp``.
@@ -223,12 +220,3 @@ class ResultWriter(ExitStack):
         if len(self._galleries[main.name]):
             write_moving_pictures(self._out / VIDEO, self._out / ANIMATION, self._galleries[main.name])
         return metrics
-
-
-def account(outcome: FrameOutcome) -> dict[str, str]:
-    """The account that the node would give of a frame, and the measures."""
-    record = outcome.record
-    values = {"outcome": record.outcome, "reason": record.reason, "image2_stamp_ns": str(record.stamp_ns)}
-    if outcome.info is not None:
-        values |= pair_values(outcome.info, record.stage_ms)
-    return values | {name: f"{value:.6g}" for name, value in record.measures.items()}

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one setting on a stream of frames: the outcome of every frame, in order, and the fields of every pair.
-
-A ``SettingRun`` processes every frame, whatever time it takes. A ``SimulatedRun`` simulates a robot: frames arrive at
-their stamps, on a clock that is advanced by measured costs only. Deadlines, processing scale and dropped frames are
-therefore those of the machine on which the costs were measured, and the same costs give the same results again.
-"""
+"""Runs one setting on a stream of frames: the outcome of every frame, in order, and the fields of every pair."""
 
 from __future__ import annotations
 
@@ -14,10 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.evaluation.measures import PairFields, measure
+from deq_flow_ros.evaluation.inputs import InputFrame, Truth
 from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, SOURCE, FrameOutcome, FrameRecord, InputFrame
-from deq_flow_ros.evaluation.truth import Truth
+from deq_flow_ros.evaluation.records import (
+    DROPPED,
+    FIRST,
+    SOURCE,
+    FrameOutcome,
+    FrameRecord,
+    PairFields,
+    measure,
+)  # fmt: skip
 from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
@@ -48,8 +50,7 @@ class SettingRun:
         self._truth, self._reverse = truth, reverse
         self._previous: InputFrame | None = None
         self._order = StampOrder()
-        self._last: dict[int, PairFields] = {}
-        """The last pair by the stamp of its later frame."""
+        self._last: dict[int, PairFields] = {}  # the last pair by the stamp of its later frame
 
     def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
         """Take the next frame. Yields the outcomes that are known by now, of it or of earlier frames."""
@@ -117,6 +118,9 @@ def _dropped(frame: InputFrame, reason: str) -> FrameOutcome:
 class SimulatedRun(SettingRun):
     """Runs one setting as on a robot: of the frames that arrive while it works, only the newest is kept.
 
+    They arrive at their stamps, on a clock that is advanced by measured costs only. Deadlines, scale and drops are
+    therefore those of the machine on which the costs were measured, and the same costs give the same results again.
+
     :param clock: the clock of the estimator.
     :param period_ns: the time between frames if their stamps do not tell it.
     """
@@ -124,23 +128,18 @@ class SimulatedRun(SettingRun):
     def __init__(self, clock: VirtualClock, period_ns: int, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._clock, self._period_ns, self._pace = clock, period_ns, Pace(period_ns)
-        self._warm = False
         self._waiting: tuple[InputFrame, int] | None = None
-        self._behind: list[FrameOutcome] = []
-        """Of frames that came after the one that waits."""
+        self._behind: list[FrameOutcome] = []  # of frames that came after the one that waits
         self._first_ns: int | None = None
-        self._latest_ns = 0
-        """Arrival of the frame that arrived last."""
+        self._latest_ns = 0  # arrival of the frame that arrived last
 
     def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
         """See ``SettingRun.take``. The outcome of the previous frame is known only now."""
-        if not self._warm:
+        if self._first_ns is None:
             assert frame.image is not None
             self.estimator.warm_up(*frame.image.shape[:2])  # as the node does in configure
-            self._warm = True
-        # The arrival on the virtual clock: as long after the previous frame as the stamps say, without long gaps.
-        if self._first_ns is None:
             self._first_ns = self._latest_ns = self._clock.now_ns()
+        # The arrival on the virtual clock: as long after the previous frame as the stamps say, without long gaps.
         self._latest_ns = arrival_ns = self._latest_ns + self._pace.step(frame.stamp_ns)[0]
         self.played_s = (arrival_ns - self._first_ns + self._period_ns) * 1e-9
         if self._waiting is not None:
@@ -187,8 +186,7 @@ def measure_setting(
 ) -> CostTable:
     """Measure how long the stages of a setting take on this machine, at every scale that it may use.
 
-    :param images: see ``measure_costs``.
-    :param convert_ms: see ``measure_costs``.
+    :param images, convert_ms: see ``measure_costs``.
     :raises MediaError: if there are fewer than two images.
     """
     if len(images) < 2:

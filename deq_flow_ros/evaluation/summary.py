@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from deq_flow_ros.evaluation.gallery import RANKED_BY
-from deq_flow_ros.evaluation.measures import MEASURES
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, OUTCOMES, PROCESSED, STAGES, doubtful
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, MEASURES, OUTCOMES, PROCESSED, STAGES, doubtful
 from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 
 VERSION = 2
@@ -24,8 +23,7 @@ COMPARED = ("latency_ms", "iterations", "residual_px")
 SPREAD = ("mean", "median", "p95", "p99", "max")
 
 
-@dataclass(frozen=True)
-class SettingEntry:
+class SettingEntry(NamedTuple):
     """A setting in the results: its name, its values for ``metrics.json``, and a description for people."""
 
     name: str
@@ -60,10 +58,11 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
     :param frames: from ``read_frames``.
     """
     by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
-    entries = []
-    for one in settings:
-        figures = _figures(by_setting[one.name], run.played_s, bool(one.values.get("budget_ms")))
-        entries.append({"name": one.name, "setting": dict(one.values), **figures})
+    entries = [
+        {"name": one.name, "setting": dict(one.values)}
+        | _figures(by_setting[one.name], run.played_s, bool(one.values.get("budget_ms")))
+        for one in settings
+    ]
     return {
         "version": VERSION,
         "mode": run.mode,
@@ -136,8 +135,7 @@ def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dic
 
 
 def _compare(by_setting: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Means over the pairs that all settings processed. Each column uses the pairs for which all settings know it."""
-    # A pair is identified by both frames, because after dropped frames the earlier one may differ.
+    """Means over the pairs of the same two frames that all settings processed, by column where all know the value."""
     pairs = {
         name: frames[frames.outcome == PROCESSED].set_index(["index", "previous_stamp_ns"])
         for name, frames in by_setting.items()
@@ -148,9 +146,8 @@ def _compare(by_setting: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         values = pd.DataFrame({name: frames.loc[common, column] for name, frames in pairs.items()})
         # A classical method has no iterations. The column must still be compared for the other settings.
         shared = values.dropna(axis="columns", how="all").dropna()
-        if len(shared):
-            for name, mean in shared.mean().items():
-                means[str(name)][column] = float(mean)
+        for name, mean in shared.mean().items() if len(shared) else ():
+            means[str(name)][column] = float(mean)
     return {"pairs": len(common), "means": means}
 
 
@@ -162,7 +159,6 @@ MODES = {
     "live": "through the node over DDS",
 }
 BY_THE_CLOCK = "budgets are kept by the clock of this machine, so another run gives other figures"
-"""Said of a run with a budget that is not simulated."""
 COMPARISON = (
     ("latency_ms", "latency, mean", "ms", 1),
     ("iterations", "iterations, mean", "", 1),
@@ -192,7 +188,7 @@ class ComparedRow(NamedTuple):
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A figure with this number of digits after the point; a dash if it is not known."""
+    """A figure with so many digits after the point; a dash if it is not known."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -213,7 +209,7 @@ def error_measure(figures: Metrics) -> str:
 
 
 def mode(metrics: Metrics) -> str:
-    """The mode of the run in words, and whether it can be repeated."""
+    """The mode of the run in words, and if it cannot be repeated, why."""
     limited = any(figures["setting"].get("budget_ms") for figures in metrics["settings"])
     return MODES[metrics["mode"]] + (f"; {BY_THE_CLOCK}" if metrics["mode"] == "offline" and limited else "")
 
@@ -254,8 +250,7 @@ def _quality(measures: Metrics, error: str) -> list[Figure]:
         notes["flicker_px"] = f"on the {number(mean['static_percent'], 1)} % of the pixels that stand still"
     shown = [name for name in dict.fromkeys((error, "fl_percent", "consistency_px", "flicker_px")) if name in mean]
     values = {name: number(mean[name], 3 if mean[name] < 0.1 else 2) for name in shown}
-    about = {name: (MEASURES[name].title, notes.get(name, ""), MEASURES[name].unit) for name in shown}
-    return [Figure(values[name], *about[name]) for name in shown]
+    return [Figure(values[one], MEASURES[one].title, notes.get(one, ""), MEASURES[one].unit) for one in shown]
 
 
 def comparison(metrics: Metrics) -> list[ComparedRow]:

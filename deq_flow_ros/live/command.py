@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``evaluate_bag --live [INPUT]``: plays a camera stream through the real node over DDS and reports how it did.
 
-INPUT is a bag, a video, a folder of images or a camera index; without one, a drive through a rendered hall whose exact
-flow is known. Writes into --out: ``report.html``, ``flow.mp4``, ``flow.webp``, ``metrics.json``, ``frames.csv``,
-``recording/`` (a rosbag2 of the node's outputs) and ``logs/``. Exit status: 0 all well, 1 no flow came out or frames
-are not accounted for, 2 unusable input or options, 3 a process failed, 130 interrupted.
+Without INPUT it plays a drive through a rendered hall whose exact flow is known. docs/evaluate_bag.md lists the results
+and the exit statuses.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,23 +21,21 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.live import Live
 from rich.progress import track
-from rich.table import Table
 
-from deq_flow_ros.command_line import exit_status
+from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.errors import UNUSABLE, UserError
+from deq_flow_ros.evaluation.command import print_results
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, terminal_rows
+from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.host import ChildError, TimeShares
 from deq_flow_ros.imaging.frame import stamp_to_ns
-from deq_flow_ros.live.options import SHORTEST_S, node_parameters, parse_options
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, in_order, look_closer, read_run
-from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, run_live
-from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.recordings import MediaError, Source, open_source
+from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, profiles_file, run_live
+from deq_flow_ros.model import PRECISIONS, choose_precision, load_model
+from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.recordings.bags import read_messages
 from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.recordings.flow_bag import (
@@ -50,26 +47,94 @@ from deq_flow_ros.recordings.flow_bag import (
     read_reports,
     take_account,
 )
+from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.stamps import MAX_PAUSE_S, longest_gap_ms
+from deq_flow_ros.streaming import EstimatorSettings
 
 LOGS, PREVIEWS = "logs", ".previews"
 COMPARED_PAIRS = 15
 """About so many pairs are solved again: from a cold start, and in the other direction."""
+SHORTEST_S = 4.0
+"""A recording that would be over sooner is played so much slower that it lasts this long."""
+OWN_OPTIONS = {
+    "model": "--model", "device": "--device", "precision": "--precision", "latency_budget_ms": "--budget-ms",
+    "direction": "--direction",
+}  # fmt: skip
+"""Parameters of flow_node that have an option of their own."""
+REFUSED = {
+    "cameras": "one camera is played, on ~/image",
+    "output_scale": "flow of another size cannot be held against the images",
+    "units": "the measures are of pixels",
+}
+"""Parameters of flow_node that an evaluation cannot be made with, and why."""
 
 
-def profiles_file() -> Path:
-    """The package's Fast DDS profile, from the source tree or from where the package is installed."""
-    in_tree = Path(__file__).parents[2] / "config" / "fastdds.xml"
-    if in_tree.is_file():
-        return in_tree
-    from ament_index_python.packages import get_package_share_directory
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; ends the process with status 2 where it is wrong.
 
-    return Path(get_package_share_directory("deq_flow_ros")) / "config" / "fastdds.xml"
+    :returns: the options; ``param`` is a dictionary, and ``roi`` its region of interest, empty if there is none.
+    """
+    line = CommandLine("evaluate_bag --live", "Play a camera stream through flow_node over DDS and report how it did.")
+    add = line.add_argument
+    add("input", nargs="?", help="bag, video, folder of images or camera index (default: a rendered drive)")
+    line.add_path("--out", "folder for the results", default=Path("build/demo"))
+    add("--topic", help="image topic of a bag that has several")
+    rate = f"speed of the replay (default: 1, less where it would last below {SHORTEST_S:g} s)"
+    line.add_number("--rate", None, rate, above=0, kind=float)
+    line.add_number("--seconds", 30.0, "play so much of the stream; 0: all", least=0)
+    line.add_number("--max-frames", 0, "and at most so many frames; 0: all", least=0)
+    line.add_number("--fps", 0.0, f"rate of a folder of images; 0: {DEFAULT_FPS:g}", metavar="HZ", least=0)
+    line.add_part()
+    pauses = "skip pauses of the recording that last longer; 0: wait them out"
+    line.add_number("--max-pause-s", MAX_PAUSE_S, pauses, least=0, metavar="S")
+    line.add_model("name or weights file")
+    line.add_device()
+    line.add_precision(PRECISIONS)
+    line.add_number("--budget-ms", 90.0, "latency budget; 0: none", least=0)
+    add("--direction", choices=("forward", "backward"), default="forward", help="of the flow")
+    add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
+    add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the recording")
+    options = line.parse_args(arguments)
+    given: dict[str, str] = {}
+    for text in options.param:
+        name, assigned, value = text.partition(":=")
+        name = name.strip()
+        if name in given:
+            line.error(f"expected one value of {name}, got several with --param")
+        if not assigned:
+            line.error(f"expected --param NAME:=VALUE, got {text!r}")
+        if name in OWN_OPTIONS:  # the report and the comparison with cold starts would not know of it
+            line.error(f"expected {OWN_OPTIONS[name]} for the parameter {name}, got --param {text}")
+        if name in REFUSED:
+            line.error(f"expected no --param {name} ({REFUSED[name]}), got --param {text}")
+        given[name] = value
+    options.param, options.roi = given, []
+    if "roi" in given:
+        numbers = re.fullmatch(r"\s*\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]\s*", given["roi"])
+        if numbers is None:
+            line.error("expected --param roi:=[X,Y,WIDTH,HEIGHT] in whole pixels")
+        options.roi = [int(number) for number in numbers.groups()]
+    return options
+
+
+def node_parameters(options: argparse.Namespace, source: Source, first: Frame | None) -> dict[str, str]:
+    """Parameters of flow_node by name; ``first`` is a frame of the stream, if there is one to look at."""
+    parameters = {name: getattr(options, name) for name in ("model", "device", "precision", "direction")}
+    parameters["latency_budget_ms"] = str(float(options.budget_ms))
+    parameters["max_gap_ms"] = str(longest_gap_ms(EstimatorSettings().max_gap_ms, source.nominal_period_ns))
+    # Reliable and deep, unlike the node's default for robots: here every frame has to be accounted for, and one that
+    # is lost on the way to the node could not be.
+    parameters |= {"qos_reliability": "reliable", "qos_depth": "10", "autostart": "true"}
+    if first is not None and min(first.width, first.height) >= 16:
+        width, height = options.roi[2:] if any(options.roi) else (first.width, first.height)
+        parameters |= {"warm_up_width": str(width), "warm_up_height": str(height)}
+    return parameters | options.param
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run; returns the exit status of the module's docstring."""
+    """Run; returns the exit status that docs/evaluate_bag.md lists."""
     options = parse_options(process.own_arguments(sys.argv if args is None else args))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the children are ended
@@ -82,9 +147,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> int:
-    """Play, record, analyse, report.
+    """Play, record, analyse, report; returns the exit status.
 
-    :returns: the exit status.
     :raises MediaError: for an input that cannot be read.
     :raises ChildError: for a process that failed.
     """
@@ -98,7 +162,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     path = options.input or str(_render(out.parent / "scene", console))
     source = open_source(path, options.topic, options.fps or None, options.start, options.stop or math.inf)
     source.close()
-    frames, rate = _limit(options, source, console), options.rate or _rate(source, console)
+    frames, rate = _extent(options, source, console)
     # A camera is the player's alone; nothing is known of its images yet.
     first = None if source.live else next(frame for frame in source.frames() if not frame.problem)
     if first is not None:
@@ -131,9 +195,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     )
     recorded = open_source(run.bag, IMAGE_TOPIC) if source.live else source
     metrics = _analyse(options, run, published, reports, recorded, about, console)
-    _print_summary(out, metrics, console)
-    for problem in metrics["problems"]:
-        console.print(f"evaluate_bag: {problem}", style="red")
+    print_results(out, metrics, console)
     return 1 if metrics["problems"] else 0
 
 
@@ -161,49 +223,32 @@ def _render(bag: Path, console: Console) -> Path:
     settings = SceneSettings()
     if not bag.exists():
         console.print(f"rendering {settings.frames} frames of the demo scene into {bag} (kept for later runs)")
-    started = time.monotonic()
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        render_scene_bag(bag, settings, lambda done: live.update(f"rendered {done} of {settings.frames} frames"))
-    console.print(f"demo scene ready in {time.monotonic() - started:.1f} s")
+    render_scene_bag(bag, settings, lambda done: None)
     return bag
 
 
-def _limit(options: argparse.Namespace, source: Source, console: Console) -> int:
-    """Number of frames to play, 0 for all."""
-    limits = [options.max_frames] if options.max_frames else []
-    if options.seconds:
-        limits.append(max(2, math.ceil(options.seconds * 1e9 / source.nominal_period_ns)))
-    limit = min(limits, default=0)
-    if source.count is not None and limit >= source.count:
-        limit = 0
+def _extent(options: argparse.Namespace, source: Source, console: Console) -> tuple[int, float]:
+    """Number of frames to play, 0 for all, and the speed of the replay."""
     console.print(source.description)
+    seconds, period_s, count = options.seconds, source.nominal_period_ns * 1e-9, source.count
+    limits = [options.max_frames] if options.max_frames else []
+    limit = min([*limits, max(2, math.ceil(seconds / period_s))] if seconds else limits, default=0)
+    if count is not None and limit >= count:
+        limit = 0
     if source.live:
-        console.print(f"playing {options.seconds:g} s; Ctrl-C ends the stream" if limit else "Ctrl-C ends the stream")
+        console.print(f"playing {seconds:g} s; Ctrl-C ends the stream" if limit else "Ctrl-C ends the stream")
     elif limit:
         console.print(f"playing the first {limit} frames; --seconds 0 plays all")
-    return limit
-
-
-def _rate(source: Source, console: Console) -> float:
-    """Speed of the replay where the user has not said any."""
-    if source.live or source.count is None:
-        return 1.0
-    lasts = source.count * source.nominal_period_ns * 1e-9
-    if lasts >= SHORTEST_S:
-        return 1.0
-    console.print(
-        f"the input lasts {lasts:.1f} s only and is played slower, in {SHORTEST_S:g} s; --rate 1 forbids that"
-    )
-    return lasts / SHORTEST_S
+    if options.rate or source.live or count is None or (lasts_s := count * period_s) >= SHORTEST_S:
+        return limit, options.rate or 1.0
+    slower = f"is played slower, in {SHORTEST_S:g} s; --rate 1 forbids that"
+    console.print(f"the input lasts {lasts_s:.1f} s only and {slower}")
+    return limit, lasts_s / SHORTEST_S
 
 
 def _play(run: RunOptions, count: int | None, console: Console) -> Published:
-    """The live run, with a line that tells how it goes."""
-    total = f" of {count}" if count else ""
-    if console.is_terminal:
-        with Live(console=console, refresh_per_second=8) as live:
-            return run_live(run, lambda progress: live.update(progress.line(total)))
-    printed_s = 0.0
+    """The live run, with a line every few seconds that tells how it goes."""
+    total, printed_s = f" of {count}" if count else "", 0.0
 
     def show(progress: Progress) -> None:
         nonlocal printed_s
@@ -252,13 +297,3 @@ def _analyse(
         return writer.finish(about)
     finally:
         shutil.rmtree(options.out / PREVIEWS, ignore_errors=True)
-
-
-def _print_summary(out: Path, metrics: dict[str, Any], console: Console) -> None:
-    table = Table(show_header=False, title="Optical flow over DDS", title_justify="left")
-    for name, value in terminal_rows(metrics):
-        table.add_row(name, value)
-    console.print(table)
-    size = sum(file.stat().st_size for file in (out / "recording").iterdir()) / 1e6
-    results = ", ".join(str(out / name) for name in RESULTS)
-    console.print(f"{results}; {out / 'recording'} ({size:.0f} MB)")

@@ -12,13 +12,23 @@ from pathlib import Path
 import numpy as np
 
 from deq_flow_ros.demo.bag import ExactFlow
-from deq_flow_ros.evaluation.measures import PairFields, consistency, measure
+from deq_flow_ros.evaluation.inputs import InputFrame
 from deq_flow_ros.evaluation.methods import ReverseFlow, Setting
-from deq_flow_ros.evaluation.records import DROPPED, PROCESSED, STAGES, FrameOutcome, FrameRecord, InputFrame
+from deq_flow_ros.evaluation.records import (
+    DROPPED,
+    PROCESSED,
+    STAGES,
+    FrameOutcome,
+    FrameRecord,
+    PairFields,
+    consistency,
+    measure,
+)  # fmt: skip
 from deq_flow_ros.imaging.encodings import Levels
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging.frame import MediaError, stamp_to_ns
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, RESIDUAL_TOPIC, FrameReport, read_fields
+from deq_flow_ros.recordings.bags import read_image, read_messages
+from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, RESIDUAL_TOPIC, FrameReport
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.streaming import FlowEstimator
 
@@ -164,24 +174,25 @@ class _FieldFinder:
     """Finds flow and residual of a frame while reading the recording once."""
 
     def __init__(self, bag: Path, reports: Sequence[FrameReport]) -> None:
-        self._fields = read_fields(bag, FLOW_TOPIC, RESIDUAL_TOPIC)
+        self._messages = read_messages(bag, FLOW_TOPIC, RESIDUAL_TOPIC)
         self._wanted = Counter(report.flow_stamp_ns for report in reports if report.outcome == PROCESSED)
-        self._waiting: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._waiting: dict[int, dict[str, np.ndarray]] = {}
+        """By stamp, and by topic."""
 
     def take(self, report: FrameReport) -> tuple[np.ndarray, np.ndarray] | None:
         """(flow, residual) of a processed frame; None where they were not recorded. To be asked for in their order."""
         wanted = report.flow_stamp_ns
         if wanted is None:
             return None
-        while wanted not in self._waiting and len(self._waiting) < OUT_OF_ORDER:
-            found = next(self._fields, None)
-            if found is None:
+        while len(self._waiting.get(wanted, ())) < 2 and len(self._waiting) <= OUT_OF_ORDER:
+            topic, _, message = next(self._messages, ("", 0, None))
+            if message is None:
                 break
-            self._waiting[found[0]] = found[1:]
+            self._waiting.setdefault(stamp_to_ns(message.header.stamp), {})[topic] = read_image(message)
         self._wanted[wanted] -= 1
-        taken = self._waiting.pop(wanted, None)
-        self._waiting = {stamp_ns: pair for stamp_ns, pair in self._waiting.items() if self._wanted[stamp_ns] > 0}
-        return taken
+        taken = self._waiting.pop(wanted, {})
+        self._waiting = {stamp_ns: both for stamp_ns, both in self._waiting.items() if self._wanted[stamp_ns] > 0}
+        return (taken[FLOW_TOPIC], taken[RESIDUAL_TOPIC]) if len(taken) == 2 else None
 
 
 class _FrameFinder:

@@ -3,18 +3,17 @@
 
 A topic is subscribed to once it has a publisher; SIGINT or SIGTERM ends the recording and closes the bag. The last
 line on stdout is a JSON object of the number of messages per topic. Exit status: 0 recorded, 2 the bag cannot be
-written, or not as fast as messages come, or a type is unknown.
+written, or a type is unknown.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import queue
+import sqlite3
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -29,72 +28,25 @@ from deq_flow_ros.recordings.bags import STORAGES, BagWriter
 from deq_flow_ros.ros import process
 
 DEPTH = 200
-"""Messages per topic that may wait in the middleware; a recorder must not lose the frames of a busy moment."""
-MAX_BACKLOG_BYTES = 1 << 30
-"""Of messages that wait for the disk; with more, the recording ends with an error."""
+"""Messages per topic that may wait in the middleware while the disk is busy. Of more than that, the oldest are lost;
+the account of the run then names the frames whose flow was not recorded."""
 DRAIN_S = 0.5
 """After the request to stop, what has already arrived is still recorded, for at most this long."""
-
-
-Message = tuple[str, str, bytes, int]
-"""Topic, type, serialized message, time of recording in ns."""
-
-
-class Backlog:
-    """Messages on their way from one thread to another.
-
-    :param max_bytes: of messages that may wait at a time.
-    """
-
-    def __init__(self, max_bytes: int = MAX_BACKLOG_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        # Each has one writer, so that neither needs a lock.
-        self._put_bytes = self._taken_bytes = 0
-
-    def put(self, message: Message) -> None:
-        """Append a message.
-
-        :raises MediaError: where there is no room for it: none may get lost unnoticed.
-        """
-        size, waiting = len(message[2]), self._put_bytes - self._taken_bytes
-        if waiting + size > self._max_bytes:
-            raise MediaError(
-                f"the disk is too slow: {waiting / 1e6:.0f} MB wait to be written, at most {self._max_bytes / 1e6:.0f} "
-                "MB may; record to a faster disk, play slower (--rate), or use smaller images"
-            )
-        self._put_bytes += size
-        self._messages.put(message)
-
-    def close(self) -> None:
-        """Say that no more is to come."""
-        self._messages.put(None)
-
-    def __iter__(self) -> Iterator[Message]:
-        """The messages in turn, waiting for each, until ``close``; one counts until the next is asked for."""
-        while (message := self._messages.get()) is not None:
-            yield message
-            self._taken_bytes += len(message[2])
 
 
 class Recorder(Node):
     """Subscribes to topics as their publishers appear.
 
     :param strip: a namespace that is left out of the topics' names in the bag.
-    :param messages: where serialized messages go; the callbacks raise ``MediaError`` where it is full.
+    :param writer: of the bag; the callbacks raise its errors.
     """
 
-    def __init__(self, topics: Sequence[str], strip: str, messages: Backlog) -> None:
+    def __init__(self, topics: Sequence[str], strip: str, writer: BagWriter) -> None:
         super().__init__("recorder")
-        self._strip = strip
-        self._messages = messages
+        self._strip, self._writer = strip, writer
         self._wanted = {self.resolve_topic_name(topic) for topic in topics}
-        self.counts = {self.bag_topic(topic): 0 for topic in sorted(self._wanted)}
+        self.counts = {topic.removeprefix(strip): 0 for topic in sorted(self._wanted)}
         self.create_timer(0.1, self.subscribe_to_new)
-
-    def bag_topic(self, topic: str) -> str:
-        """Name of a topic in the bag."""
-        return topic.removeprefix(self._strip)
 
     def subscribe_to_new(self) -> None:
         """Subscribe to every wanted topic that has a publisher by now.
@@ -119,57 +71,38 @@ class Recorder(Node):
         except (ImportError, AttributeError) as error:
             raise MediaError(f"cannot record {topic}: its type {msgtype} is not installed here") from error
 
-        name = self.bag_topic(topic)
+        recorded_as = topic.removeprefix(self._strip)
 
         def received(data: bytes) -> None:
-            self._messages.put((name, msgtype, data, time.time_ns()))
-            self.counts[name] += 1
+            self._writer.write_raw(recorded_as, msgtype, data, time.time_ns())
+            self.counts[recorded_as] += 1
 
         self.create_subscription(message_class, topic, received, qos, raw=True)
         self.get_logger().info(f"recording {topic} ({msgtype}, {qos.reliability.name.lower()})")
 
 
-def _write(bag: str, storage: str, messages: Backlog, failure: list[Exception]) -> None:
-    """Body of the writing thread, so that a slow disk delays no subscription; ends when ``messages`` is closed."""
-    try:
-        with BagWriter(bag, storage) as writer:  # here, because SQLite binds a connection to its thread
-            for message in messages:
-                writer.write_raw(*message)
-    except Exception as error:  # disk full, unknown type: reported by the main thread
-        failure.append(error)
-
-
 def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: StopRequest) -> dict[str, int]:
     """Record until stopped; returns the number of messages per topic.
 
-    :raises MediaError: where the bag cannot be written, or not fast enough.
+    :raises MediaError: where the bag cannot be written.
     """
-    messages = Backlog()
-    failure: list[Exception] = []
-    node = Recorder(topics, strip, messages)
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    thread = threading.Thread(target=_write, args=(bag, storage, messages, failure), name="bag_writer")
-    thread.start()
     try:
-        while not stop.requested and not failure:
-            executor.spin_once(timeout_sec=0.2)
-        _drain(executor, node)
-    finally:
-        messages.close()
-        thread.join()
-        node.destroy_node()
-    if failure:
-        raise MediaError(f"recording to {bag} failed: {failure[0]}") from failure[0]
-    return node.counts
-
-
-def _drain(executor: SingleThreadedExecutor, node: Recorder) -> None:
-    until, before = time.monotonic() + DRAIN_S, -1
-    while time.monotonic() < until and sum(node.counts.values()) != before:
-        before = sum(node.counts.values())
-        for _ in range(20):
-            executor.spin_once(timeout_sec=0.005)
+        with BagWriter(bag, storage) as writer:
+            node, executor = Recorder(topics, strip, writer), SingleThreadedExecutor()
+            executor.add_node(node)
+            try:
+                while not stop.requested:
+                    executor.spin_once(timeout_sec=0.2)
+                until, before = time.monotonic() + DRAIN_S, -1
+                while time.monotonic() < until and sum(node.counts.values()) != before:
+                    before = sum(node.counts.values())
+                    for _ in range(20):
+                        executor.spin_once(timeout_sec=0.005)
+            finally:
+                node.destroy_node()
+            return node.counts
+    except (OSError, sqlite3.Error) as error:  # the disk is full
+        raise MediaError(f"recording to {bag} failed: {error}") from error
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -188,7 +121,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
 
     try:
-        return exit_status(work, {UserError: UNUSABLE, OSError: UNUSABLE}, prefix="recorder", stream=sys.stderr)
+        return exit_status(work, {UserError: UNUSABLE}, prefix="recorder", stream=sys.stderr)
     finally:
         rclpy.try_shutdown()
 

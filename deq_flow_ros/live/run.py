@@ -93,6 +93,16 @@ class Published:
     seconds: float
 
 
+def profiles_file() -> Path:
+    """The package's Fast DDS profile, from the source tree or from where the package is installed."""
+    in_tree = Path(__file__).parents[2] / "config" / "fastdds.xml"
+    if in_tree.is_file():
+        return in_tree
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory("deq_flow_ros")) / "config" / "fastdds.xml"
+
+
 def prepare_environment(profiles: Path, logs: Path) -> None:
     """Keep the run to this machine and to itself: a ROS domain of its own, unless the user has chosen one."""
     # Domains above 101 map to ports that Linux hands out to others.

@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from deq_flow_ros.evaluation import batch
-from deq_flow_ros.evaluation.batch import Assignment, check_place, write_overview
+from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.records import FrameRecord, FrameTable, read_frames
+from deq_flow_ros.evaluation.report import Assignment, check_place, write_overview
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.recordings.files import write_json
@@ -121,7 +121,7 @@ def test_the_last_process_to_end_leaves_the_whole_picture(tmp_path: Path, monkey
     """Processes share nothing: one that read the folders before another ended must not have the last word with that."""
     mine, other = (Assignment(name, tmp_path / name) for name in "ab")
     finish(mine, 10.0)
-    write, ended = batch.write_json, []
+    write, ended = report.write_json, []
 
     def interrupted(path: Path, content: object) -> None:
         if not ended:
@@ -129,7 +129,7 @@ def test_the_last_process_to_end_leaves_the_whole_picture(tmp_path: Path, monkey
             finish(other, 10.0)
         write(path, content)
 
-    monkeypatch.setattr(batch, "write_json", interrupted)
+    monkeypatch.setattr(report, "write_json", interrupted)
     assert [row["state"] for row in write_overview(tmp_path, [mine, other])] == ["complete", "complete"]
     assert "to do" not in (tmp_path / "index.html").read_text() and ended
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deq_flow_ros.evaluation.measures import MEASURES, PairFields, measure
+from deq_flow_ros.evaluation.records import MEASURES, PairFields, measure
 from deq_flow_ros.imaging.metrics import visible_weight
 
 HEIGHT, WIDTH = 96, 128

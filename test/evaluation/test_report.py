@@ -17,15 +17,17 @@ from PIL import Image
 
 from deq_flow_ros.evaluation import gallery as gallery_module
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
-from deq_flow_ros.evaluation.measures import MEASURES, PairFields, measure
 from deq_flow_ros.evaluation.records import (
     COLUMNS,
     DROPPED,
     FIRST,
+    MEASURES,
     PROCESSED,
     FrameOutcome,
     FrameRecord,
     FrameTable,
+    PairFields,
+    measure,
     read_frames,
 )
 from deq_flow_ros.evaluation.report import run_plots
@@ -123,7 +125,7 @@ def test_previews_are_few_evenly_spread_and_hold_the_extremes(tmp_path: Path, mo
     preview = gallery.preview(8)
     assert preview.rank == 5.7 and preview.image.shape == (40, 64, 3) and preview.truth is not None
     assert preview.flow[0, 0].tolist() == [3.5, 0] and np.array_equal(preview.image, picture(7))
-    with pytest.raises(KeyError):
+    with pytest.raises(FileNotFoundError):
         gallery.preview(7)
 
 

@@ -23,10 +23,10 @@ from evaluation_inputs import (
 )  # fmt: skip
 from rosbags.highlevel import AnyReader
 
+from deq_flow_ros.evaluation.inputs import InputFrame, unlike_number
 from deq_flow_ros.evaluation.methods import Setting, make_estimator
-from deq_flow_ros.evaluation.records import STAGES, InputFrame
+from deq_flow_ros.evaluation.records import STAGES
 from deq_flow_ros.evaluation.runs import SettingRun
-from deq_flow_ros.evaluation.truth import unlike_number
 from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import flow_bag

@@ -18,9 +18,8 @@ import torch
 from deq_flow_ros.demo.bag import SIDECAR, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.imaging.frame import frame_from_array
+from deq_flow_ros.live.command import parse_options
 from deq_flow_ros.live.evaluate_bag import main
-from deq_flow_ros.live.options import parse_options
-from deq_flow_ros.live.recorder import Backlog
 from deq_flow_ros.model import DEQFlow, save_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.bags import BagWriter, remove_recording
@@ -276,19 +275,3 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
         with pytest.raises(MediaError, match=r"not a rendered scene .+ and is left alone"):
             render_scene_bag(tmp_path / name, SceneSettings(width=64, height=48, frames=2), lambda done: None)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_recorder_that_cannot_keep_up_says_so() -> None:
-    """A slow disk must end the run: neither may memory fill up, nor a message get lost unnoticed."""
-    backlog = Backlog(max_bytes=100)
-    first, second = ("/flow", "type", bytes(60), 1), ("/flow", "type", bytes(70), 2)
-    backlog.put(first)
-    with pytest.raises(MediaError, match="the disk is too slow"):
-        backlog.put(second)
-    taking = iter(backlog)
-    assert next(taking) == first
-    with pytest.raises(MediaError, match="the disk is too slow"):
-        backlog.put(second)  # the first one is still being written
-    backlog.close()
-    assert list(taking) == []
-    backlog.put(second)

@@ -1,22 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""True flow to compare with: from a folder of flow files, from a topic of the bag, or from a rendered scene."""
+"""What comes into an evaluation: the frames of a recording, and true flow if there is any.
+
+True flow is read from a folder of flow files or from a topic of the bag, or comes from a rendered scene.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deq_flow_ros.demo.bag import exact_flow
-from deq_flow_ros.evaluation.records import InputFrame
-from deq_flow_ros.imaging.frame import MediaError, stamp_to_ns
+from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
+from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bags import read_image
 from deq_flow_ros.recordings.files import natural_order, visible_files
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
 from deq_flow_ros.recordings.messages import MessageError, Recorded
+
+
+@dataclass(frozen=True, eq=False)
+class InputFrame:
+    """A frame of the recording.
+
+    :ivar index: number among the frames that could be read, from 0; ``place`` is that among all frames.
+    :ivar stamp_ns: its stamp in the stream: that of the header, or the time of recording.
+    :ivar image: (H, W, 3) uint8 RGB; None if it cannot be decoded, and then ``problem`` says why.
+    :ivar convert_ms: the time that decoding took.
+    """
+
+    index: int
+    place: int
+    stamp_ns: int
+    header_ns: int
+    record_ns: int
+    frame_id: str
+    image: np.ndarray | None
+    encoding: str
+    problem: str = ""
+    convert_ms: float = 0.0
+
+    @classmethod
+    def of(
+        cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0, levels: Levels | None = None
+    ) -> InputFrame:
+        """Decode a frame of a source.
+
+        :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
+        :param left_out: the number of earlier frames that could not be read.
+        :param levels: see ``to_rgb``.
+        """
+        start = time.perf_counter()
+        image, problem = None, frame.problem
+        try:
+            if not problem:
+                layout = (frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+                image = to_rgb(frame.data, *layout, levels)
+        except EncodingError as error:
+            problem = str(error)
+        took_ms = 1e3 * (time.perf_counter() - start)
+        if image is not None and not image.flags.writeable:
+            image = image.copy()  # PyTorch warns of a view of the file's bytes
+        stamps_ns = (frame.record_ns if stamps == "record" else frame.stamp_ns, frame.stamp_ns, frame.record_ns)
+        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, frame.encoding, problem, took_ms)
+
 
 KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
 """Flow (H, W, 2) px, NaN where it is not known; and whether pixels are visible in both images, (H, W) bool, or None."""
@@ -53,10 +105,7 @@ def flow_files(folder: Path) -> list[Path]:
 
 
 def unlike_number(folder: str | None, frames: int) -> list[str]:
-    """Say if there are not as many files of true flow as pairs, or as ``frames`` of the recording.
-
-    :param folder: None if there is no true flow.
-    """
+    """Say if the ``folder`` of true flow, if any, has not as many files as there are pairs, or ``frames``."""
     if folder is None or (files := len(flow_files(Path(folder)))) in (frames - 1, frames):
         return []
     pairs = f"the recording has {frames} frames, which are {frames - 1} pairs"
@@ -103,7 +152,6 @@ class TopicTruth:
         self._add(first)
 
     def __call__(self, earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
-        """See ``Truth``."""
         if later.place != earlier.place + 1 or later.header_ns <= earlier.header_ns:
             return None
         stamp_ns = earlier.header_ns if direction == "forward" else later.header_ns
