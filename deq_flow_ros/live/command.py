@@ -254,7 +254,8 @@ def _play(run: RunOptions, count: int | None, console: Console) -> Published:
         nonlocal printed_s
         if time.monotonic() - printed_s > 3.0:
             printed_s = time.monotonic()
-            console.print(progress.line(total))
+            frames = f"{progress.received}{total} frames, {progress.dropped} dropped"
+            console.print(f"{progress.phase}: {frames}, latency {progress.latency_ms:.1f} ms")
 
     return run_live(run, show)
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import rclpy
@@ -59,30 +60,22 @@ class RunOptions:
 
 @dataclass
 class Progress:
-    """The state of a run, for a line on the screen."""
+    """The state of a run, for a line on the screen.
+
+    :ivar latency_ms: that of the last frame with flow, as the node reported it.
+    """
 
     phase: str = "starting"
     received: int = 0
     dropped: int = 0
-    last: FrameReport | None = None
-    times: list[float] = field(default_factory=list)
+    latency_ms: float = math.nan
 
     def add(self, report: FrameReport) -> None:
         """Take in the report of one more frame."""
         self.received += 1
         self.dropped += report.outcome == "dropped"
         if report.outcome == "processed":
-            self.last, self.times = report, [*self.times[-20:], time.monotonic()]
-
-    def line(self, total: str) -> str:
-        """In words; ``total`` is of how many frames, if that is known: " of 90"."""
-        text = f"{self.phase}: {self.received}{total} frames, {self.dropped} dropped"
-        if self.last is None:
-            return text
-        per_s = (len(self.times) - 1) / max(1e-6, self.times[-1] - self.times[0])
-        latency_ms, iterations, residual = map(self.last.number, ("latency_ms", "iterations", "residual_px"))
-        text += f", {per_s:4.1f} flow/s, latency {latency_ms:5.1f} ms, {iterations:2.0f} iterations"
-        return text + (f", residual {residual:.3f} px" if residual >= 0 else "")  # there is none without any iteration
+            self.latency_ms = report.number("latency_ms")
 
 
 @dataclass(frozen=True)
