@@ -20,7 +20,7 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
-from deq_flow_ros.ros.convert import array_to_image, image_to_rgb
+from deq_flow_ros.ros.messages import array_to_image, image_to_rgb
 
 HELD = 60
 """Messages held of each topic: flow comes later than its image by the node's latency, forward flow by a frame more; 60

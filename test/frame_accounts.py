@@ -7,7 +7,7 @@ from typing import Any
 
 from std_msgs.msg import Header
 
-from deq_flow_ros.ros.accounts import WINDOW_S, FrameAccounts
+from deq_flow_ros.ros.accounts import FrameAccounts
 from deq_flow_ros.streaming import FlowInfo
 
 HEADER = Header(frame_id="camera")
@@ -42,7 +42,7 @@ class CameraAt:
 
     def __init__(self) -> None:
         self.now_s = 100.0
-        self.accounts = FrameAccounts("cpu", "forward", window_s=WINDOW_S, clock=lambda: self.now_s)
+        self.accounts = FrameAccounts("cpu", "forward", clock=lambda: self.now_s)
         self.now_s += 1000.0
 
     def arrives(self, lost_before: int = 0) -> None:

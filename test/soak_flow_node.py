@@ -52,11 +52,10 @@ from soak_options import parse_options
 from soak_parts import RELAY_INPUT, RELAY_OUTPUT, half
 from soak_report import Camera, Relay, accounts, beside_the_misbehaving, bounds, memory_of, show, timing
 
-from deq_flow_ros.host import ChildError, Children, keep_freed_memory, machine
+from deq_flow_ros.host import ChildError, Children, keep_freed_memory, machine, versions
 from deq_flow_ros.live import run as live_run
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_bag import report_of
-from deq_flow_ros.ros.snapshot import versions
 
 READY_S, QUIET_S = 120.0, 3.0
 RELIABLE_DEPTH = 100

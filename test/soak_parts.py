@@ -36,7 +36,7 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.recordings import open_source
 from deq_flow_ros.ros import process
-from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.messages import array_to_image
 
 MAX_FRAMES = 90
 """Frames of the input that are used; they are shown forwards, backwards, and so on, so that no pair is a cut."""

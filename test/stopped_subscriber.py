@@ -26,7 +26,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.messages import array_to_image
 
 TOPIC = "/stopped_subscriber/flow"
 RATE_HZ = 15.0

@@ -11,6 +11,7 @@ import numpy as np
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.perception.ego_motion import FEWEST, INLIER, EgoMotion, fit_ego_motion
+from deq_flow_ros.settings import live, number
 
 FITTED = 1200
 """About so many pixels are used for the fit."""
@@ -20,26 +21,31 @@ ERROR_FLOOR_PX = 0.1
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What counts as moving, and when the camera's motion is believed.
+    """What counts as moving, and when the camera's motion is believed."""
 
-    :ivar threshold: deviation from the camera's motion, as a multiple of the flow's uncertainty at the pixel, ...
-    :ivar noise: ... as a multiple of the median deviation of the pixels that it explains, ...
-    :ivar min_motion_px: ... and in px; what exceeds all three moves by itself.
-    :ivar grow: share of these limits down to which the surroundings of what exceeds them belong to it.
-    :ivar min_area: of what exceeds them in a region, as a share of the image.
-    :ivar smoothing_px: side of the ellipses that open and close the mask.
-    :ivar min_inliers: share of the pixels that the camera's motion must explain.
-    :ivar max_uncertainty_px: median uncertainty of the flow above which nothing is fitted.
-    """
-
-    threshold: float = 0.5
-    noise: float = 3.7  # 2.5 standard deviations of a normal distribution, each of which is 1.48 medians
-    min_motion_px: float = 0.5
-    grow: float = 0.5
-    min_area: float = 0.002
-    smoothing_px: int = 5
-    min_inliers: float = 0.5
-    max_uncertainty_px: float = 3.0
+    threshold: float = live(
+        number(0.5, 0.0, 100.0),
+        "how far a pixel must deviate from the camera's motion, as a multiple of the uncertainty of its flow",
+    )
+    noise: float = live(
+        number(3.7, 0.0, 100.0),  # 2.5 standard deviations of a normal distribution, each of which is 1.48 medians
+        "and as a multiple of the noise of the flow: the median deviation of what the camera's motion explains",
+    )
+    min_motion_px: float = live(number(0.5, 0.01, 1000.0, "px"), "and in any case")
+    grow: float = live(
+        number(0.5, 0.05, 1.0),
+        "share of these limits down to which the surroundings of what exceeds them belong to it",
+    )
+    min_area: float = live(number(0.002, 0.0, 1.0), "smallest area of a moving region, as a share of the image")
+    smoothing_px: int = live(number(5, 1, 99, "px"), "size of specks that go and of gaps that are closed. 1 = none")
+    min_inliers: float = live(
+        number(0.5, 0.0, 1.0),
+        "share of the pixels that the camera's motion must explain; below, no mask is published",
+    )
+    max_uncertainty_px: float = live(
+        number(3.0, 0.0, 1000.0, "px"),
+        "median uncertainty of the flow above which no mask is published: too little texture or light",
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deq_flow_ros.settings import live, number
+
 UNKNOWN = "no flow at the point"
 OUTSIDE = "outside of the image"
 UNCERTAIN = "expected error too large"
@@ -40,28 +42,30 @@ INVERSIONS = 4
 
 @dataclass(frozen=True)
 class TrackSettings:
-    """When tracks begin and end.
+    """When tracks begin and end."""
 
-    :ivar max_tracks: none begins while there are so many.
-    :ivar spacing_px: distance that a new track keeps from all others; tracks nearer than a quarter of it are one.
-    :ivar min_texture: gradient in the direction in which it is least, RMS in grey levels per px, with which a track
-        may begin.
-    :ivar window_px: side of the square of which Lucas and Kanade's method compares the pixels, odd.
-    :ivar max_correction_px: distance from where the flow leads, beyond which the method is not believed; or twice the
-        uncertainty of the flow, if that is more.
-    :ivar max_disagreement_px: distance from the start after a step forward and back, beyond which it is not believed.
-    :ivar max_residual: mean difference of the two squares in grey levels, beyond which it is not believed.
-    :ivar max_error_px: expected error of a position beyond which a track ends.
-    """
-
-    max_tracks: int = 2000
-    spacing_px: int = 12
-    min_texture: float = 2.0
-    window_px: int = 11
-    max_correction_px: float = 1.0
-    max_disagreement_px: float = 1.0
-    max_residual: float = 20.0
-    max_error_px: float = 1.0
+    max_tracks: int = live(number(2000, 1, 30_000), "none begins while there are so many")
+    spacing_px: int = live(number(12, 4, 500, "px"), "distance that a new track keeps from all others")
+    min_texture: float = live(
+        number(2.0, 0.1, 255.0, "grey levels per px"),
+        "RMS gradient, in the direction in which it is least, with which a track may begin",
+    )
+    window_px: int = live(number(11, 5, 63, "px"), "side of the square that is compared between images; odd")
+    max_correction_px: float = live(
+        number(1.0, 0.0, 100.0, "px"),
+        "how far the images may correct the flow, unless twice its uncertainty is more",
+    )
+    max_disagreement_px: float = live(
+        number(1.0, 0.01, 100.0, "px"),
+        "distance from the start, after a step forward and back, up to which the images confirm a step",
+    )
+    max_residual: float = live(
+        number(20.0, 0.1, 255.0, "grey levels"),
+        "mean difference of the squares up to which the images confirm a step",
+    )
+    max_error_px: float = live(
+        number(1.0, 0.1, 100.0, "px"), "expected error of a position beyond which its track ends"
+    )
 
 
 @dataclass(frozen=True)
@@ -250,12 +254,8 @@ class PointTracker:
         count, old = len(points), self.tracks
         ids = np.arange(self._next_id, self._next_id + count).astype(np.uint32)
         self._next_id += count
-        self.tracks = Tracks(
-            np.concatenate([old.ids, ids]),
-            np.concatenate([old.points, np.asarray(points, np.float64)]),
-            np.concatenate([old.ages, np.zeros(count, np.uint32)]),
-            np.concatenate([old.errors, np.zeros(count)]),
-        )
+        new = Tracks(ids, np.asarray(points, np.float64), np.zeros(count, np.uint32), np.zeros(count))
+        self.tracks = Tracks(*(np.concatenate([vars(old)[name], vars(new)[name]]) for name in vars(new)))
 
 
 def corners(image: np.ndarray, spacing_px: int, min_texture: float, taken: np.ndarray | None = None) -> np.ndarray:

@@ -27,6 +27,7 @@ import numpy as np
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.perception.ego_motion import FEWEST, fit_ego_motion
+from deq_flow_ros.settings import live, number
 
 SAMPLES = 20_000
 """About so many pixels of a field are used."""
@@ -44,23 +45,23 @@ FITTED = 1200
 
 @dataclass(frozen=True)
 class ContactSettings:
-    """How the image is divided, and what is said of a region.
+    """How the image is divided, and what is said of a region."""
 
-    :ivar rows, columns: of the grid of regions.
-    :ivar smoothing_s: time constant with which a region remembers what was measured before; 0: it does not.
-    :ivar horizon_s: times above this one count as no approach.
-    :ivar tolerance: relative error of a time that ``confidence`` is about.
-    :ivar min_confidence: below it, a region says nothing.
-    :ivar min_known: share of a region's pixels that must have flow, and that the fit must explain.
-    """
-
-    rows: int = 6
-    columns: int = 8
-    smoothing_s: float = 0.1
-    horizon_s: float = 20.0
-    tolerance: float = 0.15
-    min_confidence: float = 0.5
-    min_known: float = 0.5
+    rows: int = live(number(6, 1, 100), "rows of the grid of regions")
+    columns: int = live(number(8, 1, 100), "columns of the grid of regions")
+    smoothing_s: float = live(
+        number(0.1, 0.0, 10.0, "s"),
+        "time constant with which a region remembers what was measured before. 0 = it does not",
+    )
+    horizon_s: float = live(
+        number(20.0, 1.0, 1000.0, "s"), "a time above this one counts as no approach, and is infinite"
+    )
+    tolerance: float = live(number(0.15, 0.01, 1.0), "relative error of a time within which confidence calls it right")
+    min_confidence: float = live(number(0.5, 0.0, 1.0), "confidence below which a region is NaN, with confidence 0")
+    min_known: float = live(
+        number(0.5, 0.1, 1.0),
+        "share of the pixels of a region that must have flow and fit one plane; below, the region is NaN",
+    )
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,7 @@ class ContactEstimator:
         :param flow: (H, W, 2) float32 px; NaN where there is none.
         :param uncertainty: (H, W) float32 px, the expected error of the flow.
         :param elapsed_s: time from the field's image to the one that the flow points to, below 0 for backward flow.
-        :param rotation: (3, 3), takes directions of the first camera to those of the second, where it was measured;
-            None: it is fitted.
+        :param rotation: (3, 3), takes directions of the first camera to those of the second; None: it is fitted.
         :raises ValueError: for fields of another size, or no time between the images.
         """
         if flow.shape != (*self.shape, 2) or uncertainty.shape != self.shape:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The account of every frame of one camera: counted, worded as a message, and kept for as long as a window lasts.
 
-Whoever wants to know how the camera has been doing looks at the ``Window``; ``health.py`` puts it into words.
+``health.py`` puts a ``Window`` into words; here is only what is said of budgets: what they cost, and that they are met.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.recordings.files import STATUS_NAME
+from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.ros.process import status_of
 from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
@@ -27,7 +29,6 @@ UNHEARD = "nobody subscribes to the flow"
 BY_DESIGN = (SUPERSEDED, RATE_LIMITED, UNHEARD)
 """Reasons of drops that are no fault of the images; every other reason is one."""
 WINDOW_S = 10.0
-"""Length of the sliding window."""
 LATELY = 20
 """Flow fields by which the budget is judged: a single one may be late because of another process."""
 STARVED_SHARE = 0.75
@@ -37,7 +38,14 @@ MAX_KINDS = 20
 OTHER = "other reasons"
 MAX_REASON = 500
 """Characters kept of a reason; it may quote the camera."""
-OUTCOMES = ("processed", "first", "dropped")
+MAX_STAMP_AGE_MS = 10_000.0
+"""Oldest stamp that is believed where the budget counts from it."""
+UNMET_REMEDY = (
+    "raise latency_budget_ms, use a faster device, or lower min_scale, which helps until the short side of the images "
+    "is processed at 96 px"
+)
+QUIET_S = 60.0
+"""Least time between two words about the same; it doubles from one to the next."""
 
 
 @lru_cache(maxsize=256)
@@ -51,11 +59,7 @@ def kind_of(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame: when it had its account, and what matters of it.
-
-    :ivar reason: why it was first or dropped; else empty.
-    :ivar kind: of the reason, by which such frames are counted.
-    """
+    """One frame: when it had its account, why it was first or dropped, and the kind of this reason."""
 
     time_s: float
     outcome: str
@@ -68,10 +72,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Window:
-    """What happened to one camera's frames within ``seconds``.
-
-    :ivar full: whether images have been coming for all of this time.
-    """
+    """What happened to one camera's frames within ``seconds``; ``full`` if images have been coming all the time."""
 
     seconds: float
     full: bool
@@ -101,16 +102,13 @@ class Window:
     @cached_property
     def resets(self) -> list[str]:
         """Why the stream started anew, oldest first: with a first frame, or with a pair whose state was of no use."""
-        resets = []
-        named = False  # the pair after a first frame has the reason of that once more
+        resets, before = [], ""
         for sample in self.samples:
             if sample.outcome == "first":
                 resets.append(sample.reason)
-                named = True
-            elif sample.info is not None:
-                if sample.info.reset_reason and not named:
-                    resets.append(sample.info.reset_reason)
-                named = False
+            elif sample.info and sample.info.reset_reason and before != "first":  # the pair after it has its reason
+                resets.append(sample.info.reset_reason)
+            before = before if sample.outcome == "dropped" else sample.outcome
         return resets
 
     @cached_property
@@ -127,42 +125,34 @@ class Window:
 class FrameAccounts:
     """Counts the frames of one camera by outcome, and words the account of each. Callable from any thread.
 
-    Frames received are processed, first, dropped, or still in hand; those lost never reached the node, the middleware
-    dropped them on the way. The values of an account are described in ``docs/node.md``.
+    The counts and the values of an account are described in ``docs/node.md``.
 
     :param device: what computes, "cpu" or "cuda:0".
     :param camera: name, empty for the only one.
     :param clock: seconds, for the window.
     :ivar direction: of the flow that is asked for now, "forward" or "backward".
     :ivar units: of the published flow, as the parameter of that name has them.
-    :ivar arrivals: of the frames that came in, to be appended to: when, by the clock, and how many were lost before it.
-        Whoever takes in frames waits for nobody: they are counted with the next account or window.
+    :ivar arrivals: of the frames that came in, to be appended to without waiting: when, by the clock, and how many were
+        lost before it. They are counted with the next account or window.
     """
 
     def __init__(
-        self,
-        device: str,
-        direction: str,
-        camera: str = "",
-        window_s: float = WINDOW_S,
-        clock: Callable[[], float] = time.monotonic,
+        self, device: str, direction: str, camera: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.direction, self.units = direction, "px"
         self._device, self._camera = device, camera
-        self._window_s, self._clock = window_s, clock
+        self._clock = clock
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("received", *OUTCOMES, "lost"), 0)
-        self._started_s = clock()
-        self._arriving_since_s = 0.0
+        self._counts = dict.fromkeys(("received", "processed", "first", "dropped", "lost"), 0)
+        self._started_s, self._arriving_since_s = clock(), 0.0
         self.arrivals: deque[tuple[float, int]] = deque()
         self._received: deque[tuple[float, int]] = deque()
         self._samples: deque[Sample] = deque()
         self._kinds: set[str] = set()
 
     def first(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
-        """The account of a frame that starts a stream, so there is no pair yet.
+        """The account of a frame that starts a stream, for this reason, so that there is no pair yet.
 
-        :param reason: why it starts.
         :param age_ms: from the frame's stamp to its arrival by the ROS clock; None where it was not measured.
         """
         return self._account(header, "first", f"stream starts: {reason}", {"reason": reason}, age_ms)
@@ -196,13 +186,13 @@ class FrameAccounts:
     def window(self) -> Window:
         """What happened within the window that ends now."""
         now_s = self._clock()
-        oldest_s = now_s - self._window_s
+        oldest_s = now_s - WINDOW_S
         with self._lock:
             self._count_arrivals()
             received = [entry for entry in self._received if entry[0] >= oldest_s]
             samples = [sample for sample in self._samples if sample.time_s >= oldest_s]
             full = bool(received) and self._arriving_since_s <= oldest_s
-        seconds = max(1e-3, min(self._window_s, now_s - self._started_s))
+        seconds = max(1e-3, min(WINDOW_S, now_s - self._started_s))
         return Window(seconds, full, len(received), sum(lost for _, lost in received), samples)
 
     def _account(
@@ -232,27 +222,78 @@ class FrameAccounts:
             self._count_arrivals()
             self._counts[outcome] += 1
             pairs.update({f"frames_{name}": str(count) for name, count in self._counts.items()})
-            kind = self._kind(reason) if outcome == "dropped" else kind_of(reason)
+            kind = reason if reason in BY_DESIGN else kind_of(reason)
+            if outcome == "dropped":
+                kind = kind if kind in self._kinds or len(self._kinds) < MAX_KINDS else OTHER
+                self._kinds.add(kind)
             self._samples.append(Sample(now_s, outcome, reason[:MAX_REASON], kind, age_ms, info, stage_ms or {}))
-            while self._samples[0].time_s < now_s - self._window_s:
+            while self._samples[0].time_s < now_s - WINDOW_S:
                 self._samples.popleft()
         name = f"{STATUS_NAME} {self._camera}".rstrip()
         return DiagnosticArray(header=header, status=[status_of(level, name, message, self._device, pairs)])
 
     def _count_arrivals(self) -> None:
         while self.arrivals:
-            arrival_s, lost_before = self.arrivals.popleft()
+            arrival_s, lost_before = arrived = self.arrivals.popleft()
             self._counts["received"] += 1
             self._counts["lost"] += lost_before
-            while self._received and self._received[0][0] < arrival_s - self._window_s:
+            while self._received and self._received[0][0] < arrival_s - WINDOW_S:
                 self._received.popleft()
             if not self._received:  # they begin to come, at the start or after silence
                 self._arriving_since_s = arrival_s
-            self._received.append((arrival_s, lost_before))
+            self._received.append(arrived)
 
-    def _kind(self, reason: str) -> str:
-        kind = reason if reason in BY_DESIGN else kind_of(reason)
-        if kind in self._kinds or len(self._kinds) < MAX_KINDS:
-            self._kinds.add(kind)
-            return kind
-        return OTHER
+
+class BudgetWords:
+    """Says what the budget costs: when it is so, and rarely.
+
+    :param scale: that at which no word is needed.
+    :param clock: seconds.
+    """
+
+    def __init__(self, logger: RcutilsLogger, scale: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger, self._clock = logger, clock
+        self._scale = scale
+        self._lately: deque[FlowInfo] = deque(maxlen=LATELY)
+        self._unmet = False
+        self._next_s, self._quiet_s = 0.0, QUIET_S
+
+    def start(self, frame: ReceivedFrame) -> tuple[int, str]:
+        """When the budget of a frame starts to count, and from what: its "stamp", or else its "arrival"."""
+        if frame.age_ms is not None and 0.0 <= frame.age_ms <= MAX_STAMP_AGE_MS:
+            return frame.arrival_ns - round(1e6 * frame.age_ms), "stamp"
+        if frame.age_ms is None:
+            what = "use_sim_time is set, but no /clock has come"
+        else:
+            what = f"by their stamps the images are {frame.age_ms / 1000:.1f} s old on arrival"
+        self._logger.warning(
+            f"latency_from is stamp, but {what}, expected 0 to {MAX_STAMP_AGE_MS / 1000:.0f} s: the budget counts from "
+            "their arrival; synchronise the clocks of camera and node, or set latency_from to arrival",
+            throttle_duration_sec=QUIET_S,
+        )
+        return frame.arrival_ns, "arrival"
+
+    def report(self, info: FlowInfo) -> None:
+        """Take in a flow field, and say what has changed, if anything."""
+        self._lately.append(info)
+        if len(self._lately) < LATELY:
+            return
+        starved, now_s = sum(each.starved for each in self._lately), self._clock()
+        if starved >= STARVED_SHARE * LATELY:
+            if not self._unmet or now_s >= self._next_s:
+                latest_ms = max(each.latency_ms for each in self._lately)
+                self._logger.warning(
+                    f"the budget of {info.budget_ms:g} ms cannot be met: of the last {LATELY} flow fields {starved} "
+                    f"were late with a single iteration at the lowest scale, {info.scale:.3g}, by up to "
+                    f"{latest_ms:.0f} ms. Each image gets that one iteration, its flow comes late, and the newest "
+                    f"image wins. {UNMET_REMEDY.capitalize()}"
+                )
+                self._quiet_s *= 2 if self._unmet else 1
+                self._unmet, self._next_s = True, now_s + self._quiet_s
+        elif self._unmet:
+            if not starved and now_s >= self._next_s:
+                self._unmet, self._scale = False, info.scale
+                self._logger.info(f"the budget of {info.budget_ms:g} ms is met again, at scale {info.scale:.3g}")
+        elif {each.scale for each in self._lately} == {info.scale} != {self._scale} and now_s >= self._next_s:
+            self._logger.info(f"processing scale changed from {self._scale:.3g} to {info.scale:.3g}")
+            self._scale, self._next_s = info.scale, now_s + QUIET_S

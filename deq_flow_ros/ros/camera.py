@@ -18,16 +18,14 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.ros import convert
-from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
-from deq_flow_ros.ros.budget import BudgetWords
+from deq_flow_ros.ros.accounts import UNHEARD, BudgetWords, FrameAccounts
+from deq_flow_ros.ros.camera_info import WHOLE, Calibration, region
 from deq_flow_ros.ros.camera_input import CameraInput
-from deq_flow_ros.ros.health import camera_status
-from deq_flow_ros.ros.messages import WHOLE, ImageMessage, ReceivedFrame
-from deq_flow_ros.ros.outputs import COLORED, RESIDUAL, Calibration, FlowOutputs, make_palette
+from deq_flow_ros.ros.health import Clocks, camera_status
+from deq_flow_ros.ros.messages import ImageMessage, ReceivedFrame, image_to_rgb
+from deq_flow_ros.ros.outputs import COLORED, RESIDUAL, FlowOutputs, make_palette
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.ros.snapshot import Snapshot
-from deq_flow_ros.ros.troubles import Clocks
+from deq_flow_ros.ros.report import Snapshot
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
 from deq_flow_ros.streaming.continuity import FLAT
 
@@ -134,8 +132,8 @@ class Camera:
         begun_ns = time.monotonic_ns()
         try:
             settings = self._apply_changes(frame.wanted)
-            whole = convert.image_to_rgb(frame.message, self._levels)
-            rgb = whole if settings.roi == WHOLE else convert.region(whole, settings.roi)
+            whole = image_to_rgb(frame.message, self._levels)
+            rgb = whole if settings.roi == WHOLE else region(whole, settings.roi)
             start_ns, latency_from = frame.arrival_ns, settings.latency_from
             if latency_from == "stamp":
                 start_ns, latency_from = self._budget.start(frame)
@@ -209,8 +207,11 @@ class Camera:
     def snapshot(self) -> Snapshot | None:
         """Copies of the last pair and the state, with its flow; None where there is no stream yet."""
         arrays, last = self.estimator.snapshot(), self._last
-        flow, residual, info = (None, None, {}) if last is None else (last.flow, last.residual, vars(last.info))
-        return Snapshot(arrays, flow, residual, {"camera": self.name, "info": info}) if arrays else None
+        if not arrays:
+            return None
+        if last is not None:
+            arrays |= {"flow": last.flow} | ({} if last.residual is None else {"residual": last.residual})
+        return Snapshot(arrays, {"camera": self.name, "info": {} if last is None else vars(last.info)})
 
     def _apply_changes(self, outputs: AbstractSet[str]) -> NodeSettings:
         """Take over what other threads have asked for since the last frame: settings, a reset."""

@@ -18,10 +18,10 @@ from sensor_msgs.msg import CameraInfo
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
-from deq_flow_ros.ros.messages import VIDEO, ImageMessage, ReceivedFrame, Source, VideoInput, candidates, info_topic
+from deq_flow_ros.ros.health import Clocks
+from deq_flow_ros.ros.messages import VIDEO, ImageMessage, ReceivedFrame, Source, VideoInput, candidates
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.process import STEADY_CLOCK
-from deq_flow_ros.ros.troubles import Clocks
 from deq_flow_ros.streaming.continuity import StampOrder
 
 MAX_WAIT_NS = 1_000_000_000
@@ -90,7 +90,9 @@ class CameraInput:
         self._closed = False
         self._candidates = candidates(node, prefix, settings.image_transport)
         image_topic = self._candidates[-1].topic
-        self.info_topic = info_topic(node, image_topic, prefix)
+        # By image_transport's convention beside the image, but not where the node itself publishes.
+        beside = node.resolve_topic_name(f"{image_topic.rpartition('/')[0]}/camera_info")
+        self.info_topic = None if beside == node.resolve_topic_name(f"{prefix}camera_info") else beside
         self.rectified = image_topic.rpartition("/")[2].startswith("image_rect")
         self._subscription: Subscription | None = None
         self._info_subscriptions: list[Subscription] = []

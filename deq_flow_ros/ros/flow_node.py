@@ -25,9 +25,9 @@ from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.ros import convert, process, qos, snapshot
+from deq_flow_ros.ros import process, qos, report
 from deq_flow_ros.ros.camera import Camera
-from deq_flow_ros.ros.health import Health
+from deq_flow_ros.ros.messages import BACKEND
 from deq_flow_ros.ros.parameter_table import changed
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
 from deq_flow_ros.ros.process import Diagnostics, ManagerBond
@@ -58,7 +58,7 @@ class FlowNode(LifecycleNode):
         self._enabled = True
         self._told: set[str] = set()
         self._bond = ManagerBond(self)
-        self._health = Health(f"{self.get_fully_qualified_name()[1:]}: process")
+        self._health = report.ProcessStatus(f"{self.get_fully_qualified_name()[1:]}: process")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         qos.after_parameters_set(self, self._on_parameters_set)
         NodeSettings.declare(self)
@@ -69,7 +69,7 @@ class FlowNode(LifecycleNode):
         # Of a group of its own: while it waits for the disk, the callbacks of all others go on.
         self.create_service(Trigger, "~/snapshot", self._on_snapshot, callback_group=ReentrantCallbackGroup())
         process.refuse_impossible_transitions(self)
-        self.get_logger().info(f"images are converted by {convert.BACKEND}")
+        self.get_logger().info(f"images are converted by {BACKEND}")
 
     def start(self, stop: process.StopRequest) -> bool:
         """Configure and activate, where the parameter ``autostart`` says so; a failure leaves the node as it was.
@@ -122,7 +122,7 @@ class FlowNode(LifecycleNode):
             flow_to_color(np.zeros((settings.warm_up_height, settings.warm_up_width, 2), np.float32))  # and its tables
         self._enabled = True
         runtime, threads = self.cameras[0].estimator.engine.about, torch.get_num_threads()
-        about = {"precision": precision, "gpu_runtime": runtime, "threads": threads, "images": convert.BACKEND}
+        about = {"precision": precision, "gpu_runtime": runtime, "threads": threads, "images": BACKEND}
         self._health.configured(self._device, settings.model, **about)
         self._diagnostics.publish_every(settings.diagnostics_period_s)
         self.get_logger().info(
@@ -264,10 +264,10 @@ class FlowNode(LifecycleNode):
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
         folder = self._settings.snapshot_folder
 
-        def copies() -> list[snapshot.Snapshot | None]:
+        def copies() -> list[report.Snapshot | None]:
             return worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
 
-        return await snapshot.answer(response, copies, folder, about, self.executor)
+        return await report.answer(response, copies, folder, about, self.executor)
 
 
 def main(args: Sequence[str] | None = None) -> int:

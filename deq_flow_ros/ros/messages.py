@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node takes in: images, raw, compressed or as video, the topics they may come on, and camera_info.
+"""Images, fields and points as messages, to and from numpy; and the topics that images may come on.
 
-The messages of video have no wheel on PyPI. On a machine with ROS:
-``apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs`` or ``ros-$ROS_DISTRO-foxglove-msgs``.
+cv_bridge and sensor_msgs_py are used where ROS provides them. The messages of video have no wheel on PyPI. On a machine
+with ROS: ``apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs`` or ``ros-$ROS_DISTRO-foxglove-msgs``.
 """
 
 from __future__ import annotations
 
-import copy
+import sys
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -16,11 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from builtin_interfaces.msg import Time
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.camera import CameraModel, known_distortion
-from deq_flow_ros.imaging.encodings import EncodingError
+from deq_flow_ros.imaging.encodings import EncodingError, Levels, check_layout, decode_image, has_padded_rows, to_rgb
 from deq_flow_ros.imaging.video import Picture, VideoDecoder, packet_of
 
 try:
@@ -31,9 +30,28 @@ try:
     from foxglove_msgs.msg import CompressedVideo as FOXGLOVE
 except ImportError:
     FOXGLOVE = None
+try:
+    from cv_bridge import CvBridge
+    from cv_bridge.boost import cv_bridge_boost  # noqa: F401  without the compiled module cv_bridge cannot convert
+
+    BRIDGE = CvBridge()
+    BACKEND = "cv_bridge"
+except (ImportError, AttributeError) as error:  # AttributeError: the ROS 1 cv_bridge of PyPI against a new OpenCV
+    BRIDGE = None
+    BACKEND = f"numpy (cv_bridge cannot be used: {error})"
+"""Which converter is in use, for a start-up line."""
+try:
+    from sensor_msgs_py.point_cloud2 import create_cloud
+except ImportError:
+    create_cloud = None
 
 VIDEO = tuple(kind for kind in (FFMPEG, FOXGLOVE) if kind is not None)
 """The types of messages that hold video and are installed."""
+BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"} | {
+    f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")
+}
+"""What cv_bridge converts to rgb8: 8UC3 and the like carry no colour meaning for it, newer names are unknown to it. Of
+16 bits it keeps the upper 8, whatever part of them a camera uses."""
 
 
 @dataclass(frozen=True)
@@ -101,131 +119,13 @@ def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
     named = [(name, kind) for name, kind in (("ffmpeg", FFMPEG), ("foxglove", FOXGLOVE)) if kind is not None]
     video = [Source(node.resolve_topic_name(f"{image}/{name}"), kind) for name, kind in named]
     video += [Source(image, kind) for _, kind in named]
-    if transport == "raw":
-        return [raw]
-    if transport == "compressed":
-        return [compressed, compressed_alone]
-    if transport == "auto":
-        return [raw, compressed, *video, compressed_alone]
-    if not video:
+    if transport == "video" and not video:
         raise ValueError(
             "image_transport is video, but no package of its messages is installed: "
             "apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs or ros-$ROS_DISTRO-foxglove-msgs"
         )
-    return video
-
-
-def info_topic(node: Node, image_topic: str, prefix: str) -> str | None:
-    """Topic of the calibration of an image topic: by image_transport's convention ``camera_info`` beside it.
-
-    None where that is what the node itself publishes.
-    """
-    topic = node.resolve_topic_name(f"{image_topic.rpartition('/')[0]}/camera_info")
-    return None if topic == node.resolve_topic_name(f"{prefix}camera_info") else topic
-
-
-Region = tuple[int, int, int, int]
-"""x, y, width, height in pixels of an image; all 0 is the whole image, as in ``sensor_msgs/RegionOfInterest``."""
-WHOLE: Region = (0, 0, 0, 0)
-LEAST_FOCAL = 0.05
-"""Focal length of the widest lens, 168 degrees, relative to the width of the image."""
-
-
-def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
-    """The camera of the images that ``message`` describes, its region of interest and binning included.
-
-    :param rectified: of the images that image_proc rectifies, by P, in the frame that R turns to; else of those as they
-        were taken, by K and D, in the frame of the lens.
-    :raises ValueError: for an uncalibrated camera, or values that contradict each other or are unknown.
-    """
-    name, matrix = ("P", message.p.reshape(3, 4)) if rectified else ("K", message.k.reshape(3, 3))
-    if not message.k[0] or not matrix[0, 0]:
-        raise ValueError(f"the camera is not calibrated: expected {name}[0] above 0, got {matrix[0, 0]:g}")
-    if (matrix[2, :3] != (0, 0, 1)).any():
-        raise ValueError(f"expected 0, 0, 1 as the last row of {name}, got {matrix[2].tolist()}: is it transposed?")
-    if 0 < matrix[0, 0] < LEAST_FOCAL * message.width:
-        raise ValueError(
-            f"expected a focal length in pixels, got {name}[0] = {matrix[0, 0]:g} for {message.width} px of width, as "
-            "one in millimetres or metres would be"
-        )
-    if matrix[0, 1]:
-        raise ValueError(f"expected a camera without skew, got {name}[1] = {matrix[0, 1]:g}")
-    model, distortion = known_distortion(message.distortion_model, message.d)
-    # Drivers without distortion name any model or none. Of a fisheye, zeros have a meaning.
-    if rectified or (model != "equidistant" and not any(distortion)):
-        model, distortion = "none", ()
-    sensor = CameraModel(
-        fx=float(matrix[0, 0]),
-        fy=float(matrix[1, 1]),
-        cx=float(matrix[0, 2]),
-        cy=float(matrix[1, 2]),
-        width=message.width,
-        height=message.height,
-        distortion_model=model,
-        distortion=distortion,
-    )
-    x, y, width, height = _sensor_region(message)
-    binning_x, binning_y = _binning(message)
-    return sensor.cropped(x, y, width, height).scaled(1 / binning_x, 1 / binning_y)
-
-
-def image_size(message: CameraInfo) -> tuple[int, int]:
-    """Height and width of the images that ``message`` describes; 0 where an uncalibrated camera says none."""
-    _, _, width, height = _sensor_region(message)
-    binning_x, binning_y = _binning(message)
-    return height // binning_y, width // binning_x
-
-
-def adapted(message: CameraInfo, header: Header, roi: Region, size: tuple[int, int]) -> CameraInfo:
-    """The camera_info, with ``header``, of the part ``roi`` of its image after that was resized to ``size`` (height,
-    width).
-
-    A part changes the region of interest, in pixels of the sensor, as image_proc's crop_decimate does. Another size
-    scales K and P, as image_proc's resize does; the region and the binning, which another scale would not leave whole
-    numbers, then become part of K and P.
-
-    :raises ValueError: for a part that is not within the image that ``message`` describes.
-    """
-    result = copy.copy(message)
-    result.header = header
-    image_height, image_width = image_size(message)
-    x, y, width, height = roi if roi != WHOLE else (0, 0, image_width, image_height)
-    if width < 1 or height < 1 or x < 0 or y < 0 or x + width > image_width or y + height > image_height:
-        part = f"x {x}, y {y}, width {width}, height {height}"
-        raise ValueError(f"expected a region within the {image_width} x {image_height} px of camera_info, got {part}")
-    sensor_x, sensor_y, _, _ = _sensor_region(message)
-    binning_x, binning_y = _binning(message)
-    left, top = sensor_x + x * binning_x, sensor_y + y * binning_y
-    if size == (height, width):
-        if roi not in (WHOLE, (0, 0, image_width, image_height)):
-            result.roi = RegionOfInterest(
-                x_offset=left, y_offset=top, width=width * binning_x, height=height * binning_y, do_rectify=True
-            )
-        return result
-    scale_x, scale_y = size[1] / width / binning_x, size[0] / height / binning_y
-    for name, columns in (("k", 3), ("p", 4)):
-        scaled = getattr(message, name).reshape(3, columns).copy()
-        scaled[:2, 2] -= scaled[2, 2] * np.array([left, top])
-        scaled[0] *= scale_x
-        scaled[1] *= scale_y
-        setattr(result, name, scaled.reshape(-1))
-    result.height, result.width = size
-    result.binning_x = result.binning_y = 0
-    result.roi = RegionOfInterest()
-    return result
-
-
-def _sensor_region(message: CameraInfo) -> Region:
-    """x, y, width, height of the region of interest, in pixels of the sensor, binned or not."""
-    roi = message.roi
-    if not roi.width and not roi.height:
-        return 0, 0, message.width, message.height
-    return roi.x_offset, roi.y_offset, roi.width, roi.height
-
-
-def _binning(message: CameraInfo) -> tuple[int, int]:
-    """Pixels of the sensor per pixel of the image, across and down; 0 counts as 1."""
-    return max(1, message.binning_x), max(1, message.binning_y)
+    every = [raw, compressed, *video, compressed_alone]
+    return {"raw": [raw], "compressed": [compressed, compressed_alone], "video": video, "auto": every}[transport]
 
 
 class VideoInput:
@@ -247,3 +147,102 @@ class VideoInput:
         except EncodingError as error:
             return VideoImage(header, packet.format, None), str(error)
         return VideoImage(header, packet.format, picture), None
+
+
+def image_to_rgb(message: ImageMessage, levels: Levels | None = None) -> np.ndarray:
+    """RGB of an image message.
+
+    :param levels: of the stream, which map 16 bits to 8; None for an image by itself.
+    :returns: (H, W, 3) uint8, contiguous; may be a view of the message.
+    :raises EncodingError: naming what is wrong.
+    """
+    if isinstance(message, VideoImage):
+        assert message.picture is not None  # one without is not processed
+        return message.picture.rgb()
+    data = np.frombuffer(message.data, np.uint8)
+    if isinstance(message, CompressedImage):
+        return decode_image(data, message.format, levels)
+    shape, big = (message.height, message.width, message.step, message.encoding), bool(message.is_bigendian)
+    # cv_bridge misplaces rows whose padding is no whole number of pixels, and fails on foreign byte order with numpy 2.
+    bridged = BRIDGE is not None and message.encoding in BRIDGED and big == (sys.byteorder == "big")
+    if not bridged or has_padded_rows(*shape[1:]):
+        return to_rgb(data, *shape, big, levels)
+    check_layout(data.size, *shape)  # cv_bridge trusts the fields of the message
+    return np.ascontiguousarray(BRIDGE.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+
+
+def array_to_image(array: np.ndarray, encoding: str, header: Header) -> Image:
+    """Message of an (H, W) or (H, W, C) array whose type fits ``encoding`` (rgb8, 32FC1, ...); copies the data."""
+    if BRIDGE is not None:
+        return BRIDGE.cv2_to_imgmsg(np.ascontiguousarray(array), encoding, header)
+    height, width = array.shape[:2]
+    step = array[0].size * array.itemsize
+    return bytes_to_image(array, height, width, step, encoding, sys.byteorder == "big", header)
+
+
+def bytes_to_image(
+    data: np.ndarray, height: int, width: int, step: int, encoding: str, is_bigendian: bool, header: Header
+) -> Image:
+    """Message of an array's bytes as they are."""
+    message = Image(
+        header=header, height=height, width=width, step=step, encoding=encoding, is_bigendian=int(is_bigendian)
+    )
+    # The one way that is fast on every distribution: assigning `data` checks each byte in Python on some.
+    message.data.frombytes(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+    return message
+
+
+def compressed_image(data: np.ndarray, format: str, header: Header) -> CompressedImage:
+    """Message of compressed data (N,) uint8."""
+    message = CompressedImage(header=header, format=format)
+    message.data.frombytes(data.data)
+    return message
+
+
+def field_of(message: Image, encoding: str) -> np.ndarray:
+    """The field of an image message: (H, W, 2) float32 of "32FC2", (H, W) of "32FC1".
+
+    :raises ValueError: for another encoding, or fewer bytes than the size says.
+    """
+    if message.encoding != encoding:
+        raise ValueError(f"expected an image in {encoding}, as flow_node publishes it, got {message.encoding!r}")
+    height, width, channels = message.height, message.width, int(encoding[-1])
+    row = 4 * channels * width
+    if not height * width or message.step < row or len(message.data) < height * message.step:
+        got = f"{len(message.data)} bytes in rows of {message.step}"
+        raise ValueError(f"expected {height} rows of {row} bytes for {width}x{height} px in {encoding}, got {got}")
+    rows = np.frombuffer(message.data, np.uint8, height * message.step).reshape(height, message.step)[:, :row]
+    values = np.ascontiguousarray(rows).view(">f4" if message.is_bigendian else "<f4")
+    return values.astype(np.float32, copy=False).reshape((height, width, channels)[: 2 + (channels > 1)])
+
+
+def ns_to_stamp(nanoseconds: int) -> Time:
+    """Message stamp of a time in nanoseconds; raises ValueError if a stamp cannot hold it (before 1970, after 2038)."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    if not 0 <= seconds < 2**31:
+        raise ValueError(f"expected a stamp between 0 and {2**31 - 1} seconds, got {nanoseconds} ns")
+    return Time(sec=seconds, nanosec=rest)
+
+
+def table_of(names: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """Rows (N, fields) of numbers as (N,) with these fields, each of float32, as ``make_cloud`` takes them."""
+    table = np.ascontiguousarray(rows, np.float32).reshape(-1, len(names))
+    return table.view([(name, np.float32) for name in names])[:, 0]
+
+
+def make_cloud(header: Header, points: np.ndarray) -> PointCloud2:
+    """A cloud of points (N,) with fields of float32 or uint32."""
+    assert points.dtype.fields is not None
+    types = {"f": PointField.FLOAT32, "u": PointField.UINT32}
+    fields = [
+        PointField(name=name, offset=offset, datatype=types[kind.kind], count=1)
+        for name, (kind, offset, *_) in points.dtype.fields.items()
+    ]
+    if create_cloud is not None:
+        return create_cloud(header, fields, points)
+    size = points.dtype.itemsize
+    cloud = PointCloud2(header=header, height=1, width=len(points), fields=fields, point_step=size)
+    cloud.row_step = size * len(points)
+    cloud.is_bigendian = sys.byteorder == "big"
+    cloud.data.frombytes(points.tobytes())
+    return cloud

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
@@ -18,9 +17,9 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
-from deq_flow_ros.ros import convert, qos
-from deq_flow_ros.ros.convert import flow_points
-from deq_flow_ros.ros.messages import Region, adapted, camera_model, image_size
+from deq_flow_ros.ros import qos
+from deq_flow_ros.ros.camera_info import Calibration
+from deq_flow_ros.ros.messages import array_to_image, compressed_image, make_cloud, table_of
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.palette import Palette
 
@@ -33,8 +32,9 @@ _TOPICS = {
     "points": PointCloud2,
     "camera_info": CameraInfo,
 }
-
-
+FLOW_FIELDS = ("u", "v", "du", "dv", "residual")
+RAY_FIELDS = ("x", "y", "z", "rate_x", "rate_y", "rate_z")
+"""Of ``~/points``: always, and with a calibrated camera."""
 COLORED = frozenset(("flow_color", "flow_color/compressed"))
 RESIDUAL = frozenset(("residual", "points"))
 
@@ -46,22 +46,6 @@ def make_palette(max_px: float) -> Palette:
     :param max_px: the parameter ``color_max_px``.
     """
     return Palette(color_table(), TABLE_RADIUS, max_px or None)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What is known of the camera of an image.
-
-    :ivar message: None where none has come.
-    :ivar image_size: height and width of the image; (0, 0): the region of interest is known to be right.
-    :ivar topic: where it comes from, for messages to people.
-    :ivar rectified: whether the image is a rectified one, which P of its camera_info describes instead of K and D.
-    """
-
-    message: CameraInfo | None = None
-    image_size: tuple[int, int] = (0, 0)
-    topic: str = "camera_info"
-    rectified: bool = False
 
 
 class FlowOutputs:
@@ -137,19 +121,20 @@ class FlowOutputs:
             return
         sampled, flow, residual, uncertainty = _resized(flow, residual, uncertainty, settings.output_scale)
         info = camera = None
-        if wanted & {"flow", "points", "camera_info"}:
-            info, camera, problem = _described(calibration, header, flow.shape[:2], settings.roi)
+        problem = ""
+        if wanted & {"points", "camera_info"} or settings.units != "px":
+            info, camera, problem = calibration.of_field(header, flow.shape[:2], settings.roi)
             self._say(problem, wanted, info is not None)
             self._compare_frames(calibration, header)
         if "flow" in wanted:
             in_units = flow
             if settings.units != "px":
                 in_units = self._per_second(flow, camera, elapsed_s, settings.units, problem)
-            self._publishers["flow"].publish(convert.array_to_image(in_units, "32FC2", header))
+            self._publishers["flow"].publish(array_to_image(in_units, "32FC2", header))
         if "residual" in wanted and residual is not None:
-            self._publishers["residual"].publish(convert.array_to_image(residual, "32FC1", header))
+            self._publishers["residual"].publish(array_to_image(residual, "32FC1", header))
         if "uncertainty" in wanted and uncertainty is not None:
-            self._publishers["uncertainty"].publish(convert.array_to_image(uncertainty, "32FC1", header))
+            self._publishers["uncertainty"].publish(array_to_image(uncertainty, "32FC1", header))
         if info is not None and "camera_info" in wanted:
             self._publishers["camera_info"].publish(info)
         if "points" in wanted and residual is not None:
@@ -162,12 +147,12 @@ class FlowOutputs:
 
     def _publish_color(self, rgb: np.ndarray, header: Header, wanted: set[str], settings: NodeSettings) -> None:
         if "flow_color" in wanted:
-            self._publishers["flow_color"].publish(convert.array_to_image(rgb, "rgb8", header))
+            self._publishers["flow_color"].publish(array_to_image(rgb, "rgb8", header))
         if "flow_color/compressed" in wanted:
             data = encode_image(rgb, settings.compressed_format, settings.jpeg_quality)
             # As compressed_image_transport writes it: what the image was, and the order in which OpenCV compressed it.
             format = f"rgb8; {settings.compressed_format} compressed bgr8"
-            self._publishers["flow_color/compressed"].publish(convert.compressed_image(data, format, header))
+            self._publishers["flow_color/compressed"].publish(compressed_image(data, format, header))
 
     def _per_second(
         self, flow: np.ndarray, camera: CameraModel | None, elapsed_s: float | None, units: str, problem: str
@@ -222,21 +207,59 @@ def _resized(
     return here, here * ratio, residual, uncertainty
 
 
-def _described(
-    calibration: Calibration, header: Header, size: tuple[int, int], roi: Region
-) -> tuple[CameraInfo | None, CameraModel | None, str]:
-    """The camera_info of the published field (height, width), its camera, and what is wrong where one is missing."""
-    message = calibration.message
-    if message is None:
-        return None, None, f"none has come on {calibration.topic}"
-    info = camera = None
-    problem = ""
-    try:
-        described, (height, width) = image_size(message), calibration.image_size
-        if height and described != (height, width):
-            raise ValueError(f"it describes images of {described[1]}x{described[0]} px, these are {width}x{height}")
-        info = adapted(message, header, roi, size)
-        camera = camera_model(info, calibration.rectified)
-    except ValueError as error:
-        problem = f"that on {calibration.topic} cannot be used: {error}"
-    return info, camera, problem
+def flow_points(
+    flow: np.ndarray,
+    residual: np.ndarray,
+    stride: int,
+    header: Header,
+    camera: CameraModel | None,
+    elapsed_s: float | None,
+) -> PointCloud2:
+    """Every ``stride``-th pixel of flow (H, W, 2) px and residual (H, W) px, from the first on, as an organized cloud.
+
+    The fields are float32: the pixel ``u``, ``v`` and its flow ``du``, ``dv``, NaN where there is none, and
+    ``residual``, all in px. With the ``camera`` of the field's pixels also the unit bearing ``x``, ``y``, ``z`` of the
+    pixel in the camera's optical frame (REP 103), and ``rate_x``, ``rate_y``, ``rate_z`` rad/s: b x db/dt of the
+    bearing b, as it turns from (u, v) to (u + du, v + dv) in ``elapsed_s``. That is the time from the field's image to
+    the one that its flow points to, so below 0 for backward flow; rates are NaN without it.
+    """
+    height, width = residual.shape
+    pixels = _grid(height, width, stride)
+    there = flow[::stride, ::stride].reshape(-1, 2)
+    columns = [*pixels.T, *there.T, residual[::stride, ::stride].reshape(-1)]
+    names: tuple[str, ...] = FLOW_FIELDS
+    if camera is not None:
+        bearings = _grid_bearings(camera, height, width, stride)
+        rates = angular_rates(bearings, camera.bearings(pixels + there), elapsed_s)
+        columns += [*bearings.T, *rates.T]
+        names += RAY_FIELDS
+    points = np.column_stack(columns)
+    cloud = make_cloud(header, table_of(names, points))
+    cloud.height, cloud.width = residual[::stride, ::stride].shape
+    cloud.row_step = cloud.width * cloud.point_step
+    cloud.is_dense = bool(np.isfinite(points).all())
+    return cloud
+
+
+@lru_cache(maxsize=4)
+def _grid_bearings(camera: CameraModel, height: int, width: int, stride: int) -> np.ndarray:
+    """(N, 3) bearings of every ``stride``-th pixel: the same for every field of a camera."""
+    return camera.bearings(_grid(height, width, stride))
+
+
+def _grid(height: int, width: int, stride: int) -> np.ndarray:
+    """(N, 2) float64: x and y of every ``stride``-th pixel, row by row."""
+    return np.mgrid[:height:stride, :width:stride][::-1].reshape(2, -1).T.astype(np.float64)
+
+
+def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) -> np.ndarray:
+    """(N, 3) rad/s: the constant rotation that turns unit vectors ``here`` (N, 3) to ``there`` the short way.
+
+    NaN without a time.
+    """
+    if not elapsed_s:
+        return np.full(here.shape, np.nan)
+    axis = np.cross(here, there)
+    sine = np.linalg.norm(axis, axis=1)
+    angle = np.arctan2(sine, np.sum(here * there, axis=1))
+    return axis * (np.divide(angle, sine, out=np.ones_like(sine), where=sine > 0) / elapsed_s)[:, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of parameters: a dataclass whose fields say what is allowed and what for, from which a node declares them."""
+"""Tables of parameters: a dataclass of settings, from which a node declares its parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,40 +22,6 @@ from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.ros.qos import before_parameters_set, given_overrides
 
 Table = TypeVar("Table", bound="ParameterTable")
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """The allowed values of a parameter: a number from ``minimum`` to ``maximum`` in a unit, or one of ``choices``."""
-
-    default: Any
-    minimum: float | None = None
-    maximum: float | None = None
-    unit: str = ""
-    choices: tuple[str, ...] = ()
-
-
-number = Value
-
-
-def one_of(default: str, *others: str) -> Value:
-    """A parameter whose value is one of these words."""
-    return Value(default, choices=(default, *others))
-
-
-def configured(value: Any, description: str, when: str = "configure") -> Any:
-    """A row of the table.
-
-    :param value: the allowed values, or only the default.
-    :param description: what the parameter is for.
-    :param when: when it is read: in "configure"; "live", so that a change takes effect with the next image; at "start".
-    """
-    value = value if isinstance(value, Value) else Value(value)
-    about = {**vars(value), "description": description, "live": when == "live", "at_start": when == "start"}
-    return dataclasses.field(default=about.pop("default"), metadata=about)
-
-
-live = partial(configured, when="live")
 
 
 @dataclasses.dataclass(frozen=True)

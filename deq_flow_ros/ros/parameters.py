@@ -15,7 +15,8 @@ from rclpy.parameter import Parameter
 
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import PRECISIONS
-from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
+from deq_flow_ros.ros.parameter_table import ParameterTable
+from deq_flow_ros.settings import at_start, configured, live, number, one_of
 from deq_flow_ros.streaming import RUNTIMES
 
 
@@ -164,12 +165,11 @@ class NodeSettings(ParameterTable):
         "process images also while nobody subscribes to an output of their camera, so that the stream is warm for the "
         "first subscriber. false = these images are dropped, at no cost",
     )
-    autostart: bool = configured(True, "configure and activate at start. false = wait for a lifecycle manager", "start")
-    exit_on_failure: bool = configured(
+    autostart: bool = at_start(True, "configure and activate at start. false = wait for a lifecycle manager")
+    exit_on_failure: bool = at_start(
         False,
         "what happens if autostart cannot configure and activate the node. true = the process ends with status 1; "
         "false = it stays, so that an operator can correct what its log names, and call the transitions",
-        "start",
     )
 
     def check(self) -> None:

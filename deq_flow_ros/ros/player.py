@@ -42,7 +42,7 @@ from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.recordings.sources import FrameReader
 from deq_flow_ros.ros import process
-from deq_flow_ros.ros.convert import bytes_to_image, ns_to_stamp
+from deq_flow_ros.ros.messages import bytes_to_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import as_declared, unused_overrides
 from deq_flow_ros.ros.qos import given_overrides
 from deq_flow_ros.stamps import MAX_PAUSE_S, Pace

@@ -47,11 +47,11 @@ def test_memory_is_that_of_one_window(camera: CameraAt) -> None:
 
 def test_frames_may_come_while_a_status_is_made() -> None:
     """The worker counts while the executor reports; no frame may get lost between them."""
-    accounts = FrameAccounts("cpu", "forward", window_s=1000.0)
+    accounts = FrameAccounts("cpu", "forward", clock=lambda: 1.0)
 
     def frames() -> None:
         for _ in range(500):
-            accounts.arrivals.append((time.monotonic(), 0))
+            accounts.arrivals.append((1.0, 0))
             accounts.processed(HEADER, info(), {})
 
     threads = [threading.Thread(target=frames) for _ in range(2)]

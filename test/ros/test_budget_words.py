@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 from frame_accounts import info
 
-from deq_flow_ros.ros.budget import BudgetWords
+from deq_flow_ros.ros.accounts import BudgetWords
 
 
 class Log:

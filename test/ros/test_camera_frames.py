@@ -20,7 +20,8 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 from deq_flow_ros.model import SIZES, DEQFlow
-from deq_flow_ros.ros import convert, worker
+from deq_flow_ros.ros import camera as camera_module
+from deq_flow_ros.ros import worker
 from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.flow_node import FlowNode
@@ -85,7 +86,7 @@ def test_a_batch_that_fails_costs_only_the_frame_that_made_it_fail(
 
 
 STARTS, DROPPED, FLOW = "stream starts", "dropped", "1 iterations"
-IN_BEGIN, IN_FINISH = (convert, "image_to_rgb"), (FrameAccounts, "processed")
+IN_BEGIN, IN_FINISH = (camera_module, "image_to_rgb"), (FrameAccounts, "processed")
 IN_PREPARE, IN_RESET = (FlowEstimator, "prepare"), (FlowEstimator, "reset")
 
 

@@ -15,8 +15,8 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_input import MAX_WAIT_NS, CameraInput, RateLimit, arrival
+from deq_flow_ros.ros.health import Clocks
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.ros.troubles import Clocks
 
 MS = 1_000_000
 WALL_NS, NOW_NS = 1_700_000_000_000_000_000, 5_000_000_000

@@ -20,7 +20,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Float32, Header
 
 from deq_flow_ros.host import Children
-from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.messages import array_to_image
 from deq_flow_ros.ros.perception.point_tracks_node import COLUMNS
 
 HEIGHT, WIDTH, FOCAL, PERIOD_NS = 96, 128, 100.0, 100_000_000

@@ -19,7 +19,7 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from deq_flow_ros.ros.convert import array_to_image, field_of
+from deq_flow_ros.ros.messages import array_to_image, field_of
 from deq_flow_ros.ros.perception.fields import WARN, Pairing, Verdict, check_account
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
 

@@ -12,8 +12,8 @@ from frame_accounts import HEADER, CameraAt
 
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, check_layout
 from deq_flow_ros.ros.accounts import RATE_LIMITED, SUPERSEDED
-from deq_flow_ros.ros.health import Health, camera_status
-from deq_flow_ros.ros.troubles import Clocks
+from deq_flow_ros.ros.health import Clocks, camera_status
+from deq_flow_ros.ros.report import ProcessStatus
 from deq_flow_ros.streaming.continuity import SAME_STAMP
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -284,7 +284,7 @@ def test_a_reset_is_counted_once_whether_a_pair_follows_or_not(camera: CameraAt)
 
 def test_the_process_has_a_status_through_its_whole_life() -> None:
     """A node that could not be configured is the one that somebody looks for."""
-    health = Health("robot/flow_node: process")
+    health = ProcessStatus("robot/flow_node: process")
     process = health.status
     assert (process().name, process().level, process().message) == ("robot/flow_node: process", OK, "not configured")
     health.cleaned_up("configure failed: no weights 'x.pt'")

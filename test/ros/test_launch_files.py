@@ -33,7 +33,7 @@ from ros_environment import set_ros_environment
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.messages import array_to_image
 from launch import LaunchDescription
 
 FOLDER = Path(tempfile.mkdtemp(prefix="launch_test_"))

@@ -19,18 +19,8 @@ from std_msgs.msg import Header
 from video_streams import KEY_EVERY, encode, source_pictures, stamp_of
 
 from deq_flow_ros.ros import messages
-from deq_flow_ros.ros.convert import image_to_rgb, ns_to_stamp
-from deq_flow_ros.ros.messages import (
-    FFMPEG,
-    FOXGLOVE,
-    WHOLE,
-    Source,
-    VideoInput,
-    adapted,
-    camera_model,
-    candidates,
-    image_size,
-)
+from deq_flow_ros.ros.camera_info import WHOLE, adapted, camera_model, image_size
+from deq_flow_ros.ros.messages import FFMPEG, FOXGLOVE, Source, VideoInput, candidates, image_to_rgb, ns_to_stamp
 
 
 def calibration(**changes: object) -> CameraInfo:

@@ -26,7 +26,7 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.host import Children
 from deq_flow_ros.perception.motion_mask import Box
-from deq_flow_ros.ros.convert import array_to_image
+from deq_flow_ros.ros.messages import array_to_image
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings
 from deq_flow_ros.ros.perception.motion_mask_node import FIELDS, MaskNodeSettings, MotionMaskNode, detections
 from deq_flow_ros.ros.perception.point_tracks_node import TrackNodeSettings

@@ -23,8 +23,9 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.ros import outputs
-from deq_flow_ros.ros.convert import image_to_rgb
-from deq_flow_ros.ros.outputs import Calibration, FlowOutputs
+from deq_flow_ros.ros.camera_info import Calibration
+from deq_flow_ros.ros.messages import image_to_rgb
+from deq_flow_ros.ros.outputs import FlowOutputs
 from deq_flow_ros.ros.parameters import NodeSettings
 
 TOPICS = dict.fromkeys(("flow", "flow_color", "residual", "uncertainty"), Image) | {
@@ -143,12 +144,13 @@ def test_nobody_pays_for_what_nobody_wants(rig: Rig, monkeypatch: pytest.MonkeyP
     """Outputs without a subscriber are not computed, and the colours of raw and compressed once."""
     calls = []
 
-    def count(name: str) -> None:
-        original = getattr(outputs, name)
-        monkeypatch.setattr(outputs, name, lambda *arguments: (calls.append(name), original(*arguments))[1])
+    def count(name: str, place: Any = outputs) -> None:
+        original = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *arguments: (calls.append(name), original(*arguments))[1])
 
-    for name in ("flow_to_color", "encode_image", "flow_points", "adapted", "_resized"):
+    for name in ("flow_to_color", "encode_image", "flow_points", "_resized"):
         count(name)
+    count("of_field", Calibration)
     rig.subscribe()
     rig.publish(calibration())
     assert calls == []

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 from deq_flow_ros.recordings.flow_files import read_flow
-from deq_flow_ros.ros import snapshot
-from deq_flow_ros.ros.snapshot import Snapshot, write_snapshot
+from deq_flow_ros.ros import report
+from deq_flow_ros.ros.report import Snapshot, write_snapshot
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -22,6 +22,7 @@ ARRAYS = {
 }
 FLOW = RANDOM.normal(size=(32, 48, 2)).astype(np.float32)
 RESIDUAL = RANDOM.random((32, 48), np.float32)
+ALL = {**ARRAYS, "flow": FLOW, "residual": RESIDUAL}
 
 
 def test_everything_comes_back_exactly(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
     flow = FLOW.copy()
     flow[3, 4] = np.nan
     metadata = {"parameters": {"roi": (0, 0, 8, 8), "model": "nano"}, "residual_px": np.float32("nan"), "iterations": 3}
-    folder = write_snapshot(tmp_path / "new" / "folder", Snapshot(ARRAYS, flow, RESIDUAL, metadata), {})
+    folder = write_snapshot(tmp_path / "new" / "folder", Snapshot({**ALL, "flow": flow}, metadata), {})
     assert sorted(path.name for path in folder.iterdir()) == [
         "flow.flo", "flow.png", "image1.png", "image2.png", "snapshot.json", "state.npz",
     ]  # fmt: skip
@@ -51,7 +52,7 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     """Two snapshots within one second are two."""
-    snapshot = Snapshot(ARRAYS, FLOW, RESIDUAL, {})
+    snapshot = Snapshot(ALL, {})
     folders = [write_snapshot(tmp_path, snapshot, {"number": number}) for number in range(3)]
     assert len(set(folders)) == 3
     assert [json.loads((folder / "snapshot.json").read_text())["number"] for folder in folders] == [0, 1, 2]
@@ -59,7 +60,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_a_stream_without_flow_has_a_snapshot_too(tmp_path: Path) -> None:
     """Why there is no flow may be the very question."""
-    folder = write_snapshot(tmp_path, Snapshot({}, None, None, {}), {})
+    folder = write_snapshot(tmp_path, Snapshot({}, {}), {})
     assert sorted(path.name for path in folder.iterdir()) == ["snapshot.json", "state.npz"]
 
 
@@ -67,12 +68,12 @@ def test_what_cannot_be_written_leaves_nothing_and_is_named(tmp_path: Path, monk
     """Half a snapshot would be taken for a whole one."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        write_snapshot(tmp_path / "file" / "below", Snapshot(ARRAYS, FLOW, RESIDUAL, {}), {})
+        write_snapshot(tmp_path / "file" / "below", Snapshot(ALL, {}), {})
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(snapshot, "write_flow", full)
+    monkeypatch.setattr(report, "write_flow", full)
     with pytest.raises(OSError, match="no space left"):
-        write_snapshot(tmp_path, Snapshot(ARRAYS, FLOW, RESIDUAL, {}), {})
+        write_snapshot(tmp_path, Snapshot(ALL, {}), {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

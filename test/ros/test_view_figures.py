@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import encode_image
-from deq_flow_ros.ros.convert import array_to_image, compressed_image
+from deq_flow_ros.ros.messages import array_to_image, compressed_image
 from deq_flow_ros.ros.view.figures import HISTORY, Figures, Pictures
 
 ACCOUNT = {

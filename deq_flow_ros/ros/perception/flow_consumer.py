@@ -12,9 +12,9 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -29,50 +29,43 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.convert import field_of
-from deq_flow_ros.ros.messages import camera_model, image_size
-from deq_flow_ros.ros.parameter_table import ParameterTable, configured, live, number, one_of
+from deq_flow_ros.ros.camera_info import camera_model, image_size
+from deq_flow_ros.ros.messages import field_of
+from deq_flow_ros.ros.parameter_table import ParameterTable
 from deq_flow_ros.ros.perception.fields import KINDS, SUPERSEDED, Pairing, Tally, Verdict, account_of, check_account
 from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics
+from deq_flow_ros.settings import at_start, live, number, one_of
 
 WATCH_PERIOD_S = 0.2
 """How often the node looks whether somebody subscribes."""
 UPSTREAM = "flow_node"
 """The inputs are below this name, as ``flow_node`` publishes them without remapping."""
 UNUSABLE = "could not be used"
-Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
 class ConsumerSettings(ParameterTable):
-    """The parameters that all these nodes have; a node's own table inherits from this one."""
+    """The parameters that all these nodes have; a node's own table adds the settings of its computation."""
 
     rectified: bool = live(
         False,
         "whether the images of the flow are rectified ones (image_proc), which P of camera_info describes instead of "
         "K and D",
     )
-    qos_reliability: str = configured(
+    qos_reliability: str = at_start(
         one_of("best_effort", "reliable"),
         "reliability that is requested from flow_node. best_effort receives from any publisher",
-        "start",
     )
-    qos_depth: int = configured(number(5, 1, 1000, "messages"), "messages that the middleware may hold", "start")
+    qos_depth: int = at_start(number(5, 1, 1000, "messages"), "messages that the middleware may hold")
     silence_warning_s: float = live(
         number(5.0, 0.0, 3600.0, "s"), "time without a flow field after which the node warns. 0 = never"
     )
-    diagnostics_period_s: float = configured(
-        number(1.0, 0.1, 3600.0, "s"), "time between two messages on /diagnostics", "start"
-    )
+    diagnostics_period_s: float = at_start(number(1.0, 0.1, 3600.0, "s"), "time between two messages on /diagnostics")
 
-    def of(self, kind: type[Settings]) -> Settings:
-        """The settings of a computation, a dataclass, from the parameters of the same names."""
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
-    def profile(self, least_depth: int = 1) -> QoSProfile:
-        """Of the subscriptions."""
-        reliability = ReliabilityPolicy[self.qos_reliability.upper()]
-        return QoSProfile(depth=max(self.qos_depth, least_depth), reliability=reliability)
+Settings = TypeVar("Settings", bound=ConsumerSettings)
+Input: TypeAlias = tuple[type, Callable[[Any], None], int]
+"""Message type and callback of a subscription, and how many messages the middleware holds for it at least."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class FlowField:
     camera_problem: str = ""
 
 
-class FlowConsumer(Node):
+class FlowConsumer(Node, Generic[Settings]):
     """Inherit, and write ``process``.
 
     :ivar settings: the present values of the parameters.
@@ -114,7 +107,7 @@ class FlowConsumer(Node):
     def __init__(
         self,
         name: str,
-        table: type[ConsumerSettings],
+        table: type[Settings],
         outputs: Mapping[str, type],
         inputs: Sequence[str] = ("flow",),
         held: int = 1,
@@ -155,6 +148,10 @@ class FlowConsumer(Node):
     def on_restart(self) -> None:
         """The fields that come do not follow those before. Called in the executor's thread; to be overridden."""
 
+    def more_inputs(self) -> Mapping[str, Input]:
+        """What else to subscribe to while somebody subscribes to an output, by topic; to be overridden."""
+        return {}
+
     def publish(self, topic: str, message: Any) -> None:
         """Publish on an output."""
         self._outputs[topic].publish(message)
@@ -193,14 +190,15 @@ class FlowConsumer(Node):
             self._check_silence()
 
     def _subscribe(self) -> None:
-        self._profile = self.settings.profile()
-        callbacks: dict[str, tuple[type, Callable[[Any], None]]] = {
-            name: (KINDS[name], partial(self._pairing.add, name)) for name in self._inputs
+        depth, reliability = self.settings.qos_depth, ReliabilityPolicy[self.settings.qos_reliability.upper()]
+        self._profile = QoSProfile(depth=depth, reliability=reliability)
+        inputs: dict[str, Input] = {
+            f"{UPSTREAM}/{name}": (KINDS[name], partial(self._pairing.add, name), depth) for name in self._inputs
         }
-        callbacks["camera_info"] = (CameraInfo, self._on_camera_info)
-        for name, (kind, callback) in callbacks.items():
-            topic = f"{UPSTREAM}/{name}"
-            self._subscriptions_of_flow.append(self.create_subscription(kind, topic, callback, self._profile))
+        inputs[f"{UPSTREAM}/camera_info"] = CameraInfo, self._on_camera_info, depth
+        for topic, (kind, callback, least_depth) in {**inputs, **self.more_inputs()}.items():
+            profile = QoSProfile(depth=max(depth, least_depth), reliability=reliability)
+            self._subscriptions_of_flow.append(self.create_subscription(kind, topic, callback, profile))
         self._heard_s, self._silence, self._warned = time.monotonic(), "", False
         self.get_logger().info(f"waiting for flow on {self._flow_topic()}")
 

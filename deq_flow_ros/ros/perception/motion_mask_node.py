@@ -13,14 +13,14 @@ from sensor_msgs.msg import Image, Imu, PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
-from deq_flow_ros.perception.gyroscope import Gyroscope, rotation_of
+from deq_flow_ros.perception.ego_motion import Gyroscope, rotation_of
 from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionMask, MotionSegmenter
-from deq_flow_ros.ros.convert import array_to_image, make_cloud
-from deq_flow_ros.ros.parameter_table import configured, live, number
+from deq_flow_ros.ros.messages import array_to_image, make_cloud, table_of
 from deq_flow_ros.ros.perception.fields import OK, REPEATED, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
 from deq_flow_ros.ros.process import run
 from deq_flow_ros.ros.qos import sensor_data
+from deq_flow_ros.settings import at_start
 
 try:  # from apt alone: there is no wheel
     import vision_msgs.msg as vision
@@ -36,7 +36,7 @@ CLASS = "moving"
 def box_table(header: Header, boxes: Sequence[Box]) -> PointCloud2:
     """One point for each box, in float32: the centre ``x``, ``y``, ``width``, ``height``, ``area``, ``motion``, px."""
     rows = [(*_centre(box), box.width, box.height, box.area_px, box.motion_px) for box in boxes]
-    return make_cloud(header, FIELDS, np.array(rows, np.float32).reshape(-1, len(FIELDS)))
+    return make_cloud(header, table_of(FIELDS, np.array(rows)))
 
 
 def detections(header: Header, boxes: Sequence[Box], messages: Any = vision) -> Any:
@@ -67,47 +67,16 @@ USAGE = """Where the image moves by itself, and not because the camera moves, fr
       -r flow_node/statistics:=STATISTICS -r flow_node/camera_info:=INFO -p threshold:=1.0
 
 docs/motion_mask.md describes its topics and parameters."""
-_DEFAULTS = MaskSettings()
 
 
 @dataclass(frozen=True)
-class MaskNodeSettings(ConsumerSettings):
-    """The parameters of ``motion_mask``; the first ones are those of ``MaskSettings``."""
+class MaskNodeSettings(ConsumerSettings, MaskSettings):
+    """The parameters of ``motion_mask``."""
 
-    threshold: float = live(
-        number(_DEFAULTS.threshold, 0.0, 100.0),
-        "how far a pixel must deviate from the camera's motion, as a multiple of the uncertainty of its flow",
-    )
-    noise: float = live(
-        number(_DEFAULTS.noise, 0.0, 100.0),
-        "and as a multiple of the noise of the flow: the median deviation of what the camera's motion explains",
-    )
-    min_motion_px: float = live(number(_DEFAULTS.min_motion_px, 0.01, 1000.0, "px"), "and in any case")
-    grow: float = live(
-        number(_DEFAULTS.grow, 0.05, 1.0),
-        "share of these limits down to which the surroundings of what exceeds them belong to it",
-    )
-    min_area: float = live(
-        number(_DEFAULTS.min_area, 0.0, 1.0), "smallest area of a moving region, as a share of the image"
-    )
-    smoothing_px: int = live(
-        number(_DEFAULTS.smoothing_px, 1, 99, "px"), "size of specks that go and of gaps that are closed. 1 = none"
-    )
-    min_inliers: float = live(
-        number(_DEFAULTS.min_inliers, 0.0, 1.0),
-        "share of the pixels that the camera's motion must explain; below, no mask is published",
-    )
-    max_uncertainty_px: float = live(
-        number(_DEFAULTS.max_uncertainty_px, 0.0, 1000.0, "px"),
-        "median uncertainty of the flow above which no mask is published: too little texture or light",
-    )
-    imu: bool = configured(
-        False, "whether the topic imu gives the rotation of the camera; it needs camera_info", "start"
-    )
-    imu_to_camera: tuple[float, ...] = configured(
+    imu: bool = at_start(False, "whether the topic imu gives the rotation of the camera; it needs camera_info")
+    imu_to_camera: tuple[float, ...] = at_start(
         (0.0, 0.0, 0.0, 1.0),
         "quaternion [x, y, z, w] that turns directions from the axes of the IMU to those of the camera's optical frame",
-        "start",
     )
 
     def check(self) -> None:
@@ -120,13 +89,12 @@ class MaskNodeSettings(ConsumerSettings):
         rotation_of(np.array(self.imu_to_camera))
 
 
-class MotionMaskNode(FlowConsumer):
+class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
     """Publishes ``~/mask``, ``~/boxes`` and, where vision_msgs is installed, ``~/detections``."""
 
     def __init__(self) -> None:
         outputs = {"mask": Image, "boxes": PointCloud2} | ({"detections": DETECTIONS} if DETECTIONS else {})
         super().__init__("motion_mask", MaskNodeSettings, outputs, ("flow", "uncertainty", "statistics"))
-        assert isinstance(self.settings, MaskNodeSettings)
         self._segmenter: MotionSegmenter | None = None
         self._gyroscope: Gyroscope | None = None
         if self.settings.imu:
@@ -144,7 +112,7 @@ class MotionMaskNode(FlowConsumer):
         if self._segmenter is None or (self._segmenter.shape, self._segmenter.camera) != (shape, given.camera):
             self._segmenter = MotionSegmenter((shape[0], shape[1]), given.camera)
         rotation, doubt = self._rotation(given)
-        found = self._segmenter(given.flow, given.uncertainty, self.settings.of(MaskSettings), rotation)
+        found = self._segmenter(given.flow, given.uncertainty, self.settings, rotation)
         if not found.problem:
             self._publish(given, found)
         verdict = _verdict(found, given.camera_problem, doubt)

@@ -6,22 +6,20 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import Image, PointCloud2, PointField
+from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.perception.point_tracks import GAP, RESTART, SIZE, PointTracker, Tracks, TrackSettings
-from deq_flow_ros.ros.convert import cloud_by_numpy, image_to_rgb, ns_to_stamp
-from deq_flow_ros.ros.parameter_table import live, number
+from deq_flow_ros.ros.messages import image_to_rgb, make_cloud, ns_to_stamp
 from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
-from deq_flow_ros.ros.perception.flow_consumer import WATCH_PERIOD_S, ConsumerSettings, FlowConsumer, FlowField
-from deq_flow_ros.ros.process import STEADY_CLOCK, run
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField, Input
+from deq_flow_ros.ros.process import run
 
 USAGE = """Points followed from image to image, from the flow of flow_node and the images themselves:
 
@@ -35,40 +33,11 @@ WAITING_IMAGES = 10
 """Images that the middleware may hold, at least."""
 COLUMNS = {"x": "f4", "y": "f4", "id": "u4", "age": "u4", "confidence": "f4"}
 """Of the points of ``~/tracks``, each of 4 bytes."""
-_TYPES = {"f4": PointField.FLOAT32, "u4": PointField.UINT32}
-_DEFAULTS = TrackSettings()
 
 
 @dataclass(frozen=True)
-class TrackNodeSettings(ConsumerSettings):
-    """The parameters of ``point_tracks``; the first ones are those of ``TrackSettings``."""
-
-    max_tracks: int = live(number(_DEFAULTS.max_tracks, 1, 30_000), "none begins while there are so many")
-    spacing_px: int = live(
-        number(_DEFAULTS.spacing_px, 4, 500, "px"), "distance that a new track keeps from all others"
-    )
-    min_texture: float = live(
-        number(_DEFAULTS.min_texture, 0.1, 255.0, "grey levels per px"),
-        "RMS gradient, in the direction in which it is least, with which a track may begin",
-    )
-    window_px: int = live(
-        number(_DEFAULTS.window_px, 5, 63, "px"), "side of the square that is compared between images; odd"
-    )
-    max_correction_px: float = live(
-        number(_DEFAULTS.max_correction_px, 0.0, 100.0, "px"),
-        "how far the images may correct the flow, unless twice its uncertainty is more",
-    )
-    max_disagreement_px: float = live(
-        number(_DEFAULTS.max_disagreement_px, 0.01, 100.0, "px"),
-        "distance from the start, after a step forward and back, up to which the images confirm a step",
-    )
-    max_residual: float = live(
-        number(_DEFAULTS.max_residual, 0.1, 255.0, "grey levels"),
-        "mean difference of the squares up to which the images confirm a step",
-    )
-    max_error_px: float = live(
-        number(_DEFAULTS.max_error_px, 0.1, 100.0, "px"), "expected error of a position beyond which its track ends"
-    )
+class TrackNodeSettings(ConsumerSettings, TrackSettings):
+    """The parameters of ``point_tracks``."""
 
     def check(self) -> None:
         """See ``ParameterTable``.
@@ -79,7 +48,7 @@ class TrackNodeSettings(ConsumerSettings):
             raise ValueError(f"window_px: expected an odd number, got {self.window_px}")
 
 
-class PointTracksNode(FlowConsumer):
+class PointTracksNode(FlowConsumer[TrackNodeSettings]):
     """Publishes ``~/tracks``."""
 
     def __init__(self) -> None:
@@ -92,24 +61,17 @@ class PointTracksNode(FlowConsumer):
         self._restarted = threading.Event()
         self._images: dict[int, Image | np.ndarray] = {}
         self._images_lock = threading.Lock()
-        self._image_subscription: Subscription | None = None
         self._image_topic = self.resolve_topic_name("image")
-        self.create_timer(WATCH_PERIOD_S, self._watch_images, clock=STEADY_CLOCK)
 
     def on_restart(self) -> None:
         """See ``FlowConsumer``."""
         self._restarted.set()
+        with self._images_lock:
+            self._images.clear()
 
-    def _watch_images(self) -> None:
-        """Subscribe to the images while somebody wants tracks."""
-        if self.wanted() and self._image_subscription is None:
-            profile = self.settings.profile(WAITING_IMAGES)
-            self._image_subscription = self.create_subscription(Image, "image", self._on_image, profile)
-        elif self._image_subscription is not None and not self.wanted():
-            self.destroy_subscription(self._image_subscription)
-            self._image_subscription = None
-            with self._images_lock:
-                self._images.clear()
+    def more_inputs(self) -> Mapping[str, Input]:
+        """See ``FlowConsumer``."""
+        return {"image": (Image, self._on_image, WAITING_IMAGES)}
 
     def _on_image(self, message: Image) -> None:
         with self._images_lock:
@@ -137,7 +99,7 @@ class PointTracksNode(FlowConsumer):
     def process(self, given: FlowField) -> Verdict:
         """See ``FlowConsumer``."""
         assert given.uncertainty is not None and given.stamps_ns is not None
-        self._tracker.settings = self.settings.of(TrackSettings)
+        self._tracker.settings = self.settings
         first_ns, second_ns = stamps_ns = min(given.stamps_ns), max(given.stamps_ns)
         ended: Counter[str] = Counter()
         if self._restarted.is_set():
@@ -170,11 +132,7 @@ def cloud_of(header: Header, tracks: Tracks) -> PointCloud2:
     table = np.empty(len(tracks.ids), list(COLUMNS.items()))
     table["x"], table["y"] = tracks.points.T
     table["id"], table["age"], table["confidence"] = tracks.ids, tracks.ages, tracks.confidence
-    columns = [
-        PointField(name=name, offset=4 * place, datatype=_TYPES[kind], count=1)
-        for place, (name, kind) in enumerate(COLUMNS.items())
-    ]
-    cloud = cloud_by_numpy(header, columns, table)
+    cloud = make_cloud(header, table)
     cloud.is_dense = True
     return cloud
 

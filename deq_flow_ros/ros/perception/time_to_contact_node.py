@@ -13,8 +13,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Float32
 
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
-from deq_flow_ros.ros.convert import array_to_image
-from deq_flow_ros.ros.parameter_table import live, number
+from deq_flow_ros.ros.messages import array_to_image
 from deq_flow_ros.ros.perception.fields import OK, REPEATED, WARN, Verdict
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
 from deq_flow_ros.ros.process import run
@@ -25,35 +24,14 @@ USAGE = """In how many seconds the camera would meet what it sees, from the flow
       -r flow_node/statistics:=STATISTICS -r flow_node/camera_info:=INFO -p rows:=6 -p columns:=8
 
 docs/time_to_contact.md describes its topics and parameters."""
-_DEFAULTS = ContactSettings()
 
 
 @dataclass(frozen=True)
-class ContactNodeSettings(ConsumerSettings):
-    """The parameters of ``time_to_contact``; the first ones are those of ``ContactSettings``."""
-
-    rows: int = live(number(_DEFAULTS.rows, 1, 100), "rows of the grid of regions")
-    columns: int = live(number(_DEFAULTS.columns, 1, 100), "columns of the grid of regions")
-    smoothing_s: float = live(
-        number(_DEFAULTS.smoothing_s, 0.0, 10.0, "s"),
-        "time constant with which a region remembers what was measured before. 0 = it does not",
-    )
-    horizon_s: float = live(
-        number(_DEFAULTS.horizon_s, 1.0, 1000.0, "s"), "a time above this one counts as no approach, and is infinite"
-    )
-    tolerance: float = live(
-        number(_DEFAULTS.tolerance, 0.01, 1.0), "relative error of a time within which confidence calls it right"
-    )
-    min_confidence: float = live(
-        number(_DEFAULTS.min_confidence, 0.0, 1.0), "confidence below which a region is NaN, with confidence 0"
-    )
-    min_known: float = live(
-        number(_DEFAULTS.min_known, 0.1, 1.0),
-        "share of the pixels of a region that must have flow and fit one plane; below, the region is NaN",
-    )
+class ContactNodeSettings(ConsumerSettings, ContactSettings):
+    """The parameters of ``time_to_contact``."""
 
 
-class TimeToContactNode(FlowConsumer):
+class TimeToContactNode(FlowConsumer[ContactNodeSettings]):
     """Publishes ``~/seconds``, ``~/confidence`` and ``~/first``."""
 
     def __init__(self) -> None:
@@ -71,11 +49,10 @@ class TimeToContactNode(FlowConsumer):
         assert given.uncertainty is not None and given.stamps_ns is not None
         if given.camera is None:
             return Verdict(f"no times, because {given.camera_problem}", WARN)
-        settings = self.settings.of(ContactSettings)
         shape = given.uncertainty.shape[0], given.uncertainty.shape[1]
         old = self._estimator
-        if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, settings):
-            self._estimator = old = ContactEstimator(shape, given.camera, settings)
+        if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, self.settings):
+            self._estimator = old = ContactEstimator(shape, given.camera, self.settings)
         here_ns, there_ns = given.stamps_ns
         follows = min(given.stamps_ns) == self._until_ns
         if not follows:

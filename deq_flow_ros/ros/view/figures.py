@@ -15,8 +15,7 @@ from sensor_msgs.msg import Image
 
 from deq_flow_ros.imaging.encodings import Levels, encode_image
 from deq_flow_ros.imaging.pictures import flow_to_color, heat, top
-from deq_flow_ros.ros.convert import field_of, image_to_rgb
-from deq_flow_ros.ros.messages import ImageMessage
+from deq_flow_ros.ros.messages import ImageMessage, field_of, image_to_rgb
 
 QUIET_S = 3.0
 """Without an account for so long no images come; without diagnostics for twice as long no node runs."""
@@ -87,9 +86,7 @@ class Figures:
         """
         state, headline, cure = self._state(running)
         latest_first = reversed(self._statuses.items())  # of equal ones, cameras before the process
-        what, (level, message) = max(
-            latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", ""))
-        )
+        what, (level, message) = max(latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", "")))
         return {
             "node": self._node,
             "state": state,

@@ -25,9 +25,10 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from deq_flow_ros.command_line import USER_ERRORS
 from deq_flow_ros.ros import process
-from deq_flow_ros.ros.parameter_table import ParameterTable, configured, number
+from deq_flow_ros.ros.parameter_table import ParameterTable
 from deq_flow_ros.ros.view.figures import FIELDS, NAMES, Figures, Pictures
 from deq_flow_ros.ros.view.server import Board, ViewServer
+from deq_flow_ros.settings import at_start, number
 
 USAGE = """A flow node and its live pictures in a web page. It takes the arguments of ROS alone:
 
@@ -37,7 +38,6 @@ docs/view.md describes the page and the parameters."""
 Topic: TypeAlias = tuple[str, type]
 """Name and message type."""
 
-at_start = partial(configured, when="start")
 MOST = 25
 """Messages taken for one picture at most; of a flood, the middleware drops the oldest."""
 
