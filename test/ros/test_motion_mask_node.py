@@ -28,7 +28,13 @@ from deq_flow_ros.host import Children
 from deq_flow_ros.perception.motion_mask import Box
 from deq_flow_ros.ros.messages import array_to_image
 from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings
-from deq_flow_ros.ros.perception.motion_mask_node import FIELDS, MaskNodeSettings, MotionMaskNode, detections
+from deq_flow_ros.ros.perception.motion_mask_node import (
+    DETECTIONS,
+    FIELDS,
+    MaskNodeSettings,
+    MotionMaskNode,
+    detections,
+)
 from deq_flow_ros.ros.perception.point_tracks_node import TrackNodeSettings
 from deq_flow_ros.ros.perception.time_to_contact_node import ContactNodeSettings
 
@@ -52,7 +58,7 @@ def flow() -> np.ndarray:
 def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_path: Path) -> None:
     """Over DDS, with a gyroscope: the header of the field, the box where it is; then a field that is of no use."""
     arguments = ["--ros-args", "-p", "qos_reliability:=reliable", "-p", "imu:=true"]
-    received: dict[str, list[Any]] = {"mask": [], "boxes": [], "diagnostics": []}
+    received: dict[str, list[Any]] = {"diagnostics": []}
     with Children(tmp_path) as children:
         children.start("motion_mask", "deq_flow_ros.ros.perception.motion_mask_node", arguments)
         rclpy.init()
@@ -61,8 +67,10 @@ def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_pat
             kinds = {"flow": Image, "uncertainty": Image, "statistics": DiagnosticArray, "camera_info": CameraInfo}
             publishers = {name: peer.create_publisher(kind, f"~/{name}", 10) for name, kind in kinds.items()}
             gyroscope = peer.create_publisher(Imu, "/imu", 100)
-            for topic, kind in (("/motion_mask/mask", Image), ("/motion_mask/boxes", PointCloud2)):
-                peer.create_subscription(kind, topic, received[topic.split("/")[2]].append, qos_profile_sensor_data)
+            outputs = {"mask": Image, "boxes": PointCloud2} | ({"detections": DETECTIONS} if DETECTIONS else {})
+            for name, kind in outputs.items():
+                received[name] = []
+                peer.create_subscription(kind, f"/motion_mask/{name}", received[name].append, qos_profile_sensor_data)
             peer.create_subscription(
                 DiagnosticArray, "/diagnostics", lambda message: received["diagnostics"].extend(message.status), 10
             )
@@ -95,7 +103,7 @@ def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_pat
             connected = [*publishers.values(), gyroscope]
             until(lambda: all(each.get_subscription_count() for each in connected), "subscriptions")
             header = send(5, flow(), 0.2)
-            until(lambda: received["mask"] and received["boxes"], "mask")
+            until(lambda: all(received[name] for name in outputs), "mask")
             mask = np.frombuffer(received["mask"][0].data, np.uint8).reshape(HEIGHT, WIDTH)
             assert received["mask"][0].header == header and received["mask"][0].encoding == "mono8"
             true = np.zeros_like(mask)
@@ -106,6 +114,17 @@ def test_mask_and_boxes_come_of_flow_and_diagnostics_say_what_was_fitted(tmp_pat
             x, y, width, height, area, motion = np.frombuffer(table.data, np.float32)
             assert abs(x - 119.5) < 2 and abs(y - 59.5) < 2 and abs(width - 40) < 4 and abs(height - 40) < 4
             assert 1400 < area < 1700 and 3 < motion < 5
+            for array in received.get("detections", ()):  # where vision_msgs is installed
+                (found,) = array.detections
+                assert array.header == found.header == header and found.results[0].hypothesis.class_id == "moving"
+                assert found.results[0].hypothesis.score == pytest.approx(area / (width * height))
+                bounds = (
+                    found.bbox.center.position.x,
+                    found.bbox.center.position.y,
+                    found.bbox.size_x,
+                    found.bbox.size_y,
+                )
+                assert bounds == (x, y, width, height)
             until(lambda: any("essential matrix explains" in s.message for s in received["diagnostics"]), "diagnostics")
             fitted = next(s for s in received["diagnostics"] if "essential matrix" in s.message)
             assert fitted.level == DiagnosticStatus.OK, fitted.message  # else the gyroscope was not used
