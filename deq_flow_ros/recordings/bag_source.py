@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -132,8 +133,10 @@ class BagSource(Source):
         self._recorded_at_once = len(times) > 1 and not np.diff(times).any()
         known = [steps[steps > 0] for steps in (np.diff(times), np.diff(stamps))]
         if all(steps.size > 2 for steps in known):
-            ratio = float(known[1].mean() / known[0].mean())
-            if not 1 / ANOTHER_UNIT < ratio < ANOTHER_UNIT:
+            # A single odd time changes the mean of the steps, and what comes in bursts their median.
+            ratios = [float(of(known[1]) / of(known[0])) for of in (np.mean, np.median)]
+            ratio = min(ratios, key=lambda one: abs(math.log(one)))
+            if not 1 / ANOTHER_UNIT < ratio < ANOTHER_UNIT and (ratios[0] > 1) == (ratios[1] > 1):
                 times_as = f"{ratio:,.0f} times faster" if ratio > 1 else f"{1 / ratio:,.0f} times more slowly"
                 self.odd_stamps = f"the stamps on {self.topic} advance {times_as} than the recording: a wrong unit?"
                 known.pop()

@@ -135,6 +135,21 @@ def test_the_rate_of_a_recording_is_that_of_its_images(tmp_path: Path, kind: str
     assert due[:: 2 if kind == "sent twice" else 1] == [n * STEP_NS for n in range(COUNT)]
 
 
+@pytest.mark.parametrize("kind", ["a stamp of zero", "a stamp far ahead", "a clock set while recording"])
+def test_a_single_odd_time_is_not_called_a_wrong_unit(tmp_path: Path, kind: str) -> None:
+    """One step of 53 years makes the mean of all steps a million times longer."""
+    with BagWriter(tmp_path / "bag") as writer:
+        for n in range(COUNT):
+            one = frame(n)
+            if kind == "a clock set while recording":
+                one = replace(one, record_ns=one.record_ns - (FIRST_NS if n < 3 else 0))
+            elif n == 2:
+                one = replace(one, stamp_ns=0 if kind == "a stamp of zero" else FIRST_NS + 2**28 * 10**9)
+            writer.write_frame(TOPIC, one)
+    source = open_source(tmp_path / "bag")
+    assert source.odd_stamps == "" and source.nominal_period_ns == STEP_NS
+
+
 def test_words_of_quality_of_service_that_nobody_knows_cost_nothing(tmp_path: Path) -> None:
     """Newer and patched recorders write others; they say nothing of the images."""
     file = write(tmp_path / "bag", "sqlite3")
