@@ -6,23 +6,18 @@ This package does not deal with images or flow. A state is a tuple of tensors wh
 arXiv 2204.08442.
 """
 
-from deq_flow_ros.equilibrium.fixed_point import (
-    Measure,
-    Solution,
-    absolute_residual,
-    relative_residual,
-    solve,
-)
+from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, absolute_residual, relative_residual, solve
 from deq_flow_ros.equilibrium.gradients import (
     Gradient,
     correction_weights,
     implicit_gradient,
+    jacobian_penalty,
     phantom_gradient,
     sparse_correction,
+    spectral_radius,
     uniform_positions,
     unroll,
 )
-from deq_flow_ros.equilibrium.jacobian import jacobian_penalty, spectral_radius
 from deq_flow_ros.equilibrium.solvers import Anderson, Broyden, Picard, Solver, make_solver
 from deq_flow_ros.equilibrium.state import Function, State
 from deq_flow_ros.equilibrium.stopping import Pace, Progress, Rules, Samples, StopReason

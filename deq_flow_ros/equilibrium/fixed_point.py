@@ -12,17 +12,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium.solvers import Solver, make_solver
 from deq_flow_ros.equilibrium.state import Function, State, subtract
-from deq_flow_ros.equilibrium.stopping import (
-    Immediate,
-    Pace,
-    Progress,
-    Queued,
-    Rules,
-    Samples,
-    StopReason,
-    Unseen,
-    norm,
-)
+from deq_flow_ros.equilibrium.stopping import Pace, Queued, Rules, Samples, StopReason, norm
 
 Measure = Callable[[State, State], Tensor]
 
@@ -92,23 +82,17 @@ class Solution:
         :raises FloatingPointError: as ``solve`` does, if ``solve`` has not raised it already (on a GPU).
         """
         rows = self.figures().tolist() if figures is None else figures
-        self._checked([made == 0 and bool(diverged) for made, _, _, diverged in rows])
-        return [
-            (int(made), left, self._reason(bool(converged), bool(diverged))) for made, left, converged, diverged in rows
-        ]
-
-    def _reason(self, converged: bool, diverged: bool) -> StopReason:
-        if diverged:
-            return StopReason.DIVERGED
-        return StopReason.CONVERGED if converged else self._exhausted
-
-    def _checked(self, unusable: Sequence[bool]) -> None:
-        if self._check_start and any(unusable):
+        unusable = [place for place, (made, _, _, diverged) in enumerate(rows) if diverged and not made]
+        if self._check_start and unusable:
             raise FloatingPointError(
-                f"expected f(z0) to be finite, got NaN or infinity for sample(s) "
-                f"{[place for place, bad in enumerate(unusable) if bad]} of {len(unusable)}; are z0 and what f depends "
-                "on finite?"
+                f"expected f(z0) to be finite, got NaN or infinity for sample(s) {unusable} of {len(rows)}; are z0 and "
+                "what f depends on finite?"
             )
+        answers = []
+        for made, left, converged, diverged in rows:
+            reason = StopReason.DIVERGED if diverged else StopReason.CONVERGED if converged else self._exhausted
+            answers.append((int(made), left, reason))
+        return answers
 
     @property
     def stop_reasons(self) -> tuple[StopReason, ...]:
@@ -246,13 +230,13 @@ def solve(
     samples, propose = rules.begin(z), None if chosen is None else chosen.start()
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
-    progress: Progress = Unseen() if not watch else Immediate() if on_host else Queued(device)
+    progress = Queued(device) if watch and not on_host else None
     # The first iteration often costs more than the others, and on a GPU the host has seen only its start. If there is
     # an expected cost, the first iteration is therefore not used to estimate the cost.
     timed_after = 2 if iteration_cost_ns or not on_host else 1
     watched = tolerance is not None or deadline_ns is not None
     pace = Pace(progress, max_iterations, deadline_ns, now_ns, min_iterations, iteration_cost_ns, watched, timed_after)
-    while pace.may_begin(samples.active):
+    while pace.may_begin(samples.active if watch else None):
         if pace.begun > 1:
             # A solver only sees usable evaluations. What it proposes for samples that have stopped is ignored.
             z = samples.value if propose is None else propose(samples.point, samples.value)
@@ -262,9 +246,7 @@ def solve(
         with torch.no_grad():
             measured = measure(z, fz)
             if measured.shape != samples.active.shape:
-                raise ValueError(
-                    f"measure must return shape {tuple(samples.active.shape)}, got {tuple(measured.shape)}"
-                )
+                raise ValueError(f"measure must return shape {(len(samples.active),)}, got {tuple(measured.shape)}")
         samples, traced = rules.account(samples, z, fz, measured.float())
         trace.append(traced)
         if pace.begun in keep:

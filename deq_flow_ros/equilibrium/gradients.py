@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a fixed point, without backpropagation through the iterations of the solve."""
+"""Gradients of a fixed point without backpropagation through the solve, and how contractive ``f`` is there.
+
+The Jacobian matrix is never formed.
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -12,8 +16,8 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, as_state, evaluate, relative_residual, solve
 from deq_flow_ros.equilibrium.solvers import Picard, Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, detach
-from deq_flow_ros.equilibrium.stopping import StopReason
+from deq_flow_ros.equilibrium.state import Function, State, per_sample
+from deq_flow_ros.equilibrium.stopping import StopReason, inner, norm
 
 Gradient = Callable[[Function, State], State]
 
@@ -22,8 +26,7 @@ def phantom_gradient(f: Function, state: Sequence[Tensor], steps: int = 1, dampi
     """Apply ``f`` with damping ``steps`` times under autograd, to a state that was found without gradients.
 
     The resulting gradient is the implicit gradient with its Neumann series truncated (arXiv 2204.08442, section 3.2;
-    arXiv 2111.05177); ``steps=1`` is the inexact one-step gradient. The memory is that of ``steps`` applications,
-    however many iterations led to ``state``.
+    arXiv 2111.05177); ``steps=1`` is the inexact one-step gradient. The memory is that of ``steps`` applications.
 
     :param state: tensors (B, ...). A tensor that is part of an autograd graph stays so, and passes the gradient on.
     :returns: the state after the steps, attached to the parameters and inputs of ``f``.
@@ -50,10 +53,9 @@ def implicit_gradient(
 ) -> State:
     """Give a fixed point the gradient of the implicit function theorem.
 
-    The backward pass solves the adjoint equation ``v = v J + gradient``, which is a fixed-point equation as well, with
-    the Jacobian J of ``f`` at the state (arXiv 1909.01377, theorem 1; arXiv 2204.08442, section 3.1). The memory is
-    that of one application of ``f``, for any number of iterations of either solve. The gradient is exact if ``state``
-    is a fixed point and the adjoint solve converges. Second derivatives are not available.
+    The backward pass solves the adjoint equation ``v = v J + gradient``, with the Jacobian J of ``f`` at the state
+    (arXiv 1909.01377, theorem 1; arXiv 2204.08442, section 3.1). The memory is that of one application of ``f``. The
+    gradient is exact if ``state`` is a fixed point and the adjoint solve converges. There are no second derivatives.
 
     :param state: tensors (B, ...). They are detached, because the gradient does not depend on how they were found.
     :param solver: the solver of the adjoint equation; the next three parameters are those of this solve as well.
@@ -72,14 +74,9 @@ def implicit_gradient(
             return tuple(g + p for g, p in zip(gradients, vector_jacobian(fz, z, v), strict=True))
 
         solution = solve(
-            step,
-            tuple(g.contiguous() for g in gradients),
-            solver=solver,
-            max_iterations=max_iterations,
-            tolerance=tolerance,
-            measure=measure,
-            check_start=False,
-        )
+            step, tuple(g.contiguous() for g in gradients), solver=solver, max_iterations=max_iterations,
+            tolerance=tolerance, measure=measure, check_start=False,
+        )  # fmt: skip
         if report is not None:
             report(solution)
         elif set(reasons := solution.stop_reasons) != {StopReason.CONVERGED}:
@@ -143,16 +140,13 @@ class _Adjoint(torch.autograd.Function):
 def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collection[int] = ()) -> list[State]:
     """Apply ``f`` a given number of times under autograd, as a recurrent network does, and return every state.
 
-    The memory grows with the number of iterations. This is the baseline for the gradients above.
-
     :param detached: indices of the tensors of the state that pass no gradient from one iteration to the next (RAFT,
         arXiv 2003.12039, does so with the flow).
     :raises ValueError: for fewer than one iteration, or an index that the state does not have.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    states: list[State] = []
-    z = as_state(z0)
+    states, z = list[State](), as_state(z0)
     if wrong := [index for index in detached if not 0 <= index < len(z)]:
         raise ValueError(f"detached must name tensors of the state, 0 to {len(z) - 1}, got {wrong}")
     for _ in range(iterations):
@@ -173,9 +167,7 @@ def uniform_positions(iterations: int, count: int, gap: int = 1) -> list[int]:
     :raises ValueError: for numbers below 1, or if there are fewer iterations than the gap.
     """
     if count < 1 or not 1 <= gap <= iterations:
-        raise ValueError(
-            f"need count >= 1 and 1 <= gap <= iterations, got count {count}, gap {gap}, iterations {iterations}"
-        )
+        raise ValueError(f"expected count >= 1 and 1 <= gap <= iterations, got {count}, {gap}, {iterations}")
     count = min(count, iterations // gap)
     return [iterations * (i + 1) // count for i in range(count)]
 
@@ -188,36 +180,24 @@ def sparse_correction(
     solver: str | Solver = "picard",
     gradient: Gradient | Sequence[Gradient] = phantom_gradient,
     gradient_steps: int | Sequence[int] = 1,
-    chained: bool = True,
-    linked: bool = False,
     tolerance: float | None = None,
     measure: Measure = relative_residual,
-    report: Callable[[Solution], None] | None = None,
 ) -> list[State]:
     """Sparse fixed-point correction: some states on the way to the fixed point, each with a gradient.
 
-    A loss at a few states, instead of at the last one alone, trains the way to the fixed point as well (arXiv
-    2204.08442, section 3.3). There are two ways to get these states:
-
-    - One trajectory (``chained=False``): a single solve, which keeps its history, gives the states at the positions.
-      The evaluations of ``f`` that the gradients make come on top of its iterations.
-    - A chain of solves (``chained=True``): each solve starts from the previous correction, without the history of the
-      solve before. The steps of the gradients count as iterations, so the corrections cost no extra evaluations. With
-      ``linked``, the gradient of each state also passes on to the state before it, as if the solve between them were
-      the identity. At a fixed point this is true, and n one-step gradients are then the n-step phantom gradient. (An
-      implicit gradient is complete by itself and passes nothing on.)
+    A loss at them trains the way to the fixed point as well (arXiv 2204.08442, section 3.3). They come from a chain of
+    solves: each starts from the previous correction, without the history of the solve before. The steps of the
+    gradients count as iterations, so the corrections cost no extra evaluations.
 
     :param z0: start, tensors (B, ...).
-    :param positions: increasing iteration numbers, from 1; the last is the length of the trajectory.
+    :param positions: increasing iteration numbers, from 1; the last is the number of all iterations.
     :param gradient: one for all positions, or one per position.
     :param gradient_steps: the number of evaluations of ``f`` that the gradient makes (1 for ``implicit_gradient``),
         one for all positions, or one per position.
     :param tolerance: of ``measure``; it ends a solve early. Every position still gets its state and gradient.
-    :param report: called with the solution of every solve. Samples that diverge cause no error here; their loss will
-        be large or not finite.
-    :returns: one state per position.
-    :raises ValueError: if the positions are empty, do not increase, or are too close for the steps of the gradients;
-        if there is another number of gradients than of positions; for ``linked`` without ``chained``.
+    :returns: one state per position. Samples that diverge cause no error.
+    :raises ValueError: if the positions are empty, do not increase, are too close for the steps of the gradients, or
+        are not as many as the gradients.
     """
     count = len(positions)
     gradients = [gradient] * count if callable(gradient) else list(gradient)
@@ -228,41 +208,81 @@ def sparse_correction(
         raise ValueError(
             f"expected {count} gradients and steps, one per position, got {len(gradients)} and {len(steps)}"
         )
-    if linked and not chained:
-        raise ValueError("linked needs a chain of solves: the states of one trajectory are attached independently")
     solver = make_solver(solver)
-
-    def iterate(start: State, iterations: int, keep: Sequence[int] = ()) -> Solution:
-        with torch.no_grad():
-            solution = solve(
-                f, start, solver=solver, max_iterations=iterations, tolerance=tolerance, measure=measure, keep=keep,
-                check_start=False,
-            )  # fmt: skip
-        if report is not None:
-            report(solution)
-        return solution
-
-    z = as_state(z0)
-    if not chained:
-        solution = iterate(z, positions[-1], positions)
-        # The last state is the one that the solve chose, as it is in a chain.
-        found = [solution.trajectory.get(position, solution.state) for position in positions[:-1]] + [solution.state]
-        return [attach(f, state) for attach, state in zip(gradients, found, strict=True)]
     states: list[State] = []
-    done = 0
+    z, done = as_state(z0), 0
     for position, attach, needed in zip(positions, gradients, steps, strict=True):
         free = position - done - needed
         if free < 0:
             raise ValueError(
                 f"positions {list(positions)} leave no room for {needed} gradient step(s) between {done} and {position}"
             )
-        start = z
-        z = detach(z)
+        z = tuple(tensor.detach() for tensor in z)
         if free:
-            z = iterate(z, free).state
-        if linked:
-            z = tuple(new + (old - old.detach()) for new, old in zip(z, start, strict=True))
-        states.append(attach(f, z))
-        z = states[-1]
+            with torch.no_grad():
+                z = solve(
+                    f, z, solver=solver, max_iterations=free, tolerance=tolerance, measure=measure, check_start=False
+                ).state
+        z = attach(f, z)
+        states.append(z)
         done = position
     return states
+
+
+def jacobian_penalty(
+    f: Function, state: Sequence[Tensor], samples: int = 1, generator: torch.Generator | None = None
+) -> Tensor:
+    """Hutchinson's estimate of the squared Frobenius norm of the Jacobian, per element of the state, (B,).
+
+    As a term of the loss it makes ``f`` more contractive, so that solves take fewer iterations (arXiv 2106.14342,
+    section 4). It is differentiable with respect to the parameters of ``f`` if gradients are enabled.
+
+    :param state: tensors (B, ...), at which the Jacobian is taken. They are detached.
+    :param samples: the number of random directions, >= 1; each costs one product with the Jacobian.
+    :param generator: on the state's device, for repeatable directions.
+    :raises ValueError: for fewer than one sample.
+    """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    trains = torch.is_grad_enabled()
+    z, fz = _evaluate(f, state)
+    total = torch.zeros_like(inner(z, z).detach())
+    for _ in range(samples):
+        product = vector_jacobian(fz, z, _random_like(fz, generator), create_graph=trains)
+        total = total + inner(product, product)
+    elements = sum(math.prod(tensor.shape[1:]) for tensor in z)
+    return (total / samples / elements).to(z[0].dtype)
+
+
+def spectral_radius(
+    f: Function, state: Sequence[Tensor], iterations: int = 50, generator: torch.Generator | None = None
+) -> Tensor:
+    """The largest absolute eigenvalue of the Jacobian, (B,), by power iteration. Below 1, Picard iteration converges.
+
+    It is the geometric mean of the growth over the second half of the iterations, because for a complex pair of
+    eigenvalues the growth of single steps has no limit.
+
+    :param state: tensors (B, ...), at which the Jacobian is taken.
+    :param iterations: the number of products with the Jacobian, >= 2.
+    :param generator: on the state's device, for a repeatable start.
+    :raises ValueError: for fewer than two iterations.
+    """
+    if iterations < 2:
+        raise ValueError(f"iterations must be at least 2, got {iterations}")
+    z, fz = _evaluate(f, state)
+    v, logarithms = _random_like(fz, generator), []
+    for _ in range(iterations):
+        length = norm(v).clamp_min(1e-30)  # a power of the Jacobian may vanish
+        v = vector_jacobian(fz, z, tuple(t / per_sample(length.to(t.dtype), t) for t in v))
+        logarithms.append(norm(v).log())
+    return torch.stack(logarithms[iterations // 2 :]).mean(0).exp().to(z[0].dtype)
+
+
+def _evaluate(f: Function, state: Sequence[Tensor]) -> tuple[State, State]:
+    z = differentiable(state)
+    with torch.enable_grad():
+        return z, evaluate(f, z)
+
+
+def _random_like(state: State, generator: torch.Generator | None) -> State:
+    return tuple(torch.randn(t.shape, dtype=t.dtype, device=t.device, generator=generator) for t in state)

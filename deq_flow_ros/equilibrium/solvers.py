@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.state import State, add_scaled, combine, select, subtract
+from deq_flow_ros.equilibrium.state import State, add_scaled, combine, subtract
 from deq_flow_ros.equilibrium.stopping import inner, norm
 
 Propose = Callable[[State, State], State]
@@ -70,13 +70,11 @@ class Anderson:
     smallest residual, and starts a new history.
 
     :param window: the number of evaluations that are mixed, >= 2.
-    :param mixing: in (0, 1]: how far to go from the mixed points to the mixed values.
     :param regularization: of the least squares problem, relative to the mean of the Gram matrix's diagonal.
     :param patience: the factor by which the residual may grow, > 1.
     """
 
     window: int = 5
-    mixing: float = 1.0
     regularization: float = 1e-8
     patience: float = 2.0
     keeps_best: ClassVar[bool] = True
@@ -84,8 +82,6 @@ class Anderson:
     def __post_init__(self) -> None:
         if self.window < 2:
             raise ValueError(f"window must be at least 2, got {self.window}")
-        if not 0.0 < self.mixing <= 1.0:
-            raise ValueError(f"mixing must be in (0, 1], got {self.mixing}")
         if not self.regularization >= 0.0:
             raise ValueError(f"regularization must be at least 0, got {self.regularization}")
         if not self.patience > 1.0:
@@ -119,11 +115,7 @@ class _AndersonRun:
         weights = torch.where(solved[:, None], weights, latest)
         weights = torch.where(failed[:, None], only_best.to(weights.dtype), weights)
         self._mixed = solved & ~failed & (self._usable.sum(1) > 1)
-        mixed = combine(weights, self._values)
-        if self._settings.mixing == 1.0:
-            return mixed
-        back = torch.full_like(sizes[:, 0], self._settings.mixing - 1)
-        return add_scaled(mixed, back, combine(weights, self._residuals))
+        return combine(weights, self._values)
 
     def _remember(self, fz: State, residual: State) -> None:
         if self._gram is not None and self._usable is not None and len(self._values) == self._settings.window:
@@ -168,59 +160,38 @@ class Broyden:
     would not do, because each term builds on those before it.
 
     :param memory: the number of rank-one terms kept, >= 1. Each of them holds two states.
-    :param line_search: how often to halve a step that does not reduce the residual; 0: never. Each trial is an
-        evaluation of ``f`` and counts as an iteration.
     """
 
     memory: int = 10
-    line_search: int = 0
     keeps_best: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.memory < 1:
             raise ValueError(f"memory must be at least 1, got {self.memory}")
-        if self.line_search < 0:
-            raise ValueError(f"line_search must be at least 0, got {self.line_search}")
 
     def start(self) -> Propose:
-        return _BroydenRun(self).next
+        return _BroydenRun(self.memory).next
 
 
 class _BroydenRun:
-    def __init__(self, settings: Broyden) -> None:
-        self._settings = settings
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
         self._terms: list[tuple[State, State]] = []  # u, v: the inverse is -I + sum of u v^T
-        self._base: tuple[State, State] | None = None  # the last accepted point and its residual
-        self._direction: State = ()
-        self._step = self._trials = torch.empty(0)
+        self._last: tuple[State, State] | None = None  # point and residual
 
     def next(self, z: State, fz: State) -> State:
         residual = subtract(fz, z)
-        if self._base is None:
-            self._base, self._direction = (z, residual), residual
-            self._step = torch.ones_like(inner(z, z))
-            self._trials = torch.zeros_like(self._step)
-            return add_scaled(z, self._step, residual)
-        accepted = torch.ones_like(self._step, dtype=torch.bool)
-        if self._settings.line_search:
-            smaller = norm(residual) <= (1 - 1e-4 * self._step) * norm(self._base[1])  # the Armijo condition
-            accepted = smaller | (self._trials >= self._settings.line_search)
-        self._learn(subtract(z, self._base[0]), subtract(residual, self._base[1]), accepted)
+        if self._last is not None:
+            self._learn(subtract(z, self._last[0]), subtract(residual, self._last[1]))
+        self._last = z, residual
         direction = residual
         for u, v in self._terms:
             direction = add_scaled(direction, -inner(v, residual), u)
-        if not self._settings.line_search:
-            self._base, self._direction = (z, residual), direction
-            return tuple(a + b for a, b in zip(z, direction, strict=True))
-        self._base = select(accepted, z, self._base[0]), select(accepted, residual, self._base[1])
-        self._direction = select(accepted, direction, self._direction)
-        self._step = torch.where(accepted, torch.ones_like(self._step), self._step / 2)
-        self._trials = torch.where(accepted, torch.zeros_like(self._trials), self._trials + 1)
-        return add_scaled(self._base[0], self._step, self._direction)
+        return tuple(a + b for a, b in zip(z, direction, strict=True))
 
-    def _learn(self, dz: State, dg: State, accepted: Tensor) -> None:
+    def _learn(self, dz: State, dg: State) -> None:
         """Correct the inverse so that it maps the change of the residual to the change of the point."""
-        if len(self._terms) == self._settings.memory:
+        if len(self._terms) == self._memory:
             self._terms.clear()
         inverse_dg = tuple(-x for x in dg)
         v = tuple(-x for x in dz)
@@ -229,7 +200,7 @@ class _BroydenRun:
             v = add_scaled(v, inner(u_i, dz), v_i)
         slope = inner(v, dg)
         # A change orthogonal to the step says nothing about the step, and the division below would blow it up.
-        usable = accepted & (slope.abs() > 1e-8 * norm(v) * norm(dg)) & (slope != 0)
+        usable = (slope.abs() > 1e-8 * norm(v) * norm(dg)) & (slope != 0)
         factor = torch.where(usable, 1 / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(slope))
         self._terms.append((combine(factor[:, None], [subtract(dz, inverse_dg)]), v))
 

@@ -41,8 +41,3 @@ def combine(weights: Tensor, states: Sequence[State]) -> State:
 def select(mask: Tensor, yes: State, no: State) -> State:
     """For each sample ``yes`` where the mask (B,) is true, else ``no``."""
     return tuple(torch.where(per_sample(mask, a), a, b) for a, b in zip(yes, no, strict=True))
-
-
-def detach(state: Sequence[Tensor]) -> State:
-    """The state without its autograd graph."""
-    return tuple(tensor.detach() for tensor in state)

@@ -146,7 +146,7 @@ class Rules:
 
 
 class Progress(Protocol):
-    """What the host knows of the iterations that it has queued on a device."""
+    """What the host knows of the iterations that it has queued on a device, which may be behind it."""
 
     @property
     def in_flight(self) -> int:
@@ -161,20 +161,6 @@ class Progress(Protocol):
 
     def look(self, wait: bool) -> None:
         """Update what is known. With ``wait``, first wait until at most one queued iteration has not ended."""
-
-
-class Immediate:
-    """The progress on a CPU, where an iteration has ended as soon as it is queued."""
-
-    in_flight = 0
-    done = False
-
-    def push(self, active: Tensor) -> None:
-        """See ``Progress``."""
-        self.done = not bool(active.any())
-
-    def look(self, wait: bool) -> None:
-        """See ``Progress``."""
 
 
 class Queued:
@@ -213,19 +199,6 @@ class Queued:
         self._pending.append((event, host))
 
 
-class Unseen:
-    """No progress is read, and all iterations are queued, as a solve requires that is captured in a CUDA graph."""
-
-    in_flight = 0
-    done = False
-
-    def push(self, active: Tensor) -> None:
-        """See ``Progress``."""
-
-    def look(self, wait: bool) -> None:
-        """See ``Progress``."""
-
-
 @dataclass
 class Pace:
     """Decides whether the host begins another iteration.
@@ -233,7 +206,7 @@ class Pace:
     It does not if the largest number of iterations is reached, if all samples have stopped, or if the iteration would
     end after the deadline. Parameters that are not explained here are those of ``solve``.
 
-    :param progress: the progress of the iterations that the host has queued.
+    :param progress: of the iterations that the host has queued; None: each has ended as soon as it is queued.
     :param watched: whether to wait for iterations to end, so that at most one is queued in vain.
     :param timed_after: after this many iterations, their mean cost is used if it is larger than the expected cost,
         because it shows the present load of the machine. None: only the expected cost is used.
@@ -241,7 +214,7 @@ class Pace:
     :ivar exhausted: why samples that have neither converged nor diverged are not iterated any more.
     """
 
-    progress: Progress
+    progress: Progress | None
     max_iterations: int
     deadline_ns: int | None = None
     now_ns: Callable[[], int] | None = None
@@ -256,14 +229,20 @@ class Pace:
     def may_begin(self, active: Tensor | None = None) -> bool:
         """Whether the next iteration may begin. If so, it counts as begun.
 
-        :param active: (B,) bool, the samples that the last one left active, for the progress; None: it knows.
+        :param active: (B,) bool, the samples that the last one left active; None: the progress knows them, or nobody is
+            to look at them.
         """
-        if active is not None and self.begun:
-            self.progress.push(active)
+        seen, begun = self.progress, self.begun > 0
+        if seen is not None and active is not None and begun:
+            seen.push(active)
         if self.begun == self.max_iterations:
             return False
-        self.progress.look(wait=self.watched)
-        if self.progress.done:
+        if seen is None:
+            done = active is not None and begun and not bool(active.any())
+        else:
+            seen.look(wait=self.watched)
+            done = seen.done
+        if done:
             return False
         if self.deadline_ns is not None and not self._in_time(self.deadline_ns):
             self.exhausted = StopReason.DEADLINE
@@ -272,7 +251,8 @@ class Pace:
         return True
 
     def _in_time(self, deadline_ns: int) -> bool:
-        now_ns, in_flight = (self.now_ns or time.monotonic_ns)(), self.progress.in_flight
+        now_ns = (self.now_ns or time.monotonic_ns)()
+        in_flight = 0 if self.progress is None else self.progress.in_flight
         if not self.begun:
             self._started_ns = now_ns
         if self.timed_after is not None and self.begun >= self.timed_after:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks.memory import saved_bytes
 from deq_flow_ros.equilibrium import (
-    absolute_residual,
     correction_weights,
     implicit_gradient,
     phantom_gradient,
@@ -42,22 +41,6 @@ def test_a_chain_is_one_trajectory_at_no_further_cost() -> None:
     assert correction_weights(3, 0.5) == [0.25, 0.5, 1.0]
 
 
-def test_states_of_one_trajectory_keep_the_history_of_the_solver() -> None:
-    """Why: the other way of the paper: an accelerated solve must not be cut at every correction."""
-    a, b, _ = contraction(24, 0.95)
-    start = torch.zeros_like(b)
-
-    def f(z: Tensor) -> tuple[Tensor]:
-        return (torch.tanh(z @ a.T + b),)
-
-    states = sparse_correction(f, (start,), (4, 8), solver="anderson", chained=False)
-    whole = solve(f, (start,), solver="anderson", max_iterations=8, keep=(4, 8)).trajectory
-    for state, position in zip(states, (4, 8), strict=True):
-        torch.testing.assert_close(state[0], f(whole[position][0])[0])
-    chain = sparse_correction(f, (start,), (4, 8), solver="anderson")
-    assert (absolute_residual(states[1], f(states[1][0])) < absolute_residual(chain[1], f(chain[1][0]))).all()
-
-
 def test_each_correction_has_its_own_gradient() -> None:
     """Why: the paper mixes gradients along the way: cheap ones early, a better one at the end."""
     a, b, expected = contraction()
@@ -68,35 +51,14 @@ def test_each_correction_has_its_own_gradient() -> None:
         return (z @ a.T + b,)
 
     gradients = (phantom_gradient, partial(phantom_gradient, steps=2), partial(implicit_gradient, tolerance=1e-12))
-    for chained in (True, False):
-        states = sparse_correction(
-            f, (expected,), (3, 6, 9), gradient=gradients, gradient_steps=(1, 2, 1), chained=chained
-        )
-        eye = torch.eye(len(a), dtype=torch.float64)
-        for state, series in zip(states, (eye, eye + a.T, torch.linalg.inv(eye - a.T)), strict=True):
-            (grad,) = torch.autograd.grad(state[0].sum(), b, retain_graph=True)
-            torch.testing.assert_close(grad, (series @ ones).expand_as(b))
+    states = sparse_correction(f, (expected,), (3, 6, 9), gradient=gradients, gradient_steps=(1, 2, 1))
+    eye = torch.eye(len(a), dtype=torch.float64)
+    for state, series in zip(states, (eye, eye + a.T, torch.linalg.inv(eye - a.T)), strict=True):
+        (grad,) = torch.autograd.grad(state[0].sum(), b, retain_graph=True)
+        torch.testing.assert_close(grad, (series @ ones).expand_as(b))
 
 
-def test_linked_one_step_gradients_add_up_to_a_phantom_gradient() -> None:
-    """Why: what the link claims, at a fixed point: n linked corrections carry n terms of the Neumann series."""
-    a, b, expected = contraction()
-    b.requires_grad_(True)
-    ones = torch.ones(a.shape[0], dtype=torch.float64)
-
-    def f(z: Tensor) -> tuple[Tensor]:
-        return (z @ a.T + b,)
-
-    last = sparse_correction(f, (expected,), (4, 8, 12), linked=True)[-1]
-    (grad,) = torch.autograd.grad(last[0].sum(), b)
-    series = sum(torch.linalg.matrix_power(a.T, i) for i in range(3))
-    torch.testing.assert_close(grad, (series @ ones).expand_as(b))
-    with pytest.raises(ValueError, match="linked needs a chain"):
-        sparse_correction(f, (expected,), (4,), linked=True, chained=False)
-
-
-@pytest.mark.parametrize("chained", [True, False])
-def test_an_early_stop_drops_no_term_and_no_gradient(chained: bool) -> None:
+def test_an_early_stop_drops_no_term_and_no_gradient() -> None:
     """Why: a loss that loses terms when the solve is easy teaches least what is nearly learnt."""
     weight = torch.tensor(0.1, requires_grad=True)
     evaluations = []
@@ -105,7 +67,7 @@ def test_an_early_stop_drops_no_term_and_no_gradient(chained: bool) -> None:
         evaluations.append(z)
         return (weight * z + 1,)
 
-    states = sparse_correction(f, (torch.zeros(2, 1),), (10, 20, 30), tolerance=1e-4, chained=chained)
+    states = sparse_correction(f, (torch.zeros(2, 1),), (10, 20, 30), tolerance=1e-4)
     assert len(evaluations) < 20, "the solve did not stop early"
     assert len(states) == 3
     for state in states:
@@ -118,13 +80,11 @@ def test_memory_does_not_grow_with_the_iterations() -> None:
     model = TwoTensors()
     x = torch.zeros(64, 8, dtype=torch.float64)
     for gradient in (phantom_gradient, partial(phantom_gradient, steps=3), implicit_gradient):
-        for chained in (True, False):
-            correct = partial(sparse_correction, gradient=gradient, gradient_steps=3, chained=chained)
-            few, many = (
-                saved_bytes(model, partial(correct, model.problem(x), model.start(64), (n // 2, n)))[1]
-                for n in (12, 48)
-            )
-            assert few == many > 0
+        correct = partial(sparse_correction, gradient=gradient, gradient_steps=3)
+        few, many = (
+            saved_bytes(model, partial(correct, model.problem(x), model.start(64), (n // 2, n)))[1] for n in (12, 48)
+        )
+        assert few == many > 0
     few, many = (saved_bytes(model, partial(unroll, model.problem(x), model.start(64), n))[1] for n in (12, 48))
     assert many > 3.5 * few
 

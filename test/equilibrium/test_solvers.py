@@ -10,8 +10,8 @@ from torch import Tensor
 from deq_flow_ros.equilibrium import Anderson, Broyden, Picard, StopReason, absolute_residual, make_solver, solve
 from deq_flow_ros.equilibrium.solvers import Solver
 
-SOLVERS: list[Solver] = [Picard(), Picard(0.7), Anderson(), Anderson(mixing=0.7), Broyden(), Broyden(line_search=4)]
-ACCELERATED: list[Solver] = [Anderson(), Anderson(window=2), Broyden(), Broyden(memory=3), Broyden(line_search=4)]
+SOLVERS: list[Solver] = [Picard(), Picard(0.7), Anderson(), Broyden()]
+ACCELERATED: list[Solver] = [Anderson(), Anderson(window=2), Broyden(), Broyden(memory=3)]
 
 
 def matrix(norm: float, dim: int = 40) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def test_fewer_evaluations_than_picard(solver: Solver) -> None:
     assert int(found.iterations.max()) < 0.5 * picard, picard
 
 
-@pytest.mark.parametrize("solver", [Anderson(), Broyden(), Broyden(line_search=2)], ids=str)
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=str)
 def test_a_state_of_several_tensors_and_a_batch_is_as_one_at_a_time(solver: Solver) -> None:
     """Why: states are tuples of any shapes, and no sample may learn from another's history."""
     a, b = matrix(0.95, dim=24)
@@ -162,23 +162,6 @@ def test_a_step_to_where_f_is_not_defined_is_taken_back(solver: Solver) -> None:
     torch.testing.assert_close(solution.state[0], torch.full((1, 1), 0.02, dtype=torch.float64), atol=1e-8, rtol=0)
 
 
-def test_line_search_shortens_steps_that_make_it_worse() -> None:
-    """Why: full Broyden steps can overshoot for ever; each trial is an evaluation and must shorten the step."""
-    visited: list[float] = []
-
-    def f(z: Tensor) -> tuple[Tensor]:
-        visited.append(float(z))
-        return (z - torch.atan(4 * z),)  # undamped steps from far out overshoot
-
-    start = torch.full((1, 1), 0.5, dtype=torch.float64)
-    solution = solve(
-        f, (start,), solver=Broyden(line_search=6), max_iterations=40, tolerance=1e-10, measure=absolute_residual
-    )
-    assert solution.stop_reasons == (StopReason.CONVERGED,) and abs(float(solution.state[0])) < 1e-9
-    first = visited[1] - visited[0]
-    assert visited[2] == pytest.approx(visited[0] + first / 2), "the first step overshoots and must be halved"
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: CONTRIBUTING.md")
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_the_host_never_waits_for_the_gpu(solver: Solver) -> None:
@@ -227,11 +210,9 @@ def test_iterates_equal_those_of_torchdeq(name: str, ours: Solver, arguments: di
     [
         (lambda: Picard(damping=0.0), r"damping must be in \(0, 1\], got 0"),
         (lambda: Anderson(window=1), "window must be at least 2, got 1"),
-        (lambda: Anderson(mixing=1.5), "mixing must be in"),
         (lambda: Anderson(regularization=-1.0), "regularization must be at least 0"),
         (lambda: Anderson(patience=1.0), "patience must be above 1"),
         (lambda: Broyden(memory=0), "memory must be at least 1"),
-        (lambda: Broyden(line_search=-1), "line_search must be at least 0"),
         (lambda: make_solver("newton"), "unknown solver 'newton'; expected one of anderson, broyden"),
         (lambda: make_solver(Anderson), r"an object such as Anderson\(window=3\)"),  # type: ignore[arg-type]
     ],
