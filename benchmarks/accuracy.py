@@ -28,7 +28,7 @@ from benchmarks.peers import opencv
 from benchmarks.report import Benchmark, Row, print_table
 from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
-from deq_flow_ros.streaming.refinement import refined
+from deq_flow_ros.streaming.fields import refined
 from training.datasets import Sample
 from training.pairs import group_means, model_flow, pair_errors, read_pairs
 

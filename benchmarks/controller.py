@@ -32,9 +32,9 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.cells import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
+from deq_flow_ros.streaming.clock import ITERATION, CostTable, VirtualClock
 from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE, REFINE
 from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
-from deq_flow_ros.streaming.virtual_clock import ITERATION, CostTable, VirtualClock
 
 # Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
 HEIGHT, WIDTH = 256, 320

@@ -24,7 +24,8 @@ from deq_flow_ros.model.encoders import SeparateEncoders
 from deq_flow_ros.model.operators import add_weight_norm
 from deq_flow_ros.model.update import GmaUpdate, RaftUpdate
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.clock import StageClock
+from deq_flow_ros.streaming.clock import stage_times
+from deq_flow_ros.streaming.costs import StageTimes
 from training.pairs import to_array
 
 
@@ -92,7 +93,7 @@ class Stateless(Method):
 
     @torch.inference_mode()
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray:
-        clock = StageClock(self._model.device)
+        clock = stage_times(self._model.device)
         with clock.stage("encode"):
             padding, first, second = padded_pair(earlier, later, self._model.device)
         flow = self.flow(first, second, clock)
@@ -101,7 +102,7 @@ class Stateless(Method):
         self.stage_ms = clock.read()
         return array
 
-    def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
+    def flow(self, image1: Tensor, image2: Tensor, clock: StageTimes) -> Tensor:
         """(B, 2, H, W) px from images (B, 3, H, W) RGB 0..255, H and W multiples of 8."""
         raise NotImplementedError
 
@@ -113,7 +114,7 @@ class Unrolled(Stateless):
     It is made of our own parts at their fastest: correlation and lookup, context outside of the loop, weights folded.
     """
 
-    def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
+    def flow(self, image1: Tensor, image2: Tensor, clock: StageTimes) -> Tensor:
         model = self._model
         with clock.stage("encode"):
             features1, features2, context = _encode_pair(model, image1, image2, torch.channels_last)
@@ -154,7 +155,7 @@ class Pairwise(Stateless):
     :param model: from ``as_released``.
     """
 
-    def flow(self, image1: Tensor, image2: Tensor, clock: StageClock) -> Tensor:
+    def flow(self, image1: Tensor, image2: Tensor, clock: StageTimes) -> Tensor:
         model, a = self._model, self._model.architecture
         with clock.stage("encode"):
             features1, features2, context = _encode_pair(model, image1, image2, torch.contiguous_format)

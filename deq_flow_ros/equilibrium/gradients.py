@@ -167,7 +167,8 @@ def uniform_positions(iterations: int, count: int, gap: int = 1) -> list[int]:
     :raises ValueError: for numbers below 1, or if there are fewer iterations than the gap.
     """
     if count < 1 or not 1 <= gap <= iterations:
-        raise ValueError(f"expected count >= 1 and 1 <= gap <= iterations, got {count}, {gap}, {iterations}")
+        got = f"count {count}, gap {gap}, iterations {iterations}"
+        raise ValueError(f"expected count >= 1 and 1 <= gap <= iterations, got {got}")
     count = min(count, iterations // gap)
     return [iterations * (i + 1) // count for i in range(count)]
 

@@ -33,7 +33,7 @@ from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.stamps import longest_gap_ms
 from deq_flow_ros.streaming import EstimatorSettings
-from deq_flow_ros.streaming.virtual_clock import CostTable, VirtualClock
+from deq_flow_ros.streaming.clock import CostTable, VirtualClock
 
 Show = Callable[[int, "int | None", FrameOutcome], None]
 """Called for every frame of the main setting with the number of frames done, their number if known, and the outcome."""

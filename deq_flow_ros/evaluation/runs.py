@@ -24,11 +24,11 @@ from deq_flow_ros.host import TimeShares
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.stamps import Pace
+from deq_flow_ros.streaming.clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.result import SUPERSEDED
 from deq_flow_ros.streaming.settings import LARGEST_SCALE
-from deq_flow_ros.streaming.virtual_clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 
 
 class SettingRun:

@@ -21,7 +21,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import Calibration
 from deq_flow_ros.ros.messages import array_to_image, compressed_image, make_cloud, table_of
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.streaming.palette import Palette
+from deq_flow_ros.streaming.settings import Palette
 
 _TOPICS = {
     "flow": Image,

@@ -14,8 +14,8 @@ import numpy as np
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import REFINE
 from deq_flow_ros.streaming.engine import Engine, Slot, Solved, Wanted
-from deq_flow_ros.streaming.plan import Limits, number_of_pixels, padded_size, scaled_size
-from deq_flow_ros.streaming.refinement import refined
+from deq_flow_ros.streaming.fields import refined
+from deq_flow_ros.streaming.plan import Limits, padded_size
 from deq_flow_ros.streaming.result import FlowResult
 from deq_flow_ros.streaming.stream import Stream, Turn
 
@@ -23,24 +23,13 @@ from deq_flow_ros.streaming.stream import Stream, Turn
 class Estimator(Protocol):
     """What decides for one camera, what computes, and what is kept there; a ``FlowEstimator``."""
 
-    @property
-    def stream(self) -> Stream:
-        """What decides."""
-
-    @property
-    def engine(self) -> Engine[Any]:
-        """What computes."""
-
-    @property
-    def slot(self) -> Slot:
-        """What the engine keeps of the stream."""
+    stream: Stream
+    engine: Engine[Any]
+    slot: Slot
 
 
-def whole_ns(value: Any, name: str) -> int:
-    """A time in nanoseconds as Python's integer, of those and numpy's.
-
-    :raises ValueError: for anything else: a stamp in seconds would be taken for one at the beginning of time.
-    """
+def _whole_ns(value: Any, name: str) -> int:
+    """Python's integer, of those and numpy's: a stamp in seconds would be taken for one at the beginning of time."""
     try:
         return operator.index(value)
     except TypeError:
@@ -74,7 +63,7 @@ class UpdateRequest:
             )
         for name in ("stamp_ns", "arrival_ns"):
             if (value := getattr(self, name)) is not None or name == "stamp_ns":
-                object.__setattr__(self, name, whole_ns(value, name))
+                object.__setattr__(self, name, _whole_ns(value, name))
         if self.time_limit_ms is not None and not math.isfinite(self.time_limit_ms):
             raise ValueError(f"time_limit_ms must be a finite number or None, got {self.time_limit_ms!r}")
 
@@ -234,13 +223,3 @@ def refine(member: Member, solved: Solved, steps: int) -> Solved:
     if member.stream.settings.direction == "backward":
         first, second = second, first
     return replace(solved, flow=refined(solved.flow, first, second, steps)) if steps else solved
-
-
-def prepare(estimator: Estimator) -> None:
-    """Do ahead what the next pair of a stream needs and its frame does not."""
-    stream, engine = estimator.stream, estimator.engine
-    if stream.last is not None and not stream.ahead:
-        height, width = stream.last.image.shape[:2]
-        engine.stages.begin(number_of_pixels(scaled_size(height, width, stream.last.scale)))
-        engine.prepare(estimator.slot, stream.settings.direction)
-        stream.ahead = True

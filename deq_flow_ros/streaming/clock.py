@@ -1,38 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time that deadlines and latencies are measured by, and that a simulation may replace."""
+"""The time that deadlines and latencies are measured by: the machine's own, or that of a simulation.
+
+In a simulation, the estimator computes the real flow, but the time that its stages take is drawn from measured times.
+Simulations can therefore be repeated.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
-from deq_flow_ros.streaming.costs import StageTimes
+from deq_flow_ros.streaming.costs import REENCODE, REENCODE_PARTS, SOLVE, StageTimes
+from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
+
+ITERATION, OVERHEAD = "iteration", "overhead"
+"""Costs that are no stages: one iteration of the solver, and what no stage measures."""
+ROUNDS = 8
+"""Measurements of every stage at every processing scale."""
+LONGEST_S = 4.0
+"""The measurements at one scale end after so long, if there are at least three."""
 
 
-class StageClock(StageTimes):
-    """Times of stages on the device that does the work.
+def stage_times(device: torch.device) -> StageTimes:
+    """Times of stages on the device that does the work."""
 
-    :param device: that does it.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        super().__init__(self._recorded if device.type == "cuda" else None)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """A stage that begins here, whatever was before it."""
-        self.restart()
-        yield
-        self.lap(name)
-
-    def _recorded(self) -> torch.cuda.Event:
+    def recorded() -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(torch.cuda.current_stream(device))
         return event
+
+    return StageTimes(recorded if device.type == "cuda" else None)
 
 
 class Clock:
@@ -43,7 +45,157 @@ class Clock:
 
     def stages(self, device: torch.device, pixels: int) -> StageTimes:
         """Times the stages of work on frames that are processed with so many pixels each."""
-        return StageClock(device)
+        return stage_times(device)
 
 
 MACHINE = Clock()
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Measured times of the stages, several of each, in ms: by the number of pixels processed, then by stage."""
+
+    stages: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> CostTable:
+        """From what ``plain`` gave.
+
+        :raises ValueError: for anything else.
+        """
+        try:
+            stages = {
+                int(pixels): {str(name): [float(value) for value in values] for name, values in known.items()}
+                for pixels, known in plain["stage_ms_by_pixels"].items()
+            }
+            every = [values for known in stages.values() for values in known.values()]
+            if not every or not all(values and min(values) >= 0 for values in every):
+                raise ValueError("a stage without times, or times below 0")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"expected a table of costs as metrics.json holds it, got another: {error!r}") from error
+        return cls(stages)
+
+    def plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "stage_ms_by_pixels": {
+                str(pixels): {name: [round(value, 4) for value in values] for name, values in known.items()}
+                for pixels, known in sorted(self.stages.items())
+            }
+        }
+
+    def times(self, name: str, pixels: int) -> list[float]:
+        """Times of a stage for so many pixels; empty for a stage that was not measured at all.
+
+        Where it was measured for other numbers of pixels only, they are those of the nearest, in proportion (of the
+        correlation of all pairs, in proportion to the square).
+        """
+        known = [measured for measured, stages in self.stages.items() if name in stages]
+        if not known:
+            return []
+        nearest = min(known, key=lambda measured: abs(measured - pixels))
+        ratio = (pixels / nearest) ** (2 if name == "correlate" else 1)
+        return [ratio * value for value in self.stages[nearest][name]]
+
+
+class VirtualClock(Clock):
+    """Time that passes only by the costs of a table, which are drawn from it in a fixed random sequence."""
+
+    def __init__(self, costs: CostTable) -> None:
+        self._costs = costs
+        self._random = np.random.default_rng(0)
+        self._now_ns = 0
+
+    def now_ns(self) -> int:
+        """See ``Clock.now_ns``."""
+        return self._now_ns
+
+    def stages(self, device: torch.device, pixels: int) -> StageTimes:
+        """See ``Clock.stages``."""
+        return _ChargedStages(self, pixels)
+
+    def wait_until(self, time_ns: int) -> None:
+        """Let time pass until then; none passes if that is over."""
+        self._now_ns = max(self._now_ns, time_ns)
+
+    def charge(self, name: str, pixels: int) -> None:
+        """Let the time of a stage pass."""
+        times = self._costs.times(name, pixels)
+        if times:
+            self._now_ns += round(1e6 * times[self._random.integers(len(times))])
+
+
+class _ChargedStages(StageTimes):
+    """Stages whose times are those that the clock charges."""
+
+    def __init__(self, clock: VirtualClock, pixels: int) -> None:
+        self._clock = clock
+        self.begin(pixels)
+
+    def begin(self, pixels: int) -> None:
+        """See ``StageTimes.begin``."""
+        self._pixels, self._times = pixels, dict[str, float]()
+        self.restart()
+
+    def restart(self) -> None:
+        """See ``StageTimes.restart``."""
+        self._start_ns = self._clock.now_ns()
+
+    def lap(self, name: str) -> None:
+        """See ``StageTimes.lap``. The stage "solve" takes what its iterations take."""
+        if name != SOLVE:
+            for part in REENCODE_PARTS if name == REENCODE else (name,):
+                self._clock.charge(part, self._pixels)
+        self._times[name] = self._times.get(name, 0.0) + (self._clock.now_ns() - self._start_ns) / 1e6
+        self.restart()
+
+    def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """See ``StageTimes.counted``."""
+
+        def charged(*arguments: Any) -> Any:
+            result = function(*arguments)
+            self._clock.charge(ITERATION, self._pixels)
+            return result
+
+        return charged
+
+    def read(self, wait: bool = True) -> dict[str, float]:
+        """See ``StageTimes.read``."""
+        return self._times
+
+
+def measure_costs(
+    make_estimator: Callable[[float], Any], scales: Sequence[float], images: Sequence[np.ndarray],
+    convert_ms: Sequence[float] = (),
+) -> CostTable:  # fmt: skip
+    """Measure what the stages of an update take on this machine.
+
+    :param make_estimator: a ``FlowEstimator`` that processes frames at the given scale alone, without a budget.
+    :param images: successive frames of a stream, (H, W, 3) uint8 RGB, of one size; at least two.
+    :param convert_ms: measured times of getting such an image out of a message.
+    """
+    height, width = images[0].shape[:2]
+    stages: dict[int, dict[str, list[float]]] = {height * width: {"convert": list(convert_ms)}} if convert_ms else {}
+    for scale in scales:
+        known = stages.setdefault(number_of_pixels(scaled_size(height, width, scale)), {})
+        for measured in _measure(make_estimator(scale), images):
+            for name, value in measured.items():
+                known.setdefault(name, []).append(value)
+    return CostTable(stages)
+
+
+def _measure(estimator: Any, images: Sequence[np.ndarray]) -> Iterator[dict[str, float]]:
+    began = time.perf_counter()
+    for number in range(ROUNDS + 1):
+        if number > 3 and time.perf_counter() - began > LONGEST_S:
+            return
+        first = number % (len(images) - 1)
+        estimator.reset("measuring")
+        estimator.update(images[first], 0)
+        result = estimator.update(images[first + 1], 1)
+        if number == 0 or result is None:
+            continue  # the first one paid for allocations and kernel choices
+        measured = dict(result.info.stage_ms)
+        measured[OVERHEAD] = max(0.0, result.info.latency_ms - sum(measured.values()))
+        measured[ITERATION] = measured.pop("solve") / max(1, result.info.iterations)
+        yield measured

@@ -17,8 +17,8 @@ from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved, Wanted
 from deq_flow_ros.streaming.fields import find, pack, resize_image, unpack
-from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits
+from deq_flow_ros.streaming.settings import Palette
 from deq_flow_ros.streaming.warm_start import carry
 
 # A cold pair is first solved at a half and a quarter of the resolution: of its own, however much it is enlarged.

@@ -20,8 +20,8 @@ import numpy as np
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming.clock import Clock
 from deq_flow_ros.streaming.costs import StageTimes
-from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits
+from deq_flow_ros.streaming.settings import Palette
 
 
 class Slot:

@@ -33,6 +33,7 @@ class FlowEstimator:
     :param clock: the clock for deadlines and latencies; None: the clock of the machine.
     :param runtime: see ``choose_runtime``; not used with an engine.
     :param settings: settings of ``EstimatorSettings`` by name, such as ``latency_budget_ms=50``.
+    :ivar model: the model, and ``clock`` the clock, of the engine.
     :ivar engine: computes the flow.
     :ivar stream: decides what is computed.
     :ivar slot: the data that the engine keeps for this stream.
@@ -48,18 +49,9 @@ class FlowEstimator:
             raise ValueError(f"expected a model, got its name: write FlowEstimator(load_model({str(model)!r}))")
         else:
             self.engine = engine_of(model, MACHINE if clock is None else clock, runtime)
-        self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.engine.model.max_pixels)
+        self.model, self.clock = self.engine.model, self.engine.clock
+        self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.model.max_pixels)
         self.slot = self.engine.slot()
-
-    @property
-    def model(self) -> DEQFlow:
-        """The model of the engine."""
-        return self.engine.model
-
-    @property
-    def clock(self) -> Clock:
-        """The clock for deadlines and latencies."""
-        return self.engine.clock
 
     @property
     def settings(self) -> EstimatorSettings:
@@ -155,7 +147,12 @@ class FlowEstimator:
 
     def prepare(self) -> None:
         """Compute ahead what does not depend on the next frame. Call it after a result, while waiting for a frame."""
-        batch.prepare(self)
+        last = self.stream.last
+        if last is not None and not self.stream.ahead:
+            height, width = last.image.shape[:2]
+            self.engine.stages.begin(number_of_pixels(scaled_size(height, width, last.scale)))
+            self.engine.prepare(self.slot, self.settings.direction)
+            self.stream.ahead = True
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """The present state of the stream for a bug report, as copies on the CPU.

@@ -19,7 +19,7 @@ from benchmarks import latency
 from benchmarks.latency import nearest_stream, summarise, take_turns
 from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming.clock import StageClock
+from deq_flow_ros.streaming.clock import stage_times
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_the_pairwise_way_gives_the_released_flow(case: str, tmp_path: Path) -> 
     method = Pairwise(as_released(load_model(path, fold=False)), spec["iterations"])
     height, width = spec["image_height"], spec["image_width"]
     with torch.inference_mode():
-        clock = StageClock(CPU)
+        clock = stage_times(CPU)
         flow = method.flow(formula_image(height, width, 0, 0), formula_image(height, width, 2.5, -1.25), clock)
     np.testing.assert_allclose(flow.numpy(), np.load(PARITY / f"{case}.npz")["flow_up"], atol=1e-3)
 

@@ -16,7 +16,7 @@ from deq_flow_ros.evaluation.methods import Setting, with_parameters
 from deq_flow_ros.evaluation.summary import comparison
 from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.recordings import MediaError, open_source
-from deq_flow_ros.streaming.virtual_clock import CostTable
+from deq_flow_ros.streaming.clock import CostTable
 
 SECOND = 10**9
 Evaluate = Callable[..., int]

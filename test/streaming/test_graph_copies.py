@@ -14,7 +14,7 @@ from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine
 from deq_flow_ros.streaming.graphs import GraphEngine
 from deq_flow_ros.streaming.graphs.workspace import Size
-from deq_flow_ros.streaming.palette import Palette
+from deq_flow_ros.streaming.settings import Palette
 
 
 @pytest.fixture(scope="module")

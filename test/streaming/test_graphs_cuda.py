@@ -21,7 +21,7 @@ from deq_flow_ros.streaming import (
     update_together,
 )
 from deq_flow_ros.streaming.graphs import GraphEngine
-from deq_flow_ros.streaming.palette import Palette
+from deq_flow_ros.streaming.settings import Palette
 from deq_flow_ros.streaming.warm_start import carry
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

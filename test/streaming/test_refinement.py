@@ -10,7 +10,7 @@ from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.refinement import refined
+from deq_flow_ros.streaming.fields import refined
 
 SIZE = 96, 128
 

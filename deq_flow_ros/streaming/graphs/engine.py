@@ -22,8 +22,8 @@ from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts
 from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf, first_line
 from deq_flow_ros.streaming.graphs.workspace import Size, Workspace
-from deq_flow_ros.streaming.palette import Palette
 from deq_flow_ros.streaming.plan import Limits, padded_size
+from deq_flow_ros.streaming.settings import Palette
 
 LOG = logging.getLogger(__name__)
 
