@@ -107,7 +107,8 @@ def _released_names(own: str) -> list[str]:
 
 
 def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Architecture:
-    weight_norm = _has_weight_norm(tensors, path)
+    # If only some of the convolutions are normalised, tensors are missing.
+    weight_norm = any(name.startswith("update_block.") and name.endswith(".weight_v") for name in tensors)
     kernel = "weight_v" if weight_norm else "weight"
 
     def channels(name: str, dimension: int = 0) -> int:
@@ -142,29 +143,3 @@ def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Archi
         update=operators[inputs],
         weight_norm=weight_norm,
     )
-
-
-def _has_weight_norm(tensors: Mapping[str, Tensor], path: str | Path) -> bool:
-    """Whether the convolutions of the update block are weight-normalised: all of them or none."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(tensors):
-        convolution, _, kind = name.rpartition(".")
-        if convolution.startswith("update_block.") and kind in ("weight", "weight_g", "weight_v"):
-            found.setdefault(convolution, []).append(kind)
-    plain = [convolution for convolution, kinds in found.items() if kinds == ["weight"]]
-    normalised = [convolution for convolution, kinds in found.items() if kinds == ["weight_g", "weight_v"]]
-    unclear = [
-        f"{convolution} has {' and '.join(kinds)}"
-        for convolution, kinds in found.items()
-        if convolution not in plain + normalised
-    ]
-    if unclear:
-        raise WeightsError(
-            f"{path}: each convolution must have weight alone, or weight_g and weight_v: {'; '.join(unclear)}"
-        )
-    if plain and normalised:
-        raise WeightsError(
-            f"{path}: weight normalisation must be on all convolutions of the update block or on none; with it: "
-            f"{', '.join(normalised)}; without: {', '.join(plain)}"
-        )
-    return bool(normalised)

@@ -61,9 +61,9 @@ class UpdateRequest:
             raise ValueError(
                 f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}"
             )
-        for name in ("stamp_ns", "arrival_ns"):
-            if (value := getattr(self, name)) is not None or name == "stamp_ns":
-                object.__setattr__(self, name, _whole_ns(value, name))
+        object.__setattr__(self, "stamp_ns", _whole_ns(self.stamp_ns, "stamp_ns"))
+        if self.arrival_ns is not None:
+            object.__setattr__(self, "arrival_ns", _whole_ns(self.arrival_ns, "arrival_ns"))
         if self.time_limit_ms is not None and not math.isfinite(self.time_limit_ms):
             raise ValueError(f"time_limit_ms must be a finite number or None, got {self.time_limit_ms!r}")
 
@@ -86,10 +86,10 @@ def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None
 
     Frames of one padded size and processing scale, whose estimators agree on direction, iterations and tolerance, are
     encoded and solved as one batch: for a GPU this is hardly more work than one of them. On a CPU it is as much work as
-    one after the other, and all are done at the end of it. The rest is done one by one, as the requests stand.
+    one after the other. The rest is done one by one, as the requests stand.
 
     A batch ends at the soonest deadline in it, so a frame that has more than twice the time of the most pressed one is
-    not put with it, but done afterwards. A ``time_limit_ms`` counts from when the work on the frame begins.
+    done afterwards. A ``time_limit_ms`` counts from when the work on the frame begins.
 
     :raises ValueError: if an estimator occurs twice, or their models or clocks are not the same object; all streams
         stay as they were. After any other error the streams are in an unknown state: ``reset`` them all.

@@ -2,10 +2,9 @@
 """Does a frame continue the stream of the last, and does the motion so far lead to it?
 
 Before anything is computed, size, stamp and a thumbnail say whether the frame shows the scene of the last. After that
-the ``likeness`` does (``model/cells.py``): a pair of images that show the same scene has, at its flow, cells whose
-features are alike; a pair across a cut has not, whatever flow was found for it. So it says before a solve whether the
-carried motion is a start for it, and behind it whether there was anything to find. ``python -m benchmarks.cuts``
-measures what the bounds below miss, and where they see a cut that is none.
+the ``likeness`` does (``model/cells.py``): before a solve it says whether the carried motion is a start for it, and
+behind it whether there was anything to find. ``python -m benchmarks.cuts`` measures what the bounds below miss, and
+where they see a cut that is none.
 """
 
 from __future__ import annotations
@@ -16,19 +15,17 @@ import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-# Both must be beyond their bound: motion keeps the colours, a change of light keeps the layout. Chosen so that
-# successive frames of real video stay far from both, and most pairs of unrelated photographs are beyond them.
+# A cut is beyond both: motion keeps the colours, a change of light keeps the layout. Successive frames of real video
+# stay far from both, and most pairs of unrelated photographs are beyond them.
 MAX_HISTOGRAM_DISTANCE = 0.4
 MIN_LAYOUT_CORRELATION = 0.6
-# Standard deviation in grey levels, of 255, below which there is nothing but rounding: of such values a correlation is
-# undefined (OpenCV calls it 1), and what a network makes of them means nothing.
+# Standard deviation in grey levels, of 255, below which there is nothing but rounding: a correlation is undefined then.
 MIN_CONTRAST = 1.0
-# At its own flow a pair of one scene has 0.5 and more, in poor light as well; across a cut 0.15, images of noise alone
-# 0.3 at most.
+# At its own flow a pair of one scene has 0.5 and more; across a cut 0.15, images of noise alone 0.3 at most.
 MIN_MATCH = 0.35
 """Below, the likeness of a solved pair says that its images do not match, so its motion says nothing of the next."""
-# A start that leads to cells less than half as alike as those of the last pair: across a cut it is a fifth and less;
-# without one only where the motion has changed by many pixels at once, and a cold start is the better one there.
+# A start that leads to cells less than half as alike as those of the last pair. Across a cut it is a fifth and less;
+# without one only where the motion has changed by many pixels at once, and a cold start is better.
 MIN_OF_LAST = 0.5
 # A start that leads to cells that are clearly less alike than no motion at all does: the motion has ended, or turned.
 MIN_OF_STILL = 0.85
@@ -136,8 +133,8 @@ def why_anew(last_ns: int, stamp_ns: int) -> str | None:
 class StampOrder:
     """Finds frames that do not fit into the order of the stamps, so that one of them does not end a stream.
 
-    A message that was sent twice, a late one, one with a stamp of zero, or one from a far future is left out. Where a
-    second frame comes after the first one that was late, or early, the clock was set, and the stream starts anew there.
+    A message that was sent twice, a late one, or one with a stamp of zero or from a far future is left out. Where a
+    second one follows it, the clock was set, and the stream starts anew there.
 
     :ivar anew: ``why_anew`` of the last frame that was taken.
     """
@@ -166,9 +163,8 @@ class StampOrder:
                 self._odd_ns = stamp_ns
                 if stamp_ns == 0:
                     return f"without a stamp: {LEFT_OUT}"
-                apart = f"{(last_ns - stamp_ns) / 1e6:.1f} ms earlier"
-                if early:
-                    apart = f"{(stamp_ns - last_ns) / 1e9:.1f} s later"
+                ahead_ns = stamp_ns - last_ns
+                apart = f"{ahead_ns / 1e9:.1f} s later" if early else f"{-ahead_ns / 1e6:.1f} ms earlier"
                 return f"stamped {apart} than the frame before: {LEFT_OUT}"
             self._period_ns = stamp_ns - (odd_ns if follows and odd_ns is not None else last_ns)
             self.anew = why_anew(last_ns, stamp_ns)

@@ -140,16 +140,15 @@ class Rest:
 class CostModel:
     """Costs of all stages, by the number of pixels processed, and the load of the machine.
 
-    Costs change for two reasons. The proportions between stages and between scales are learnt slowly. The present speed
-    of the machine, which depends on other processes and on its temperature, is a single factor for all of them, the
-    ``load``, which follows the last few frames. If the machine becomes slower, the model therefore expects this at the
-    scales that are not in use as well.
+    The proportions between stages and between scales are learnt slowly. The present speed of the machine is a single
+    factor for all of them, the ``load``, which follows the last few frames. If the machine becomes slower, the model
+    therefore expects this at the scales that are not in use as well.
 
     The cost at an unknown number of pixels is interpolated between its measured neighbours. Beyond them it grows in
-    proportion to the pixels, and that of the all-pairs correlation to their square. A new scale starts with this guess.
+    proportion to the pixels, and that of the all-pairs correlation to their square.
 
-    Each batch size has a model of its own (``of_batch``), because batches and single frames cost differently. Until
-    a stage is measured there, it is expected to cost as much as the frames one after the other.
+    Each batch size has a model of its own (``of_batch``). Until a stage is measured there, it is expected to cost as
+    much as the frames one after the other.
     """
 
     stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
@@ -161,14 +160,7 @@ class CostModel:
     @property
     def load(self) -> float:
         """How many times longer everything takes than when it was learnt. The machine has one load."""
-        return self._load if self.single is None else self.single.load
-
-    @load.setter
-    def load(self, value: float) -> None:
-        if self.single is None:
-            self._load = value
-        else:
-            self.single.load = value
+        return (self.single or self)._load
 
     def of_batch(self, size: int) -> CostModel:
         """The costs of this number of frames processed as one batch; for 1, this model itself."""
@@ -177,8 +169,8 @@ class CostModel:
     def add(self, pixels: int, stage_ms: Mapping[str, float], iterations: int) -> None:
         """Learn from the stage times of one frame. "solve" is divided by the number of iterations.
 
-        Encoding the last frame once more is left out, because its cost is known from the encoding of a frame. The first
-        batch of a size is left out, because it includes allocations and the choice of kernels.
+        Encoding the last frame once more is left out, because its cost is that of encoding a frame; so is the first
+        batch of a size, which includes allocations and the choice of kernels.
         """
         if self.single is not None and pixels not in self.stages:
             self.stages[pixels] = {}
@@ -191,7 +183,8 @@ class CostModel:
         expected = sum(n * self.load * known[name].mean for name, n in counts.items() if known[name].count)
         measured = sum(n * values[name] for name, n in counts.items() if known[name].count)
         if expected > 0 and measured > 0:
-            self.load *= min(max(measured / expected, 1 / LOAD_STEP), LOAD_STEP) ** LOAD_WEIGHT
+            factor = min(max(measured / expected, 1 / LOAD_STEP), LOAD_STEP) ** LOAD_WEIGHT
+            (self.single or self)._load *= factor
         for name, value in values.items():
             known[name].add(value / self.load)
 
@@ -232,7 +225,7 @@ class CostModel:
     def slowdown(self, pixels: int, stage_ms: Mapping[str, float]) -> float:
         """The time of the stages so far, divided by the time that they rarely exceed; at least 1.
 
-        It is the first sign that the machine has become slower or is shared, before the load follows.
+        It is the first sign of a slower machine, before the load follows.
         """
         rarely_ms = self.high(pixels, *stage_ms)
         return max(1.0, sum(stage_ms.values()) / rarely_ms) if rarely_ms > 0 else 1.0
@@ -240,8 +233,8 @@ class CostModel:
     def _known(self, pixels: int, names: Iterable[str]) -> dict[str, RunningCost]:
         """The costs of these stages, to which the next values are added.
 
-        A number of pixels between measured ones starts from the guess, as if it had been measured a few times.
-        Otherwise, a scale that is tried in a busy moment would never be tried again.
+        A number of pixels between measured ones starts from the guess, as if it had been measured a few times. A scale
+        that is tried in a busy moment would otherwise never be tried again.
         """
         known = self.stages.setdefault(pixels, {})
         for name in names:
@@ -268,6 +261,5 @@ class CostModel:
             return Estimate(measured[nearest].mean, measured[nearest].deviation).times(ratio)
         share = 0.0 if above == below else (pixels - below) / (above - below)
         low, high = measured[below], measured[above]
-        return Estimate(
-            low.mean + share * (high.mean - low.mean), low.deviation + share * (high.deviation - low.deviation)
-        )
+        mean = low.mean + share * (high.mean - low.mean)
+        return Estimate(mean, low.deviation + share * (high.deviation - low.deviation))

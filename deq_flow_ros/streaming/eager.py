@@ -55,6 +55,9 @@ class EncodedImage:
         return self.tensor.shape[2] - top - bottom, self.tensor.shape[3] - left - right
 
 
+Pair = tuple[EncodedImage, EncodedImage]
+
+
 class EagerSlot(Slot):
     """See ``Slot``.
 
@@ -77,7 +80,7 @@ class EagerSlot(Slot):
     found: State | None = None
     carried: tuple[State, State] | None = None
 
-    def pair(self, direction: str) -> tuple[EncodedImage, EncodedImage]:
+    def pair(self, direction: str) -> Pair:
         """The image on whose pixels the flow lives, and the other."""
         assert self.last is not None and self.next is not None
         return (self.last, self.next) if direction == "forward" else (self.next, self.last)
@@ -167,13 +170,7 @@ class EagerEngine(Engine[EagerSlot]):
         )
         self.stages.lap("solve")
 
-    def _find_starts(
-        self,
-        slots: Sequence[EagerSlot],
-        pairs: Sequence[tuple[EncodedImage, EncodedImage]],
-        limits: Limits,
-        scale: float,
-    ) -> None:
+    def _find_starts(self, slots: Sequence[EagerSlot], pairs: Sequence[Pair], limits: Limits, scale: float) -> None:
         """Where each solve begins; a cold one with smaller versions of the pair, if there is time."""
         cold = [i for i, slot in enumerate(slots) if slot.start is None]
         for slot, (image, _) in zip(slots, pairs, strict=True):
@@ -189,9 +186,7 @@ class EagerEngine(Engine[EagerSlot]):
             slots[i].began = state
         self.stages.lap("coarse")
 
-    def _solve_coarsely(
-        self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], cold: Sequence[int], levels: int
-    ) -> list[State]:
+    def _solve_coarsely(self, pairs: Sequence[Pair], cold: Sequence[int], levels: int) -> list[State]:
         """The states of smaller versions of some of the pairs."""
         image1, image2 = (joined([pairs[i][which].tensor for i in cold]) for which in (0, 1))
         state = self.model.coarse_start(image1, image2, levels, COARSE_ITERATIONS)

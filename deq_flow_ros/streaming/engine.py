@@ -2,10 +2,9 @@
 """What an engine is: it computes for the streams of one model, and knows neither time that goes back, nor cuts, nor
 cameras.
 
-A stream decides, an engine computes. ``EagerEngine`` calls PyTorch's operations one by one, on any device; another
-engine may replay compiled graphs. Three rules make that possible: what an engine keeps of a stream is in its ``Slot``,
-where nobody else looks; all calls of one frame have one processed size, so that an engine can own buffers per size; and
-the host learns values of the device in ``match`` and ``finish`` alone, each time in one transfer for the whole batch.
+Three rules let another engine replay compiled graphs: what an engine keeps of a stream is in its ``Slot``, where nobody
+else looks; all calls of one frame have one processed size; and the host learns values of the device in ``match`` and
+``finish`` alone, each time in one transfer for the whole batch.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class FlowEstimator:
     """Dense flow of a stream of frames under a latency budget.
 
     Each frame is encoded once. The fixed point of a pair (hidden state and flow) is moved along the motion and becomes
-    the start of the next solve. The estimator learns the costs of its stages. The solver gets an absolute deadline and
-    stops before it. If not even one iteration fits, frames are processed at a smaller scale until there is time again.
+    the start of the next solve, which stops before an absolute deadline. If not even one iteration fits by the costs
+    that were learnt, frames are processed at a smaller scale until there is time again.
 
     Only one thread at a time may use the estimators of a model.
 
@@ -69,12 +69,9 @@ class FlowEstimator:
         return self.stream.left_out
 
     def change(self, **settings: Any) -> None:
-        """Change some settings. If one of them is refused, none is changed.
+        """Change some settings. The stream goes on, unless the direction changes.
 
-        The stream goes on, at another scale if the limits require it. Only another direction starts it anew, because
-        the last fixed point then means something else.
-
-        :raises ValueError: for unknown settings, or values outside of their range.
+        :raises ValueError: for unknown settings, or values outside of their range; then none is changed.
         """
         self.stream.change(self._checked(self.settings.changed(**settings)))
         if self.stream.last is None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions without state that plan the work on a frame, from what the stream knows, the costs and the time left.
 
-The processing scale is the largest at which two iterations fit, and is left when not even one fits any more. In a warm
-stream, the second iteration still improves the flow. Later ones improve it little, and less than the next larger scale
-does. docs/budget.md has the figures.
+The processing scale is the largest at which two iterations fit, and is left when not even one fits any more. Later
+iterations improve a warm stream less than the next larger scale does. docs/budget.md has the figures.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ SCALES = (
 )  # fmt: skip
 # Images with a shorter side than this show too little.
 MIN_SCALED_SIDE = 96
-# Frames with a shorter side than this are enlarged to MIN_SCALED_SIDE. The network computes on cells of 8x8 px and was
-# not trained on images of a few cells. At the original size, a motion of 3.6 px has an error of 3.5 px at 32x32 and of
-# 0.6 px at 48x48.
+# Frames with a shorter side than this are enlarged to MIN_SCALED_SIDE, because the network was not trained on images of
+# a few cells: a motion of 3.6 px has an error of 3.5 px at 32x32 and of 0.6 px at 48x48.
 TINY_SIDE = 48
 # Largest processed frame, unless the model allows more. All pairs of its cells, 4 bytes each, take some 1 GB.
 MAX_PIXELS = 1 << 20
@@ -178,10 +176,9 @@ def make_plan(moment: Moment, costs: CostModel) -> Plan:
 def choose_scale(moment: Moment, left_ms: float, costs: CostModel) -> float:
     """The scale for a frame with this much time left.
 
-    A frame that arrives while the previous one is processed has to wait, so the time left differs from frame to frame.
-    The scale depends on the time that all but ``EXCEPTIONS`` of the last frames had. It goes down because of a single
-    frame only if that frame would be late without any iteration. Otherwise, the scale does not change with a frame that
-    has no time for the change, because such a frame has to encode two images.
+    It depends on the time that all but ``EXCEPTIONS`` of the last frames had, because a frame that has to wait for the
+    one before has less. It goes down because of a single frame only if that frame would be late without any iteration,
+    and does not change with a frame that has no time for the change, which encodes two images.
     """
     scales = moment.ladder
     last = len(scales) - 1

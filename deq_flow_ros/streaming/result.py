@@ -14,8 +14,7 @@ from deq_flow_ros.streaming.continuity import MIN_MATCH
 SUPERSEDED = "superseded by a newer frame"
 """Why a frame is dropped if a newer one arrives while the previous one is processed."""
 REPEATED_SHARE = 0.1
-"""The share of ``repeated`` frames from which on they are a fault. Fewer are those of a recorder, or of a video whose
-encoder left out what hardly differed."""
+"""The share of ``repeated`` frames from which on they are a fault; video encoders repeat a few."""
 
 
 @dataclass(frozen=True)

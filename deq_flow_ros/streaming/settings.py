@@ -102,10 +102,8 @@ class EstimatorSettings:
             if not ok:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
         if self.min_scale > self.max_scale:
-            raise ValueError(
-                f"min_scale must be at most max_scale, got min_scale {self.min_scale!r} and max_scale "
-                f"{self.max_scale!r}; change both"
-            )
+            got = f"min_scale {self.min_scale!r} and max_scale {self.max_scale!r}"
+            raise ValueError(f"min_scale must be at most max_scale, got {got}; change both")
 
     def changed(self, **settings: Any) -> EstimatorSettings:
         """A copy with some settings changed, which are checked together.
