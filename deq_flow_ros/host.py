@@ -31,8 +31,7 @@ def keep_freed_memory() -> None:
     """Let malloc reuse image-sized blocks; for commands to call, before they start threads, not on import.
 
     By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. All
-    threads share one heap, because those of their own give memory back in pieces of 64 MB, some of which a few bytes
-    keep alive for minutes. Does nothing where the C library has no ``mallopt``.
+    threads share one heap, because those of their own keep memory for minutes. Does nothing without ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -47,7 +46,7 @@ class StopRequest:
     A plain attribute, because a lock that is taken in a signal handler can wait for itself.
 
     :param insist: signals interrupt at once, with KeyboardInterrupt, except for the first one within ``heeded``. Under
-        ``ros2 launch`` Ctrl-C arrives twice, so there the second one must change nothing.
+        ``ros2 launch``, where Ctrl-C arrives twice, this must be False.
     """
 
     def __init__(self, insist: bool = False) -> None:
@@ -209,14 +208,10 @@ class Children:
         with self.log(name).open("wb") as log:
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which ends its children in order.
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                [sys.executable, "-m", module, *arguments], env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 preexec_fn=die_with_parent,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
+            )  # fmt: skip
 
     def log(self, name: str) -> Path:
         """Log file of a child."""
@@ -269,11 +264,11 @@ class Children:
         if status != 0:
             raise self.failure(name, f"ended with status {status}")
 
-    def failure(self, name: str, what: str, lines: int = 12) -> ChildError:
+    def failure(self, name: str, what: str) -> ChildError:
         """The error to raise for a child; ``what`` says what it did. It quotes the end of the child's log."""
         time.sleep(0.05)  # the last lines may still be on their way
         try:
-            tail = self.log(name).read_text(errors="replace").splitlines()[-lines:]
+            tail = self.log(name).read_text(errors="replace").splitlines()[-12:]
         except OSError:
             tail = []
         quoted = "\n".join(f"  | {line}" for line in tail) or "  | (nothing)"

@@ -178,8 +178,7 @@ def solve(
 ) -> Solution:
     """Find a fixed point ``z = f(z)``, starting from ``z0``. Each sample of the batch stops on its own.
 
-    Every state that is returned is a value of ``f``, so even a single iteration gives a useful result with any solver.
-    A sample that diverges keeps the last state (or the best one) from before.
+    Every state that is returned is a value of ``f``. A sample that diverges keeps the last (or best) one from before.
 
     :param f: takes the tensors of a state and returns as many new ones of the same shapes and types. It is called
         under the caller's gradient mode.
@@ -189,14 +188,13 @@ def solve(
     :param tolerance: a sample has converged when ``measure`` is at or below this; with None, no sample stops early.
     :param measure: ``(z, f(z)) -> (B,)``, in any unit: ``relative_residual``, ``absolute_residual``, or a function of
         the caller (the flow model measures in pixels).
-    :param best: whether to return the state of smallest measure of each sample instead of its last one. None leaves
-        this to the solver: the last for Picard, the best for the others, whose residual can rise.
+    :param best: whether to return the state of smallest measure of each sample instead of its last one. None: the last
+        for Picard, the best for the other solvers, whose residual can rise.
     :param growth_limit: a value of ``f`` is unusable if it is not finite, or if its norm exceeds the larger of those of
         the start and of the first iterate by this factor; None: only if it is not finite. A sample diverges when it
         gets an unusable value (accelerated solvers first try Picard's step from the last usable point).
-    :param deadline_ns: absolute time on the clock ``now_ns``. The solve does not begin an iteration that would end
-        after the deadline, judged by the costs so far. This holds for the first iteration as well: if there is no
-        time, the solve returns the start after 0 iterations.
+    :param deadline_ns: absolute time on the clock ``now_ns``. The solve does not begin an iteration, not even the
+        first, that would end after the deadline, judged by the costs so far.
     :param now_ns: the clock; None is ``time.monotonic_ns``.
     :param min_iterations: the number of evaluations of ``f`` to make whatever the deadline says.
     :param iteration_cost_ns: the expected cost of one iteration. From the second iteration on, the mean cost in this

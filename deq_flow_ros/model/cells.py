@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
@@ -25,14 +25,7 @@ KEPT = 64
 LIKENESS_CELLS = 1000
 
 
-class _Keepers(threading.local):
-    """Per thread, where results are kept besides, see ``keeping``."""
-
-    def __init__(self) -> None:
-        self.lists: list[list[object]] = []
-
-
-_keepers = _Keepers()
+_keepers: ContextVar[tuple[list[object], ...]] = ContextVar("keepers", default=())
 
 
 @contextmanager
@@ -42,11 +35,11 @@ def keeping() -> Iterator[list[object]]:
     A captured graph works on their memory, and does not know when the cache lets go of them.
     """
     kept: list[object] = []
-    _keepers.lists.append(kept)
+    before = _keepers.set((*_keepers.get(), kept))
     try:
         yield kept
     finally:
-        _keepers.lists.remove(kept)
+        _keepers.reset(before)
 
 
 def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
@@ -71,7 +64,7 @@ def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
         if is_compiling():
             return function(*arguments)  # type: ignore[call-arg]
         value = cached(*arguments)
-        for kept in _keepers.lists:
+        for kept in _keepers.get():
             kept.append(value)
         return value
 

@@ -67,19 +67,20 @@ class ResidualEncoder(nn.Module):
         self.layer3 = nn.Sequential(ResidualBlock(96, 128, norm, 2), ResidualBlock(128, 128, norm))
         self.conv2 = nn.Conv2d(128, out_channels, 1)
 
-    def stem(self, image: Tensor) -> Tensor:
-        """The first layer, which reduces the image to 1/2 of its resolution."""
-        return F.relu(self.norm1(self.conv1(image)), inplace=True)
-
     def forward(self, image: Tensor, recompute: bool = False) -> Tensor:
-        parts = (self.stem, *self.layer1, *self.layer2, *self.layer3)
-        features: Tensor = self.conv2(run_parts(self, parts, image, recompute))
+        layers = (*self.layer1, *self.layer2, *self.layer3)
+        features: Tensor = self.conv2(run(self, layers, image, recompute))
         return features
 
 
-def run_parts(encoder: nn.Module, parts: Iterable[Callable[[Tensor], Tensor]], x: Tensor, recompute: bool) -> Tensor:
-    """Run the parts of an encoder one after the other. With ``recompute``, only the input of each part is stored."""
-    for part in parts:
+def run(encoder: nn.Module, layers: Iterable[nn.Module], image: Tensor, recompute: bool) -> Tensor:
+    """The stem of an encoder, then its layers. With ``recompute``, only the input of each of them is stored."""
+
+    def stem(image: Tensor) -> Tensor:
+        return F.relu(encoder.norm1(encoder.conv1(image)), inplace=True)  # type: ignore[operator]
+
+    x = image
+    for part in (stem, *layers):
         x = recomputed(part, x, owner=encoder) if recompute else part(x)
     return x
 
@@ -116,10 +117,9 @@ class SharedEncoder(nn.Module):
     needs both outputs for every frame, so here both come from one trunk.
     """
 
-    def __init__(self, feature_dim: int, context_dim: int, widths: tuple[int, int, int] = (32, 48, 96)) -> None:
+    def __init__(self, feature_dim: int, context_dim: int) -> None:
         super().__init__()
-        stem, quarter, eighth = widths
-        norm = instance_norm
+        stem, quarter, eighth, norm = 32, 48, 96, instance_norm
         self.conv1 = nn.Conv2d(3, stem, 7, 2, padding=3)
         self.norm1 = norm(stem)
         self.layer1 = nn.Sequential(ResidualBlock(stem, quarter, norm, 2), ResidualBlock(quarter, quarter, norm))
@@ -127,12 +127,8 @@ class SharedEncoder(nn.Module):
         self.features = nn.Conv2d(eighth, feature_dim, 1)
         self.context = nn.Conv2d(eighth, context_dim, 3, padding=1)
 
-    def stem(self, image: Tensor) -> Tensor:
-        """The first layer, which reduces the image to 1/2 of its resolution."""
-        return F.relu(self.norm1(self.conv1(image)), inplace=True)
-
     def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
-        x = run_parts(self, (self.stem, *self.layer1, *self.layer2), image, recompute)
+        x = run(self, (*self.layer1, *self.layer2), image, recompute)
         return Encoding(self.features(x), F.relu(self.context(x), inplace=True))
 
 

@@ -34,17 +34,13 @@ def choose_precision(precision: str, device: str | torch.device) -> str:
         return precision
     if str(device) != "cpu":
         return "float16"
-    return "bfloat16" if cpu_has_bfloat16() else "float32"
+    # Without AVX512-BF16 or AMX, PyTorch converts each product.
+    return "float32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags()) else "bfloat16"
 
 
 def number_type(precision: str) -> torch.dtype:
     """The type of weights and features in a precision that ``choose_precision`` named."""
     return DTYPES[choose_precision("auto", "cpu") if precision == INT8 else precision]
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor can multiply bfloat16 matrices (AVX512-BF16 or AMX). If not, PyTorch converts them."""
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags())
 
 
 def _why_no_int8() -> str:

@@ -51,8 +51,8 @@ def from_released(
 ) -> tuple[Architecture, dict[str, Tensor]]:
     """Convert tensors in the released key layout to the architecture and the tensors of this project's model.
 
-    The keys and shapes give the size, the width of the flow head, the update operator and weight normalisation, which
-    is kept. If a tensor has two names, ``norm3`` and ``downsample.1``, the second one is read.
+    Keys and shapes give the architecture; weight normalisation is kept. If a tensor has two names, ``norm3`` and
+    ``downsample.1``, the second one is read.
 
     :param path: the file, to be named in errors.
     :raises WeightsError: if the layout is another one; the message names tensors that are missing, unexpected or of the

@@ -38,15 +38,12 @@ def load_model(
 ) -> DEQFlow:
     """Load a model that is ready for inference.
 
-    The file may hold float32, bfloat16 or float16. Weights are folded in float32 and then converted to ``precision``.
-
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
         in the released key layout (``.pth``), whose architecture is read off its keys and shapes.
     :param device: the device of the model. A missing CUDA device is an error; the CPU is never used instead.
     :param fold: whether to fold weight norm and batch norm into the convolutions, which makes inference cheaper. False
         keeps them, to train further (after ``model.train().requires_grad_(True)``), to save or to export.
     :param precision: type of weights and features: float32, bfloat16, float16, int8, or auto; see ``choose_precision``.
-        On a processor without instructions for it, half precision is slower than float32.
     :raises FileNotFoundError: if there is no such name or file.
     :raises WeightsError: for a file that is truncated, of another kind, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
@@ -114,10 +111,8 @@ def save_model(
     """Write a ``.safetensors`` file that ``load_model`` reads. An old file stays intact until the new one is complete.
 
     :param metadata: strings to store in the file beside the architecture.
-    :param precision: type of the stored weights: float32, bfloat16 or float16; the latter two halve the size of the
-        file. None keeps the type of the model. Biases and the parameters of normalisation layers keep the type of the
-        model as well, because they are few and small values among them matter. So do weights with a value beyond the
-        range of the type.
+    :param precision: type of the stored weights: float32, bfloat16 or float16; None: that of the model. Biases, the
+        parameters of normalisation layers and weights with a value beyond the range of the type keep that of the model.
     :raises ValueError: for a folded model, which lacks tensors that the file must hold, or an unknown precision.
     """
     if precision is not None and precision not in DTYPES:

@@ -160,7 +160,14 @@ class CostModel:
     @property
     def load(self) -> float:
         """How many times longer everything takes than when it was learnt. The machine has one load."""
-        return (self.single or self)._load
+        return self._load if self.single is None else self.single.load
+
+    @load.setter
+    def load(self, value: float) -> None:
+        if self.single is None:
+            self._load = value
+        else:
+            self.single.load = value
 
     def of_batch(self, size: int) -> CostModel:
         """The costs of this number of frames processed as one batch; for 1, this model itself."""
@@ -183,8 +190,7 @@ class CostModel:
         expected = sum(n * self.load * known[name].mean for name, n in counts.items() if known[name].count)
         measured = sum(n * values[name] for name, n in counts.items() if known[name].count)
         if expected > 0 and measured > 0:
-            factor = min(max(measured / expected, 1 / LOAD_STEP), LOAD_STEP) ** LOAD_WEIGHT
-            (self.single or self)._load *= factor
+            self.load *= min(max(measured / expected, 1 / LOAD_STEP), LOAD_STEP) ** LOAD_WEIGHT
         for name, value in values.items():
             known[name].add(value / self.load)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the host is told of a batch that was solved: its fields and figures in one piece, for one transfer.
 
-Also images and fields at another resolution, and fields that are refined, on the host.
+Also images and fields at another resolution, fields that are refined, and fields in colours.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from deq_flow_ros.equilibrium import Solution
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming.engine import Solved, Wanted
+from deq_flow_ros.streaming.settings import Palette
 
 FIGURES = 5
 """Of each sample: those of ``Solution.figures``, and the likeness."""
@@ -126,3 +127,22 @@ def refined(flow: np.ndarray, image1: np.ndarray, image2: np.ndarray, iterations
     solver.setFixedPointIterations(iterations)
     grey1, grey2 = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image1, image2))
     return np.asarray(solver.calc(grey1, grey2, flow.copy()))
+
+
+def paint(palette: Palette, flow: Tensor, table: Tensor) -> Tensor:
+    """The colours of a field, (H, W, 3) uint8 RGB; black where it is not finite. Nothing is read on the host.
+
+    :param flow: (H, W, 2) px.
+    :param table: that of the palette, on the device of the flow.
+    """
+    speed = flow.square().sum(2).sqrt()
+    finite = speed.isfinite()
+    if palette.max_px is None:
+        scale = palette.radius / torch.where(finite, speed, 0.0).amax().clamp_min(1.0)
+    else:
+        scale = speed.new_full((), palette.radius / palette.max_px)
+    # Vectors that are too long are pulled back to the rim.
+    pull = scale * ((palette.radius + 2.0) / (speed * scale).clamp_min(1e-6)).clamp_max(1.0)
+    columns, rows = torch.where(finite, flow.permute(2, 0, 1) * pull, 0.0).long().unbind()
+    middle = palette.radius + 2
+    return table[(rows + middle) * (2 * middle + 1) + columns + middle] * finite[..., None]

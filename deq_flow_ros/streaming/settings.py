@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 DIRECTIONS = ("forward", "backward")
 # At larger scales, most of an image would be interpolated, and even a small one would reach ``costs.MAX_PIXELS``.
@@ -30,24 +28,6 @@ class Palette:
     table: np.ndarray
     radius: int
     max_px: float | None = None
-
-    def paint(self, flow: Tensor, table: Tensor) -> Tensor:
-        """The colours of a field, (H, W, 3) uint8 RGB; black where it is not finite. Nothing is read on the host.
-
-        :param flow: (H, W, 2) px.
-        :param table: ``table``, on the device of the flow.
-        """
-        speed = flow.square().sum(2).sqrt()
-        finite = speed.isfinite()
-        if self.max_px is None:
-            scale = self.radius / torch.where(finite, speed, 0.0).amax().clamp_min(1.0)
-        else:
-            scale = speed.new_full((), self.radius / self.max_px)
-        # Vectors that are too long are pulled back to the rim.
-        pull = scale * ((self.radius + 2.0) / (speed * scale).clamp_min(1e-6)).clamp_max(1.0)
-        columns, rows = torch.where(finite, flow.permute(2, 0, 1) * pull, 0.0).long().unbind()
-        middle = self.radius + 2
-        return table[(rows + middle) * (2 * middle + 1) + columns + middle] * finite[..., None]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from streams import frames
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine
+from deq_flow_ros.streaming.fields import paint
 from deq_flow_ros.streaming.graphs import GraphEngine
 from deq_flow_ros.streaming.graphs.workspace import Size
 from deq_flow_ros.streaming.settings import Palette
@@ -122,7 +123,7 @@ def test_colors_of_the_device_are_those_of_the_host(max_px: float | None) -> Non
     flow = 3 * torch.randn(60, 80, 2, generator=torch.Generator().manual_seed(0))
     flow[3, 4, 0], flow[5, 6] = torch.nan, torch.inf
     chosen = palette(max_px)
-    got = chosen.paint(flow, torch.from_numpy(chosen.table)).numpy()
+    got = paint(chosen, flow, torch.from_numpy(chosen.table)).numpy()
     expected = flow_to_color(flow.numpy(), max_px)
     assert got.dtype == np.uint8 and (got[3, 4] == 0).all() and (got[5, 6] == 0).all()
     # A last bit may lead to the next entry of the table.

@@ -17,7 +17,7 @@ from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.eager import EagerEngine, EagerSlot, EncodedImage, sample
 from deq_flow_ros.streaming.engine import Likeness, Solved, Wanted
-from deq_flow_ros.streaming.fields import resize_image, unpack
+from deq_flow_ros.streaming.fields import paint, resize_image, unpack
 from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
 from deq_flow_ros.streaming.graphs.parts import Parts
 from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf, first_line
@@ -164,7 +164,7 @@ class GraphEngine(EagerEngine):
             return super().finish(slots, direction, wanted)
         flows = space.make_fields(wanted)
         pictures = [
-            None if palette is None else palette.paint(flow, self._table(palette))
+            None if palette is None else paint(palette, flow, self._table(palette))
             for flow, palette in zip_longest(flows, palettes)
         ]
         self.stages.lap("upsample")
