@@ -30,11 +30,7 @@ def available_models() -> list[str]:
 
 
 def load_model(
-    name_or_path: str | Path,
-    device: str | torch.device = "cpu",
-    *,
-    fold: bool = True,
-    precision: str = "float32",
+    name_or_path: str | Path, device: str | torch.device = "cpu", *, fold: bool = True, precision: str = "float32"
 ) -> DEQFlow:
     """Load a model that is ready for inference.
 

@@ -195,11 +195,7 @@ class EagerEngine(Engine[EagerSlot]):
 
     @torch.inference_mode()
     def finish(
-        self,
-        slots: Sequence[EagerSlot],
-        direction: str,
-        wanted: Wanted,
-        palettes: Sequence[Palette | None] = (),
+        self, slots: Sequence[EagerSlot], direction: str, wanted: Wanted, palettes: Sequence[Palette | None] = ()
     ) -> list[Solved]:
         solution, self._solution = self._solution, None
         assert solution is not None

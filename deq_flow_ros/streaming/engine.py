@@ -161,11 +161,7 @@ class Engine(ABC, Generic[AnySlot]):
 
     @abstractmethod
     def finish(
-        self,
-        slots: Sequence[AnySlot],
-        direction: str,
-        wanted: Wanted,
-        palettes: Sequence[Palette | None] = (),
+        self, slots: Sequence[AnySlot], direction: str, wanted: Wanted, palettes: Sequence[Palette | None] = ()
     ) -> list[Solved]:
         """The fields at the resolution of the frames as they came ("upsample", "output"); waits for the device.
 
