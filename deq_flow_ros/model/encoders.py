@@ -79,10 +79,10 @@ def run(encoder: nn.Module, layers: Iterable[nn.Module], image: Tensor, recomput
     def stem(image: Tensor) -> Tensor:
         return F.relu(encoder.norm1(encoder.conv1(image)), inplace=True)  # type: ignore[operator]
 
-    x = image
-    for part in (stem, *layers):
-        x = recomputed(part, x, owner=encoder) if recompute else part(x)
-    return x
+    parts: list[Callable[[Tensor], Tensor]] = [stem, *layers]
+    for part in parts:
+        image = recomputed(part, image, owner=encoder) if recompute else part(image)
+    return image
 
 
 def fold_batch_norm(encoder: nn.Module) -> None:
