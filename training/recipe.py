@@ -22,7 +22,6 @@ from pydantic.dataclasses import dataclass
 
 from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.model import SIZES, Architecture
-from training.augmentation import USES
 from training.datasets import DATASETS
 from training.objective import Objective
 from training.settings import (
@@ -41,6 +40,8 @@ from training.settings import (
 
 RECIPES = Path(__file__).parent / "recipes"
 SYNTHETIC, PAIRS = "synthetic", "pairs"
+USES = 4
+"""How often a clip can be used: as it is, and mirrored along either axis or both."""
 STAGED = ("data", "objective")
 """The sections that a stage has of its own."""
 _GONE = {("schedule", "cooldown"): 0, ("objective", "chained"): True, ("objective", "linked"): False}

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a training run, its steps, and its files."""
+"""The state of a training run, its steps, its files, and what it is validated on."""
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from deq_flow_ros.imaging.pictures import error_strip
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from deq_flow_ros.model.weights import replace_file
-from training.distributed import Processes
+from training.datasets import Sample
+from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.objective import Objective
-from training.recipe import Recipe
+from training.pairs import clip_pairs, group_means, model_flow, pair_errors
+from training.recipe import SYNTHETIC, Recipe
 from training.rendering import Clip
+from training.runtime import Processes
+from training.samples import make_generator, open_source
 from training.uncertainty import UncertaintyLoss
 
 COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")
@@ -235,3 +242,51 @@ def initial_model(recipe: Recipe) -> DEQFlow:
     flow = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("uncertainty.")}
     initial.load_state_dict(initial.state_dict() | flow)
     return initial
+
+
+def _generated(generator: ProceduralGenerator, number: int) -> Sample:
+    return clip_pairs(f"{SYNTHETIC}/{number}", generator.clips([number]))[0]
+
+
+class Validator:
+    """The pairs on which a model is validated while it trains, shared among the processes.
+
+    Generated ones are the first of clips that are never trained on.
+
+    :ivar left_out: the sets of the recipe that nobody gave a folder for.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes) -> None:
+        self._settings, self._processes = recipe.validation, processes
+        self.left_out: list[str] = []
+        self._pairs: list[Callable[[], Sample]] = []
+        for source in recipe.validation.sets:
+            if source.dataset == SYNTHETIC:
+                generator = make_generator(recipe, recipe.seed + HELD_OUT_SEED)
+                self._pairs += [partial(_generated, generator, number) for number in range(source.limit or 16)]
+            elif recipe.root(source.dataset) is None:
+                self.left_out.append(source.dataset)
+            else:
+                for dataset in open_source(recipe, source):
+                    count = min(source.limit or len(dataset), len(dataset))
+                    indices = (i * len(dataset) // count for i in range(count))
+                    self._pairs += [partial(dataset.__getitem__, index) for index in indices]
+
+    def __bool__(self) -> bool:
+        return bool(self._pairs)
+
+    def __call__(self, model: DEQFlow) -> tuple[dict[str, float], np.ndarray | None]:
+        """Mean endpoint error in px per set, and their mean as ``mean``; and a picture of the first pair, in rank 0.
+
+        The figures are those of one process, whatever the number of processes.
+        """
+        function = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
+        measured, picture = [], None
+        for number in range(self._processes.rank, len(self._pairs), self._processes.count):
+            pair = self._pairs[number]()
+            flow = function(pair.image1, pair.image2)
+            measured.append((number, pair.name, pair_errors(pair, flow)[0]))
+            if number == 0 and pair.flow is not None:
+                picture = error_strip(pair.image1, pair.flow, pair.valid, flow)
+        everything = sorted(entry for part in self._processes.gather(measured) for entry in part)
+        return group_means((name, error) for _, name, error in everything), picture

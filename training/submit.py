@@ -25,8 +25,7 @@ from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow, write_flow
 from training.datasets import open_dataset
-from training.evaluate import add_solve
-from training.evaluation import Evaluator, SolveSetting, runs
+from training.evaluate import Evaluator, SolveSetting, add_solve, runs
 from training.pairs import to_array
 
 KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)

@@ -25,13 +25,20 @@ import torch
 from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
-from training.augmentation import transform
-from training.batches import choose_workers, loading, spare_cores, training_samples
-from training.distributed import Processes, join, leave
-from training.evaluation import Validator
-from training.logs import Clock, Log, kept_seconds, process_age
 from training.recipe import Recipe, read_recipe, recipe_names
-from training.run import MODEL, Run
+from training.run import MODEL, Run, Validator
+from training.runtime import (
+    Log,
+    Processes,
+    choose_workers,
+    joined,
+    keep_seconds,
+    kept_seconds,
+    loading,
+    process_age,
+    spare_cores,
+)
+from training.samples import training_samples, transform
 from training.settings import parse_change, parse_duration
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
@@ -105,7 +112,7 @@ class Training:
             self.say(f"no validation on {', '.join(self.validator.left_out)}: no --data for it")
         # Of a run that is resumed the folder knows what its last checkpoint does not: a kill comes later than that.
         before = max(self.run.seconds, kept_seconds(options.out)) if self.run.seconds else 0.0
-        self.clock = Clock(processes.from_first(before), began)
+        self.began, self.kept = began - processes.from_first(before), 0.0
         self.workers: int | None = options.workers
         self.validated, self.reached = self.run.step, 0.0
         self.step_seconds, self.validating, self.saving = 0.0, self.run.tail, 0.0
@@ -118,6 +125,16 @@ class Training:
         if self.processes.writes:
             print(text, flush=True)
 
+    def seconds(self) -> float:
+        """Time of the run up to now, over all its starts; the time in between does not count."""
+        return time.monotonic() - self.began
+
+    def keep_seconds(self) -> None:
+        """Write the time, at most once a second: a kill loses what was trained, but not the time that it took."""
+        if self.processes.writes and self.seconds() >= self.kept + 1:
+            self.kept = self.seconds()
+            keep_seconds(self.options.out, self.kept)
+
     def train(self) -> int:
         """To the end, or until a signal; returns the exit status.
 
@@ -128,7 +145,7 @@ class Training:
         if self.processes.writes:
             options.out.mkdir(parents=True, exist_ok=True)
             (options.out / "recipe.yaml").write_text(recipe.to_yaml())
-            self.clock.keep(options.out)
+            self.keep_seconds()
         total = None if timed else recipe.schedule.steps
         log = Log(
             options.out, run.step, total, options.log_every, not options.no_tensorboard, active=self.processes.writes
@@ -147,7 +164,8 @@ class Training:
             self.save()
         finally:
             log.close()
-            self.clock.close()
+            self.kept = 0.0
+            self.keep_seconds()
         of = f" of {total}" if total else ""
         self.say(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}")
         return 128 + self.stop[0] if self.stop else 0
@@ -165,15 +183,15 @@ class Training:
         with loading(self.samples, numbers, self.workers or 0) as next_clip:
             clip = None
             while (progress := self.position()) < 1 and self.recipe.stage_at(progress) == stage:
-                began = self.clock.seconds()
+                began = self.seconds()
                 if clip is None:
                     clip = next_clip().to(self.device)
                     drawn = self.processes.share(range(run.clips, run.clips + batch))
-                    making = self.clock.seconds() - began
-                waited = self.clock.seconds() - began
+                    making = self.seconds() - began
+                waited = self.seconds() - began
                 timed = progress if self.recipe.schedule.seconds is not None else None
                 figures = run.train_step(transform(clip, run.use, drawn), timed)
-                seconds = self.clock.seconds() - began
+                seconds = self.seconds() - began
                 self.step_seconds = 0.9 * (self.step_seconds or seconds) + 0.1 * seconds
                 self.after_step(log, figures | {"seconds": seconds, "waiting": waited / seconds})
                 if run.use:
@@ -200,7 +218,7 @@ class Training:
         else:
             # The last step may end half a step early or late; then come the validation and the files.
             end = schedule.seconds - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
-            done = min(1.0, self.clock.seconds() / end) if end > 0 else 1.0
+            done = min(1.0, self.seconds() / end) if end > 0 else 1.0
         # What is reserved for the end changes; a stage that has begun does not go back.
         self.reached = max(self.reached, self.processes.largest(1.0 if self.stop else done, self.device))
         return self.reached
@@ -208,10 +226,11 @@ class Training:
     def after_step(self, log: Log, figures: dict[str, float]) -> None:
         """Log, validate and save as it is time."""
         run, schedule = self.run, self.recipe.schedule
-        spent = self.clock.seconds()
+        spent = self.seconds()
         left = "" if schedule.seconds is None else str(timedelta(seconds=round(max(0.0, schedule.seconds - spent))))
         counts = {"clips": run.seen, "samples": run.samples, "stage": run.stage, "elapsed": round(spent, 1)}
         log.step(run.step, figures, counts, left)
+        self.keep_seconds()
         if run.step % self.recipe.validation.every == 0:
             self.validate(log)
         every = min(self.options.checkpoint_every, (schedule.seconds or math.inf) / CHECKPOINTS)
@@ -220,19 +239,19 @@ class Training:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        self.run.seconds = self.clock.seconds()
+        self.run.seconds = self.seconds()
         self.run.save()
-        self.saving = self.clock.seconds() - self.run.seconds
+        self.saving = self.seconds() - self.run.seconds
         self.run.tail = self.validating + self.saving
 
     def validate(self, log: Log) -> None:
         """Measure the averaged weights, and keep them if they are the best."""
-        began = self.clock.seconds()
+        began = self.seconds()
         self.validated = self.run.step
         if self.validator:
             errors, picture = self.validator(self.run.ema)
             log.validation(self.run.step, errors, self.run.keep_best(errors["mean"]), picture)
-        self.validating = self.clock.seconds() - began
+        self.validating = self.seconds() - began
         self.run.tail = self.validating + self.saving
 
 
@@ -253,11 +272,8 @@ def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
             print(recipe.to_yaml(), end="")
             return 0
         check_device(options.device)
-        processes, device = join(options.device)
-        try:
+        with joined(options.device) as (processes, device):
             return Training(options, recipe, processes, device, began).train()
-        finally:
-            leave()
 
     return exit_status(work)
 

@@ -13,16 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.geometry import (
-    EVERYTHING,
-    Dice,
-    Outline,
-    bars,
-    bounded_polygon,
-    object_outline,
-    polygon,
-    rectangle,
-)
+from training.geometry import EVERYTHING, Dice, Outline, bars, bounded_polygon, object_outline, polygon, rectangle
 from training.textures import OBJECT, ROAD, SKY, THIN, USUAL, Look
 
 AHEAD = np.array([0.0, 0.0, 1.0])

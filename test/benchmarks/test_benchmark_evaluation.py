@@ -8,22 +8,14 @@ import cv2
 import forked
 import numpy as np
 import pytest
-from dataset_layouts import (
-    SIZE,
-    write_chairs,
-    write_kitti,
-    write_middlebury,
-    write_sintel,
-    write_spring,
-    write_things,
-)
+from dataset_layouts import SIZE, write_chairs, write_kitti, write_middlebury, write_sintel, write_spring, write_things
 
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.streaming.warm_start import carry
 from training import evaluate
 from training.datasets import open_dataset
-from training.evaluation import read_ahead, runs
+from training.evaluate import read_ahead, runs
 from training.pairs import measure, model_flow, open_pairs, pair_errors, summarise, to_array, to_tensor
 
 ITERATIONS = ["--iterations", "2", "3", "--threads", "1"]

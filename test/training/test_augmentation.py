@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from dataset_layouts import Scene, mean_difference
 
-from training.augmentation import Augmentation
 from training.datasets import Sample
+from training.samples import Augmentation
 from training.settings import build
 
 SIZE = (96, 128)

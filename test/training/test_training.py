@@ -17,11 +17,11 @@ from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.batches import Clips, make_generator
 from training.objective import Objective, consistency_loss, matching_loss, random_start
 from training.pairs import read_pairs
 from training.rendering import Clip
 from training.run import Run
+from training.samples import Clips, make_generator
 from training.settings import Schedule
 
 

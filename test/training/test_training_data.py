@@ -17,9 +17,9 @@ import torch
 
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.batches import Mix, loading, to_clip, training_samples
 from training.datasets import Sample
-from training.distributed import Processes
+from training.runtime import Processes, loading
+from training.samples import Mix, to_clip, training_samples
 
 SOURCES = "data.sources=[{dataset: chairs, repeat: 2}, {dataset: kitti-2015, augmentation: {eraser_probability: 0}}]"
 STILL = ("brightness", "contrast", "saturation", "hue", "eraser_probability")

@@ -14,7 +14,7 @@ import tiny_training as tiny
 import torch
 
 from training import train
-from training.distributed import Processes
+from training.runtime import Processes
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:

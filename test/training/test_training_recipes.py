@@ -10,9 +10,9 @@ import yaml
 
 from deq_flow_ros.model import SIZES
 from training import train
-from training.augmentation import Augmentation
 from training.datasets import DATASETS
 from training.recipe import RECIPES, SYNTHETIC, Recipe, read_recipe, recipe_names
+from training.samples import Augmentation
 from training.settings import parse_change
 
 

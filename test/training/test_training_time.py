@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import dataset_layouts as layouts
@@ -15,13 +14,12 @@ import pytest
 import tiny_training as tiny
 import torch
 
-from training import logs as clock
-from training import train
-from training.augmentation import USES, transform
-from training.batches import Clips, choose_workers, loading, make_generator, spare_cores
-from training.evaluation import Validator
+from training import runtime, train
+from training.recipe import USES
 from training.rendering import Clip
-from training.run import Run
+from training.run import Run, Validator
+from training.runtime import choose_workers, loading, spare_cores
+from training.samples import Clips, make_generator, transform
 from training.settings import Schedule, parse_duration
 
 STAGES = (
@@ -54,7 +52,6 @@ class Time:
         monkeypatch.setattr(Run, "train_step", train_step)
         monkeypatch.setattr(Validator, "__call__", validation)
         monkeypatch.setattr(train.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(train, "Clock", partial(clock.Clock, now=lambda: self.now))
 
 
 def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +74,7 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     entries = [entry for entry in tiny.log(tmp_path) if "loss" in entry]
     assert entries[-1]["elapsed"] == pytest.approx(spent - 1, abs=0.1)
     assert tiny.log(tmp_path)[-1]["step"] == entries[-1]["step"]  # the end is validated
-    assert clock.kept_seconds(tmp_path) == pytest.approx(spent, abs=0.1)
+    assert runtime.kept_seconds(tmp_path) == pytest.approx(spent, abs=0.1)
 
 
 def test_a_time_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,18 +84,13 @@ def test_a_time_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "5 s are too short" in capsys.readouterr().out
 
 
-def test_the_clock_is_kept_on_disk(tmp_path: Path) -> None:
-    """Why: SIGKILL gives no time to write, and checkpoints are minutes apart."""
-    now = [10.0]
-    kept = clock.Clock(before=5.0, began=8.0, now=lambda: now[0])
-    kept.keep(tmp_path)
-    assert clock.kept_seconds(tmp_path) == 7.0
-    now[0] = 20.0
-    kept.close()
-    assert clock.kept_seconds(tmp_path) == 17.0
-    (tmp_path / clock.FILE).write_text("")
-    assert clock.kept_seconds(tmp_path) == 0.0
-    assert 0 < clock.process_age() < 3600
+def test_the_time_is_kept_on_disk(tmp_path: Path) -> None:
+    """Why: SIGKILL gives no time to write, and checkpoints are minutes apart. A damaged file must not end a run."""
+    runtime.keep_seconds(tmp_path, 17.0)
+    assert runtime.kept_seconds(tmp_path) == 17.0
+    (tmp_path / runtime.FILE).write_text("")
+    assert runtime.kept_seconds(tmp_path) == 0.0
+    assert 0 < runtime.process_age() < 3600
 
 
 def test_rates_of_a_time() -> None:
