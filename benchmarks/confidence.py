@@ -165,9 +165,7 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
 
 
 def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
-    """For each bin of the expected error: its share of the pixels, and the mean expected and true error times this
-    share.
-    """
+    """By bin of the expected error: its share of the pixels, and mean expected and true error times that share."""
     place = np.digitize(expected, BINS[1:-1])
     count = len(BINS) - 1
     sums = {"share": None, "expected_px": expected, "error_px": error}

@@ -95,9 +95,7 @@ def scenarios(seconds: float, seed: int) -> list[Scenario]:
 
 
 class LoadedClock(VirtualClock):
-    """A clock whose time passes as a scenario determines. Costs depend on the frame, the stage and the moment, but
-    not on what was done before, so that they can be known in advance.
-    """
+    """A clock whose costs depend on frame, stage and moment, not on what was done before: they are known in advance."""
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
         super().__init__(WORK)
@@ -217,9 +215,7 @@ def simulate(scenario: Scenario, budget_ms: float, seconds: float, seed: int = 0
 
 
 def account(seconds: float, frames: Sequence[Frame]) -> Row:
-    """How a budget was kept and used over the frames that came within a number of seconds, at least one; the
-    docstring of the module says what the figures are. Iterations and scale are means.
-    """
+    """How a budget was kept and used by the frames of so many seconds, at least one; iterations and scale are means."""
     infos, count = [frame.info for frame in frames], len(frames)
     late = "".join("x" if info.over_budget else " " for info in infos)
     made = sum(info.iterations for info in infos)
@@ -233,9 +229,7 @@ def account(seconds: float, frames: Sequence[Frame]) -> Row:
 
 
 def plot(path: Path, runs: dict[tuple[float, str], list[Frame]]) -> None:
-    """Draw latency as a share of the budget, scale and iterations over time: one column per scenario, one colour per
-    budget.
-    """
+    """Draw latency by budget, scale and iterations over time: a column per scenario, a colour per budget."""
     budgets, names = (list(dict.fromkeys(key[place] for key in runs)) for place in (0, 1))
     with picture(path, 11, 5, font_size=8) as figure:
         axes = figure.subplots(3, len(names), sharex=True, sharey="row")

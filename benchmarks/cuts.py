@@ -79,9 +79,7 @@ def alarms(model: DEQFlow, frames: Frames, iterations: int) -> list[str]:
 
 
 def worse_behind_cut(model: DEQFlow, before: Frames, after: Frames, iterations: int) -> float | None:
-    """How much larger than after a cold start the error of the pair right behind a cut is, in px; None if the cut
-    was noticed.
-    """
+    """How much larger than of a cold start the error of the pair behind a cut is, px; None if the cut was noticed."""
     across, behind = stream(model, [*before, *after], max_iterations=iterations)[-2:]
     if across is None or behind is None or not across.info.warm or not behind.info.warm:
         return None

@@ -125,9 +125,7 @@ def nearest_stream(samples: pd.DataFrame, methods: Mapping[str, Method]) -> str:
 
 
 def summarise(samples: pd.DataFrame, methods: Mapping[str, Method], ours: str) -> dict[str, Row]:
-    """The figures of each method. Those by "ours" compare its time with that of this stream on each pair, and are the
-    medians of these ratios.
-    """
+    """The figures of each method. Those by "ours" are medians of the ratios to the time of this stream on each pair."""
     given = samples[samples.flow]
     latency, work = (given.pivot(index="pair", columns="method", values=name) for name in ("latency_ms", "work_ms"))
     by_method = given.groupby("method")
@@ -147,9 +145,7 @@ def summarise(samples: pd.DataFrame, methods: Mapping[str, Method], ours: str) -
 
 
 def stages(given: pd.DataFrame, iterations: int) -> dict[str, float]:
-    """The median time of each stage of a method in ms; for the solve, that of one iteration. "ahead" is the work for
-    the next image.
-    """
+    """The median ms of each stage; of the solve, those of one iteration. "ahead" is the work for the next image."""
     known = pd.DataFrame(given.stage_ms.tolist(), index=given.index).fillna(0.0)
     if known.empty or not len(known.columns):
         return {}

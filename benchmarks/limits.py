@@ -45,9 +45,7 @@ TABLES = ("warm", "cold", "scales")
 
 
 def errors(model: DEQFlow, sequences: Sequence[ImageSequence], scale: float = 1.0, **settings: Any) -> pd.DataFrame:
-    """A row for each measured pair of a stream with these settings, at one scale: group, error in px, time in ms,
-    iterations, and whether the pair started warm.
-    """
+    """A row for each measured pair of streams at one scale: group, error (px), time (ms), iterations, started warm."""
     rows = []
     for sequence in sequences:
         results = stream(model, sequence.frames, min_scale=scale, max_scale=scale, **settings)[1:]

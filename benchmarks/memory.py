@@ -34,9 +34,7 @@ Result = TypeVar("Result")
 
 
 def objectives() -> dict[str, Objective]:
-    """The losses to compare: that of the recurrent counterpart, and the equilibrium model with each of its
-    gradients.
-    """
+    """The losses to compare: the recurrent counterpart's, and the equilibrium model's with each gradient."""
     one = Objective(corrections=1, matching=0.0)
     return {
         "recurrent": replace(one, recurrent=True),

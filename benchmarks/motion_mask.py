@@ -22,9 +22,8 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.drive import CHECK_PX, camera_of, klt, perception_stream
 from benchmarks.report import Benchmark, Row, picture, print_table
-from benchmarks.sequences import PERIOD_NS, moving_frames
+from benchmarks.sequences import CHECK_PX, PERIOD_NS, camera_of, klt, moving_frames, perception_stream
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.evaluation.methods import dense_inverse_search
 from deq_flow_ros.model import choose_precision, load_model

@@ -44,16 +44,12 @@ class Method:
         self.stage_ms: dict[str, float] = {}
 
     def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
-        """The flow of a pair. None if a stream began anew and therefore has no flow, or one from a cold start, which
-        takes longer.
-        """
+        """The flow of a pair; None if a stream began anew, and so has none, or one from a cold start."""
         assert self._function is not None
         return self._function(earlier, later)
 
     def prepare(self) -> None:
-        """Do the work that is possible before the next image arrives; methods that keep nothing from pair to pair
-        have none.
-        """
+        """Do the work that is possible before the next image arrives, if there is any."""
 
 
 class Streamed(Method):
@@ -190,9 +186,7 @@ def _encode_pair(
 
 
 def _pooled_volumes(features1: Tensor, features2: Tensor, levels: int) -> list[Tensor]:
-    """Similarities of all positions, (B * H * W, 1, h, w) for each level; each level has half the size of the
-    previous one.
-    """
+    """Similarities of all positions, (B * H * W, 1, h, w) for each level, of half the size of the level before."""
     batch, channels, height, width = features1.shape
     volume = torch.matmul(features1.flatten(2).transpose(1, 2), features2.flatten(2)).float() / channels**0.5
     pyramid = [volume.view(batch * height * width, 1, height, width)]
@@ -204,9 +198,7 @@ def _pooled_volumes(features1: Tensor, features2: Tensor, levels: int) -> list[T
 
 
 def _grid_sampled(pyramid: list[Tensor], flow: Tensor, radius: int) -> Tensor:
-    """The correlation around ``position + flow``: (B, levels * (2 radius + 1)**2, H, W), with the x offset as the
-    outer index.
-    """
+    """Correlation around position + flow, (B, levels * (2 radius + 1)**2, H, W); the x offset is the outer index."""
     batch, _, height, width = flow.shape
     flow = flow.float()
     y, x = torch.meshgrid(

@@ -23,9 +23,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from benchmarks.drive import CHECK_PX, klt, perception_stream
 from benchmarks.report import Benchmark, Row, picture, print_table
-from benchmarks.sequences import PERIOD_NS, moving_frames
+from benchmarks.sequences import CHECK_PX, PERIOD_NS, klt, moving_frames, perception_stream
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.model import load_model
 from deq_flow_ros.perception.point_tracks import PointTracker, TrackSettings, corners

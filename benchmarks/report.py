@@ -118,9 +118,7 @@ def commit() -> str:
 
 
 def clock_s(device: torch.device) -> float:
-    """A time in s: on a CPU processor time, which other processes do not lengthen; on a GPU wall time after its
-    queue is empty.
-    """
+    """A time in s: of the processor on a CPU, so that other processes do not count; on a GPU as ``wall_s``."""
     if device.type != "cuda":
         return time.process_time()
     return wall_s(device)
@@ -175,9 +173,7 @@ def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
 
 
 def grouped(rows: Iterable[Row], *keys: str) -> dict[Any, list[Row]]:
-    """Rows grouped by their values under these keys (a tuple, or a single value for one key), in order of first
-    appearance.
-    """
+    """Rows by their values under these keys (a tuple, or the value of a single key), in order of first appearance."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         values = tuple(row[key] for key in keys)

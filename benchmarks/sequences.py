@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data that benchmarks run on: pairs and sequences of images, recorded (with and without ground truth) or
-generated.
-"""
+"""What benchmarks run on: pairs and sequences of images, recorded or generated, and the rendered drive."""
 
 from __future__ import annotations
 
@@ -15,10 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from benchmarks.report import Benchmark
+from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.equilibrium import Solution, State, solve
+from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.imaging.encodings import to_rgb
 from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, update_px, usable_levels
 from deq_flow_ros.recordings import open_source
@@ -36,6 +37,9 @@ PATTERNS = 24
 """Number of textures in generated sequences."""
 PERIOD_NS = 33_333_333
 """Time between two frames of a camera at 30 Hz."""
+CONFIG = Path(__file__).parents[1] / "config" / "perception.yaml"
+CHECK_PX = 1.0
+"""How far a point that is tracked forward and back may end from where it began."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,7 @@ def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
 
 
 def moving_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
-    """As ``read_frames``, but without frames that equal the previous one, as in a video that was converted to a
-    higher rate.
-    """
+    """As ``read_frames``, without frames that equal the one before, as in a video converted to a higher rate."""
     frames = read_frames(path, count, skip)
     return [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
 
@@ -125,9 +127,7 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
 
 
 def every_sequence(options: argparse.Namespace, frames: int) -> Iterator[ImageSequence]:
-    """The sequences of the list of pairs, those that ``--sequence`` names, and ``--clips`` generated ones of each kind
-    with so many frames.
-    """
+    """The sequences of ``--pairs`` and ``--sequence``, and ``--clips`` generated ones of each kind, ``frames`` long."""
     size = options.height, options.width
     yield from listed(options.pairs, size) if options.pairs else ()
     yield from recordings(options)
@@ -135,9 +135,7 @@ def every_sequence(options: argparse.Namespace, frames: int) -> Iterator[ImageSe
 
 
 def stream(model: DEQFlow, frames: Sequence[np.ndarray], **settings: Any) -> list[FlowResult | None]:
-    """The result of each frame by an estimator with these settings, without a tolerance unless they have one; None
-    where it began a new stream.
-    """
+    """The result of each frame by an estimator with these settings; None where it began a new stream."""
     estimator = FlowEstimator(model, **{"tolerance_px": None, **settings})
     results = []
     for number, frame in enumerate(frames):
@@ -149,9 +147,7 @@ def stream(model: DEQFlow, frames: Sequence[np.ndarray], **settings: Any) -> lis
 def padded_pair(
     image1: np.ndarray, image2: np.ndarray, device: torch.device
 ) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
-    """The padding, for ``crop``, and the images (H, W, 3) uint8 as (1, 3, h, w) float32, with h and w multiples of
-    8.
-    """
+    """The padding, for ``crop``, and the images as (1, 3, h, w) float32, h and w multiples of 8."""
     (first, padding), (second, _) = (pad_to_multiple(to_tensor(image, device).float()) for image in (image1, image2))
     return padding, first, second
 
@@ -195,9 +191,7 @@ class EncodedPair:
         return crop(field, self._padding)
 
     def error(self, state: State, truth: Sample | None = None) -> float:
-        """The mean endpoint error of the flow of a state in px, relative to the flow of the state ``truth`` or to
-        that of the sample.
-        """
+        """Mean endpoint error of a state's flow in px, against ``truth`` or else the truth of the sample."""
         return pair_errors(truth or self.sample, to_array(self.flow(state)))[0]
 
 
@@ -207,9 +201,7 @@ def without_truth(name: str, image1: np.ndarray, image2: np.ndarray) -> Sample:
 
 
 def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
-    """The pair and its true flow, made smaller to fit into ``size`` (H, W) with the same aspect ratio; unchanged if
-    it fits.
-    """
+    """The pair and its true flow, made smaller to fit into ``size`` (H, W), in proportion; unchanged if it fits."""
     height, width = pair.image1.shape[:2]
     scale = min(size[0] / height, size[1] / width, 1.0)
     if scale == 1.0:
@@ -231,6 +223,36 @@ def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
 def first_below(values: Sequence[float], bound: float) -> float:
     """The number of the first iteration (from 1) whose value is at or below the bound; infinite if there is none."""
     return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
+
+
+def perception_stream(model: DEQFlow, **changed: Any) -> FlowEstimator:
+    """The estimator as ``flow_node`` runs it with ``config/perception.yaml``, without a latency budget.
+
+    :param changed: settings of ``EstimatorSettings`` by name that are to be others than in the file.
+    """
+    given = yaml.safe_load(CONFIG.read_text())["/**"]["ros__parameters"]
+    names = ("max_iterations", "min_scale", "max_scale", "refinement", "direction")
+    settings = {name: given[name] for name in names} | changed
+    return FlowEstimator(model, latency_budget_ms=None, tolerance_px=None, max_gap_ms=1e9, uncertainty=True, **settings)
+
+
+def camera_of(scene: Scene) -> CameraModel:
+    """The calibration of the rendered images."""
+    width, height = scene.settings.width, scene.settings.height
+    return CameraModel(scene.focal, scene.focal, (width - 1) / 2, (height - 1) / 2, width, height)
+
+
+def klt(first: np.ndarray, second: np.ndarray, points: np.ndarray, window_px: int = 21) -> tuple[np.ndarray, ...]:
+    """Points (N, 1, 2) float32 px of one grey image in another, by OpenCV, whose default window it is.
+
+    :returns: where they are, (N, 1, 2) float32 px; how far from the start, (N,) px, they end when they are followed
+        back, infinite where they are lost; and the mean difference (N,) of the windows in grey levels.
+    """
+    there, found, differ = cv2.calcOpticalFlowPyrLK(first, second, points, None, winSize=(window_px, window_px))
+    back, found_back, _ = cv2.calcOpticalFlowPyrLK(second, first, there, None, winSize=(window_px, window_px))
+    apart = np.linalg.norm(back - points, axis=2)[:, 0]
+    lost = np.float32(np.inf)
+    return there, np.where((found & found_back)[:, 0] == 1, apart, lost), np.where(found == 1, differ, lost)[:, 0]
 
 
 def add_inputs(line: Benchmark, frames: int, size: tuple[int, int] = (240, 320)) -> None:

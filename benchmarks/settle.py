@@ -16,10 +16,6 @@ most between the two. *ends apart*: the largest distance between any two of the 
 
 With ``--jacobian``, at the end from *coarse*: the spectral radius of the Jacobian of f, below 1 where the fixed point
 is stable, and the relative residual of the adjoint equation, that of the implicit gradient, after 30 iterations.
-
-With ``--where``, of the way from *coarse*: what moved without the 5 % of the pixels that moved most, their share of the
-squares, their uncertainty; the distance of the end from the last states; what moved of the cells before upsampling, and
-of their means over 3x3; and the RMS update that Anderson's method gets to in as many iterations.
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ from torch import Tensor
 
 from benchmarks.report import Benchmark, Row, grouped, picture, print_table, watched
 from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, recordings
-from deq_flow_ros.equilibrium import Solution, State, implicit_gradient, solve, spectral_radius
+from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import Sample
@@ -52,7 +48,7 @@ STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "
 ERROR_MARKS = (6, 12, 24, 48, 96)
 MARKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 """Numbers of iterations at which the distance to the end is measured, for the plot."""
-STILL_PX, NOISE_PX, UNSETTLED = 0.05, 8.0, 0.05
+STILL_PX, NOISE_PX = 0.05, 8.0
 PREDECESSOR_ITERATIONS, ADJOINT_ITERATIONS = 24, 30
 """Of the reversed pair that stands in for a missing predecessor, and of the adjoint equation."""
 SMOOTH = 4
@@ -62,12 +58,6 @@ FIGURES = {
     "to coarse's": "{to_coarse_px:.4f}", "ends apart": "{apart_px:.4f}",
 }  # fmt: skip
 JACOBIAN = {"spectral radius": "{spectral_radius:.3f}", "adjoint residual": "{adjoint_residual:.1e}"}
-WHERE = {
-    "model": "{model}", "pair": "{pair}", "moved": "{moved_px:.3f}", "without": "{rest_px:.3f}",
-    "their share": "{share:.0%}", "uncertainty there": "{uncertainty_most_px:.2f}", "of all": "{uncertainty_px:.2f}",
-    "last": "{last_px:.4f}", "last but one": "{last_two_px:.4f}", "cells": "{cells_px:.4f}",
-    "3x3": "{smooth_cells_px:.4f}", "Anderson": "{anderson_px:.4f}",
-}  # fmt: skip
 
 
 def random_states(pair: EncodedPair, seed: int = 0) -> dict[str, State]:
@@ -110,27 +100,6 @@ def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
     return {"spectral_radius": float(radius), "adjoint_residual": residuals[0]}
 
 
-def where(model: DEQFlow, pair: EncodedPair, solution: Solution, early: int) -> dict[str, float]:
-    """Which part of the flow moved on the way from *coarse*, and how: what the docstring of the module says."""
-    way, count = solution.trajectory, max(solution.trajectory)
-    first, before_last, last, end = (pair.flow(way[n]) for n in (early, count - 2, count - 1, count))
-    moved = (end - first).norm(dim=1).flatten()
-    most, rest = moved.argsort(descending=True).tensor_split([max(1, int(UNSETTLED * len(moved)))])
-    cells = FACTOR * (way[count][1] - way[early][1])
-    smooth = F.avg_pool2d(cells, 3, stride=1, padding=1, count_include_pad=False)
-    row = {
-        "rest_px": float(moved[rest].square().mean().sqrt()),
-        "share": float(moved[most].square().sum() / moved.square().sum()),
-        "last_px": rms(end - last), "last_two_px": rms(end - before_last), "cells_px": rms(cells),
-        "smooth_cells_px": rms(smooth), "anderson_px": float(pair.settled(pair.coarse(), count).residual),
-    }  # fmt: skip
-    expected = model.upsample_uncertainty(solution.state)
-    if expected is not None:
-        uncertainty = pair.crop(expected).flatten()
-        row |= {"uncertainty_px": float(uncertainty.median()), "uncertainty_most_px": float(uncertainty[most].median())}
-    return row
-
-
 def rms(difference: Tensor) -> float:
     """The RMS length of vectors, (1, 2, H, W)."""
     return float(difference.square().sum(1).mean().sqrt())
@@ -156,7 +125,7 @@ def rows_of(model: DEQFlow, samples: Sequence[Sample], options: argparse.Namespa
 def rows_of_pair(model: DEQFlow, sample: Sample, warm: State, options: argparse.Namespace) -> tuple[list[Row], State]:
     """The rows of one pair, and the state that the stream would carry to the next pair."""
     pair, count, early = EncodedPair(model, sample), options.iterations, options.early
-    marks = sorted({n for n in (*MARKS, early, count - 2, count - 1) if 0 < n < count} | {count})
+    marks = sorted({n for n in (*MARKS, early) if n < count} | {count})
     starts = {"zero": pair.zero(), "coarse": pair.coarse(), "warm": warm, **random_states(pair)}
     solutions = {
         name: solve(pair.problem, start, max_iterations=count, measure=update_px, keep=marks)
@@ -177,15 +146,12 @@ def rows_of_pair(model: DEQFlow, sample: Sample, warm: State, options: argparse.
         }  # fmt: skip
         if name == "coarse":
             row |= stability(model, sample, solutions[name].state) if options.jacobian else {}
-            row |= where(model, pair, solutions[name], early) if options.where else {}
         rows.append(row)
     return rows, solutions["coarse"].state
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """For each model, case and start: the medians over the pairs, and the endpoint error as the mean over the
-    groups.
-    """
+    """By model, case and start: medians over the pairs, and the endpoint error as the mean over the groups."""
     medians = ["moved_px", "still", "end_update_px", "to_coarse_px", "apart_px"]
     return [
         {
@@ -204,7 +170,7 @@ def group_errors(rows: Sequence[Row]) -> dict[int, float]:
 
 
 def print_tables(summary: Sequence[Row], rows: Sequence[Row], options: argparse.Namespace, console: Console) -> None:
-    """Print a table of each model, case and start, then one of all pairs, and with ``--where`` that."""
+    """Print a table of each model, case and start, then one of all pairs."""
     marks = next((list(row["epe_px"]) for row in summary if row["epe_px"]), [])
     columns = {"model, case (pairs)": "{model}, {case} ({pairs})", "start": "{start}", **FIGURES}
     columns |= {f"error {mark}": f"{{epe_px[{mark}]:.3f}}" for mark in marks}
@@ -219,8 +185,6 @@ def print_tables(summary: Sequence[Row], rows: Sequence[Row], options: argparse.
     del columns["to coarse's"]
     title = "of each pair, px: the largest over its starts but noise; the least of what is still"
     print_table(console, title, columns, by_pair.reset_index().to_dict("records"), names=2)
-    if options.where:
-        print_table(console, "where it moved, px", WHERE, [row for row in rows if "share" in row], names=2)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -276,10 +240,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_inputs(line, frames=4)
     line.add_number("--first", None, "so many pairs of each group of the list (default: all)", least=1, kind=int)
     line.add_argument("--models", nargs="+", default=["nano", "base"], help="names or paths")
-    line.add_number("--iterations", 96, "from each start", least=4)
+    line.add_number("--iterations", 96, "from each start", least=2)
     line.add_number("--early", 24, "to compare the end with", least=1)
     line.add_argument("--jacobian", action="store_true", help="also stability and adjoint equation, at coarse's end")
-    line.add_argument("--where", action="store_true", help="also which part of the flow moved, and how")
     options = line.parse_args(arguments)
     if options.early >= options.iterations:
         line.error(f"--early: expected less than --iterations, {options.iterations}, got {options.early}")

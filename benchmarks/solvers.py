@@ -73,9 +73,7 @@ def compare(case: str, pair: EncodedPair, start: State, iterations: int) -> tupl
 
 
 def summarise(rows: list[Row]) -> list[Row]:
-    """For each case and solver: the iterations to each bound, and how many pairs reached it; what is left of the update
-    at the marks and at the end; the mean error.
-    """
+    """By case and solver: iterations to each bound, how many pairs got there, the update that is left, mean error."""
     summary = []
     for (case, solver), some in grouped(rows, "case", "solver").items():
         counts = {f"{bound:g}": [first_below(row["residual_px"], bound) for row in some] for bound in BOUNDS}

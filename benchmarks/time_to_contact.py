@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from benchmarks.drive import camera_of, perception_stream
 from benchmarks.report import Benchmark, Row, picture, print_table
+from benchmarks.sequences import camera_of, perception_stream
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.model import load_model
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
@@ -36,9 +36,7 @@ COLUMNS = {
 
 
 def _measured(found: Contacts, truth: np.ndarray) -> pd.DataFrame:
-    """True s, told s, confidence and relative interquartile range of the truth of the regions; the truth (regions, n)
-    is the median over the pixels of each.
-    """
+    """True s (median of the truth, (regions, n)), told s, confidence, relative interquartile range of the truth."""
     low, median, high = np.percentile(truth, (25, 50, 75), axis=1)
     true, spread = 1 / np.maximum(median, 1e-9), (high - low) / np.maximum(np.abs(median), 1e-9)
     told, confidence = found.seconds.ravel(), found.confidence.ravel()

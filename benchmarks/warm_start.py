@@ -191,9 +191,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def cut_problems(rows: Sequence[Row]) -> list[str]:
-    """Pairs right behind a cut which the estimator solved worse than a cold start with the same number of
-    iterations.
-    """
+    """Pairs behind a cut that the estimator solved worse than a cold start with as many iterations."""
     behind = [row for row in rows if row["group"] == CUTS]
     cold = {row["pair"]: row["error_px"] for row in behind if row["start"] == "coarse"}
     return [
@@ -207,9 +205,7 @@ def cut_problems(rows: Sequence[Row]) -> list[str]:
 
 
 def print_tables(summary: Sequence[Row], rows: Sequence[Row], console: Console) -> None:
-    """Print errors and iterations to a small update, iterations to the settled error and factors, and how good the
-    settled states are.
-    """
+    """Print errors, iterations to a small update and the settled error, factors, and how good settled states are."""
     names = {"sequence": "{group} ({pairs})", "start": "{start}"}
     columns = {**names, **{str(n): f"{{error_px[{n}]:.2f}}{{star}}" for n in summary[0]["error_px"]}}
     columns |= {f"to {BOUND_PX:g} px": "{to_px:g} ({to_px_pairs})"}
@@ -240,9 +236,7 @@ def print_tables(summary: Sequence[Row], rows: Sequence[Row], console: Console) 
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw distance (above) and error (below) against iterations: one column per group, medians and means over its
-    pairs.
-    """
+    """Draw distance and error against iterations: a column per group, medians and means over its pairs."""
     groups = grouped(rows, "group")
     with picture(path, 2.3 * len(groups) + 0.6, 5.2) as figure:
         panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)

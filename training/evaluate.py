@@ -289,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         set_threads(options.threads)
         check_device(options.device)
-        with joined(options.device, patience=timedelta(days=7)) as (processes, device):  # some may have hours less to do
+        with joined(options.device, patience=timedelta(days=7)) as (processes, device):  # others may take hours
             run(options, processes, device)
         return 0
 
