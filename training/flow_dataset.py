@@ -42,7 +42,7 @@ class Sample:
 
 
 class Truth(NamedTuple):
-    """What a data set knows of a pair; shapes as in ``Sample``."""
+    """What a data set knows of a pair, as in ``Sample``."""
 
     flow: np.ndarray
     valid: np.ndarray
@@ -67,12 +67,11 @@ class PairFiles(NamedTuple):
 
 
 class FlowDataset(abc.ABC):
-    """Pairs of one data set, read from its official folder layout; map-style, picklable, deterministic in its order.
+    """Pairs of one data set, read from its official folder layout; picklable, deterministic in its order.
 
-    Opening checks that every file that will be read is there. Reading a damaged file raises ``MediaError``.
-
-    :raises FileNotFoundError: naming the first file that is missing, and the layout.
+    :raises FileNotFoundError: naming the first file that is missing, of all that will be read, and the layout.
     :raises ValueError: for an unknown split or option.
+    :raises MediaError: from ``__getitem__``, for a damaged file.
     """
 
     layout: ClassVar[str]
@@ -145,10 +144,7 @@ class FlowDataset(abc.ABC):
         return self._files(self.root.joinpath(*parts), "*")
 
     def _successive(self, frames: Iterable[Path], backward: bool = False) -> list[tuple[Path, Path]]:
-        """Each frame with the next, or from the last on with the one before.
-
-        A number left out is a file that is missing, not a pair with twice the motion.
-        """
+        """Each frame with the next, or from the last on with the one before; a number left out is a missing file."""
         pairs = list(pairwise(frames))
         for frame, following in pairs:
             if following != (expected := frame.with_name(next_name(frame.name))):
@@ -189,10 +185,7 @@ def leaves_image(flow: np.ndarray) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted.
-
-    :raises MediaError: for a file that is missing or damaged.
-    """
+    """(H, W, 3) uint8 RGB; grey and 16-bit pictures are converted. ``MediaError`` for a missing or damaged file."""
     try:
         image, _ = read_picture(path, cv2.IMREAD_COLOR)
     except (OSError, MediaError) as error:
@@ -201,10 +194,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of that size, True where the picture is not black.
-
-    :raises MediaError: for a file that is missing or damaged, or of another size.
-    """
+    """(H, W) bool, True where the picture is not black; ``MediaError`` for a bad file, or one of another size."""
     mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if mask is None:
         raise MediaError(f"{path} cannot be read as a mask; it is missing, truncated or damaged")
@@ -220,12 +210,9 @@ def expect_size(path: Path, array: np.ndarray, size: tuple[int, int]) -> None:
 
 
 def read_npy(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """An array of that shape and kind of numbers, as numpy names it; mapped, so that a header cannot ask for memory.
-
-    :raises MediaError: for a file that is missing or damaged, or holds something else.
-    """
+    """An array of that shape and kind of numbers, as numpy names it; ``MediaError`` for a file without such."""
     try:
-        array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        array = np.asarray(np.lib.format.open_memmap(path, mode="r"))  # a header cannot ask for memory
     except (OSError, ValueError) as error:
         raise MediaError(f"{path} cannot be read as a .npy file: {error}") from error
     if array.shape != shape or array.dtype.kind != kind:

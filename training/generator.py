@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,14 +44,12 @@ class ProceduralGenerator:
     :param textures: folder of photographs (see ``load_photographs``), or None for procedural textures only.
     :param settings: further ones of ``SceneSettings``. ``frames`` per clip, at least 2. ``seed``: another one, other
         clips. ``min_displacement_px``, ``max_displacement_px``: the typical displacement of background and layers
-        between two frames is log-uniform in this range (0.5 px to a quarter of the width unless given); single pixels
-        may move farther; beyond the longer side of the frame, their flow is invalid. ``max_layers`` over the
-        background, 0 to 8. ``static_share``: of clips in which nothing moves (they still differ by noise and light),
-        ``particle_share``: of particle images, see ``particles``, and ``fine_share``: of clips whose typical
-        displacements lie below a pixel (0.05 to 1 px). ``patterns``: different procedural textures. ``photometric``:
+        between two frames is log-uniform in this range (0.5 px to a quarter of the width unless given); beyond the
+        longer side of the frame, the flow of a pixel is invalid. ``max_layers`` over the background, 0 to 8. Shares of
+        clips: ``static_share``, nothing moves but noise and light; ``particle_share``, see ``particles``;
+        ``fine_share``, displacements of 0.05 to 1 px. ``patterns``: different procedural textures. ``photometric``:
         False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
-    :raises ValueError: for settings outside these ranges, and as ``load_photographs`` raises it.
-    :raises FileNotFoundError: as ``load_photographs`` raises it.
+    :raises ValueError: for settings outside these ranges; both this and FileNotFoundError as ``load_photographs``.
     """
 
     def __init__(self, height: int, width: int, *, textures: str | Path | None = None, **settings: Any) -> None:
@@ -234,13 +232,6 @@ def contact_sheet(clip: Clip) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _of_kinds(generator: ProceduralGenerator, kinds: Sequence[Kind]) -> Iterator[int]:
-    """Numbers of clips whose kinds are these in turn, endlessly."""
-    number = itertools.count()
-    for kind in itertools.cycle(kinds):
-        yield next(n for n in number if generator.kind(n) == kind)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Write contact sheets of the generator's clips; returns the exit status."""
     line = CommandLine("python -m training.generator", "Write contact sheets of the generator's clips.")
@@ -249,15 +240,15 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_path("--textures", "folder of photographs; default: procedural textures only")
     line.add_size(128, 192, "of a frame", least=1)
     line.add_number("--seed", 0, "of the generator")
-    kind_help = "clips of this kind only, or each in turn; default: as they come in training"
-    line.add_argument("--kind", choices=[*KINDS, "each"], help=kind_help)
+    line.add_argument("--kind", choices=[*KINDS, "each"], help="this only, or each in turn; default: as in training")
     options = line.parse_args(arguments)
 
     def work() -> int:
         generator = ProceduralGenerator(options.height, options.width, textures=options.textures, seed=options.seed)
         options.out.mkdir(parents=True, exist_ok=True)
-        kinds = {None: None, "each": KINDS}.get(options.kind, (options.kind,))
-        wanted = itertools.count() if kinds is None else _of_kinds(generator, kinds)
+        numbers = itertools.count()
+        kinds = {None: (None,), "each": KINDS}.get(options.kind, (options.kind,))
+        wanted = (next(n for n in numbers if kind in (None, generator.kind(n))) for kind in itertools.cycle(kinds))
         rows = len(KINDS) if options.kind == "each" else min(8, options.clips)
         for index in range(math.ceil(options.clips / rows)):
             path = options.out / f"{options.kind or 'clips'}_{index:03d}.png"

@@ -20,8 +20,6 @@ from training.settings import CHECKED, Count, Flag, Natural, Positive, Share
 
 MAX_LIPSCHITZ = 0.25  # of an elastic field: each step of its inversion gains a factor of 4
 WAVES = 3  # plane waves in an elastic field
-
-
 _UNIT_GRID = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)), axis=-1).reshape(-1, 2)
 
 
@@ -134,7 +132,7 @@ def polygon(planes: np.ndarray, box: np.ndarray = _UNBOUNDED) -> Outline:
 
 
 def bounded_polygon(planes: np.ndarray, low: np.ndarray, high: np.ndarray) -> Outline:
-    """The same, with a box that leaves out what lies outside low..high (x, y): small boxes are drawn faster."""
+    """The same, with a box within low..high (x, y): small boxes are drawn faster."""
     corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
     for plane in planes:  # each cuts off a part (Sutherland and Hodgman, CACM 17:32, 1974)
         outside = corners @ plane[:2] + plane[2]
@@ -282,8 +280,7 @@ def planar_motion(rng: Dice, centre: np.ndarray, radius: float, magnitude: float
 def elastic(rng: Dice, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
     """An elastic field of at most ``magnitude`` px and with a Lipschitz constant of at most ``MAX_LIPSCHITZ``.
 
-    :returns: plane waves (WAVES, 5), each amplitude x, y in px, wave vector x, y in rad/px and phase; and gains (T,) in
-        0..1, 0 at frame 0.
+    :returns: plane waves (WAVES, 5): amplitude x, y (px), wave vector x, y (rad/px), phase; and gains (T,) in 0..1.
     """
     lengths = np.maximum(rng.uniform(0.7, 2.5, WAVES) * radius, 24.0)
     directions, headings = rng.uniform(0, 2 * np.pi, (2, WAVES))

@@ -45,22 +45,19 @@ class Objective:
     :ivar warm_iterations: the same for the pairs that start from the state of the pair before.
     :ivar draw: how they are drawn: "uniform", or "log-uniform", which gives mostly few, now and then many.
     :ivar corrections: states on the way that the loss is taken at, evenly spaced up to the end; one less when warm.
-    :ivar gradient: "phantom-K" (K steps, damping 1; "phantom-1" is the one-step gradient), "phantom-K-TAU" with damping
-        TAU, or "implicit"; one for all corrections, or one for each, separated by commas. Where there is room for fewer
-        corrections, the last ones count.
-    :ivar recurrent: instead of all that, the recurrent counterpart: unrolled, loss at every step, no gradient through
-        the flow from step to step (RAFT, arXiv 2003.12039, section 3.3).
+    :ivar gradient: "phantom-K" (K steps; 1 is the one-step gradient), "phantom-K-TAU" with damping TAU, or "implicit";
+        one for all corrections, or one for each, separated by commas, of which the last ones count.
+    :ivar recurrent: instead of all that, unrolled, with the loss at every step and no gradient through the flow from
+        step to step (RAFT, arXiv 2003.12039, section 3.3).
     :ivar recompute: less memory for more time: encoder blocks and lookups run again in the backward pass.
     :ivar jacobian: weight of the penalty on the Jacobian at the last state of a pair (``jacobian_penalty``).
     :ivar gamma: weight of an earlier correction relative to the next.
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
     :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
-    :ivar consistency: weight of the distance of the corrected states on the way from the end state, which gets no
-        gradient from it: few iterations should be near what many give (after arXiv 2602.03024).
+    :ivar consistency: weight of the distance of the states on the way from the end state, see ``consistency_loss``.
     :ivar scale_px: see ``robust``.
-    :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``: the fixed point must not depend on it.
-    :ivar random_start: share of the cold starts that are random states, see the function of that name. This and
-        ``perturbation_px`` are for generated clips.
+    :ivar perturbation_px: noise on the start of the warm pairs of generated clips, see ``perturb``.
+    :ivar random_start: share of the cold starts of generated clips that are random states, see ``random_start``.
     """
 
     cold_iterations: tuple[Count, Count] = (6, 10)
@@ -166,10 +163,9 @@ class Objective:
 
 
 def make_gradient(name: str, report: Callable[[Solution], None] | None = None) -> tuple[Gradient, int]:
-    """A gradient by the name it has in ``Objective.gradient``, and the evaluations of ``f`` it makes.
+    """A gradient by its name in ``Objective.gradient``, and the evaluations of ``f`` it makes; else ``ValueError``.
 
     :param report: see ``implicit_gradient``.
-    :raises ValueError: for anything else.
     """
     kind, *numbers = name.strip().split("-")
     try:
@@ -195,17 +191,16 @@ def robust(error: Tensor, scale_px: float) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the samples of the weighted mean of each; values and weights >= 0 are (B, ...); 0 without any weight.
-
-    So the mean over the shares of several processes is that over the whole batch.
-    """
+    """Mean over the samples of the weighted mean of each, values and weights (B, ...); 0 where there is no weight."""
     return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
 
 
 def consistency_loss(states: Sequence[State], valid: Tensor, scale_px: float) -> Tensor:
-    """Mean robust distance in px of the flow of all states but the last from that of the last.
+    """Mean robust distance in px of the flow of all states but the last from that of the last, which gets no gradient.
 
-    :param states: (hidden, flow (B, 2, h, w) in cells) each, two or more.
+    Few iterations should be near what many give (after arXiv 2602.03024).
+
+    :param states: two or more.
     :param valid: (B, H, W) bool, the pixels that count.
     """
     weights = F.avg_pool2d(valid.float().unsqueeze(1), FACTOR)[:, 0]
@@ -217,8 +212,7 @@ def consistency_loss(states: Sequence[State], valid: Tensor, scale_px: float) ->
 def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor) -> Tensor:
     """Cross entropy of where each visible cell of the first image is found in the second.
 
-    The similarities of a cell with all cells of the second image are its logits; the target is shared bilinearly
-    between the four cells around ``position + flow``.
+    The logits are its similarities with all cells there; the target is shared between the four around position + flow.
 
     :param flow: (B, 2, H, W) px, true.
     :param visible: (B, H, W) bool, the flow holds and its target is seen in the second image.
@@ -245,7 +239,7 @@ def perturb(state: State, keys: list[list[int]], strength_px: float) -> State:
     """A warm start, disturbed: a smooth field on the flow as a wrong estimate has, white noise on the hidden state.
 
     :param state: (hidden (B, C, H, W), flow (B, 2, H, W) in cells).
-    :param keys: what the noise of each sample is a function of: the same in whatever batch or process it is drawn.
+    :param keys: what the noise of each sample is a function of, whatever batch or process it is drawn in.
     :param strength_px: standard deviation of the flow's field at its knots, px of the full resolution.
     """
     hidden, flow = state
@@ -254,12 +248,9 @@ def perturb(state: State, keys: list[list[int]], strength_px: float) -> State:
 
 
 def random_start(state: State, keys: list[list[int]], share: float) -> State:
-    """Cold starts, some of them replaced by a random state (Equilibrium Reasoners, arXiv 2605.21488).
-
-    A random state is white noise of the hidden state's size, and a smooth flow.
+    """Cold starts, a ``share`` of them replaced by noise and a smooth flow (Equilibrium Reasoners, arXiv 2605.21488).
 
     :param state, keys: as for ``perturb``.
-    :param share: probability with which a sample's start is replaced.
     """
     hidden, flow = state
     noise, field = _noise(state, keys)

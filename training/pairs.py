@@ -26,11 +26,10 @@ from training.rendering import Clip
 
 FlowFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
-"""Regions by the length of the true flow in px, from the first to below the second (MPI-Sintel's s0-10, s10-40, s40+;
-Butler et al., ECCV 2012, section 4)."""
+"""Regions by the length of the true flow in px (MPI-Sintel; Butler et al., ECCV 2012, section 4)."""
 REGIONS = ("all", "matched", "unmatched", *SPEEDS)
-"""Where errors are counted. ``matched``: what image 1 shows is visible in image 2 as well (KITTI calls it "noc");
-``unmatched``: it is not (Sintel; Butler et al., section 4). Only where the data set says what is occluded."""
+"""Where errors are counted. ``matched``: what image 1 shows is visible in image 2 as well (KITTI's "noc"); only where
+the data set says what is occluded."""
 
 Summary = dict[str, float | None]
 
@@ -67,7 +66,7 @@ def open_pairs(path: str | Path) -> list[PairGroup]:
     """The groups of a list, in its order.
 
     :raises FileNotFoundError: naming the list, or the file that is missing.
-    :raises ValueError: if the list or an entry is not as described above.
+    :raises ValueError: if the list is not as described above.
     """
     path = Path(path)
     try:
@@ -106,8 +105,7 @@ def to_array(flow: torch.Tensor) -> np.ndarray:
 def model_flow(model: DEQFlow, iterations: int, coarse_levels: int = 0, scale: float = 1.0) -> FlowFunction:
     """The model, started cold, as a function of two images (H, W, 3) that returns flow (H, W, 2) px.
 
-    :param scale: resolution to process at, 1 is that of the images. The model computes on cells of 8x8 pixels; enlarged
-        images have more of them, for finer flow at a cost that grows with the square.
+    :param scale: resolution to process at, 1 is that of the images.
     """
 
     def flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
@@ -173,10 +171,9 @@ def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:
 
 
 def summarise(tallies: Sequence[Tally]) -> Summary:
-    """What several images have in one region; None where there is no pixel.
+    """What several images have in one region, see docs/evaluation.md; None where there is no pixel.
 
-    Means over pixels weigh every pixel of the set alike; means over images every image, however many pixels of it are
-    known. Benchmarks differ in which they mean, so both are here. docs/evaluation.md explains the keys.
+    Benchmarks differ in whether they mean over all pixels of a set or over its images, so both are here.
     """
     counts = np.array([tally for tally in tallies if tally.pixels], np.float64).reshape(-1, 5)
     if not len(counts):
@@ -237,10 +234,7 @@ def columns(dataset: str) -> tuple[Column, ...]:
 
 
 def pair_errors(pair: Sample, flow: np.ndarray) -> tuple[float, float]:
-    """Mean endpoint error (px) and Fl (%: error above 3 px and above 5 % of the true length) over the valid pixels.
-
-    :raises ValueError: if no pixel is valid.
-    """
+    """Mean endpoint error (px) and Fl (%, see ``Tally``) over the valid pixels; ``ValueError`` if there are none."""
     summary = summarise([measure(flow, pair)["all"]])
     error, fl = summary["epe_px"], summary["fl_percent"]
     if error is None or fl is None:

@@ -104,10 +104,7 @@ class ParticleScene:
 
 
 def draw_field(rng: Dice, magnitude: float) -> FlowField:
-    """A flow of a few kinds at once whose mean displacement over the frame is ``magnitude`` px.
-
-    It is less where a flow as steep as this would have to exceed ``MAX_GRADIENT``.
-    """
+    """A flow of a few kinds at once, of ``magnitude`` px on average or as much as ``MAX_GRADIENT`` allows."""
     height, width = rng.settings.height, rng.settings.width
     size = np.array([width, height], dtype=float)
     extent = float(np.sqrt(size.prod()))
@@ -155,10 +152,9 @@ def draw_field(rng: Dice, magnitude: float) -> FlowField:
 
 
 def draw_particles(rng: Dice) -> ParticleScene:
-    """Draw a flow, and the particles that it carries through all frames.
+    """Draw a flow, and the particles that it carries through all frames, some of which leave or enter the laser sheet.
 
-    The mean displacement is log-uniform in ``PARTICLE_RANGE_PX``, cut off at ``max_displacement_px``. Some particles
-    leave the laser sheet between two frames, and others enter it.
+    The mean displacement is log-uniform in ``PARTICLE_RANGE_PX``, cut off at ``max_displacement_px``.
     """
     height, width, frames = rng.settings.height, rng.settings.width, rng.settings.frames
     low, high = PARTICLE_RANGE_PX
@@ -197,10 +193,7 @@ def draw_particles(rng: Dice) -> ParticleScene:
 
 
 def render_particles(scene: ParticleScene, height: int, width: int, limit_px: float) -> Clip:
-    """Draw a clip of one such scene, on the CPU.
-
-    Particles hide nothing: occluded is what flows out of the frame. Flow of ``limit_px`` and more is invalid (and 0).
-    """
+    """Draw a clip of one such scene. Occluded is what flows out of the frame; flow from ``limit_px`` on is invalid."""
     frames = len(scene.positions)
     rows, columns = torch.arange(height, dtype=torch.float32), torch.arange(width, dtype=torch.float32)
     y, x = torch.meshgrid(rows, columns, indexing="ij")

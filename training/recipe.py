@@ -44,16 +44,13 @@ USES = 4
 """How often a clip can be used: as it is, and mirrored along either axis or both."""
 STAGED = ("data", "objective")
 """The sections that a stage has of its own."""
-_GONE = {("schedule", "cooldown"): 0, ("objective", "chained"): True, ("objective", "linked"): False}
-"""Keys that recipes of earlier runs have, and the one value that says what is done without them."""
 
 
 @dataclass(frozen=True, config=CHECKED)
 class Source:
     """A data set in training or validation.
 
-    :ivar dataset: a name in ``DATASETS``; "synthetic" for the procedural generator; "pairs" for a list of pairs in JSON
-        (training/pairs.py).
+    :ivar dataset: a name in ``DATASETS``, "synthetic" for the generator, or "pairs" for a list (training/pairs.py).
     :ivar repeat: how often each of its pairs comes up in one pass over the mix (training).
     :ivar limit: so many pairs, evenly spread over the data set (validation); None takes all.
     :ivar options: of the data set, see docs/datasets.md.
@@ -180,8 +177,7 @@ class Recipe:
 
     :ivar about: a line for people.
     :ivar init: weights to start from, with a fresh optimizer: a name or path as in ``load_model``.
-    :ivar stages: in order, the last until 1; none if the whole run has the recipe's own data and objective. Validation
-        is on the recipe's own data in all of them.
+    :ivar stages: in order, the last until 1; none if the whole run has the recipe's own data and objective.
     """
 
     about: str = ""
@@ -267,9 +263,6 @@ def read_recipe(
                 if isinstance(stage.get(name, {}), Mapping):
                     stage[name] = {k: v for k, v in _section(stage, name).items() if k not in _section(layer, name)}
         values = _merged(values, layer)
-    for (section, key), value in _GONE.items():
-        if _section(values, section).get(key) == value:
-            del values[section][key]
     for stage in _stages(values):
         stage |= {name: _merged(_section(values, name), stage.get(name, {})) for name in STAGED}
     try:

@@ -93,8 +93,7 @@ def render(
 
     :param banks: item i holds the textures halved i times, (N, 3, h, w) uint8.
     :param limit_px: flow of this length and more is invalid (and 0).
-    :param shutter: share of the time between two frames for which the shutter is open, in the middle of which a frame's
-        flow holds; 0: what moves is as sharp as what rests.
+    :param shutter: share of the time between two frames for which it is open, with a frame's moment in the middle.
     """
     images, _, flow = _draw(scene[0], banks, (0, 0, width, height), shutter)
     identity = torch.zeros(len(images), height, width, dtype=torch.uint8)
@@ -193,10 +192,9 @@ def _paint(layer: Layer, x: Tensor, y: Tensor, banks: Sequence[Tensor]) -> Tenso
 
 
 def _occluded(flow: Tensor, identity: Tensor) -> Tensor:
-    """Where the target lies outside frame t + 1, or a nearer layer covers any of the pixels around it there.
+    """(T - 1, H, W) bool: the target lies outside frame t + 1, or a nearer layer covers any of the pixels around it.
 
-    What lies behind may be around it: so it is at the edge of a surface, and all along a thin pole.
-    From flow (T - 1, 2, H, W) and visible layers (T, H, W); returns (T - 1, H, W) bool.
+    :param flow, identity: (T - 1, 2, H, W) px; (T, H, W), the visible layer.
     """
     height, width = identity.shape[1:]
     here_x, here_y = _pixels((0, 0, width, height))

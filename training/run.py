@@ -31,10 +31,7 @@ COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; a crash or full disk leaves the old one whole.
-
-    :raises OSError: if it cannot be written, naming it.
-    """
+    """Write a checkpoint; a crash or full disk leaves the old one whole. ``OSError`` if it cannot be written."""
 
     def write(temporary: str) -> None:
         with open(temporary, "wb") as file:
@@ -44,10 +41,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What ``Run.save`` wrote; tensors on the CPU.
-
-    :raises ValueError: if the file is not such.
-    """
+    """What ``Run.save`` wrote, tensors on the CPU; ``ValueError`` if the file is not such."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -64,12 +58,11 @@ MODEL, BEST = "model.safetensors", "best.safetensors"
 class Run:
     """Model, averaged weights, optimizer and step of one training run, with their files.
 
-    :ivar recipe: what is trained now: the recipe of the run, in its present stage.
-    :ivar clips: number of the first clip, or pair of a data set, of the batch to train on next.
-    :ivar use: how often that batch was used before.
+    :ivar recipe: the recipe of the run, in its present stage.
+    :ivar clips, use: number of the first clip, or pair, of the next batch; how often that batch was used before.
     :ivar samples: clips trained on so far, each counted as often as it was used.
     :ivar stage: of the recipe, as an index.
-    :ivar seconds: time of the run up to the last checkpoint, see ``Clock``.
+    :ivar seconds: time of the run up to the last checkpoint.
     :ivar tail: seconds that the last validation and the last checkpoint took.
     :ivar best: lowest validation error so far, px; None before the first.
     """
@@ -102,7 +95,7 @@ class Run:
     def resume(self) -> str:
         """Load the checkpoint of this run, if there is one; says what it did.
 
-        :raises ValueError: if the checkpoint is damaged, of another schedule or architecture, or beyond the last step.
+        :raises ValueError: if it is damaged, of another schedule or architecture, or beyond the last step.
         """
         schedule = self.recipe.schedule
         path = self.out / schedule.checkpoint_name
@@ -251,8 +244,6 @@ def _generated(generator: ProceduralGenerator, number: int) -> Sample:
 class Validator:
     """The pairs on which a model is validated while it trains, shared among the processes.
 
-    Generated ones are the first of clips that are never trained on.
-
     :ivar left_out: the sets of the recipe that nobody gave a folder for.
     """
 
@@ -276,10 +267,7 @@ class Validator:
         return bool(self._pairs)
 
     def __call__(self, model: DEQFlow) -> tuple[dict[str, float], np.ndarray | None]:
-        """Mean endpoint error in px per set, and their mean as ``mean``; and a picture of the first pair, in rank 0.
-
-        The figures are those of one process, whatever the number of processes.
-        """
+        """Mean endpoint error in px per set, and their mean as ``mean``; and a picture of the first pair, in rank 0."""
         function = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
         measured, picture = [], None
         for number in range(self._processes.rank, len(self._pairs), self._processes.count):

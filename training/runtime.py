@@ -39,10 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together; one alone by default.
-
-    :ivar rank: 0 to count - 1; only rank 0 writes files.
-    """
+    """This process among those that train together; one alone by default."""
 
     rank: int = 0
     count: int = 1
@@ -53,10 +50,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of a batch, in order: the parts of all ranks put together are the batch.
-
-        :raises ValueError: if it cannot be shared evenly; means over unequal parts would weigh samples differently.
-        """
+        """This process's part of a batch, in order; ``ValueError`` if it cannot be shared evenly."""
         if len(items) % self.count:
             raise ValueError(f"data.batch: expected a multiple of the {self.count} processes, got {len(items)}")
         size = len(items) // self.count
@@ -123,11 +117,10 @@ HEADROOM = 1.25  # steps and clips vary in time; the faster of them must not wai
 def loading(samples: Dataset[Clip], batches: Iterable[Sequence[int]], workers: int) -> Iterator[Callable[[], Clip]]:
     """What gives the batches of these sample numbers, in order; the end of the context ends the workers.
 
-    :param batches: sample numbers of each batch; may be endless.
-    :param workers: processes that make them ahead; with 0 a batch is made when it is asked for.
+    :param batches: sample numbers of each; may be endless.
+    :param workers: processes that make them ahead; 0: each is made when it is asked for.
     """
     # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever.
-    # The workers are the parallelism.
     cv2.setNumThreads(0)
     stop = multiprocessing.Event()
     loader = DataLoader(
@@ -158,20 +151,15 @@ class _Stoppable(Dataset[Clip | None]):
 
 
 def choose_workers(making: float, training: float, spare: int) -> int:
-    """The number of workers that keeps the training from waiting, as far as there are cores.
+    """The number of workers that keeps the training from waiting, as far as there are ``spare`` cores.
 
-    :param making: seconds that one batch takes to make.
-    :param training: seconds that are trained on it, all its uses together.
-    :param spare: cores that the training does not use.
+    :param making, training: seconds that one batch takes to make, and to train on, all its uses together.
     """
     return min(spare, math.ceil(HEADROOM * making / max(training, 1e-6)))
 
 
 def spare_cores(threads: int) -> int:
-    """Cores that are left for workers of this process.
-
-    :param threads: what each training process uses; those that ``torchrun`` started on this machine share its cores.
-    """
+    """Cores left for workers of this process; it and those that ``torchrun`` started here use ``threads`` each."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - threads)
 
@@ -189,8 +177,6 @@ SHOWN = ("epe_cold", "epe_warm", "matching", "waiting")
 
 class Log:
     """The figures of a run: ``log.jsonl``, TensorBoard, and a bar of running means. Not ``active``, it does nothing.
-
-    A run that was killed logs the steps since its last checkpoint twice, with the same figures.
 
     :param step, total: where the run stands, and where it ends; None if it is the time that ends it.
     :param every: steps from one line of their means to the next.
@@ -216,12 +202,7 @@ class Log:
         )
 
     def step(self, step: int, figures: dict[str, float], counts: dict[str, float], left: str = "") -> None:
-        """What one step tells; ``step`` counts it in.
-
-        :param figures: of which means are written.
-        :param counts: written as they are: how far the run has come.
-        :param left: the time left, in words.
-        """
+        """The ``figures`` of a step, of which means are written; ``counts``, as they are; the time left, in words."""
         if not self._active:
             return
         self._since_last.append(figures)
@@ -247,7 +228,7 @@ class Log:
         self._bar.write(f"step {step}  endpoint error, px: {text}{'  (best so far)' if best else ''}", file=sys.stdout)
 
     def close(self) -> None:
-        """Write what is left."""
+        """End the bar, and close the files."""
         if not self._active:
             return
         self._bar.close()

@@ -38,21 +38,19 @@ ERASED_SIDE_PX = (50, 100)
 class Augmentation:
     """Random changes of colour and geometry; ``augmentation(sample, rng)`` gives a sample of the size of the crop.
 
-    Occluded pixels are, in addition, those whose target is outside of the crop.
+    What leaves the crop is occluded as well.
 
     :ivar crop: (height, width), px. Images that are smaller are scaled up to it.
-    :ivar sparse: the flow is known at some pixels only. Its vectors are then moved to the nearest pixel, each by
-        itself; dense flow is interpolated, and valid where everything that goes into it is.
+    :ivar sparse: the flow is known at some pixels only: each vector is moved to the nearest pixel. Dense flow is
+        interpolated, and valid where everything that goes into it is.
     :ivar min_scale, max_scale: binary logarithm of the least and largest change of size.
     :ivar spatial_probability: how often size and shape are changed at all.
-    :ivar stretch, stretch_probability: binary logarithm of the largest further change of width and of height, and how
-        often.
+    :ivar stretch, stretch_probability: the same of a further change of width and of height, and how often.
     :ivar horizontal_flip, vertical_flip: probabilities.
     :ivar brightness, contrast, saturation: largest relative change.
     :ivar hue: largest change, 1 is the full circle.
     :ivar asymmetric_probability: how often the two images change their colours independently of each other.
-    :ivar eraser_probability: how often one or two rectangles of image 2 get its mean colour, as if something came
-        between.
+    :ivar eraser_probability: how often one or two rectangles of image 2 get its mean colour.
     :raises ValueError: for settings outside their ranges, and for a sample without true flow.
     """
 
@@ -161,10 +159,10 @@ _COLOURS = list(permutations(range(3)))[1:]
 def transform(clip: Clip, use: int, numbers: Sequence[int]) -> Clip:
     """The clip for its ``use``-th use: 0 is the clip itself, then horizontally, vertically and doubly mirrored.
 
-    The colour channels are exchanged, in each clip of the batch in a way of its own. Nothing is resampled.
+    Nothing is resampled.
 
     :param use: 0 to ``USES`` - 1.
-    :param numbers: which clips of the run these are; together with ``use`` they decide the exchange of the channels.
+    :param numbers: which clips of the run these are; with ``use`` they decide how the colour channels are exchanged.
     """
     if use == 0:
         return clip
@@ -196,8 +194,7 @@ class Clips(Dataset[Clip]):
 class Mix(Dataset[Clip]):
     """Augmented pairs of several data sets; the index is a list of sample numbers.
 
-    One pass over the mix has every pair of a source ``repeat`` times, in an order of its own (as RAFT, arXiv
-    2003.12039).
+    A pass over the mix has every pair ``repeat`` times, in an order of its own (as RAFT, arXiv 2003.12039).
     """
 
     def __init__(self, parts: Sequence[tuple[FlowDataset, Augmentation, int]], seed: int, max_flow_px: float) -> None:
@@ -223,8 +220,7 @@ class Mix(Dataset[Clip]):
 def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
     """Pairs of one size as clips of two frames, (B, 2, 3, H, W) uint8 until they are on the device.
 
-    Flow of ``max_flow_px`` and more is invalid. What moves out of the frame counts as occluded even where the data set
-    does not say so: its match cannot be seen.
+    Flow of ``max_flow_px`` and more is invalid. What moves out of the frame is occluded, whatever the data set says.
     """
     flows, valids, hidden = [], [], []
     for sample in samples:
@@ -253,10 +249,7 @@ def make_generator(recipe: Recipe, seed: int) -> ProceduralGenerator:
 
 
 def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
-    """The data sets of a source; a list of pairs has one per group.
-
-    :raises RecipeError: if nobody said where it lies, or it does not know an option.
-    """
+    """The data sets of a source, of a list one per group; ``RecipeError`` for no folder or an unknown option."""
     root = recipe.root(source.dataset)
     if root is None:
         raise RecipeError(f"where is the data set {source.dataset}? Give its folder: --data {source.dataset}=FOLDER")
@@ -269,10 +262,7 @@ def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
 
 
 def training_samples(recipe: Recipe) -> Clips | Mix:
-    """What the recipe trains on.
-
-    Clips are made on the CPU beside a GPU, too: the many small kernels of the generator would take the trainer's time.
-    """
+    """What the recipe trains on. Clips are made on the CPU beside a GPU, too: they would take the trainer's time."""
     data = recipe.data
     if data.synthetic:
         return Clips(make_generator(recipe, recipe.seed))

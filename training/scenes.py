@@ -45,11 +45,6 @@ class Layer:
     elastic: tuple[np.ndarray, np.ndarray] | None = None  # waves and gains, see there: e_t = gain_t * sum of waves
 
 
-def still(rng: Dice) -> np.ndarray:
-    """Homographies (frames, 3, 3) that move nothing."""
-    return np.tile(np.eye(3), (rng.settings.frames, 1, 1))
-
-
 def complete(
     rng: Dice, homographies: np.ndarray, outline: Outline, centre: np.ndarray, radius: float, look: Look = USUAL,
     elastic_px: float = 0.0,
@@ -62,10 +57,7 @@ def complete(
 def object_layers(
     rng: Dice, homographies: np.ndarray, centre: np.ndarray, radius: float, elastic_px: float
 ) -> list[Layer]:
-    """An object that moves by ``homographies`` and passes ``centre`` at some time during the clip.
-
-    Some rigid ones have several parts, with one motion, as a chair has a seat and legs.
-    """
+    """An object that moves by ``homographies`` past ``centre`` during the clip; some rigid ones have several parts."""
     travelled = apply_homography(homographies[-1], centre[None])[0] - centre
     start = centre - rng.uniform(0, 1) * travelled
     if elastic_px == 0 and rng.random() < FURNITURE_SHARE:
@@ -190,13 +182,13 @@ def planar_scene(rng: Dice, static: bool = False) -> list[Layer]:
     size = np.array([settings.width, settings.height])
     low, high = settings.min_displacement_px, settings.max_displacement_px
     magnitude = rng.log_uniform(low, high)
-    still_background = static or rng.random() < 0.2
+    still, still_background = np.tile(np.eye(3), (settings.frames, 1, 1)), static or rng.random() < 0.2
 
     def elastic_px(of: float, share: float) -> float:
         return 0.0 if static or rng.random() > share else of * rng.uniform(0.2, 1)
 
     if still_background:
-        background = still(rng)
+        background = still
     else:
         background = planar_motion(rng, size / 2, settings.width / 2, magnitude)
     bend_px = 0.0 if still_background else elastic_px(magnitude, 0.3)
@@ -209,7 +201,7 @@ def planar_scene(rng: Dice, static: bool = False) -> list[Layer]:
         carried = rng.random() < 0.5 and not still_background
         own = rng.log_uniform(low, min(magnitude, high / 2) + low) if carried else rng.log_uniform(low, high)
         if static or rng.random() < 0.06:  # also: dirt on the lens, a bonnet, a caption
-            homographies = still(rng)
+            homographies = still
         else:
             homographies = planar_motion(rng, centre, radius, own)
             if carried:

@@ -65,10 +65,7 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def parse_change(text: str) -> dict[str, Any]:
-    """``section.key=value`` with a value in YAML, as a nested mapping.
-
-    :raises RecipeError: if it is not such.
-    """
+    """``section.key=value`` with a value in YAML, as a nested mapping; ``RecipeError`` if it is not such."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"expected KEY=VALUE, as schedule.steps=1000, got {text!r}")
@@ -91,17 +88,12 @@ def _names(section: Any, path: str = "") -> Iterator[str]:
 
 @dataclass(frozen=True, config=CHECKED)
 class Schedule:
-    """How long is trained, and at what rate.
-
-    The length is a number of steps, or a time. With a time, every share below is a share of the time.
+    """How long is trained, in steps or a time, of which every share below is one; and at what rate.
 
     :ivar kind: "trapezoid": the rate rises for ``warmup`` steps, stays until the share ``stable`` of the run, then
-        falls linearly to zero at its end (also known as warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and
-        down in straight lines over the whole run (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv
-        2003.12039).
-    :ivar steps: of the whole run.
-    :ivar seconds: time of the whole run instead of ``steps``, over all its starts: from the start of the process, with
-        loading, validation and saving.
+        falls linearly to zero (warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and down in straight lines
+        (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
+    :ivar seconds: time of the whole run instead of ``steps``, over all its starts, with loading, validation and saving.
     :ivar rate: the largest learning rate.
     :ivar warmup: steps of rising rate, "trapezoid" only.
     :ivar stable: share of the run after which the rate falls, "trapezoid" only.
@@ -157,10 +149,7 @@ class Optimization:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a time such as ``90s``, ``28m`` or ``1.5h``.
-
-    :raises ValueError: if it is not such, or not above 0.
-    """
+    """Seconds of a time such as ``90s``, ``28m`` or ``1.5h``; ``ValueError`` if it is not such, or not above 0."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
     if seconds <= 0:

@@ -87,7 +87,7 @@ def write_checked(path: Path, flow: np.ndarray) -> int:
     """Write a flow (H, W, 2) px, read it back and compare; returns how many pixels had to be cut to what KITTI holds.
 
     :raises FloatingPointError: for a flow that is not finite.
-    :raises MediaError: if it cannot be written, or comes back as something else.
+    :raises MediaError: if it comes back as something else.
     """
     if not np.isfinite(flow).all():
         raise FloatingPointError(f"the flow for {path} is not finite everywhere; nothing was written")
@@ -102,12 +102,6 @@ def write_checked(path: Path, flow: np.ndarray) -> int:
     if back.shape != flow.shape or not valid.all() or np.abs(back - flow).max() > tolerance:
         raise MediaError(f"{path} does not hold what was written; is the disk full or damaged?")
     return cut
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Write a submission; returns the exit status."""
-    options = parse_arguments(arguments)
-    return exit_status(lambda: submit(options))
 
 
 def submit(options: argparse.Namespace) -> int:
@@ -140,11 +134,14 @@ def submit(options: argparse.Namespace) -> int:
     if cut:
         print(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")
     if written != server.pairs:
-        print(
-            f"attention: the test split of {name} has {server.pairs} pairs, {root} has {written}; the server will "
-            "refuse this"
-        )
+        print(f"attention: {name} has {server.pairs} test pairs, {root} has {written}; the server will refuse this")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a submission; returns the exit status."""
+    options = parse_arguments(arguments)
+    return exit_status(lambda: submit(options))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
     """Read the photographs in ``folder`` and below it into one (N, 3, 320, 480) uint8 RGB tensor.
 
-    Each is scaled until it just covers the texture size, and cropped at its centre; portraits are turned first. Beyond
-    ``limit`` pictures an even selection is taken, and a warning says so: 2000 pictures take 0.9 GB.
+    Of more than ``limit`` pictures, which take 0.9 GB, an even selection is taken, and a warning says so.
 
     :raises FileNotFoundError: if the folder is missing.
     :raises ValueError: if no picture in it can be read.
@@ -58,8 +57,7 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
 def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
     """Make ``count`` patterns as one (count, 3, 320, 480) uint8 RGB tensor, a pure function of (count, seed).
 
-    In turn: dead leaves (whose statistics come close to those of natural images: Lee, Mumford, Huang, IJCV 2001),
-    multi-octave noise, repeated patterns (checkers, stripes, dots, bricks), and near-flat gradients.
+    Dead leaves have statistics close to those of natural images (Lee, Mumford, Huang, IJCV 2001).
     """
     makers = (_dead_leaves, _noise_texture, _repeated_pattern, _dead_leaves, _noise_texture, _near_flat)
     rng = np.random.default_rng([seed, 0x7E7])
@@ -76,7 +74,7 @@ def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:
-    """Scale and centre-crop a (H, W, 3) picture to the texture size."""
+    """Scale an (H, W, 3) picture until it covers the texture size, and crop its middle; portraits are turned first."""
     height, width = TEXTURE_SIZE
     if picture.shape[0] > picture.shape[1]:
         picture = np.rot90(picture)

@@ -74,11 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def resolve(options: argparse.Namespace) -> Recipe:
-    """The recipe that the command line asks for.
-
-    :raises ValueError: for what is wrong with it.
-    :raises FileNotFoundError: if there is no such recipe.
-    """
+    """The recipe that the command line asks for; errors as ``read_recipe``."""
     roots = {name: str(root) for name, root in options.data}
     flags: dict[str, Any] = {"data": {"roots": roots}} if roots else {}
     if options.textures:
@@ -136,10 +132,7 @@ class Training:
             keep_seconds(self.options.out, self.kept)
 
     def train(self) -> int:
-        """To the end, or until a signal; returns the exit status.
-
-        :raises ValueError: if the time is too short for a step.
-        """
+        """To the end, or until a signal; returns the exit status. ``ValueError`` if there is no time for a step."""
         run, recipe, options = self.run, self.recipe, self.options
         timed = recipe.schedule.seconds is not None
         if self.processes.writes:
@@ -206,8 +199,9 @@ class Training:
         """Set the number of workers by the seconds that each batch took to make and, once, to train on."""
         making, training = (statistics.median(column) for column in zip(*measured, strict=True))
         training *= self.run.recipe.data.uses
-        self.workers = choose_workers(making, training, spare_cores(self.options.threads))
-        took, spare = f"{making:.2f} s to make and {training:.2f} s to train on", spare_cores(self.options.threads)
+        spare = spare_cores(self.options.threads)
+        self.workers = choose_workers(making, training, spare)
+        took = f"{making:.2f} s to make and {training:.2f} s to train on"
         self.say(f"{self.workers} workers: a batch takes {took}, and {spare} cores are to spare")
 
     def position(self) -> float:

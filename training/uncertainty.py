@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deq_flow_ros.equilibrium import State, solve
-from deq_flow_ros.model import DEQFlow, Encoding, update_px, usable_levels
+from deq_flow_ros.model import DEQFlow, update_px, usable_levels
 from deq_flow_ros.model.prediction import expected_error, mixture
 from deq_flow_ros.streaming.warm_start import carry
 from training.objective import Objective, weighted_mean
@@ -39,8 +39,8 @@ class UncertaintyLoss:
     """The loss of the head in a run: the mean negative log likelihood of the flow's error.
 
     Solving takes several times as long as a step of the head, so each step also sees ``AGAIN`` of the last
-    ``REMEMBERED`` solved states again; with more of them, the head gets worse on pictures unlike the clips. A run that
-    is resumed has none to see again, so it is not the same to the last digit as one that was not interrupted.
+    ``REMEMBERED`` solved states again; with more, the head gets worse on pictures unlike the clips. A resumed run has
+    none at first, and so differs from one that was not interrupted.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,7 @@ class UncertaintyLoss:
     def __call__(
         self, objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and what to log: the mean endpoint error and the expected one, px.
-
-        :param objective: its numbers of iterations are those that are drawn from.
-        :param model: with a head; only that gets a gradient.
-        """
+        """The loss, and what to log: mean endpoint error and expected error, px. The head alone gets a gradient."""
         assert model.uncertainty is not None
         states = solved_states(objective, model, clip, rng)
         before = list(self._states)
@@ -72,10 +68,7 @@ class UncertaintyLoss:
 
 @torch.no_grad()
 def solved_states(objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> list[ErrorState]:
-    """The pairs of a clip after any number of iterations, the first from a cold start or coarse to fine, others warm.
-
-    So a flow that has not settled is known as such. Some clips are ``blank``.
-    """
+    """The pairs of a clip after any number of iterations, so that a flow that has not settled is known as such."""
     images = clip.images.float()
     if rng.random() < BLANK_SHARE:
         images = blank(images, rng)
@@ -83,7 +76,16 @@ def solved_states(objective: Objective, model: DEQFlow, clip: Clip, rng: np.rand
     states = []
     state: State | None = None
     for t in range(images.shape[1] - 1):
-        state = _solved(objective, model, images[:, t : t + 2], encodings[t : t + 2], state, rng)
+        if state is not None:
+            start = carry((state[0], state[1]))
+            iterations = objective.draw_iterations(objective.warm_iterations, rng)
+        else:
+            iterations = objective.draw_iterations(objective.cold_iterations, rng)
+            levels = min(COARSE_LEVELS, usable_levels(*images.shape[-2:])) if rng.random() < COARSE_SHARE else 0
+            coarse = model.coarse_start(images[:, t], images[:, t + 1], levels, COARSE_ITERATIONS)
+            start = coarse or model.initial_state(encodings[t])
+        problem = model.problem(encodings[t], encodings[t + 1], iterations=iterations)
+        state = solve(problem, start, max_iterations=iterations, measure=update_px, check_start=False).state
         error = model.upsample(state) - clip.flow[:, t]
         states.append(ErrorState(state[0].half(), error.half(), clip.valid[:, t]))
     return states
@@ -97,11 +99,9 @@ def negative_log_likelihood(parameters: Tensor, error: Tensor) -> Tensor:
 
 
 def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Images whose texture is gone, all of it or nearly, in large areas with soft borders or everywhere.
+    """Images (B, T, 3, H, W) RGB 0..255 whose texture is (nearly) gone, in large areas with soft borders or everywhere.
 
     The true flow is what it was, so that the head learns that it is unknown there.
-
-    :param images: (B, T, 3, H, W) float32 RGB 0..255.
     """
     batch, _, _, height, width = images.shape
     areas = torch.from_numpy(rng.normal(0, 1, (batch, 1, 3, 4)).astype(np.float32)).to(images.device)
@@ -114,21 +114,3 @@ def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
     noise = torch.from_numpy(rng.normal(0, 1, images.shape).astype(np.float32)).to(images.device)
     plain = mean + left * (images - mean) + sigma * noise
     return torch.lerp(images, plain, strength.expand_as(plain)).round().clamp(0, 255)
-
-
-def _solved(
-    objective: Objective, model: DEQFlow, images: Tensor, encodings: list[Encoding], before: State | None,
-    rng: np.random.Generator,
-) -> State:  # fmt: skip
-    """The state of a pair, (B, 2, 3, H, W), after some iterations, from that of the pair before, if there is one."""
-    limits = objective.warm_iterations if before is not None else objective.cold_iterations
-    iterations = objective.draw_iterations(limits, rng)
-    if before is not None:
-        start = carry((before[0], before[1]))
-    else:
-        levels = min(COARSE_LEVELS, usable_levels(*images.shape[-2:])) if rng.random() < COARSE_SHARE else 0
-        coarse = model.coarse_start(images[:, 0], images[:, 1], levels, COARSE_ITERATIONS)
-        start = coarse or model.initial_state(encodings[0])
-    problem = model.problem(encodings[0], encodings[1], iterations=iterations)
-    solution = solve(problem, start, max_iterations=iterations, measure=update_px, check_start=False)
-    return solution.state
