@@ -25,8 +25,8 @@ def longest_gap_ms(max_gap_ms: float, period_ns: float) -> float:
 class Pace:
     """How long after the frame before it each frame of a recording is due in a replay.
 
-    A pause beyond the longest one, and a step back, are skipped: the next frame follows after a usual period. So
-    neither a clock that was set while a robot recorded nor an hour without a frame holds up a replay.
+    A pause beyond the longest one, and a step back of the clock, are skipped: the next frame follows after a usual
+    period.
 
     :param period_ns: usual time between two frames.
     :param max_pause_s: longest pause; three usual periods are none, whatever it is. 0: pauses are not skipped.

@@ -58,7 +58,7 @@ FAULTS = [
      '(self.last, self.next) if direction == "forward"', '(self.next, self.last) if direction == "forward"',
      "streaming/test_stream_settings"),
     ("both images of a pair have one stamp", FLOW + "streaming/stream.py", "previous_stamp_ns=last.seen.stamp_ns",
-     "previous_stamp_ns=turn.stamp_ns", "streaming/test_stream"),
+     "previous_stamp_ns=turn.seen.stamp_ns", "streaming/test_stream"),
     ("header of the later image on forward flow", FLOW + "ros/camera.py", "self._input, previous.header",
      "self._input, attempt.frame.message.header", "ros/test_flow_node"),
     ("lost frames subtracted", FLOW + "ros/accounts.py", '["lost"] += lost_before', '["lost"] -= lost_before',

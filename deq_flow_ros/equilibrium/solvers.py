@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Solvers propose the point at which to evaluate ``f`` next. ``solve`` does everything else: it stops and keeps time.
 
-A solver is a set of settings. Its method ``start`` begins a solve and returns a function that proposes points and
-holds the history. One solver object can therefore serve any number of solves, even at the same time. All arithmetic is
+A solver is a set of settings, so one object can serve any number of solves, even at the same time. All arithmetic is
 per sample of the batch and differentiable, and makes no transfer between host and device.
 """
 
@@ -28,12 +27,11 @@ class Solver(Protocol):
     def keeps_best(self) -> bool:
         """Whether the residual may rise between iterations.
 
-        If so, a solve returns its best state rather than its last. And if ``f`` is unusable at a proposed point, the
-        solve continues from the last usable one.
+        If so, a solve returns its best state, and goes on from the last usable point if ``f`` is unusable at the next.
         """
 
     def start(self) -> Propose:
-        """Begin a solve: return a function ``(z, f(z)) -> next z``, to be called once per evaluation, in order."""
+        """Begin a solve: return a function ``(z, f(z)) -> next z``, to be called after every evaluation."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +154,7 @@ class Broyden:
     """Broyden's good method on ``f(z) - z = 0`` with limited memory (Broyden, Math. Comp. 19, 1965).
 
     The inverse Jacobian starts as minus the identity, so that the first step is Picard's, and every evaluation corrects
-    it by one rank-one term. When there are ``memory`` terms, all of them are discarded. Discarding the oldest alone
-    would not do, because each term builds on those before it.
+    it by one rank-one term. When there are ``memory`` terms, all are discarded, because each builds on those before it.
 
     :param memory: the number of rank-one terms kept, >= 1. Each of them holds two states.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is decided between two iterations: which samples continue, which state is their result, and if there is time.
 
-``Rules`` decides for the samples. It works on the device and needs no transfer to the host. ``Pace`` decides whether
-the host begins another iteration. Every loop uses both, whether it runs operations one by one or replays a CUDA graph.
+``Rules`` decides for the samples, on the device, without a transfer to the host. ``Pace`` decides whether the host
+begins another iteration. Every loop uses both, whether it runs operations one by one or replays a CUDA graph.
 """
 
 from __future__ import annotations
@@ -82,15 +82,13 @@ class Samples(NamedTuple):
 class Rules:
     """How an iteration changes what is known of each sample.
 
-    An iteration is accepted for a sample if the sample had not stopped before and the value of ``f`` is usable.
-
     :param tolerance: a sample has converged when its measure is at or below this; None: never. A tensor allows it to
         change between replays of a CUDA graph.
     :param growth_limit: see ``solve``.
     :param best: whether the result is the state of smallest measure instead of the last one.
     :param erratic: whether the solver may propose an unusable point after a usable one. Picard's step is tried then.
-    :param look: whether the host may read values from the device. On a CPU this costs nothing and usually saves a
-        copy. On a GPU it would make the host wait, and it is not possible while a CUDA graph is captured.
+    :param look: whether the host may read values from the device. On a CPU this usually saves a copy. On a GPU it would
+        make the host wait, and it is not possible while a CUDA graph is captured.
     """
 
     tolerance: float | Tensor | None
@@ -166,8 +164,8 @@ class Progress(Protocol):
 class Queued:
     """The progress on a GPU, which the host learns one iteration late.
 
-    Reading it at once would leave the device idle until the host has queued the next iteration. Samples that have
-    stopped are frozen on the device itself, so an iteration too many does not change the result.
+    Reading it at once would leave the device idle until the host has queued the next iteration. An iteration too many
+    does not change the result, because samples that have stopped are frozen on the device.
     """
 
     def __init__(self, device: torch.device) -> None:

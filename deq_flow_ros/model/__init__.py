@@ -15,27 +15,7 @@ from deq_flow_ros.model.released import WeightsError
 from deq_flow_ros.model.weights import available_models, load_model, save_model
 
 __all__ = [
-    "DTYPES",
-    "FACTOR",
-    "PRECISIONS",
-    "SIZES",
-    "UPDATE_OPERATORS",
-    "Architecture",
-    "DEQFlow",
-    "Encoding",
-    "FlowProblem",
-    "Prediction",
-    "Prepared",
-    "UpdateOperator",
-    "WeightsError",
-    "available_models",
-    "choose_precision",
-    "crop",
-    "load_model",
-    "pad_to_multiple",
-    "register_update_operator",
-    "rescale",
-    "save_model",
-    "update_px",
-    "usable_levels",
-]
+    "DTYPES", "FACTOR", "PRECISIONS", "SIZES", "UPDATE_OPERATORS", "Architecture", "DEQFlow", "Encoding", "FlowProblem",
+    "Prediction", "Prepared", "UpdateOperator", "WeightsError", "available_models", "choose_precision", "crop",
+    "load_model", "pad_to_multiple", "register_update_operator", "rescale", "save_model", "update_px", "usable_levels",
+]  # fmt: skip

@@ -45,8 +45,7 @@ def keeping() -> Iterator[list[object]]:
 def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
     """Decorator that caches the results of a function of sizes and devices. Nobody may write to the results.
 
-    While a graph is traced for export or compilation, the cache is not used, because tensors of a trace are not valid
-    outside of it.
+    The cache is not used while a graph is traced, because tensors of a trace are not valid outside of it.
     """
 
     def make(*arguments: Hashable) -> T:
@@ -95,8 +94,8 @@ def pooled(features: Tensor, levels: int) -> list[Tensor]:
 def likeness(flows: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
     """How alike cells of two images are that a flow says are the same: mean cosine of their features, -1..1.
 
-    Of about ``LIKENESS_CELLS`` cells, evenly spread; those that a flow leads outside do not count, and if it leads all
-    outside, or is not finite, there is no likeness (0). Nor is there one of features that are zero.
+    About ``LIKENESS_CELLS`` cells, evenly spread, are compared. Those that a flow leads outside do not count; if it
+    leads all outside or is not finite, or if the features are zero, the likeness is 0.
 
     :param flows: (N, 2, H, W) in cells, x before y; flows to try.
     :param features1: (1, C, H, W), of the image on whose pixels the flow lives.

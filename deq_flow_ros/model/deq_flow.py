@@ -91,7 +91,7 @@ class DEQFlow(nn.Module):
     def folded(self) -> DEQFlow:
         """The same function for inference, with weight norm and batch norm folded into the convolutions.
 
-        Returns a new model, or this one if it has neither. Batch norm stays in training mode, where it uses the batch.
+        Returns a new model, or this one if it has neither. In training mode batch norm stays, as it uses the batch.
         """
         batch_norm = not self.training and any(isinstance(module, nn.BatchNorm2d) for module in self.modules())
         if not (self.architecture.weight_norm or batch_norm):
@@ -131,8 +131,8 @@ class DEQFlow(nn.Module):
 
         :param prepared: ``prepare(encoding1)``, if it was computed ahead.
         :param recompute: whether to look up the correlation again in the backward pass, which saves memory in training.
-        :param iterations: the largest number of evaluations, all without gradients. If it is small or the images are
-            large, the correlation is computed on demand. None: the correlation of all pairs is computed once.
+        :param iterations: the largest number of evaluations, all without gradients, for ``correlate``; None: the
+            correlation of all pairs is computed once.
         :raises ValueError: if the correlation is computed on demand and the encodings require gradients.
         """
         a, maps = self.architecture, (encoding1.features, encoding2.features)
@@ -219,9 +219,8 @@ class DEQFlow(nn.Module):
         :param solver: a name, or a solver with settings of its own, such as ``Anderson(window=3)``.
         :param tolerance_px: a sample stops when the RMS update of its flow is at or below this; None: never.
         :param state: the start, from ``Prediction.state`` of images of the same size; None starts cold.
-        :param coarse_levels: the number of smaller resolutions that a cold start solves first, see ``coarse_start``.
-            All levels share ``max_iterations`` evenly. This only changes where the last solve starts. Levels smaller
-            than 64 px are left out.
+        :param coarse_levels: the number of smaller resolutions, of at least 64 px, that a cold start solves first, see
+            ``coarse_start``. All levels share ``max_iterations`` evenly.
         :raises ValueError: for malformed images, a state that does not fit them, or impossible settings.
         :raises FloatingPointError: if images or weights are not finite.
         """

@@ -19,8 +19,7 @@ Norm = Callable[[int], nn.Module]
 def instance_norm(channels: int) -> nn.Module:
     """Instance norm without parameters, as one group per channel.
 
-    Unlike ``nn.InstanceNorm2d``, it keeps the channels_last layout, which saves two copies per layer, and allows a
-    single spatial position in training.
+    Unlike ``nn.InstanceNorm2d``, it keeps the channels_last layout, and allows a single spatial position in training.
     """
     return nn.GroupNorm(channels, channels, affine=False)
 
@@ -113,8 +112,7 @@ class SeparateEncoders(nn.Module):
 class SharedEncoder(nn.Module):
     """The encoder of ``nano``: one trunk for features and context, without a stage at half resolution.
 
-    In the released ``tiny``, the two encoders take 85 % of the arithmetic, most of it at half resolution. A stream
-    needs both outputs for every frame, so here both come from one trunk.
+    In the released ``tiny``, the two encoders take 85 % of the arithmetic, most of it at half resolution.
     """
 
     def __init__(self, feature_dim: int, context_dim: int) -> None:

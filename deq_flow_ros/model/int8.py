@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shared encoder with convolutions of 8-bit integers, for processors with instructions for them (VNNI).
 
-Instance norm makes the values between the layers alike for all images: their variance is 1. Fixed limits therefore
-serve instead of a calibration, and only few values are beyond them. Norms and sums are float32, and weights have a
-scale per output channel, see Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
-arXiv 1806.08342. The convolutions are those of oneDNN, which PyTorch's compiler uses for quantised models.
+Instance norm makes the variance of the values between the layers 1 for all images, so fixed limits serve instead of a
+calibration. Norms and sums are float32, and weights have a scale per output channel, see Krishnamoorthi, "Quantizing
+deep convolutional networks for efficient inference", arXiv 1806.08342. The convolutions are those of oneDNN.
 """
 
 from __future__ import annotations

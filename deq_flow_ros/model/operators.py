@@ -58,8 +58,8 @@ UPDATE_OPERATORS: dict[str, Factory] = {"raft": RaftUpdate, "gma": GmaUpdate}
 def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
     """Class decorator that registers an update operator under the name used in ``Architecture.update``.
 
-    It has to run before a model with that operator is made or loaded. If a package names the class as an entry point
-    of the group ``deq_flow_ros.update_operators``, no import is needed, because the operator is found by its name.
+    It has to run before a model with that operator is made or loaded, unless a package names the class as an entry
+    point of the group ``deq_flow_ros.update_operators``: then the operator is found by its name.
 
     :raises ValueError: if the name is taken.
     """

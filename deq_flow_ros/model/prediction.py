@@ -15,8 +15,7 @@ from deq_flow_ros.model.cells import FACTOR
 
 LOG_SCALES = (-5.0, 4.0)
 """Range of the logarithms of the Laplacians' scales: from 0.007 px, which is finer than flow is measured, to 55 px,
-which is an expected error of 89 px. There are hardly any larger errors in training, so a larger prediction would have
-no basis."""
+which is an expected error of 89 px; there are hardly any larger errors in training."""
 MEAN_LENGTH = 1 + math.asinh(1) / math.sqrt(2)
 """Mean length of a vector whose two components are independent and Laplacian with scale 1."""
 
@@ -27,9 +26,9 @@ class Prediction:
 
     :ivar flow: (B, 2, H, W) px, x before y: from ``image1`` to ``image2``, on the pixels of ``image1``.
     :ivar residual: (B, 1, H, W) px, the length of the last update of each pixel. It is small where the iteration has
-        settled. This does not mean that it has settled at the true flow.
-    :ivar uncertainty: (B, 1, H, W) px, the expected endpoint error of each pixel, see ``UncertaintyHead``. It is large
-        where the flow is probably wrong, as in areas without texture. None if the weights have no such head.
+        settled, which need not be at the true flow.
+    :ivar uncertainty: (B, 1, H, W) px, the expected endpoint error of each pixel; None if the weights have no
+        ``UncertaintyHead``.
     :ivar state: (hidden, flow at 1/8), from which the next solve can start.
     :ivar iterations: (B,) the number of evaluations of the update operator.
     :ivar residual_px: (B,) the RMS of the last update, px.
@@ -48,10 +47,9 @@ class Prediction:
 class UncertaintyHead(nn.Module):
     """Predicts, from the hidden state, a mixture of two Laplacians for the error of the flow.
 
-    The mixture is that of SEA-RAFT (arXiv 2405.14793, section 3.2). In each Laplacian, the x and y components of the
-    error vector are independent and have the same scale. SEA-RAFT fixes one scale at 1 px, because its mixture is also
-    the loss of the flow. Here the flow is already trained and most of its errors are far below 1 px, so both scales are
-    predicted.
+    The mixture is that of SEA-RAFT (arXiv 2405.14793, section 3.2): in each Laplacian, the x and y components of the
+    error are independent and have the same scale. SEA-RAFT fixes one scale at 1 px, because its mixture is also the
+    loss of the flow. Here the flow is already trained and most of its errors are far below 1 px, so both are predicted.
 
     :param hidden_dim: channels of the hidden state.
     :param width: channels of the hidden layer of the head.

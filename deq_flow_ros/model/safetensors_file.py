@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing of the safetensors format: a length, a header, raw numbers.
+"""Reading and writing of the safetensors format, https://huggingface.co/docs/safetensors: a length, a header, numbers.
 
-The format: https://huggingface.co/docs/safetensors. Written here instead of taken from its library, because neither
-Ubuntu nor rosdep has that: so weights are read on a robot that has only what apt installs. A test holds both against
-each other.
+Its library is in neither Ubuntu nor rosdep, and a robot has only what apt installs. A test holds both together.
 """
 
 from __future__ import annotations

@@ -11,15 +11,6 @@ from deq_flow_ros.streaming.settings import EstimatorSettings
 from deq_flow_ros.streaming.stream import Stream
 
 __all__ = [
-    "RUNTIMES",
-    "EagerEngine",
-    "Engine",
-    "EstimatorSettings",
-    "FlowEstimator",
-    "FlowInfo",
-    "FlowResult",
-    "Stream",
-    "UpdateRequest",
-    "choose_runtime",
-    "update_together",
-]
+    "RUNTIMES", "EagerEngine", "Engine", "EstimatorSettings", "FlowEstimator", "FlowInfo", "FlowResult", "Stream",
+    "UpdateRequest", "choose_runtime", "update_together",
+]  # fmt: skip

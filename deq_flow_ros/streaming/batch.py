@@ -134,7 +134,7 @@ def _groups(engine: Engine[Any], members: Sequence[Member]) -> Iterator[Sequence
         now_ns = engine.clock.now_ns()
         deadline, settings = member.stream.deadline(member.turn, now_ns), member.stream.settings
         left_ms = math.inf if deadline is None else (deadline.at_ns - now_ns) / 1e6
-        key = (member.turn.starts, padded_size(*member.turn.size), *settings.solver)
+        key = (member.turn.starts, padded_size(*member.turn.seen.size), *settings.solver)
         alike.setdefault(key, []).append((left_ms, member.place, member))
     for candidates in alike.values():
         candidates.sort(key=lambda candidate: candidate[:2])

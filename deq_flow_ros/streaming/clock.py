@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The time that deadlines and latencies are measured by: the machine's own, or that of a simulation.
 
-In a simulation, the estimator computes the real flow, but the time that its stages take is drawn from measured times.
-Simulations can therefore be repeated.
+A simulation can be repeated: it computes the real flow, but the time of its stages is drawn from measured times.
 """
 
 from __future__ import annotations

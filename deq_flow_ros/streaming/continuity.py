@@ -41,64 +41,30 @@ UNEXPLAINED = "the motion so far does not explain this frame"
 
 
 @dataclass(frozen=True)
-class Thumbnail:
-    """A frame in small: what its colours are, and where.
+class Seen:
+    """What of a frame says whether it continues a stream.
 
-    :ivar histogram: 8x8x8 colour histogram, sum 1.
+    :ivar size: (H, W).
+    :ivar histogram: 8x8x8 colour histogram of a thumbnail, sum 1.
     :ivar layout: grey values (24, 32).
     :ivar flat: whether the frame, at its full resolution, is of one colour: black, saturated, covered.
     """
 
+    size: tuple[int, int]
+    stamp_ns: int
     histogram: np.ndarray
     layout: np.ndarray
     flat: bool
 
     @classmethod
-    def of(cls, frame: np.ndarray) -> Thumbnail:
+    def of(cls, frame: np.ndarray, stamp_ns: int) -> Seen:
         """From a frame (H, W, 3) uint8 RGB."""
         small = cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA)
         histogram = cv2.calcHist([small], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
         layout = cv2.resize(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (32, 24), interpolation=cv2.INTER_AREA)
         # Means vary less than what they are of: the whole frame is looked at only where they hardly do.
-        return cls((histogram / histogram.sum()).ravel(), layout, _without_contrast(small) and _without_contrast(frame))
-
-    def is_cut_from(self, previous: Thumbnail) -> bool:
-        """Whether colours and layout both differ too much for one continuous view.
-
-        The middle of the last frame is looked for all over this one, so a shift by up to a quarter of it is none. Where
-        one of them has no layout, the colours alone decide.
-        """
-        distance = cv2.compareHist(self.histogram, previous.histogram, cv2.HISTCMP_BHATTACHARYYA)
-        return distance > MAX_HISTOGRAM_DISTANCE and self._likest_layout(previous) < MIN_LAYOUT_CORRELATION
-
-    def _likest_layout(self, previous: Thumbnail) -> float:
-        """The highest correlation of a part of this layout with the middle of the last; 0 where none is defined."""
-        part = previous.layout[6:18, 8:24]
-        found = cv2.matchTemplate(self.layout, part, cv2.TM_CCOEFF_NORMED)
-        defined = sliding_window_view(self.layout, part.shape).std((2, 3)) >= MIN_CONTRAST
-        return float(found[defined].max()) if part.std() >= MIN_CONTRAST and defined.any() else 0.0
-
-
-def _without_contrast(image: np.ndarray) -> bool:
-    """Of an image (H, W, 3) uint8."""
-    return bool(cv2.meanStdDev(image)[1].max() < MIN_CONTRAST)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What of a frame says whether it continues a stream.
-
-    :ivar size: (H, W).
-    """
-
-    size: tuple[int, int]
-    stamp_ns: int
-    thumbnail: Thumbnail
-
-    @classmethod
-    def of(cls, image: np.ndarray, stamp_ns: int) -> Seen:
-        """From a frame (H, W, 3) uint8 RGB."""
-        return cls((image.shape[0], image.shape[1]), stamp_ns, Thumbnail.of(image))
+        flat = _without_contrast(small) and _without_contrast(frame)
+        return cls((frame.shape[0], frame.shape[1]), stamp_ns, (histogram / histogram.sum()).ravel(), layout, flat)
 
     def break_after(self, previous: Seen, max_gap_ms: float) -> str | None:
         """Why this frame does not continue the stream of the previous one; None if it does."""
@@ -110,13 +76,32 @@ class Seen:
             return f"time went back by {-elapsed_ms:.1f} ms"
         if elapsed_ms > max_gap_ms:
             return f"gap of {elapsed_ms:.0f} ms, longer than {max_gap_ms:.0f} ms"
-        if self.thumbnail.flat:
+        if self.flat:
             return f"{FLAT}: nothing to match"
-        if previous.thumbnail.flat:
+        if previous.flat:
             return f"{FLAT} before: nothing to match"
-        if self.thumbnail.is_cut_from(previous.thumbnail):
-            return "scene cut"
-        return None
+        return "scene cut" if self.is_cut_from(previous) else None
+
+    def is_cut_from(self, previous: Seen) -> bool:
+        """Whether colours and layout both differ too much for one continuous view.
+
+        The middle of the last frame is looked for all over this one, so a shift by up to a quarter of it is none. Where
+        one of them has no layout, the colours alone decide.
+        """
+        distance = cv2.compareHist(self.histogram, previous.histogram, cv2.HISTCMP_BHATTACHARYYA)
+        return distance > MAX_HISTOGRAM_DISTANCE and self._likest_layout(previous) < MIN_LAYOUT_CORRELATION
+
+    def _likest_layout(self, previous: Seen) -> float:
+        """The highest correlation of a part of this layout with the middle of the last; 0 where none is defined."""
+        part = previous.layout[6:18, 8:24]
+        found = cv2.matchTemplate(self.layout, part, cv2.TM_CCOEFF_NORMED)
+        defined = sliding_window_view(self.layout, part.shape).std((2, 3)) >= MIN_CONTRAST
+        return float(found[defined].max()) if part.std() >= MIN_CONTRAST and defined.any() else 0.0
+
+
+def _without_contrast(image: np.ndarray) -> bool:
+    """Of an image (H, W, 3) uint8."""
+    return bool(cv2.meanStdDev(image)[1].max() < MIN_CONTRAST)
 
 
 def why_anew(last_ns: int, stamp_ns: int) -> str | None:

@@ -48,12 +48,6 @@ class EncodedImage:
         """(H, W) as it came."""
         return self.image.shape[0], self.image.shape[1]
 
-    @property
-    def scaled(self) -> tuple[int, int]:
-        """(H, W) of what was encoded, without its padding."""
-        left, right, top, bottom = self.padding
-        return self.tensor.shape[2] - top - bottom, self.tensor.shape[3] - left - right
-
 
 Pair = tuple[EncodedImage, EncodedImage]
 

@@ -155,8 +155,7 @@ class Engine(ABC, Generic[AnySlot]):
     def solve(self, slots: Sequence[AnySlot], direction: str, limits: Limits, scale: float) -> None:
         """Find the fixed points of a batch of pairs ("correlate", "coarse", "solve").
 
-        Each sample stops for itself; the limits are those of all. Cold ones begin with smaller versions of the images,
-        where there is time for them.
+        Each sample stops for itself; the limits are those of all. Cold ones begin with smaller images if time allows.
         """
 
     @abstractmethod

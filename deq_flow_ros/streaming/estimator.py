@@ -131,9 +131,9 @@ class FlowEstimator:
 
         :param frame: (H, W, 3) uint8 RGB, at least 16x16. It is copied, so its memory may be used for the next one.
         :param stamp_ns: its time stamp, an integer in nanoseconds.
-        :param arrival_ns: when it arrived, on ``clock.now_ns()``, likewise. The budget counts from then. None: now.
-        :param time_limit_ms: the longest time from now on, whatever the budget allows; None: only the budget holds. It
-            is kept in the same way as the budget: first by fewer iterations, then by a smaller scale.
+        :param arrival_ns: when it arrived, on ``clock.now_ns()``, from when the budget counts. None: now.
+        :param time_limit_ms: the longest time from now on, whatever the budget allows, which is kept in the same way;
+            None: only the budget holds.
         :returns: the flow between the last frame and this one. None if the frame is left out because its stamp is not
             later than the last one; then ``left_out`` says so, and the stream is unchanged. None also if there is no
             last frame; then ``reset_reason`` says why.
@@ -156,8 +156,8 @@ class FlowEstimator:
 
         After the first frame, it has ``image2`` (H, W, 3) uint8 RGB, ``stamp2_ns`` and ``scale``. After a pair, it also
         has ``image1``, ``stamp1_ns``, the start of the solve, ``start_hidden`` (C, h, w) and ``start_flow`` (2, h, w),
-        its end, ``hidden`` and ``flow`` (unless it diverged), and the ``likeness`` of the images at the flow, -1..1,
-        with which that of the next pair is compared. Flow is float32, in cells of 8 px of the processed image.
+        its end, ``hidden`` and ``flow`` (unless it diverged), and the ``likeness`` of the images at the flow, -1..1.
+        Flow is float32, in cells of 8 px of the processed image.
 
         :returns: arrays by name; empty without a stream.
         """

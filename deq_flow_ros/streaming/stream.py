@@ -32,7 +32,6 @@ class Turn:
     """
 
     image: np.ndarray
-    stamp_ns: int
     arrival_ns: int
     time_limit_ms: float | None
     seen: Seen
@@ -40,11 +39,6 @@ class Turn:
     repeated: bool = False
     plan: Plan | None = None
     deadline: Deadline | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True)
@@ -124,11 +118,11 @@ class Stream:
             return None
         if reason is not None:
             self._begin_anew(reason)
-        last, small = self.last, seen.thumbnail.layout
+        last, small = self.last, seen.layout
         repeated = (  # the thumbnails first, which are small
-            last is not None and np.array_equal(small, last.seen.thumbnail.layout) and np.array_equal(image, last.image)
+            last is not None and np.array_equal(small, last.seen.layout) and np.array_equal(image, last.image)
         )
-        return Turn(image, stamp_ns, arrival_ns, time_limit_ms, seen, self.last is None, repeated)
+        return Turn(image, arrival_ns, time_limit_ms, seen, self.last is None, repeated)
 
     def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
         """The deadline of a frame if the work on it begins now."""
@@ -141,8 +135,8 @@ class Stream:
         if left_ms is not None:
             self._recent_ms.append(left_ms)
         moment = Moment(
-            size=turn.size,
-            ladder=self.ladder(turn.size),
+            size=turn.seen.size,
+            ladder=self.ladder(turn.seen.size),
             scale=self.scale,
             encoded_scale=None if self.last is None else self.last.scale,
             ahead=self.last is None or self.ahead,
@@ -195,7 +189,7 @@ class Stream:
         latency_ms = (now_ns - turn.arrival_ns) / 1e6
         late = settings.latency_budget_ms is not None and latency_ms > settings.latency_budget_ms
         info = FlowInfo(
-            stamp_ns=turn.stamp_ns,
+            stamp_ns=turn.seen.stamp_ns,
             previous_stamp_ns=last.seen.stamp_ns,
             direction=settings.direction,
             iterations=solved.iterations,

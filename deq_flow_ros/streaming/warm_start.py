@@ -45,7 +45,7 @@ def forward_warp(values: Tensor, displacement: Tensor) -> tuple[Tensor, Tensor]:
 def carry(state: State, direction: str = "forward") -> State:
     """The state of one pair, moved to the pixels of the next pair.
 
-    The hidden state and the flow move together. The flow alone is not enough: a cold hidden state would pull it away.
+    A flow that moves without its hidden state would be pulled away by a cold one.
 
     :param state: (hidden, flow in cells) of the last pair.
     :param direction: "forward" (flow on the earlier image's pixels: content moves by the flow) or "backward" (flow on

@@ -11,7 +11,7 @@ from streams import PERIOD_NS, frames
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming import FlowEstimator
-from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED, Thumbnail, why_no_start
+from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED, Seen, why_no_start
 from deq_flow_ros.streaming.result import pair_values
 
 SIZE = 128, 160
@@ -52,9 +52,9 @@ def test_after_black_with_sensor_noise_the_next_picture_starts_a_stream(nano: DE
 def test_a_dim_picture_is_not_flat() -> None:
     """Why: features do not depend on the strength of the light, so at 5 % of it there still is something to match."""
     picture = frames(1, *SIZE)[0]
-    assert not Thumbnail.of((0.05 * picture).astype(np.uint8)).flat
+    assert not Seen.of((0.05 * picture).astype(np.uint8), 0).flat
     fine = np.where(np.indices(SIZE).sum(0) % 2, 100, 140).astype(np.uint8)
-    assert not Thumbnail.of(np.dstack(3 * [fine])).flat
+    assert not Seen.of(np.dstack(3 * [fine]), 0).flat
 
 
 def test_a_cut_from_a_picture_with_plain_parts_is_seen() -> None:
@@ -64,10 +64,10 @@ def test_a_cut_from_a_picture_with_plain_parts_is_seen() -> None:
     framed[16:-16, 16:-16] = 250  # all that is looked for is plain
     half = picture.copy()
     half[:, 80:] = 5
-    other = Thumbnail.of(255 - frames(1, *SIZE, seed=5)[0] // 4)
-    for earlier, later in ((Thumbnail.of(framed), other), (other, Thumbnail.of(half))):
+    other = Seen.of(255 - frames(1, *SIZE, seed=5)[0] // 4, 0)
+    for earlier, later in ((Seen.of(framed, 0), other), (other, Seen.of(half, 0))):
         assert later.is_cut_from(earlier)
-    assert not Thumbnail.of(half).is_cut_from(Thumbnail.of(half))
+    assert not Seen.of(half, 0).is_cut_from(Seen.of(half, 0))
 
 
 def test_a_cut_that_colours_do_not_give_away_starts_cold(nano: DEQFlow) -> None:
