@@ -266,8 +266,10 @@ class Camera:
             header, elapsed_s = attempt.frame.message.header, -elapsed_s  # it points to an image of before
         calibration = Calibration(image_size=attempt.image_size)
         if source is not None:
+            ends = (info.previous_stamp_ns, info.stamp_ns)[:: -1 if info.direction == "backward" else 1]
+            message, other = (source.infos.get(stamp_ns, source.camera_info) for stamp_ns in ends)
             topic = source.info_topic or "camera_info"
-            calibration = Calibration(source.camera_info, attempt.image_size, topic, source.rectified)
+            calibration = Calibration(message, attempt.image_size, topic, source.rectified, other)
         fields = result.flow, result.residual, header, calibration, elapsed_s
         self._outputs.publish(*fields, attempt.settings, result.uncertainty, result.colors)
 

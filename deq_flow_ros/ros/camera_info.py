@@ -11,12 +11,14 @@ from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel, known_distortion
+from deq_flow_ros.imaging.frame import stamp_to_ns
 
 Region = tuple[int, int, int, int]
 """x, y, width, height in pixels of an image; all 0 is the whole image, as in ``sensor_msgs/RegionOfInterest``."""
 WHOLE: Region = (0, 0, 0, 0)
 LEAST_FOCAL = 0.05
 """Focal length of the widest lens, 168 degrees, relative to the width of the image."""
+REMEMBERED = 100
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Calibration:
     :ivar image_size: height and width of the image; (0, 0): the region of interest is known to be right.
     :ivar topic: where it comes from, for messages to people.
     :ivar rectified: whether the image is a rectified one, which P of its camera_info describes instead of K and D.
+    :ivar other: that of the other image of the pair; None: the same.
     """
 
     message: CameraInfo | None = None
     image_size: tuple[int, int] = (0, 0)
     topic: str = "camera_info"
     rectified: bool = False
+    other: CameraInfo | None = None
 
     def of_field(
         self, header: Header, size: tuple[int, int], roi: Region
@@ -45,10 +49,34 @@ class Calibration:
             described, (height, width) = image_size(self.message), self.image_size
             if height and described != (height, width):
                 raise ValueError(f"it describes images of {described[1]}x{described[0]} px, these are {width}x{height}")
+            if self.other is not None and not alike(self.message, self.other):
+                raise ValueError(
+                    "it changed between the two images, as where a camera zooms: pixels that move then say "
+                    "nothing of angles"
+                )
             info = adapted(self.message, header, roi, size)
             return info, camera_model(info, self.rectified), ""
         except ValueError as error:
             return info, None, f"that on {self.topic} cannot be used: {error}"
+
+
+def remember(infos: dict[int, CameraInfo], message: CameraInfo) -> None:
+    """Add a camera_info to the last ones by their stamps in ns: images wait longer until their flow is computed."""
+    infos[stamp_to_ns(message.header.stamp)] = message
+    while len(infos) > REMEMBERED:
+        del infos[next(iter(infos))]
+
+
+def alike(one: CameraInfo, other: CameraInfo) -> bool:
+    """Whether two camera_info describe one camera, up to what focusing changes: less than a pixel at the border."""
+    if (one.distortion_model, one.binning_x, one.binning_y) != (
+        other.distortion_model,
+        other.binning_x,
+        other.binning_y,
+    ):
+        return False
+    same = image_size(one) == image_size(other) and one.roi == other.roi and len(one.d) == len(other.d)
+    return same and all(np.allclose(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-3) for name in "kpd")
 
 
 def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:

@@ -18,6 +18,7 @@ from sensor_msgs.msg import CameraInfo
 
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
+from deq_flow_ros.ros.camera_info import remember
 from deq_flow_ros.ros.health import Clocks
 from deq_flow_ros.ros.messages import VIDEO, ImageMessage, ReceivedFrame, Source, VideoInput, candidates
 from deq_flow_ros.ros.parameters import NodeSettings
@@ -62,6 +63,7 @@ class CameraInput:
     :param on_frame: called with each image that comes.
     :ivar settings: as they are now; transport and quality of service are those of the construction.
     :ivar camera_info: the last one that came, or None.
+    :ivar infos: the last ones, by their stamps in ns.
     :ivar info_topic: where it comes from; None where that would be the node's own output.
     :ivar rectified: whether the images are rectified, which by image_proc's convention the name ``image_rect`` says.
     :ivar heard: whether somebody subscribed to an output when the last image came, or the node works without.
@@ -81,6 +83,7 @@ class CameraInput:
         self.settings = settings
         self.silence: str | None = None
         self.camera_info: CameraInfo | None = None
+        self.infos: dict[int, CameraInfo] = {}
         self.heard = True
         self._anew: str | None = None
         self._node, self._wanted, self._arrivals = node, wanted, arrivals
@@ -233,6 +236,7 @@ class CameraInput:
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self.camera_info = message
+        remember(self.infos, message)
 
     def _on_incompatible_qos(self, event: Any) -> None:
         self._mismatched = True  # to be named by `_watch`: the graph may not know the publisher yet

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,17 @@ class Consumer(FlowConsumer):
             raise ValueError("three is no field")
         self.publish("echo", array_to_image(given.flow, "32FC2", given.header))
         return Verdict("bad", WARN) if given.header.stamp.sec == 4 else Verdict("good", values={"figure": "7"})
+
+
+def test_each_field_has_the_calibration_of_its_own_stamp() -> None:
+    """flow_node sends none while the camera zooms; that of another field would make an approach of the zoom."""
+    node = SimpleNamespace(_infos={}, _paired=False, settings=ConsumerSettings(), resolve_topic_name=lambda name: name)
+    focal = [CameraInfo(height=4, width=6, k=[f, 0, 3.0, 0, f, 2.0, 0, 0, 1.0]) for f in (5.0, 6.0)]
+    node._info = focal[0]
+    assert FlowConsumer._camera(node, 1, (4, 6))[0].fx == 5.0, "one that was published once"
+    node._infos, node._info = {2: focal[0], 3: focal[1]}, focal[1]
+    assert [FlowConsumer._camera(node, stamp, (4, 6))[0].fx for stamp in (2, 3)] == [5.0, 6.0]
+    assert "no camera_info with the stamp of the flow" in FlowConsumer._camera(node, 4, (4, 6))[1]
 
 
 @pytest.fixture

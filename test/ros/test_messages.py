@@ -19,7 +19,7 @@ from std_msgs.msg import Header
 from video_streams import KEY_EVERY, encode, source_pictures, stamp_of
 
 from deq_flow_ros.ros import messages
-from deq_flow_ros.ros.camera_info import WHOLE, adapted, camera_model, image_size
+from deq_flow_ros.ros.camera_info import WHOLE, Calibration, adapted, camera_model, image_size, remember
 from deq_flow_ros.ros.messages import FFMPEG, FOXGLOVE, Source, VideoInput, candidates, image_to_rgb, ns_to_stamp
 
 
@@ -210,3 +210,19 @@ def test_the_node_gives_flow_of_video_and_an_account_of_each_message(tmp_path: P
         assert all(reason.startswith("no key frame since packet") for _, reason in found[4:6])
         assert client.flow[-1].header.frame_id == "eye"
         assert "an image takes no part: no key frame yet" in children.log("flow_node").read_text()
+
+
+def test_there_are_no_bearings_and_no_camera_info_while_the_camera_zooms() -> None:
+    """A zoom moves pixels as an approach does; what focusing changes from image to image does not count."""
+    infos: dict[int, CameraInfo] = {}
+    for second, factor in enumerate((1.0, 1.0005, 1.01, 1.0)):
+        info = calibration()
+        info.header.stamp.sec, info.roi.width, info.roi.height = second, 640, 480
+        info.k[0], info.k[4] = factor * info.k[0], factor * info.k[4]
+        info.roi.x_offset = 2 if second == 3 else 0
+        info.roi.width -= info.roi.x_offset
+        remember(infos, info)
+    for other, known in ((1, True), (2, False), (3, False)):
+        found = Calibration(infos[0], other=infos[10**9 * other]).of_field(Header(), (480, 640), WHOLE)
+        assert (found[0] is not None, found[1] is not None) == (known, known)
+        assert known == ("it changed between the two images, as where a camera zooms" not in found[2])

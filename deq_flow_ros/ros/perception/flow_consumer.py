@@ -28,8 +28,9 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.camera import CameraModel
+from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import qos
-from deq_flow_ros.ros.camera_info import camera_model, image_size
+from deq_flow_ros.ros.camera_info import camera_model, image_size, remember
 from deq_flow_ros.ros.messages import field_of
 from deq_flow_ros.ros.parameter_table import ParameterTable
 from deq_flow_ros.ros.perception.fields import KINDS, SUPERSEDED, Pairing, Tally, Verdict, account_of, check_account
@@ -126,6 +127,7 @@ class FlowConsumer(Node, Generic[Settings]):
         self._subscriptions_of_flow: list[Subscription] = []
         self._pairing = Pairing(self._inputs, self._on_whole, lambda part: self._drop(f"no {part} with its stamp"))
         self._info: CameraInfo | None = None
+        self._infos, self._paired = dict[int, CameraInfo](), False
         self._heard_s, self._silence, self._warned = time.monotonic(), "", False
         self._lock = threading.Condition()
         self._waiting: deque[Mapping[str, Any]] = deque()
@@ -192,10 +194,10 @@ class FlowConsumer(Node, Generic[Settings]):
     def _subscribe(self) -> None:
         depth, reliability = self.settings.qos_depth, ReliabilityPolicy[self.settings.qos_reliability.upper()]
         self._profile = QoSProfile(depth=depth, reliability=reliability)
-        inputs: dict[str, Input] = {
-            f"{UPSTREAM}/{name}": (KINDS[name], partial(self._pairing.add, name), depth) for name in self._inputs
-        }
-        inputs[f"{UPSTREAM}/camera_info"] = CameraInfo, self._on_camera_info, depth
+        # The calibration first: of what has come, the executor takes it before the last part of the field.
+        inputs: dict[str, Input] = {f"{UPSTREAM}/camera_info": (CameraInfo, self._on_camera_info, depth)}
+        for name in self._inputs:
+            inputs[f"{UPSTREAM}/{name}"] = KINDS[name], partial(self._pairing.add, name), depth
         for topic, (kind, callback, least_depth) in {**inputs, **self.more_inputs()}.items():
             profile = QoSProfile(depth=max(depth, least_depth), reliability=reliability)
             self._subscriptions_of_flow.append(self.create_subscription(kind, topic, callback, profile))
@@ -210,7 +212,7 @@ class FlowConsumer(Node, Generic[Settings]):
         self.on_restart()
 
     def _flow_topic(self) -> str:
-        return str(self._subscriptions_of_flow[0].topic_name)
+        return self.resolve_topic_name(f"{UPSTREAM}/flow")
 
     def _check_silence(self) -> None:
         silent_s = time.monotonic() - self._heard_s
@@ -231,6 +233,7 @@ class FlowConsumer(Node, Generic[Settings]):
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._info = message
+        remember(self._infos, message)
 
     def _on_whole(self, parts: Mapping[str, Any]) -> None:
         self._heard_s = time.monotonic()
@@ -267,16 +270,22 @@ class FlowConsumer(Node, Generic[Settings]):
         if "statistics" in parts:
             found["repeated"] = check_account(parts["statistics"])
             found["stamps_ns"] = account_of(parts["statistics"])
-        found["camera"], found["camera_problem"] = self._camera(flow.shape[:2])
+        found["camera"], found["camera_problem"] = self._camera(stamp_to_ns(parts["flow"].header.stamp), flow.shape[:2])
         return FlowField(parts["flow"].header, flow, **found)
 
-    def _camera(self, shape: tuple[int, ...]) -> tuple[CameraModel | None, str]:
-        if self._info is None:
-            return None, f"no camera_info has come on {self.resolve_topic_name(f'{UPSTREAM}/camera_info')}"
-        if image_size(self._info) != shape:
-            return None, f"camera_info describes fields of {image_size(self._info)} px, not {shape}"
+    def _camera(self, stamp_ns: int, shape: tuple[int, ...]) -> tuple[CameraModel | None, str]:
+        info, topic = self._infos.get(stamp_ns), self.resolve_topic_name(f"{UPSTREAM}/camera_info")
+        # flow_node sends one with each field, unless the camera zooms; another publisher perhaps once for all.
+        self._paired |= info is not None
+        if info is None and self._paired:
+            return None, f"no camera_info with the stamp of the flow has come on {topic}: does the camera zoom?"
+        info = info or self._info
+        if info is None:
+            return None, f"no camera_info has come on {topic}"
+        if image_size(info) != shape:
+            return None, f"camera_info describes fields of {image_size(info)} px, not {shape}"
         try:
-            return camera_model(self._info, self.settings.rectified), ""
+            return camera_model(info, self.settings.rectified), ""
         except ValueError as error:
             return None, f"camera_info cannot be used: {error}"
 
