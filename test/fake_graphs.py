@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from fake_capture import Tape, no_reads, storages
+from fake_capture import Tape, no_reads, scribble, storages
 from streams import PERIOD_NS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,9 +115,11 @@ class FakeDevice(GraphDevice):
             outputs = function()
         self._arrive(2**62)
         self._tapes.append(weakref.ref(tape))
-        return Captured(lambda: self._replay(tape), outputs)
+        scribble(tape.scratch(None))  # CUDA computes nothing yet
+        scratch = tape.scratch(outputs)
+        return Captured(lambda: self._replay(tape, scratch), outputs)
 
-    def _replay(self, tape: Tape) -> None:
+    def _replay(self, tape: Tape, scratch: list[Tensor]) -> None:
         self.replays += 1
         self.clock.time_ns += self.replay_ns // 10
         begin = max(self._queues[0], self.clock.time_ns)
@@ -131,6 +133,7 @@ class FakeDevice(GraphDevice):
         self._copies = [copy for copy in self._copies if copy[1] > begin]
         self._used_until.update(dict.fromkeys(tape.used, end))
         tape.replay(self._write)
+        scribble(scratch)
         self._arrive(self.clock.time_ns)
 
     def _write(self, to: Tensor, values: Tensor) -> None:
@@ -183,6 +186,11 @@ class FakeDevice(GraphDevice):
         memory = torch.zeros(tuple(shape), dtype=dtype)
         self._page_locked.append(weakref.ref(memory))
         return memory
+
+    @property
+    def page_locked(self) -> int:
+        """How many memories of the host are in use, or kept."""
+        return len(self._alive(self._page_locked))
 
     @property
     def _pinned(self) -> set[int]:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from fake_graphs import FakeDevice, Race, assert_same, make_engine, stream
-from streams import frames
+from streams import PERIOD_NS, frames
 
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming import EagerEngine
+from deq_flow_ros.streaming import EagerEngine, FlowEstimator
 from deq_flow_ros.streaming.fields import paint
 from deq_flow_ros.streaming.graphs import GraphEngine
 from deq_flow_ros.streaming.graphs.workspace import Size
@@ -42,6 +44,24 @@ def test_copies_run_beside_other_work_in_order(model: DEQFlow) -> None:
     stream(engine, images)
     # Each field is copied to the host while its state is carried along.
     assert device.overlap_ns - overlaps >= 5 * device.replay_ns
+
+
+def test_copies_take_a_stream_no_time(model: DEQFlow) -> None:
+    """Why: a field goes to the host, and the next image comes, while the state is carried along, which takes longer
+    than both; so there is nothing left to gain by copying beside the next encoding.
+    """
+    times = []
+    for copy_ms in (0.0, 0.04):
+        device = FakeDevice(replay_ms=0.1, copy_ms=copy_ms)
+        engine = GraphEngine(model, device.clock, device, behind=False)
+        engine.make_ready((48, 64), (48, 64))
+        estimator, ends = FlowEstimator(engine, max_iterations=2, tolerance_px=None), []
+        for i, image in enumerate(frames(5)):
+            estimator.update(image, i * PERIOD_NS)
+            estimator.prepare()
+            ends.append(device.busy_until_ns)
+        times.append([after - before for before, after in pairwise(ends[1:])])
+    assert times[0] == times[1] == [8 * device.replay_ns] * 3, "the eight graphs of a pair, back to back"
 
 
 @torch.inference_mode()

@@ -52,17 +52,19 @@ def test_graphs_give_the_flow_of_eager_calls(model: DEQFlow, settings: dict[str,
 def test_a_frame_waits_twice_and_makes_nothing_new(model: DEQFlow) -> None:
     """Why: a wait leaves the device idle, and memory or graphs made for each frame would fill it in hours."""
     engine, device = make_engine(model)
-    estimator = FlowEstimator(engine, max_iterations=3, tolerance_px=None)
+    estimator, page_locked = FlowEstimator(engine, max_iterations=3, tolerance_px=None), []
     for i, image in enumerate(frames(8)):
         waits, pins, captures, replays = device.waits, device.pins, device.captures, device.replays
         estimator.update(image, i * PERIOD_NS)
         estimator.prepare()
+        page_locked.append(device.page_locked)
         if i > 3:
             assert device.waits - waits == 2, "for the likenesses, then for the result"
             assert device.pins - pins == 1, "the result itself, which is its caller's"
             assert device.captures == captures
             # Encode, match, pair, begin, three iterations, finish, and carrying the state along.
             assert device.replays - replays == 9
+    assert len(set(page_locked[4:])) == 1, "each result's memory is that of an earlier one, which nobody has any more"
 
 
 def test_the_host_is_one_iteration_ahead_at_most_where_it_may_have_to_stop(model: DEQFlow) -> None:
@@ -229,7 +231,10 @@ def test_the_device_of_these_tests_is_as_strict_as_cuda(reads: object) -> None:
     device, x = FakeDevice(), torch.ones(3)
     with pytest.raises(CaptureError):
         device.capture(lambda: reads(x), device.pool())
-    captured = device.capture(lambda: x * 2 + 1, device.pool())
+    inside: list[torch.Tensor] = []
+    captured = device.capture(lambda: (inside.append(x * 2), inside[-1] + 1)[1], device.pool())
     x.fill_(5)
+    assert captured.outputs.isnan().all(), "nothing is computed until it is replayed"
     captured.replay()
     assert captured.outputs.tolist() == [11.0] * 3
+    assert inside[-1].isnan().all(), "other graphs of the pool use what is not returned"

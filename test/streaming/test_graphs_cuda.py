@@ -150,12 +150,15 @@ def test_memory_is_steady_and_given_back(model: DEQFlow) -> None:
     before = torch.cuda.memory_allocated()
     engine = make_engine(model, False)
     estimator = FlowEstimator(engine, max_iterations=2)
-    images, used = frames(10, *SIZE), []
+    host = getattr(torch.cuda, "host_memory_stats", dict)  # since PyTorch 2.6
+    images, used, page_locked = frames(10, *SIZE), [], []
     for i in range(200):
         estimator.update(images[abs(9 - i % 18)], i * PERIOD_NS)
         estimator.prepare()
         used.append(torch.cuda.memory_allocated())
+        page_locked.append(host().get("num_host_alloc"))
     assert max(used[20:]) == max(used[100:])
+    assert page_locked[20] == page_locked[-1], "a result takes the memory of an earlier one"
     engine.close()
     del estimator, engine
     torch.cuda.empty_cache()

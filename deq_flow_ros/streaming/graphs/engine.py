@@ -179,12 +179,11 @@ class GraphEngine(EagerEngine):
 
     def _carry(self, space: Workspace, slots: Sequence[EagerSlot], direction: str) -> None:
         """Carry along what was found, while it is copied to the host. A stream that begins anew does not ask for it."""
-        _copy(space.state, space.samples.value)
         space.sign.fill_(1.0 if direction == "forward" else -1.0)
         space.carry.replay()
         for i, slot in enumerate(slots):
             found, start = (
-                tuple(part.clone() for part in sample(state, i)) for state in (space.state, space.carry.outputs)
+                tuple(part.clone() for part in sample(state, i)) for state in (space.samples.value, space.carry.outputs)
             )
             slot.found, slot.carried = found, (found, start)
 
@@ -237,11 +236,6 @@ def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """That of ``pad_to_multiple`` for images of a size."""
     extra_h, extra_w = (side - inner for side, inner in zip(padded_size(*size), size, strict=True))
     return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
-
-
-def _copy(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for old, new in zip(to, values, strict=True):
-        old.copy_(new)
 
 
 def _set_row(batch: Sequence[Tensor], row: int, values: Sequence[Tensor] | None) -> None:

@@ -89,11 +89,10 @@ class Workspace:
     :ivar first: of the images whose pixels the flow lives on.
     :ivar second: features of the others.
     :ivar images: (B, 3, h, w) float32, both, for solving smaller versions.
-    :ivar state: to be carried along.
     :ivar start: where a solve begins.
     :ivar tolerance: () float32, -1 for none.
-    :ivar sign: () float32, of the direction.
     :ivar samples: of the solve.
+    :ivar sign: () float32, of the direction in which what was found is carried along.
     :ivar packed: what ``pack`` makes, (B, N), by what is wanted.
     """
 
@@ -113,15 +112,15 @@ class Workspace:
         encoding, image = self.encode.outputs
         self.first, self.second = Encoding(*map(torch.zeros_like, encoding)), torch.zeros_like(encoding.features)
         self.images = torch.zeros_like(image), torch.zeros_like(image)
-        self.state, self.start = (tuple(map(torch.zeros_like, model.initial_state(encoding))) for _ in range(2))
-        self.sign = torch.ones((), device=device.device)
-        self.carry: Captured[State] = device.capture(lambda: parts.move(self.state, self.sign), pool)
+        self.start = model.initial_state(encoding)
         self._likenesses = device.pinned((size.batch, 2), torch.float32)
         self.match = device.capture(self._match, pool)
         self.pair: Captured[FlowProblem] = device.capture(self._pair, pool)
         self.tolerance = torch.full((), -1.0, device=device.device)
         rules = Rules(self.tolerance, 1e6, best=False, erratic=False, look=False)
         self.samples = _kept(rules.begin(self.start))
+        self.sign = torch.ones((), device=device.device)
+        self.carry: Captured[State] = device.capture(lambda: parts.move(self.samples.value, self.sign), pool)
         self.progress = Counted(device)
         self.begin = device.capture(lambda: self._begin(rules), pool)
         self.iterate = device.capture(lambda: self._iterate(parts, rules), pool)
