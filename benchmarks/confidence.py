@@ -5,16 +5,12 @@
 
 Sparsification curves (mean error of the pixels left, the most uncertain taken out first) and AUSE, the area between
 such a curve and that by the true error itself, over the mean error: 0 is perfect (Ilg et al., ECCV 2018, arXiv
-1802.07095, section 5). Measured per pair and averaged over the pairs of a group, of:
-
-- *residual*: length of the solver's last update, px; *random*: what a measure that knows nothing has;
-- *forward-backward*: distance between a pixel and where the flow forth, and from there the flow back, leads, px;
-- *weak gradient*: the image gradient (Sobel), where it is small the pixel counts as uncertain;
-- *uncertainty*: the expected error that the model predicts, px, if its weights have the head for it.
+1802.07095, section 5). Measured per pair and averaged over the pairs of a group, of the solver's residual, the
+forward-backward distance, a weak image gradient, and the uncertainty that the model predicts; see docs/confidence.md.
 
 Every pair starts cold, coarse to fine. Generated clips, which no training has seen, are measured as they are, and once
-more with a part of the image without texture, where nothing can be known: the last table says what the measures say
-inside of it and outside. Beside that, the calibration: the mean error of the pixels by the error that was expected.
+more with a part of the image without texture: the last table says what the measures say inside of it and outside.
+Beside that, the calibration: the mean error of the pixels by the error that was expected.
 """
 
 from __future__ import annotations
@@ -53,10 +49,7 @@ MIN_SHARE = 0.002
 
 
 def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterator[Sample]:
-    """Pairs that no training has seen, each as it is and then with a part of the image without texture.
-
-    :param textures: folder of photographs; None uses procedural textures only.
-    """
+    """Pairs that no training has seen, each as it is and then with a part of the image without texture."""
     generator = ProceduralGenerator(
         *size, frames=2, textures=textures, seed=HELD_OUT_SEED, patterns=PATTERNS,
         max_displacement_px=size[1] / 5,
@@ -82,10 +75,7 @@ def without_texture(pair: Sample) -> Sample:
 
 
 def forward_backward(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """(H, W) px: how far from each pixel the forward flow, (H, W, 2) px, followed by the backward flow ends.
-
-    Where the forward flow leads outside the image, the backward flow is that of the nearest pixel at the border.
-    """
+    """(H, W) px: how far from each pixel the forward flow, (H, W, 2) px, followed by the backward flow ends."""
     y, x = np.mgrid[: forward.shape[0], : forward.shape[1]].astype(np.float32)
     there = cv2.remap(
         backward, x + forward[..., 0], y + forward[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -100,16 +90,13 @@ def gradient_strength(image: np.ndarray) -> np.ndarray:
 
 
 def sparsify(error: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean error of the pixels of one pair that are left when 0, 1/100, ..., 99/100 of them are taken out, over
-    that of all pixels.
+    """Mean error of the pixels left when 0, 1/100, ..., 99/100 of them are taken out, over that of all pixels.
 
-    Pixels of equal uncertainty are taken out together and count with their mean error, so that the order of the pixels
-    in the image does not matter.
+    Pixels of equal uncertainty count with their mean error, so that their order in the image does not matter.
 
     :param error: (N,) endpoint error, px.
-    :param uncertainty: (N,) in any unit. NaN means "not known" and counts as the largest.
-    :returns: (100,) with the most uncertain pixels taken out first; (100,) by the error itself, the oracle, which no
-        measure can be below.
+    :param uncertainty: (N,) in any unit; NaN counts as the largest.
+    :returns: (100,) with the most uncertain pixels taken out first; (100,) by the error itself, the oracle.
     :raises ValueError: if the shapes differ, there are too few pixels, or the error is zero everywhere or not finite.
     """
     if error.ndim != 1 or error.shape != uncertainty.shape or error.size < STEPS:
@@ -192,10 +179,9 @@ def _means(group: str, some: Sequence[Row]) -> Row:
 
 
 def calibration(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
-    """The mean true error by the mean expected error in each bin, for the listed pairs and for the generated ones as
-    they are.
+    """Mean true by mean expected error in each bin with enough pixels, of the listed and of the generated pairs.
 
-    Every pair has the same weight, whatever its number of pixels. Bins with hardly any pixels are left out.
+    Every pair has the same weight.
     """
     kinds = {PAIRS: [row for row in rows if row["group"] not in MADE]}
     kinds[GENERATED] = [row for row in rows if row["group"] == GENERATED]

@@ -3,9 +3,9 @@
 
 ``python -m benchmarks.controller [--budget-ms 100 200] [--seconds 60] [--plot OUT] [--json OUT]``
 
-The real ``FlowEstimator`` decides about its time (costs, scale, deadline, iterations) as on a real machine, over a
-network that computes nothing and a clock that charges for its calls: costs that vary at random, bursts of load, a slow
-drift, and steps. Thousands of frames take seconds, and the same seed gives the same figures on every machine.
+The real ``FlowEstimator`` decides about its time as on a real machine, over a network that computes nothing and a
+clock that charges for its calls: costs that vary at random, bursts of load, a slow drift, and steps. The same seed
+gives the same figures on every machine.
 
 *late*: share of the frames whose flow came after the budget; *in a row*: the most late ones one after the other. *of
 oracle*: iterations, relative to those of an oracle that knows in advance what every stage of the frame will take, at

@@ -3,13 +3,11 @@
 
 ``python -m benchmarks.cuts --sequence FRAMES ... [--frames 40] [--cuts 120] [--json OUT]``
 
-- *Continuing*: the sequences as they are, the demo scene and generated clips. Every pair but the first of a
-  sequence has to start warm; the others are false alarms.
+- *Continuing*: sequences, the demo scene and generated clips. Every pair but the first has to start warm.
 - *Light*: the same, with half of the light, or 1.7 times as much, from the third frame on.
-- *Cuts*: two sequences of different kinds, or two generated clips, one after the other, drawn by a seed. One is
-  noticed if there is no flow across it, or the pair across it or right behind it does not start warm.
-- *Flat*: a frame of black, white or grey within a sequence. It has to give no flow, nor has the frame behind it, and
-  the pair after that has to start cold.
+- *Cuts*: two of them, one after the other, drawn by a seed. A cut is noticed if there is no flow across it, or the
+  pair across it or right behind it does not start warm.
+- *Flat*: a frame of black, white or grey. It and the frame behind it give no flow, and the pair after starts cold.
 
 A cut that is missed is compared: how much worse the pair right behind it is after ``--iterations`` than one that begins
 cold, in px, against a cold solve of 24 iterations. The exit status is 1 if that is above 0.05 px for any, if a flat

@@ -7,12 +7,10 @@
 release works, with the same weights. *unrolled*: a RAFT-style recurrent network, cold, of the same parts at their
 fastest. And OpenCV's DIS and Farneback. Each makes an array (H, W, 2) float32 of arrays (H, W, 3) uint8.
 
-The methods take turns on each pair of images, so whatever slows the machine down meets all alike. *median*, *p95* and
-*p99* are the time from an image to its field in ms. What the stream does between a field and the next image
-(``FlowEstimator.prepare``) counts in *fields/s* and in *work*, the median over the pairs of the time of a method by
-that of the stream; *wait* is the same of the time from an image to its field. The stream compared with is the shortest
-one within 0.1 px RMS of the longest pairwise run, or else the nearest. *RMS* and *median px* are distances from that
-run: over all pixels; of a pair's pixels, median of pairs.
+The methods take turns on each pair of images. *median*, *p95* and *p99* are the time from an image to its field in ms,
+and *wait* is by that of the stream; *fields/s* and *work* include what the stream does before the next image. The
+stream compared with is the shortest one within 0.1 px RMS of the longest pairwise run, or else the nearest. *RMS* and
+*median px* are distances from that run: over all pixels; of a pair's pixels, median of pairs.
 """
 
 from __future__ import annotations
@@ -52,10 +50,7 @@ STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "o
 
 
 def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
-    """The number of frames asked for, (H, W, 3) uint8 RGB, in the size asked for.
-
-    :raises ValueError: if the recording has fewer.
-    """
+    """The frames asked for, (H, W, 3) uint8 RGB, in the size asked for; ``ValueError`` if there are fewer."""
     count, size = options.warm_up + options.frames + 1, (options.width, options.height)
     if options.input is None:
         scene = Scene(SceneSettings(*size))
@@ -111,11 +106,7 @@ def take_turns(
 
 
 def nearest_stream(samples: pd.DataFrame, methods: Mapping[str, Method]) -> str:
-    """The stream that the other methods are compared with: the shortest one within ``NEAR_PX`` RMS, or else the
-    nearest.
-
-    :raises ValueError: if there is no pair of which all methods computed a field.
-    """
+    """The stream that the others are compared with; ``ValueError`` if no pair has a field of all methods."""
     rms_px = samples.groupby("method").square_px2.mean().dropna() ** 0.5
     streams = [name for name in rms_px.index if methods[name].is_stream]
     if not streams:
@@ -200,11 +191,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
 
 
 def print_report(report: Row, streams: Sequence[str], console: Console) -> None:
-    """Print latency, throughput, ratios and distances of every method, then how the time of each kind of method is
-    divided among its stages, and how much memory its tensors take.
-
-    :param streams: those whose stages are printed.
-    """
+    """Print the figures of every method, then stages and memory of these streams and of the other networks."""
     rows = report["methods"]
     title = f"latency of a field, ms; work and wait: by those of '{report['ours']}'; distance, px"
     print_table(console, title, METHODS, ({"method": name, **row} for name, row in rows.items()))

@@ -3,12 +3,10 @@
 
 ``python -m benchmarks.memory [--size base] [--device cpu] [--json OUT]``
 
-"Saved" are the bytes that autograd holds for the backward pass when the forward pass has ended: the distinct storages
-behind all saved tensors, parameters not counted. "Peak" is the most memory that tensors took at any time of the step
-beyond what was there before, what is computed again included: of PyTorch's allocator on a GPU, counted allocation by
-allocation on a CPU. "Recompute" rows run encoder blocks and lookups again in the backward pass. Losses are those of the
-training, at full resolution: at every step for the recurrent network, at one or three states for the equilibrium model.
-Times are processor seconds on a CPU, whatever else it is doing.
+"Saved" are the bytes of the distinct storages that autograd holds for the backward pass, parameters not counted. "Peak"
+is the most memory that tensors took at any time of the step beyond what was there before. "Recompute" rows run encoder
+blocks and lookups again in the backward pass. Losses are those of the training, at full resolution. Times are processor
+seconds on a CPU.
 """
 
 from __future__ import annotations

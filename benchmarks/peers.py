@@ -104,11 +104,7 @@ class Stateless(Method):
 
 
 class Unrolled(Stateless):
-    """A recurrent network in the manner of RAFT: encode both images, start from zero, iterate a fixed number of times,
-    upsample once.
-
-    It is made of our own parts at their fastest: correlation and lookup, context outside of the loop, weights folded.
-    """
+    """A recurrent network in the manner of RAFT, of our parts at their fastest: encode, start from zero, iterate."""
 
     def flow(self, image1: Tensor, image2: Tensor, clock: StageTimes) -> Tensor:
         model = self._model
@@ -144,9 +140,8 @@ def as_released(model: DEQFlow) -> DEQFlow:
 class Pairwise(Stateless):
     """The stateless pairwise way in which the method's release works: a plain, independent form of the same function.
 
-    Both images encoded, hidden state and flow from zero, a fixed number of plain iterations, correlation volume pooled
-    and looked up by ``grid_sample`` level by level, context convolved in every iteration, each gate a convolution of
-    its own, weight normalisation computed anew in every call, batch norm not folded.
+    The correlation is looked up by ``grid_sample`` level by level, the context convolved in every iteration, each gate
+    is a convolution of its own, weight normalisation is computed anew in every call, batch norm not folded.
 
     :param model: from ``as_released``.
     """

@@ -4,12 +4,11 @@
     python -m benchmarks.point_tracks [--every 3] [--steps 30] [--sequence BEDROOM_FRAMES] [--plot OUT.png]
 
 KLT is calcOpticalFlowPyrLK with a forward-backward check of 1 px, with its default window and that of point_tracks. On
-the rendered drive, a point counts if it is visible in the last image as well. Those that are visible in all images
-between can be followed; their share is the ceiling. The second table does not depend on the limits by which a method
-gives points up: of those that it holds for the best, as many are taken as have the error together. point_tracks orders
-them by the expected error; KLT by the largest forward-backward distance, with the best of several limits on the
-difference of the windows. A recording has no truth: there, the drift is the distance from the start after all steps
-forward and as many back.
+the rendered drive, a point counts if it is visible in the last image as well; the ceiling is the share of those that
+are visible in all images between. The second table does not depend on the limits by which a method gives points up: as
+many of its best are taken as have the error together, by the expected error, and for KLT by the largest
+forward-backward distance. A recording has no truth: its drift is the distance from the start after all steps forward
+and as many back.
 """
 
 from __future__ import annotations

@@ -132,8 +132,7 @@ def wall_s(device: torch.device) -> float:
 
 
 def count_copies(estimator: FlowEstimator, frames: Sequence[np.ndarray]) -> dict[str, float]:
-    """The number of copies per field that a CUDA device made, by kind, from the profiler; on any other device, none
-    are counted.
+    """Copies per field of a CUDA device, by kind, from the profiler; on any other device, none are counted.
 
     :param estimator: of a stream that has begun.
     :param frames: at least two frames of its size, which are taken in turn.
@@ -160,10 +159,7 @@ def count_copies(estimator: FlowEstimator, frames: Sequence[np.ndarray]) -> dict
 
 
 def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
-    """Return all rows; meanwhile, a terminal shows which one was made last.
-
-    :param label: a format string with names of values of the row in braces.
-    """
+    """Return all rows; meanwhile, a terminal shows the last by ``label``, a format string for the values of a row."""
     done = []
     with console.status("") as status:
         for row in rows:

@@ -61,10 +61,7 @@ class ImageSequence:
 
 
 def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
-    """A number of frames of a source, after leaving out the first ``skip``; (H, W, 3) RGB each.
-
-    :raises ValueError: if there are fewer than three; a pair that has a predecessor needs three.
-    """
+    """Frames of a source behind the first ``skip``, (H, W, 3) RGB each; ``ValueError`` if there are less than 3."""
     frames = [
         to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
         for f in islice(open_source(path).frames(), skip, skip + count)
@@ -100,13 +97,7 @@ def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
 
 
 def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageSequence]:
-    """``count`` procedural sequences of each kind in ``MOTIONS``, and the same number with a cut from one scene to
-    another.
-
-    In those with a cut, only the pair right behind the cut is measured.
-
-    :param size: of the frames, (H, W).
-    """
+    """``count`` procedural sequences of each kind in ``MOTIONS``, and as many with a cut, measured right behind it."""
     height, width = size
     clips = {}
     for name, (low, high) in MOTIONS.items():
@@ -272,10 +263,7 @@ def first_pairs(options: argparse.Namespace) -> list[Sample]:
 
 
 def recordings(options: argparse.Namespace) -> Iterator[ImageSequence]:
-    """What ``--sequence`` names, see ``recorded``.
-
-    :raises ValueError: if there are no other inputs either.
-    """
+    """What ``--sequence`` names, see ``recorded``; ``ValueError`` if there are no other inputs either."""
     if not (options.pairs or options.sequence or getattr(options, "clips", 0)):
         others = ", or --clips above 0" if "clips" in options else ""
         raise ValueError(f"expected --pairs or --sequence{others}: without them there is nothing to measure")

@@ -4,15 +4,9 @@
 ``python -m benchmarks.settle --pairs pairs.json [--sequence FRAMES ...] [--models nano base] [--plot OUT]``
 
 A stable fixed point is what the method rests on (arXiv 2204.08442, sections 3 and 4). Every pair is iterated as the
-stream does, z <- f(z), from five starts, which docs/equilibrium.md describes, and the columns: *zero*; *coarse*, that
-of a stream for a pair without predecessor; *warm*, from the pair before, or else from the same images in reverse order;
-*random*, a random hidden state and a smooth random motion of 8 px RMS in each direction; *noise*, the same with another
-motion in each cell, which no flow looks like.
-
-All distances are RMS over the pixels of the difference of two flows at full resolution, px. *moved*: between the flow
-after ``--early`` and after ``--iterations`` iterations. *still*: the share of pixels whose flow moved by 0.05 px at
-most between the two. *ends apart*: the largest distance between any two of the ends, that from *noise* left out.
-*error*: mean endpoint error against the truth, mean over the groups of the list.
+stream does, z <- f(z), from five starts; docs/equilibrium.md describes them and the columns. Distances are RMS over the
+pixels of the difference of two flows at full resolution, px. *moved* and *still* are between ``--early`` and
+``--iterations``; *ends apart* is the largest distance between any two ends, that from *noise* left out.
 
 With ``--jacobian``, at the end from *coarse*: the spectral radius of the Jacobian of f, below 1 where the fixed point
 is stable, and the relative residual of the adjoint equation, that of the implicit gradient, after 30 iterations.
@@ -82,10 +76,9 @@ def reversed_state(model: DEQFlow, sample: Sample) -> State:
 
 
 def stability(model: DEQFlow, sample: Sample, state: State) -> dict[str, float]:
-    """The spectral radius of the Jacobian of the update at a state, and how well the adjoint equation is solved there.
+    """The spectral radius of the Jacobian of the update at a state, and the relative residual of the adjoint equation.
 
-    The latter is the relative residual after ``ADJOINT_ITERATIONS`` of Anderson's method, for the gradient of the mean
-    squared flow.
+    The latter is after ``ADJOINT_ITERATIONS`` of Anderson's method, for the gradient of the mean squared flow.
     """
     residuals: list[float] = []
     with torch.inference_mode(False), torch.no_grad():
@@ -106,11 +99,7 @@ def rms(difference: Tensor) -> float:
 
 
 def rows_of(model: DEQFlow, samples: Sequence[Sample], options: argparse.Namespace) -> Iterator[Row]:
-    """One row for each pair and start.
-
-    :param samples: in the order of the list. If image 2 of a pair is image 1 of the next pair, the next one starts from
-        it.
-    """
+    """One row for each pair and start. A pair whose image 1 is image 2 of the pair before starts warm from that."""
     last: tuple[Sample, State] | None = None
     for sample in samples:
         if last is not None and np.array_equal(last[0].image2, sample.image1):
@@ -188,11 +177,7 @@ def print_tables(summary: Sequence[Row], rows: Sequence[Row], options: argparse.
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw a row of panels per model: update, distance to the end and error against iterations, with one curve per
-    start.
-
-    The curves are of the pairs of the list or, if there are none, of the sequences.
-    """
+    """Draw a row of panels per model, a curve per start, of the pairs of the list or else of the sequences."""
     models = grouped([row for row in rows if row["case"] == "pairs"] or rows, "model")
     with picture(path, 10, 2.9 * len(models)) as figure:
         panels = figure.subplots(len(models), 3, squeeze=False)

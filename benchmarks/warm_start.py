@@ -3,22 +3,15 @@
 
 ``python -m benchmarks.warm_start [--pairs pairs.json] [--sequence FRAMES ...] [--clips 3] [--plot OUT] [--json OUT]``
 
-Every pair of recorded and generated sequences that has one before it is solved from each start; the state that is
-reused is that of the pair before after 12 iterations, as the estimator leaves it:
+Every pair of recorded and generated sequences that has one before it is solved from each start, which
+docs/warm_start.md describes. The state that is reused is that of the pair before after 12 iterations, its flow alone or
+in *full*, *warped* (moved along the motion) or not. *Distance*: RMS over the cells from the settled state, px, the one
+of least update that Anderson's method finds in ``--reference`` iterations, from *coarse* or from *full, warped*,
+whichever is nearer. *Error*: mean endpoint error, px, or else the distance from the settled state from *coarse*.
 
-- *zero*: hidden state and flow zero; *coarse*: as a pair without predecessor, from smaller versions of it.
-- *flow*: the flow of the pair before, the hidden state zero; *flow, warped*: moved along the motion.
-- *full*: hidden state and flow of the pair before; *full, warped*: moved along the motion, as the estimator does.
-- *stream*: a ``FlowEstimator`` that made no more iterations at any pair before either.
-
-*Update*: RMS of the flow update of an iteration, px. *Distance*: RMS over the cells from the settled state, px: the one
-of least update that Anderson's method finds in ``--reference`` iterations, from *coarse* and from *full, warped*; the
-nearer of the two counts. Below their own updates and their distance, which are printed, distances mean nothing.
-*Error*: mean endpoint error, px, against the truth; where there is none, against the settled state from *coarse*.
-
-Generated sequences are slow, fast, and have a cut, behind which the first pair is solved: there, the states that are
-reused come from a pair of unrelated images, and only *stream* has noticed. It must then be no worse than *coarse*: else
-the exit status is 1. Times are processor time on a CPU and wall time on a GPU.
+Generated sequences are slow, fast, and have a cut, behind which the first pair is solved: only *stream*, which is a
+``FlowEstimator``, has noticed. It must then be no worse than *coarse*: else the exit status is 1. Times are processor
+time on a CPU and wall time on a GPU.
 """
 
 from __future__ import annotations
@@ -58,9 +51,7 @@ BOUND_PX, SETTLED_PX = 0.05, 0.02
 PHASES = ((1, 2), (2, 4), (4, 8), (8, 16))
 """Ranges of iterations over which the mean factor of the update per iteration is reported."""
 SLACK_PX = 0.01
-"""Allowed difference between two solves of one pair whose images were encoded in different batches; it is due to
-rounding alone.
-"""
+"""Allowed between two solves of one pair whose images were encoded in different batches: rounding."""
 
 
 def starts(pair: EncodedPair, last: State) -> dict[str, Callable[[], State]]:
@@ -147,9 +138,8 @@ def curves(pair: EncodedPair, make: Callable[[], State], settled: list[State], t
 
 
 def counted(updates: list[float], errors: list[float], settled_px: float, start_ms: float, iteration_ms: float) -> Row:
-    """What is counted on the way from a start: iterations to the bound of the update, and to the error of the settled
-    state, infinite if it is never reached; the time to the latter, or to the end; and the factor by which each
-    iteration reduces the update, as the geometric mean within each of ``PHASES``.
+    """Iterations to the bound of the update and to the settled error, infinite if never; the time to the latter, or to
+    the end; the factor by which an iteration reduces the update, as the geometric mean within each of ``PHASES``.
     """
     to_error = first_below(errors, settled_px + SETTLED_PX) - 1
     return {
@@ -210,20 +200,15 @@ def print_tables(summary: Sequence[Row], rows: Sequence[Row], console: Console) 
     columns = {**names, **{str(n): f"{{error_px[{n}]:.2f}}{{star}}" for n in summary[0]["error_px"]}}
     columns |= {f"to {BOUND_PX:g} px": "{to_px:g} ({to_px_pairs})"}
     columns |= {f"of {cold}": f"{{to_px_of_{cold}:.2f}}" for cold in COLD}
-    title = (
-        "mean error in px by iterations (*: from the settled state, as there is no true flow), and iterations to an "
-    )
-    title += "update, median (how many pairs got there): as multiples of cold starts"
+    title = "error, px, mean (*: from the settled state), and iterations to an update, median (pairs that got there)"
     print_table(console, title, columns, summary, names=2)
     columns = {**names, "iterations": "{to_error:.1f} ({to_error_pairs})"}
     columns |= {f"of {cold}": f"{{to_error_of_{cold}:.2f}}" for cold in COLD}
     columns |= {"ms": "{to_error_ms:.0f}", **{f"ms of {cold}": f"{{ms_of_{cold}:.2f}}" for cold in COLD}}
     columns |= {"first update, px": "{first_update_px:.2f}"}
     columns |= {f"{since} to {to}": f"{{factors[{place}]:.2f}}" for place, (since, to) in enumerate(PHASES)}
-    title = (
-        f"iterations to the settled state's error, within {SETTLED_PX:g} px, mean (how many pairs got there; others "
-    )
-    title += "count as if with the last), and what an iteration leaves of the update, by iterations"
+    title = f"iterations to the settled error, within {SETTLED_PX:g} px, mean (pairs that got there; others: the last),"
+    title += " and what an iteration leaves of the update"
     print_table(console, title, columns, [row for row in summary if row["start"] != STREAM], names=2)
     for group, some in grouped([row for row in rows if row["start"] == STREAM], "group").items():
         settled = pd.DataFrame([{**row["settled"], "motion_px": row["motion_px"]} for row in some])
@@ -259,10 +244,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
-    """Measure every start on every pair.
-
-    :raises ValueError: if no pair has a predecessor.
-    """
+    """Measure every start on every pair; ``ValueError`` if no pair has a predecessor."""
     model = load_model(options.model, options.device)
     every = (row for part in every_sequence(options, CLIP_FRAMES) for row in rows_of(model, part, options))
     with torch.inference_mode():
