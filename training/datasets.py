@@ -133,13 +133,11 @@ class Spring(FlowDataset):
     """The ground truth has twice the image's resolution in both directions; its vectors are in pixels of the image.
 
     As in the authors' loader, every second vector of every second row is the flow of an image pixel. The three beside
-    it are ``alternatives``: the benchmark takes the least of the four errors, where all four are known. Backward pairs
-    are listed from the last frame to the first.
+    it are ``alternatives``. Backward pairs are listed from the last frame to the first.
 
     :param side: camera, "left", "right" or "both".
     :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
-    :param occlusion: read the maps of unmatched pixels too, which are an archive of their own; without them nothing is
-        known to be occluded. Unmatched is what is red or green in them.
+    :param occlusion: read the maps of unmatched pixels too, red or green in an archive of their own.
     """
 
     layout = (
@@ -277,9 +275,8 @@ DATASETS: dict[str, Callable[..., FlowDataset]] = {
 
 
 def open_dataset(name: str, root: str | Path, split: str = "train", **options: Any) -> FlowDataset:
-    """The pairs of a data set.
+    """The pairs of a data set, one of ``DATASETS``.
 
-    :param name: one of ``DATASETS``.
     :param root: the folder that docs/datasets.md names.
     :param split: "train", and "test" or "val" where the data set has them.
     :raises ValueError: for an unknown name, split or option value.

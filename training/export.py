@@ -53,10 +53,7 @@ class _Graph(nn.Module):
 
 
 class _Prepared:
-    """What the update operator prepares, as tensors to pass on and constants to keep in the graph of the step.
-
-    It may have any structure. What is the same for two different contexts is a constant.
-    """
+    """What the update operator prepares, in any structure: tensors, and constants, the same for any two contexts."""
 
     def __init__(self, model: DEQFlow) -> None:
         context_dim, generator = model.architecture.context_dim, torch.Generator().manual_seed(0)
@@ -84,10 +81,7 @@ class _Prepared:
 
 
 def export(model: DEQFlow, folder: str | Path) -> None:
-    """Write the graphs of a model on the CPU as ``encode.onnx`` and so on, unchecked.
-
-    :param model: from ``load_model``: weight normalisation folded, no gradients.
-    """
+    """Write the graphs of a model from ``load_model``, on the CPU, as ``encode.onnx`` and so on, unchecked."""
     a, prepared = model.architecture, _Prepared(model)
 
     def encode(image: Tensor) -> tuple[Tensor, ...]:
@@ -143,10 +137,8 @@ def _free(value: Any) -> Any:
 
 
 class OnnxFlow:
-    """The exported graphs, run by onnxruntime: how to put them together, in numpy.
+    """The exported graphs in a folder, run by onnxruntime with these providers: how to put them together, in numpy.
 
-    :param folder: of the four graphs.
-    :param providers: of onnxruntime, in the order of preference; the default runs anywhere.
     :raises FileNotFoundError: naming the graph that is missing.
     """
 

@@ -109,7 +109,7 @@ class Dice(np.random.Generator):
 class Outline:
     """Where a layer is, in canonical coordinates (px of frame 0).
 
-    :ivar distance: from coordinates x, y (T, H, W) to the signed distance in px, negative inside; None: everywhere.
+    :ivar distance: from x, y (T, H, W) to the signed distance in px, negative inside; None: everywhere.
     :ivar box: (2, 2) smallest and largest x, y; infinite if there are no bounds.
     """
 

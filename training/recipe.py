@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: everything that decides what is trained, on what and how, as one dataclass; and reading them from YAML.
 
-A recipe file (``training/recipes/*.yaml``) holds the sections of ``Recipe``, with what differs from the defaults there.
-Beside them it may have ``sizes`` and ``variants``: sections that apply to one model size, or when a variant is asked
-for. Later wins: defaults, file, size, variant, command line. That holds against stages, too: what a later layer sets in
-``data`` or ``objective`` holds in every stage of an earlier one.
+A recipe file (``training/recipes/*.yaml``) holds sections of ``Recipe``, and maybe ``sizes`` and ``variants`` of them.
+Later wins: defaults, file, size, variant, command line; against the stages of an earlier layer, too.
 """
 
 from __future__ import annotations
@@ -82,10 +80,9 @@ class Data:
     """What is trained on. From ``frames`` on, the settings are the generator's, see ``ProceduralGenerator``.
 
     :ivar sources: the mix; the generator stands alone.
-    :ivar roots: folder (or list) of each data set by name; one family may share an entry, "sintel" serves
-        "sintel-clean" and "sintel-final".
+    :ivar roots: folder (or list) of each data set by name, or by that of its family, as "sintel".
     :ivar batch: pairs, or clips of the generator, in a step, over all processes together.
-    :ivar crop: height, width in px, multiples of 8.
+    :ivar crop: height, width in px.
     :ivar max_flow_px: longer flow is not trained on.
     :ivar uses: how often each sample is trained on, 1 to 4, see ``augmentation.transform``.
     :ivar frames: of a generated clip; from the third on, pairs start warm.
@@ -125,7 +122,7 @@ class Model:
 
     :ivar update: the update operator, "raft", "gma" or one of your own (docs/models.md).
     :ivar uncertainty: channels of the head that predicts how wrong the flow is. Above 0, that head alone is trained, on
-        the flow of the weights in ``init``, which stay as they are (training/uncertainty.py).
+        the flow of the weights in ``init`` (training/uncertainty.py).
     """
 
     size: str = "nano"
@@ -147,11 +144,7 @@ class Model:
 
 @dataclass(frozen=True, config=CHECKED)
 class Validation:
-    """What the averaged weights are measured on while training; the best are kept.
-
-    :ivar sets: those without a root are left out, and named at the start.
-    :ivar every: steps between two validations.
-    """
+    """What the averaged weights are measured on, ``every`` so many steps; sets without a root are left out."""
 
     sets: tuple[Source, ...] = ()
     every: Count = 1000
@@ -161,10 +154,7 @@ class Validation:
 
 @dataclass(frozen=True, config=CHECKED)
 class Stage:
-    """A part of a run; in a recipe file, its ``data`` and ``objective`` hold what differs from the recipe's.
-
-    :ivar until: share of the run at which it ends, of the steps or of the time, whichever the schedule counts.
-    """
+    """A part of a run, ``until`` a share of its steps or time; in a file, it holds what differs from the recipe's."""
 
     until: Positive
     data: Data

@@ -151,10 +151,7 @@ def road_world(rng: Dice, rays: np.ndarray) -> World:
 def _street_side(
     rng: Dice, size: np.ndarray, rays: np.ndarray, on_ground: np.ndarray, side: float, far: float
 ) -> list[Plane]:
-    """Walls, buildings, hedges and parked cars along one side of a street; from the far to the near.
-
-    Each stretches over a range of depths at a distance from the camera's path; some show their front as well.
-    """
+    """Walls, buildings, hedges and parked cars along one side of a street, from the far to the near."""
     planes = []
     count = rng.pick({0: 0.2, 1: 0.5, 2: 0.3})
     ends = [far * rng.uniform(0.5, 1), rng.log_uniform(3, 10), 0.0]
@@ -208,10 +205,7 @@ def _pole(rng: Dice, foot: np.ndarray, unit: float, depth: float) -> list[Plane]
 
 
 def flight_world(rng: Dice, rays: np.ndarray) -> World:
-    """Land seen from above, straight down or ahead to the horizon: roofs, trees, vehicles, wires over it.
-
-    The unit is the camera's height. It flies any way, and yaws and pitches.
-    """
+    """Land from above, straight down or to the horizon: roofs, trees, vehicles, wires. Unit: the camera's height."""
     size = np.array([rng.settings.width, rng.settings.height], dtype=float)
     room = rng.settings.max_layers + 1
     planes: list[Plane] = []
