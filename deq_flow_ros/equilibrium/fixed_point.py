@@ -143,15 +143,11 @@ def evaluate(f: Function, z: State) -> State:
     for index, (new, old, version) in enumerate(zip(state, z, versions, strict=True)):
         if not isinstance(new, Tensor):
             raise ValueError(f"f must return tensors; for tensor {index} of the state it returned {type(new).__name__}")
-        if new.shape != old.shape:
+        if new.shape != old.shape or new.dtype != old.dtype or new.device != old.device:
+            was, returned = (f"{tuple(each.shape)}, {each.dtype} on {each.device}" for each in (old, new))
             raise ValueError(
-                f"f must keep the shape of every tensor of the state: tensor {index} was {tuple(old.shape)}, "
-                f"f returned {tuple(new.shape)}"
-            )
-        if new.dtype != old.dtype or new.device != old.device:
-            raise ValueError(
-                f"f must keep type and device of every tensor of the state: tensor {index} was {old.dtype} on "
-                f"{old.device}, f returned {new.dtype} on {new.device}"
+                "f must keep shape, type and device of every tensor of the state: "
+                f"tensor {index} was {was}, f returned {returned}"
             )
         if version is not None and old._version != version:
             raise ValueError(f"f must return new tensors: it changed tensor {index} of its input in place")

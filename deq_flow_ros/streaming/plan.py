@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deq_flow_ros.model import FACTOR
 from deq_flow_ros.model.deq_flow import MIN_SIDE
@@ -225,7 +225,7 @@ class Limits:
 
     :ivar max_iterations: the largest number of iterations.
     :ivar tolerance: of the RMS update, in pixels of the processed frame; None: only the other limits end the solve.
-    :ivar deadline_ns: on the clock. It leaves time for the stages after the solve, before the deadline of the frame.
+    :ivar deadline_ns: on the clock; it leaves time for the stages after the solve.
     :ivar min_iterations: the number of iterations to make whatever the deadline says.
     :ivar iteration_ms: the expected cost of an iteration.
     :ivar coarse_ms: the expected cost of the coarse solves of a cold start.
@@ -268,11 +268,10 @@ class Limits:
     def common(cls, limits: Sequence[Limits]) -> Limits:
         """The limits for a batch of frames: the earliest deadline and the highest expected costs of any of them."""
         ends = [one.deadline_ns for one in limits if one.deadline_ns is not None]
-        return cls(
-            limits[0].max_iterations,
-            limits[0].tolerance,
-            min(ends, default=None),
-            max(one.min_iterations for one in limits),
-            max(one.iteration_ms for one in limits),
-            max(one.coarse_ms for one in limits),
+        return replace(
+            limits[0],
+            deadline_ns=min(ends, default=None),
+            min_iterations=max(one.min_iterations for one in limits),
+            iteration_ms=max(one.iteration_ms for one in limits),
+            coarse_ms=max(one.coarse_ms for one in limits),
         )
