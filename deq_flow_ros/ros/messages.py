@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from rclpy.node import Node
@@ -31,19 +32,26 @@ try:
 except ImportError:
     FOXGLOVE = None
 try:
-    from cv_bridge import CvBridge
-    from cv_bridge.boost import cv_bridge_boost  # noqa: F401  without the compiled module cv_bridge cannot convert
-
-    BRIDGE = CvBridge()
-    BACKEND = "cv_bridge"
-except (ImportError, AttributeError) as error:  # AttributeError: the ROS 1 cv_bridge of PyPI against a new OpenCV
-    BRIDGE = None
-    BACKEND = f"numpy (cv_bridge cannot be used: {error})"
-"""Which converter is in use, for a start-up line."""
-try:
     from sensor_msgs_py.point_cloud2 import create_cloud
 except ImportError:
     create_cloud = None
+
+
+def find_bridge() -> tuple[Any, str]:
+    """The converter of ROS, or None where it cannot be used, and which one is in use, for a start-up line."""
+    try:
+        from cv_bridge import CvBridge
+        from cv_bridge.boost import cv_bridge_boost  # noqa: F401  without the compiled module it cannot convert
+
+        bridge = CvBridge()
+        if bridge.encoding_to_cvtype2("bgr8") != cv2.CV_8UC3:  # OpenCV 5 has other numbers: each image would fail
+            raise ImportError(f"it is compiled for another OpenCV than cv2 {cv2.__version__}")
+    except (ImportError, AttributeError) as error:  # AttributeError: the ROS 1 cv_bridge of PyPI against a new OpenCV
+        return None, f"numpy (cv_bridge cannot be used: {error})"
+    return bridge, "cv_bridge"
+
+
+BRIDGE, BACKEND = find_bridge()
 
 VIDEO = tuple(kind for kind in (FFMPEG, FOXGLOVE) if kind is not None)
 """The types of messages that hold video and are installed."""

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -134,6 +137,18 @@ def test_both_converters_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.abs(one.astype(int) - other).max() <= 1, image.encoding
     assert ours[1] == theirs[1]
 
+
+@pytest.mark.parametrize(("number", "used"), [(cv2.CV_8UC3, "cv_bridge"), (cv2.CV_8UC3 + 1, "for another OpenCV")])
+def test_a_cv_bridge_that_is_compiled_for_another_opencv_is_not_used(
+    number: int, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of ROS beside a cv2 of pip: the numbers of types differ, and each image failed with a KeyError."""
+    compiled = SimpleNamespace(cv_bridge_boost=None)
+    bridge = SimpleNamespace(encoding_to_cvtype2=lambda encoding: number)
+    monkeypatch.setitem(sys.modules, "cv_bridge", SimpleNamespace(CvBridge=lambda: bridge, boost=compiled))
+    monkeypatch.setitem(sys.modules, "cv_bridge.boost", compiled)
+    found, said = messages.find_bridge()
+    assert re.search(used, said) and found is (bridge if used == said else None)
 
 
 HEADER = Header(frame_id="camera")
