@@ -99,7 +99,7 @@ def record(bag: str, storage: str, topics: Sequence[str], strip: str, stop: Stop
                     for _ in range(20):
                         executor.spin_once(timeout_sec=0.005)
             finally:
-                node.destroy_node()
+                process.end_node(node)
             return node.counts
     except (OSError, sqlite3.Error) as error:  # the disk is full
         raise MediaError(f"recording to {bag} failed: {error}") from error

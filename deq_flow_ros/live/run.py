@@ -31,6 +31,7 @@ from deq_flow_ros.recordings.flow_bag import (
     FrameReport,
     report_of,
 )
+from deq_flow_ros.ros import process
 
 RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)
 """Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor another
@@ -127,7 +128,7 @@ def run_live(options: RunOptions, show: Callable[[Progress], None]) -> Published
         with Children(options.logs) as children:
             return _play(options, children, _Spinner(node, executor, children, progress, show))
     finally:
-        node.destroy_node()
+        process.end_node(node)
         rclpy.try_shutdown()
 
 

@@ -259,7 +259,7 @@ def main(args: Sequence[str] | None = None) -> int:
         finally:
             if source is not None or player.published:  # else the error says it all
                 print(player.summary(source), flush=True)
-            player.destroy_node()
+            process.end_node(player)
         return 0
 
     errors: dict[type[Exception], int] = {NoSubscriberError: 3, ParameterException: UNUSABLE, **USER_ERRORS}

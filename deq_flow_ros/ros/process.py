@@ -10,7 +10,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -142,9 +142,16 @@ def run(
     finally:
         if node is not None:
             node.close()
-            node.destroy_node()
+            end_node(cast(Node, node))
         rclpy.try_shutdown()
     return 0
+
+
+def end_node(node: Node) -> None:
+    """End a node, and its executor before it: Kilted's, left to the end of the process, may print an error there."""
+    if node.executor is not None:
+        node.executor.shutdown(timeout_sec=1.0)
+    node.destroy_node()
 
 
 def spin_once(executor: Executor, node: Node, timeout_s: float = 0.2) -> None:
