@@ -86,6 +86,9 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
             try:
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # else it wants shared memory beside the file
+                # This reads the statistics that newer versions append as well, which nobody misses in a file cut short.
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+                files.opened = True
                 yield connection
             finally:
                 connection.close(True)
@@ -94,15 +97,18 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
 
 
 class _Files(apsw.VFS):
-    """The database is that of the recording, all other files are what their names say."""
+    """The database is that of the recording, all other files are what their names say.
+
+    :ivar opened: whether what is missing at the end of the database is an error from now on.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.name, self._path = f"bag_{id(self)}", path
+        self.name, self._path, self.opened = f"bag_{id(self)}", path, False
         super().__init__(self.name, "")
 
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
         if flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
-            return _Database("", str(self._path), [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0])
+            return _Database(self, self._path)
         return super().xOpen(name, flags)
 
 
@@ -110,6 +116,10 @@ class _Database(apsw.VFSFile):
     """A file as long as its header says. SQLite reads no file at all that is shorter; so it learns what is missing only
     when it wants to read it. Nobody else uses it, so that it need not be locked.
     """
+
+    def __init__(self, files: _Files, path: Path) -> None:
+        self._files = files
+        super().__init__("", str(path), [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0])
 
     def xFileSize(self) -> int:
         size = super().xFileSize()
@@ -119,7 +129,7 @@ class _Database(apsw.VFSFile):
         return max(size, (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big"))
 
     def xRead(self, amount: int, offset: int) -> bytes:
-        if 0 < super().xFileSize() < offset + amount:
+        if self._files.opened and 0 < super().xFileSize() < offset + amount:
             raise apsw.IOError(f"nothing after byte {super().xFileSize()}")
         return super().xRead(amount, offset)
 

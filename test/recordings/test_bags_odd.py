@@ -66,7 +66,9 @@ def test_the_last_messages_of_a_killed_recorder_are_read(tmp_path: Path, kept: i
     for pragma in ("journal_mode=wal", "wal_autocheckpoint=0"):
         database.execute(f"pragma {pragma}")
     database.execute("attach ? as done", (str(tables),))
-    for (command,) in database.execute("select sql from done.sqlite_master where sql is not null").fetchall():
+    for (command,) in database.execute(
+        "select sql from done.sqlite_master where tbl_name in ('topics', 'messages') and sql is not null"
+    ).fetchall():
         database.execute(command)
     database.execute("insert into topics select * from done.topics")
     database.execute("insert into messages select * from done.messages where id <= ?", (kept,))
