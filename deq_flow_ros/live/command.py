@@ -32,7 +32,7 @@ from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreig
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.host import ChildError, TimeShares
 from deq_flow_ros.imaging.frame import stamp_to_ns
-from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, in_order, look_closer, read_run
+from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, changes, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, profiles_file, run_live
 from deq_flow_ros.model import PRECISIONS, choose_precision, load_model
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
@@ -190,7 +190,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         {"description": description, "path": path, "sha256": digest, "topic": options.topic, "rate": rate},
         played_s=published.seconds,
         threads=NodeSettings(threads=int(run.node_parameters.get("threads", 0))).compute_threads(),
-        problems=account.problems,
+        problems=account.problems + changes(account.first_reasons),
         transport=counts,
     )
     recorded = open_source(run.bag, IMAGE_TOPIC) if source.live else source

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -46,6 +47,15 @@ def in_order(reports: Sequence[FrameReport], published_ns: Sequence[int]) -> lis
         places[stamp_ns].append(place)
     placed = [(places[one.stamp_ns].popleft() if places[one.stamp_ns] else len(published_ns), one) for one in reports]
     return [report for _, report in sorted(placed, key=lambda pair: pair[0])]
+
+
+def changes(first_reasons: Mapping[str, int]) -> list[str]:
+    """What of the images changed midway, so that the stream started anew, as an evaluation without a node names it."""
+    return [
+        f"images whose {reason}, where the stream started anew: {number}"
+        for reason, number in first_reasons.items()
+        if re.match("(size|encoding|frame_id) changed from ", reason)
+    ]
 
 
 def read_run(

@@ -13,7 +13,7 @@ from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
 from deq_flow_ros.evaluation.results import ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.imaging.frame import frame_from_array
-from deq_flow_ros.live.played import COLD, STREAMED, in_order, look_closer, read_run, solve_cold
+from deq_flow_ros.live.played import COLD, STREAMED, changes, in_order, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bags import BagWriter
@@ -179,3 +179,9 @@ def test_reports_are_put_in_the_order_in_which_their_frames_were_played() -> Non
     for arrived in (reports, [reports[1], *reports[2:], reports[0]]):
         assert [report.stamp_ns for report in in_order(arrived, played)] == played
     assert [report.stamp_ns for report in in_order([FrameReport(7, {}), *reports], played)] == [*played, 7], "unknown"
+
+
+def test_images_that_change_their_size_in_a_live_run_are_named() -> None:
+    """Without a node, evaluate_bag says so and ends with status 1; with one, it must not pass over it."""
+    said = changes({"start": 1, "scene cut": 2, "size changed from 160x120 to 320x240": 3})
+    assert said == ["images whose size changed from 160x120 to 320x240, where the stream started anew: 3"]
