@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
-from deq_flow_ros.imaging.video import INTERLACED
+from deq_flow_ros.imaging.video import INTERLACED, LEAST_PYAV
 from deq_flow_ros.recordings.files import BAG_SUFFIXES, no_video
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source
 
@@ -153,10 +153,10 @@ def _upright(frame: Any) -> np.ndarray:
 
 def _with_pyav() -> bool:
     try:
-        import av  # noqa: F401  not at the top: it takes 50 ms, and no rosdep key installs it
+        import av  # not at the top: it takes 50 ms, and no rosdep key installs it
     except ImportError:
         return False
-    return True
+    return int(av.__version__.partition(".")[0]) >= LEAST_PYAV  # Ubuntu's is older, and lacks what is used here
 
 
 def _look_at(path: Path) -> tuple[float, str]:
