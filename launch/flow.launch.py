@@ -24,28 +24,22 @@ TEMPLATES = sorted(path.stem for path in CONFIG.glob("*.yaml"))
 KEEP = "; empty = as params_file says"
 
 ARGUMENTS: Arguments = {
-    "namespace": ("", "namespace of the node", None),
-    "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on", None),
+    "namespace": ("", "namespace of the node"),
+    "name": ("flow_node", "name of the node; its outputs are NAME/flow, NAME/flow_color and so on"),
     "image": (
         "",
         "image topic, raw or compressed; relative to the namespace without a leading slash. With several "
         "cameras: one for each, separated by commas. Empty = image, or NAME/image_raw for each camera",
-        None,
     ),
-    "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic", None),
+    "camera_info": ("", "topic of the calibration, likewise; empty = the sibling of the image topic"),
     "cameras": (
         "",
         "names of several cameras, separated by commas (see multi_camera.launch.py); empty = one camera without a name",
-        None,
     ),
-    "remap": ("", "other topics and services of the node: FROM:=TO,..., such as ~/flow:=/front/flow", None),
-    "params_file": (
-        "flow",
-        "parameters: a path, or one of those that come with the package: " + ", ".join(TEMPLATES),
-        None,
-    ),
-    "model": ("", "model name or weights file" + KEEP, None),
-    "device": ("", "cpu, cuda or cuda:N" + KEEP, None),
+    "remap": ("", "other topics and services of the node: FROM:=TO,..., such as ~/flow:=/front/flow"),
+    "params_file": ("flow", "parameters: a path, or one of those that come with the package: " + ", ".join(TEMPLATES)),
+    "model": ("", "model name or weights file" + KEEP),
+    "device": ("", "cpu, cuda or cuda:N" + KEEP),
     "image_transport": ("", "auto, raw, compressed or video" + KEEP, ["", "auto", "raw", "compressed", "video"]),
     "autostart": ("", "configure and activate at start" + KEEP, ["", *BOOLEAN]),
     "exit_on_failure": ("", "end with status 1 where the node cannot start" + KEEP, ["", *BOOLEAN]),
@@ -54,11 +48,11 @@ ARGUMENTS: Arguments = {
     "respawn": ("false", "start the node again when it ends", BOOLEAN),
     "node": ("true", "start the flow node; false = the viewers alone, for one of this name that runs already", BOOLEAN),
     "view": ("false", "serve a web page with live pictures (of the first camera)", BOOLEAN),
-    "host": ("127.0.0.1", "address of the page; 0.0.0.0 = of all networks: whoever is there sees the camera", None),
-    "port": ("8080", "port of the page", None),
+    "host": ("127.0.0.1", "address of the page; 0.0.0.0 = of all networks: whoever is there sees the camera"),
+    "port": ("8080", "port of the page"),
     "rviz": ("false", "show image, flow and points in RViz (of the first camera)", BOOLEAN),
     "foxglove": ("false", "start foxglove_bridge; where the layout to import is, it says", BOOLEAN),
-    "foxglove_port": ("8765", "port of foxglove_bridge", None),
+    "foxglove_port": ("8765", "port of foxglove_bridge"),
 }
 
 

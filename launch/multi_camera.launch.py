@@ -11,4 +11,4 @@ from launch import LaunchDescription
 
 def generate_launch_description() -> LaunchDescription:
     """flow.launch.py, which names the image topics after the cameras."""
-    return described(__file__, {"cameras": ("front,rear", "names, separated by commas", None)}, flow_launch())
+    return described(__file__, {"cameras": ("front,rear", "names, separated by commas")}, flow_launch())

@@ -13,13 +13,13 @@ from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, flow_launc
 from launch import LaunchContext, LaunchDescription
 
 ARGUMENTS: Arguments = {
-    "input": (None, "bag, video file, folder of images, or camera index", None),
-    "topic": ("", "image topic of a bag; empty = the only one that there is", None),
-    "rate": ("1.0", "speed, 1 = as recorded", None),
+    "input": (None, "bag, video file, folder of images, or camera index"),
+    "topic": ("", "image topic of a bag; empty = the only one that there is"),
+    "rate": ("1.0", "speed, 1 = as recorded"),
     "loop": ("false", "start over at the end", BOOLEAN),
     "compressed": ("", "publish the images compressed: jpeg or png; empty = raw", ["", "jpeg", "png"]),
-    "image": ("image", "topic between player and node", None),
-    "namespace": ("", "namespace of both nodes", None),
+    "image": ("image", "topic between player and node"),
+    "namespace": ("", "namespace of both nodes"),
 }
 
 

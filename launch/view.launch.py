@@ -11,4 +11,4 @@ from launch import LaunchDescription
 
 def generate_launch_description() -> LaunchDescription:
     """flow.launch.py with the page."""
-    return described(__file__, {"view": ("true", "serve the page", None)}, flow_launch())
+    return described(__file__, {"view": ("true", "serve the page")}, flow_launch())

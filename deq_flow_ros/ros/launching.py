@@ -32,8 +32,8 @@ from deq_flow_ros.errors import did_you_mean
 from launch import Condition, LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 BOOLEAN = ("true", "false")
-Arguments: TypeAlias = Mapping[str, tuple[str | None, str, Sequence[str] | None]]
-"""Default, description and choices by name. Without a default, the argument must be given."""
+Arguments: TypeAlias = Mapping[str, tuple[str | None, str] | tuple[str | None, str, Sequence[str]]]
+"""Default, description and perhaps choices by name. Without a default, the argument must be given."""
 UPSTREAM = ("flow", "uncertainty", "statistics", "camera_info")
 """Topics of the flow node that other nodes subscribe to."""
 _PROFILES = "FASTRTPS_DEFAULT_PROFILES_FILE"
@@ -63,8 +63,8 @@ def described(
         return [ends_with_nodes()] if named or always_ends else []
 
     declared = [
-        DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
-        for name, (default, text, choices) in arguments.items()
+        DeclareLaunchArgument(name, default_value=row[0], description=row[1], choices=row[2] if len(row) == 3 else None)
+        for name, row in arguments.items()
     ]
     return LaunchDescription([OpaqueFunction(function=first), *declared, *actions])
 
@@ -139,15 +139,11 @@ def with_flow_node(
     """
     arguments: Arguments = {
         "start_flow_node": ("true", "start flow_node as well, as flow.launch.py does", BOOLEAN),
-        "namespace": ("", "namespace of both nodes", None),
-        **{topic: (default, text, None) for topic, (default, text) in inputs.items()},
-        "name": (
-            "flow_node",
-            "name of flow_node; of one camera of several: NAME/CAMERA, with start_flow_node:=false",
-            None,
-        ),
-        "params_file": ("perception", "parameters of flow_node; see flow.launch.py", None),
-        own_file: ("", f"parameters of {executable}; empty = the defaults", None),
+        "namespace": ("", "namespace of both nodes"),
+        **inputs,
+        "name": ("flow_node", "name of flow_node; of one camera of several: NAME/CAMERA, with start_flow_node:=false"),
+        "params_file": ("perception", "parameters of flow_node; see flow.launch.py"),
+        own_file: ("", f"parameters of {executable}; empty = the defaults"),
         "use_sim_time": ("false", "take the time from /clock", BOOLEAN),
     }
 

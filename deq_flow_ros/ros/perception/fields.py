@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ from sensor_msgs.msg import Image
 from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros.process import status_of
 
-KINDS: dict[str, type] = {"flow": Image, "residual": Image, "uncertainty": Image, "statistics": DiagnosticArray}
-"""Topics of ``flow_node`` of which there is a message for each flow field."""
+PARTS: dict[str, type] = {"flow": Image, "uncertainty": Image, "statistics": DiagnosticArray}
+"""Topics of ``flow_node``, of each of which a flow field needs a message."""
 PENDING = 10
 """Stamps of which parts are kept while others are missing. The parts of a field are published at once."""
 
@@ -31,33 +31,25 @@ class Pairing:
 
     A topic keeps its order, so that a part that has not come before the same part of a later field never comes.
 
-    :param names: of ``KINDS``, what a whole consists of; "flow" is among them.
-    :param on_whole: gets the messages of one stamp by their names.
+    :param on_whole: gets the messages of one stamp by the names of ``PARTS``; of an account its values.
     :param on_drop: gets the name of what was missing for a flow field that is given up.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        on_whole: Callable[[Mapping[str, Any]], None],
-        on_drop: Callable[[str], None],
-    ) -> None:
-        self._names, self._on_whole, self._on_drop = names, on_whole, on_drop
+    def __init__(self, on_whole: Callable[[Mapping[str, Any]], None], on_drop: Callable[[str], None]) -> None:
+        self._on_whole, self._on_drop = on_whole, on_drop
         self._pending: dict[int, dict[str, Any]] = {}  # in the order in which their first parts came
 
     def add(self, name: str, message: Any) -> None:
         """Take a message of the topic ``name``; an account of a frame without a flow field belongs to none."""
-        stamps_ns = account_of(message) if name == "statistics" else (stamp_to_ns(message.header.stamp),)
-        if stamps_ns is None:
-            return
-        stamp_ns = stamps_ns[0]
+        if name == "statistics":
+            message = {pair.key: pair.value for status in message.status for pair in status.values}
+            if message.get("outcome") != "processed":
+                return
+        stamp_ns = stamps_of(message)[0] if name == "statistics" else stamp_to_ns(message.header.stamp)
         parts = self._pending.setdefault(stamp_ns, {})
         parts[name] = message
-        if len(parts) == len(self._names):
-            while True:
-                first = next(iter(self._pending))
-                if first == stamp_ns:
-                    break
+        if len(parts) == len(PARTS):
+            while (first := next(iter(self._pending))) != stamp_ns:
                 self._give_up(first)
             self._on_whole(self._pending.pop(stamp_ns))
         elif len(self._pending) > PENDING:
@@ -70,34 +62,30 @@ class Pairing:
     def _give_up(self, stamp_ns: int) -> None:
         parts = self._pending.pop(stamp_ns)
         if "flow" in parts:
-            self._on_drop(next(name for name in self._names if name not in parts))
+            self._on_drop(next(name for name in PARTS if name not in parts))
 
 
-def account_of(message: DiagnosticArray) -> tuple[int, int] | None:
-    """What an account on ``~/statistics`` says of the flow field of its frame; see docs/node.md.
+def stamps_of(account: Mapping[str, str]) -> tuple[int, int]:
+    """What an account on ``~/statistics`` (docs/node.md) says of the flow field of its frame.
 
     :returns: the stamps in ns of the image on whose pixels the flow lives, which is also that of the field, and of the
-        image that it points to, which is the earlier one for backward flow. None where there is no field.
+        image that it points to, which is the earlier one for backward flow.
     """
-    values = {pair.key: pair.value for status in message.status for pair in status.values}
-    if values.get("outcome") != "processed":
-        return None
-    first_ns, second_ns = int(values["image1_stamp_ns"]), int(values["image2_stamp_ns"])
-    return (second_ns, first_ns) if values["direction"] == "backward" else (first_ns, second_ns)
+    first_ns, second_ns = int(account["image1_stamp_ns"]), int(account["image2_stamp_ns"])
+    return (second_ns, first_ns) if account["direction"] == "backward" else (first_ns, second_ns)
 
 
-def check_account(message: DiagnosticArray) -> bool:
+def check_account(account: Mapping[str, str]) -> bool:
     """Refuse flow that would be taken for another motion than there is, by the account of its frame.
 
     :returns: whether the flow is zero because an image came twice.
     :raises ValueError: saying why, and what to do.
     """
-    values = {pair.key: pair.value for status in message.status for pair in status.values}
-    if (units := values.get("units", "px")) != "px":
+    if (units := account.get("units", "px")) != "px":
         raise ValueError(f"expected flow in pixels, got units {units}: set the parameter units of the flow node to px")
-    if values.get("matched") == "false":
+    if account.get("matched") == "false":
         raise ValueError("the two images have nothing in common (`matched` is false in ~/statistics of the flow node)")
-    return values.get("repeated") == "true"
+    return account.get("repeated") == "true"
 
 
 REPEATED = (

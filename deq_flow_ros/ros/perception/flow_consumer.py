@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -33,7 +33,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import camera_model, image_size, remember
 from deq_flow_ros.ros.messages import field_of
 from deq_flow_ros.ros.parameter_table import ParameterTable
-from deq_flow_ros.ros.perception.fields import KINDS, SUPERSEDED, Pairing, Tally, Verdict, account_of, check_account
+from deq_flow_ros.ros.perception.fields import PARTS, SUPERSEDED, Pairing, Tally, Verdict, check_account, stamps_of
 from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics
 from deq_flow_ros.settings import at_start, live, number, one_of
 
@@ -75,8 +75,7 @@ class FlowField:
 
     :ivar header: stamp and frame of the image on whose pixels the flow lives.
     :ivar flow: (H, W, 2) float32 px; NaN where there is none.
-    :ivar residual: (H, W) float32 px; None unless the node subscribes to it, as of the next two.
-    :ivar uncertainty: (H, W) float32 px.
+    :ivar uncertainty: (H, W) float32 px, the expected error of the flow.
     :ivar repeated: whether the flow is zero because an image came twice.
     :ivar stamps_ns: of that image, and of the one that the flow points to: for backward flow, the earlier one.
     :ivar camera: of these pixels; None while none is known, which ``camera_problem`` then says why.
@@ -85,12 +84,11 @@ class FlowField:
 
     header: Header
     flow: np.ndarray
-    residual: np.ndarray | None = None
-    uncertainty: np.ndarray | None = None
-    repeated: bool = False
-    stamps_ns: tuple[int, int] | None = None
-    camera: CameraModel | None = None
-    camera_problem: str = ""
+    uncertainty: np.ndarray
+    repeated: bool
+    stamps_ns: tuple[int, int]
+    camera: CameraModel | None
+    camera_problem: str
 
 
 class FlowConsumer(Node, Generic[Settings]):
@@ -101,7 +99,6 @@ class FlowConsumer(Node, Generic[Settings]):
     :param name: of the node.
     :param table: its parameters.
     :param outputs: message types by the names of the topics, which are below ``~/``.
-    :param inputs: of ``KINDS``, what ``process`` needs of each field, beside the calibration.
     :param held: fields that may wait while one is processed; the oldest is dropped for a new one.
     """
 
@@ -110,11 +107,10 @@ class FlowConsumer(Node, Generic[Settings]):
         name: str,
         table: type[Settings],
         outputs: Mapping[str, type],
-        inputs: Sequence[str] = ("flow",),
         held: int = 1,
     ) -> None:
         super().__init__(name)
-        self._table, self._inputs = table, tuple(inputs)
+        self._table = table
         table.declare(self)
         self.settings = table()
         answer = self._on_set_parameters(self._parameters.values())
@@ -125,7 +121,7 @@ class FlowConsumer(Node, Generic[Settings]):
             topic: self.create_publisher(kind, f"~/{topic}", qos.output()) for topic, kind in outputs.items()
         }
         self._subscriptions_of_flow: list[Subscription] = []
-        self._pairing = Pairing(self._inputs, self._on_whole, lambda part: self._drop(f"no {part} with its stamp"))
+        self._pairing = Pairing(self._on_whole, lambda part: self._drop(f"no {part} with its stamp"))
         self._info: CameraInfo | None = None
         self._infos, self._paired = dict[int, CameraInfo](), False
         self._heard_s, self._silence, self._warned = time.monotonic(), "", False
@@ -196,8 +192,8 @@ class FlowConsumer(Node, Generic[Settings]):
         self._profile = QoSProfile(depth=depth, reliability=reliability)
         # The calibration first: of what has come, the executor takes it before the last part of the field.
         inputs: dict[str, Input] = {f"{UPSTREAM}/camera_info": (CameraInfo, self._on_camera_info, depth)}
-        for name in self._inputs:
-            inputs[f"{UPSTREAM}/{name}"] = KINDS[name], partial(self._pairing.add, name), depth
+        for name, kind in PARTS.items():
+            inputs[f"{UPSTREAM}/{name}"] = kind, partial(self._pairing.add, name), depth
         for topic, (kind, callback, least_depth) in {**inputs, **self.more_inputs()}.items():
             profile = QoSProfile(depth=max(depth, least_depth), reliability=reliability)
             self._subscriptions_of_flow.append(self.create_subscription(kind, topic, callback, profile))
@@ -262,16 +258,12 @@ class FlowConsumer(Node, Generic[Settings]):
                 self.tally.add(verdict, time.monotonic() - started_s)
 
     def _field(self, parts: Mapping[str, Any]) -> FlowField:
-        flow = field_of(parts["flow"], "32FC2")
-        found: dict[str, Any] = {n: field_of(parts[n], "32FC1") for n in ("residual", "uncertainty") if n in parts}
-        for name, other in found.items():
-            if other.shape != flow.shape[:2]:
-                raise ValueError(f"expected flow and {name} of one size, got {flow.shape[:2]} and {other.shape}")
-        if "statistics" in parts:
-            found["repeated"] = check_account(parts["statistics"])
-            found["stamps_ns"] = account_of(parts["statistics"])
-        found["camera"], found["camera_problem"] = self._camera(stamp_to_ns(parts["flow"].header.stamp), flow.shape[:2])
-        return FlowField(parts["flow"].header, flow, **found)
+        flow, uncertainty = field_of(parts["flow"], "32FC2"), field_of(parts["uncertainty"], "32FC1")
+        if uncertainty.shape != flow.shape[:2]:
+            raise ValueError(f"expected flow and uncertainty of one size, got {flow.shape[:2]} and {uncertainty.shape}")
+        repeated, stamps_ns = check_account(parts["statistics"]), stamps_of(parts["statistics"])
+        camera = self._camera(stamp_to_ns(parts["flow"].header.stamp), flow.shape[:2])
+        return FlowField(parts["flow"].header, flow, uncertainty, repeated, stamps_ns, *camera)
 
     def _camera(self, stamp_ns: int, shape: tuple[int, ...]) -> tuple[CameraModel | None, str]:
         info, topic = self._infos.get(stamp_ns), self.resolve_topic_name(f"{UPSTREAM}/camera_info")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,6 @@ class MaskNodeSettings(ConsumerSettings, MaskSettings):
     )
 
     def check(self) -> None:
-        """See ``ParameterTable``.
-
-        :raises ValueError: for a quaternion that is none.
-        """
         if len(self.imu_to_camera) != 4:
             raise ValueError(f"imu_to_camera: expected [x, y, z, w], got {list(self.imu_to_camera)}")
         rotation_of(np.array(self.imu_to_camera))
@@ -94,7 +91,7 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
 
     def __init__(self) -> None:
         outputs = {"mask": Image, "boxes": PointCloud2} | ({"detections": DETECTIONS} if DETECTIONS else {})
-        super().__init__("motion_mask", MaskNodeSettings, outputs, ("flow", "uncertainty", "statistics"))
+        super().__init__("motion_mask", MaskNodeSettings, outputs)
         self._segmenter: MotionSegmenter | None = None
         self._gyroscope: Gyroscope | None = None
         if self.settings.imu:
@@ -106,8 +103,6 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
             self.get_logger().info("no ~/detections: vision_msgs is not installed; ~/boxes has the same boxes")
 
     def process(self, given: FlowField) -> Verdict:
-        """See ``FlowConsumer``."""
-        assert given.uncertainty is not None
         shape = given.uncertainty.shape
         if self._segmenter is None or (self._segmenter.shape, self._segmenter.camera) != (shape, given.camera):
             self._segmenter = MotionSegmenter((shape[0], shape[1]), given.camera)
@@ -120,7 +115,7 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
 
     def _rotation(self, given: FlowField) -> tuple[np.ndarray | None, str]:
         """The measured rotation of the camera from the field's image to the other one, and why there is none."""
-        if self._gyroscope is None or given.stamps_ns is None:
+        if self._gyroscope is None:
             return None, ""
         rotation = self._gyroscope.rotation(*given.stamps_ns)
         if rotation is not None:
@@ -158,10 +153,8 @@ def _verdict(found: MotionMask, no_camera: str, no_rotation: str) -> Verdict:
     return Verdict(words, WARN if no_camera or no_rotation else OK, values)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the process until SIGINT or SIGTERM; returns its exit status."""
-    return run(MotionMaskNode, "motion_mask", USAGE, args)
-
+main = partial(run, MotionMaskNode, "motion_mask", USAGE)
+"""Runs the process; see ``run``."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,8 +6,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -40,10 +41,6 @@ class TrackNodeSettings(ConsumerSettings, TrackSettings):
     """The parameters of ``point_tracks``."""
 
     def check(self) -> None:
-        """See ``ParameterTable``.
-
-        :raises ValueError: for an even ``window_px``.
-        """
         if self.window_px % 2 == 0:
             raise ValueError(f"window_px: expected an odd number, got {self.window_px}")
 
@@ -53,9 +50,7 @@ class PointTracksNode(FlowConsumer[TrackNodeSettings]):
 
     def __init__(self) -> None:
         # Each field counts: one that is lost ends all tracks.
-        super().__init__(
-            "point_tracks", TrackNodeSettings, {"tracks": PointCloud2}, ("flow", "uncertainty", "statistics"), held=10
-        )
+        super().__init__("point_tracks", TrackNodeSettings, {"tracks": PointCloud2}, held=10)
         self._tracker = PointTracker()
         self._ended: Counter[str] = Counter()
         self._restarted = threading.Event()
@@ -64,13 +59,11 @@ class PointTracksNode(FlowConsumer[TrackNodeSettings]):
         self._image_topic = self.resolve_topic_name("image")
 
     def on_restart(self) -> None:
-        """See ``FlowConsumer``."""
         self._restarted.set()
         with self._images_lock:
             self._images.clear()
 
     def more_inputs(self) -> Mapping[str, Input]:
-        """See ``FlowConsumer``."""
         return {"image": (Image, self._on_image, WAITING_IMAGES)}
 
     def _on_image(self, message: Image) -> None:
@@ -97,8 +90,6 @@ class PointTracksNode(FlowConsumer[TrackNodeSettings]):
         return grey
 
     def process(self, given: FlowField) -> Verdict:
-        """See ``FlowConsumer``."""
-        assert given.uncertainty is not None and given.stamps_ns is not None
         self._tracker.settings = self.settings
         first_ns, second_ns = stamps_ns = min(given.stamps_ns), max(given.stamps_ns)
         ended: Counter[str] = Counter()
@@ -137,10 +128,8 @@ def cloud_of(header: Header, tracks: Tracks) -> PointCloud2:
     return cloud
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the process until SIGINT or SIGTERM; returns its exit status."""
-    return run(PointTracksNode, "point_tracks", USAGE, args)
-
+main = partial(run, PointTracksNode, "point_tracks", USAGE)
+"""Runs the process; see ``run``."""
 
 if __name__ == "__main__":
     sys.exit(main())

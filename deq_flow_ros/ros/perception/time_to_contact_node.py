@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sensor_msgs.msg import Image
@@ -36,31 +36,27 @@ class TimeToContactNode(FlowConsumer[ContactNodeSettings]):
 
     def __init__(self) -> None:
         outputs = {"seconds": Image, "confidence": Image, "first": Float32}
-        super().__init__("time_to_contact", ContactNodeSettings, outputs, ("flow", "uncertainty", "statistics"))
+        super().__init__("time_to_contact", ContactNodeSettings, outputs)
         self._estimator: ContactEstimator | None = None
         self._until_ns: int | None = None
 
     def on_restart(self) -> None:
-        """See ``FlowConsumer``."""
         self._until_ns = None
 
     def process(self, given: FlowField) -> Verdict:
-        """See ``FlowConsumer``."""
-        assert given.uncertainty is not None and given.stamps_ns is not None
         if given.camera is None:
             return Verdict(f"no times, because {given.camera_problem}", WARN)
         shape = given.uncertainty.shape[0], given.uncertainty.shape[1]
         old = self._estimator
         if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, self.settings):
             self._estimator = old = ContactEstimator(shape, given.camera, self.settings)
-        here_ns, there_ns = given.stamps_ns
         follows = min(given.stamps_ns) == self._until_ns
         if not follows:
             old.forget()
         self._until_ns = max(given.stamps_ns)
         if given.repeated:
             raise ValueError(REPEATED)  # or everything would seem to stand still
-        found = old(given.flow, given.uncertainty, (there_ns - here_ns) * 1e-9)
+        found = old(given.flow, given.uncertainty, (given.stamps_ns[1] - given.stamps_ns[0]) * 1e-9)
         wanted = self.wanted()
         for topic, field in (("seconds", found.seconds), ("confidence", found.confidence)):
             if topic in wanted:
@@ -89,10 +85,8 @@ def _verdict(found: Contacts, follows: bool) -> Verdict:
     return Verdict(words, OK, values)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the process until SIGINT or SIGTERM; returns its exit status."""
-    return run(TimeToContactNode, "time_to_contact", USAGE, args)
-
+main = partial(run, TimeToContactNode, "time_to_contact", USAGE)
+"""Runs the process; see ``run``."""
 
 if __name__ == "__main__":
     sys.exit(main())
