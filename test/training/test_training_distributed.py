@@ -43,8 +43,8 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path: Path) -> None
     alone, together = tmp_path / "alone", tmp_path / "together"
     changes = ["schedule.steps=3", "validation.sets=[{dataset: synthetic, limit: 3}]"]
     assert train.main(tiny.arguments(alone, *changes)) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "training.train", *tiny.arguments(together, *changes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost"]
+    command += ["--nproc-per-node", "2", "-m", "training.train", *tiny.arguments(together, *changes)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("step 3 of 3") == 1
