@@ -55,7 +55,7 @@ from soak_report import Camera, Relay, accounts, beside_the_misbehaving, bounds,
 from deq_flow_ros.host import ChildError, Children, keep_freed_memory, machine, versions
 from deq_flow_ros.live import run as live_run
 from deq_flow_ros.recordings import MediaError
-from deq_flow_ros.recordings.flow_bag import report_of
+from deq_flow_ros.recordings.bags import report_of
 
 READY_S, QUIET_S = 120.0, 3.0
 RELIABLE_DEPTH = 100

@@ -17,7 +17,7 @@ from sensor_msgs.msg import Image
 from soak_faults import RECOVERY_S
 from soak_parts import PHASE_S, PHASES, half, read_stamp
 
-from deq_flow_ros.recordings.flow_bag import FrameReport, take_account
+from deq_flow_ros.recordings.bags import FrameReport, take_account
 from deq_flow_ros.ros.accounts import BY_DESIGN, kind_of
 
 LOOK_EVERY = 25

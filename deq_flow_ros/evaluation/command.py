@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.errors import UNUSABLE
 from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
-from deq_flow_ros.evaluation.recording import Plan, RecordingEvaluation
+from deq_flow_ros.evaluation.recording import RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
 from deq_flow_ros.evaluation.report import (
     INDEX,
@@ -48,7 +47,7 @@ OPTIONS = {
 }  # fmt: skip
 """Options that set a parameter of flow_node, which ``--param`` can set as well."""
 LINE_S = 10.0
-"""Time between two lines of progress if the output is not a terminal."""
+"""Time between two lines of progress."""
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -116,10 +115,11 @@ def main(arguments: Sequence[str]) -> int:
     keep_freed_memory()
 
     def work() -> int:
-        plan = make_plan(options)
+        settings = make_settings(options)
+        options.costs = None if options.costs is None else read_costs(options.costs)
         set_threads(options.threads)
         with StopRequest(insist=True) as stop, deterministic():
-            command = _Command(plan, load_models(plan.settings), options, console, stop)
+            command = _Command(settings, load_models(settings), options, console, stop)
             return command.one(Assignment(options.input, options.out)) if options.bags is None else command.all()
 
     # ``load_model``, settings and the system raise these errors for the user.
@@ -130,27 +130,19 @@ def main(arguments: Sequence[str]) -> int:
     return exit_status(work, errors, prefix="evaluate_bag", interrupted=later, exactly=True)
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
-    """The plan that the options ask for.
+def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
+    """The settings that the options ask for, the main one first.
 
-    :raises ValueError: for impossible settings.
-    :raises MediaError: for unreadable costs.
+    :raises ValueError: for impossible ones.
     """
     usual_ms = REALTIME_BUDGET_MS if options.realtime else None
     budget_ms = usual_ms if options.budget_ms is None else options.budget_ms
-
-    setting = Setting(
+    main = Setting(
         Path(options.model).stem, model=options.model, device=options.device, precision=options.precision,
         budget_ms=budget_ms or None, max_iterations=options.max_iterations, tolerance_px=options.tolerance_px or None,
         direction=options.direction, min_scale=min(0.25, options.max_scale), max_scale=options.max_scale,
     )  # fmt: skip
-    names = ("topic", "fps", "stamps", "max_frames", "consistency_every", "truth", "images", "storage")
-    return Plan(
-        all_settings(with_parameters(setting, options.param), options.compare),
-        "realtime" if options.realtime else "offline", bag=not options.no_bag, start_s=options.start,
-        stop_s=options.stop or None, costs=None if options.costs is None else read_costs(options.costs),
-        **{name: getattr(options, name) for name in names},
-    )  # fmt: skip
+    return all_settings(with_parameters(main, options.param), options.compare)
 
 
 def read_costs(path: Path) -> dict[str, Any]:
@@ -171,29 +163,37 @@ def read_costs(path: Path) -> dict[str, Any]:
 class _Command:
     """Evaluates recordings, reports on the terminal, and returns the exit status."""
 
-    plan: Plan
+    settings: tuple[Setting, ...]
     models: Models
     options: argparse.Namespace
     console: Console
     stop: StopRequest
 
     def one(self, recording: Assignment) -> int:
-        options, console, plan = self.options, self.console, self.plan
-        evaluation = RecordingEvaluation(recording.path, recording.out, plan, options.resume, options.overwrite)
+        options, console = self.options, self.console
+        evaluation = RecordingEvaluation(recording.path, recording.out, options, self.settings)
+        printed_s = began_s = time.monotonic()
+
+        def show(done: int, total: int | None, latest: FrameOutcome) -> None:
+            nonlocal printed_s
+            if (now_s := time.monotonic()) - printed_s > LINE_S:
+                printed_s, record = now_s, latest.record
+                text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
+                console.print(f"frame {done} of {total or '?'}, {text}, {done / (now_s - began_s):.1f} frames/s")
+
         with closing(evaluation.folder):
             if evaluation.folder.complete:
                 console.print(f"{recording.path}: already complete, see {recording.out}")
                 return 1 if (read_json(recording.out / METRICS) or {}).get("problems") else 0
             console.print(evaluation.source.description)
-            if plan.mode == "offline" and any(setting.budget_ms for setting in plan.settings):
+            if not options.realtime and any(setting.budget_ms for setting in self.settings):
                 console.print(f"{summary.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
-            with _ShownProgress(console) as progress:
-                try:
-                    metrics = evaluation.run(self.models, progress.show, self.stop)
-                except KeyboardInterrupt:
-                    if options.bags is None and has_begun(recording.out):
-                        raise KeyboardInterrupt("interrupted; --resume starts again") from None
-                    raise
+            try:
+                metrics = evaluation.run(self.models, show, self.stop)
+            except KeyboardInterrupt:
+                if options.bags is None and has_begun(recording.out):
+                    raise KeyboardInterrupt("interrupted; --resume starts again") from None
+                raise
         print_results(recording.out, metrics, console)
         if not metrics["complete"]:
             console.print(f"evaluate_bag: interrupted; the results are in {recording.out}, --resume starts again")
@@ -229,24 +229,6 @@ class _Command:
         self.console.print(", ".join(f"{count} {state}" for state, count in states.items()))
         self.console.print(f"{out / INDEX} links to all reports")
         return status
-
-
-class _ShownProgress(Progress):
-    """A progress bar on a terminal, and a line every ``LINE_S`` seconds elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames, {task.description},"), TimeRemainingColumn())
-        super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._frames = self.add_task("", total=None)
-        self._printed = self._began = time.monotonic()
-
-    def show(self, done: int, total: int | None, latest: FrameOutcome) -> None:
-        record, now = latest.record, time.monotonic()
-        text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
-        self.update(self._frames, completed=done, total=total, description=text)
-        if self.disable and now - self._printed > LINE_S:
-            self._printed = now
-            self.console.print(f"frame {done} of {total or '?'}, {text}, {done / (now - self._began):.1f} frames/s")
 
 
 def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:

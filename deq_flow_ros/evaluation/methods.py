@@ -138,8 +138,6 @@ def parse_setting(text: str, base: Setting) -> Setting:
 
 
 _KINDS = {field.name: str(field.type) for field in fields(Setting) if field.name != "name"}
-
-
 _TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
     "bool": ({"true": True, "false": False}.__getitem__, "true or false"), "int": (int, "a whole number"),
     "float": (float, "a number"), "str": (str, "a text"),
@@ -147,10 +145,7 @@ _TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def _set(values: dict[str, Any], key: str, text: str, name: str, where: str) -> None:
-    """Add the value of a text, which the user calls ``name``. A budget or tolerance of 0 means none.
-
-    :raises ValueError: if it is wrong, or there is one already.
-    """
+    """Add the value of a text, which the user calls ``name``. A budget or tolerance of 0 means none."""
     if key in values:
         raise ValueError(f"expected one value of {name}, got several {where}")
     kind, _, optional = _KINDS[key].partition(" | ")
@@ -213,7 +208,6 @@ class ClassicalEstimator:
         self._previous: tuple[np.ndarray, Seen] | None = None
 
     def update(self, frame: np.ndarray, stamp_ns: int, arrival_ns: int | None = None) -> FlowResult | None:
-        """The flow between the last frame and this one. There is no solver, and no residual."""
         arrival_ns = self._clock.now_ns() if arrival_ns is None else arrival_ns
         seen = Seen.of(frame, stamp_ns)
         if self._previous is not None and (reason := seen.break_after(self._previous[1], self._max_gap_ms)):

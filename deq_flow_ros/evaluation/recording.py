@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.imaging.frame import MediaError
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.recordings.bags import FlowBag, check_space
 from deq_flow_ros.recordings.files import files_below, sha256
-from deq_flow_ros.recordings.flow_bag import FlowBag, check_space
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.stamps import longest_gap_ms
@@ -37,57 +38,33 @@ from deq_flow_ros.streaming.clock import CostTable, VirtualClock
 
 Show = Callable[[int, "int | None", FrameOutcome], None]
 """Called for every frame of the main setting with the number of frames done, their number if known, and the outcome."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How recordings are evaluated: what the options of ``evaluate_bag`` say.
-
-    :ivar settings: the first one is the main one, whose flow is recorded.
-    :ivar mode: "offline" (every frame) or "realtime" (as on a robot, simulated).
-    :ivar stamps: see ``InputFrame.of``; None: those of the header.
-    :ivar stop_s: end of the part to evaluate; None: the end of the recording.
-    :ivar truth: a folder of flow files, or a topic of the bag.
-    :ivar costs: cost tables of an earlier run, by setting; None: they are measured.
-    """
-
-    settings: tuple[Setting, ...]
-    mode: str = "offline"
-    topic: str | None = None
-    fps: float | None = None
-    stamps: str | None = None
-    max_frames: int = 0
-    start_s: float = 0.0
-    stop_s: float | None = None
-    consistency_every: int = 10
-    truth: str | None = None
-    storage: str = "mcap"
-    bag: bool = True
-    images: bool = False
-    costs: dict[str, Any] | None = None
-
-    @property
-    def truth_topic(self) -> str | None:
-        """The topic of the true flow, if it comes from a topic."""
-        return self.truth if self.truth and self.truth.startswith("/") and not Path(self.truth).is_dir() else None
+DECISIVE = (
+    "realtime", "topic", "fps", "stamps", "max_frames", "start", "stop", "consistency_every", "truth", "storage",
+    "no_bag", "images", "costs",
+)  # fmt: skip
+"""Options of ``evaluate_bag`` that the results depend on, beside the settings."""
 
 
 class RecordingEvaluation:
     """Evaluates one recording into a folder of its own, which is locked until it is closed.
 
-    :param resume, overwrite: see ``ResultFolder``.
+    :param options: those of ``evaluate_bag``, with the cost tables of an earlier run, if any, in ``costs``.
+    :param settings: the first one is the main one, whose flow is recorded.
     :raises MediaError: for an unusable input or folder.
     """
 
-    def __init__(self, path: str, out: Path, plan: Plan, resume: bool = False, overwrite: bool = False) -> None:
-        self.path, self.out, self.plan = os.path.expanduser(path), out, plan
+    def __init__(self, path: str, out: Path, options: argparse.Namespace, settings: Sequence[Setting]) -> None:
+        self.path, self.out, self._options, self._settings = os.path.expanduser(path), out, options, settings
+        truth = options.truth
+        self._truth_topic = truth if truth and truth.startswith("/") and not Path(truth).is_dir() else None
         self.source = self._open()
         self.source.close()  # it is read later, and not if the folder is unusable
         if self.source.live:
             raise MediaError(f"{self.source.description}: a camera cannot be read again; evaluate it with --live")
-        if plan.stamps and (kind := self.source.kind) != "bag":
-            raise MediaError(f"stamps of the {plan.stamps} were asked for, but {path} is a {kind}; only bags have them")
-        for source in filter(None, (self.path, None if plan.truth_topic else plan.truth)):
+        if options.stamps and (kind := self.source.kind) != "bag":
+            asked = f"stamps of the {options.stamps} were asked for"
+            raise MediaError(f"{asked}, but {path} is a {kind}; only bags have them")
+        for source in filter(None, (self.path, None if self._truth_topic else truth)):
             read, write = Path(source).resolve(), out.resolve()
             if read == write or read in write.parents or write in read.parents:
                 inside = f"the input {read} and the results {write} lie inside of each other"
@@ -96,18 +73,18 @@ class RecordingEvaluation:
         self._problems: dict[str, tuple[int, str]] = {}
         self._costs: dict[str, Any] = {}
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(self.path))]
-        identity = {"input": stats, "plan": asdict(plan), "version": versions().get("deq_flow_ros", "")}
-        self.folder = ResultFolder(out, json.loads(json.dumps(identity)), resume, overwrite)
+        plan = {name: getattr(options, name) for name in DECISIVE} | {"settings": list(map(asdict, settings))}
+        identity = {"input": stats, "plan": plan, "version": versions().get("deq_flow_ros", "")}
+        self.folder = ResultFolder(out, json.loads(json.dumps(identity)), options.resume, options.overwrite)
 
     def _open(self) -> Source:
-        plan = self.plan
-        stop_s = math.inf if plan.stop_s is None else plan.stop_s
-        return open_source(self.path, plan.topic, plan.fps, plan.start_s, stop_s)
+        options = self._options
+        return open_source(self.path, options.topic, options.fps, options.start, options.stop or math.inf)
 
     @property
     def frames(self) -> int | None:
         """The number of frames to evaluate, if it is known."""
-        count, limit = self.source.count, self.plan.max_frames
+        count, limit = self.source.count, self._options.max_frames
         return min(count, limit) if count and limit else limit or count
 
     def run(self, models: Models, show: Show, stop: StopRequest) -> dict[str, Any]:
@@ -115,26 +92,26 @@ class RecordingEvaluation:
 
         :raises MediaError: if no frame can be read, or results cannot be written. Results so far are kept.
         """
-        plan, frames, done, runs = self.plan, self._input_frames(), 0, []
+        options, frames, done, runs = self._options, self._input_frames(), 0, []
         frame = next(frames, None)
         # The uncertainty is recorded if the weights have a head for it. All settings compute it, so times compare.
-        headed = {network for network, model in models.items() if plan.bag and model.uncertainty is not None}
+        headed = {network for network, model in models.items() if not options.no_bag and model.uncertainty is not None}
         gap_ms = longest_gap_ms(EstimatorSettings().max_gap_ms, self.source.nominal_period_ns)
         chosen = [
             replace(one, uncertainty=one.uncertainty or one.network in headed, max_gap_ms=one.max_gap_ms or gap_ms)
-            for one in plan.settings
+            for one in self._settings
         ]
         if frame is not None:
             runs = [self._setting_run(setting, models) for setting in chosen]
-            if plan.bag and frame.image is not None and self.frames:
+            if not options.no_bag and frame.image is not None and self.frames:
                 height, width = frame.image.shape[:2]
-                check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", plan.images)
+                check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", options.images)
         settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in chosen]
         self.folder.begin()
         state = self.folder.state
-        bag = FlowBag(self.out / BAG, state, plan.storage, self.source.calibration) if plan.bag else None
+        bag = None if options.no_bag else FlowBag(self.out / BAG, state, options.storage, self.source.calibration)
         with stop.heeded():
-            with ResultWriter(self.out, settings, state / "previews", bag, plan.images) as writer:
+            with ResultWriter(self.out, settings, state / "previews", bag, options.images) as writer:
 
                 def keep(run: SettingRun, outcomes: Iterator[FrameOutcome]) -> None:
                     for outcome in outcomes:
@@ -158,8 +135,8 @@ class RecordingEvaluation:
     def _input_frames(self) -> Iterator[InputFrame]:
         """The frames as RGB. If the recording breaks off, the frames end there and the problem is noted."""
         frames, previous = iter(self.source.frames()), None
-        levels, stamps = Levels(), self.plan.stamps or "header"
-        for index in range(self.plan.max_frames) if self.plan.max_frames else count():
+        levels, stamps = Levels(), self._options.stamps or "header"
+        for index in range(self._options.max_frames) if self._options.max_frames else count():
             with self._shares.of("reading"):
                 try:
                     frame = InputFrame.of(index, next(frames), stamps, self.source.left_out, levels)
@@ -188,12 +165,12 @@ class RecordingEvaluation:
 
     def _setting_run(self, setting: Setting, models: Models) -> SettingRun:
         model = models.get(setting.network) if setting.solves else None
-        clock = VirtualClock(self._cost_table(setting, model)) if self.plan.mode == "realtime" else None
+        clock = VirtualClock(self._cost_table(setting, model)) if self._options.realtime else None
         try:
             estimator = make_estimator(setting, model, clock)
         except ValueError as error:
             raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
-        every = self.plan.consistency_every
+        every = self._options.consistency_every
         reverse = ReverseFlow(setting, model, every) if every else None
         common = (setting, estimator, self._truth(), reverse, self._shares)
         if clock is not None:
@@ -206,8 +183,8 @@ class RecordingEvaluation:
         return SettingRun(*common)
 
     def _cost_table(self, setting: Setting, model: DEQFlow | None) -> CostTable:
-        costs = self._costs if self.plan.costs is None else self.plan.costs
-        if self.plan.costs is None:
+        costs = self._costs if self._options.costs is None else self._options.costs
+        if self._options.costs is None:
             with self._shares.of("measuring costs"):
                 images, convert_ms = self._first_images()
                 costs[setting.name] = measure_setting(setting, model, images, convert_ms).plain()
@@ -219,7 +196,7 @@ class RecordingEvaluation:
             raise MediaError(str(error)) from error
 
     def _first_images(self, number: int = 20) -> tuple[list[np.ndarray], list[float]]:
-        """The first images of equal size, and the times that it took to decode them."""
+        """The first images of one size, and the times in ms that it took to decode them."""
         levels, readable = Levels(), (frame for frame in self._open().frames() if not frame.problem)
         frames = [InputFrame.of(index, frame, levels=levels) for index, frame in enumerate(islice(readable, number))]
         found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
@@ -227,9 +204,11 @@ class RecordingEvaluation:
         return [image for image, _ in alike], [ms for _, ms in alike]
 
     def _truth(self) -> Truth | None:
-        if self.plan.truth_topic is not None and self.source.kind == "bag":
-            return TopicTruth(Path(self.path), self.plan.truth_topic, self._note_unreadable)
-        return folder_truth(Path(self.plan.truth)) if self.plan.truth is not None else scene_truth(Path(self.path))
+        if self._truth_topic is not None and self.source.kind == "bag":
+            return TopicTruth(Path(self.path), self._truth_topic, self._note_unreadable)
+        return (
+            folder_truth(Path(self._options.truth)) if self._options.truth is not None else scene_truth(Path(self.path))
+        )
 
     def _note_unreadable(self, what: str) -> None:
         if what not in self.source.skipped:  # every setting reads the true flow by itself
@@ -238,7 +217,7 @@ class RecordingEvaluation:
     def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
         skipped, noted = self.source.skipped, self._problems.items()
         sentences = skipped[:5] + ([f"and {len(skipped) - 5} more like these"] if len(skipped) > 5 else [])
-        if self.source.odd_stamps and self.plan.stamps != "record":
+        if self.source.odd_stamps and self._options.stamps != "record":
             sentences.append(f"{self.source.odd_stamps} --stamps record takes the times of recording")
         sentences += [f"frames that {kind}: {number}; the first is {first}" for kind, (number, first) in noted]
         sentences, digest = sentences + (self._missing() if complete else []), ""
@@ -251,24 +230,25 @@ class RecordingEvaluation:
                     sentences.append(f"cannot read {self.path} again to take its SHA-256: {error}")
         description, topic = self.source.description, getattr(self.source, "topic", None)
         read = {"description": description, "path": self.path, "sha256": digest, "frames": frames, "topic": topic}
+        mode, costs = "realtime" if self._options.realtime else "offline", self._costs or self._options.costs
         return RunInfo(
-            self.plan.mode, read, self._shares.seconds, played_s, self._shares.shares(),
-            self._costs or self.plan.costs, sentences, complete=complete, threads=torch.get_num_threads(),
+            mode, read, self._shares.seconds, played_s, self._shares.shares(), costs, sentences, complete=complete,
+            threads=torch.get_num_threads(),
         )  # fmt: skip
 
     def _missing(self) -> list[str]:
         """What is missing in the results of a complete recording."""
         frames = read_frames(self.out / FRAMES)
-        frames = frames[frames.setting == self.plan.settings[0].name]
+        frames = frames[frames.setting == self._settings[0].name]
         pairs = int((frames.outcome == PROCESSED).sum())
         if not pairs:
             reasons = (count_words(frames, "reason", FIRST) | count_words(frames, "reason", DROPPED)).items()
             why = "".join(f"; {count} x {reason}" for reason, count in reasons)
             return [f"none of the {len(frames)} frames gave flow, which needs two successive frames{why}"]
-        if self.plan.truth is None or frames.epe_px.notna().any():
-            of_whole = not self.plan.truth_topic and self.frames == self.source.count and self.source.whole
-            return unlike_number(self.plan.truth, len(frames) + self.source.left_out) if of_whole else []
+        if self._options.truth is None or frames.epe_px.notna().any():
+            of_whole = not self._truth_topic and self.frames == self.source.count and self.source.whole
+            return unlike_number(self._options.truth, len(frames) + self.source.left_out) if of_whole else []
         expected = "its files must be forward flow between successive frames, from the first frame on"
-        if self.plan.truth_topic:
+        if self._truth_topic:
             expected = "its messages must have the stamp of the image on whose pixels the flow is defined"
-        return [f"the true flow {self.plan.truth} is known for none of the {pairs} pairs: {expected}"]
+        return [f"the true flow {self._options.truth} is known for none of the {pairs} pairs: {expected}"]

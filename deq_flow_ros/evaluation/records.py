@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -75,8 +75,7 @@ class PairFields:
         return self.image2 if self.direction == "forward" else self.image1
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """A measure: its title, its unit, its definition in one sentence, and its source."""
 
     title: str
@@ -85,8 +84,8 @@ class Measure:
     reference: str
 
 
-_TABLE = yaml.safe_load(Path(__file__).with_name("measures.yaml").read_text(encoding="utf-8"))
-MEASURES = {name: Measure(**values) for name, values in _TABLE.items()}
+_MEASURES = yaml.safe_load(Path(__file__).with_name("measures.yaml").read_text(encoding="utf-8"))
+MEASURES = {name: Measure(**values) for name, values in _MEASURES.items()}
 """All measures, by their names in ``frames.csv`` and ``metrics.json``. For measures of the flow, less is better."""
 
 

@@ -32,9 +32,8 @@ from deq_flow_ros.evaluation.report import (
 )  # fmt: skip
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging.frame import MediaError
-from deq_flow_ros.recordings.bags import check_recording, remove_recording
+from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording
 from deq_flow_ros.recordings.files import check_name, write_json, write_text
-from deq_flow_ros.recordings.flow_bag import TOPICS, FlowBag
 from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
@@ -52,13 +51,11 @@ class BusyError(OccupiedError):
 def refuse_foreign(path: Path, names: Iterable[str]) -> None:
     """Refuse a folder that holds files of these names, which no known run has written.
 
-    :raises OccupiedError: for such a folder.
+    :raises OccupiedError: if it does.
     """
     if taken := [name for name in names if (path / name).exists()]:
-        raise OccupiedError(
-            f"the folder {path} holds {', '.join(taken)}, which no run of this kind is known to have written; move it "
-            "away, or choose another --out"
-        )
+        holds = f"the folder {path} holds {', '.join(taken)}, which no run of this kind is known to have written"
+        raise OccupiedError(f"{holds}; move it away, or choose another --out")
 
 
 class ResultFolder:
@@ -123,8 +120,8 @@ class ResultFolder:
 
     def close(self) -> None:
         """Let others write to the folder."""
-        with contextlib.suppress(OSError):  # somebody else has put something there
-            if not has_begun(self.path):
+        if not has_begun(self.path):
+            with contextlib.suppress(OSError):  # somebody else has put something there
                 if self._lock is not None:
                     (self.state / LOCK).unlink(missing_ok=True)
                 for folder in self._made:
@@ -145,10 +142,8 @@ class ResultFolder:
         refuse_foreign(self.path, (*RESULTS, BAG))
         there = sorted(child.name for child in self.path.iterdir() if child.name != STATE)
         if there and not overwrite:
-            raise OccupiedError(
-                f"the folder {self.path} exists and holds {', '.join(there[:4])}; choose another --out, or --overwrite "
-                "to write beside them"
-            )
+            holds = f"the folder {self.path} exists and holds {', '.join(there[:4])}"
+            raise OccupiedError(f"{holds}; choose another --out, or --overwrite to write beside them")
 
     def _check_earlier(self, before: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         if not resume and not overwrite:

@@ -134,7 +134,7 @@ class SimulatedRun(SettingRun):
         self._latest_ns = 0  # arrival of the frame that arrived last
 
     def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
-        """See ``SettingRun.take``. The outcome of the previous frame is known only now."""
+        # The outcome of the previous frame is known only now.
         if self._first_ns is None:
             assert frame.image is not None
             self.estimator.warm_up(*frame.image.shape[:2])  # as the node does in configure
@@ -150,14 +150,12 @@ class SimulatedRun(SettingRun):
         self._waiting, self._behind = (frame, arrival_ns), []
 
     def leave_out(self, outcome: FrameOutcome) -> Iterator[FrameOutcome]:
-        """See ``SettingRun.leave_out``: outcomes keep the order of the frames."""
         if self._waiting is None:
             yield outcome
         else:
-            self._behind.append(outcome)
+            self._behind.append(outcome)  # outcomes keep the order of the frames
 
     def finish(self) -> Iterator[FrameOutcome]:
-        """See ``SettingRun.finish``."""
         if self._waiting is not None:
             yield self._work(*self._waiting)
             yield from self._behind

@@ -18,8 +18,13 @@ from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 
 VERSION = 2
 """Version of the layout of ``metrics.json``. It increases when a key changes its meaning or is removed."""
-COMPARED = ("latency_ms", "iterations", "residual_px")
-"""Columns that settings are compared by, besides the measures."""
+COMPARISON = (
+    ("latency_ms", "latency, mean", "ms", 1),
+    ("iterations", "iterations, mean", "", 1),
+    ("residual_px", "residual, mean", "px", 3),
+    *((name, measure.title, measure.unit, 3 if measure.unit == "px" else 2) for name, measure in MEASURES.items()),
+)
+"""(column, title, unit, digits) of each row in the table that compares settings."""
 SPREAD = ("mean", "median", "p95", "p99", "max")
 
 
@@ -142,7 +147,7 @@ def _compare(by_setting: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     }
     common = reduce(pd.Index.intersection, (frames.index for frames in pairs.values())).sort_values()
     means: dict[str, dict[str, float]] = {name: {} for name in pairs}
-    for column in (*COMPARED, *MEASURES):
+    for column, *_ in COMPARISON:
         values = pd.DataFrame({name: frames.loc[common, column] for name, frames in pairs.items()})
         # A classical method has no iterations. The column must still be compared for the other settings.
         shared = values.dropna(axis="columns", how="all").dropna()
@@ -159,13 +164,6 @@ MODES = {
     "live": "through the node over DDS",
 }
 BY_THE_CLOCK = "budgets are kept by the clock of this machine, so another run gives other figures"
-COMPARISON = (
-    ("latency_ms", "latency, mean", "ms", 1),
-    ("iterations", "iterations, mean", "", 1),
-    ("residual_px", "residual, mean", "px", 3),
-    *((name, measure.title, measure.unit, 3 if measure.unit == "px" else 2) for name, measure in MEASURES.items()),
-)
-"""(column, title, unit, digits) of each row in the table that compares settings."""
 NEITHER_GOOD_NOR_BAD = ("iterations", "residual_px", "photometric_still", "epe_still_px", "static_percent")
 """Figures for which less is not better. A solver that stops early has few iterations and a large residual."""
 

@@ -36,9 +36,8 @@ from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, changes, in_orde
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, profiles_file, run_live
 from deq_flow_ros.model import PRECISIONS, choose_precision, load_model
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
-from deq_flow_ros.recordings.bags import read_messages
-from deq_flow_ros.recordings.files import sha256
-from deq_flow_ros.recordings.flow_bag import (
+from deq_flow_ros.recordings.bag_reader import read_messages
+from deq_flow_ros.recordings.bags import (
     FLOW_TOPIC,
     IMAGE_TOPIC,
     STATISTICS_TOPIC,
@@ -47,6 +46,7 @@ from deq_flow_ros.recordings.flow_bag import (
     read_reports,
     take_account,
 )
+from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.parameters import NodeSettings

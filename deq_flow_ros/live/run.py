@@ -21,14 +21,14 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from deq_flow_ros.host import ChildError, Children
-from deq_flow_ros.recordings.bags import remove_recording
-from deq_flow_ros.recordings.flow_bag import (
+from deq_flow_ros.recordings.bags import (
     COLOR_TOPIC,
     FLOW_TOPIC,
     IMAGE_TOPIC,
     RESIDUAL_TOPIC,
     STATISTICS_TOPIC,
     FrameReport,
+    remove_recording,
     report_of,
 )
 from deq_flow_ros.ros import process

@@ -8,12 +8,13 @@ import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag1 import Reader as Reader1
@@ -41,24 +42,13 @@ else:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Topic:
-    """A topic of a bag: how many messages can be read, by type. Nearly every topic has a single type."""
-
-    counts: Mapping[str, int]
-
-    def of_type(self, *types: str) -> str | None:
-        """The most frequent of some types; None if there is none of them."""
-        return max((kind for kind in types if kind in self.counts), key=self.counts.__getitem__, default=None)
-
-
 class Bag:
     """A rosbag2 (directory, .mcap or .db3), or a ROS 1 .bag, for reading.
 
     Split and zstd-compressed recordings (whole files or single messages) are read like any other; so are those without
     ``metadata.yaml``, or with a useless one. One file at a time is open, and unpacked if it is compressed.
 
-    :ivar topics: by name.
+    :ivar topics: how many messages can be read, by topic and by type. Nearly every topic has a single type.
     :ivar problems: what is missing or cannot be read, a sentence each; grows while messages are read.
     :raises MediaError: where there is nothing that can be read, or an unknown compression.
     """
@@ -68,13 +58,11 @@ class Bag:
         self.problems: list[str] = []
         self._files = self._find_files()
         self._unindexed: set[Path] = set()
-        self._announced: dict[Path, Counter[str]] = {}
-        """Number of messages by topic, as the index of a file has it."""
-        counts: dict[str, Counter[str]] = {}
+        self._announced: dict[Path, Counter[str]] = {}  # messages by topic, as the index of a file has them
+        self.topics: dict[str, Counter[str]] = {}
         for file in self._files:
             for channel, count in self._list(file).items():
-                counts.setdefault(channel.topic, Counter())[channel.msgtype] += count
-        self.topics = {topic: Topic(by_type) for topic, by_type in counts.items()}
+                self.topics.setdefault(channel.topic, Counter())[channel.msgtype] += count
         if not self.topics and self.problems:
             raise MediaError(f"the bag {path} cannot be read: {'; '.join(self.problems)}")
 
@@ -240,3 +228,35 @@ def _unzipped(file: Path, note: Callable[[str], None] = log.warning) -> Iterator
             hint = "; set TMPDIR to a folder with more room" if error.errno == errno.ENOSPC else ""
             raise MediaError(f"cannot unpack {file} into {folder}: {error}{hint}") from error
         yield plain
+
+
+def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, Any]]:
+    """Yield (topic, time of recording in ns, message) of the given topics, or of all, in the order of recording.
+
+    :raises MediaError: if the bag cannot be read completely.
+    """
+    bag = Bag(Path(path))
+    for recorded in () if bag.problems else bag.messages(*topics):
+        yield recorded.topic, recorded.time_ns, recorded.message()
+    if bag.problems:
+        raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")
+
+
+def read_image(message: Any) -> np.ndarray:
+    """The array of an image message: 32FC1 (H, W) float32, 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8.
+
+    :raises MediaError: for other encodings, or if the message holds too few bytes.
+    """
+    layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
+    if message.encoding not in layouts:
+        raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
+    kind, channels = layouts[message.encoding]
+    dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
+    row = message.width * channels * dtype.itemsize
+    if message.step < row or message.data.size < message.step * message.height:
+        got = f"step {message.step} and {message.data.size} bytes"
+        raise MediaError(f"expected {message.height} rows of at least {row} bytes, got {got}")
+    data = np.asarray(message.data).view(np.uint8)[: message.step * message.height]
+    rows = np.ascontiguousarray(data.reshape(message.height, message.step)[:, :row])
+    image = rows.view(dtype).reshape(message.height, message.width, channels)
+    return image[:, :, 0] if channels == 1 else image

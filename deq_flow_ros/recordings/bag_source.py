@@ -47,8 +47,8 @@ class BagSource(Source):
         self.path = path
         self._bag = bag = Bag(path)
         self.topic = _choose_topic(bag, topic)
-        counts = bag.topics[self.topic].counts
-        self._msgtype = bag.topics[self.topic].of_type(*IMAGE_TYPES) or ""
+        counts = bag.topics[self.topic]
+        self._msgtype = _image_type(counts) or ""
         self.count = counts[self._msgtype]
         for other in sorted(set(counts) & set(IMAGE_TYPES) - {self._msgtype}):
             bag.note(f"left out {counts[other]} messages of type {other} on {self.topic}; most are {self._msgtype}")
@@ -199,31 +199,31 @@ def _strange(calibration: Mapping[str, Any], frame: Frame) -> str:
     return "" if fits else f"describes images of {size[0]}x{size[1]} px, these are {frame.width}x{frame.height}"
 
 
+def _image_type(counts: Mapping[str, int]) -> str | None:
+    """The most frequent type of images on a topic; None if there is none."""
+    return max((kind for kind in IMAGE_TYPES if kind in counts), key=counts.__getitem__, default=None)
+
+
 def _listing(bag: Bag) -> str:
     """Every topic of a bag with its type and number of messages."""
-    counts = [(name, *item) for name, topic in sorted(bag.topics.items()) for item in topic.counts.items()]
+    counts = [(name, *item) for name, topic in sorted(bag.topics.items()) for item in topic.items()]
     return ", ".join(f"{name} ({kind}, {count} messages)" for name, kind, count in counts) or "no topics"
 
 
 def _choose_topic(bag: Bag, wanted: str | None) -> str:
     """The wanted image topic; without a wish, the only one whose images can be read."""
-    images = {name: kind for name, topic in bag.topics.items() if (kind := topic.of_type(*IMAGE_TYPES)) is not None}
+    images = {name: kind for name, topic in bag.topics.items() if (kind := _image_type(topic)) is not None}
     if not images:
-        foreign = any(" in " in kind for topic in bag.topics.values() for kind in topic.counts)
+        foreign = any(" in " in kind for topic in bag.topics.values() for kind in topic)
         hint = "; only messages of ROS, and foxglove.CompressedVideo, can be read here" if foreign else ""
-        raise MediaError(
-            f"the bag {bag.path} holds no images (no topic of type {IMAGE}, {COMPRESSED_IMAGE} "
-            f"or of video: {', '.join(VIDEO)}); "
-            f"it holds: {_listing(bag)}{hint}"
-        )
+        wanted_types = f"no topic of type {IMAGE}, {COMPRESSED_IMAGE} or of video: {', '.join(VIDEO)}"
+        raise MediaError(f"the bag {bag.path} holds no images ({wanted_types}); it holds: {_listing(bag)}{hint}")
     if wanted is not None and wanted not in images:
         got = f"is not in it{did_you_mean(wanted, images)}"
         if wanted in bag.topics:
-            got = f"is of type {' and '.join(bag.topics[wanted].counts)}"
-        raise MediaError(
-            f"expected an image topic of the bag {bag.path}, but {wanted} {got}; its image topics: "
-            f"{', '.join(sorted(images))}"
-        )
+            got = f"is of type {' and '.join(bag.topics[wanted])}"
+        there = f"its image topics: {', '.join(sorted(images))}"
+        raise MediaError(f"expected an image topic of the bag {bag.path}, but {wanted} {got}; {there}")
     if wanted is not None:
         return wanted
     painted = {name for name in images if name.endswith("/flow_color") and name.removesuffix("_color") in images}
@@ -245,7 +245,7 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
             if look[0]:
                 usable.append(name)
                 break
-        lines.append(f"{name} ({kind}, {bag.topics[name].counts[kind]} images, {look[1]})")
+        lines.append(f"{name} ({kind}, {bag.topics[name][kind]} images, {look[1]})")
     if len(usable) == 1:
         return usable[0]
     raise MediaError(f"the bag {bag.path} has several image topics; choose one with --topic: {'; '.join(lines)}")

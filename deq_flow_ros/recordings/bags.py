@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing rosbag2 recordings and reading them back, without a ROS installation."""
+"""Bags that are written without a ROS installation: any rosbag2, and what the flow node publishes, with its reports."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
+from rich.filesize import decimal
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.imaging.frame import Frame, MediaError
-from deq_flow_ros.recordings.bag_reader import Bag
+from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
+from deq_flow_ros.imaging.pictures import flow_to_color
+from deq_flow_ros.recordings.bag_reader import Bag, read_messages
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
-from deq_flow_ros.recordings.files import METADATA
+from deq_flow_ros.recordings.files import METADATA, STATUS_NAME
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
@@ -26,8 +30,7 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 class BagWriter:
     """Writes a new rosbag2 (metadata version 9, as in ROS 2 Jazzy). Use it in a ``with`` statement.
 
-    :param path: the directory of the bag.
-    :param storage: "mcap" or "sqlite3".
+    :param storage: one of ``STORAGES``.
     :raises MediaError: if the directory exists already or cannot be made.
     """
 
@@ -36,18 +39,15 @@ class BagWriter:
             raise MediaError(f"expected one of the bag storages {sorted(STORAGES)}, got {storage!r}")
         self.path = Path(path)
         if storage == "sqlite3" and (signs := sorted(set("#?%") & set(str(self.path)))):
-            raise MediaError(
-                f"rosbags cannot write an SQLite bag to {self.path}, because of the {' and '.join(signs)} in it; "
-                "choose another place, or the storage mcap"
-            )
+            why = f"because of the {' and '.join(signs)} in it; choose another place, or the storage mcap"
+            raise MediaError(f"rosbags cannot write an SQLite bag to {self.path}, {why}")
         self._types = get_typestore(Stores.ROS2_JAZZY)
         self._connections: dict[str, Connection] = {}
         try:
             self._writer = Writer(self.path, version=9, storage_plugin=STORAGES[storage])
         except WriterError as error:
-            raise MediaError(
-                f"cannot write a bag to {self.path}: {error} Choose another place or remove it first"
-            ) from error
+            hint = "Choose another place or remove it first"
+            raise MediaError(f"cannot write a bag to {self.path}: {error} {hint}") from error
 
     def __enter__(self) -> BagWriter:
         try:
@@ -56,17 +56,11 @@ class BagWriter:
             raise MediaError(f"cannot write a bag to {self.path}: {error}") from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._writer.close()
 
     def write_raw(self, topic: str, msgtype: str, cdr: bytes | memoryview, record_ns: int) -> None:
-        """Append a serialized message.
-
-        :param msgtype: such as "sensor_msgs/msg/Image".
-        :param record_ns: the time of recording.
-        """
+        """Append a serialized message of a type like "sensor_msgs/msg/Image" that was recorded at ``record_ns``."""
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(topic, msgtype, typestore=self._types)
         connection = self._connections[topic]
@@ -124,17 +118,12 @@ def check_recording(path: Path, topics: Collection[str]) -> None:
         elif (found := set(Bag(path).topics)) and found.isdisjoint(topics):
             wrong = f"is a bag of {', '.join(sorted(found))}, not of flow"
     if wrong:
-        raise MediaError(
-            f"the outputs are to be recorded into {path}, but that {wrong} and is left alone; "
-            "move it away, or choose another --out"
-        )
+        hint = "and is left alone; move it away, or choose another --out"
+        raise MediaError(f"the outputs are to be recorded into {path}, but that {wrong} {hint}")
 
 
 def remove_recording(path: Path, topics: Collection[str]) -> None:
-    """Delete an earlier recording of ``topics``, if there is one, to make room for a new one.
-
-    :raises MediaError: see ``check_recording``.
-    """
+    """Delete an earlier recording of ``topics``, if there is one; fails as ``check_recording`` does."""
     check_recording(path, topics)
     if not path.exists():
         return
@@ -144,35 +133,165 @@ def remove_recording(path: Path, topics: Collection[str]) -> None:
         raise MediaError(f"cannot replace the recording {path}: {error}") from error
 
 
-def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, Any]]:
-    """Yield (topic, time of recording in ns, message) of the given topics, or of all, in the order of recording.
+IMAGE_TOPIC = "/camera/image_raw"
+FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
+    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
+)
+TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
+RECORDED_BYTES = 19
+"""Bytes per pixel and frame that the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
 
-    :raises MediaError: if the bag cannot be read completely.
+
+def check_space(out: Path, frames: int, height: int, width: int, remedy: str, images: bool = False) -> None:
+    """Refuse a recording of the flow, and of the ``images`` if they are wanted, that may not fit on the disk.
+
+    :param remedy: what the user can do instead of making room.
+    :raises MediaError: if there may be too little room.
     """
-    bag = Bag(Path(path))
-    for recorded in () if bag.problems else bag.messages(*topics):
-        yield recorded.topic, recorded.time_ns, recorded.message()
-    if bag.problems:
-        raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")
+    needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
+    if needed > free:
+        flow = f"the flow of {frames} frames of {width}x{height} may need {decimal(needed)}"
+        hint = f"make room, choose another --out, or {remedy}"
+        raise MediaError(f"{flow}, and {out} has {decimal(free)} left; {hint}")
 
 
-def read_image(message: Any) -> np.ndarray:
-    """The array of an image message: 32FC1 (H, W) float32, 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8.
+class FlowBag:
+    """Writes what the node publishes, without a node. A bag at its place can always be opened: it comes there complete.
 
-    :raises MediaError: for other encodings, or if the message holds too few bytes.
+    :param path: folder of the bag.
+    :param nursery: folder in which it is written until then.
+    :param calibration: that of the source, which is recorded with the flow; None if the source has none.
+    :raises MediaError: if it cannot be written.
     """
-    layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
-    if message.encoding not in layouts:
-        raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
-    kind, channels = layouts[message.encoding]
-    dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
-    row = message.width * channels * dtype.itemsize
-    if message.step < row or message.data.size < message.step * message.height:
-        raise MediaError(
-            f"expected {message.height} rows of at least {row} bytes, "
-            f"got step {message.step} and {message.data.size} bytes"
-        )
-    data = np.asarray(message.data).view(np.uint8)[: message.step * message.height]
-    rows = np.ascontiguousarray(data.reshape(message.height, message.step)[:, :row])
-    image = rows.view(dtype).reshape(message.height, message.width, channels)
-    return image[:, :, 0] if channels == 1 else image
+
+    def __init__(
+        self, path: Path, nursery: Path, storage: str = "mcap", calibration: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self._calibration = path, calibration
+        self._writer = BagWriter(nursery / f"{path.name}_0", storage)  # the data file is named after this folder
+
+    def __enter__(self) -> FlowBag:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, kind: object, failure: object, trace: object) -> None:
+        try:
+            self._writer.__exit__()
+            self._writer.path.replace(self.path)
+        except (OSError, sqlite3.Error) as error:
+            if failure is None:
+                raise MediaError(f"cannot write {self.path}: {error}") from error
+
+    def add(
+        self, stamp_ns: int, record_ns: int, frame_id: str, account: Mapping[str, str],
+        image: np.ndarray | None = None, flow: np.ndarray | None = None, residual: np.ndarray | None = None,
+        uncertainty: np.ndarray | None = None, flow_stamp_ns: int | None = None,
+    ) -> None:  # fmt: skip
+        """Append everything that is published for one frame, but what is None.
+
+        :param account: what happened to the frame, for ``STATISTICS_TOPIC``.
+        :param image: (H, W, 3) uint8 RGB.
+        :param flow: (H, W, 2) px; without it, neither residual nor uncertainty, (H, W) px, are recorded.
+        :param flow_stamp_ns: stamp of the image on whose pixels the flow is defined.
+        :raises MediaError: if the disk is full.
+        """
+        writer = self._writer
+        try:
+            if image is not None:
+                writer.write_frame(IMAGE_TOPIC, Frame.of(image, "rgb8", stamp_ns, record_ns, frame_id))
+            writer.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account, stamp_ns, record_ns)
+            if flow is None or flow_stamp_ns is None:
+                return
+            header = (flow_stamp_ns, record_ns, frame_id)
+            writer.write_frame(FLOW_TOPIC, Frame.of(flow, "32FC2", *header))
+            writer.write_frame(COLOR_TOPIC, Frame.of(flow_to_color(flow), "rgb8", *header))
+            if self._calibration is not None:
+                writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
+            for topic, values in ((RESIDUAL_TOPIC, residual), (UNCERTAINTY_TOPIC, uncertainty)):
+                if values is not None:
+                    writer.write_frame(topic, Frame.of(values, "32FC1", *header))
+        except (OSError, sqlite3.Error) as error:
+            raise MediaError(f"cannot write {self.path}: {error}; what was written so far is kept") from error
+
+
+@dataclass(frozen=True)
+class FrameReport:
+    """One ``~/statistics`` message: what happened to the frame with this stamp. The values are strings, as sent."""
+
+    stamp_ns: int
+    values: dict[str, str]
+
+    @property
+    def outcome(self) -> str:
+        """One of "processed", "first" and "dropped"."""
+        return self.values.get("outcome", "")
+
+    def number(self, key: str) -> float:
+        """A value as a number; NaN if it is empty or missing."""
+        text = self.values.get(key, "")
+        return float(text) if text else float("nan")
+
+    def stamp(self, key: str) -> int | None:
+        """A value as a stamp in nanoseconds; None if it is empty or missing."""
+        text = self.values.get(key, "")
+        return int(text) if text else None
+
+    def flag(self, key: str) -> bool:
+        """A value that is "true" or "false"."""
+        return self.values.get(key) == "true"
+
+    @property
+    def forward(self) -> bool:
+        """Whether the flow is that from the previous image to this one, on the pixels of the previous image."""
+        return self.values.get("direction") != "backward"
+
+    @property
+    def flow_stamp_ns(self) -> int | None:
+        """The stamp that the flow of this frame must have: that of the image on whose pixels it is defined."""
+        return self.stamp("image1_stamp_ns" if self.forward else "image2_stamp_ns")
+
+
+def report_of(message: Any) -> FrameReport:
+    """The report in a ``diagnostic_msgs/DiagnosticArray``, from whichever library the message comes."""
+    values = {pair.key: pair.value for status in message.status for pair in status.values}
+    return FrameReport(stamp_to_ns(message.header.stamp), values)
+
+
+def read_reports(bag: Path, topic: str) -> list[FrameReport]:
+    """All reports of a recording in the order of arrival; fails as ``read_messages`` does."""
+    return [report_of(message) for _, _, message in read_messages(bag, topic)]
+
+
+@dataclass(frozen=True)
+class Account:
+    """The frames of a run by what happened to them. ``problems`` says in words what does not add up."""
+
+    outcomes: Counter[str]
+    drop_reasons: Counter[str]
+    first_reasons: Counter[str]
+    problems: list[str]
+
+
+def take_account(published_ns: Sequence[int], reports: Sequence[FrameReport], flow_stamps_ns: Sequence[int]) -> Account:
+    """Compare the published stamps with the reports of the node and with the recorded flow."""
+    outcomes = Counter(report.outcome for report in reports)
+    reasons = [(report.outcome, report.values.get("reason", "")) for report in reports]
+    dropped, first = (Counter(why for outcome, why in reasons if outcome == name) for name in ("dropped", "first"))
+    published, reported = Counter(published_ns), Counter(report.stamp_ns for report in reports)
+    stamps_of_flow = (report.flow_stamp_ns for report in reports if report.outcome == "processed")
+    promised = Counter(stamp for stamp in stamps_of_flow if stamp is not None)
+    sent, problems = Counter(flow_stamps_ns), []
+    for stamps, what in (
+        (published - reported, "published, but no report says what became of them"),
+        (reported - published, "reported, but never published, or reported twice"),
+        (sent - promised, "flow messages whose stamp is not that of a processed frame's image"),
+        (promised - sent, "processed, but their flow was not recorded"),
+    ):
+        if stamps:
+            some = ", ".join(str(stamp) for stamp in list(stamps)[:3]) + (", ..." if len(stamps) > 3 else "")
+            problems.append(f"{sum(stamps.values())} frames {what} (stamps in ns: {some})")
+    if unknown := sorted(set(outcomes) - {"processed", "first", "dropped"}):
+        problems.append(f"expected the outcomes processed, first and dropped, got {unknown} as well")
+    if dropped[""]:
+        problems.append(f"{dropped['']} frames were dropped without a reason")
+    return Account(outcomes, dropped, first, problems)

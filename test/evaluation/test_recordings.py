@@ -23,10 +23,10 @@ from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_f
 
 from deq_flow_ros.evaluation.command import main
 from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings.bag_reader import read_messages
 from deq_flow_ros.recordings.bag_source import IMAGE
-from deq_flow_ros.recordings.bags import BagWriter, read_messages
+from deq_flow_ros.recordings.bags import FLOW_TOPIC, BagWriter
 from deq_flow_ros.recordings.files import find_recordings
-from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC
 
 Evaluate = Callable[..., int]
 MetricsOf = Callable[[Path], dict[str, Any]]

@@ -12,7 +12,7 @@ import pytest
 from evaluation_inputs import frames, pictures, write_folder
 
 from deq_flow_ros.evaluation.command import parse_options
-from deq_flow_ros.recordings import flow_bag
+from deq_flow_ros.recordings import bags
 from deq_flow_ros.recordings.bags import BagWriter
 from deq_flow_ros.recordings.flow_files import write_flow
 
@@ -109,6 +109,6 @@ def test_results_and_foreign_files_are_not_overwritten(
     with (mine / ".run" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused("another run writes to", "--out", mine, "--overwrite")
-    monkeypatch.setattr(flow_bag, "RECORDED_BYTES", 10**12)
+    monkeypatch.setattr(bags, "RECORDED_BYTES", 10**12)
     assert evaluate(folder, "--out", tmp_path / "large") == 2
     assert "make room" in capsys.readouterr().out

@@ -29,9 +29,10 @@ from deq_flow_ros.evaluation.records import STAGES
 from deq_flow_ros.evaluation.runs import SettingRun
 from deq_flow_ros.imaging.frame import Frame
 from deq_flow_ros.model import load_model
-from deq_flow_ros.recordings import flow_bag
+from deq_flow_ros.recordings import bags
+from deq_flow_ros.recordings.bag_reader import read_image, read_messages
 from deq_flow_ros.recordings.bag_source import IMAGE
-from deq_flow_ros.recordings.bags import BagWriter, read_image, read_messages
+from deq_flow_ros.recordings.bags import BagWriter
 from deq_flow_ros.recordings.flow_files import write_flow
 from deq_flow_ros.streaming import FlowEstimator, costs
 
@@ -40,7 +41,7 @@ def flows(out: Path) -> dict[int, np.ndarray]:
     """Recorded flow by stamp."""
     return {
         message.header.stamp.sec * 10**9 + message.header.stamp.nanosec: read_image(message).copy()
-        for _, _, message in read_messages(out / "flow", flow_bag.FLOW_TOPIC)
+        for _, _, message in read_messages(out / "flow", bags.FLOW_TOPIC)
     }
 
 
@@ -107,15 +108,15 @@ def test_the_flow_bag_is_the_nodes_output_with_the_recordings_stamps(
     assert evaluate(tmp_path / "bag", "--out", tmp_path / "out", "--images") == 0
     with AnyReader([tmp_path / "out" / "flow"]) as reader:
         counts = {connection.topic: connection.msgcount for connection in reader.connections}
-        every_frame = (flow_bag.IMAGE_TOPIC, flow_bag.STATISTICS_TOPIC)
-        recorded = [topic for topic in flow_bag.TOPICS if topic != flow_bag.UNCERTAINTY_TOPIC]  # no head for it
+        every_frame = (bags.IMAGE_TOPIC, bags.STATISTICS_TOPIC)
+        recorded = [topic for topic in bags.TOPICS if topic != bags.UNCERTAINTY_TOPIC]  # no head for it
         assert counts == {topic: 4 if topic in every_frame else 3 for topic in recorded}
         assert reader.start_time == FIRST_NS
         messages = [(item.topic, reader.deserialize(raw, item.msgtype)) for item, _, raw in reader.messages()]
-    info = [message for topic, message in messages if topic == flow_bag.INFO_TOPIC][-1]
+    info = [message for topic, message in messages if topic == bags.INFO_TOPIC][-1]
     assert info.k.tolist() == calibration["k"] and info.roi.do_rectify and info.distortion_model == "plumb_bob"
     assert info.header.stamp.sec * 10**9 + info.header.stamp.nanosec == FIRST_NS + 2 * PERIOD_NS, "that of its flow"
-    accounts = [message for topic, message in messages if topic == flow_bag.STATISTICS_TOPIC]
+    accounts = [message for topic, message in messages if topic == bags.STATISTICS_TOPIC]
     values = [{pair.key: pair.value for pair in message.status[0].values} for message in accounts]
     assert [account["outcome"] for account in values] == ["first", *["processed"] * 3]
     assert values[1]["image1_stamp_ns"] == str(FIRST_NS) and values[1]["iterations"] == "2"
@@ -129,7 +130,7 @@ def test_the_uncertainty_is_recorded_where_the_weights_have_a_head_for_it(
     images, out = pictures(3), tmp_path / "out"
     folder = write_folder(tmp_path / "pictures", images)
     assert evaluate(folder, "--out", out, "--model", "nano", "--precision", "float32", "--compare", "dis") == 0
-    found = [read_image(message) for _, _, message in read_messages(out / "flow", flow_bag.UNCERTAINTY_TOPIC)]
+    found = [read_image(message) for _, _, message in read_messages(out / "flow", bags.UNCERTAINTY_TOPIC)]
     estimator = FlowEstimator(load_model("nano"), uncertainty=True, max_iterations=2, tolerance_px=None)
     results = [estimator.update(np.ascontiguousarray(bgr[..., ::-1]), stamp) for stamp, bgr in enumerate(images)]
     expected = [result.uncertainty for result in results if result is not None]

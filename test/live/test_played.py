@@ -16,8 +16,14 @@ from deq_flow_ros.imaging.frame import frame_from_array
 from deq_flow_ros.live.played import COLD, STREAMED, changes, in_order, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
-from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.recordings.flow_bag import FLOW_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC, FrameReport, read_reports
+from deq_flow_ros.recordings.bags import (
+    FLOW_TOPIC,
+    RESIDUAL_TOPIC,
+    STATISTICS_TOPIC,
+    BagWriter,
+    FrameReport,
+    read_reports,
+)
 from deq_flow_ros.streaming import FlowEstimator
 
 STEP_NS = 100_000_000

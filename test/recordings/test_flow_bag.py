@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from deq_flow_ros.recordings.bags import read_messages
-from deq_flow_ros.recordings.flow_bag import (
+from deq_flow_ros.recordings.bag_reader import read_messages
+from deq_flow_ros.recordings.bags import (
     COLOR_TOPIC,
     FLOW_TOPIC,
     IMAGE_TOPIC,

@@ -35,7 +35,7 @@ from soak_parts import back_and_forth
 
 from deq_flow_ros.host import Children
 from deq_flow_ros.model import SIZES, DEQFlow, save_model
-from deq_flow_ros.recordings.flow_bag import FrameReport
+from deq_flow_ros.recordings.bags import FrameReport
 
 
 @pytest.fixture(scope="module")
