@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every figure that the documentation quotes; ``python -m benchmarks.NAME --help`` says what it measures and how.
 
-``accuracy``: endpoint errors beside OpenCV's methods. ``confidence``: what the uncertainty is worth. ``controller``:
-how latency budgets are kept. ``cuts``: scene cuts that are missed, and false alarms. ``gpu_check``: all that a card
-is needed for. ``latency``: time of a field. ``limits``: what iterations and scales are worth. ``memory``: of a
-training step. ``motion_mask``, ``point_tracks``, ``time_to_contact``: what the nodes make of the flow. ``settle``:
-whether it settles. ``solvers``: how they converge. ``warm_start``: what a start is worth.
+``accuracy``: endpoint errors beside those of OpenCV's methods. ``confidence``: how well the uncertainty tells errors.
+``controller``: how latency budgets are kept. ``cuts``: scene cuts that are missed, and false alarms. ``gpu_check``: all
+tests and figures that need a CUDA card. ``latency``: the time of a field. ``limits``: what iterations and scales are
+worth. ``memory``: the memory of a training step. ``motion_mask``, ``point_tracks``, ``time_to_contact``: the accuracy
+of the nodes that use the flow. ``settle``: whether the iteration ends in one state from any start. ``solvers``: how
+solvers converge. ``warm_start``: what the state of the pair before is worth as a start.
 """

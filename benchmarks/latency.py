@@ -7,9 +7,10 @@
 release works, with the same weights. *unrolled*: a RAFT-style recurrent network, cold, of the same parts at their
 fastest. And OpenCV's DIS and Farneback. Each makes an array (H, W, 2) float32 of arrays (H, W, 3) uint8.
 
-The methods take turns on each pair of images. *median*, *p95* and *p99* are the time from an image to its field in ms,
-and *wait* is by that of the stream; *fields/s* and *work* include what the stream does before the next image. The
-stream compared with is the shortest one within 0.1 px RMS of the longest pairwise run, or else the nearest. *RMS* and
+The methods take turns on each pair of images. *median*, *p95* and *p99* are the time from an image to its field in ms.
+*wait* is that time divided by the stream's, as the median over the pairs. *work* is the same ratio, but counts what the
+stream does between a field and the next image as well (``FlowEstimator.prepare``), and so does *fields/s*. The stream
+compared with is the shortest one within 0.1 px RMS of the longest pairwise run, or else the nearest. *RMS* and
 *median px* are distances from that run: over all pixels; of a pair's pixels, median of pairs.
 """
 

@@ -7,7 +7,8 @@ Every pair of recorded and generated sequences that has one before it is solved 
 docs/warm_start.md describes. The state that is reused is that of the pair before after 12 iterations, its flow alone or
 in *full*, *warped* (moved along the motion) or not. *Distance*: RMS over the cells from the settled state, px, the one
 of least update that Anderson's method finds in ``--reference`` iterations, from *coarse* or from *full, warped*,
-whichever is nearer. *Error*: mean endpoint error, px, or else the distance from the settled state from *coarse*.
+whichever is nearer. *Error*: mean endpoint error, px, against the truth; where there is none, against the settled state
+from *coarse*.
 
 Generated sequences are slow, fast, and have a cut, behind which the first pair is solved: only *stream*, which is a
 ``FlowEstimator``, has noticed. It must then be no worse than *coarse*: else the exit status is 1. Times are processor

@@ -137,7 +137,8 @@ class Spring(FlowDataset):
 
     :param side: camera, "left", "right" or "both".
     :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
-    :param occlusion: read the maps of unmatched pixels too, red or green in an archive of their own.
+    :param occlusion: read the maps of unmatched pixels too, which are red or green there. They are an archive of
+        their own.
     """
 
     layout = (

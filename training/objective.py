@@ -46,7 +46,7 @@ class Objective:
     :ivar draw: how they are drawn: "uniform", or "log-uniform", which gives mostly few, now and then many.
     :ivar corrections: states on the way that the loss is taken at, evenly spaced up to the end; one less when warm.
     :ivar gradient: "phantom-K" (K steps; 1 is the one-step gradient), "phantom-K-TAU" with damping TAU, or "implicit";
-        one for all corrections, or one for each, separated by commas, of which the last ones count.
+        one for all corrections, or one for each, separated by commas; with fewer corrections, the last ones count.
     :ivar recurrent: instead of all that, unrolled, with the loss at every step and no gradient through the flow from
         step to step (RAFT, arXiv 2003.12039, section 3.3).
     :ivar recompute: less memory for more time: encoder blocks and lookups run again in the backward pass.

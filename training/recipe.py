@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: everything that decides what is trained, on what and how, as one dataclass; and reading them from YAML.
 
-A recipe file (``training/recipes/*.yaml``) holds sections of ``Recipe``, and maybe ``sizes`` and ``variants`` of them.
-Later wins: defaults, file, size, variant, command line; against the stages of an earlier layer, too.
+A recipe file (``training/recipes/*.yaml``) holds sections of ``Recipe``, with what differs from the defaults. Under
+``sizes`` and ``variants`` it may have further sections, for one model size or one variant. Of defaults, file, size,
+variant and command line, each overrides those before it, and what it sets also holds in the stages that they have.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Data:
     :ivar batch: pairs, or clips of the generator, in a step, over all processes together.
     :ivar crop: height, width in px.
     :ivar max_flow_px: longer flow is not trained on.
-    :ivar uses: how often each sample is trained on, 1 to 4, see ``augmentation.transform``.
+    :ivar uses: how often each sample is trained on, 1 to 4, see ``samples.transform``.
     :ivar frames: of a generated clip; from the third on, pairs start warm.
     """
 

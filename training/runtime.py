@@ -250,7 +250,7 @@ FILE = "seconds.txt"
 
 
 def keep_seconds(out: Path, seconds: float) -> None:
-    """Write the time of a run into its folder: when it is killed, it comes later than its last checkpoint."""
+    """Write the time of a run into its folder; a run that is killed has taken longer than its last checkpoint says."""
     # A full disk is for the next checkpoint to report; the time is in there, too.
     with suppress(OSError), replacing(out / FILE, flush=False) as temporary:
         temporary.write_text(f"{seconds:.2f}\n")

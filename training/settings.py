@@ -88,11 +88,12 @@ def _names(section: Any, path: str = "") -> Iterator[str]:
 
 @dataclass(frozen=True, config=CHECKED)
 class Schedule:
-    """How long is trained, in steps or a time, of which every share below is one; and at what rate.
+    """How long is trained, and at what rate. Shares are of the steps of the run, or of its time if that is given.
 
     :ivar kind: "trapezoid": the rate rises for ``warmup`` steps, stays until the share ``stable`` of the run, then
         falls linearly to zero (warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and down in straight lines
         (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
+    :ivar steps: of the whole run.
     :ivar seconds: time of the whole run instead of ``steps``, over all its starts, with loading, validation and saving.
     :ivar rate: the largest learning rate.
     :ivar warmup: steps of rising rate, "trapezoid" only.

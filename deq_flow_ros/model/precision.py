@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number types of weights and features, which of them suits a processor, and what PyTorch 2.1 calls otherwise."""
+"""The number types of weights and features, and which of them suits a processor.
+
+Also two questions to PyTorch that versions from 2.1 on, the oldest that this package runs with, answer differently.
+"""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _released_names(own: str) -> list[str]:
 
 
 def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Architecture:
-    # If only some of the convolutions are normalised, tensors are missing.
+    # If only some convolutions are normalised, ``check_layout`` names the tensors that the others lack.
     weight_norm = any(name.startswith("update_block.") and name.endswith(".weight_v") for name in tensors)
     kernel = "weight_v" if weight_norm else "weight"
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing of the safetensors format, https://huggingface.co/docs/safetensors: a length, a header, numbers.
 
-Its library is in neither Ubuntu nor rosdep, and a robot has only what apt installs. A test holds both together.
+The library of that format is in neither Ubuntu nor rosdep, and a robot may have only what apt installs. A test compares
+what this module reads and writes with what the library does.
 """
 
 from __future__ import annotations

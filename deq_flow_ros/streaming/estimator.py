@@ -33,7 +33,8 @@ class FlowEstimator:
     :param clock: the clock for deadlines and latencies; None: the clock of the machine.
     :param runtime: see ``choose_runtime``; not used with an engine.
     :param settings: settings of ``EstimatorSettings`` by name, such as ``latency_budget_ms=50``.
-    :ivar model: the model, and ``clock`` the clock, of the engine.
+    :ivar model: the model of the engine.
+    :ivar clock: the clock of the engine, for deadlines and latencies.
     :ivar engine: computes the flow.
     :ivar stream: decides what is computed.
     :ivar slot: the data that the engine keeps for this stream.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 DIRECTIONS = ("forward", "backward")
-# At larger scales, most of an image would be interpolated, and even a small one would reach ``costs.MAX_PIXELS``.
+# At larger scales, most of an image would be interpolated, and even a small one would reach ``plan.MAX_PIXELS``.
 LARGEST_SCALE = 4.0
 
 
@@ -44,7 +44,7 @@ class EstimatorSettings:
     :ivar warm: whether to start each pair from the fixed point of the last one. False is for comparisons.
     :ivar residual: whether to compute the length of the last update of each pixel.
     :ivar uncertainty: whether to compute the expected error of each pixel; needs weights with a head for it.
-    :ivar refinement: steps of the refinement after the network (``refinement.refined``), 0 to 20; 0: none. It runs on
+    :ivar refinement: steps of the refinement after the network (``fields.refined``), 0 to 20; 0: none. It runs on
         the CPU, whatever device the network runs on.
     :ivar palette: also paint the flow with it, if the device does that sooner than the host; None: do not.
     :raises ValueError: for other values; the message names the setting, its range and the value.
