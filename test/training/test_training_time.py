@@ -34,11 +34,12 @@ class Time:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.rates: list[float] = []
-        self.killed_at = float("inf")
+        self.killed_at, self.kept = float("inf"), 0.0
         step, validate = Run.train_step, Validator.__call__
 
         def train_step(run: Run, clip: Clip, progress: float | None = None) -> dict[str, float]:
             if self.now > self.killed_at:
+                self.kept = runtime.kept_seconds(run.out)  # what a SIGKILL would leave
                 raise RuntimeError("killed")
             figures = step(run, clip, progress)
             self.now += 0.5
@@ -64,7 +65,7 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     passing.killed_at = 1004.0
     assert train.main(arguments, age=2.0) == 2
     first, before = len(passing.rates), passing.now - 1000 + 2
-    assert set(passing.rates) == {3.5e-4}
+    assert set(passing.rates) == {3.5e-4} and before - 1 < passing.kept <= before
     passing.now, passing.killed_at = 5000.0, float("inf")  # the time in between is not the run's
     assert train.main(arguments, age=2.0) == 0
     spent = before + passing.now - 5000 + 2
