@@ -175,11 +175,7 @@ class EncodedPair:
 
     def flow(self, state: State) -> Tensor:
         """The flow of a state at full resolution, (1, 2, H, W) px."""
-        return self.crop(self._model.upsample(state))
-
-    def crop(self, field: Tensor) -> Tensor:
-        """A field of the padded images, (1, C, h, w), without their padding."""
-        return crop(field, self._padding)
+        return crop(self._model.upsample(state), self._padding)
 
     def error(self, state: State, truth: Sample | None = None) -> float:
         """Mean endpoint error of a state's flow in px, against ``truth`` or else the truth of the sample."""

@@ -28,7 +28,7 @@ def one_of(default: str, *others: str) -> Value:
 
 
 def configured(value: Any, description: str, when: str = "configure") -> Any:
-    """A field.
+    """A field of a dataclass of settings.
 
     :param value: the allowed values, or only the default.
     :param description: what the setting is for.

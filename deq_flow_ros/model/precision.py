@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The number types of weights and features, and which of them suits a processor.
 
-Also two questions to PyTorch that versions from 2.1 on, the oldest that this package runs with, answer differently.
+``is_compiling`` and ``is_autocast_enabled`` work with PyTorch from 2.1 on, the oldest that this package runs with.
 """
 
 from __future__ import annotations
