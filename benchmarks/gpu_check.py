@@ -35,9 +35,9 @@ from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, FlowInfo, choose_run
 
 ROOT = Path(__file__).parents[1]
 LOGIC = (
-    *("streaming/test_graphs", "streaming/test_graph_copies", "streaming/test_graph_capture"),
-    *("streaming/test_runtime", "equilibrium/test_stopping"),
-)
+    "streaming/test_graphs", "streaming/test_graph_copies", "streaming/test_graph_capture", "streaming/test_runtime",
+    "equilibrium/test_stopping",
+)  # fmt: skip
 ON_CUDA = ("streaming/test_graphs_cuda", "streaming/test_stream_batch", "equilibrium/test_solvers")
 VGA, FULL_HD = (480, 640), (1080, 1920)
 ITERATIONS, PERIOD_NS, FIRST_SCENE_FRAME = 4, 33_000_000, 20

@@ -31,7 +31,8 @@ def keep_freed_memory() -> None:
     """Let malloc reuse image-sized blocks; for commands to call, before they start threads, not on import.
 
     By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. All
-    threads share one heap, because those of their own keep memory for minutes. Does nothing without ``mallopt``.
+    threads share one heap, because a heap for each thread would keep freed memory for minutes. Does nothing where the C
+    library has no ``mallopt``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
