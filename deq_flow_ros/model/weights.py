@@ -48,7 +48,7 @@ def load_model(
     device = check_device(device)
     precision = choose_precision(precision, device)
     dtype = number_type(precision)
-    path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), ", ".join(available_models())
+    path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), ", ".join(available_models()) or "none"
     if name in available_models():
         path = WEIGHTS_DIR / f"{name}.safetensors"
     elif name in SIZES:
