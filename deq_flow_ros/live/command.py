@@ -241,8 +241,7 @@ def _extent(options: argparse.Namespace, source: Source, console: Console) -> tu
         console.print(f"playing the first {limit} frames; --seconds 0 plays all")
     if options.rate or source.live or count is None or (lasts_s := count * period_s) >= SHORTEST_S:
         return limit, options.rate or 1.0
-    slower = f"is played slower, in {SHORTEST_S:g} s; --rate 1 forbids that"
-    console.print(f"the input lasts {lasts_s:.1f} s only and {slower}")
+    console.print(f"it lasts {lasts_s:.1f} s only and is played slower, in {SHORTEST_S:g} s; --rate 1 forbids that")
     return limit, lasts_s / SHORTEST_S
 
 
@@ -255,7 +254,8 @@ def _play(run: RunOptions, count: int | None, console: Console) -> Published:
         if time.monotonic() - printed_s > 3.0:
             printed_s = time.monotonic()
             frames = f"{progress.received}{total} frames, {progress.dropped} dropped"
-            console.print(f"{progress.phase}: {frames}, latency {progress.latency_ms:.1f} ms")
+            latency = "" if math.isnan(progress.latency_ms) else f", latency {progress.latency_ms:.1f} ms"
+            console.print(f"{progress.phase}: {frames}{latency}")
 
     return run_live(run, show)
 
