@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 Decoded = tuple[int, Callable[[], np.ndarray], str]
 """Time from the first picture in ns, the picture once it is wanted, (H, W, 3) uint8 BGR, and why it is not usable."""
 DAMAGED = "the picture is damaged, or made of one that is, back to a key frame"
+MOST_B = 16
+"""B-pictures in a row that may be made of the picture behind them: a decoder of H.264 or H.265 holds no more."""
 
 
 class VideoSource(Source):
@@ -133,8 +135,8 @@ class VideoSource(Source):
                     at_s = "?" if packet.pts is None else f"{float((packet.pts - (first or 0)) * stream.time_base):.3f}"
                     self.skipped.append(f"{self.path.name}: the picture at {at_s} s is damaged ({error.strerror})")
                     log.warning(self.skipped[-1])
-                if packet.size and run and run[-1].pict_type == av.video.frame.PictureType.B:
-                    continue  # it is made of the picture behind it as well
+                if packet.size and 0 < len(run) <= MOST_B and run[-1].pict_type == av.video.frame.PictureType.B:
+                    continue  # it is made of the picture behind it as well; hardware may write B-pictures alone
                 corrupt = any(frame.is_corrupt for frame in run)
                 for frame in run:
                     damaged = DAMAGED if corrupt else "" if frame.key_frame else damaged

@@ -3,12 +3,14 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from deq_flow_ros.recordings import MediaError, open_source
+from deq_flow_ros.recordings.video_source import MOST_B
 
 
 def test_a_video_says_what_its_frames_and_times_are(tmp_path: Path) -> None:
@@ -54,12 +56,12 @@ def test_a_video_whose_rate_is_not_constant_is_not_called_truncated(tmp_path: Pa
     assert 0 < len(list(source.frames())) < 10 and "states a length of 0.7 s, only 0." in source.skipped[0]
 
 
-def encoded(codec: str, size: tuple[int, int], numbers: range) -> list[bytes]:
-    """A packet for each number: a picture of this grey level, each made of the one before."""
+def encoded(codec: str, size: tuple[int, int], numbers: range, **options: str) -> list[bytes]:
+    """A packet for each number: noise that is shifted by it. The first is a key frame."""
     context = av.CodecContext.create(codec, "w")
     (context.width, context.height), context.time_base = size, Fraction(1, 30)
     context.pix_fmt, context.max_b_frames = "yuvj420p" if codec == "mjpeg" else "yuv420p", 0
-    context.options = {"tune": "zerolatency"} if codec == "libx264" else {}
+    context.options = {"tune": "zerolatency", **options} if codec == "libx264" else {}
     noise = np.random.default_rng(0).integers(0, 200, (size[1], size[0], 3), np.uint8)
     pictures = (av.VideoFrame.from_ndarray(np.roll(noise, 2 * n, axis=1), "bgr24") for n in numbers)
     return [bytes(packet) for picture in (*pictures, None) for packet in context.encode(picture)]
@@ -100,3 +102,12 @@ def test_a_damaged_picture_of_a_video_is_named_and_none_is_smeared(tmp_path: Pat
     assert left == ([0, 3, 4, 5] if after == 3 else [0, 2, 3, 4, 5])
     assert all(np.array_equal(frames[number].data, whole[number]) for number in left)
     assert "is damaged" in "".join(source.skipped + [frame.problem for frame in frames.values()])
+
+
+def test_a_video_of_b_pictures_alone_is_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardware may write H.265 without P-pictures, where a picture that is none of B may never come; here P is B."""
+    path = written(tmp_path / "v.mkv", "libx264", encoded("libx264", (64, 48), range(60), sc_threshold="0"))
+    monkeypatch.setattr(av.video.frame, "PictureType", SimpleNamespace(B=av.video.frame.PictureType.P))
+    decoded = open_source(path)._by_pyav()
+    held = [len(decoded.gi_frame.f_locals["run"]) for _ in decoded]
+    assert len(held) == 60 and max(held) <= MOST_B + 1
