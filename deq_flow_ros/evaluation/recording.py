@@ -189,7 +189,8 @@ class RecordingEvaluation:
                 images, convert_ms = self._first_images()
                 costs[setting.name] = measure_setting(setting, model, images, convert_ms).plain()
         if setting.name not in costs:
-            raise MediaError(f"the given costs are for {', '.join(costs)}, not for the setting {setting.name}")
+            given = ", ".join(costs) or "nothing"
+            raise MediaError(f"the given costs are for {given}, not for the setting {setting.name}")
         try:
             return CostTable.of(costs[setting.name])
         except ValueError as error:

@@ -76,7 +76,8 @@ def alike(one: CameraInfo, other: CameraInfo) -> bool:
     ):
         return False
     same = image_size(one) == image_size(other) and one.roi == other.roi and len(one.d) == len(other.d)
-    return same and all(np.allclose(getattr(one, name), getattr(other, name), rtol=1e-3, atol=1e-3) for name in "kpd")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in "kpd"]
+    return same and all(np.allclose(*pair, rtol=1e-3, atol=1e-3, equal_nan=True) for pair in pairs)
 
 
 def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:

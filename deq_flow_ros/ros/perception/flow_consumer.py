@@ -205,6 +205,8 @@ class FlowConsumer(Node, Generic[Settings]):
             self.destroy_subscription(subscription)
         self._subscriptions_of_flow.clear()
         self._pairing.forget()
+        self._infos.clear()
+        self._paired = False  # who publishes next may give all fields one camera_info
         self.on_restart()
 
     def _flow_topic(self) -> str:
@@ -270,7 +272,7 @@ class FlowConsumer(Node, Generic[Settings]):
         # flow_node sends one with each field, unless the camera zooms; another publisher perhaps once for all.
         self._paired |= info is not None
         if info is None and self._paired:
-            return None, f"no camera_info with the stamp of the flow has come on {topic}: does the camera zoom?"
+            return None, f"no camera_info with the stamp of the flow came on {topic}: it got lost, or the camera zooms"
         info = info or self._info
         if info is None:
             return None, f"no camera_info has come on {topic}"
