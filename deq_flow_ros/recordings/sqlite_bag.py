@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[apsw.Connection]:
             try:
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # else it wants shared memory beside the file
-                # This reads the statistics that newer versions append as well, which nobody misses in a file cut short.
+                # This also reads the statistics that writers may append, which nobody misses in a file cut short.
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
                 files.opened = True
                 yield connection

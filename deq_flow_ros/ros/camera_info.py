@@ -69,6 +69,8 @@ def remember(infos: dict[int, CameraInfo], message: CameraInfo) -> None:
 
 def alike(one: CameraInfo, other: CameraInfo) -> bool:
     """Whether two camera_info describe one camera, up to what focusing changes: less than a pixel at the border."""
+    if one is other:
+        return True
     if (one.distortion_model, one.binning_x, one.binning_y) != (
         other.distortion_model,
         other.binning_x,

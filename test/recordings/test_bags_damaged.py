@@ -163,7 +163,7 @@ def test_a_recording_that_was_cut_short_is_read_to_where_it_breaks_off(tmp_path:
         file = next(child for child in bag.iterdir() if child.name != "metadata.yaml")
     if kind == "sqlite3":
         with closing(sqlite3.connect(file)) as database:
-            database.execute("analyze")  # SQLite from 3.46 on does so by itself, and what it appends is cut off here
+            database.execute("analyze")  # rosbags has SQLite do so, from 3.46 on; what it appends is cut off here
     file.write_bytes(file.read_bytes()[: file.stat().st_size * 7 // 10])
     found, problems = numbers_of(file)
     assert found == list(range(len(found))) and len(found) >= 0.55 * COUNT

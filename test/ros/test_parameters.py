@@ -11,12 +11,14 @@ import yaml
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from rclpy.exceptions import ParameterException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
 from deq_flow_ros.ros.parameter_table import changed, files_for_others, unused_overrides
 from deq_flow_ros.ros.parameters import NodeSettings, check_change
+from deq_flow_ros.ros.process import end_node
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.plan import MIN_SCALED_SIDE
 
@@ -54,6 +56,14 @@ def make_node(**values: object) -> Node:
     node = bare_node("parameters_under_test", parameter_overrides=overrides)
     NodeSettings.declare(node)
     return node
+
+
+def test_an_executor_ends_with_its_node() -> None:
+    """Kilted's, left to the end of the process, may print an error there."""
+    node, executor = Node("ends_with_its_executor"), SingleThreadedExecutor()
+    executor.add_node(node)
+    end_node(node)
+    assert executor.get_nodes() == []
 
 
 def test_the_config_file_lists_every_parameter_with_its_default() -> None:
