@@ -12,7 +12,7 @@ import torch
 from rosbags.rosbag1 import Writer as Ros1Writer
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.imaging.frame import Frame, frame_from_array
+from deq_flow_ros.imaging import Frame, frame_from_array
 from deq_flow_ros.model import DEQFlow, save_model
 from deq_flow_ros.recordings.bag_source import COMPRESSED_IMAGE
 from deq_flow_ros.recordings.bags import BagWriter

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from deq_flow_ros.demo.scene import Scene, SceneSettings
-from deq_flow_ros.imaging.frame import MediaError, frame_from_array
+from deq_flow_ros.imaging import MediaError, frame_from_array
 from deq_flow_ros.recordings.bags import BagWriter
 
 SIDECAR = "scene.json"

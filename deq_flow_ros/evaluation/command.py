@@ -34,7 +34,7 @@ from deq_flow_ros.evaluation.report import (
 )  # fmt: skip
 from deq_flow_ros.evaluation.results import BusyError, OccupiedError
 from deq_flow_ros.host import StopRequest, keep_freed_memory
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
 from deq_flow_ros.recordings.files import find_recordings, write_text
 

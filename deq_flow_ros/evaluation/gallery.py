@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deq_flow_ros.evaluation.records import DROPPED, MEASURES, PROCESSED, FrameRecord, PairFields
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.metrics import photometric_map
 from deq_flow_ros.imaging.pictures import GAP, flow_to_color, heat, top, write_animation, write_video
 

@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 
 from deq_flow_ros.evaluation.inputs import InputFrame
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.metrics import (
     endpoint_error,
     forward_backward,

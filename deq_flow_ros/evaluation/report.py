@@ -23,7 +23,7 @@ from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.gallery import Gallery, panels, run_plots
 from deq_flow_ros.evaluation.records import MEASURES
 from deq_flow_ros.evaluation.summary import Figure, SettingEntry, number, percent
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.pictures import data_uri, flow_to_color
 from deq_flow_ros.recordings.files import write_json, write_text
 

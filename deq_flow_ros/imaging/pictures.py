@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from deq_flow_ros.host import replacing
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.encodings import encode_image, open_ended
-from deq_flow_ros.imaging.frame import MediaError
 
 TABLE_RADIUS = 255
 """The number of steps from no motion to the largest motion in the table of colours."""

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.imaging.encodings import MAX_PIXELS, EncodingError
-from deq_flow_ros.imaging.frame import stamp_to_ns
 
 H264, H265 = "h264", "hevc"  # as FFmpeg names them
 START = b"\x00\x00\x00\x01"

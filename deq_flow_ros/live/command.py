@@ -31,7 +31,7 @@ from deq_flow_ros.evaluation.command import print_results
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.host import ChildError, TimeShares
-from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, changes, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, profiles_file, run_live
 from deq_flow_ros.model import PRECISIONS, choose_precision, load_model

@@ -4,7 +4,7 @@
 This package uses neither torch nor ROS.
 """
 
-from deq_flow_ros.imaging.frame import Frame, MediaError
+from deq_flow_ros.imaging import Frame, MediaError
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
 

@@ -20,7 +20,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag1 import Reader as Reader1
 from rosbags.rosbag2 import Reader as Reader2
 
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings import sqlite_bag
 from deq_flow_ros.recordings.files import (
     DATA_SUFFIXES,

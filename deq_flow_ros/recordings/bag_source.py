@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros.imaging import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, Levels, decode_image
-from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.video import VideoDecoder, codec_of, is_key, packet_of
 from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.messages import VIDEO, MessageError, Recorded

@@ -17,7 +17,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from deq_flow_ros.imaging.frame import Frame, MediaError, stamp_to_ns
+from deq_flow_ros.imaging import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.recordings.bag_reader import Bag, read_messages
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.host import replacing
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 
 FLO_MAGIC = np.float32(202021.25)
 UNKNOWN = 1e9

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
+from deq_flow_ros.imaging import Frame, MediaError, frame_from_array
 from deq_flow_ros.imaging.pictures import read_picture, several
 from deq_flow_ros.recordings.files import IMAGE_SUFFIXES, natural_order, recordings_below, visible_files
 

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deq_flow_ros.imaging.frame import Frame, MediaError, frame_from_array
+from deq_flow_ros.imaging import Frame, MediaError, frame_from_array
 from deq_flow_ros.imaging.video import INTERLACED, LEAST_PYAV
 from deq_flow_ros.recordings.files import BAG_SUFFIXES, no_video
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, Source

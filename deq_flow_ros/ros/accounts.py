@@ -18,7 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.recordings.files import STATUS_NAME
 from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.ros.process import status_of

@@ -10,8 +10,8 @@ import numpy as np
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.imaging.camera import CameraModel, known_distortion
-from deq_flow_ros.imaging.frame import stamp_to_ns
 
 Region = tuple[int, int, int, int]
 """x, y, width, height in pixels of an image; all 0 is the whole image, as in ``sensor_msgs/RegionOfInterest``."""

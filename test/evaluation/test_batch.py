@@ -15,7 +15,7 @@ from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.records import FrameRecord, FrameTable, read_frames
 from deq_flow_ros.evaluation.report import Assignment, check_place, write_overview
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
-from deq_flow_ros.imaging.frame import MediaError
+from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings.files import write_json
 
 

@@ -14,7 +14,7 @@ from evaluation_inputs import FIRST_NS, PERIOD_NS, frames, pictures, table, writ
 
 from deq_flow_ros.evaluation.methods import Setting, with_parameters
 from deq_flow_ros.evaluation.summary import comparison
-from deq_flow_ros.imaging.frame import Frame
+from deq_flow_ros.imaging import Frame
 from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.streaming.clock import CostTable
 

@@ -27,7 +27,7 @@ from deq_flow_ros.evaluation.inputs import InputFrame, unlike_number
 from deq_flow_ros.evaluation.methods import Setting, make_estimator
 from deq_flow_ros.evaluation.records import STAGES
 from deq_flow_ros.evaluation.runs import SettingRun
-from deq_flow_ros.imaging.frame import Frame
+from deq_flow_ros.imaging import Frame
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import bags
 from deq_flow_ros.recordings.bag_reader import read_image, read_messages

@@ -17,7 +17,7 @@ import torch
 
 from deq_flow_ros.demo.bag import SIDECAR, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
-from deq_flow_ros.imaging.frame import frame_from_array
+from deq_flow_ros.imaging import frame_from_array
 from deq_flow_ros.live.command import parse_options
 from deq_flow_ros.live.evaluate_bag import main
 from deq_flow_ros.model import DEQFlow, save_model

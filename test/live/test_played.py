@@ -12,7 +12,7 @@ import pytest
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
 from deq_flow_ros.evaluation.results import ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
-from deq_flow_ros.imaging.frame import frame_from_array
+from deq_flow_ros.imaging import frame_from_array
 from deq_flow_ros.live.played import COLD, STREAMED, changes, in_order, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source

@@ -18,9 +18,9 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, encode_image
-from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import messages
 from deq_flow_ros.ros.outputs import FLOW_FIELDS, RAY_FIELDS, flow_points
 

@@ -26,7 +26,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from deq_flow_ros.imaging.frame import frame_from_array, stamp_to_ns
+from deq_flow_ros.imaging import frame_from_array, stamp_to_ns
 from deq_flow_ros.recordings import open_source
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.recordings.bags import BagWriter

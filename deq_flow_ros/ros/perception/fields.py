@@ -17,7 +17,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from sensor_msgs.msg import Image
 
-from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.ros.process import status_of
 
 PARTS: dict[str, type] = {"flow": Image, "uncertainty": Image, "statistics": DiagnosticArray}

@@ -27,8 +27,8 @@ from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.imaging.camera import CameraModel
-from deq_flow_ros.imaging.frame import stamp_to_ns
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import camera_model, image_size, remember
 from deq_flow_ros.ros.messages import field_of

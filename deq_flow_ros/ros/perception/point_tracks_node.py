@@ -15,7 +15,7 @@ import numpy as np
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.imaging.frame import stamp_to_ns
+from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.perception.point_tracks import GAP, RESTART, SIZE, PointTracker, Tracks, TrackSettings
 from deq_flow_ros.ros.messages import image_to_rgb, make_cloud, ns_to_stamp
 from deq_flow_ros.ros.perception.fields import OK, WARN, Verdict
