@@ -29,8 +29,8 @@ from benchmarks.report import Benchmark, Row, print_table
 from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
 from deq_flow_ros.streaming.fields import refined
-from training.datasets import Sample
-from training.pairs import group_means, model_flow, pair_errors, read_pairs
+from training.evaluate import group_means, model_flow, pair_errors
+from training.flow_dataset import Sample, read_pairs
 
 
 def measure(function: FlowFunction, pairs: Sequence[Sample], exact: FlowFunction | None = None) -> Row:

@@ -29,9 +29,9 @@ from rich.console import Console
 from benchmarks.report import Benchmark, Row, grouped, picture, print_table, watched
 from deq_flow_ros.imaging.metrics import error_lengths
 from deq_flow_ros.model import DEQFlow, load_model
-from training.datasets import Sample
+from training.evaluate import to_array, to_tensor
+from training.flow_dataset import Sample, read_pairs
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
-from training.pairs import clip_pairs, read_pairs, to_array, to_tensor
 
 RESIDUAL, FORWARD_BACKWARD, GRADIENT, UNCERTAINTY = "residual", "forward-backward", "weak gradient", "uncertainty"
 GENERATED, PLAIN, PAIRS = "generated", "plain area", "pairs"
@@ -55,7 +55,7 @@ def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterat
         max_displacement_px=size[1] / 5,
     )  # fmt: skip
     for number in range(clips):
-        pair = clip_pairs(f"{GENERATED}/{number}", generator.clips([number]))[0]
+        pair = generator.pairs(GENERATED, number)[0]
         yield pair
         yield without_texture(replace(pair, name=f"{PLAIN}/{number}"))
 

@@ -30,7 +30,6 @@ from benchmarks.sequences import MOTIONS, PATTERNS, moving_frames, stream
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
-from training.pairs import clip_pairs
 
 SIZE = 240, 320
 SLACK_PX = 0.05
@@ -62,7 +61,7 @@ def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[st
             min_displacement_px=low, max_displacement_px=high,
         )  # fmt: skip
         for number in range(clips):
-            pairs = clip_pairs(name, generator.clips([number]))
+            pairs = generator.pairs(name, number)
             yield f"{name} {number}", [pairs[0].image1, *(pair.image2 for pair in pairs)]
 
 

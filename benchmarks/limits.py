@@ -29,8 +29,8 @@ from benchmarks.report import Benchmark, Row, print_table
 from benchmarks.sequences import CUTS, MOTIONS, EncodedPair, ImageSequence, add_inputs, every_sequence, stream
 from deq_flow_ros.equilibrium import solve
 from deq_flow_ros.model import DEQFlow, load_model
-from training.datasets import Sample
-from training.pairs import open_pairs, pair_errors
+from training.evaluate import pair_errors
+from training.flow_dataset import Sample, open_pairs
 
 SETTLED = 36
 LIMITS = (

@@ -26,7 +26,7 @@ from deq_flow_ros.model.update import GmaUpdate, RaftUpdate
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.clock import stage_times
 from deq_flow_ros.streaming.costs import StageTimes
-from training.pairs import to_array
+from training.evaluate import to_array
 
 
 class Method:

@@ -26,9 +26,9 @@ from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
-from training.datasets import Sample
+from training.evaluate import pair_errors, to_array, to_tensor
+from training.flow_dataset import Sample, open_pairs
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
-from training.pairs import clip_pairs, open_pairs, pair_errors, to_array, to_tensor
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
 """Smallest and largest typical displacement between two frames of a generated sequence, in px at a width of 320 px."""
@@ -88,7 +88,7 @@ def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> Ima
 
 
 def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
-    """The sequences among the pairs of a list (see ``training/pairs.py``), made smaller to fit into ``size`` (H, W)."""
+    """The sequences among the pairs of a list (docs/datasets.md), made smaller to fit into ``size`` (H, W)."""
     for group in open_pairs(path):
         for run in group.sequences():
             if len(run) > 1:
@@ -106,7 +106,7 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
             particle_share=0.0, fine_share=0.0,  # whose motion is not the one named
             patterns=PATTERNS, min_displacement_px=low * width / 320, max_displacement_px=high * width / 320,
         )  # fmt: skip
-        clips[name] = [clip_pairs(f"{name}/{n}", generator.clips([n])) for n in range(count)]
+        clips[name] = [generator.pairs(name, n) for n in range(count)]
         for pairs in clips[name]:
             yield ImageSequence(name, pairs, tuple(range(1, len(pairs))))
     for n in range(count):

@@ -35,8 +35,8 @@ from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.warm_start import carry
-from training.datasets import Sample
-from training.pairs import pair_errors, to_array
+from training.evaluate import pair_errors, to_array
+from training.flow_dataset import Sample
 
 STREAM, COLD = "stream", ("zero", "coarse")
 COLOURS = {

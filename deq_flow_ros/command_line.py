@@ -96,7 +96,7 @@ class CommandLine(argparse.ArgumentParser):
         help = f"{help} (default: theirs)" if default is None else help
         self.add_number("--threads", default, help, least=1, most=MOST_THREADS, kind=int)
 
-    def add_pairs(self, help: str = "list of pairs with true flow, see training/pairs.py", **more: Any) -> None:
+    def add_pairs(self, help: str = "list of pairs with true flow, see docs/datasets.md", **more: Any) -> None:
         """``--pairs``."""
         self.add_path("--pairs", help, **more)
 

@@ -48,7 +48,7 @@ FAULTS = [
      "losses.append(weighted_mean", "training/test_objective"),
     ("pixels without ground truth are trained on", "training/objective.py", "clip.valid[:, t] * torch.where",
      "torch.where", "training/test_objective"),
-    ("errors counted where there is no ground truth", "training/pairs.py", '{"all": sample.valid}',
+    ("errors counted where there is no ground truth", "training/evaluate.py", '{"all": sample.valid}',
      '{"all": np.ones_like(sample.valid)}', "benchmarks/test_benchmark_metrics"),
     ("hidden pixels counted as visible", FLOW + "imaging/metrics.py", "np.isfinite(error) & mask", "np.isfinite(error)",
      "evaluation/test_measures"),

@@ -22,7 +22,6 @@ from deq_flow_ros.recordings.flow_files import read_flow
 from training.flow_dataset import (
     FlowDataset,
     PairFiles,
-    Sample,
     Truth,
     expect_size,
     leaves_image,
@@ -32,8 +31,6 @@ from training.flow_dataset import (
     read_mask,
     read_npy,
 )
-
-__all__ = ["DATASETS", "FlowDataset", "Sample", "open_dataset"]
 
 
 class FlyingChairs(FlowDataset):

@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate weights on data sets with ground truth, as their benchmarks do.
+"""Errors on image pairs as the benchmarks define them, and the command that evaluates weights on data sets by them.
 
 ``python -m training.evaluate --data sintel-clean=FOLDER kitti-2015=FOLDER [--model NAME_OR_PATH] [--out DIR]``
 
-Every pair starts cold. With ``--sequences``, pairs that follow each other are solved once more from the last pair's
-fixed point, at the same numbers of iterations and, cold and warm, to a tolerance. ``torchrun --nproc_per_node N -m
-training.evaluate ...`` shares the work between processes, on a machine with GPUs one each; the figures stay the same.
+Every pair starts cold; with ``--warm``, pairs that follow another start from its fixed point, moved along the motion.
 Metrics and the keys of DIR/metrics.json: docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from rich.console import Console
@@ -27,123 +22,184 @@ from rich.table import Table
 from tqdm import tqdm
 
 from deq_flow_ros.command_line import CommandLine, exit_status, named_path, set_threads
-from deq_flow_ros.equilibrium import State, make_solver
-from deq_flow_ros.imaging.pictures import error_strip, write_picture
-from deq_flow_ros.model import DEQFlow, Prediction, load_model
-from deq_flow_ros.model.weights import check_device
+from deq_flow_ros.equilibrium import State
+from deq_flow_ros.imaging.metrics import error_lengths, is_outlier
+from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.recordings.files import write_json
 from deq_flow_ros.streaming.warm_start import carry
-from training.datasets import FlowDataset, Sample, open_dataset
-from training.pairs import Tally, by_region, columns, measure, open_pairs, to_array, to_tensor
-from training.runtime import Processes, joined
+from training.datasets import open_dataset
+from training.flow_dataset import FlowDataset, Sample, open_pairs
+
+FlowFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
+"""Regions by the length of the true flow in px (MPI-Sintel; Butler et al., ECCV 2012, section 4)."""
+REGIONS = ("all", "matched", "unmatched", *SPEEDS)
+"""Where errors are counted. ``matched``: what image 1 shows is visible in image 2 as well (KITTI's "noc"); only where
+the data set says what is occluded."""
 
 
-@dataclass(frozen=True)
-class SolveSetting:
-    """One way to solve a pair.
+def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) uint8 on the device."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
 
-    :ivar iterations: evaluations of the update operator at most, the smaller resolutions of a cold start included.
-    :ivar warm: start from the last pair's fixed point, moved along the motion; the first pair of a sequence has none.
-    :ivar tolerance_px: stop when the RMS update of the flow is at or below this; None never stops early.
+
+def to_array(flow: torch.Tensor) -> np.ndarray:
+    """Flow of one pair, (1, 2, H, W), to (H, W, 2)."""
+    return flow[0].permute(1, 2, 0).cpu().numpy()
+
+
+def model_flow(model: DEQFlow, iterations: int, coarse_levels: int = 0, scale: float = 1.0) -> FlowFunction:
+    """The model, started cold, as a function of two images (H, W, 3) that returns flow (H, W, 2) px.
+
+    :param scale: resolution to process at, 1 is that of the images.
     """
 
-    iterations: int
-    warm: bool = False
-    tolerance_px: float | None = None
+    def flow(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
+        height, width = image1.shape[:2]
+        if scale != 1.0:
+            size = (round(width * scale), round(height * scale))
+            image1, image2 = (cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) for image in (image1, image2))
+        pair = to_tensor(image1, model.device), to_tensor(image2, model.device)
+        result = to_array(model(*pair, max_iterations=iterations, coarse_levels=coarse_levels).flow)
+        if scale != 1.0:
+            result = cv2.resize(result, (width, height), interpolation=cv2.INTER_LINEAR) / scale
+        return result
 
-    def __str__(self) -> str:
-        count = str(self.iterations) if self.tolerance_px is None else f"to {self.tolerance_px:g} px"
-        return f"{count} {'warm' if self.warm else 'cold'}"
-
-
-class Solved(NamedTuple):
-    """A pair, its number in the data set, whether the pair before it was solved as well, a prediction per setting."""
-
-    number: int
-    follows: bool
-    sample: Sample
-    predictions: list[Prediction]
+    return flow
 
 
-class Record(NamedTuple):
-    """What is measured of a pair. Per setting: iterations at full resolution, and the tallies by region."""
+def solved(
+    model: DEQFlow, dataset: FlowDataset, counts: Sequence[int], coarse_levels: int, warm: bool
+) -> Iterator[tuple[Sample, list[np.ndarray]]]:
+    """The pairs of a data set in their order, each with its flow (H, W, 2) px after each number of iterations.
 
-    number: int
-    name: str
-    follows: bool
-    iterations: list[int]
-    regions: list[dict[str, Tally]]
+    :param coarse_levels: smaller resolutions that cold starts begin with, see ``DEQFlow.coarse_start``.
+    :param warm: whether pairs that follow another begin with its state, moved along the motion.
+    """
+    for run in dataset.sequences():
+        states: list[State | None] = [None] * len(counts)
+        for sample in map(dataset.__getitem__, run):
+            images, flows = [to_tensor(image, model.device) for image in (sample.image1, sample.image2)], []
+            for place, count in enumerate(counts):
+                result = model(*images, max_iterations=count, state=states[place], coarse_levels=coarse_levels)
+                states[place] = carry(result.state) if warm else None
+                flows.append(to_array(result.flow))
+            yield sample, flows
 
-    def epe(self, place: int) -> float | None:
-        """Mean endpoint error in px under the setting at this place; None without any valid pixel."""
-        tally = self.regions[place]["all"]
-        return tally.error_px / tally.pixels if tally.pixels else None
 
+class Tally(NamedTuple):
+    """Sums over the pixels of a region of one image where the ground truth is valid.
 
-@dataclass(frozen=True)
-class Evaluator:
-    """A model with what stays the same for all pairs.
-
-    :ivar settings: what to compare; not empty.
-    :ivar coarse_levels: see ``DEQFlow.coarse_start``.
+    :ivar error_px: sum of the endpoint errors.
+    :ivar over_1px: pixels whose endpoint error is above 1 px (Spring; Mehl et al., CVPR 2023).
+    :ivar over_3px: above 3 px (KITTI 2012's outliers, development kit).
+    :ivar fl: above 3 px and above 5 % of the length of the true flow (KITTI 2015's "Fl", development kit).
     """
 
-    model: DEQFlow
-    settings: Sequence[SolveSetting]
-    coarse_levels: int = 0
-    solver: str = "picard"
-
-    def solve(self, sample: Sample, setting: SolveSetting, last: State | None = None) -> Prediction:
-        """One pair. A warm setting begins with ``last``, the state of the pair before; without one it begins cold."""
-        state, most = None, setting.iterations
-        if setting.warm and last is not None:
-            state = carry(last)
-        elif setting.warm:  # a stream begins once: the pair without predecessor is solved as well as any
-            most = max(each.iterations for each in self.settings)
-        images = (to_tensor(image, self.model.device) for image in (sample.image1, sample.image2))
-        return self.model(
-            *images, max_iterations=most, solver=self.solver, tolerance_px=setting.tolerance_px, state=state,
-            coarse_levels=self.coarse_levels,
-        )  # fmt: skip
-
-    def solved(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Solved]:
-        """Solve pairs, given as runs of indices that follow each other, under every setting."""
-        order = [(index, place > 0) for run in sequences for place, index in enumerate(run)]
-        states: dict[SolveSetting, State] = {}
-        for (index, follows), sample in zip(order, read_ahead(dataset, [index for index, _ in order]), strict=True):
-            if not follows:
-                states.clear()
-            predictions = [self.solve(sample, setting, states.get(setting)) for setting in self.settings]
-            states = {s: p.state for s, p in zip(self.settings, predictions, strict=True) if s.warm}
-            yield Solved(index, follows, sample, predictions)
-
-    def records(self, dataset: FlowDataset, sequences: Sequence[Sequence[int]]) -> Iterator[Record]:
-        """Solve pairs as ``solved`` does, and measure them."""
-        for number, follows, sample, predictions in self.solved(dataset, sequences):
-            regions = [measure(to_array(prediction.flow), sample) for prediction in predictions]
-            yield Record(number, sample.name, follows, [int(each.iterations) for each in predictions], regions)
+    pixels: int
+    error_px: float
+    over_1px: int
+    over_3px: int
+    fl: int
 
 
-def read_ahead(dataset: FlowDataset, indices: Iterable[int], ahead: int = 2) -> Iterator[Sample]:
-    """The samples of these indices, in order, decoded in the background while the one before is worked on."""
-    with ThreadPoolExecutor(ahead) as pool:
-        pending: deque[Future[Sample]] = deque()
-        for index in indices:
-            pending.append(pool.submit(dataset.__getitem__, index))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:
+    """Tallies of an estimate (H, W, 2) px against the ground truth of its sample, by region.
 
+    Regions that the data set does not tell apart are left out. Where a sample has alternatives (Spring), the least
+    error counts, against the longest vector for ``fl``, and regions go by the mean length, as on its server.
 
-def runs(dataset: FlowDataset, as_sequences: bool, limit: int | None = None) -> list[list[int]]:
-    """The pairs of a data set as runs to be solved in order: its sequences, or each pair for itself.
-
-    :param limit: only so many pairs, from the first on; a sequence may be cut.
+    :raises ValueError: for another shape, or a sample without ground truth.
+    :raises FloatingPointError: where the estimate is not finite: no mean would mean anything.
     """
-    whole = dataset.sequences() if as_sequences else [[index] for index in range(len(dataset))]
-    kept = [[index for index in run if limit is None or index < limit] for run in whole]
-    return [run for run in kept if run]
+    if sample.flow is None:
+        raise ValueError(f"{sample.name} has no ground truth to measure against; use a split that has")
+    if flow.shape != sample.flow.shape:
+        raise ValueError(f"{sample.name}: expected a flow of shape {sample.flow.shape}, got {flow.shape}")
+    if not np.isfinite(flow).all():
+        raise FloatingPointError(f"{sample.name}: the estimated flow is not finite everywhere")
+    truths = [truth.astype(np.float64) for truth in (sample.flow, *sample.alternatives)]
+    error = np.minimum.reduce([error_lengths(flow, truth) for truth in truths])
+    lengths = np.stack([np.linalg.norm(truth, axis=2) for truth in truths])
+    length, longest = lengths.mean(axis=0), lengths.max(axis=0)
+    masks = {"all": sample.valid}
+    if sample.occluded is not None:
+        masks |= {"matched": sample.valid & ~sample.occluded, "unmatched": sample.valid & sample.occluded}
+    masks |= {name: sample.valid & (length >= low) & (length < high) for name, (low, high) in SPEEDS.items()}
+    counted = {"over_1px": error > 1, "over_3px": error > 3, "fl": is_outlier(error, longest)}
+    return {
+        name: Tally(
+            int(mask.sum()), float(error[mask].sum()), **{k: int((mask & over).sum()) for k, over in counted.items()}
+        )
+        for name, mask in masks.items()
+    }
+
+
+def summarise(tallies: Sequence[Tally]) -> dict[str, float]:
+    """What several images have in one region, see docs/evaluation.md; where there is no pixel, only that.
+
+    Benchmarks differ in whether they mean over all pixels of a set or over its images, so both are here.
+    """
+    counts = np.array([tally for tally in tallies if tally.pixels], np.float64).reshape(-1, 5)
+    if not len(counts):
+        return {"images": 0, "pixels": 0}
+    pixels, error, over_1px, over_3px, fl = counts.sum(axis=0).tolist()
+    _, image_error, _, image_over_3px, _ = (counts / counts[:, :1]).mean(axis=0).tolist()
+    return {
+        "images": len(counts), "pixels": int(pixels), "epe_px": error / pixels, "epe_image_mean_px": image_error,
+        "over_1px_percent": 100 * over_1px / pixels, "over_3px_percent": 100 * over_3px / pixels,
+        "over_3px_image_mean_percent": 100 * image_over_3px, "fl_percent": 100 * fl / pixels,
+    }  # fmt: skip
+
+
+def by_region(measured: Sequence[Mapping[str, Tally]]) -> dict[str, dict[str, float]]:
+    """``summarise`` for every region that any of the images has."""
+    regions = {region: [tallies[region] for tallies in measured if region in tallies] for region in REGIONS}
+    return {region: summarise(tallies) for region, tallies in regions.items() if tallies}
+
+
+_EPE, _IMAGE_EPE = {"EPE": ("all", "epe_px")}, {"EPE": ("all", "epe_image_mean_px")}
+_1PX, _FL = {"1px": ("all", "over_1px_percent")}, {"Fl": ("all", "fl_percent")}
+_3PX = {"3px": ("all", "over_3px_percent")}
+_SINTEL = {region: (region, "epe_px") for region in REGIONS}
+# The development kit of 2012 averages over images, that of 2015 over all pixels. 2015 has no endpoint error of its own;
+# the literature (RAFT, arXiv 2003.12039, and since) averages it over images as in 2012.
+_KITTI = {
+    **_IMAGE_EPE, "EPE noc": ("matched", "epe_image_mean_px"),
+    "Fl-all": ("all", "fl_percent"), "Fl-noc": ("matched", "fl_percent"),
+}  # fmt: skip
+_OUT = {f"Out-{kind}": (r, "over_3px_image_mean_percent") for kind, r in (("all", "all"), ("noc", "matched"))}
+_COLUMNS = {
+    "sintel-clean": _SINTEL, "sintel-final": _SINTEL, "kitti-2012": _KITTI | _OUT, "kitti-2015": _KITTI,
+    "spring": _1PX | _EPE | _FL, "middlebury": _IMAGE_EPE,
+}  # fmt: skip
+
+
+def figures(dataset: str, regions: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """What the benchmark of a data set quotes, for people; of one without benchmark, error and outliers by pixels."""
+    other = _IMAGE_EPE | _1PX | _FL if dataset.startswith("pairs/") else _EPE | _1PX | _3PX
+    found = {}
+    for label, (region, key) in _COLUMNS.get(dataset, other).items():
+        value = regions.get(region, {}).get(key)
+        found[label] = "-" if value is None else f"{value:.2f} %" if "percent" in key else f"{value:.3f}"
+    return found
+
+
+def pair_errors(pair: Sample, flow: np.ndarray) -> tuple[float, float]:
+    """Mean endpoint error (px) and Fl (%, see ``Tally``) over the valid pixels; ``ValueError`` if there are none."""
+    summary = summarise([measure(flow, pair)["all"]])
+    if not summary["pixels"]:
+        raise ValueError(f"{pair.name} has no pixel with valid ground truth")
+    return summary["epe_px"], summary["fl_percent"]
+
+
+def group_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of each group of named pairs, in the order of the pairs, and the mean over the groups as ``mean``."""
+    groups: dict[str, list[float]] = {}
+    for name, value in values:
+        groups.setdefault(name.split("/", 1)[0], []).append(value)
+    means = {group: float(np.mean(v)) for group, v in groups.items()}
+    return {**means, "mean": float(np.mean(list(means.values())))}
 
 
 SPLITS = {"chairs": "val", "things-clean": "test", "things-final": "test"}
@@ -155,14 +211,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     line = CommandLine("python -m training.evaluate", __doc__)
     line.add_argument("--data", nargs="+", type=named_path, default=[], metavar="NAME=ROOT",
                       help="data sets, see docs/datasets.md")  # fmt: skip
-    line.add_pairs("list of pairs in JSON, see training/pairs.py; each group is a data set")
+    line.add_pairs("list of pairs in JSON, see docs/datasets.md; each group is a data set")
     line.add_argument("--split", help="split of all data sets (default: the one the literature evaluates on)")
     line.add_number("--iterations", [12, 24], "numbers to compare", least=1, nargs="+")
-    line.add_argument("--sequences", action="store_true", help="also warm, from the fixed point of the pair before")
-    line.add_number("--tolerance-px", 0.05, "of the runs to a tolerance in --sequences", above=0)
     line.add_number("--limit", None, "only the first N pairs of each data set", least=1, kind=int, metavar="N")
-    line.add_path("--out", "folder for metrics.json and pictures of the worst pairs", metavar="DIR")
-    line.add_number("--worst", 5, "pictures per data set", least=0, metavar="N")
+    line.add_path("--out", "folder for metrics.json", metavar="DIR")
     add_solve(line)
     options = line.parse_args(arguments)
     if not options.data and not options.pairs:
@@ -178,122 +231,51 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def add_solve(line: CommandLine) -> None:
     """The options that say with what, and how, pairs are solved."""
     line.add_model()
+    line.add_argument("--warm", action="store_true", help="start from the fixed point of the pair before, if any")
     line.add_number("--coarse-levels", 0, "smaller resolutions that cold starts begin with; the node takes 2", least=0)
-    line.add_argument("--solver", default="picard", help="as picard or anderson")
     line.add_device()
     line.add_threads()
 
 
-def settings(options: argparse.Namespace) -> list[SolveSetting]:
-    """What to compare: cold at each number of iterations; with sequences also warm, and both to the tolerance."""
-    counts, starts = sorted(set(options.iterations)), (False, True) if options.sequences else (False,)
-    found = [SolveSetting(count, warm) for warm in starts for count in counts]
-    if options.sequences:
-        found += [SolveSetting(counts[-1], warm, options.tolerance_px) for warm in starts]
-    return found
-
-
-def report(records: list[Record], settings: Sequence[SolveSetting]) -> dict[str, Any]:
-    """What metrics.json says of a data set, see docs/evaluation.md."""
-
-    def entry(some: list[Record]) -> dict[str, Any]:
-        rows = [
-            {
-                "start": "warm" if setting.warm else "cold", "iterations": setting.iterations,
-                "tolerance_px": setting.tolerance_px,
-                "mean_iterations": float(np.mean([r.iterations[place] for r in some])) if some else None,
-                "regions": by_region([record.regions[place] for record in some]),
-                "pairs_epe_px": {record.name: record.epe(place) for record in some},
-            }
-            for place, setting in enumerate(settings)
-        ]  # fmt: skip
-        return {"pairs": len(some), "results": rows}
-
-    if not any(setting.warm for setting in settings):
-        return entry(records)
-    return {**entry(records), "following": entry([record for record in records if record.follows])}
-
-
-def write_worst(
-    evaluator: Evaluator, dataset: FlowDataset, records: list[Record], number: int, folder: Path
-) -> list[dict[str, Any]]:
-    """Pictures of the pairs with the largest endpoint error, cold with the most iterations; solved anew for them."""
-    setting = max((s for s in evaluator.settings if not s.warm and s.tolerance_px is None), key=lambda s: s.iterations)
-    errors = [(record.epe(evaluator.settings.index(setting)), record) for record in records]
-    worst = sorted(((error, record) for error, record in errors if error is not None), key=lambda pair: -pair[0])
-    written = []
-    for position, (error, record) in enumerate(worst[:number], 1):
-        sample = dataset[record.number]
-        assert sample.flow is not None  # it was measured
-        flow = to_array(evaluator.solve(sample, setting).flow)
-        path = folder / f"{position:02d}_{record.name.replace('/', '_')}.png"
-        write_picture(path, error_strip(sample.image1, sample.flow, sample.valid, flow))
-        written.append({"name": record.name, "epe_px": error, "picture": str(path)})
-    return written
-
-
-def print_report(console: Console, name: str, entry: dict[str, Any]) -> None:
-    """Tables of a data set: all pairs cold; and of those that have a predecessor, cold beside warm."""
-    parts = [(f"{name}: {entry['pairs']} pairs", [row for row in entry["results"] if row["start"] == "cold"])]
-    if following := entry.get("following"):
-        parts.append((f"{name}: {following['pairs']} pairs that follow another", following["results"]))
-    for title, rows in parts:
-        table = Table("iterations", title=title)
-        for label in ("made", *(column.label for column in columns(name))):
-            table.add_column(label, justify="right")
-        for row in rows:
-            setting = SolveSetting(row["iterations"], row["start"] == "warm", row["tolerance_px"])
-            mean = "-" if row["mean_iterations"] is None else f"{row['mean_iterations']:.1f}"
-            table.add_row(str(setting), mean, *(column.of(row["regions"]) for column in columns(name)))
-        console.print(table)
-
-
-def run(options: argparse.Namespace, processes: Processes, device: torch.device) -> None:
-    """Evaluate as one of these processes, each on its share of the pairs."""
-    make_solver(options.solver)
-    console, entries = Console(), dict[str, dict[str, Any]]()
-    splits = {name: options.split or SPLITS.get(name, "train") for name, _ in options.data}
-    datasets: dict[str, FlowDataset] = {n: open_dataset(n, root, split=splits[n]) for n, root in options.data}
+def evaluate(options: argparse.Namespace) -> int:
+    """Evaluate, print tables, and write metrics.json; returns the exit status."""
+    set_threads(options.threads)
+    datasets: dict[str, FlowDataset] = {
+        name: open_dataset(name, root, split=options.split or SPLITS.get(name, "train")) for name, root in options.data
+    }
     datasets |= {f"pairs/{group.name}": group for group in (open_pairs(options.pairs) if options.pairs else ())}
-    model = load_model(options.model, device)
+    model, console, entries = load_model(options.model, options.device), Console(), dict[str, Any]()
+    for name, dataset in datasets.items():
+        measured: dict[int, dict[str, dict[str, Tally]]] = {count: {} for count in options.iterations}
+        pairs = solved(model, dataset, options.iterations, options.coarse_levels, options.warm)
+        total = min(len(dataset), options.limit or len(dataset))
+        for sample, flows in tqdm(islice(pairs, total), total=total, desc=name, unit="pair", dynamic_ncols=True):
+            for count, flow in zip(options.iterations, flows, strict=True):
+                measured[count][sample.name] = measure(flow, sample)
+        results: list[dict[str, Any]] = []
+        for count, tallies in measured.items():
+            errors = {pair: summarise([regions["all"]]).get("epe_px") for pair, regions in tallies.items()}
+            regions = by_region(list(tallies.values()))
+            results.append({"iterations": count, "regions": regions, "pairs_epe_px": errors})
+        entries[name] = {"pairs": total, "results": results}
+        table = Table("iterations", *figures(name, {}), title=f"{name}: {total} pairs")
+        for row in results:
+            table.add_row(str(row["iterations"]), *figures(name, row["regions"]).values())
+        console.print(table)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(model, settings(options), options.coarse_levels, options.solver)
-    for name, dataset in datasets.items():
-        share = runs(dataset, options.sequences, options.limit)[processes.rank :: processes.count]
-        own, total = evaluator.records(dataset, share), sum(map(len, share))
-        bar = tqdm(own, total=total, desc=name, unit="pair", disable=not processes.writes, dynamic_ncols=True)
-        records = sorted((record for part in processes.gather(list(bar)) for record in part), key=lambda r: r.number)
-        if not processes.writes:
-            continue
-        entries[name] = report(records, evaluator.settings)
-        print_report(console, name, entries[name])
-        if options.out:
-            folder = options.out / "worst" / name.replace("/", "_")
-            entries[name]["worst"] = write_worst(evaluator, dataset, records, options.worst, folder)
-    if options.out and processes.writes:
-        summary = {
-            "model": options.model, "solver": options.solver, "coarse_levels": options.coarse_levels,
-            "device": options.device, "torch": torch.__version__,
-            "data": {name: str(root) for name, root in options.data},
-            "pairs": str(options.pairs) if options.pairs else None, "datasets": entries,
-        }  # fmt: skip
-        write_json(options.out / "metrics.json", summary)
+        chosen = {name: getattr(options, name) for name in ("model", "warm", "coarse_levels", "device")}
+        data = {name: str(root) for name, root in options.data}
+        pairs_of = {"data": data, "pairs": str(options.pairs) if options.pairs else None, "datasets": entries}
+        write_json(options.out / "metrics.json", {**chosen, "torch": torch.__version__, **pairs_of})
         console.print(f"wrote {options.out / 'metrics.json'}", markup=False, soft_wrap=True)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Evaluate; returns the exit status."""
     options = parse_arguments(arguments)
-
-    def work() -> int:
-        set_threads(options.threads)
-        check_device(options.device)
-        with joined(options.device, patience=timedelta(days=7)) as (processes, device):  # others may take hours
-            run(options, processes, device)
-        return 0
-
-    return exit_status(work)
+    return exit_status(lambda: evaluate(options))
 
 
 if __name__ == "__main__":

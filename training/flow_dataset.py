@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all data sets share: ``Sample``, the files of a pair, reading them, and saying what is missing."""
+"""What all data sets share: ``Sample``, the files of a pair, reading them, saying what is missing; and lists of pairs.
+
+A list of pairs is a JSON array of objects with ``name`` (its first component is the group), ``image1``, ``image2``,
+``flow`` (any file that ``read_flow`` reads) and optionally ``invalid`` (non-zero where the ground truth does not hold);
+paths are relative to the list.
+"""
 
 from __future__ import annotations
 
 import abc
+import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -219,3 +226,57 @@ def read_npy(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
         found = f"{array.dtype} of shape {array.shape}"
         raise MediaError(f"{path}: expected numbers of kind {kind!r} and shape {shape}, got {found}")
     return array
+
+
+class PairGroup(FlowDataset):
+    """The pairs of one group of a list, as a data set of that name."""
+
+    layout = "the files that the list of pairs names"
+    splits = ("train",)
+
+    def __init__(self, name: str, root: Path, entries: Sequence[Mapping[str, str]]) -> None:
+        self._entries = entries
+        super().__init__(name, root, "train")
+
+    def _find(self) -> Iterator[PairFiles]:
+        for entry in self._entries:
+            image1, image2, flow = (self.root / entry[key] for key in ("image1", "image2", "flow"))
+            invalid = tuple(self.root / entry[key] for key in ("invalid",) if key in entry)
+            name = entry["name"].partition("/")[2] or entry["name"]
+            yield PairFiles(name, str(image1.parent), image1, image2, flow, invalid)
+
+    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
+        vectors, valid = read_flow(flow)
+        for path in beside:
+            valid = valid & ~read_mask(path, size)
+        return Truth(vectors, valid)
+
+
+def open_pairs(path: str | Path) -> list[PairGroup]:
+    """The groups of a list, in its order.
+
+    :raises FileNotFoundError: naming the list, or the file that is missing.
+    :raises ValueError: if the list is not as described above.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must hold a non-empty array of pairs, got {type(entries).__name__}")
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for entry in entries:
+        missing = {"name", "image1", "image2", "flow"} - set(entry)
+        if missing:
+            raise ValueError(f"pair {dict(entry)} has no {', '.join(sorted(missing))}")
+        groups.setdefault(entry["name"].split("/", 1)[0], []).append(entry)
+    names = Counter(entry["name"] for entry in entries)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{path}: expected each name once, got several pairs of the name {twice[0]}")
+    return [PairGroup(name, path.parent, members) for name, members in groups.items()]
+
+
+def read_pairs(path: str | Path) -> list[Sample]:
+    """All pairs of a list, group by group; errors as ``open_pairs``, and ``MediaError`` for a damaged file."""
+    return [group[index] for group in open_pairs(path) for index in range(len(group))]

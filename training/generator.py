@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.imaging.pictures import flow_to_color, write_picture
+from training.flow_dataset import Sample
 from training.geometry import Dice, SceneSettings
 from training.particles import draw_particles, render_particles
 from training.rendering import Clip, render, tensor
@@ -66,6 +67,17 @@ class ProceduralGenerator:
         clip = Clip.join([self._clip(number) for number in numbers])
         clip.numbers = torch.tensor(list(numbers))
         return clip
+
+    def pairs(self, name: str, number: int) -> list[Sample]:
+        """The pairs of the clip with this number, each with both and its place behind the name."""
+        clip = self.clips([number])
+        images = np.ascontiguousarray(clip.images[0].round().byte().permute(0, 2, 3, 1).numpy())
+        flows = np.ascontiguousarray(clip.flow[0].permute(0, 2, 3, 1).numpy())
+        valid, occluded = clip.valid[0].numpy(), clip.occluded[0].numpy()
+        return [
+            Sample(f"{name}/{number}/{t}", images[t], images[t + 1], flows[t], valid[t], occluded[t])
+            for t in range(len(flows))
+        ]
 
     def _dice(self, number: int) -> Dice:
         return Dice(self.settings, [self.settings.seed, number])

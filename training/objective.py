@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss: sparse fixed-point correction on the pairs of a clip, the first cold, the others warm."""
+"""The losses: of the flow, by sparse fixed-point correction, and of the head that predicts how wrong the flow is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -21,20 +23,24 @@ from deq_flow_ros.equilibrium import (
     implicit_gradient,
     jacobian_penalty,
     phantom_gradient,
+    solve,
     sparse_correction,
     uniform_positions,
     unroll,
 )
-from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem
+from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem, update_px, usable_levels
 from deq_flow_ros.model.correlation import CorrelationPyramid
+from deq_flow_ros.model.prediction import expected_error, mixture
 from deq_flow_ros.streaming.warm_start import carry
 from training.rendering import Clip
-from training.settings import CHECKED, Count, Flag, NotNegative, Positive, Share
+from training.settings import CHECKED, Count, Flag, NotNegative, Positive
 
 IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far
 HIDDEN_SHARE = 0.1  # standard deviation of the noise on the hidden state, relative to its root mean square
-RANDOM_FLOW_PX = (1.0, 64.0)  # range of the standard deviation of a random start's flow, log-uniform
 KNOTS = (3, 4)  # rows, columns of the smooth noise on the flow
+BLANK_SHARE, COARSE_SHARE = 0.25, 0.5  # of the clips that the head sees: texture removed; cold starts coarse to fine
+COARSE_LEVELS, COARSE_ITERATIONS = 2, 4
+AGAIN, REMEMBERED = 2, 200  # solved states that a step of the head sees again, of so many
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -54,10 +60,8 @@ class Objective:
     :ivar gamma: weight of an earlier correction relative to the next.
     :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
     :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
-    :ivar consistency: weight of the distance of the states on the way from the end state, see ``consistency_loss``.
     :ivar scale_px: see ``robust``.
-    :ivar perturbation_px: noise on the start of the warm pairs of generated clips, see ``perturb``.
-    :ivar random_start: share of the cold starts of generated clips that are random states, see ``random_start``.
+    :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``.
     """
 
     cold_iterations: tuple[Count, Count] = (6, 10)
@@ -71,10 +75,8 @@ class Objective:
     gamma: NotNegative = 0.8
     matching: NotNegative = 0.5
     occluded: NotNegative = 0.3
-    consistency: NotNegative = 0.0
     scale_px: Positive = 1.0
     perturbation_px: NotNegative = 0.0
-    random_start: Share = 0.0
 
     def __post_init__(self) -> None:
         for least, most in (self.cold_iterations, self.warm_iterations):
@@ -87,51 +89,42 @@ class Objective:
             make_gradient(name)
 
     def loss(self, model: DEQFlow, clip: Clip, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs.
-
-        With an implicit gradient, the backward pass adds ``adjoint``, the residual that its solve ended with.
+        """The loss in px, and what to log: the endpoint error of the cold and of the warm pairs; and ``adjoint``, the
+        residual that the backward pass of an implicit gradient ended with.
         """
         batch, frames = clip.images.shape[:2]
         encoding = model.encode(clip.images.flatten(0, 1), self.recompute)
-        features, context = (e.unflatten(0, (batch, frames)) for e in encoding)
-        encodings = [Encoding(features[:, t], context[:, t]) for t in range(frames)]
-        losses: list[Tensor] = []
-        measured: dict[str, Tensor] = {}
+        features, context = (e.unflatten(0, (batch, frames)).unbind(1) for e in encoding)
+        encodings = list(map(Encoding, features, context))
+        losses, measured = list[Tensor](), dict[str, Tensor]()
 
         def add(name: str, weight: float, loss: Tensor) -> None:
             losses.append(weight * loss)
             measured[name] = loss.detach()
 
         start = model.initial_state(encodings[0])
-        if self.random_start and clip.numbers is not None:
-            keys = [[number, frames] for number in clip.numbers.tolist()]
-            start = random_start((start[0], start[1]), keys, self.random_start)
         for t in range(frames - 1):
             iterations = self.draw_iterations(self.warm_iterations if t else self.cold_iterations, rng)
             # An adjoint solve goes through its evaluation again and again, and would look up again each time.
             again = self.recompute and (self.recurrent or "implicit" not in self.gradient)
             problem = model.problem(encodings[t], encodings[t + 1], recompute=again)
-            corrections = max(1, self.corrections - bool(t))
-            states = self._states(problem, start, iterations, corrections, measured)
+            count = max(1, self.corrections - bool(t))
+            states = self._states(problem, start, iterations, count, measured)
             visible = clip.valid[:, t] & ~clip.occluded[:, t]
             weights = clip.valid[:, t] * torch.where(visible, 1.0, self.occluded)
             for state, gamma in zip(states, correction_weights(len(states), self.gamma), strict=True):
                 error = smooth_error(model.upsample(state), clip.flow[:, t])
                 losses.append(gamma * weighted_mean(robust(error, self.scale_px), weights))
             measured["epe_warm" if t else "epe_cold"] = weighted_mean(error.detach(), clip.valid[:, t])
-            if self.consistency and len(states) > 1:
-                add("consistency", self.consistency, consistency_loss(states, clip.valid[:, t], self.scale_px))
             if self.matching:
                 assert isinstance(problem.correlation, CorrelationPyramid)  # as ever where no iterations are named
                 add("matching", self.matching, matching_loss(problem.correlation, clip.flow[:, t], visible))
             if self.jacobian:
                 add("jacobian", self.jacobian, jacobian_penalty(problem, states[-1]).mean())
-            start = tuple(tensor.detach() for tensor in states[-1])
-            with torch.no_grad():
-                start = carry((start[0], start[1]))
-                if self.perturbation_px and clip.numbers is not None:
-                    keys = [[number, t] for number in clip.numbers.tolist()]
-                    start = perturb(start, keys, self.perturbation_px)
+            hidden, flow = (tensor.detach() for tensor in states[-1])
+            start = carry((hidden, flow))
+            if self.perturbation_px and clip.numbers is not None:
+                start = perturb(start, [[number, t] for number in clip.numbers.tolist()], self.perturbation_px)
         return torch.stack(losses).sum(), measured
 
     def draw_iterations(self, limits: tuple[int, int], rng: np.random.Generator) -> int:
@@ -155,29 +148,20 @@ class Objective:
         gradients, steps = zip(*(make_gradient(name, report) for name in self.gradient.split(",")), strict=True)
         if len(gradients) == 1:
             gradients, steps = gradients * count, steps * count
-        iterations = max(iterations, *steps)
-        positions = uniform_positions(iterations, count, gap=max(steps))
-        return sparse_correction(
-            problem, start, positions, gradient=gradients[-len(positions) :], gradient_steps=steps[-len(positions) :]
-        )
+        positions = uniform_positions(max(iterations, *steps), count, gap=max(steps))
+        last = slice(-len(positions), None)
+        return sparse_correction(problem, start, positions, gradient=gradients[last], gradient_steps=steps[last])
 
 
 def make_gradient(name: str, report: Callable[[Solution], None] | None = None) -> tuple[Gradient, int]:
-    """A gradient by its name in ``Objective.gradient``, and the evaluations of ``f`` it makes; else ``ValueError``.
-
-    :param report: see ``implicit_gradient``.
-    """
-    kind, *numbers = name.strip().split("-")
-    try:
-        if kind == "implicit" and not numbers:
-            return partial(implicit_gradient, tolerance=IMPLICIT_TOLERANCE, report=report), 1
-        if kind == "phantom" and len(numbers) in (1, 2):
-            steps, damping = int(numbers[0]), float(numbers[1]) if len(numbers) == 2 else 1.0
-            if steps >= 1 and 0 < damping <= 1:
-                return partial(phantom_gradient, steps=steps, damping=damping), steps
-    except ValueError:
-        pass
-    raise ValueError(f"unknown gradient {name!r}; expected phantom-K, phantom-K-TAU (0 < TAU <= 1) or implicit")
+    """A gradient by its name in ``Objective.gradient``, and the evaluations of ``f`` it makes; else ``ValueError``."""
+    found = re.fullmatch(r"implicit|phantom-(\d+)(?:-(\d*\.?\d+))?", name.strip())
+    steps, damping = (int(found[1] or 1), float(found[2] or 1)) if found else (0, 1.0)
+    if not (steps >= 1 and 0 < damping <= 1):
+        raise ValueError(f"unknown gradient {name!r}; expected phantom-K, phantom-K-TAU (0 < TAU <= 1) or implicit")
+    if name.strip() == "implicit":
+        return partial(implicit_gradient, tolerance=IMPLICIT_TOLERANCE, report=report), 1
+    return partial(phantom_gradient, steps=steps, damping=damping), steps
 
 
 def smooth_error(flow: Tensor, truth: Tensor) -> Tensor:
@@ -195,20 +179,6 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp_min(1)).mean()
 
 
-def consistency_loss(states: Sequence[State], valid: Tensor, scale_px: float) -> Tensor:
-    """Mean robust distance in px of the flow of all states but the last from that of the last, which gets no gradient.
-
-    Few iterations should be near what many give (after arXiv 2602.03024).
-
-    :param states: two or more.
-    :param valid: (B, H, W) bool, the pixels that count.
-    """
-    weights = F.avg_pool2d(valid.float().unsqueeze(1), FACTOR)[:, 0]
-    end = states[-1][1].detach()
-    distances = [robust(smooth_error(FACTOR * state[1], FACTOR * end), scale_px) for state in states[:-1]]
-    return torch.stack([weighted_mean(distance, weights) for distance in distances]).mean()
-
-
 def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor) -> Tensor:
     """Cross entropy of where each visible cell of the first image is found in the second.
 
@@ -220,49 +190,21 @@ def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor
     similarities, height, width = correlation.levels[0]
     inside = F.avg_pool2d(visible.float().unsqueeze(1), FACTOR)
     cells = F.avg_pool2d(flow * visible.unsqueeze(1), FACTOR) / inside.clamp_min(1e-6) / FACTOR
-    y, x = torch.meshgrid(
-        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
-    )
-    target_x, target_y = x + cells[:, 0], y + cells[:, 1]
-    x0, y0 = target_x.floor(), target_y.floor()
-    log_probability = similarities.float().log_softmax(1)
-    loss = torch.zeros_like(target_x)
-    for dx, weight_x in ((0, 1 - (target_x - x0)), (1, target_x - x0)):
-        for dy, weight_y in ((0, 1 - (target_y - y0)), (1, target_y - y0)):
-            index = (y0 + dy).clamp(0, height - 1) * width + (x0 + dx).clamp(0, width - 1)
-            found = log_probability.gather(1, index.long().view(-1, 1)).view_as(loss)
-            loss = loss - weight_x * weight_y * found
-    return weighted_mean(loss, (inside[:, 0] > 0.5).float())
+    y, x = (torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (height, width))
+    target = torch.stack([(x + cells[:, 0]) / (width - 1), (y[:, None] + cells[:, 1]) / (height - 1)], dim=-1)
+    log_probability = similarities.float().log_softmax(1).view(-1, 1, height, width)
+    places = 2 * target.view(-1, 1, 1, 2) - 1
+    found = F.grid_sample(log_probability, places, padding_mode="border", align_corners=True)
+    return weighted_mean(-found.view(target.shape[:3]), (inside[:, 0] > 0.5).float())
 
 
 def perturb(state: State, keys: list[list[int]], strength_px: float) -> State:
     """A warm start, disturbed: a smooth field on the flow as a wrong estimate has, white noise on the hidden state.
 
     :param state: (hidden (B, C, H, W), flow (B, 2, H, W) in cells).
-    :param keys: what the noise of each sample is a function of, whatever batch or process it is drawn in.
+    :param keys: what the noise of each sample is a function of, whatever batch it is drawn in.
     :param strength_px: standard deviation of the flow's field at its knots, px of the full resolution.
     """
-    hidden, flow = state
-    noise, field = _noise(state, keys)
-    return hidden + HIDDEN_SHARE * _size(hidden) * noise, flow + strength_px / FACTOR * field
-
-
-def random_start(state: State, keys: list[list[int]], share: float) -> State:
-    """Cold starts, a ``share`` of them replaced by noise and a smooth flow (Equilibrium Reasoners, arXiv 2605.21488).
-
-    :param state, keys: as for ``perturb``.
-    """
-    hidden, flow = state
-    noise, field = _noise(state, keys)
-    draws = [np.random.default_rng([*key, 1]) for key in keys]
-    chosen = torch.tensor([float(rng.random() < share) for rng in draws]).to(flow).view(-1, 1, 1, 1)
-    strength = torch.tensor([float(np.exp(rng.uniform(*np.log(RANDOM_FLOW_PX)))) for rng in draws]).to(flow)
-    random = strength.view(-1, 1, 1, 1) / FACTOR * field
-    return torch.lerp(hidden, _size(hidden) * noise, chosen.to(hidden)), torch.lerp(flow, random, chosen)
-
-
-def _noise(state: State, keys: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """White noise in the shape of the hidden state, and a smooth field in that of the flow, both of unit variance."""
     hidden, flow = state
     fields, noises = [], []
     for key in keys:
@@ -270,8 +212,89 @@ def _noise(state: State, keys: list[list[int]]) -> tuple[torch.Tensor, torch.Ten
         fields.append(torch.randn(2, *KNOTS, generator=generator))
         noises.append(torch.randn(hidden.shape[1:], generator=generator))
     field = F.interpolate(torch.stack(fields).to(flow), flow.shape[-2:], mode="bilinear", align_corners=True)
-    return torch.stack(noises).to(hidden), field
+    size = hidden.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return hidden + HIDDEN_SHARE * size * torch.stack(noises).to(hidden), flow + strength_px / FACTOR * field
 
 
-def _size(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden.square().mean((1, 2, 3), keepdim=True).sqrt()
+class UncertaintyLoss:
+    """The mean negative log likelihood of the flow's error, by which the head that predicts it is trained.
+
+    Solving takes several times as long as a step of the head, so each step also sees ``AGAIN`` of the last
+    ``REMEMBERED`` solved states again; with more, the head gets worse on pictures unlike the clips. A resumed run has
+    none at first, and so differs from one that was not interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._states: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+
+    def __call__(
+        self, objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what to log: mean endpoint error and expected error, px. The head alone gets a gradient."""
+        assert model.uncertainty is not None
+        before, states = list(self._states), solved_states(objective, model, clip, rng)
+        self._states.extend(states)
+        if before:
+            states += [before[int(place)] for place in rng.integers(len(before), size=AGAIN)]
+        losses, errors, expected = [], [], []
+        for hidden, error, valid in states:
+            parameters = model.uncertainty(hidden.to(model.uncertainty.conv1.weight.dtype))
+            losses.append(weighted_mean(negative_log_likelihood(parameters, error.float()), valid))
+            errors.append(weighted_mean(error.float().norm(dim=1), valid))
+            expected.append(weighted_mean(expected_error(parameters.detach())[:, 0], valid))
+        loss, error, expectation = (torch.stack(values).mean() for values in (losses, errors, expected))
+        return loss, {"epe": error, "expected": expectation}
+
+
+@torch.no_grad()
+def solved_states(
+    objective: Objective, model: DEQFlow, clip: Clip, rng: np.random.Generator
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The pairs of a clip after any number of iterations, so that a flow that has not settled is known as such.
+
+    :returns: of each pair, the hidden state (B, C, H, W) and the flow's error (B, 2, 8 H, 8 W) px, both float16, and
+        where the true flow is valid, (B, 8 H, 8 W) bool.
+    """
+    images = clip.images.float()
+    if rng.random() < BLANK_SHARE:
+        images = blank(images, rng)
+    encodings = [model.encode(images[:, t]) for t in range(images.shape[1])]
+    states, state = [], None
+    for t in range(images.shape[1] - 1):
+        if state is not None:
+            start: State = carry(state)
+            iterations = objective.draw_iterations(objective.warm_iterations, rng)
+        else:
+            iterations = objective.draw_iterations(objective.cold_iterations, rng)
+            levels = min(COARSE_LEVELS, usable_levels(*images.shape[-2:])) if rng.random() < COARSE_SHARE else 0
+            coarse = model.coarse_start(images[:, t], images[:, t + 1], levels, COARSE_ITERATIONS)
+            start = coarse or model.initial_state(encodings[t])
+        problem = model.problem(encodings[t], encodings[t + 1], iterations=iterations)
+        state = solve(problem, start, max_iterations=iterations, measure=update_px, check_start=False).state
+        error = model.upsample(state) - clip.flow[:, t]
+        states.append((state[0].half(), error.half(), clip.valid[:, t]))
+    return states
+
+
+def negative_log_likelihood(parameters: Tensor, error: Tensor) -> Tensor:
+    """Of an error vector per pixel, (B, 2, H, W) px, under the mixture, (B, H, W); up to a constant, log 4."""
+    shares, scales = mixture(parameters)
+    absolute = error.abs().sum(1, keepdim=True)  # both components have one scale: the product of their densities
+    return -torch.logsumexp(shares - 2 * scales - absolute * torch.exp(-scales), 1)
+
+
+def blank(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images (B, T, 3, H, W) RGB 0..255 whose texture is (nearly) gone, in large areas with soft borders or everywhere.
+
+    The true flow is what it was, so that the head learns that it is unknown there.
+    """
+    batch, _, _, height, width = images.shape
+    areas = torch.from_numpy(rng.normal(0, 1, (batch, 1, 3, 4))).to(images)
+    areas = F.interpolate(areas, (height, width), mode="bicubic", align_corners=False).unsqueeze(1)
+    strength = torch.ones_like(areas) if rng.random() < 0.4 else torch.sigmoid(8 * areas)
+    left = float(np.exp(rng.uniform(np.log(1e-3), np.log(0.1)))) * (rng.random() < 0.5)  # of the contrast
+    sigma = float(rng.uniform(0, 2)) * (rng.random() < 0.5)
+    mean = images.mean((1, 3, 4), keepdim=True)
+    noise = torch.from_numpy(rng.normal(0, 1, images.shape)).to(images)
+    plain = mean + left * (images - mean) + sigma * noise
+    return torch.lerp(images, plain, strength.expand_as(plain)).round().clamp(0, 255)

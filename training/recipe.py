@@ -49,7 +49,7 @@ STAGED = ("data", "objective")
 class Source:
     """A data set in training or validation.
 
-    :ivar dataset: a name in ``DATASETS``, "synthetic" for the generator, or "pairs" for a list (training/pairs.py).
+    :ivar dataset: a name in ``DATASETS``, "synthetic" for the generator, or "pairs" for a list (docs/datasets.md).
     :ivar repeat: how often each of its pairs comes up in one pass over the mix (training).
     :ivar limit: so many pairs, evenly spread over the data set (validation); None takes all.
     :ivar options: of the data set, see docs/datasets.md.
@@ -82,7 +82,7 @@ class Data:
 
     :ivar sources: the mix; the generator stands alone.
     :ivar roots: folder (or list) of each data set by name, or by that of its family, as "sintel".
-    :ivar batch: pairs, or clips of the generator, in a step, over all processes together.
+    :ivar batch: pairs, or clips of the generator, in a step.
     :ivar crop: height, width in px.
     :ivar max_flow_px: longer flow is not trained on.
     :ivar uses: how often each sample is trained on, 1 to 4, see ``samples.transform``.
@@ -123,7 +123,7 @@ class Model:
 
     :ivar update: the update operator, "raft", "gma" or one of your own (docs/models.md).
     :ivar uncertainty: channels of the head that predicts how wrong the flow is. Above 0, that head alone is trained, on
-        the flow of the weights in ``init`` (training/uncertainty.py).
+        the flow of the weights in ``init`` (``UncertaintyLoss``).
     """
 
     size: str = "nano"

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run trains on, by number: generated clips, or augmented pairs of a mix of data sets.
 
-Which sample a number stands for, and how it is augmented, is a function of the seed and the number alone, so that a run
-resumes at any sample without stored state. The random changes are those that the field has in common: Teed and Deng,
-"RAFT: Recurrent All-Pairs Field Transforms for Optical Flow", ECCV 2020, arXiv 2003.12039, supplement, with the values
-of its published training code as defaults.
+A sample is a function of the seed and its number alone, so that a run resumes at any of them without stored state. The
+augmentation is that of RAFT (arXiv 2003.12039, supplement), with the values of its published code as defaults.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from itertools import permutations
 from typing import Annotated
 
 import cv2
@@ -20,18 +20,17 @@ import numpy as np
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from training.datasets import FlowDataset, Sample, open_dataset
-from training.flow_dataset import leaves_image
+from training.datasets import open_dataset
+from training.flow_dataset import FlowDataset, Sample, leaves_image, open_pairs
 from training.generator import ProceduralGenerator
-from training.pairs import open_pairs
 from training.recipe import PAIRS, Recipe, Source
 from training.rendering import Clip
 from training.settings import CHECKED, Count, Float, NotNegative, RecipeError, Share, build
 
-ERASED_SIDE_PX = (50, 100)
-"""Least and largest side of an erased rectangle."""
+ERASED_SIDE_PX = (50, 100)  # least and largest side of an erased rectangle
+HEADROOM = 1.25  # in the choice of workers: steps and clips vary in time; the faster of them must not wait
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -46,7 +45,6 @@ class Augmentation:
     :ivar min_scale, max_scale: binary logarithm of the least and largest change of size.
     :ivar spatial_probability: how often size and shape are changed at all.
     :ivar stretch, stretch_probability: the same of a further change of width and of height, and how often.
-    :ivar horizontal_flip, vertical_flip: probabilities.
     :ivar brightness, contrast, saturation: largest relative change.
     :ivar hue: largest change, 1 is the full circle.
     :ivar asymmetric_probability: how often the two images change their colours independently of each other.
@@ -153,30 +151,28 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 _ACROSS, _DOWN = -1, -2  # the axes of x and y
 _MIRRORED = ((), (_ACROSS,), (_DOWN,), (_ACROSS, _DOWN))
-_COLOURS = list(permutations(range(3)))[1:]
+_COLOURS = list(itertools.permutations(range(3)))[1:]
 
 
-def transform(clip: Clip, use: int, numbers: Sequence[int]) -> Clip:
+def transform(clip: Clip, use: int) -> Clip:
     """The clip for its ``use``-th use: 0 is the clip itself, then horizontally, vertically and doubly mirrored.
 
-    Nothing is resampled.
+    Nothing is resampled. From the second use on the colour channels are exchanged, as the clip's numbers decide.
 
     :param use: 0 to ``USES`` - 1.
-    :param numbers: which clips of the run these are; with ``use`` they decide how the colour channels are exchanged.
     """
     if use == 0:
         return clip
+    assert clip.numbers is not None
     axes = _MIRRORED[use]
-    order = torch.tensor([_COLOURS[np.random.default_rng([number, use]).integers(len(_COLOURS))] for number in numbers])
-    order = order.to(clip.images.device).view(-1, 1, 3, 1, 1).expand_as(clip.images)
+    draws = (np.random.default_rng([number, use]).integers(len(_COLOURS)) for number in clip.numbers.tolist())
+    order = torch.tensor([_COLOURS[draw] for draw in draws]).to(clip.images.device)
     signs = clip.flow.new_tensor([-1.0 if axis in axes else 1.0 for axis in (_ACROSS, _DOWN)]).view(2, 1, 1)
     return Clip(
-        images=clip.images.gather(2, order).flip(axes),
-        flow=clip.flow.flip(axes) * signs,
-        occluded=clip.occluded.flip(axes),
-        valid=clip.valid.flip(axes),
+        images=clip.images.gather(2, order.view(-1, 1, 3, 1, 1).expand_as(clip.images)).flip(axes),
+        flow=clip.flow.flip(axes) * signs, occluded=clip.occluded.flip(axes), valid=clip.valid.flip(axes),
         numbers=clip.numbers,
-    )
+    )  # fmt: skip
 
 
 class Clips(Dataset[Clip]):
@@ -198,45 +194,37 @@ class Mix(Dataset[Clip]):
     """
 
     def __init__(self, parts: Sequence[tuple[FlowDataset, Augmentation, int]], seed: int, max_flow_px: float) -> None:
-        self._parts, self._seed, self._max_flow_px = parts, seed, max_flow_px
-        self._starts = np.cumsum([0, *(len(dataset) * repeat for dataset, _, repeat in parts)])
+        self._pairs = [(data, change, i) for data, change, repeat in parts for i in [*range(len(data))] * repeat]
+        self._seed, self._max_flow_px = seed, max_flow_px
         self._order: tuple[int, np.ndarray] = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
-        return to_clip([self.sample(number) for number in numbers], self._max_flow_px)
+        clip = Clip.join([to_clip(self.sample(number), self._max_flow_px) for number in numbers])
+        clip.numbers = torch.tensor(list(numbers))
+        return clip
 
     def sample(self, number: int) -> Sample:
         """The pair with this number (>= 0), augmented."""
-        epoch, position = divmod(number, int(self._starts[-1]))
+        epoch, position = divmod(number, len(self._pairs))
         if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self._seed, epoch, 1]).permutation(self._starts[-1])
-        place = self._order[1][position]
-        part = int(np.searchsorted(self._starts, place, "right")) - 1
-        dataset, augmentation, _ = self._parts[part]
-        index = int(place - self._starts[part]) % len(dataset)
+            self._order = epoch, np.random.default_rng([self._seed, epoch, 1]).permutation(len(self._pairs))
+        dataset, augmentation, index = self._pairs[self._order[1][position]]
         return augmentation(dataset[index], np.random.default_rng([self._seed, number]))
 
 
-def to_clip(samples: Sequence[Sample], max_flow_px: float = np.inf) -> Clip:
-    """Pairs of one size as clips of two frames, (B, 2, 3, H, W) uint8 until they are on the device.
+def to_clip(sample: Sample, max_flow_px: float = np.inf) -> Clip:
+    """A pair as a batch of one clip of two frames, uint8 until they are on the device.
 
     Flow of ``max_flow_px`` and more is invalid. What moves out of the frame is occluded, whatever the data set says.
     """
-    flows, valids, hidden = [], [], []
-    for sample in samples:
-        assert sample.flow is not None  # else its augmentation refused it
-        valid = sample.valid & (np.hypot(sample.flow[..., 0], sample.flow[..., 1]) < max_flow_px)
-        outside = leaves_image(sample.flow)
-        flows.append(np.where(valid[..., None], sample.flow, 0).astype(np.float32))
-        valids.append(valid)
-        hidden.append(outside if sample.occluded is None else outside | sample.occluded)
-    images = np.stack([[sample.image1, sample.image2] for sample in samples])
-    return Clip(
-        images=torch.from_numpy(images).permute(0, 1, 4, 2, 3).contiguous(),
-        flow=torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).unsqueeze(1).contiguous(),
-        occluded=torch.from_numpy(np.stack(hidden)).unsqueeze(1),
-        valid=torch.from_numpy(np.stack(valids)).unsqueeze(1),
-    )
+    assert sample.flow is not None  # else its augmentation refused it
+    valid = sample.valid & (np.hypot(sample.flow[..., 0], sample.flow[..., 1]) < max_flow_px)
+    flow, occluded = np.where(valid[..., None], sample.flow, np.float32(0)), leaves_image(sample.flow)
+    if sample.occluded is not None:
+        occluded |= sample.occluded
+    images = np.stack([sample.image1, sample.image2]).transpose(0, 3, 1, 2)
+    arrays = images, flow.transpose(2, 0, 1)[None], occluded[None], valid[None]
+    return Clip(*(torch.from_numpy(np.ascontiguousarray(array))[None] for array in arrays))
 
 
 def make_generator(recipe: Recipe, seed: int) -> ProceduralGenerator:
@@ -275,3 +263,38 @@ def training_samples(recipe: Recipe) -> Clips | Mix:
             except RecipeError as error:
                 raise RecipeError(f"augmentation of {source.dataset}: {error}") from None
     return Mix(parts, recipe.seed, data.max_flow_px)
+
+
+def choose_workers(making: float, training: float, spare: int) -> int:
+    """The number of workers that keeps the training from waiting, as far as there are ``spare`` cores.
+
+    :param making, training: seconds that one batch takes to make, and to train on, all its uses together.
+    """
+    return min(spare, math.ceil(HEADROOM * making / max(training, 1e-6)))
+
+
+def spare_cores(threads: int) -> int:
+    """Cores left for workers of this process, which uses so many threads."""
+    return max(0, len(os.sched_getaffinity(0)) - threads)
+
+
+def load_ahead(samples: Dataset[Clip], first: int, batch: int, workers: int) -> Generator[Clip, None, None]:
+    """The samples from number ``first`` on, one by one; ``close`` ends the workers after the sample in hand.
+
+    :param batch: two of so many samples are made ahead.
+    :param workers: processes that make them; 0: each is made when it is asked for.
+    """
+    # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever.
+    cv2.setNumThreads(0)
+    yield from DataLoader(
+        samples, batch_size=None, sampler=([number] for number in itertools.count(first)), num_workers=workers,
+        prefetch_factor=2 + 2 * batch // workers if workers else None, worker_init_fn=_begin_worker,
+    )  # fmt: skip
+
+
+def _begin_worker(_: int) -> None:
+    # A signal to the process group must not take the clip away that the last step waits for; one from the trainer, when
+    # it ends, must be heard.
+    os.setpgrp()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)

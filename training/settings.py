@@ -126,11 +126,6 @@ class Schedule:
         done = step / self.steps if progress is None else progress
         return self.rate * min(rising, max(0.0, (1 - done) / (1 - self.stable)))
 
-    @property
-    def checkpoint_name(self) -> str:
-        """The file of a run that holds its state."""
-        return f"{self.kind.replace('-', '_')}.pt"
-
 
 @dataclass(frozen=True, config=CHECKED)
 class Optimization:

@@ -20,13 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 from deq_flow_ros.command_line import CommandLine, exit_status, named_path, set_threads
-from deq_flow_ros.equilibrium import make_solver
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow, write_flow
 from training.datasets import open_dataset
-from training.evaluate import Evaluator, SolveSetting, add_solve, runs
-from training.pairs import to_array
+from training.evaluate import add_solve, solved
 
 KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)
 """What the 16 bits of KITTI's format hold."""
@@ -72,10 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     line = CommandLine("python -m training.submit", __doc__)
     line.add_argument("--data", type=named_path, required=True, metavar="NAME=ROOT", help=f"NAME: {', '.join(SERVERS)}")
     line.add_path("--out", "folder to write to; new or empty", required=True, metavar="DIR")
-    line.add_number("--iterations", 24, "per pair, at most", least=1)
-    line.add_number("--tolerance-px", None, "stop when the RMS update is at or below this (default: never)",
-                    above=0, kind=float)  # fmt: skip
-    line.add_argument("--warm", action="store_true", help="start from the fixed point of the pair before, if any")
+    line.add_number("--iterations", 24, "per pair", least=1)
     add_solve(line)
     options = line.parse_args(arguments)
     if options.data[0] not in SERVERS:
@@ -109,27 +104,21 @@ def submit(options: argparse.Namespace) -> int:
     set_threads(options.threads)
     name, root = options.data
     server = SERVERS[name]
-    make_solver(options.solver)
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; give a new folder, so that nothing old is submitted")
     datasets = {part: open_dataset(part, root, split="test", **server.options) for part in server.parts}
     model = load_model(options.model, options.device)
-    setting = SolveSetting(options.iterations, options.warm, options.tolerance_px)
-    evaluator = Evaluator(model, [setting], options.coarse_levels, options.solver)
     written = cut = 0
     for part, dataset in datasets.items():
-        pairs = evaluator.solved(dataset, runs(dataset, as_sequences=options.warm))
-        for pair in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
-            file = pair.sample.name.removeprefix(f"{part}/") + server.suffix
-            cut += write_checked(options.out / server.parts[part] / file, to_array(pair.predictions[0].flow))
+        pairs = solved(model, dataset, [options.iterations], options.coarse_levels, options.warm)
+        for sample, (flow,) in tqdm(pairs, total=len(dataset), desc=part, unit="pair", dynamic_ncols=True):
+            file = sample.name.removeprefix(f"{part}/") + server.suffix
+            cut += write_checked(options.out / server.parts[part] / file, flow)
             written += 1
     if server.afterwards == UPLOAD:
         with zipfile.ZipFile(options.out / f"{name}.zip", "w") as archive:  # stored: PNG is compressed already
             for path in sorted(options.out.rglob(f"*{server.suffix}")):
                 archive.write(path, path.relative_to(options.out))
-        with zipfile.ZipFile(options.out / f"{name}.zip") as archive:
-            if archive.testzip() is not None or len(archive.namelist()) != written:
-                raise OSError(f"{archive.filename} cannot be read back as it was written: is the disk full?")
     print(f"wrote and checked {written} flow fields in {options.out}; {server.afterwards}")
     if cut:
         print(f"{cut} pixels move by more than 512 px, which the format cannot hold, and were cut to that")

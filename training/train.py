@@ -4,46 +4,41 @@
 A recipe (training/recipes/, or a YAML file of yours) says what is trained, on what and how; ``--set`` changes any value
 of it. OUT gets ``recipe.yaml`` (the recipe as it was resolved), ``log.jsonl`` and ``tensorboard``, the checkpoints
 that a run resumes from to the step, ``model.safetensors`` (averaged weights) and ``best.safetensors`` (those with the
-lowest validation error). Started with ``torchrun``, all processes train one model. See docs/training.md.
+lowest validation error). See docs/training.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import math
-import os
 import signal
 import statistics
 import sys
 import time
+from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
+from training import STARTED
 from training.recipe import Recipe, read_recipe, recipe_names
+from training.rendering import Clip
 from training.run import MODEL, Run, Validator
-from training.runtime import (
-    Log,
-    Processes,
-    choose_workers,
-    joined,
-    keep_seconds,
-    kept_seconds,
-    loading,
-    process_age,
-    spare_cores,
-)
-from training.samples import training_samples, transform
+from training.samples import choose_workers, load_ahead, spare_cores, training_samples, transform
 from training.settings import parse_change, parse_duration
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
 EXIT_SECONDS = 1.0  # for the end of the workers and of the process
 CHECKPOINTS = 20  # of a timed run, at least: a kill costs no more than this part of it
+SHOWN = ("epe_cold", "epe_warm", "matching", "waiting")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -88,38 +83,27 @@ def resolve(options: argparse.Namespace) -> Recipe:
 
 
 class Training:
-    """One start of a run: the run, its samples and validation, and when to stop.
+    """One start of a run: its samples and validation, its log, and when to stop.
 
     :param began: when this start began, by ``time.monotonic``.
     """
 
-    def __init__(
-        self, options: argparse.Namespace, recipe: Recipe, processes: Processes, device: torch.device, began: float
-    ) -> None:
-        self.options, self.recipe, self.processes, self.device = options, recipe, processes, device
-        for stage in range(max(1, len(recipe.stages))):
-            processes.share(range(recipe.in_stage(stage).data.batch))
-        self.run = Run(recipe, options.out, device, processes)
+    def __init__(self, options: argparse.Namespace, recipe: Recipe, began: float) -> None:
+        self.options, self.recipe, self.timed = options, recipe, recipe.schedule.seconds
+        self.run = Run(recipe, options.out, options.device)
         found = self.run.resume()
         self.samples = training_samples(self.run.recipe)
-        self.validator = Validator(recipe, processes)
-        self.say(found)
+        self.validator = Validator(recipe)
+        print(found, flush=True)
         if self.validator.left_out:
-            self.say(f"no validation on {', '.join(self.validator.left_out)}: no --data for it")
-        # Of a run that is resumed the folder knows what its last checkpoint does not: a kill comes later than that.
-        before = max(self.run.seconds, kept_seconds(options.out)) if self.run.seconds else 0.0
-        self.began, self.kept = began - processes.from_first(before), 0.0
+            print(f"no validation on {', '.join(self.validator.left_out)}: no --data for it", flush=True)
+        self.began = began - (self.run.kept_seconds() if self.run.seconds else 0.0)
+        self.kept = self.reached = self.step_seconds = self.saving = 0.0
+        self.validating, self.validated = self.run.tail, self.run.step
         self.workers: int | None = options.workers
-        self.validated, self.reached = self.run.step, 0.0
-        self.step_seconds, self.validating, self.saving = 0.0, self.run.tail, 0.0
         self.stop: list[int] = []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: self.stop.append(received))
-
-    def say(self, text: str) -> None:
-        """Print, once however many processes there are."""
-        if self.processes.writes:
-            print(text, flush=True)
 
     def seconds(self) -> float:
         """Time of the run up to now, over all its starts; the time in between does not count."""
@@ -127,40 +111,35 @@ class Training:
 
     def keep_seconds(self) -> None:
         """Write the time, at most once a second: a kill loses what was trained, but not the time that it took."""
-        if self.processes.writes and self.seconds() >= self.kept + 1:
+        if self.seconds() >= self.kept + 1:
             self.kept = self.seconds()
-            keep_seconds(self.options.out, self.kept)
+            self.run.keep_seconds(self.kept)
 
     def train(self) -> int:
         """To the end, or until a signal; returns the exit status. ``ValueError`` if there is no time for a step."""
         run, recipe, options = self.run, self.recipe, self.options
-        timed = recipe.schedule.seconds is not None
-        if self.processes.writes:
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / "recipe.yaml").write_text(recipe.to_yaml())
-            self.keep_seconds()
-        total = None if timed else recipe.schedule.steps
-        log = Log(
-            options.out, run.step, total, options.log_every, not options.no_tensorboard, active=self.processes.writes
-        )
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "recipe.yaml").write_text(recipe.to_yaml())
+        self.keep_seconds()
+        total = None if self.timed else recipe.schedule.steps
+        log = Log(options.out, run.step, total, options.log_every, not options.no_tensorboard)
         try:
             if run.step == 0:
                 self.validate(log)
-                if timed:
+                if self.timed:
                     self.save()  # from now on, time that is spent counts
             while self.position() < 1:
                 self.train_stage(log)
-            if timed and run.step == 0 and not self.stop:
-                raise ValueError(f"{recipe.schedule.seconds:.0f} s are too short: start and validation use them up")
+            if self.timed and run.step == 0 and not self.stop:
+                raise ValueError(f"{self.timed:.0f} s are too short: start and validation use them up")
             if not self.stop and self.validated != run.step:
                 self.validate(log)
             self.save()
         finally:
             log.close()
-            self.kept = 0.0
-            self.keep_seconds()
+            run.keep_seconds(self.seconds())
         of = f" of {total}" if total else ""
-        self.say(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}")
+        print(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}", flush=True)
         return 128 + self.stop[0] if self.stop else 0
 
     def train_stage(self, log: Log) -> None:
@@ -170,65 +149,54 @@ class Training:
             run.enter(stage)
             self.samples = training_samples(run.recipe)
             self.workers = self.options.workers
-        batch = run.recipe.data.batch
+        batch, clip = run.recipe.data.batch, None
         measured: list[tuple[float, float]] = []
-        numbers = (self.processes.share(range(n, n + batch)) for n in itertools.count(run.clips, batch))
-        with loading(self.samples, numbers, self.workers or 0) as next_clip:
-            clip = None
+        with closing(load_ahead(self.samples, run.clips, batch, self.workers or 0)) as clips:
             while (progress := self.position()) < 1 and self.recipe.stage_at(progress) == stage:
                 began = self.seconds()
                 if clip is None:
-                    clip = next_clip().to(self.device)
-                    drawn = self.processes.share(range(run.clips, run.clips + batch))
+                    clip = Clip.join([next(clips).to(run.device) for _ in range(batch)])
                     making = self.seconds() - began
                 waited = self.seconds() - began
-                timed = progress if self.recipe.schedule.seconds is not None else None
-                figures = run.train_step(transform(clip, run.use, drawn), timed)
+                figures = run.train_step(transform(clip, run.use), progress if self.timed else None)
                 seconds = self.seconds() - began
                 self.step_seconds = 0.9 * (self.step_seconds or seconds) + 0.1 * seconds
                 self.after_step(log, figures | {"seconds": seconds, "waiting": waited / seconds})
                 if run.use:
                     continue
                 clip = None
-                measured.append((making, seconds - waited))
+                measured.append((making, run.recipe.data.uses * (seconds - waited)))
                 if self.workers is None and len(measured) == MEASURED_BATCHES:
-                    self.choose_workers(measured)
+                    making, training = (statistics.median(column) for column in zip(*measured, strict=True))
+                    spare = spare_cores(self.options.threads)
+                    self.workers = choose_workers(making, training, spare)
+                    took = f"{making:.2f} s to make and {training:.2f} s to train on"
+                    print(f"{self.workers} workers: a batch takes {took}, and {spare} cores are to spare", flush=True)
                     return
 
-    def choose_workers(self, measured: list[tuple[float, float]]) -> None:
-        """Set the number of workers by the seconds that each batch took to make and, once, to train on."""
-        making, training = (statistics.median(column) for column in zip(*measured, strict=True))
-        training *= self.run.recipe.data.uses
-        spare = spare_cores(self.options.threads)
-        self.workers = choose_workers(making, training, spare)
-        took = f"{making:.2f} s to make and {training:.2f} s to train on"
-        self.say(f"{self.workers} workers: a batch takes {took}, and {spare} cores are to spare")
-
     def position(self) -> float:
-        """Share of the run that is done, the same in all processes; 1 at its end, and after a signal."""
-        schedule = self.recipe.schedule
-        if schedule.seconds is None:
-            done = self.run.step / schedule.steps
-        else:
+        """Share of the run that is done; 1 at its end, and after a signal."""
+        if self.stop:
+            return 1.0
+        done = self.run.step / self.recipe.schedule.steps
+        if self.timed:
             # The last step may end half a step early or late; then come the validation and the files.
-            end = schedule.seconds - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
+            end = self.timed - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
             done = min(1.0, self.seconds() / end) if end > 0 else 1.0
         # What is reserved for the end changes; a stage that has begun does not go back.
-        self.reached = max(self.reached, self.processes.largest(1.0 if self.stop else done, self.device))
+        self.reached = max(self.reached, done)
         return self.reached
 
     def after_step(self, log: Log, figures: dict[str, float]) -> None:
         """Log, validate and save as it is time."""
-        run, schedule = self.run, self.recipe.schedule
-        spent = self.seconds()
-        left = "" if schedule.seconds is None else str(timedelta(seconds=round(max(0.0, schedule.seconds - spent))))
+        run, spent = self.run, self.seconds()
+        left = str(timedelta(seconds=round(max(0.0, self.timed - spent)))) if self.timed else ""
         counts = {"clips": run.seen, "samples": run.samples, "stage": run.stage, "elapsed": round(spent, 1)}
         log.step(run.step, figures, counts, left)
         self.keep_seconds()
         if run.step % self.recipe.validation.every == 0:
             self.validate(log)
-        every = min(self.options.checkpoint_every, (schedule.seconds or math.inf) / CHECKPOINTS)
-        if spent - run.seconds > every:
+        if spent - run.seconds > min(self.options.checkpoint_every, (self.timed or math.inf) / CHECKPOINTS):
             self.save()
 
     def save(self) -> None:
@@ -242,19 +210,76 @@ class Training:
         """Measure the averaged weights, and keep them if they are the best."""
         began = self.seconds()
         self.validated = self.run.step
-        if self.validator:
+        if self.validator.pairs:
             errors, picture = self.validator(self.run.ema)
             log.validation(self.run.step, errors, self.run.keep_best(errors["mean"]), picture)
         self.validating = self.seconds() - began
         self.run.tail = self.validating + self.saving
 
 
-def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
+class Log:
+    """The figures of a run: ``log.jsonl``, TensorBoard, and a bar of the last means.
+
+    :param step, total: where the run stands, and where it ends; None if it is the time that ends it.
+    :param every: steps from one line of their means to the next.
+    """
+
+    def __init__(self, out: Path, step: int, total: int | None, every: int, tensorboard: bool) -> None:
+        self._every = every
+        self._since_last: list[dict[str, float]] = []
+        self._shown: dict[str, str] = {}
+        self._file = (out / "log.jsonl").open("a")
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+        self._bar = tqdm(total=total, initial=step, unit="step", mininterval=2, dynamic_ncols=True, disable=None)
+
+    def step(self, step: int, figures: dict[str, float], counts: dict[str, float], left: str) -> None:
+        """The ``figures`` of a step, of which means are written; ``counts``, as they are; the time left, in words."""
+        self._since_last.append(figures)
+        self._bar.set_postfix(self._shown | ({"left": left} if left else {}), refresh=False)
+        self._bar.update()
+        if step % self._every == 0:
+            means = {k: float(np.mean([entry[k] for entry in self._since_last])) for k in figures}
+            self._since_last = []
+            self._write({"step": step, **counts, **{k: float(f"{v:.7g}") for k, v in means.items()}})
+            self._scalars("training", step, means | counts)
+            self._shown = {k: f"{means[k]:.3g}" for k in SHOWN if k in means}
+
+    def validation(self, step: int, errors: dict[str, float], best: bool, picture: np.ndarray | None) -> None:
+        """Endpoint errors in px per set, whether they are the best so far, and a picture (H, W, 3) uint8 RGB."""
+        self._write({"step": step, "validation": {k: round(v, 4) for k, v in errors.items()}, "best": best})
+        self._scalars("validation", step, errors)
+        if self._board is not None and picture is not None:
+            self._board.add_image("validation/first pair: image, truth, flow, error", picture, step, dataformats="HWC")
+        text = "  ".join(f"{name} {error:.2f}" for name, error in errors.items())
+        self._bar.write(f"step {step}  endpoint error, px: {text}{'  (best so far)' if best else ''}", file=sys.stdout)
+
+    def close(self) -> None:
+        """End the bar, and close the files."""
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def _scalars(self, group: str, step: int, figures: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+
+
+def main(arguments: list[str] | None = None, began: float | None = None) -> int:
     """Train; returns the exit status. SIGINT and SIGTERM end the run after the step, with a checkpoint.
 
-    :param age: seconds that have been taken before this call and count as time of the run.
+    :param began: when the time of the run began, by ``time.monotonic``; None: now.
     """
-    began = time.monotonic() - age
+    began = time.monotonic() if began is None else began
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     if options.device == "cuda":  # TF32 for what is not in bf16 anyway; newer CPUs would round as well
@@ -266,14 +291,10 @@ def main(arguments: list[str] | None = None, age: float = 0.0) -> int:
             print(recipe.to_yaml(), end="")
             return 0
         check_device(options.device)
-        with joined(options.device) as (processes, device):
-            return Training(options, recipe, processes, device, began).train()
+        return Training(options, recipe, began).train()
 
     return exit_status(work)
 
 
 if __name__ == "__main__":
-    status = main(age=process_age())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # all is written; to take PyTorch apart would take seconds on a busy machine
+    raise SystemExit(main(began=STARTED))

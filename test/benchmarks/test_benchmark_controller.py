@@ -16,7 +16,7 @@ from benchmarks import controller, limits
 from benchmarks.controller import LoadedClock, Scenario, possible_iterations
 from benchmarks.sequences import CUTS, ImageSequence, without_truth
 from deq_flow_ros.model import DEQFlow
-from training.datasets import Sample
+from training.flow_dataset import Sample
 
 
 def test_simulated_budgets_are_printed_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

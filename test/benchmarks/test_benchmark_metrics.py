@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from training.datasets import Sample
-from training.pairs import REGIONS, Column, by_region, columns, measure, summarise
+from training.evaluate import REGIONS, by_region, figures, measure, summarise
+from training.flow_dataset import Sample
 
 IMAGE = np.zeros((1, 5, 3), np.uint8)
 
@@ -49,8 +49,8 @@ def test_what_is_not_valid_counts_nowhere() -> None:
     assert tallies["all"].pixels == 2 and tallies["all"].error_px == pytest.approx(3)
     assert tallies["s40+"].pixels == 0
     regions = by_region([tallies])
-    assert regions["s40+"]["epe_px"] is None
-    assert Column("s40+", "s40+", "epe_px").of(regions) == "-"
+    assert regions["s40+"] == {"images": 0, "pixels": 0}
+    assert figures("sintel-clean", regions)["s40+"] == "-" and figures("sintel-clean", regions)["all"] == "1.500"
 
 
 def test_means_over_pixels_and_over_images_differ() -> None:
@@ -64,8 +64,8 @@ def test_means_over_pixels_and_over_images_differ() -> None:
     assert summary["epe_px"] == pytest.approx(8 / 5) and summary["epe_image_mean_px"] == pytest.approx((1 + 4) / 2)
     assert summary["over_3px_percent"] == pytest.approx(40)
     assert summary["over_3px_image_mean_percent"] == pytest.approx((25 + 100) / 2)
-    figures = {column.label: column for column in columns("kitti-2012")}
-    assert figures["Out-all"].of({"all": summary}) == "62.50 %" and figures["EPE"].of({"all": summary}) == "2.500"
+    kitti = figures("kitti-2012", {"all": summary})
+    assert kitti["Out-all"] == "62.50 %" and kitti["EPE"] == "2.500"
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

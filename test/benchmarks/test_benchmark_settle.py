@@ -19,7 +19,7 @@ from benchmarks.sequences import EncodedPair
 from benchmarks.settle import STARTS, random_states, reversed_state, rows_of, summarise
 from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.recordings.flow_files import write_flow
-from training.datasets import Sample
+from training.flow_dataset import Sample
 
 
 @pytest.fixture

@@ -122,7 +122,6 @@ KNOWN_PRIVATE = {
     "deq_flow_ros.equilibrium.fixed_point: old._version",
     "deq_flow_ros.equilibrium.fixed_point: tensor._version",
     "training.run: torch.nn.modules.batchnorm._BatchNorm",
-    "training.train: os._exit",
 }
 """Of libraries, which have no public name for it."""
 

@@ -17,9 +17,9 @@ from deq_flow_ros.model import SIZES, DEQFlow, load_model, save_model
 from deq_flow_ros.model.prediction import UncertaintyHead, expected_error
 from deq_flow_ros.model.released import from_released, to_released
 from deq_flow_ros.streaming import FlowEstimator, UpdateRequest, update_together
+from training.objective import blank, negative_log_likelihood
 from training.run import Run
 from training.samples import Clips, make_generator
-from training.uncertainty import blank, negative_log_likelihood
 
 WITH_HEAD = replace(SIZES["nano"], uncertainty_dim=8)
 

@@ -12,7 +12,7 @@ import pytest
 from dataset_layouts import SIZE, WRITERS, Scene, corner_mask, mean_difference, write_things
 
 from training.datasets import DATASETS, open_dataset
-from training.pairs import measure
+from training.evaluate import measure
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_clips_are_a_function_of_seed_and_index() -> None:
 
 
 def test_a_clip_is_the_same_in_any_company() -> None:
-    """Why: processes of a distributed run share a batch; together they must see the clips that one process would."""
+    """Why: workers make clips one by one, and validation other batches; all must see the clips of these numbers."""
     generator = make(particle_share=0.5)
     whole, part = batch(generator, 1), make(particle_share=0.5).clips([8, 11])
     assert {generator.kind(number) == "particles" for number in (8, 11)} == {True, False}

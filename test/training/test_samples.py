@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_layouts import Scene, mean_difference
 
-from training.datasets import Sample
+from training.flow_dataset import Sample
 from training.samples import Augmentation
 from training.settings import build
 

@@ -15,7 +15,7 @@ from deq_flow_ros.recordings.flow_files import read_flow
 from deq_flow_ros.streaming.warm_start import carry
 from training import submit
 from training.datasets import open_dataset
-from training.pairs import model_flow, to_array, to_tensor
+from training.evaluate import model_flow, to_array, to_tensor
 
 FEW = ["--iterations", "2", "--threads", "1"]
 SPRING = {

@@ -17,8 +17,8 @@ from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.objective import Objective, consistency_loss, matching_loss, random_start
-from training.pairs import read_pairs
+from training.flow_dataset import read_pairs
+from training.objective import Objective, matching_loss
 from training.rendering import Clip
 from training.run import Run
 from training.samples import Clips, make_generator
@@ -50,7 +50,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(tmp_path: Path, clips
 
 def test_gradients_reach_everything(tmp_path: Path, clips: Clips) -> None:
     """Why: a part that gets none stays random: on one clip, seen again and again, the loss has to fall, all moving."""
-    run = Run(tiny.recipe("objective.consistency=0.1", "objective.random_start=0.5"), tmp_path)
+    run = Run(tiny.recipe(), tmp_path)
     clip = clips[[1]]
     before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
     losses = [run.train_step(clip)["loss"] for _ in range(25)]
@@ -74,9 +74,6 @@ def test_a_run_of_another_schedule_is_not_started_over(tmp_path: Path, clips: Cl
     run.save()
     with pytest.raises(ValueError, match=r"trapezoid\.pt is of another schedule than one-cycle.*--init .*model"):
         Run(tiny.recipe("schedule.kind=one-cycle"), tmp_path).resume()
-    (tmp_path / "trapezoid.pt").rename(tmp_path / "constant.pt")  # of a schedule that there was before
-    with pytest.raises(ValueError, match=r"constant\.pt is of another schedule"):
-        run.resume()
 
 
 def test_rates_are_as_published() -> None:
@@ -125,7 +122,7 @@ def test_a_failing_write_leaves_the_old_checkpoint(
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run(tmp_path: Path, clips: Clips, what: str) -> None:
-    """Why: one step along it, and the next checkpoint is NaN. The batch is kept, to be looked at."""
+    """Why: one step along it, and the next checkpoint is NaN."""
     run = Run(tiny.recipe(), tmp_path)
     before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
     clip = clips[[0]].to("cpu")
@@ -137,8 +134,6 @@ def test_what_is_not_finite_stops_the_run(tmp_path: Path, clips: Clips, what: st
         run.train_step(clip)
     assert run.step == 0
     assert all(torch.equal(before[name], parameter) for name, parameter in run.model.named_parameters())
-    kept = torch.load(tmp_path / "not_finite_step_0_rank_0.pt", weights_only=True)
-    assert torch.equal(kept["flow"], clip.flow) and kept["step"] == 0
 
 
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, clips: Clips) -> None:
@@ -152,7 +147,7 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, clips: Clips) ->
 
 
 def test_warm_starts_are_disturbed_alike_in_any_company(clips: Clips) -> None:
-    """Why: noise that depended on the batch would make a distributed run another run; none would teach nothing."""
+    """Why: noise that depended on the batch would change with it; no noise would teach nothing."""
     model = DEQFlow("nano")
     objective = replace(tiny.recipe().objective, cold_iterations=(2, 2), warm_iterations=(1, 1))
 
@@ -171,29 +166,6 @@ def test_iterations_are_mostly_few_when_drawn_log_uniformly() -> None:
     assert set(drawn) == set(range(4, 32))
     for least in (4, 8, 16):
         assert np.mean((drawn >= least) & (drawn < 2 * least)) == pytest.approx(1 / 3, abs=0.03)
-
-
-def test_states_on_the_way_are_pulled_to_the_end_state() -> None:
-    """Why: the end state itself must not be pulled back to the earlier, worse ones."""
-    flows = [torch.full((1, 2, 4, 4), value, requires_grad=True) for value in (0.0, 1.0, 3.0)]
-    states = [(torch.zeros(1, 1, 4, 4), flow) for flow in flows]
-    loss = consistency_loss(states, torch.ones(1, 32, 32, dtype=torch.bool), float("inf"))
-    assert loss.item() == pytest.approx(8 * 2**0.5 * (3 + 2) / 2, rel=1e-4)
-    loss.backward()
-    assert all(bool((flow.grad < 0).all()) for flow in flows[:2]) and flows[2].grad is None
-
-
-def test_random_starts_are_a_share_and_the_same_in_any_company() -> None:
-    """Why: a start that depended on the batch would make a distributed run another run."""
-    state = (torch.ones(200, 3, 4, 5), torch.zeros(200, 2, 4, 5))
-    keys = [[number, 3] for number in range(200)]
-    hidden, flow = random_start(state, keys, 0.25)
-    changed = flow.flatten(1).any(1)
-    assert 0.15 < float(changed.float().mean()) < 0.35
-    assert torch.equal(changed, (hidden != 1).flatten(1).any(1))
-    chosen = int(changed.nonzero()[0])
-    alone = random_start((state[0][:1], state[1][:1]), [keys[chosen]], 0.25)
-    assert torch.equal(alone[0][0], hidden[chosen]) and torch.equal(alone[1][0], flow[chosen])
 
 
 def test_the_command_trains_validates_and_writes_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

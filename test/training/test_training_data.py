@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -17,9 +18,9 @@ import torch
 
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.datasets import Sample
-from training.runtime import Processes, loading
-from training.samples import Mix, to_clip, training_samples
+from training.flow_dataset import Sample
+from training.rendering import Clip
+from training.samples import Mix, load_ahead, to_clip, training_samples
 
 SOURCES = "data.sources=[{dataset: chairs, repeat: 2}, {dataset: kitti-2015, augmentation: {eraser_probability: 0}}]"
 STILL = ("brightness", "contrast", "saturation", "hue", "eraser_probability")
@@ -55,18 +56,14 @@ def test_one_pass_has_every_pair_as_often_as_asked_for(root: Path) -> None:
 
 
 def test_a_sample_is_a_function_of_its_number(root: Path) -> None:
-    """Why: resumed or shared among processes and workers, a run must see the same pairs, augmented the same way."""
+    """Why: resumed, or made ahead by workers, a run must see the same pairs, augmented the same way."""
     samples = mix(root)
-    batches = [range(0, 4), range(4, 8)]
-    whole = [samples[numbers] for numbers in batches]
-    with loading(pickle.loads(pickle.dumps(samples)), batches, workers=2) as following:
-        elsewhere = [following() for _ in batches]
-    parts = [[samples[Processes(rank, 2).share(numbers)] for rank in range(2)] for numbers in batches]
-    for clip, made_ahead, shares in zip(whole, elsewhere, parts, strict=True):
-        for name in ("images", "flow", "valid", "occluded"):
-            assert torch.equal(getattr(clip, name), getattr(made_ahead, name)), name
-            assert torch.equal(getattr(clip, name), torch.cat([getattr(share, name) for share in shares])), name
-    assert not torch.equal(whole[0].images, whole[1].images)
+    whole = samples[range(8)]
+    with closing(load_ahead(pickle.loads(pickle.dumps(samples)), 0, batch=4, workers=2)) as clips:
+        elsewhere = Clip.join([next(clips) for _ in range(8)])
+    for name in ("images", "flow", "valid", "occluded", "numbers"):
+        assert torch.equal(getattr(whole, name), getattr(elsewhere, name)), name
+    assert not torch.equal(whole.images[:4], whole.images[4:])
 
 
 def test_what_reaches_the_loss_moves_one_image_onto_the_other(root: Path) -> None:
@@ -90,7 +87,7 @@ def test_what_cannot_be_seen_or_is_too_long_is_marked() -> None:
     valid[3, 3] = False
     hidden = np.zeros((16, 24), bool)
     hidden[5, 5] = True
-    clip = to_clip([Sample("a/1", image, image, flow, valid, given) for given in (None, hidden)], max_flow_px=400)
+    clip = Clip.join([to_clip(Sample("a/1", image, image, flow, valid, given), 400) for given in (None, hidden)])
     assert [tuple(i) for i in (~clip.valid[0, 0]).nonzero().tolist()] == [(1, 1), (3, 3)]
     assert not clip.flow[:, 0, :, 1, 1].any() and clip.flow[0, 0, :, 2, 2].tolist() == [4, 4]
     assert clip.occluded[:, 0, 0, 0].all() and not clip.occluded[:, 0, 2, 2].any()

@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import dataset_layouts as layouts
+import forked
 import numpy as np
 import pytest
 import tiny_training as tiny
 import torch
 
-from training import runtime, train
+from training import train
 from training.recipe import USES
 from training.rendering import Clip
-from training.run import Run, Validator
-from training.runtime import choose_workers, loading, spare_cores
-from training.samples import Clips, make_generator, transform
+from training.run import SECONDS, Run, Validator
+from training.samples import Clips, choose_workers, load_ahead, make_generator, spare_cores, transform
 from training.settings import Schedule, parse_duration
 
 STAGES = (
@@ -39,7 +39,7 @@ class Time:
 
         def train_step(run: Run, clip: Clip, progress: float | None = None) -> dict[str, float]:
             if self.now > self.killed_at:
-                self.kept = runtime.kept_seconds(run.out)  # what a SIGKILL would leave
+                self.kept = Run(run.recipe, run.out).kept_seconds()  # what a SIGKILL would leave
                 raise RuntimeError("killed")
             figures = step(run, clip, progress)
             self.now += 0.5
@@ -63,11 +63,11 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     arguments = tiny.arguments(tmp_path, "validation.sets=[{dataset: synthetic, limit: 1}]", "validation.every=4")
     arguments += ["--for", "16s"]
     passing.killed_at = 1004.0
-    assert train.main(arguments, age=2.0) == 2
+    assert train.main(arguments, began=passing.now - 2) == 2
     first, before = len(passing.rates), passing.now - 1000 + 2
     assert set(passing.rates) == {3.5e-4} and before - 1 < passing.kept <= before
     passing.now, passing.killed_at = 5000.0, float("inf")  # the time in between is not the run's
-    assert train.main(arguments, age=2.0) == 0
+    assert train.main(arguments, began=passing.now - 2) == 0
     spent = before + passing.now - 5000 + 2
     assert 16 - 0.75 - train.EXIT_SECONDS <= spent <= 16 - train.EXIT_SECONDS + 0.25
     assert len(passing.rates) > first and passing.rates[-1] < 0.15 * passing.rates[0]
@@ -75,23 +75,24 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     entries = [entry for entry in tiny.log(tmp_path) if "loss" in entry]
     assert entries[-1]["elapsed"] == pytest.approx(spent - 1, abs=0.1)
     assert tiny.log(tmp_path)[-1]["step"] == entries[-1]["step"]  # the end is validated
-    assert runtime.kept_seconds(tmp_path) == pytest.approx(spent, abs=0.1)
+    assert Run(tiny.recipe(), tmp_path).kept_seconds() == pytest.approx(spent, abs=0.1)
 
 
 def test_a_time_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Why: weights of step 0 that look like a result."""
     arguments = tiny.arguments(tmp_path)
-    assert train.main([*arguments, "--for", "5s"], age=4.5) == 2
+    assert train.main([*arguments, "--for", "5s"], began=time.monotonic() - 4.5) == 2
     assert "5 s are too short" in capsys.readouterr().out
 
 
 def test_the_time_is_kept_on_disk(tmp_path: Path) -> None:
     """Why: SIGKILL gives no time to write, and checkpoints are minutes apart. A damaged file must not end a run."""
-    runtime.keep_seconds(tmp_path, 17.0)
-    assert runtime.kept_seconds(tmp_path) == 17.0
-    (tmp_path / runtime.FILE).write_text("")
-    assert runtime.kept_seconds(tmp_path) == 0.0
-    assert 0 < runtime.process_age() < 3600
+    run = Run(tiny.recipe(), tmp_path)
+    run.keep_seconds(17.0)
+    assert run.kept_seconds() == 17.0
+    (tmp_path / SECONDS).write_text("")
+    run.seconds = 12.0
+    assert run.kept_seconds() == 12.0
 
 
 def test_rates_of_a_time() -> None:
@@ -146,6 +147,27 @@ def test_stages_and_uses_resume_to_the_step(tmp_path: Path, monkeypatch: pytest.
     ]
 
 
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    """Why: machines are taken away without a word. SIGKILL in mid-run, resumed: the same losses, the same weights."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    endless = [*tiny.arguments(killed, "schedule.steps=500"), "--checkpoint-every", "0"]
+    process = forked.start(train.main, endless, tmp_path / "log")
+    deadline = time.monotonic() + 120
+    while not (killed / "trapezoid.pt").is_file():
+        assert time.monotonic() < deadline and process.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    reached = max(tiny.losses(killed))
+    assert reached < 500
+    for out in (killed, whole):
+        assert train.main(tiny.arguments(out, f"schedule.steps={reached + 1}")) == 0
+    assert tiny.losses(killed) == tiny.losses(whole)
+    ours, theirs = (torch.load(out / "trapezoid.pt", weights_only=True) for out in (killed, whole))
+    for part in ("model", "ema"):
+        assert all(torch.equal(ours[part][name], theirs[part][name]) for name in theirs[part])
+
+
 def _difference(clip: Clip, i: int) -> float:
     """How far the flow of a clip's first pair misses, in grey levels where it is seen."""
     image1, image2 = (image.permute(1, 2, 0).contiguous().numpy() for image in clip.images[i, :2])
@@ -161,33 +183,32 @@ def test_a_use_of_a_clip_is_true() -> None:
     clip = clips[numbers]
     seen = {clip.images[0].numpy().tobytes()}
     for use in range(1, USES):
-        again = transform(clip, use, numbers)
+        again = transform(clip, use)
         seen.add(again.images[0].numpy().tobytes())
         for i in numbers:
             assert _difference(again, i) == pytest.approx(_difference(clip, i), abs=0.3), (use, i)
             images = again.images[i]
             assert torch.equal(images.sum(1).flatten().sort()[0], clip.images[i].sum(1).flatten().sort()[0])
             assert not torch.equal(images.flatten(2).sum((0, 2)), clip.images[i].flatten(2).sum((0, 2)))
-        alone = transform(clips[[3]], use, [3])
+        alone = transform(clips[[3]], use)
         assert torch.equal(alone.images[0], again.images[3]) and torch.equal(alone.flow[0], again.flow[3])
-    assert len(seen) == USES and transform(clip, 0, numbers) is clip
+    assert len(seen) == USES and transform(clip, 0) is clip
 
 
 class Slow:
     """Samples that take their time."""
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
-        time.sleep(0.1 * len(numbers))
+        time.sleep(0.1)
         return Clip(*(torch.tensor(numbers) for _ in range(4)))
 
 
 def test_workers_end_soon_and_keep_the_order() -> None:
-    """Why: a worker in the middle of a large batch would hold up the end of a timed run, and each change of stage."""
-    batches = itertools.chain(([n, n + 1] for n in (0, 2, 4)), (list(range(n, n + 90)) for n in itertools.count()))
-    with loading(Slow(), batches, workers=2) as following:  # type: ignore[arg-type]
-        got = [following().images.tolist() for _ in range(3)]
+    """Why: what was made ahead for a large batch would hold up the end of a timed run, and each change of stage."""
+    with closing(load_ahead(Slow(), 3, batch=90, workers=2)) as clips:  # type: ignore[arg-type]
+        got = [next(clips).images.item() for _ in range(5)]
         began = time.monotonic()
-    assert got == [[0, 1], [2, 3], [4, 5]]
+    assert got == [3, 4, 5, 6, 7]
     assert time.monotonic() - began < 2
 
 
