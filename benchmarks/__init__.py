@@ -5,6 +5,6 @@
 ``controller``: how latency budgets are kept. ``cuts``: scene cuts that are missed, and false alarms. ``gpu_check``: all
 tests and figures that need a CUDA card. ``latency``: the time of a field. ``limits``: what iterations and scales are
 worth. ``memory``: the memory of a training step. ``motion_mask``, ``point_tracks``, ``time_to_contact``: the accuracy
-of the nodes that use the flow. ``settle``: whether the iteration ends in one state from any start. ``solvers``: how
-solvers converge. ``warm_start``: what the state of the pair before is worth as a start.
+of the nodes that use the flow. ``settle``: whether the iteration ends in one state from any start. ``warm_start``: what
+the state of the pair before is worth as a start.
 """

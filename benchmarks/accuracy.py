@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 
-from benchmarks.peers import opencv
+from benchmarks.peers import OPENCV
 from benchmarks.report import Benchmark, Row, print_table
 from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
@@ -86,10 +86,7 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     exact: dict[str, FlowFunction] = {}
     if options.dtype != "float32":
         exact = model_methods(label, load_model(options.model, options.device), *given)
-    methods |= {
-        "zero flow": lambda image1, image2: np.zeros((*image1.shape[:2], 2), np.float32),
-        **opencv(),
-    }
+    methods |= {"zero flow": lambda image1, image2: np.zeros((*image1.shape[:2], 2), np.float32), **OPENCV}
     results = {name: measure(function, pairs, exact.get(name)) for name, function in methods.items()}
     rows = [{"method": name, **result} for name, result in results.items()]
     columns = {"method": "{method}"}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a latency budget is kept, and how well it is used, on a simulated clock.
 
-``python -m benchmarks.controller [--budget-ms 100 200] [--seconds 60] [--plot OUT] [--json OUT]``
+``python -m benchmarks.controller [--budget-ms 100 200] [--seconds 60] [--json OUT]``
 
 The real ``FlowEstimator`` decides about its time as on a real machine, over a network that computes nothing and a
-clock that charges for its calls: costs that vary at random, bursts of load, a slow drift, and steps. The same seed
-gives the same figures on every machine.
+clock that charges for its calls: costs that vary at random, bursts of load, a slow drift, and steps. The figures are
+the same on every machine.
 
 *late*: share of the frames whose flow came after the budget; *in a row*: the most late ones one after the other. *of
 oracle*: iterations, relative to those of an oracle that knows in advance what every stage of the frame will take, at
@@ -17,17 +17,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.report import Benchmark, Row, picture, print_table
+from benchmarks.report import Benchmark, Row, print_table
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.cells import FACTOR
@@ -39,14 +37,11 @@ from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 # Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
 HEIGHT, WIDTH = 256, 320
 # ms on an idle machine, about those of `nano` at 640x480 on one core; only their ratios matter.
-WORK = CostTable(
-    {
-        HEIGHT * WIDTH: {
-            "resize": [0.5], "encode": [80.0], "prepare": [9.0], "match": [1.4], "correlate": [20.0], "coarse": [70.0],
-            ITERATION: [40.0], "upsample": [18.0], "output": [4.0],
-        }
-    }
-)  # fmt: skip
+MS = {
+    "resize": 0.5, "encode": 80.0, "prepare": 9.0, "match": 1.4, "correlate": 20.0, "coarse": 70.0, ITERATION: 40.0,
+    "upsample": 18.0, "output": 4.0,
+}  # fmt: skip
+WORK = CostTable({HEIGHT * WIDTH: {name: [ms] for name, ms in MS.items()}})
 BEHIND = tuple(name for name in AFTER_SOLVE if name != REFINE)
 STEP_NS = 4_000_000  # in which the load of the machine is constant
 PERIOD_MS = 33.3
@@ -55,12 +50,10 @@ COLUMNS = {
     "in a row": "{longest_late}", "iterations": "{iterations:.2f}", "of oracle, %": "{of_oracle_percent:.0f}",
     "none, %": "{none_percent:.1f}", "scale": "{scale:.2f}", "changes/min": "{changes_per_minute:.1f}",
 }  # fmt: skip
-COLOURS = ("#2b6cb0", "#dd6b20")
 Slowness = Callable[[float], float]
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(NamedTuple):
     """How the machine changes the costs over time.
 
     :ivar slowness: how many times longer work takes than on an idle machine, as a function of the time in s.
@@ -72,23 +65,19 @@ class Scenario:
     spread: float
 
 
-def bursts(rng: np.random.Generator, seconds: float, every_s: float = 5.0, length_s: float = 0.5) -> Slowness:
+def bursts(seconds: float, every_s: float = 5.0, length_s: float = 0.5) -> Slowness:
     """Another process takes half of the core for a while, now and then."""
-    starts = np.cumsum(length_s + rng.exponential(every_s, max(1, math.ceil(2 * seconds / every_s))))
-
-    def slowness(time_s: float) -> float:
-        number = int(np.searchsorted(starts, time_s, side="right")) - 1
-        return 2.0 if number >= 0 and time_s < starts[number] + length_s else 1.0
-
-    return slowness
+    waits_s = np.random.default_rng(0).exponential(every_s, max(1, math.ceil(2 * seconds / every_s)))
+    starts = np.cumsum(length_s + waits_s)
+    return lambda time_s: 2.0 if ((starts <= time_s) & (time_s < starts + length_s)).any() else 1.0
 
 
-def scenarios(seconds: float, seed: int) -> list[Scenario]:
+def scenarios(seconds: float) -> list[Scenario]:
     """The scenarios of the benchmark, for runs of this many seconds."""
     third = seconds / 3
     return [
         Scenario("random costs", lambda _: 1.0, 0.2),
-        Scenario("bursts of 0.5 s", bursts(np.random.default_rng(seed), seconds), 0.1),
+        Scenario("bursts of 0.5 s", bursts(seconds), 0.1),
         Scenario("drift to half speed", lambda t: 1.0 + min(1.0, max(0.0, t / third - 1)), 0.1),
         Scenario("steps to half speed and back", lambda t: 2.0 if third <= t < 2 * third else 1.0, 0.1),
     ]
@@ -97,22 +86,20 @@ def scenarios(seconds: float, seed: int) -> list[Scenario]:
 class LoadedClock(VirtualClock):
     """A clock whose costs depend on frame, stage and moment, not on what was done before: they are known in advance."""
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
+    def __init__(self, scenario: Scenario) -> None:
         super().__init__(WORK)
-        self._scenario, self._seed = scenario, seed
+        self._scenario = scenario
         self.frame(0)
 
     def frame(self, number: int) -> None:
         """Use the costs of this frame from now on."""
         names = (*BEFORE_SOLVE, PREPARE, "coarse", *BEHIND, *(f"{ITERATION} {n}" for n in range(64)))
-        normal = np.random.default_rng([self._seed, number]).standard_normal(len(names))
+        normal = np.random.default_rng([0, number]).standard_normal(len(names))
+        spread, self._iterations = self._scenario.spread, 0
         # Of mean 1 whatever the spread.
-        spread = self._scenario.spread
         self._factors = dict(zip(names, np.exp(spread * normal - spread**2 / 2), strict=True))
-        self._iterations = 0
 
     def charge(self, name: str, pixels: int) -> None:
-        """See ``VirtualClock.charge``."""
         self._now_ns = self.after(self._now_ns, name, pixels, self._iterations)
         self._iterations += name == ITERATION
 
@@ -150,58 +137,45 @@ class IdleNetwork(DEQFlow):
     """A network that computes nothing, with the shapes of a flow network that has one channel."""
 
     def encode(self, image: Tensor, recompute: bool = False) -> Encoding:
-        """See ``DEQFlow.encode``."""
         height, width = image.shape[-2:]
         cells = torch.ones(1, 1, height // FACTOR, width // FACTOR)
         return Encoding(cells, 0 * cells)
 
     def prepare(self, encoding1: Encoding) -> Any:
-        """See ``DEQFlow.prepare``."""
         return ()
 
     def problem(self, encoding1: Encoding, encoding2: Encoding, *_: Any, **__: Any) -> Any:
-        """See ``DEQFlow.problem``."""
         return lambda hidden, flow: (hidden, 0.5 * flow)
 
     def initial_state(self, encoding: Encoding) -> State:
-        """See ``DEQFlow.initial_state``."""
         return encoding.context, encoding.context.expand(-1, 2, -1, -1)
 
     def coarse_start(self, image1: Tensor, image2: Tensor, *_: Any) -> State:
-        """See ``DEQFlow.coarse_start``."""
         return self.initial_state(self.encode(image1))
 
     def upsample(self, state: State) -> Tensor:
-        """See ``DEQFlow.upsample``."""
-        height, width = state[1].shape[-2:]
-        return torch.zeros(1, 2, FACTOR * height, FACTOR * width)
+        return state[1].repeat_interleave(FACTOR, 2).repeat_interleave(FACTOR, 3)
 
     def upsample_residual(self, solution: Any) -> Tensor:
-        """See ``DEQFlow.upsample_residual``."""
         return self.upsample(solution.state)[:, :1]
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What was done with one frame that arrived at ``time_s``, and how many iterations an oracle would have made."""
+class Frame(NamedTuple):
+    """What was done with one frame, and how many iterations an oracle would have made."""
 
-    time_s: float
     info: FlowInfo
     possible: int
 
 
-def simulate(scenario: Scenario, budget_ms: float, seconds: float, seed: int = 0) -> list[Frame]:
+def simulate(scenario: Scenario, budget_ms: float, seconds: float) -> list[Frame]:
     """Frames arrive at a steady rate. As in the node, the newest frame is taken when the previous one is done."""
-    clock = LoadedClock(scenario, seed)
+    clock = LoadedClock(scenario)
     estimator = FlowEstimator(IdleNetwork().eval(), clock, latency_budget_ms=budget_ms, tolerance_px=None)
     estimator.warm_up(HEIGHT, WIDTH)
     began_ns, period_ns, most = clock.now_ns(), round(1e6 * PERIOD_MS), estimator.settings.max_iterations
     image = np.tile(np.arange(WIDTH, dtype=np.uint8)[None, :, None], (HEIGHT, 1, 3))  # not flat
-    number, done = -1, list[Frame]()
-    while True:
-        number = max(number + 1, (clock.now_ns() - began_ns) // period_ns)
-        if number * PERIOD_MS > 1e3 * seconds:
-            return done
+    number, done = 0, list[Frame]()
+    while number * PERIOD_MS <= 1e3 * seconds:
         arrival_ns = began_ns + number * period_ns
         clock.frame(number)
         clock.wait_until(arrival_ns)
@@ -209,9 +183,10 @@ def simulate(scenario: Scenario, budget_ms: float, seconds: float, seed: int = 0
         result = estimator.update(image, number * period_ns, arrival_ns)
         if result is not None:
             end_ns = arrival_ns + round(1e6 * budget_ms)
-            possible = possible_iterations(clock, start_ns, end_ns, result.info.scale, most)
-            done.append(Frame((arrival_ns - began_ns) / 1e9, result.info, possible))
+            done.append(Frame(result.info, possible_iterations(clock, start_ns, end_ns, result.info.scale, most)))
         estimator.prepare()
+        number = max(number + 1, (clock.now_ns() - began_ns) // period_ns)
+    return done
 
 
 def account(seconds: float, frames: Sequence[Frame]) -> Row:
@@ -228,43 +203,21 @@ def account(seconds: float, frames: Sequence[Frame]) -> Row:
     }  # fmt: skip
 
 
-def plot(path: Path, runs: dict[tuple[float, str], list[Frame]]) -> None:
-    """Draw latency by budget, scale and iterations over time: a column per scenario, a colour per budget."""
-    budgets, names = (list(dict.fromkeys(key[place] for key in runs)) for place in (0, 1))
-    with picture(path, 11, 5, font_size=8) as figure:
-        axes = figure.subplots(3, len(names), sharex=True, sharey="row")
-        for (budget_ms, name), frames in runs.items():
-            colour, (share, scale, made) = COLOURS[budgets.index(budget_ms) % 2], axes[:, names.index(name)]
-            times, infos = [frame.time_s for frame in frames], [frame.info for frame in frames]
-            share.plot(times, [info.latency_ms / budget_ms for info in infos], ".", markersize=1.5, color=colour)
-            share.axhline(1.0, color="#1a202c", linewidth=0.8, linestyle="--")
-            share.set_title(name)
-            scale.plot(times, [info.scale for info in infos], color=colour, linewidth=1)
-            label = f"budget {budget_ms:g} ms"
-            made.plot(times, [info.iterations for info in infos], ".", markersize=1.5, color=colour, label=label)
-            made.set_xlabel("s")
-        for row, label in zip(axes, ("latency / budget", "scale", "iterations"), strict=True):
-            row[0].set_ylabel(label)
-        figure.legend(*made.get_legend_handles_labels(), loc="outside upper right", ncols=len(budgets), markerscale=4)
-
-
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Simulate every scenario with every budget, and print the table."""
-    made = list(product(options.budget_ms, scenarios(options.seconds, options.seed)))
-    runs = {(ms, some.name): simulate(some, ms, options.seconds, options.seed) for ms, some in made}
-    accounts = [{"budget_ms": ms, "costs": name, **account(options.seconds, of)} for (ms, name), of in runs.items()]
+    accounts = [
+        {"budget_ms": ms, "costs": some.name, **account(options.seconds, simulate(some, ms, options.seconds))}
+        for ms, some in product(options.budget_ms, scenarios(options.seconds))
+    ]
     print_table(console, "budgets kept and used", COLUMNS, accounts, names=2)
-    if options.plot:
-        plot(options.plot, runs)
     return {"accounts": accounts}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    line = Benchmark(__file__, __doc__, device=False, plot="the simulated runs")
+    line = Benchmark(__file__, __doc__, device=False)
     line.add_number("--budget-ms", [100.0, 200.0], "latency budgets", above=0, nargs="+")
     line.add_number("--seconds", 60.0, "of each simulated run", above=0)
-    line.add_number("--seed", 0, "of the simulated costs", least=0)
     return line.run(line.parse_args(arguments), run)
 
 

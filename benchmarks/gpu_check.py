@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, count_copies, print_table
+from benchmarks.report import Benchmark, Row, copies_per_field, print_table
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import peak_memory_mb
 from deq_flow_ros.model import load_model
@@ -178,7 +178,7 @@ def check_times(
         yield Check(f"{of}: made ready in", f"{ready_s:.1f} s")
         names = dict.fromkeys(stage for info in infos for stage in info.stage_ms)
         by_stage = {stage: float(np.median([info.stage_ms.get(stage, 0.0) for info in infos])) for stage in names}
-        copies = ", ".join(f"{n:g} {kind}" for kind, n in count_copies(estimator, drive.frames).items())
+        copies = copies_per_field(estimator, drive.frames)
         stages.append({"of": of, "runtime": estimator.engine.about, "stage_ms": by_stage, "copies": copies})
         estimator.engine.close()
 
@@ -186,16 +186,16 @@ def check_times(
 def time_pairwise(name: str, drive: Drive) -> float | None:
     """Ms of a field of the stateless way with 24 iterations, in half precision; None where it cannot be imported."""
     try:
-        from benchmarks.peers import Pairwise, as_released
+        from benchmarks import peers
     except ImportError as error:  # the readers of recordings, which a machine with a card may not have
         print(f"not compared with pairwise iterations: {error}")
         return None
-    model = as_released(load_model(name, "cuda", fold=False)).half()
-    method, times = Pairwise(model, 24), []
+    model = peers.as_released(load_model(name, "cuda", fold=False)).half()
+    method, times = peers.of_arrays(peers.pairwise(model, 24), model.device), []
     for number in range(8):
         torch.cuda.synchronize()
         began = time.perf_counter()
-        method.field(drive.frames[number], drive.frames[number + 1], number)
+        method(drive.frames[number], drive.frames[number + 1])
         torch.cuda.synchronize()
         times.append(1e3 * (time.perf_counter() - began))
     return float(np.median(times[2:]))

@@ -28,15 +28,16 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from benchmarks.memory import peak_bytes
-from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released, opencv
-from benchmarks.report import MIB, Benchmark, Row, count_copies, print_table, wall_s
+from benchmarks import peers
+from benchmarks.memory import MIB, peak_bytes
+from benchmarks.report import Benchmark, Row, copies_per_field, print_table, wall_s
 from benchmarks.sequences import PERIOD_NS, read_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
-from deq_flow_ros.host import keep_freed_memory, peak_memory_mb
-from deq_flow_ros.model import PRECISIONS, load_model
+from deq_flow_ros.evaluation.methods import FlowFunction
+from deq_flow_ros.host import keep_freed_memory
+from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
 from deq_flow_ros.model.precision import number_type
-from deq_flow_ros.streaming import RUNTIMES, choose_runtime
+from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
 NEAR_PX = 0.1
@@ -48,6 +49,40 @@ METHODS = {
     "RMS": "{rms_px:.3f}", "median px": "{median_px:.3f}",
 }  # fmt: skip
 STAGES = ("encode", "prepare", "match", "correlate", "iteration", "upsample", "output", "rest", "ahead")
+
+
+class Streamed:
+    """Our stream: ``FlowEstimator`` with a fixed number of iterations, which has to see every pair.
+
+    :param runtime: the runtime that computes; it is ready before the first field.
+    :ivar estimator: what computes.
+    :ivar stage_ms: the times of the stages of the last field.
+    """
+
+    def __init__(self, model: DEQFlow, iterations: int, runtime: str = "auto") -> None:
+        self.estimator = FlowEstimator(
+            model, runtime=runtime, max_iterations=iterations, tolerance_px=None, residual=False
+        )
+        self.iterations, self.stage_ms, self._stamp_ns = iterations, dict[str, float](), 0
+
+    def __call__(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray | None:
+        """The flow of a pair; None if the stream began anew, and so has none, or one from a cold start."""
+        if self.estimator.reset_reason == "start":
+            size = earlier.shape[0], earlier.shape[1]
+            self.estimator.engine.make_ready(size, size)
+            self.estimator.update(earlier, self._stamp_ns)
+            self.estimator.prepare()
+        self._stamp_ns += PERIOD_NS
+        result = self.estimator.update(later, self._stamp_ns)
+        self.stage_ms = {} if result is None else result.info.stage_ms
+        return result.flow if result is not None and result.info.warm else None
+
+    def prepare(self) -> None:
+        """Do the work that is possible before the next image arrives."""
+        self.estimator.prepare()
+
+
+Method = Streamed | FlowFunction
 
 
 def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
@@ -82,21 +117,18 @@ def take_turns(
         counted = pair - warm_up
         # The last turn that does not count is everyone's: the first use pays for allocations and kernel choices.
         for_all = counted == -1 or (counted >= 0 and counted % every == 0)
-        turns = [name for name, method in methods.items() if for_all or method.is_stream]
+        turns = [name for name, method in methods.items() if for_all or isinstance(method, Streamed)]
         flows: dict[str, np.ndarray] = {}
         of_pair: list[Row] = []
         for name in turns[pair % len(turns) :] + turns[: pair % len(turns)]:
-            began = wall_s(device)
-            flow = methods[name].field(earlier, later, pair * PERIOD_NS)
-            done = wall_s(device)
-            methods[name].prepare()
-            of_pair.append(
-                {
-                    "method": name, "pair": pair, "flow": flow is not None, "latency_ms": 1e3 * (done - began),
-                    "work_ms": 1e3 * (wall_s(device) - began), "stage_ms": methods[name].stage_ms,
-                    "square_px2": math.nan, "median_px": math.nan,
-                }
-            )  # fmt: skip
+            method, began = methods[name], wall_s(device)
+            flow = method(earlier, later)
+            row: Row = {"method": name, "pair": pair, "flow": flow is not None, "stage_ms": {}}
+            row |= {"latency_ms": 1e3 * (wall_s(device) - began), "square_px2": math.nan, "median_px": math.nan}
+            if isinstance(method, Streamed):
+                method.prepare()
+                row["stage_ms"] = method.stage_ms
+            of_pair.append({**row, "work_ms": 1e3 * (wall_s(device) - began)})
             flows |= {} if flow is None else {name: flow}
         if len(flows) == len(methods):  # distances of all are of the same pairs, not of one behind a cut
             for row in of_pair:
@@ -106,14 +138,14 @@ def take_turns(
     return pd.DataFrame(rows)
 
 
-def nearest_stream(samples: pd.DataFrame, methods: Mapping[str, Method]) -> str:
+def nearest_stream(samples: pd.DataFrame, streams: Mapping[str, Streamed]) -> str:
     """The stream that the others are compared with; ``ValueError`` if no pair has a field of all methods."""
     rms_px = samples.groupby("method").square_px2.mean().dropna() ** 0.5
-    streams = [name for name in rms_px.index if methods[name].is_stream]
-    if not streams:
+    rms_px = rms_px[rms_px.index.isin(streams)]
+    if rms_px.empty:
         raise ValueError("no pair can be compared: a stream started anew at each pair that all methods processed")
-    near = [name for name in streams if rms_px[name] <= NEAR_PX]
-    return min(near, key=lambda name: methods[name].iterations) if near else str(rms_px[streams].idxmin())
+    near = rms_px.index[rms_px <= NEAR_PX]
+    return min(near, key=lambda name: streams[name].iterations) if len(near) else str(rms_px.idxmin())
 
 
 def summarise(samples: pd.DataFrame, methods: Mapping[str, Method], ours: str) -> dict[str, Row]:
@@ -129,18 +161,16 @@ def summarise(samples: pd.DataFrame, methods: Mapping[str, Method], ours: str) -
         "rms_px": by_method.square_px2.mean() ** 0.5, "median_px": by_method.median_px.median(),
     }  # fmt: skip
     figures = pd.DataFrame(made).to_dict("index")
-    return {
-        name: {**figures[name], "stage_ms": stages(by_method.get_group(name), methods[name].iterations)}
-        for name in methods
-        if name in by_method.groups
-    }
+    rows: dict[str, Row] = {name: figures[name] for name in methods if name in figures}
+    for name, method in methods.items():
+        if name in rows and isinstance(method, Streamed):
+            rows[name]["stage_ms"] = stages(by_method.get_group(name), method.iterations)
+    return rows
 
 
 def stages(given: pd.DataFrame, iterations: int) -> dict[str, float]:
     """The median ms of each stage; of the solve, those of one iteration. "ahead" is the work for the next image."""
     known = pd.DataFrame(given.stage_ms.tolist(), index=given.index).fillna(0.0)
-    if known.empty or not len(known.columns):
-        return {}
     rest, ahead = given.latency_ms - known.sum(axis=1), given.work_ms - given.latency_ms
     known = known.assign(iteration=known.solve / iterations, rest=rest, ahead=ahead).drop(columns="solve")
     return {str(name): float(ms) for name, ms in known.median().items()}
@@ -150,9 +180,10 @@ def tensor_mib(method: Method, frames: Sequence[np.ndarray], device: torch.devic
     """The largest amount of memory in MiB that tensors took during two fields, beyond what they took before."""
 
     def fields() -> None:
-        for number, (earlier, later) in enumerate(pairwise(frames[:3])):
-            method.field(earlier, later, number * PERIOD_NS)
-            method.prepare()
+        for earlier, later in pairwise(frames[:3]):
+            method(earlier, later)
+            if isinstance(method, Streamed):
+                method.prepare()
 
     return peak_bytes(fields, device) / MIB
 
@@ -162,58 +193,43 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     keep_freed_memory()  # as the node does; all methods have the good of it
     model = load_model(options.model, options.device, precision=options.dtype)
     frames, device, dtype = load_frames(options), model.device, number_type(options.dtype)
-    reference = as_released(load_model(options.model, device, fold=False))
+    reference = peers.as_released(load_model(options.model, device, fold=False))
     released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
     most, fastest = max(options.iterations), choose_runtime("auto", device)[0]
     slower = [name for name in RUNTIMES if name != "auto"]
     streams = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
     streams |= {f"{name}, {most}": Streamed(model, most, name) for name in slower[: slower.index(fastest)]}
-    unrolled: dict[str, Method] = {f"unrolled, {n}": Unrolled(model, n) for n in UNROLLED}
-    pairwise_ones: dict[str, Method] = {f"pairwise, {n}": Pairwise(released, n) for n in PAIRWISE}
-    classical = {name: Method(function=function) for name, function in opencv().items()}
-    methods = {**streams, **unrolled, **classical, **pairwise_ones}
+    stateless = {f"unrolled, {n}": peers.unrolled(model, n) for n in UNROLLED}
+    released_ones = {f"pairwise, {n}": peers.pairwise(released, n) for n in PAIRWISE}
     if dtype != torch.float32:
-        methods[f"float32, {PAIRWISE[-1]}"] = Pairwise(reference, PAIRWISE[-1])
+        released_ones[f"float32, {PAIRWISE[-1]}"] = peers.pairwise(reference, PAIRWISE[-1])
+    methods: dict[str, Method] = {**streams, **{name: peers.of_arrays(f, device) for name, f in stateless.items()}}
+    methods |= {**peers.OPENCV, **{name: peers.of_arrays(f, device) for name, f in released_ones.items()}}
     with console.status("memory") as status:
-        short = {"stream": Streamed(model, 1), "unrolled": Unrolled(model, 1), "pairwise": Pairwise(released, 1)}
-        memory = {kind: tensor_mib(method, frames, device) for kind, method in short.items()}
+        short = {"unrolled": peers.unrolled(model, 1), "pairwise": peers.pairwise(released, 1)}
+        memory = {"stream": tensor_mib(Streamed(model, 1), frames, device)}
+        memory |= {kind: tensor_mib(peers.of_arrays(flow, device), frames, device) for kind, flow in short.items()}
         status.update("latency")
         samples = take_turns(methods, frames, options.warm_up, options.every, device)
-    ours = nearest_stream(samples, methods)
-    rows, iterations = summarise(samples, methods, ours), methods[ours].iterations
-    report: Row = {
-        "input": options.input or "rendered drive", "dtype": options.dtype, "height": options.height,
-        "width": options.width, "ours": ours, "iterations": iterations, "methods": rows, "runtime": fastest,
-        "copies": {name: count_copies(method.estimator, frames) for name, method in streams.items()},
-        "tensor_mib": memory, "process_peak_mb": peak_memory_mb(),
-    }  # fmt: skip
-    print_report(report, [ours, *list(streams)[len(set(options.iterations)) :]], console)
-    return report
-
-
-def print_report(report: Row, streams: Sequence[str], console: Console) -> None:
-    """Print the figures of every method, then stages and memory of these streams and of the other networks."""
-    rows = report["methods"]
-    title = f"latency of a field, ms; work and wait: by those of '{report['ours']}'; distance, px"
+    ours = nearest_stream(samples, streams)
+    rows = summarise(samples, methods, ours)
+    title = f"latency of a field, ms; work and wait: by those of '{ours}'; distance, px"
     print_table(console, title, METHODS, ({"method": name, **row} for name, row in rows.items()))
-    shown = [
-        {"method": name, "MiB": report["tensor_mib"].get(name.split(",")[0]), **rows[name]["stage_ms"]}
-        for name in (*streams, f"unrolled, {UNROLLED[0]}", f"pairwise, {PAIRWISE[0]}")
-    ]
-    columns = {"method": "{method}", **{name: f"{{{name}:.2f}}" for name in STAGES}, "MiB": "{MiB:.0f}"}
-    print_table(console, "median ms by stage; the most memory of tensors, besides weights", columns, shown)
-    for name, copies in report["copies"].items():
-        if copies:
-            console.print(f"{name}: per field {', '.join(f'{count} {kind}' for kind, count in copies.items())}")
+    columns = {"stream": "{name}", **{name: f"{{{name}:.2f}}" for name in STAGES}, "copies per field": "{copies}"}
+    copies = {name: copies_per_field(method.estimator, frames) for name, method in streams.items() if name in rows}
+    of_streams = [{"name": name, "copies": words, **rows[name]["stage_ms"]} for name, words in copies.items()]
+    print_table(console, "median ms by stage", columns, of_streams)
+    taken = ", ".join(f"{kind} {mib:.0f} MiB" for kind, mib in memory.items())
     console.print(
-        f"{report['width']}x{report['height']}, {report['dtype']}, {torch.get_num_threads()} threads, "
-        f"{report['runtime']}; process at most {report['process_peak_mb']:.0f} MB"
+        f"{options.width}x{options.height}, {options.dtype}, {torch.get_num_threads()} threads, {fastest}; the most "
+        f"memory of tensors, besides weights: {taken}"
     )
-    if not rows[report["ours"]]["rms_px"] <= NEAR_PX:
+    if not rows[ours]["rms_px"] <= NEAR_PX:
         console.print(f"no stream is within {NEAR_PX:g} px RMS of the reference: the nearest one is compared with")
     for name, row in rows.items():
         if row["resets"]:
             console.print(f"{name}: the stream began anew at {row['resets']} pairs, which do not count")
+    return {"ours": ours, "methods": rows, "runtime": fastest, "copies": copies, "tensor_mib": memory}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,13 +22,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.report import MIB, Benchmark, Row, clock_s, print_table
+from benchmarks.report import Benchmark, Row, clock_s, print_table
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.model.weights import check_device
 from training.objective import Objective
 from training.rendering import Clip
 
 Result = TypeVar("Result")
+MIB = 2**20
 
 
 def objectives() -> dict[str, Objective]:
@@ -43,14 +44,12 @@ def objectives() -> dict[str, Objective]:
     }
 
 
-def make_clip(height: int, width: int, batch: int, device: torch.device) -> Clip:
+def make_clip(height: int, width: int, device: torch.device) -> Clip:
     """A pair of noise images that differ by a shift of 3 px. How much is stored does not depend on the values."""
-    rng = np.random.default_rng(0)
-    image = rng.uniform(0, 255, (batch, 3, height, width + 3)).astype(np.float32)
+    image = np.random.default_rng(0).uniform(0, 255, (1, 3, height, width + 3)).astype(np.float32)
     images = torch.from_numpy(np.stack((image[..., 3:], image[..., :-3]), 1)).to(device)
-    flow = torch.zeros(batch, 1, 2, height, width, device=device)
-    flow[:, :, 0] = 3
-    seen = torch.ones(batch, 1, height, width, dtype=torch.bool, device=device)
+    flow = torch.tensor([3.0, 0.0], device=device).view(1, 1, 2, 1, 1).expand(1, 1, 2, height, width)
+    seen = torch.ones(1, 1, height, width, dtype=torch.bool, device=device)
     return Clip(images=images, flow=flow, occluded=~seen, valid=seen)
 
 
@@ -88,8 +87,7 @@ def peak_bytes(step: Callable[[], Any], device: torch.device) -> int:
 
 
 def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int], compare: int) -> Row:
-    """The bytes saved for each number of iterations; the peak memory and the time of a whole step for one of them."""
-    device = model.device
+    """The MiB saved for each number of iterations; the peak memory and the time of a whole step for one of them."""
 
     def forward(iterations: int) -> Tensor:
         exactly = replace(objective, cold_iterations=(iterations, iterations))
@@ -99,49 +97,37 @@ def measure(model: DEQFlow, clip: Clip, objective: Objective, counts: list[int],
         model.zero_grad(set_to_none=True)
         forward(compare).backward()
 
-    saved = {}
-    for count in counts:
-        loss, saved[count] = saved_bytes(model, lambda count=count: forward(count))  # type: ignore[misc]
-        del loss
-    began = clock_s(device)
+    saved = {count: saved_bytes(model, lambda count=count: forward(count))[1] / MIB for count in counts}  # type: ignore[misc]
+    began = clock_s(model.device)
     step()
-    seconds = clock_s(device) - began
+    seconds = clock_s(model.device) - began
     model.zero_grad(set_to_none=True)  # else the step frees the gradients of the one before it, and so hides some
-    return {
-        "saved_mib": {count: size / MIB for count, size in saved.items()},
-        "peak_mib": peak_bytes(step, device) / MIB,
-        "seconds": seconds,
-    }
+    return {"saved_mib": saved, "peak_mib": peak_bytes(step, model.device) / MIB, "seconds": seconds}
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure every method, with and without recomputation."""
-    device = check_device(options.device)
-    counts = sorted({*options.iterations, options.compare})
+    device, counts = check_device(options.device), sorted({*options.iterations, options.compare})
     torch.manual_seed(0)
-    model = DEQFlow(options.size).to(device).train()
-    clip = make_clip(options.height, options.width, options.batch, device)
+    model, clip = DEQFlow(options.size).to(device).train(), make_clip(options.height, options.width, device)
     measure(model, clip, Objective(), [3], 3)  # the first step pays for allocations and kernel choices
-    results = {}
+    results: dict[str, Row] = {}
     with console.status("") as status:
         for recompute in (False, True):
             for name, objective in objectives().items():
                 label = f"{name}, recompute" if recompute else name
                 status.update(label)
                 objective = replace(objective, recompute=recompute)
-                results[label] = measure(model, clip, objective, counts, options.compare)
-    base, rows = results["recurrent"], []
-    for name, row in results.items():
-        saved = base["saved_mib"][options.compare] / row["saved_mib"][options.compare]
-        peak, slower = base["peak_mib"] / row["peak_mib"], row["seconds"] / base["seconds"]
-        rows.append({"method": name, **row, "less_saved": saved, "less_at_peak": peak, "time": slower})
+                row = results[label] = measure(model, clip, objective, counts, options.compare)
+                base = results["recurrent"]
+                row["less_saved"] = base["saved_mib"][options.compare] / row["saved_mib"][options.compare]
+                row |= {"less_at_peak": base["peak_mib"] / row["peak_mib"], "time": row["seconds"] / base["seconds"]}
     columns = {"method": "{method}", **{f"saved {count}": f"{{saved_mib[{count}]:.0f}}" for count in counts}}
     columns |= {"peak": "{peak_mib:.0f}", "s": "{seconds:.1f}", "less saved": "÷{less_saved:.1f}"}
     columns |= {"less at the peak": "÷{less_at_peak:.1f}", "time": "x{time:.2f}"}
     title = f"one training step, MiB and s at {options.compare} iterations; compared with the first"
-    print_table(console, title, columns, rows)
-    given = {name: getattr(options, name) for name in ("size", "height", "width", "batch")}
-    return {**given, "methods": results}
+    print_table(console, title, columns, ({"method": name, **row} for name, row in results.items()))
+    return {"methods": results}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,7 +135,6 @@ def main(arguments: list[str] | None = None) -> int:
     line = Benchmark(__file__, __doc__)
     line.add_argument("--size", default="base", choices=sorted(SIZES), help="model size (default base)")
     line.add_size(368, 496, "of the images", multiple=8)
-    line.add_number("--batch", 1, "clips of a step", least=1)
     line.add_number("--iterations", [12, 36, 48], "at least 3, the steps of phantom-3", least=3, nargs="+")
     line.add_number("--compare", 36, "iterations that ratios are taken at", least=3)
     return line.run(line.parse_args(arguments), run)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark does: read its options, measure, print tables, draw, and write the figures together with
-their origin.
-"""
+"""What every benchmark does: read its options, measure, print tables, draw, and write the figures with their origin."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import platform
 import re
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from deq_flow_ros import command_line
 from deq_flow_ros.command_line import CommandLine, exit_status, set_threads
+from deq_flow_ros.errors import say
 from deq_flow_ros.host import machine, versions
 from deq_flow_ros.streaming import FlowEstimator
 
@@ -32,14 +29,9 @@ from deq_flow_ros.streaming import FlowEstimator
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIB = 2**20
-LOOK = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e2e8f0",
-}
+LOOK: dict[Any, Any] = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e2e8f0",
+}  # fmt: skip
 Row = dict[str, Any]
 Measure = Callable[[argparse.Namespace, Console], Row]
 
@@ -77,7 +69,7 @@ class Benchmark(CommandLine):
             set_threads(options.threads)
             figures = measure(options, console)
             for problem in figures.get("problems", ()):
-                command_line.say(problem)
+                say(problem)
             if options.json:
                 from deq_flow_ros.recordings.files import write_json
 
@@ -96,32 +88,22 @@ def _picture_path(text: str) -> Path:
 def origin(options: argparse.Namespace) -> Row:
     """Where the figures come from: commit, machine, device, threads, versions and options."""
     device = torch.device(getattr(options, "device", "cpu"))
-    name = platform.processor() or platform.machine()
-    return {
-        "commit": commit(),
-        "machine": machine(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "options": {name: str(value) for name, value in vars(options).items()},
-    }
-
-
-def commit() -> str:
-    """The name that git gives to the present state of the code; empty where there is no git."""
+    processor = platform.processor() or platform.machine()
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        command = ["git", "describe", "--always", "--dirty"]
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return told.stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # there is no git
+        commit = ""
+    return {
+        "commit": commit, "machine": machine(), "threads": torch.get_num_threads(), "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "options": {name: str(value) for name, value in vars(options).items()},
+    }  # fmt: skip
 
 
 def clock_s(device: torch.device) -> float:
     """A time in s: of the processor on a CPU, so that other processes do not count; on a GPU as ``wall_s``."""
-    if device.type != "cuda":
-        return time.process_time()
-    return wall_s(device)
+    return wall_s(device) if device.type == "cuda" else time.process_time()
 
 
 def wall_s(device: torch.device) -> float:
@@ -131,15 +113,15 @@ def wall_s(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def count_copies(estimator: FlowEstimator, frames: Sequence[np.ndarray]) -> dict[str, float]:
-    """Copies per field of a CUDA device, by kind, from the profiler; on any other device, none are counted.
+def copies_per_field(estimator: FlowEstimator, frames: Sequence[np.ndarray]) -> str:
+    """How many copies of each kind a field takes on a CUDA device, by the profiler; empty on any other device.
 
     :param estimator: of a stream that has begun.
     :param frames: at least two frames of its size, which are taken in turn.
     """
     device = estimator.model.device
     if device.type != "cuda":
-        return {}
+        return ""
 
     def fields(numbers: range) -> None:
         for number in numbers:
@@ -150,12 +132,11 @@ def count_copies(estimator: FlowEstimator, frames: Sequence[np.ndarray]) -> dict
     fields(range(3))
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         fields(range(3, 7))
-    kinds: Counter[str] = Counter()
-    for event in profiler.key_averages():
-        for kind in ("Memcpy HtoD", "Memcpy DtoH", "Memset"):
-            if event.key.startswith(kind):
-                kinds[kind] += event.count
-    return {kind: count / 4 for kind, count in sorted(kinds.items())}
+    counts = {
+        kind: sum(event.count for event in profiler.key_averages() if event.key.startswith(kind)) / 4
+        for kind in ("Memcpy DtoH", "Memcpy HtoD", "Memset")
+    }
+    return ", ".join(f"{count:g} {kind}" for kind, count in counts.items() if count)
 
 
 def watched(rows: Iterable[Row], console: Console, label: str) -> list[Row]:
@@ -208,7 +189,7 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
         text = _Cell().vformat(form, (), row)
     except (LookupError, TypeError, ValueError):  # it is not there, or None
         return "-"
-    return re.sub(r"\b(nan|inf|None)\b%?", "-", text)
+    return re.sub(r"\b(nan|inf|None)\b%?", "-", text) or "-"
 
 
 @contextmanager
@@ -217,8 +198,7 @@ def picture(path: Path, width: float, height: float, font_size: float = 9) -> It
     import matplotlib
     from matplotlib.figure import Figure
 
-    look: dict[Any, Any] = {**LOOK, "font.size": font_size}
-    with matplotlib.rc_context(look):
+    with matplotlib.rc_context({**LOOK, "font.size": font_size}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,10 @@ from released_reference import PARITY, formula_image, formula_weights, needs_par
 from streams import frames
 
 from benchmarks import latency
-from benchmarks.latency import nearest_stream, summarise, take_turns
-from benchmarks.peers import Method, Pairwise, Streamed, Unrolled, as_released
+from benchmarks.latency import Method, Streamed, nearest_stream, summarise, take_turns
+from benchmarks.peers import as_released, of_arrays, unrolled
+from benchmarks.peers import pairwise as in_pairs
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming.clock import stage_times
 
 CPU = torch.device("cpu")
 
@@ -31,11 +31,10 @@ def test_the_pairwise_way_gives_the_released_flow(case: str, tmp_path: Path) -> 
     spec = reference_case(case)
     path = tmp_path / "weights.pth"
     torch.save(formula_weights(spec["state_dict"]), path)
-    method = Pairwise(as_released(load_model(path, fold=False)), spec["iterations"])
+    function = in_pairs(as_released(load_model(path, fold=False)), spec["iterations"])
     height, width = spec["image_height"], spec["image_width"]
     with torch.inference_mode():
-        clock = stage_times(CPU)
-        flow = method.flow(formula_image(height, width, 0, 0), formula_image(height, width, 2.5, -1.25), clock)
+        flow = function(formula_image(height, width, 0, 0), formula_image(height, width, 2.5, -1.25))
     np.testing.assert_allclose(flow.numpy(), np.load(PARITY / f"{case}.npz")["flow_up"], atol=1e-3)
 
 
@@ -47,8 +46,8 @@ def test_all_ways_give_the_same_flow_of_the_same_weights() -> None:
     images = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (earlier, later))
     expected = model(*images, max_iterations=5).flow[0].permute(1, 2, 0).numpy()
     assert np.abs(expected).max() > 1
-    for method in (Pairwise(released, 5), Unrolled(model, 5)):
-        flow = method.field(earlier, later, 0)
+    for function in (in_pairs(released, 5), unrolled(model, 5)):
+        flow = of_arrays(function, CPU)(earlier, later)
         assert flow.shape == (75, 90, 2) and flow.dtype == np.float32
         np.testing.assert_allclose(flow, expected, atol=1e-3)
 
@@ -60,14 +59,11 @@ def test_every_way_in_half_precision_stays_near(way: str) -> None:
     flows = []
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         model = load_model("nano", precision=precision)
-        method: Method
-        if way == "pairwise":
-            method = Pairwise(as_released(load_model("nano", fold=False)).to(dtype), 2)
-        else:
-            method = Streamed(model, 2) if way == "stream" else Unrolled(model, 2)
-        for number, (earlier, later) in enumerate(pairwise(pictures)):
-            flow = method.field(earlier, later, number)
-            method.prepare()
+        released = as_released(load_model("nano", fold=False)).to(dtype)
+        network = in_pairs(released, 2) if way == "pairwise" else unrolled(model, 2)
+        method: Method = Streamed(model, 2) if way == "stream" else of_arrays(network, CPU)
+        for earlier, later in pairwise(pictures):
+            flow = method(earlier, later)
         assert flow is not None and flow.dtype == np.float32
         flows.append(flow)
     assert 0 < np.abs(flows[1] - flows[0]).mean() < 0.02 < np.abs(flows[0]).mean()
@@ -78,35 +74,31 @@ def test_a_cold_pair_of_a_stream_does_not_count() -> None:
     stream = Streamed(load_model("nano"), 1)
     dim = [frame // 4 for frame in frames(3, height=64, width=80, seed=7)]
     pictures = [*frames(3, height=64, width=80), *dim]
-    given = [stream.field(*pair, number) is not None for number, pair in enumerate(pairwise(pictures))]
+    given = [stream(*pair) is not None for pair in pairwise(pictures)]
     assert given == [False, True, False, False, True], "the first, the cut, and the pair behind it"
 
 
 def test_the_convolutions_of_the_pairwise_way_are_normalised_in_every_call() -> None:
     """Why: the release does so, and the work must not be left out because the weights that ship have none."""
     released = as_released(DEQFlow("nano"))
-    method = Pairwise(released, 2)
+    method = of_arrays(in_pairs(released, 2), CPU)
     image = frames(1, height=64, width=64)[0]
     with torch.no_grad():
-        before = method.field(image, image, 0)
+        before = method(image, image)
         released.update_block.flow_head.conv2.parametrizations.weight.original0.mul_(3)
-        after = method.field(image, image, 0)
+        after = method(image, image)
     assert np.abs(after - before).max() > 1e-3
 
 
-class _Fake(Method):
-    """A method that takes a set time and has a set error; one of 1 iteration begins anew at frames 4 and 5."""
+class _Fake(Streamed):
+    """A stream that takes a set time and has a set error; one of 1 iteration begins anew at frames 4 and 5."""
 
     def __init__(self, now: list[float], iterations: int, ms: float, ahead_ms: float, error_px: float) -> None:
-        self.is_stream, self.iterations, self.stage_ms = (
-            iterations < 10,
-            iterations,
-            {"encode": ms / 2, "solve": ms / 4},
-        )
+        self.iterations, self.stage_ms = iterations, {"encode": ms / 2, "solve": ms / 4}
         self.pairs: list[tuple[int, int]] = []
         self._now, self._ms, self._ahead_ms, self._error_px = now, ms, ahead_ms, error_px
 
-    def field(self, earlier: np.ndarray, later: np.ndarray, stamp_ns: int) -> np.ndarray | None:
+    def __call__(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray | None:
         self.pairs.append((int(earlier[0, 0, 0]), int(later[0, 0, 0])))
         self._now[0] += self._ms / 1e3
         if self.iterations == 1 and later[0, 0, 0] in (4, 5):
@@ -121,17 +113,18 @@ def test_turns_and_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: each is held to its own time, work ahead included, on the same pairs, by a stream that is near enough."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    reference = _Fake(now, 24, ms=60, ahead_ms=0, error_px=0)
     methods = {
         "stream, 1": _Fake(now, 1, ms=5, ahead_ms=1, error_px=0.5),
         "stream, 2": _Fake(now, 2, ms=8, ahead_ms=2, error_px=0.05),
         "stream, 3": _Fake(now, 3, ms=12, ahead_ms=2, error_px=0.01),
-        "pairwise": _Fake(now, 24, ms=60, ahead_ms=0, error_px=0),
+        "pairwise": lambda earlier, later: reference(earlier, later),
     }
     pictures = [np.full((4, 6, 3), number, np.uint8) for number in range(8)]
     samples = take_turns(methods, pictures, warm_up=2, every=2, device=CPU)
     assert methods["stream, 1"].pairs == [(n, n + 1) for n in range(7)]
-    assert methods["pairwise"].pairs == [(1, 2), (2, 3), (4, 5), (6, 7)]
-    ours = nearest_stream(samples, methods)
+    assert reference.pairs == [(1, 2), (2, 3), (4, 5), (6, 7)]
+    ours = nearest_stream(samples, {name: method for name, method in methods.items() if name != "pairwise"})
     assert ours == "stream, 2"
     rows = summarise(samples, methods, ours)
     assert [rows["pairwise"][ratio] for ratio in ("work_by_ours", "latency_by_ours")] == pytest.approx([6, 7.5])

@@ -10,11 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
 import benchmarks
-from benchmarks import accuracy, memory, solvers
+from benchmarks import accuracy, memory
 from benchmarks.report import print_table
 from deq_flow_ros.recordings.flow_files import write_flow
 
@@ -60,27 +59,6 @@ def test_errors_are_counted_of_every_method(pairs: Path, tmp_path: Path, capsys:
     assert list(methods) == [*names, "zero flow", "Farneback", "DIS fast", "DIS medium"]
     assert methods["zero flow"]["epe_px"] == {"made": 2.0, "mean": 2.0} and 0 < methods[names[0]]["distance_px"] < 0.5
     assert methods[names[1]]["pairs_epe_px"]["made/0"] < 1 and "2.000 (0.0)" in capsys.readouterr().out
-
-
-def test_solvers_are_compared_cold_and_warm(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Why: docs/equilibrium.md quotes its tables and its picture."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr(solvers, "BOUNDS", (0.001,))
-    out, picture = tmp_path / "out.json", tmp_path / "plot.png"
-    command = ["--pairs", str(pairs), "--sequence", str(pairs.parent / "frames"), "--frames", "3", "--iterations", "5"]
-    assert solvers.main([*command, "--json", str(out), "--plot", str(picture)]) == 0
-    report = json.loads(out.read_text())
-    assert {row["case"] for row in report["summary"]} == {"pairs, cold", "sequence, cold", "sequence, warm"}
-    assert "cores of" in report["machine"] and report["options"]["frames"] == "3", "where the figures are from"
-    assert all(len(row["residual_px"]) == 5 for row in report["curves"])
-    needed = [row["to_px"]["0.001"]["iterations"] for row in report["summary"]]
-    assert None in needed, "infinity is no JSON: what was not reached is null"
-    assert cv2.imread(str(picture)) is not None
-    assert "anderson" in capsys.readouterr().out
-    assert solvers.main(["--pairs", str(tmp_path / "none.json")]) == 2
-    assert "none.json" in "".join(capsys.readouterr().out.split())  # a long path is wrapped
 
 
 def test_memory_is_counted_for_every_method(

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def stored(model: DEQFlow, objective: Objective, iterations: int) -> int:
     exactly = replace(objective, cold_iterations=(iterations, iterations))
-    clip = make_clip(64, 64, 1, CPU)
+    clip = make_clip(64, 64, CPU)
     return saved_bytes(model, lambda: exactly.loss(model, clip, np.random.default_rng(0))[0])[1]
 
 
@@ -43,7 +43,7 @@ def test_recomputing_changes_neither_gradients_nor_statistics(recurrent: bool) -
         torch.manual_seed(0)
         model = DEQFlow("tiny").train()
         objective = Objective((2, 2), recurrent=recurrent, recompute=recompute, matching=0.0)
-        objective.loss(model, make_clip(64, 64, 1, CPU), np.random.default_rng(0))[0].backward()
+        objective.loss(model, make_clip(64, 64, CPU), np.random.default_rng(0))[0].backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         results.append((gradients, {name: b.clone() for name, b in model.named_buffers()}))
     (gradients, buffers), (again, buffers_again) = results
@@ -73,7 +73,7 @@ def test_every_gradient_trains_at_every_number_of_iterations(gradient: str, iter
     torch.manual_seed(0)
     model = DEQFlow("nano").train()
     objective = Objective((iterations, iterations), gradient=gradient, jacobian=0.1)
-    loss, measured = objective.loss(model, make_clip(64, 64, 1, CPU), np.random.default_rng(0))
+    loss, measured = objective.loss(model, make_clip(64, 64, CPU), np.random.default_rng(0))
     loss.backward()
     assert torch.isfinite(loss) and measured["jacobian"] > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.update_block.parameters())

@@ -30,7 +30,7 @@ def loss(model: DEQFlow, objective: Objective, clip: Clip) -> float:
 
 def test_an_earlier_correction_weighs_less(model: DEQFlow) -> None:
     """Why: weighed alike, states on the way would pull the fixed point to what can be had in a few iterations."""
-    clip = make_clip(64, 64, 1, torch.device("cpu"))
+    clip = make_clip(64, 64, torch.device("cpu"))
     last, half, both = (loss(model, replace(PLAIN, gamma=gamma), clip) for gamma in (0.0, 0.5, 1.0))
     assert loss(model, replace(PLAIN, corrections=1), clip) == pytest.approx(last, rel=1e-5)
     assert half == pytest.approx((last + both) / 2, rel=1e-5) and both > 1.5 * last > 0
@@ -38,7 +38,7 @@ def test_an_earlier_correction_weighs_less(model: DEQFlow) -> None:
 
 def test_pixels_without_ground_truth_do_not_count(model: DEQFlow) -> None:
     """Why: a data set has zeros there, and would teach that nothing moves. Hidden pixels count, but less."""
-    clip = make_clip(64, 64, 1, torch.device("cpu"))
+    clip = make_clip(64, 64, torch.device("cpu"))
     there = torch.zeros_like(clip.valid)
     there[..., :32] = True
     wrong = torch.where(there.unsqueeze(2), clip.flow, 1000.0)
