@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from deq_flow_ros.equilibrium.state import Function, State
+from deq_flow_ros.equilibrium import Function, State
 
 
 def contraction(dim: int = 6, rate: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:

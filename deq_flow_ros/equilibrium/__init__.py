@@ -17,10 +17,9 @@ from deq_flow_ros.equilibrium.gradients import (
     spectral_radius,
     uniform_positions,
     unroll,
-)
+)  # fmt: skip
 from deq_flow_ros.equilibrium.solvers import Anderson, Broyden, Picard, Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State
-from deq_flow_ros.equilibrium.stopping import Pace, Progress, Rules, Samples, StopReason
+from deq_flow_ros.equilibrium.stopping import Function, Pace, Progress, Rules, Samples, State, StopReason
 
 __all__ = [
     "Anderson", "Broyden", "Function", "Gradient", "Measure", "Pace", "Picard", "Progress", "Rules", "Samples",

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from deq_flow_ros.equilibrium.solvers import Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, subtract
-from deq_flow_ros.equilibrium.stopping import Pace, Queued, Rules, Samples, StopReason, norm
+from deq_flow_ros.equilibrium.stopping import Function, Pace, Queued, Rules, Samples, State, StopReason, norm, subtract
 
 Measure = Callable[[State, State], Tensor]
 
@@ -27,9 +24,8 @@ def relative_residual(z: State, fz: State) -> Tensor:
     return absolute_residual(z, fz) / norm(fz).clamp_min(1e-12)
 
 
-@dataclass
 class Solution:
-    """The result of a solve.
+    """The result of a solve: what is known of the samples after the last iteration.
 
     An iteration is accepted for a sample if the sample had not stopped before and the value of ``f`` is usable.
 
@@ -44,31 +40,16 @@ class Solution:
     :ivar trajectory: the values of ``f`` at the iterations that ``keep`` asked for, as far as the solve got.
     """
 
-    state: State
-    previous: State
-    residual: Tensor
-    iterations: Tensor
-    chosen: Tensor
-    evaluations: int
-    trace: Tensor
-    trajectory: dict[int, State] = field(default_factory=dict)
-    _converged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    _diverged: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    _exhausted: StopReason = StopReason.ITERATIONS
-    _check_start: bool = False
-
-    @classmethod
-    def of(
-        cls, samples: Samples, evaluations: int, exhausted: StopReason, trace: Sequence[Tensor] = (), **more: Any
-    ) -> Solution:
-        """The solution, from what is known of the samples after the last iteration."""
-        residual = samples.residual
-        return cls(
-            state=samples.state, previous=samples.previous, residual=residual, iterations=samples.iterations,
-            chosen=samples.chosen, evaluations=evaluations,
-            trace=torch.stack(list(trace)) if trace else residual.new_empty(0, len(residual)),
-            _converged=samples.converged, _diverged=samples.diverged, _exhausted=exhausted, **more,
-        )  # fmt: skip
+    def __init__(
+        self, samples: Samples, evaluations: int, exhausted: StopReason = StopReason.ITERATIONS,
+        trace: Sequence[Tensor] = (), trajectory: dict[int, State] | None = None, check_start: bool = False,
+    ) -> None:  # fmt: skip
+        self.state, self.previous, self.residual = samples.state, samples.previous, samples.residual
+        self.iterations, self.chosen, self.evaluations = samples.iterations, samples.chosen, evaluations
+        self.trace = torch.stack(list(trace)) if trace else self.residual.new_empty(0, len(self.residual))
+        self.trajectory = trajectory or {}
+        self._converged, self._diverged = samples.converged, samples.diverged
+        self._exhausted, self._check_start = exhausted, check_start
 
     def figures(self) -> Tensor:
         """(B, 4) float64, on the device: iterations, residual, converged, diverged; ``samples`` reads them."""
@@ -96,19 +77,15 @@ class Solution:
 
     @property
     def stop_reasons(self) -> tuple[StopReason, ...]:
-        """Why each sample stopped. Reading this waits for the device.
-
-        :raises FloatingPointError: as ``solve`` does, if ``solve`` has not raised it already (on a GPU).
-        """
+        """Why each sample stopped. Reading this waits for the device, and may raise an error as ``samples`` does."""
         return tuple(reason for _, _, reason in self.samples())
 
 
 def as_state(value: Sequence[Tensor]) -> State:
-    """The caller's value as a state, after checks.
+    """The caller's value as a state.
 
-    :raises ValueError: if it is empty, or its tensors differ in batch size or device, or are not of real
-        floating-point types.
     :raises TypeError: if it is not a tuple or list of tensors.
+    :raises ValueError: if these do not share their batch size and device, or are not of real floating-point types.
     """
     if isinstance(value, Tensor) or not isinstance(value, (tuple, list)):
         raise TypeError(f"a state is a tuple of tensors, (z,) for a single one; got {type(value).__name__}")
@@ -121,12 +98,9 @@ def as_state(value: Sequence[Tensor]) -> State:
                 f"the tensors of a state are (B, ...) and of a real floating-point type; tensor {index} is "
                 f"{tuple(tensor.shape)}, {tensor.dtype}"
             )
-    if not state:
-        raise ValueError("the state must hold at least one tensor, got an empty tuple")
-    if len({tensor.shape[0] for tensor in state}) != 1:
-        raise ValueError(f"the tensors of a state must share their batch size, got {[tuple(t.shape) for t in state]}")
-    if len({tensor.device for tensor in state}) != 1:
-        raise ValueError(f"the tensors of a state must be on one device, got {[str(t.device) for t in state]}")
+    if len({(tensor.shape[0], tensor.device) for tensor in state}) != 1:
+        got = ", ".join(f"{tuple(tensor.shape)} on {tensor.device}" for tensor in state) or "an empty tuple"
+        raise ValueError(f"a state has one or more tensors, which share their batch size and device; got {got}")
     return state
 
 
@@ -155,26 +129,15 @@ def evaluate(f: Function, z: State) -> State:
 
 
 def solve(
-    f: Function,
-    z0: Sequence[Tensor],
-    *,
-    solver: str | Solver = "picard",
-    max_iterations: int = 12,
-    tolerance: float | None = None,
-    measure: Measure = relative_residual,
-    best: bool | None = None,
-    growth_limit: float | None = 1e6,
-    deadline_ns: int | None = None,
-    now_ns: Callable[[], int] | None = None,
-    min_iterations: int = 0,
-    iteration_cost_ns: float = 0.0,
-    keep: Collection[int] = (),
-    check_start: bool = True,
-    watch: bool = True,
-) -> Solution:
+    f: Function, z0: Sequence[Tensor], *, solver: str | Solver = "picard", max_iterations: int = 12,
+    tolerance: float | None = None, measure: Measure = relative_residual, growth_limit: float = 1e6,
+    deadline_ns: int | None = None, now_ns: Callable[[], int] | None = None, min_iterations: int = 0,
+    iteration_cost_ns: float = 0.0, keep: Collection[int] = (), check_start: bool = True, watch: bool = True,
+) -> Solution:  # fmt: skip
     """Find a fixed point ``z = f(z)``, starting from ``z0``. Each sample of the batch stops on its own.
 
-    Every state that is returned is a value of ``f``. A sample that diverges keeps the last (or best) one from before.
+    Every state that is returned is a value of ``f``: the last one of each sample for Picard's method, and the one of
+    smallest measure for the other solvers, whose residual can rise. A sample that diverges keeps one from before.
 
     :param f: takes the tensors of a state and returns as many new ones of the same shapes and types. It is called
         under the caller's gradient mode.
@@ -184,11 +147,9 @@ def solve(
     :param tolerance: a sample has converged when ``measure`` is at or below this; with None, no sample stops early.
     :param measure: ``(z, f(z)) -> (B,)``, in any unit: ``relative_residual``, ``absolute_residual``, or a function of
         the caller (the flow model measures in pixels).
-    :param best: whether to return the state of smallest measure of each sample instead of its last one. None: the last
-        for Picard, the best for the other solvers, whose residual can rise.
     :param growth_limit: a value of ``f`` is unusable if it is not finite, or if its norm exceeds the larger of those of
-        the start and of the first iterate by this factor; None: only if it is not finite. A sample diverges when it
-        gets an unusable value (accelerated solvers first try Picard's step from the last usable point).
+        the start and of the first iterate by this factor, > 1. A sample diverges when it gets an unusable value
+        (accelerated solvers first try Picard's step from the last usable point).
     :param deadline_ns: absolute time on the clock ``now_ns``. The solve does not begin an iteration, not even the
         first, that would end after the deadline, judged by the costs so far.
     :param now_ns: the clock; None is ``time.monotonic_ns``.
@@ -206,21 +167,20 @@ def solve(
     """
     z = as_state(z0)
     chosen = None if solver == "picard" else make_solver(solver)  # its next point is the value: nothing is proposed
-    keeps_best = chosen is not None and chosen.keeps_best
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     if not 0 <= min_iterations <= max_iterations:
         raise ValueError(f"min_iterations must be from 0 to max_iterations, {max_iterations}, got {min_iterations}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be positive or None, got {tolerance}")
-    if growth_limit is not None and not growth_limit > 1:
-        raise ValueError(f"growth_limit must be above 1 or None, got {growth_limit}")
+    if not growth_limit > 1:
+        raise ValueError(f"growth_limit must be above 1, got {growth_limit}")
     if wrong := [n for n in keep if not 1 <= n <= max_iterations]:
         raise ValueError(f"keep must name iterations from 1 to max_iterations, {max_iterations}, got {wrong}")
 
     device = z[0].device
     on_host = device.type == "cpu"
-    rules = Rules(tolerance, growth_limit, keeps_best if best is None else best, keeps_best, look=watch and on_host)
+    rules = Rules(tolerance, growth_limit, chosen is not None and chosen.keeps_best, look=watch and on_host)
     samples, propose = rules.begin(z), None if chosen is None else chosen.start()
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
@@ -245,9 +205,7 @@ def solve(
         trace.append(traced)
         if pace.begun in keep:
             trajectory[pace.begun] = samples.value
-    solution = Solution.of(
-        samples, pace.begun, pace.exhausted, trace, trajectory=trajectory, _check_start=check_start and bool(trace)
-    )
+    solution = Solution(samples, pace.begun, pace.exhausted, trace, trajectory, check_start and bool(trace))
     if check_start and on_host:
         solution.samples()
     return solution

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, as_state, evaluate, relative_residual, solve
 from deq_flow_ros.equilibrium.solvers import Picard, Solver, make_solver
-from deq_flow_ros.equilibrium.state import Function, State, per_sample
-from deq_flow_ros.equilibrium.stopping import StopReason, inner, norm
+from deq_flow_ros.equilibrium.stopping import Function, State, StopReason, inner, norm, per_sample
 
 Gradient = Callable[[Function, State], State]
 
@@ -42,15 +41,9 @@ def phantom_gradient(f: Function, state: Sequence[Tensor], steps: int = 1, dampi
 
 
 def implicit_gradient(
-    f: Function,
-    state: Sequence[Tensor],
-    *,
-    solver: str | Solver = "anderson",
-    max_iterations: int = 30,
-    tolerance: float = 1e-6,
-    measure: Measure = relative_residual,
-    report: Callable[[Solution], None] | None = None,
-) -> State:
+    f: Function, state: Sequence[Tensor], *, solver: str | Solver = "anderson", max_iterations: int = 30,
+    tolerance: float = 1e-6, measure: Measure = relative_residual, report: Callable[[Solution], None] | None = None,
+) -> State:  # fmt: skip
     """Give a fixed point the gradient of the implicit function theorem.
 
     The backward pass solves the adjoint equation ``v = v J + gradient``, with the Jacobian J of ``f`` at the state
@@ -64,14 +57,11 @@ def implicit_gradient(
     :returns: ``f(state)``, attached to the parameters and inputs of ``f``.
     """
     solver = make_solver(solver)
-    leaves = differentiable(state)
-    z: State = tuple(_Cut.apply(leaf) for leaf in leaves)  # type: ignore[no-untyped-call]
-    with torch.enable_grad():
-        fz = evaluate(f, z)
+    z, fz = _differentiable(f, state)
 
     def adjoint(gradients: State) -> State:
         def step(*v: Tensor) -> State:
-            return tuple(g + p for g, p in zip(gradients, vector_jacobian(fz, z, v), strict=True))
+            return tuple(g + p for g, p in zip(gradients, _vector_jacobian(fz, z, v), strict=True))
 
         solution = solve(
             step, tuple(g.contiguous() for g in gradients), solver=solver, max_iterations=max_iterations,
@@ -94,35 +84,6 @@ def implicit_gradient(
     return tuple(_Adjoint.apply(adjoint, *fz))  # type: ignore[no-untyped-call]
 
 
-def differentiable(state: Sequence[Tensor]) -> State:
-    """A copy of the state that can be differentiated with respect to, even if it was found in inference mode."""
-    tensors = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in as_state(state))
-    return tuple(tensor.requires_grad_() for tensor in tensors)
-
-
-def vector_jacobian(fz: State, z: State, v: State, create_graph: bool = False) -> State:
-    """The product ``v J`` with the Jacobian J of ``fz`` with respect to ``z``; zero where ``fz`` ignores ``z``."""
-    attached = [(value, vector) for value, vector in zip(fz, v, strict=True) if value.requires_grad]
-    if not attached:
-        return tuple(torch.zeros_like(tensor) for tensor in z)
-    values, vectors = zip(*attached, strict=True)
-    return torch.autograd.grad(
-        values, z, vectors, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-
-
-class _Cut(torch.autograd.Function):
-    """The identity, which passes no gradient on, although its output can be differentiated with respect to."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> None:
-        return None
-
-
 class _Adjoint(torch.autograd.Function):
     """The identity, whose backward pass replaces the gradients by the solution of the adjoint equation."""
 
@@ -135,6 +96,25 @@ class _Adjoint(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         return (None, *ctx.adjoint(gradients))
+
+
+def _differentiable(f: Function, state: Sequence[Tensor]) -> tuple[State, State]:
+    """A copy of the state, even of one found in inference mode, and ``f`` of it, differentiable with respect to it."""
+    tensors = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in as_state(state))
+    z = tuple(tensor.requires_grad_() for tensor in tensors)
+    with torch.enable_grad():
+        return z, evaluate(f, z)
+
+
+def _vector_jacobian(fz: State, z: State, v: State, create_graph: bool = False) -> State:
+    """The product ``v J`` with the Jacobian J of ``fz`` with respect to ``z``; zero where ``fz`` ignores ``z``."""
+    attached = [(value, vector) for value, vector in zip(fz, v, strict=True) if value.requires_grad]
+    if not attached:
+        return tuple(torch.zeros_like(tensor) for tensor in z)
+    values, vectors = zip(*attached, strict=True)
+    return torch.autograd.grad(
+        values, z, vectors, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
 
 
 def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collection[int] = ()) -> list[State]:
@@ -174,16 +154,10 @@ def uniform_positions(iterations: int, count: int, gap: int = 1) -> list[int]:
 
 
 def sparse_correction(
-    f: Function,
-    z0: Sequence[Tensor],
-    positions: Sequence[int],
-    *,
-    solver: str | Solver = "picard",
-    gradient: Gradient | Sequence[Gradient] = phantom_gradient,
-    gradient_steps: int | Sequence[int] = 1,
-    tolerance: float | None = None,
-    measure: Measure = relative_residual,
-) -> list[State]:
+    f: Function, z0: Sequence[Tensor], positions: Sequence[int], *, solver: str | Solver = "picard",
+    gradient: Gradient | Sequence[Gradient] = phantom_gradient, gradient_steps: int | Sequence[int] = 1,
+    tolerance: float | None = None, measure: Measure = relative_residual,
+) -> list[State]:  # fmt: skip
     """Sparse fixed-point correction: some states on the way to the fixed point, each with a gradient.
 
     A loss at them trains the way to the fixed point as well (arXiv 2204.08442, section 3.3). They come from a chain of
@@ -206,9 +180,8 @@ def sparse_correction(
     if not count or any(b <= a for a, b in zip((0, *positions), positions, strict=False)):
         raise ValueError(f"positions must be iteration numbers that increase from 1 on, got {list(positions)}")
     if len(gradients) != count or len(steps) != count:
-        raise ValueError(
-            f"expected {count} gradients and steps, one per position, got {len(gradients)} and {len(steps)}"
-        )
+        got = f"{len(gradients)} and {len(steps)}"
+        raise ValueError(f"expected {count} gradients and steps, one per position, got {got}")
     solver = make_solver(solver)
     states: list[State] = []
     z, done = as_state(z0), 0
@@ -246,10 +219,10 @@ def jacobian_penalty(
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     trains = torch.is_grad_enabled()
-    z, fz = _evaluate(f, state)
+    z, fz = _differentiable(f, state)
     total = torch.zeros_like(inner(z, z).detach())
     for _ in range(samples):
-        product = vector_jacobian(fz, z, _random_like(fz, generator), create_graph=trains)
+        product = _vector_jacobian(fz, z, _random_like(fz, generator), create_graph=trains)
         total = total + inner(product, product)
     elements = sum(math.prod(tensor.shape[1:]) for tensor in z)
     return (total / samples / elements).to(z[0].dtype)
@@ -261,28 +234,20 @@ def spectral_radius(
     """The largest absolute eigenvalue of the Jacobian, (B,), by power iteration. Below 1, Picard iteration converges.
 
     It is the geometric mean of the growth over the second half of the iterations, because for a complex pair of
-    eigenvalues the growth of single steps has no limit.
+    eigenvalues the growth of single steps has no limit. Parameters are those of ``jacobian_penalty``.
 
-    :param state: tensors (B, ...), at which the Jacobian is taken.
     :param iterations: the number of products with the Jacobian, >= 2.
-    :param generator: on the state's device, for a repeatable start.
     :raises ValueError: for fewer than two iterations.
     """
     if iterations < 2:
         raise ValueError(f"iterations must be at least 2, got {iterations}")
-    z, fz = _evaluate(f, state)
+    z, fz = _differentiable(f, state)
     v, logarithms = _random_like(fz, generator), []
     for _ in range(iterations):
         length = norm(v).clamp_min(1e-30)  # a power of the Jacobian may vanish
-        v = vector_jacobian(fz, z, tuple(t / per_sample(length.to(t.dtype), t) for t in v))
+        v = _vector_jacobian(fz, z, tuple(t / per_sample(length.to(t.dtype), t) for t in v))
         logarithms.append(norm(v).log())
     return torch.stack(logarithms[iterations // 2 :]).mean(0).exp().to(z[0].dtype)
-
-
-def _evaluate(f: Function, state: Sequence[Tensor]) -> tuple[State, State]:
-    z = differentiable(state)
-    with torch.enable_grad():
-        return z, evaluate(f, z)
 
 
 def _random_like(state: State, generator: torch.Generator | None) -> State:

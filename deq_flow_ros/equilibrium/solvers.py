@@ -7,15 +7,14 @@ per sample of the batch and differentiable, and makes no transfer between host a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.state import State, add_scaled, combine, subtract
-from deq_flow_ros.equilibrium.stopping import inner, norm
+from deq_flow_ros.equilibrium.stopping import State, inner, norm, per_sample, subtract
 
 Propose = Callable[[State, State], State]
 
@@ -90,19 +89,20 @@ class Anderson:
 
 
 class _AndersonRun:
+    """The history of a solve: values, residuals, and of each sample which of them are usable, (B, n) bool."""
+
+    _gram: Tensor
+    _usable: Tensor
+    _mixed: Tensor
+
     def __init__(self, settings: Anderson) -> None:
         self._settings = settings
         self._values: list[State] = []
         self._residuals: list[State] = []
-        self._gram: Tensor | None = None  # (B, n, n) float64, inner products of the residuals
-        self._usable: Tensor | None = None  # (B, n) bool, what each sample's history still holds
-        self._mixed: Tensor | None = None  # (B,) bool, the last proposal was a mixture
 
     def next(self, z: State, fz: State) -> State:
-        residual = subtract(fz, z)
-        self._remember(fz, residual)
-        assert self._gram is not None and self._usable is not None and self._mixed is not None
-        places = torch.arange(len(self._values), device=residual[0].device)
+        self._remember(fz, subtract(fz, z))
+        places = torch.arange(len(self._values), device=fz[0].device)
         sizes = self._gram.detach().diagonal(dim1=1, dim2=2)
         best = sizes.masked_fill(~self._usable, torch.inf).argmin(1)
         failed = self._mixed & (sizes[:, -1] > self._settings.patience**2 * sizes.gather(1, best[:, None])[:, 0])
@@ -112,28 +112,29 @@ class _AndersonRun:
         latest = (places == len(places) - 1).to(weights.dtype)
         weights = torch.where(solved[:, None], weights, latest)
         weights = torch.where(failed[:, None], only_best.to(weights.dtype), weights)
-        self._mixed = solved & ~failed & (self._usable.sum(1) > 1)
-        return combine(weights, self._values)
+        self._mixed = solved & ~failed & (self._usable.sum(1) > 1)  # whether this proposal is a mixture
+        return _combine(weights, self._values)
 
     def _remember(self, fz: State, residual: State) -> None:
-        if self._gram is not None and self._usable is not None and len(self._values) == self._settings.window:
+        """Add an evaluation to the history, and its inner products with the others to the Gram matrix (B, n, n)."""
+        if not self._values:
+            batch, device = len(fz[0]), fz[0].device
+            self._gram = torch.zeros(batch, 0, 0, dtype=torch.float64, device=device)
+            self._usable = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+            self._mixed = torch.zeros(batch, dtype=torch.bool, device=device)
+        elif len(self._values) == self._settings.window:
             self._values.pop(0)
             self._residuals.pop(0)
             self._gram, self._usable = self._gram[:, 1:, 1:], self._usable[:, 1:]
         self._values.append(fz)
         self._residuals.append(residual)
         row = torch.stack([inner(residual, other) for other in self._residuals], 1)  # (B, n)
-        new = torch.ones_like(row[:, :1], dtype=torch.bool)
-        if self._gram is None or self._usable is None:
-            self._gram, self._usable, self._mixed = row[:, :, None], new, torch.zeros_like(new[:, 0])
-            return
         above = torch.cat((self._gram, row[:, :-1, None]), 2)
         self._gram = torch.cat((above, row[:, None, :]), 1)
-        self._usable = torch.cat((self._usable, new), 1)
+        self._usable = torch.cat((self._usable, torch.ones_like(row[:, :1], dtype=torch.bool)), 1)
 
     def _mixture(self) -> tuple[Tensor, Tensor]:
         """Weights (B, n) that sum to 1 and give the smallest mixed residual, and whether they could be found (B,)."""
-        assert self._gram is not None and self._usable is not None
         used = self._usable.to(self._gram.dtype)
         gram = self._gram * used[:, :, None] * used[:, None, :]
         scale = (gram.diagonal(dim1=1, dim2=2).sum(1) / used.sum(1)).clamp_min(torch.finfo(gram.dtype).tiny)
@@ -183,7 +184,7 @@ class _BroydenRun:
         self._last = z, residual
         direction = residual
         for u, v in self._terms:
-            direction = add_scaled(direction, -inner(v, residual), u)
+            direction = _add_scaled(direction, -inner(v, residual), u)
         return tuple(a + b for a, b in zip(z, direction, strict=True))
 
     def _learn(self, dz: State, dg: State) -> None:
@@ -193,13 +194,26 @@ class _BroydenRun:
         inverse_dg = tuple(-x for x in dg)
         v = tuple(-x for x in dz)
         for u_i, v_i in self._terms:
-            inverse_dg = add_scaled(inverse_dg, inner(v_i, dg), u_i)
-            v = add_scaled(v, inner(u_i, dz), v_i)
+            inverse_dg = _add_scaled(inverse_dg, inner(v_i, dg), u_i)
+            v = _add_scaled(v, inner(u_i, dz), v_i)
         slope = inner(v, dg)
         # A change orthogonal to the step says nothing about the step, and the division below would blow it up.
         usable = (slope.abs() > 1e-8 * norm(v) * norm(dg)) & (slope != 0)
         factor = torch.where(usable, 1 / torch.where(usable, slope, torch.ones_like(slope)), torch.zeros_like(slope))
-        self._terms.append((combine(factor[:, None], [subtract(dz, inverse_dg)]), v))
+        self._terms.append((_combine(factor[:, None], [subtract(dz, inverse_dg)]), v))
+
+
+def _add_scaled(a: State, factors: Tensor, b: State) -> State:
+    """``a + factors * b`` with a factor (B,) per sample."""
+    return tuple(x + per_sample(factors.to(x.dtype), x) * y for x, y in zip(a, b, strict=True))
+
+
+def _combine(weights: Tensor, states: Sequence[State]) -> State:
+    """``sum_i weights[:, i] * states[i]``, weights (B, n)."""
+    result = tuple(per_sample(weights[:, 0].to(x.dtype), x) * x for x in states[0])
+    for index, state in enumerate(states[1:], 1):
+        result = _add_scaled(result, weights[:, index], state)
+    return result
 
 
 SOLVERS: dict[str, Callable[[], Solver]] = {"picard": Picard, "anderson": Anderson, "broyden": Broyden}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is decided between two iterations: which samples continue, which state is their result, and if there is time.
+"""States, and what is decided between two iterations: which samples continue, what their result is, if there is time.
 
 ``Rules`` decides for the samples, on the device, without a transfer to the host. ``Pace`` decides whether the host
 begins another iteration. Every loop uses both, whether it runs operations one by one or replays a CUDA graph.
@@ -9,26 +9,41 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium.state import State, select
+# Tensors whose first dimension is the batch. They are never joined, so that each keeps its shape, type and layout.
+State = tuple[Tensor, ...]
+Function = Callable[..., Sequence[Tensor]]
 
 
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    # The squares of half precision numbers overflow and underflow.
-    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    product = x.to(wide) * y.to(wide)
-    return (product.sum(tuple(range(1, x.dim()))) if x.dim() > 1 else product).double()
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) viewed so that it broadcasts over ``like``, (B, ...)."""
+    return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def subtract(a: State, b: State) -> State:
+    """``a - b``."""
+    return tuple(x - y for x, y in zip(a, b, strict=True))
+
+
+def select(mask: Tensor, yes: State, no: State) -> State:
+    """For each sample ``yes`` where the mask (B,) is true, else ``no``."""
+    return tuple(torch.where(per_sample(mask, a), a, b) for a, b in zip(yes, no, strict=True))
 
 
 def inner(a: State, b: State) -> Tensor:
     """Inner product per sample over all tensors of two states, (B,) float64."""
-    return torch.stack([_inner(x, y) for x, y in zip(a, b, strict=True)]).sum(0)
+    products = []
+    for x, y in zip(a, b, strict=True):
+        wide = torch.promote_types(x.dtype, torch.float32)  # squares in half precision overflow and underflow
+        product = x.to(wide) * y.to(wide)
+        products.append((product.sum(tuple(range(1, x.dim()))) if x.dim() > 1 else product).double())
+    return torch.stack(products).sum(0)
 
 
 def norm(a: State) -> Tensor:
@@ -50,11 +65,8 @@ class Samples(NamedTuple):
 
     :ivar state: its result so far, a value of ``f``; the start of the solve before the first iteration.
     :ivar previous: the point at which that value was taken.
-    :ivar point: the point of its last accepted evaluation.
-    :ivar value: the value of ``f`` there.
-    :ivar active: (B,) bool, whether it is still iterated.
-    :ivar converged: (B,) bool.
-    :ivar diverged: (B,) bool.
+    :ivar point: the point of its last accepted evaluation, and ``value``, the value of ``f`` there.
+    :ivar active: (B,) bool, whether it is still iterated; ``converged`` and ``diverged`` say why it is not.
     :ivar retry: (B,) bool, whether the next point is that of Picard's step, which is ``value``.
     :ivar iterations: (B,) int64, the number of accepted iterations.
     :ivar chosen: (B,) int64, the iteration that gave ``state``; 0 before the first.
@@ -85,16 +97,14 @@ class Rules:
     :param tolerance: a sample has converged when its measure is at or below this; None: never. A tensor allows it to
         change between replays of a CUDA graph.
     :param growth_limit: see ``solve``.
-    :param best: whether the result is the state of smallest measure instead of the last one.
-    :param erratic: whether the solver may propose an unusable point after a usable one. Picard's step is tried then.
+    :param keeps_best: see ``Solver``.
     :param look: whether the host may read values from the device. On a CPU this usually saves a copy. On a GPU it would
         make the host wait, and it is not possible while a CUDA graph is captured.
     """
 
     tolerance: float | Tensor | None
-    growth_limit: float | None
-    best: bool
-    erratic: bool
+    growth_limit: float
+    keeps_best: bool
     look: bool
 
     def begin(self, z0: State) -> Samples:
@@ -104,23 +114,21 @@ class Rules:
         no, none = torch.zeros_like(active), torch.zeros(batch, dtype=torch.int64, device=device)
         residual = torch.full((batch,), torch.inf, device=device)
         with torch.no_grad():
-            bound = residual.double() if self.growth_limit is None else self.growth_limit * norm(z0)
+            bound = self.growth_limit * norm(z0)
         number = torch.zeros((), dtype=torch.int64, device=device)
         return Samples(z0, z0, z0, z0, active, no, no, no, none, none, residual, bound, number)
 
     def account(self, before: Samples, z: State, fz: State, measured: Tensor) -> tuple[Samples, Tensor]:
         """Account for an iteration. Also returns its measure (B,), which is NaN where the sample had stopped before."""
         with torch.no_grad():
-            size, bound, number = norm(fz), before.bound, before.number + 1
-            usable = torch.isfinite(measured) & torch.isfinite(size)
-            if self.growth_limit is not None:
-                bound = torch.where(number == 1, torch.maximum(bound, self.growth_limit * size), bound)
-                usable = usable & (size <= bound)
+            size, number = norm(fz), before.number + 1
+            bound = torch.where(number == 1, torch.maximum(before.bound, self.growth_limit * size), before.bound)
+            usable = torch.isfinite(measured) & torch.isfinite(size) & (size <= bound)
             accepted = before.active & usable
-            improved = accepted & (measured < before.residual) if self.best else accepted
+            improved = accepted & (measured < before.residual) if self.keeps_best else accepted
             # An accelerated step may overshoot to a point where f is not defined. Before the sample is given up,
             # Picard's step from the last usable point is tried.
-            again = before.active & ~usable & ~before.retry & (before.iterations > 0) & self.erratic
+            again = before.active & ~usable & ~before.retry & (before.iterations > 0) & self.keeps_best
             diverged = before.diverged | (before.active & ~usable & ~again)
             converged = before.converged
             if self.tolerance is not None:
@@ -128,7 +136,7 @@ class Rules:
             traced = torch.where(before.active, measured, torch.nan)
         point, value = self.take(accepted, z, before.point), self.take(accepted, fz, before.value)
         state, previous = value, point
-        if self.best:
+        if self.keeps_best:
             state, previous = self.take(improved, fz, before.state), self.take(improved, z, before.previous)
         after = Samples(
             state=state, previous=previous, point=point, value=value, active=(accepted & ~converged) | again,
@@ -162,7 +170,7 @@ class Progress(Protocol):
 
 
 class Queued:
-    """The progress on a GPU, which the host learns one iteration late.
+    """The ``Progress`` on a GPU, which the host learns one iteration late.
 
     Reading it at once would leave the device idle until the host has queued the next iteration. An iteration too many
     does not change the result, because samples that have stopped are frozen on the device.
@@ -170,28 +178,25 @@ class Queued:
 
     def __init__(self, device: torch.device) -> None:
         self._device, self.done = device, False
-        self._pending: list[tuple[torch.cuda.Event, Tensor | None]] = []
-        self._mark(None)  # the end of the work that was queued before
+        self._pending: list[tuple[torch.cuda.Event, Tensor]] = []
+        self._mark(torch.zeros((), dtype=torch.bool))  # the end of the work that was queued before
 
     @property
     def in_flight(self) -> int:
-        """See ``Progress``."""
         return len(self._pending)
 
     def push(self, active: Tensor) -> None:
-        """See ``Progress``."""
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(~active.any(), non_blocking=True)
         self._mark(host)
 
     def look(self, wait: bool) -> None:
-        """See ``Progress``."""
         while self._pending and ((wait and len(self._pending) > 1) or self._pending[0][0].query()):
             event, host = self._pending.pop(0)
             event.synchronize()
-            self.done = self.done if host is None else bool(host)
+            self.done = bool(host)
 
-    def _mark(self, host: Tensor | None) -> None:
+    def _mark(self, host: Tensor) -> None:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
         self._pending.append((event, host))
@@ -230,14 +235,14 @@ class Pace:
         :param active: (B,) bool, the samples that the last one left active; None: the progress knows them, or nobody is
             to look at them.
         """
-        seen, begun = self.progress, self.begun > 0
-        if seen is not None and active is not None and begun:
-            seen.push(active)
         if self.begun == self.max_iterations:
             return False
+        seen, left = self.progress, active if self.begun else None
         if seen is None:
-            done = active is not None and begun and not bool(active.any())
+            done = left is not None and not bool(left.any())
         else:
+            if left is not None:
+                seen.push(left)
             seen.look(wait=self.watched)
             done = seen.done
         if done:

@@ -89,7 +89,7 @@ def test_growth_is_divergence_long_before_infinity() -> None:
     solution = solve(lambda z: (factors * z,), (start,), max_iterations=100)
     assert solution.stop_reasons == (StopReason.DIVERGED, StopReason.ITERATIONS)
     assert int(solution.iterations[0]) == 20 and float(solution.state[0][0]) == 2.0**20
-    unlimited = solve(lambda z: (factors * z,), (start,), max_iterations=100, growth_limit=None)
+    unlimited = solve(lambda z: (factors * z,), (start,), max_iterations=100, growth_limit=1e40)
     assert StopReason.DIVERGED not in unlimited.stop_reasons
 
 
@@ -114,8 +114,6 @@ def test_the_best_state_is_kept_where_the_residual_rises() -> None:
     assert float(best.state[0]) == 1.0 and float(best.previous[0]) == 2.0 and float(best.residual) == 1.0
     assert int(best.chosen) == 2 and int(best.iterations) == 4
     assert float(best.trajectory[3][0]) == 3.0, "the trajectory is what was iterated, not what was best"
-    last = solve(*problem, best=False, **settings)
-    assert float(last.state[0]) == 2.0 and float(last.residual) == 2.0 and int(last.chosen) == 4
 
 
 def test_the_trace_holds_the_measure_of_every_iteration() -> None:
@@ -191,7 +189,7 @@ def test_a_diverging_neighbour_spoils_neither_state_nor_gradient() -> None:
         ({"f": lambda z: (z, z)}, "must return 1 tensors"),
         ({"max_iterations": 0}, "at least 1, got 0"),
         ({"tolerance": -1.0}, "positive or None, got -1"),
-        ({"growth_limit": 1.0}, "above 1 or None, got 1"),
+        ({"growth_limit": 1.0}, "above 1, got 1"),
         ({"solver": "newton"}, "unknown solver 'newton'"),
     ],
 )

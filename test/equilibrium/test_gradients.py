@@ -14,13 +14,13 @@ from torch import Tensor
 from deq_flow_ros.equilibrium import (
     Anderson,
     Solution,
+    State,
     StopReason,
     implicit_gradient,
     phantom_gradient,
     solve,
     unroll,
 )
-from deq_flow_ros.equilibrium.state import State
 
 
 def loss_of(state: State) -> Tensor:

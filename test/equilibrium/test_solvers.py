@@ -119,15 +119,15 @@ def test_anderson_falls_back_to_picard_where_its_system_is_singular() -> None:
         return (torch.cat((z[:1] + 1, 0.5 * z[1:] + 1)),)  # constant residual; contraction
 
     start = torch.zeros(2, 3, dtype=torch.float64)
-    alone = solve(f, (start,), solver=Anderson(regularization=0), max_iterations=6, best=False)
-    torch.testing.assert_close(alone.state[0], solve(f, (start,), max_iterations=6).state[0])
-    regularized = solve(f, (start,), solver=Anderson(), max_iterations=6, best=False)
-    assert torch.isfinite(regularized.state[0]).all()
+    alone = solve(f, (start,), solver=Anderson(regularization=0), max_iterations=6, keep=(6,)).trajectory[6]
+    torch.testing.assert_close(alone, solve(f, (start,), max_iterations=6).state)
+    regularized = solve(f, (start,), solver=Anderson(), max_iterations=6, keep=(6,)).trajectory[6]
+    assert torch.isfinite(regularized[0]).all()
     factor = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     attached = solve(lambda z: (f(z)[0] * factor,), (start,), solver=Anderson(regularization=0), max_iterations=6)
     (gradient,) = torch.autograd.grad(attached.state[0].sum(), factor)
     assert torch.isfinite(gradient)
-    torch.testing.assert_close(regularized.state[0][1], torch.full((3,), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(regularized[0][1], torch.full((3,), 2.0, dtype=torch.float64))
 
 
 def test_anderson_goes_back_to_its_best_point_when_a_mixture_fails() -> None:
@@ -201,8 +201,8 @@ def test_iterates_equal_those_of_torchdeq(name: str, ours: Solver, arguments: di
     for count in (3, 4, 6, 8):
         theirs, _, _ = get_solver(name)(f, start, max_iter=count - shift, tol=1e-14, return_final=True, **arguments)
         theirs = theirs.view_as(b)
-        mine = solve(lambda z: (f(z),), (start,), solver=ours, max_iterations=count, best=False).state[0]
-        torch.testing.assert_close(mine, f(theirs) if shift else theirs, atol=1e-9, rtol=0)
+        mine = solve(lambda z: (f(z),), (start,), solver=ours, max_iterations=count, keep=(count,)).trajectory[count]
+        torch.testing.assert_close(mine[0], f(theirs) if shift else theirs, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize(

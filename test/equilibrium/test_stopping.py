@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium import Pace, Picard, Solution, StopReason, absolute_residual, solve
+from deq_flow_ros.equilibrium import (
+    Anderson,
+    Pace,
+    Picard,
+    Rules,
+    Solution,
+    Solver,
+    StopReason,
+    absolute_residual,
+    solve,
+)
 
 
 class Behind:
@@ -58,22 +68,22 @@ def test_without_an_expectation_a_host_that_runs_ahead_divides_by_what_has_ended
 def test_a_start_that_is_not_finite_is_named_when_the_solution_is_read() -> None:
     """Why: a GPU's host must not wait at the end of a solve, and yet nobody must take NaN for an answer."""
     figures = torch.tensor([[0.0, torch.inf, 0.0, 1.0], [3.0, 0.1, 1.0, 0.0]])
-    empty = torch.zeros(2)
-    solution = Solution((), (), empty, empty, empty, 3, empty, _check_start=True)
+    before = Rules(None, 1e6, keeps_best=False, look=True).begin((torch.zeros(2, 1),))
+    solution = Solution(before, 3, check_start=True)
     with pytest.raises(FloatingPointError, match=r"infinity for sample\(s\) \[0\] of 2"):
         solution.samples(figures.tolist())
     assert [made for made, _, _ in solution.samples(figures[1:].tolist())] == [3]
 
 
-@pytest.mark.parametrize("best", [None, True])
-def test_a_solve_that_is_not_watched_gives_the_same(best: bool | None) -> None:
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=str)
+def test_a_solve_that_is_not_watched_gives_the_same(solver: Solver) -> None:
     """Why: what is captured in a graph cannot look at its samples; they must stop all the same."""
     rates = torch.tensor([[0.1], [0.9], [4.0]], dtype=torch.float64)
 
     def f(z: Tensor) -> tuple[Tensor]:
         return (rates * z + 1,)
 
-    settings = {"max_iterations": 30, "tolerance": 1e-3, "best": best, "measure": absolute_residual, "solver": Picard()}
+    settings = {"max_iterations": 30, "tolerance": 1e-3, "measure": absolute_residual, "solver": solver}
     start = (torch.ones(3, 1, dtype=torch.float64),)
     seen, unseen = solve(f, start, **settings), solve(f, start, **settings, watch=False)
     assert unseen.evaluations == 30 and seen.stop_reasons == unseen.stop_reasons

@@ -117,7 +117,7 @@ class Workspace:
         self.match = device.capture(self._match, pool)
         self.pair: Captured[FlowProblem] = device.capture(self._pair, pool)
         self.tolerance = torch.full((), -1.0, device=device.device)
-        rules = Rules(self.tolerance, 1e6, best=False, erratic=False, look=False)
+        rules = Rules(self.tolerance, 1e6, keeps_best=False, look=False)
         self.samples = _kept(rules.begin(self.start))
         self.sign = torch.ones((), device=device.device)
         self.carry: Captured[State] = device.capture(lambda: parts.move(self.samples.value, self.sign), pool)
@@ -187,7 +187,7 @@ class Workspace:
 
     def solution(self, evaluations: int = 0, exhausted: StopReason = StopReason.ITERATIONS) -> Solution:
         """Of the samples as they are."""
-        return Solution.of(self.samples, evaluations, exhausted)
+        return Solution(self.samples, evaluations, exhausted)
 
     def _match(self) -> None:
         still = torch.zeros_like(self.start[1])
