@@ -57,7 +57,7 @@ def by_flow(fields: list[tuple[np.ndarray, np.ndarray]], greys: list[np.ndarray]
     for step, (flow, uncertainty) in enumerate(fields):
         tracker.follow(flow, uncertainty, greys[step], greys[step + 1], (step, step + 1), backward=True)
     there, error = points.copy(), np.full(len(points), np.inf)
-    there[tracker.tracks.ids], error[tracker.tracks.ids] = tracker.tracks.points, tracker.tracks.errors
+    there[tracker.tracks["id"]], error[tracker.tracks["id"]] = tracker.tracks["point"], tracker.tracks["error"]
     return there, [error], error <= LIMITS.max_error_px
 
 
@@ -177,12 +177,12 @@ def _plot(
     ways: dict[int, list[np.ndarray]] = {}
     for step, (flow, uncertainty) in enumerate(fields):
         tracker.follow(flow, uncertainty, greys[step], greys[step + 1], (step, step + 1), backward=True)
-        for number, point in zip(tracker.tracks.ids.tolist(), tracker.tracks.points, strict=True):
+        for number, point in zip(tracker.tracks["id"].tolist(), tracker.tracks["point"], strict=True):
             ways.setdefault(number, []).append(point)
     with picture(path, 6.0, 4.5) as figure:
         axis = figure.subplots()
         axis.imshow(images[-1])
-        for number, age in zip(tracker.tracks.ids.tolist(), tracker.tracks.ages.tolist(), strict=True):
+        for number, age in zip(tracker.tracks["id"].tolist(), tracker.tracks["age"].tolist(), strict=True):
             way = np.array(ways[number])
             axis.plot(*way.T, color=(1.0, 0.85, 0.1) if age < 10 else (0.2, 1.0, 0.4), linewidth=0.8)
             axis.plot(*way[-1], ".", color="white", markersize=3)

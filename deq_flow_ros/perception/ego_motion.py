@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -27,8 +26,6 @@ PAIRS = 60
 """Tried for the translation that goes with a known rotation."""
 KEPT = 2000
 """Measurements of a gyroscope: two seconds of one at 1 kHz."""
-Model: TypeAlias = tuple[np.ndarray, np.ndarray | None]
-"""Matrix and translation of an ``EgoMotion``."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ class EgoMotion:
 
     matrix: np.ndarray
     translation: np.ndarray | None
-    inliers: float
-    cost: float
+    inliers: float = 0.0
+    cost: float = math.inf
 
     @property
     def model(self) -> str:
@@ -80,11 +77,7 @@ class EgoMotion:
 
 
 def fit_ego_motion(
-    here: np.ndarray,
-    there: np.ndarray,
-    sigma: np.ndarray,
-    calibrated: bool = True,
-    rotation: np.ndarray | None = None,
+    here: np.ndarray, there: np.ndarray, sigma: np.ndarray, calibrated: bool = True, rotation: np.ndarray | None = None
 ) -> EgoMotion | None:
     """Fit the motion of the camera to positions in two images, by USAC with MAGSAC++ (Barath et al., CVPR 2020).
 
@@ -103,89 +96,83 @@ def fit_ego_motion(
     if len(here) < FEWEST:
         return None
     here, there = np.ascontiguousarray(here, np.float64), np.ascontiguousarray(there, np.float64)
-    if rotation is not None:
-        candidates: list[Model] = [(rotation, None)]
-        if calibrated:
-            translation = _translation(rotation, here, there, sigma)
-            if translation is not None:
-                candidates.append(_refined((rotation, translation), here, there, sigma, fixed_rotation=True))
+    if rotation is None:
+        found = _searched(here, there, sigma, calibrated)
+        candidates = [EgoMotion(np.eye(3), None), *(_refined(motion, here, there, sigma) for motion in found)]
     else:
-        at_rest: Model = (np.eye(3), None)
-        candidates = [at_rest, *_searched(here, there, sigma, calibrated)]
-    fitted = [_judged(candidate, here, there, sigma) for candidate in candidates]
-    return min(fitted, key=lambda motion: motion.cost)
+        candidates = [EgoMotion(rotation, None)]
+        if calibrated and (motion := _with_translation(rotation, here, there, sigma)) is not None:
+            candidates.append(_refined(motion, here, there, sigma, fixed_rotation=True))
+    return _best(candidates, here, there, sigma)
 
 
-def _searched(here: np.ndarray, there: np.ndarray, sigma: np.ndarray, calibrated: bool) -> list[Model]:
+def _searched(here: np.ndarray, there: np.ndarray, sigma: np.ndarray, calibrated: bool) -> list[EgoMotion]:
     """What USAC finds."""
-    found: list[Model] = []
+    found = []
     limit = 2 * float(np.median(sigma))
     matrix, _ = cv2.findHomography(here, there, cv2.USAC_MAGSAC, limit, maxIters=MAX_ITERATIONS, confidence=CONFIDENCE)
     if matrix is not None:
-        found.append((matrix / matrix[2, 2], None))
+        found.append(EgoMotion(matrix / matrix[2, 2], None))
     if calibrated:
         essential, _ = cv2.findEssentialMat(here, there, np.eye(3), cv2.USAC_MAGSAC, CONFIDENCE, limit)
         if essential is not None and essential.shape == (3, 3):
-            found.append(_pose(essential, here, there, sigma))
-    return [_refined(model, here, there, sigma) for model in found]
+            # Of its four decompositions, the one that has most positions in front of the camera.
+            one, other, translation = cv2.decomposeEssentialMat(essential)
+            poses = [EgoMotion(turn, sign * translation[:, 0]) for turn in (one, other) for sign in (1, -1)]
+            found.append(_best(poses, here, there, sigma))
+    return found
 
 
-def _judged(model: Model, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> EgoMotion:
-    """A model with its share of inliers and its GRIC, divided by the number of positions."""
-    matrix, translation = model
-    motion = EgoMotion(matrix, translation, 0.0, 0.0)
-    squared = (motion.deviation(here, there) / sigma) ** 2
-    # Torr's terms: four measurements for each position, on a manifold of as many dimensions.
-    dimensions, parameters = (2, 8) if translation is None else (3, 5)
-    most = 2.0 * (4 - dimensions)
-    penalty = math.log(4) * dimensions + math.log(4 * len(here)) * parameters / len(here)
-    cost = float(np.minimum(squared, most).mean()) + penalty
-    return replace(motion, inliers=float(np.mean(squared < INLIER**2)), cost=cost)
-
-
-def _pose(essential: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> Model:
-    """The rotation and translation of an essential matrix that have most positions in front of the camera."""
-    one, other, translation = cv2.decomposeEssentialMat(essential)
-    poses: list[Model] = [(turn, sign * translation[:, 0]) for turn in (one, other) for sign in (1, -1)]
-    return min(poses, key=lambda pose: _judged(pose, here, there, sigma).cost)
+def _best(motions: list[EgoMotion], here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> EgoMotion:
+    """The motion of the least GRIC, which is divided by the number of positions, with its share of inliers."""
+    judged = []
+    for motion in motions:
+        squared = (motion.deviation(here, there) / sigma) ** 2
+        # Torr's terms: four measurements for each position, on a manifold of as many dimensions.
+        dimensions, parameters = (2, 8) if motion.translation is None else (3, 5)
+        penalty = math.log(4) * dimensions + math.log(4 * len(here)) * parameters / len(here)
+        cost = float(np.minimum(squared, 2.0 * (4 - dimensions)).mean()) + penalty
+        judged.append(replace(motion, inliers=float(np.mean(squared < INLIER**2)), cost=cost))
+    return min(judged, key=lambda motion: motion.cost)
 
 
 def _refined(
-    model: Model, here: np.ndarray, there: np.ndarray, sigma: np.ndarray, fixed_rotation: bool = False
-) -> Model:
-    """The model of a kind that fits best near the one given: least squares, in which outliers lose their weight.
+    motion: EgoMotion, here: np.ndarray, there: np.ndarray, sigma: np.ndarray, fixed_rotation: bool = False
+) -> EgoMotion:
+    """The motion of a model that fits best near the one given: least squares, in which outliers lose their weight.
 
     USAC takes what is within its limit for an inlier; here, what deviates less counts more (Geman and McClure).
     """
-    parameters = 8 if model[1] is None else 5
+    parameters = 8 if motion.translation is None else 5
     varied = np.eye(parameters)[3 if fixed_rotation else 0 :]
 
     def deviations(step: np.ndarray) -> np.ndarray:
-        away, across, _ = EgoMotion(*_moved(model, step), 0.0, 0.0).split(here, there)
-        return away.T if model[1] is None else across[None]
+        away, across, _ = _moved(motion, step).split(here, there)
+        return away.T if motion.translation is None else across[None]
 
     for _ in range(REFINEMENTS):
         now = deviations(np.zeros(parameters))
         slopes = [(deviations(step) - now) / STEP for step in STEP * varied]
         weight = np.broadcast_to(1 / (sigma * (1 + np.sum((now / sigma) ** 2, axis=0))), now.shape).ravel()
         weighted = np.stack([slope.ravel() * weight for slope in slopes], axis=1)
-        model = _moved(model, np.linalg.lstsq(weighted, -now.ravel() * weight, rcond=None)[0] @ varied)
-    return model
+        motion = _moved(motion, np.linalg.lstsq(weighted, -now.ravel() * weight, rcond=None)[0] @ varied)
+    return motion
 
 
-def _moved(model: Model, step: np.ndarray) -> Model:
-    """A model changed in all its parameters: the entries of a homography; a rotation, and a turn of the translation."""
-    matrix, translation = model
-    if translation is None:
-        return matrix + np.append(step, 0.0).reshape(3, 3), None
-    side = np.cross(translation, np.eye(3)[np.argmin(np.abs(translation))])
+def _moved(motion: EgoMotion, step: np.ndarray) -> EgoMotion:
+    """Changed in all parameters: the entries of a homography; a rotation, and a turn of the translation."""
+    if motion.translation is None:
+        return EgoMotion(motion.matrix + np.append(step, 0.0).reshape(3, 3), None)
+    side = np.cross(motion.translation, np.eye(3)[np.argmin(np.abs(motion.translation))])
     side /= np.linalg.norm(side)
-    moved = translation + step[3] * side + step[4] * np.cross(translation, side)
-    return cv2.Rodrigues(step[:3])[0] @ matrix, moved / np.linalg.norm(moved)
+    moved = motion.translation + step[3] * side + step[4] * np.cross(motion.translation, side)
+    return EgoMotion(cv2.Rodrigues(step[:3])[0] @ motion.matrix, moved / np.linalg.norm(moved))
 
 
-def _translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> np.ndarray | None:
-    """The direction that explains most positions together with a known rotation, (3,); None if that leaves no motion.
+def _with_translation(
+    rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray
+) -> EgoMotion | None:
+    """A known rotation with the translation that explains most positions; None if the rotation leaves no motion.
 
     Each position allows directions in one plane, so that two give one; the best of many such pairs is taken.
     """
@@ -195,8 +182,8 @@ def _translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigm
     directions = np.cross(normals[first], normals[second])
     lengths = np.linalg.norm(directions, axis=1)
     directions = directions[lengths > 0] / lengths[lengths > 0, None]
-    tried = [_judged((rotation, sign * each), here, there, sigma) for each in directions for sign in (1, -1)]
-    return min(tried, key=lambda motion: motion.cost).translation if tried else None
+    tried = [EgoMotion(rotation, sign * each) for each in directions for sign in (1, -1)]
+    return _best(tried, here, there, sigma) if tried else None
 
 
 class Gyroscope:
@@ -223,11 +210,8 @@ class Gyroscope:
 
         :returns: None where the measurements do not reach from the one to the other.
         """
-        measured = list(self._measured)
-        if (
-            len(measured) < 2
-            or not measured[0][0] <= min(first_ns, second_ns) <= max(first_ns, second_ns) <= measured[-1][0]
-        ):
+        measured, (begin, end) = list(self._measured), sorted((first_ns, second_ns))
+        if len(measured) < 2 or begin < measured[0][0] or end > measured[-1][0]:
             return None
         times = np.array([stamp - first_ns for stamp, _ in measured]) * 1e-9
         rates = np.array([rate for _, rate in measured])
@@ -245,9 +229,8 @@ def rotation_of(quaternion: np.ndarray) -> np.ndarray:
     :raises ValueError: for one of length 0.
     """
     length = float(np.linalg.norm(quaternion))
-    if not 0.0 < length < float("inf"):
+    if not 0.0 < length < math.inf:
         raise ValueError(f"expected a quaternion x, y, z, w of a length above 0, got {np.asarray(quaternion).tolist()}")
     x, y, z, w = quaternion / length
-    angle = 2 * np.arctan2(np.linalg.norm([x, y, z]), w)
-    axis = np.array([x, y, z]) / max(float(np.linalg.norm([x, y, z])), 1e-12)
-    return cv2.Rodrigues(axis * angle)[0]
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross

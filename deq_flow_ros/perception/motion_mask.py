@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -33,14 +34,12 @@ class MaskSettings:
     )
     min_motion_px: float = live(number(0.5, 0.01, 1000.0, "px"), "and in any case")
     grow: float = live(
-        number(0.5, 0.05, 1.0),
-        "share of these limits down to which the surroundings of what exceeds them belong to it",
+        number(0.5, 0.05, 1.0), "share of these limits down to which the surroundings of what exceeds them belong to it"
     )
     min_area: float = live(number(0.002, 0.0, 1.0), "smallest area of a moving region, as a share of the image")
     smoothing_px: int = live(number(5, 1, 99, "px"), "size of specks that go and of gaps that are closed. 1 = none")
     min_inliers: float = live(
-        number(0.5, 0.0, 1.0),
-        "share of the pixels that the camera's motion must explain; below, no mask is published",
+        number(0.5, 0.0, 1.0), "share of the pixels that the camera's motion must explain; below, no mask is published"
     )
     max_uncertainty_px: float = live(
         number(3.0, 0.0, 1000.0, "px"),
@@ -48,8 +47,7 @@ class MaskSettings:
     )
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A moving region: the box around it in px, its area, and the median of its deviation from the camera's motion."""
 
     x: int
@@ -95,11 +93,7 @@ class MotionSegmenter:
         self._here = (pixels - centre) / self._focal if camera is None else camera.normalized(pixels)
 
     def __call__(
-        self,
-        flow: np.ndarray,
-        uncertainty: np.ndarray,
-        settings: MaskSettings,
-        rotation: np.ndarray | None = None,
+        self, flow: np.ndarray, uncertainty: np.ndarray, settings: MaskSettings, rotation: np.ndarray | None = None
     ) -> MotionMask:
         """Segment a field.
 
@@ -115,37 +109,30 @@ class MotionSegmenter:
         stride = max(1, round((chosen.size / FITTED) ** 0.5))
         chosen[stride // 2 :: stride, stride // 2 :: stride] = True
         chosen = chosen.ravel() & known
-        nothing = np.zeros(self.shape, bool)
-        motion, problem = None, _unusable(int(chosen.sum()), uncertainty, settings)
-        if not problem:
+        motion, problem = None, ""
+        if (count := int(chosen.sum())) < FEWEST:
+            problem = f"{count} of the pixels to fit the camera's motion to have flow, expected at least {FEWEST}"
+        elif (median := float(np.nanmedian(uncertainty))) > settings.max_uncertainty_px:
+            problem = (
+                f"the median uncertainty of the flow is {median:.1f} px, above max_uncertainty_px "
+                f"{settings.max_uncertainty_px:g}: too little texture or light, or too fast a motion"
+            )
+        else:
             motion = fit_ego_motion(self._here[chosen], there[chosen], sigma[chosen], self.camera is not None, rotation)
         if motion is None:
-            return MotionMask(nothing, (), None, problem)
+            return MotionMask(np.zeros(self.shape, bool), (), None, problem)
         deviation = np.where(known, motion.deviation(self._here, there), 0.0)
         deviation_px = deviation.reshape(self.shape) * self._focal
         explained = chosen & (deviation < INLIER * sigma)
         noise_px = float(np.median(deviation[explained])) * self._focal if explained.any() else 0.0
         least_px = np.maximum(settings.threshold * uncertainty, max(settings.noise * noise_px, settings.min_motion_px))
         score = np.where(known.reshape(self.shape), deviation_px / least_px, 0.0)
-        mask, boxes = _regions(score, deviation_px, settings)
         if motion.inliers < settings.min_inliers:
             problem = (
                 f"the {motion.model} explains {motion.inliers:.0%} of the flow, below min_inliers "
                 f"{settings.min_inliers:.0%}: most of the image moves by itself, or the flow is wrong"
             )
-        return MotionMask(mask, boxes, motion, problem, noise_px)
-
-
-def _unusable(fitted: int, uncertainty: np.ndarray, settings: MaskSettings) -> str:
-    if fitted < FEWEST:
-        return f"{fitted} of the pixels to fit the camera's motion to have flow, expected at least {FEWEST}"
-    median = float(np.nanmedian(uncertainty))
-    if median > settings.max_uncertainty_px:
-        return (
-            f"the median uncertainty of the flow is {median:.1f} px, above max_uncertainty_px "
-            f"{settings.max_uncertainty_px:g}: too little texture or light, or too fast a motion"
-        )
-    return ""
+        return MotionMask(*_regions(score, deviation_px, settings), motion, problem, noise_px)
 
 
 def _regions(score: np.ndarray, deviation: np.ndarray, settings: MaskSettings) -> tuple[np.ndarray, list[Box]]:

@@ -52,54 +52,27 @@ class TrackSettings:
     )
     window_px: int = live(number(11, 5, 63, "px"), "side of the square that is compared between images; odd")
     max_correction_px: float = live(
-        number(1.0, 0.0, 100.0, "px"),
-        "how far the images may correct the flow, unless twice its uncertainty is more",
+        number(1.0, 0.0, 100.0, "px"), "how far the images may correct the flow, unless twice its uncertainty is more"
     )
     max_disagreement_px: float = live(
         number(1.0, 0.01, 100.0, "px"),
         "distance from the start, after a step forward and back, up to which the images confirm a step",
     )
     max_residual: float = live(
-        number(20.0, 0.1, 255.0, "grey levels"),
-        "mean difference of the squares up to which the images confirm a step",
+        number(20.0, 0.1, 255.0, "grey levels"), "mean difference of the squares up to which the images confirm a step"
     )
-    max_error_px: float = live(
-        number(1.0, 0.1, 100.0, "px"), "expected error of a position beyond which its track ends"
-    )
+    max_error_px: float = live(number(1.0, 0.1, 100.0, "px"), "expected error of a position above which its track ends")
 
 
-@dataclass(frozen=True)
-class Tracks:
-    """The tracks in one image; arrays of N.
-
-    :ivar ids: uint32, never used twice.
-    :ivar points: (N, 2) float64 px, x before y.
-    :ivar ages: uint32, steps since the track began.
-    :ivar errors: float64 px, the expected distance from where the point has gone.
-    """
-
-    ids: np.ndarray
-    points: np.ndarray
-    ages: np.ndarray
-    errors: np.ndarray
-
-    @property
-    def confidence(self) -> np.ndarray:
-        """1 / (1 + expected error in px), 0..1."""
-        return 1 / (1 + self.errors)
-
-    def only(self, kept: np.ndarray) -> Tracks:
-        """Those of a mask (N,) or of indices."""
-        return Tracks(self.ids[kept], self.points[kept], self.ages[kept], self.errors[kept])
-
-
-NONE = Tracks(np.empty(0, np.uint32), np.empty((0, 2)), np.empty(0, np.uint32), np.empty(0))
+TRACK = np.dtype([("id", np.uint32), ("point", np.float64, 2), ("age", np.uint32), ("error", np.float64)])
+"""A track in one image: its number, which is never used twice; where it is, px, x before y; steps since it began; and
+the expected distance from where the point has gone, px."""
 
 
 class _Reference:
     """An image, the tracks in it, and where all that it shows has gone since."""
 
-    def __init__(self, image: np.ndarray, tracks: Tracks) -> None:
+    def __init__(self, image: np.ndarray, tracks: np.ndarray) -> None:
         self.image, self.tracks, self.steps = image, tracks, 0
         axes = (np.arange(CELL_PX / 2 - 0.5, side + CELL_PX / 2 - 0.5, CELL_PX) for side in image.shape[::-1])
         self._now = self._start = np.stack(np.meshgrid(*axes), axis=2).astype(np.float32)
@@ -119,12 +92,12 @@ class PointTracker:
     """Follows points through the flow of a stream.
 
     :ivar settings: may be exchanged between two fields.
-    :ivar tracks: in the latest image.
+    :ivar tracks: (N,) of ``TRACK``, in the latest image.
     """
 
     def __init__(self, settings: TrackSettings | None = None) -> None:
         self.settings = settings or TrackSettings()
-        self.tracks = NONE
+        self.tracks = np.empty(0, TRACK)
         self._until_ns: int | None = None
         self._shape: tuple[int, ...] = ()
         self._next_id = 0
@@ -132,8 +105,8 @@ class PointTracker:
 
     def restart(self, reason: str = RESTART) -> Counter[str]:
         """End all tracks; returns how many ended for what reason."""
-        ended = Counter({reason: len(self.tracks.ids)} if len(self.tracks.ids) else {})
-        self.tracks, self._until_ns, self._anchor = NONE, None, None
+        ended = +Counter({reason: len(self.tracks)})
+        self.tracks, self._until_ns, self._anchor = np.empty(0, TRACK), None, None
         return ended
 
     def follow(
@@ -168,10 +141,10 @@ class PointTracker:
         elif self._shape and shape != self._shape:
             ended += self.restart(SIZE)
         self._shape = shape
-        if self._until_ns is None and not len(self.tracks.ids):  # so that the first step is one as well
+        if self._until_ns is None and not len(self.tracks):  # so that the first step is one as well
             self._begin(first)
         self._until_ns = stamps_ns[1]
-        if len(self.tracks.ids):
+        if len(self.tracks):
             ended += self._step(flow, uncertainty, first, second, backward)
         self._begin(second)
         return ended
@@ -179,25 +152,24 @@ class PointTracker:
     def _step(
         self, flow: np.ndarray, uncertainty: np.ndarray, first: np.ndarray, second: np.ndarray, backward: bool
     ) -> Counter[str]:
-        tracks, settings = self.tracks, self.settings
+        tracks, settings = self.tracks.copy(), self.settings
         height, width = first.shape
-        there = _led(flow, tracks.points, backward)
-        error = np.hypot(tracks.errors, _sampled(uncertainty, there if backward else tracks.points))
+        there = _led(flow, tracks["point"], backward)
+        error = np.hypot(tracks["error"], _sampled(uncertainty, there if backward else tracks["point"]))
         reasons = np.full(len(there), "", object)
         reasons[~np.isfinite(there).all(axis=1) | ~np.isfinite(error)] = UNKNOWN
         tried = np.flatnonzero((reasons == "") & _inside(there, height, width))
-        last = _Reference(first, tracks)
+        last = _Reference(first, self.tracks)
         if self._anchor is None or self._anchor.steps >= ANCHOR_STEPS:
             self._anchor = last
         for reference in dict.fromkeys((last, self._anchor)):
             reference.advance(flow, backward)
-            _, mine, theirs = np.intersect1d(
-                tracks.ids[tried], reference.tracks.ids, assume_unique=True, return_indices=True
-            )
+            known = reference.tracks["id"]
+            _, mine, theirs = np.intersect1d(tracks["id"][tried], known, assume_unique=True, return_indices=True)
             if mine.size:
-                mine, start = tried[mine], reference.tracks.only(theirs)
-                found, apart, good = self._matched(reference, second, start.points, error[mine])
-                total = np.hypot(start.errors, apart + STEP_ERROR_PX)
+                mine, start = tried[mine], reference.tracks[theirs]
+                found, apart, good = self._matched(reference, second, start["point"], error[mine])
+                total = np.hypot(start["error"], apart + STEP_ERROR_PX)
                 better = good & ((total < error[mine]) | (reference is last))
                 there[mine[better]], error[mine[better]] = found[better], total[better]
         reasons[(reasons == "") & ~_inside(there, height, width)] = OUTSIDE
@@ -210,7 +182,9 @@ class PointTracker:
         _, surest = np.unique(cells[:, 1] * (width + 1) + cells[:, 0], return_index=True)
         reasons[np.setdiff1d(order, order[surest])] = CONVERGED
         alive = reasons == ""
-        self.tracks = Tracks(tracks.ids, there, tracks.ages + np.uint32(1), error).only(alive)
+        tracks["point"], tracks["error"] = there, error
+        tracks["age"] += 1
+        self.tracks = tracks[alive]
         return Counter(reasons[~alive].tolist())
 
     def _matched(
@@ -222,12 +196,9 @@ class PointTracker:
         rows, columns = (np.arange(side, dtype=np.float32) for side in image.shape)
         x, y = way[..., 0] + columns, way[..., 1] + rows[:, None]
         warped = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        options: dict[str, Any] = {
-            "winSize": (settings.window_px, settings.window_px),
-            "maxLevel": 0,
-            "criteria": (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 30, 0.01),
-            "flags": cv2.OPTFLOW_USE_INITIAL_FLOW,
-        }
+        options: dict[str, Any] = {"winSize": (settings.window_px,) * 2, "maxLevel": 0}
+        options["criteria"] = cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 30, 0.01
+        options["flags"] = cv2.OPTFLOW_USE_INITIAL_FLOW
         here = start.astype(np.float32)[:, None]
         found, there_ok, residual = cv2.calcOpticalFlowPyrLK(reference.image, warped, here, here.copy(), **options)
         back, back_ok, _ = cv2.calcOpticalFlowPyrLK(warped, reference.image, found, here.copy(), **options)
@@ -246,16 +217,15 @@ class PointTracker:
     def _begin(self, image: np.ndarray) -> None:
         """Tracks where there is texture and no track near."""
         settings = self.settings
-        if (room := settings.max_tracks - len(self.tracks.ids)) > 0:
-            self.begin(corners(image, settings.spacing_px, settings.min_texture, self.tracks.points)[:room])
+        if (room := settings.max_tracks - len(self.tracks)) > 0:
+            self.begin(corners(image, settings.spacing_px, settings.min_texture, self.tracks["point"])[:room])
 
     def begin(self, points: np.ndarray) -> None:
         """Begin tracks at points (N, 2) px of the latest image."""
-        count, old = len(points), self.tracks
-        ids = np.arange(self._next_id, self._next_id + count).astype(np.uint32)
-        self._next_id += count
-        new = Tracks(ids, np.asarray(points, np.float64), np.zeros(count, np.uint32), np.zeros(count))
-        self.tracks = Tracks(*(np.concatenate([vars(old)[name], vars(new)[name]]) for name in vars(new)))
+        new = np.zeros(len(points), TRACK)
+        new["id"], new["point"] = np.arange(self._next_id, self._next_id + len(points)), points
+        self._next_id += len(points)
+        self.tracks = np.concatenate([self.tracks, new])
 
 
 def corners(image: np.ndarray, spacing_px: int, min_texture: float, taken: np.ndarray | None = None) -> np.ndarray:
@@ -277,8 +247,7 @@ def corners(image: np.ndarray, spacing_px: int, min_texture: float, taken: np.nd
 
 
 def _inside(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        return np.all((points >= 0) & (points <= (width - 1, height - 1)), axis=1)
+    return np.all((points >= 0) & (points <= (width - 1, height - 1)), axis=1)
 
 
 def _sampled(field: np.ndarray, points: np.ndarray) -> np.ndarray:

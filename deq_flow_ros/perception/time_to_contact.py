@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.perception.ego_motion import FEWEST, fit_ego_motion
+from deq_flow_ros.perception.ego_motion import fit_ego_motion
 from deq_flow_ros.settings import live, number
 
 SAMPLES = 20_000
@@ -53,9 +52,7 @@ class ContactSettings:
         number(0.1, 0.0, 10.0, "s"),
         "time constant with which a region remembers what was measured before. 0 = it does not",
     )
-    horizon_s: float = live(
-        number(20.0, 1.0, 1000.0, "s"), "a time above this one counts as no approach, and is infinite"
-    )
+    horizon_s: float = live(number(20.0, 1.0, 1000.0, "s"), "a time above it counts as no approach, and is infinite")
     tolerance: float = live(number(0.15, 0.01, 1.0), "relative error of a time within which confidence calls it right")
     min_confidence: float = live(number(0.5, 0.0, 1.0), "confidence below which a region is NaN, with confidence 0")
     min_known: float = live(
@@ -97,48 +94,30 @@ class ContactEstimator:
     def __init__(self, shape: tuple[int, int], camera: CameraModel, settings: ContactSettings) -> None:
         self.shape, self.camera, self.settings = shape, camera, settings
         height, width = shape
+        self._grid = rows, columns = settings.rows, settings.columns
         # Three samples across a region are the fewest that show an expansion robustly.
-        self._stride = max(1, min(round(math.sqrt(height * width / SAMPLES)), height // settings.rows // 3))
-        tall, wide = (side // count // self._stride for side, count in zip(shape, self._grid, strict=True))
-        if min(tall, wide) < 3:
+        self._stride = max(1, min(round(math.sqrt(height * width / SAMPLES)), height // rows // 3))
+        self._tall, self._wide = height // rows // self._stride, width // columns // self._stride
+        if min(self._tall, self._wide) < 3:
             raise ValueError(
-                f"expected regions of at least 3x3 px, got {settings.columns}x{settings.rows} of them in fields of "
-                f"{width}x{height} px: make rows and columns fewer"
+                f"expected regions of at least 3x3 px, got {columns}x{rows} of them in fields of {width}x{height} px: "
+                "make rows and columns fewer"
             )
-        self._tall, self._wide = tall, wide
         self._normalized = NormalizedFlow(camera)
-        self._rays = self._directions(self._here)
+        samples = self.regions(np.mgrid[:height, :width][::-1].transpose(1, 2, 0).astype(np.float64))
+        self._here = camera.normalized(samples.reshape(-1, 2)).reshape(samples.shape)
         self.forget()
 
     def forget(self) -> None:
         """The next field does not follow those before."""
-        self._weight = np.zeros(self.settings.rows * self.settings.columns)
-        self._rate = np.zeros_like(self._weight)
-
-    @property
-    def _grid(self) -> tuple[int, int]:
-        return self.settings.rows, self.settings.columns
-
-    @cached_property
-    def _here(self) -> np.ndarray:
-        """(regions, n, 2) float64: normalized coordinates of the samples."""
-        pixels = np.mgrid[: self.shape[0], : self.shape[1]][::-1].transpose(1, 2, 0).astype(np.float64)
-        samples = self.regions(pixels)
-        return self.camera.normalized(samples.reshape(-1, 2)).reshape(samples.shape)
+        self._weight, self._rate = np.zeros((2, self.settings.rows * self.settings.columns))
 
     def regions(self, field: np.ndarray) -> np.ndarray:
         """(regions, n, channels): the samples of a field (H, W[, channels]) by region."""
-        rows, columns = self._grid
-        tall, wide, start = self._tall, self._wide, self._stride // 2
+        (rows, columns), tall, wide, start = self._grid, self._tall, self._wide, self._stride // 2
         samples = field[start :: self._stride, start :: self._stride][: rows * tall, : columns * wide]
         blocks = samples.reshape(rows, tall, columns, wide, -1).swapaxes(1, 2)
         return blocks.reshape(rows * columns, tall * wide, -1)
-
-    @staticmethod
-    def _directions(normalized: np.ndarray) -> np.ndarray:
-        """Unit vectors (..., 3) of normalized coordinates (..., 2)."""
-        rays = np.concatenate([normalized, np.ones((*normalized.shape[:-1], 1))], axis=-1)
-        return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
 
     def __call__(
         self, flow: np.ndarray, uncertainty: np.ndarray, elapsed_s: float, rotation: np.ndarray | None = None
@@ -174,9 +153,8 @@ class ContactEstimator:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each region the relative expansion between the images, its standard error, and the share explained."""
         start = np.where(known, 1 / sigma**2, 0.0)
-        rays, targets = np.nan_to_num(self._rays), np.nan_to_num(self._directions(there))
-        centre, target = _mean_direction(rays, start), _mean_direction(targets, start)
-        to_centre, to_target = _turns_to_z(centre), _turns_to_z(target)
+        rays, targets = _directions(self._here), _directions(there)
+        to_centre, to_target = _turns_to_z(rays, start), _turns_to_z(targets, start)
         x, y = _on_plane(to_centre, rays), _on_plane(to_target, targets)
         design = np.concatenate([np.ones((*x.shape[:2], 1)), x], axis=2)
         weight = start
@@ -238,39 +216,36 @@ class ContactEstimator:
         confidence = np.array([math.erf(value / math.sqrt(2)) for value in margin])
         told = usable & (confidence >= settings.min_confidence)
         seconds, confidence = np.where(told, seconds, np.nan), np.where(told, confidence, 0.0)
-        return Contacts(
-            seconds.reshape(self._grid).astype(np.float32),
-            confidence.reshape(self._grid).astype(np.float32),
-            rotation_known,
-        )
+        seconds, confidence = np.stack([seconds, confidence]).reshape(2, *self._grid).astype(np.float32)
+        return Contacts(seconds, confidence, rotation_known)
 
 
 def _rotation(here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> np.ndarray | None:
     """The rotation (3, 3) of the camera from the one image to the other; None where it cannot be fitted."""
-    if len(here) < FEWEST:
-        return None
     step = max(1, len(here) // FITTED)
-    # Of a homography, the nearest rotation: what it has beyond that is the translation past a plane.
     motion = fit_ego_motion(here[::step], there[::step], sigma[::step])
     if motion is None or not np.isfinite(motion.matrix).all():
         return None
+    # Of a homography, the nearest rotation: what it has beyond that is the translation past a plane.
     left, _, right = np.linalg.svd(motion.matrix)
     turn = left @ right
     return turn if np.linalg.det(turn) > 0 else None
 
 
-def _mean_direction(rays: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Unit vectors (regions, 3); z for a region without weight."""
+def _directions(normalized: np.ndarray) -> np.ndarray:
+    """Unit vectors (..., 3) of normalized coordinates (..., 2); 0 for NaN."""
+    rays = np.concatenate([normalized, np.ones((*normalized.shape[:-1], 1))], axis=-1)
+    return np.nan_to_num(rays / np.linalg.norm(rays, axis=-1, keepdims=True))
+
+
+def _turns_to_z(rays: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(regions, 3, 3): the shortest rotations that take the mean directions of regions to the z axis."""
     mean = np.einsum("rni,rn->ri", rays, weight)
     length = np.linalg.norm(mean, axis=1, keepdims=True)
-    return np.where(length > 0, mean / np.maximum(length, 1e-12), (0.0, 0.0, 1.0))
-
-
-def _turns_to_z(directions: np.ndarray) -> np.ndarray:
-    """(regions, 3, 3): the shortest rotations that take unit vectors (regions, 3) to the z axis."""
+    directions = np.where(length > 0, mean / np.maximum(length, 1e-12), (0.0, 0.0, 1.0))
     axis = np.cross(directions, (0.0, 0.0, 1.0))
-    angle = np.arctan2(np.linalg.norm(axis, axis=1), directions[:, 2])
-    scale = angle / np.maximum(np.linalg.norm(axis, axis=1), 1e-12)
+    sine = np.linalg.norm(axis, axis=1)
+    scale = np.arctan2(sine, directions[:, 2]) / np.maximum(sine, 1e-12)
     return np.array([cv2.Rodrigues(vector)[0] for vector in axis * scale[:, None]])
 
 

@@ -147,4 +147,4 @@ def test_tracks_come_with_ids_and_a_gap_ends_them_by_name(tmp_path: Path) -> Non
         assert not set(second["id"]) & set(after_gap["id"])
         assert peer.said("a gap in the flow").level == DiagnosticStatus.WARN
         peer.send(8, flow)
-        assert "has the stamp" in peer.said("none of the last 2 images on /image").message
+        assert "has the stamp" in peer.said("none of the 1 images that wait on /image").message

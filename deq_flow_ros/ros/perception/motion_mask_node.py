@@ -15,10 +15,10 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.perception.ego_motion import Gyroscope, rotation_of
-from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionMask, MotionSegmenter
+from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionSegmenter
 from deq_flow_ros.ros.messages import array_to_image, make_cloud, table_of
-from deq_flow_ros.ros.perception.fields import OK, REPEATED, WARN, Verdict
-from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
+from deq_flow_ros.ros.perception import OK, REPEATED, WARN, FlowField, Verdict
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer
 from deq_flow_ros.ros.process import run
 from deq_flow_ros.ros.qos import sensor_data
 from deq_flow_ros.settings import at_start
@@ -31,7 +31,6 @@ except ImportError:
 DETECTIONS: type | None = None if vision is None else vision.Detection2DArray
 """Type of the message of ``detections``; None where vision_msgs is not installed."""
 FIELDS = ("x", "y", "width", "height", "area", "motion")
-CLASS = "moving"
 
 
 def box_table(header: Header, boxes: Sequence[Box]) -> PointCloud2:
@@ -51,7 +50,7 @@ def detections(header: Header, boxes: Sequence[Box], messages: Any = vision) -> 
         x, y = _centre(box)
         centre = messages.Pose2D(position=messages.Point2D(x=x, y=y))
         bounds = messages.BoundingBox2D(center=centre, size_x=float(box.width), size_y=float(box.height))
-        hypothesis = messages.ObjectHypothesis(class_id=CLASS, score=box.area_px / (box.width * box.height))
+        hypothesis = messages.ObjectHypothesis(class_id="moving", score=box.area_px / (box.width * box.height))
         results = [messages.ObjectHypothesisWithPose(hypothesis=hypothesis)]
         found.append(messages.Detection2D(header=header, results=results, bbox=bounds))
     return messages.Detection2DArray(header=header, detections=found)
@@ -93,9 +92,8 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
         outputs = {"mask": Image, "boxes": PointCloud2} | ({"detections": DETECTIONS} if DETECTIONS else {})
         super().__init__("motion_mask", MaskNodeSettings, outputs)
         self._segmenter: MotionSegmenter | None = None
-        self._gyroscope: Gyroscope | None = None
+        self._gyroscope = Gyroscope(rotation_of(np.array(self.settings.imu_to_camera)))
         if self.settings.imu:
-            self._gyroscope = Gyroscope(rotation_of(np.array(self.settings.imu_to_camera)))
             profile = sensor_data()
             profile.depth = 200  # some IMUs send 1000 messages a second
             self.create_subscription(Imu, "imu", self._on_imu, profile)
@@ -103,54 +101,38 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
             self.get_logger().info("no ~/detections: vision_msgs is not installed; ~/boxes has the same boxes")
 
     def process(self, given: FlowField) -> Verdict:
-        shape = given.uncertainty.shape
+        shape, header = given.uncertainty.shape, given.header
         if self._segmenter is None or (self._segmenter.shape, self._segmenter.camera) != (shape, given.camera):
             self._segmenter = MotionSegmenter((shape[0], shape[1]), given.camera)
-        rotation, doubt = self._rotation(given)
-        found = self._segmenter(given.flow, given.uncertainty, self.settings, rotation)
-        if not found.problem:
-            self._publish(given, found)
-        verdict = _verdict(found, given.camera_problem, doubt)
-        return Verdict(REPEATED, WARN, verdict.values) if given.repeated else verdict
-
-    def _rotation(self, given: FlowField) -> tuple[np.ndarray | None, str]:
-        """The measured rotation of the camera from the field's image to the other one, and why there is none."""
-        if self._gyroscope is None:
-            return None, ""
         rotation = self._gyroscope.rotation(*given.stamps_ns)
-        if rotation is not None:
-            return rotation, ""
-        topic = self.resolve_topic_name("imu")
-        return None, f"no measurements on {topic} around the two images, so that the rotation was fitted as well"
+        found = self._segmenter(given.flow, given.uncertainty, self.settings, rotation)
+        values = {"moving_share": f"{found.mask.mean():.4f}", "boxes": str(len(found.boxes))}
+        if (motion := found.ego_motion) is not None:
+            values |= {"model": motion.model, "inliers": f"{motion.inliers:.3f}", "noise_px": f"{found.noise_px:.3f}"}
+        if not found.problem:
+            self.publish("mask", lambda: array_to_image(found.mask.astype(np.uint8) * 255, "mono8", header))
+            self.publish("boxes", lambda: box_table(header, found.boxes))
+            if DETECTIONS is not None:
+                self.publish("detections", lambda: detections(header, found.boxes))
+        if given.repeated:
+            return Verdict(REPEATED, WARN, values)
+        if found.problem or motion is None:
+            return Verdict(f"no mask, because {found.problem}", WARN, values)
+        words = f"{motion.model} explains {motion.inliers:.0%} of the flow, {len(found.boxes)} moving regions"
+        level = OK
+        if given.camera_problem:
+            words += f"; what is nearer or farther may count as moving, because {given.camera_problem}"
+            level = WARN
+        if self.settings.imu and rotation is None:
+            topic = self.resolve_topic_name("imu")
+            words += f"; no measurements on {topic} around the two images, so that the rotation was fitted as well"
+            level = WARN
+        return Verdict(words, level, values)
 
     def _on_imu(self, message: Imu) -> None:
         rate = message.angular_velocity
-        if self._gyroscope is not None and message.angular_velocity_covariance[0] != -1:  # -1: it measures none
+        if message.angular_velocity_covariance[0] != -1:  # -1: it measures none
             self._gyroscope.add(stamp_to_ns(message.header.stamp), np.array([rate.x, rate.y, rate.z]))
-
-    def _publish(self, given: FlowField, found: MotionMask) -> None:
-        wanted = self.wanted()
-        if "mask" in wanted:
-            self.publish("mask", array_to_image(found.mask.astype(np.uint8) * 255, "mono8", given.header))
-        if "boxes" in wanted:
-            self.publish("boxes", box_table(given.header, found.boxes))
-        if "detections" in wanted:
-            self.publish("detections", detections(given.header, found.boxes))
-
-
-def _verdict(found: MotionMask, no_camera: str, no_rotation: str) -> Verdict:
-    motion = found.ego_motion
-    values = {"moving_share": f"{found.mask.mean():.4f}", "boxes": str(len(found.boxes))}
-    if motion is not None:
-        values |= {"model": motion.model, "inliers": f"{motion.inliers:.3f}", "noise_px": f"{found.noise_px:.3f}"}
-    if found.problem or motion is None:
-        return Verdict(f"no mask, because {found.problem}", WARN, values)
-    words = f"{motion.model} explains {motion.inliers:.0%} of the flow, {len(found.boxes)} moving regions"
-    if no_camera:
-        words += f"; what is nearer or farther may count as moving, because {no_camera}"
-    if no_rotation:
-        words += f"; {no_rotation}"
-    return Verdict(words, WARN if no_camera or no_rotation else OK, values)
 
 
 main = partial(run, MotionMaskNode, "motion_mask", USAGE)

@@ -12,10 +12,10 @@ import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Float32
 
-from deq_flow_ros.perception.time_to_contact import ContactEstimator, Contacts, ContactSettings
+from deq_flow_ros.perception.time_to_contact import ContactEstimator, ContactSettings
 from deq_flow_ros.ros.messages import array_to_image
-from deq_flow_ros.ros.perception.fields import OK, REPEATED, WARN, Verdict
-from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, FlowField
+from deq_flow_ros.ros.perception import OK, REPEATED, WARN, FlowField, Verdict
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer
 from deq_flow_ros.ros.process import run
 
 USAGE = """In how many seconds the camera would meet what it sees, from the flow of flow_node:
@@ -40,9 +40,6 @@ class TimeToContactNode(FlowConsumer[ContactNodeSettings]):
         self._estimator: ContactEstimator | None = None
         self._until_ns: int | None = None
 
-    def on_restart(self) -> None:
-        self._until_ns = None
-
     def process(self, given: FlowField) -> Verdict:
         if given.camera is None:
             return Verdict(f"no times, because {given.camera_problem}", WARN)
@@ -57,32 +54,21 @@ class TimeToContactNode(FlowConsumer[ContactNodeSettings]):
         if given.repeated:
             raise ValueError(REPEATED)  # or everything would seem to stand still
         found = old(given.flow, given.uncertainty, (given.stamps_ns[1] - given.stamps_ns[0]) * 1e-9)
-        wanted = self.wanted()
-        for topic, field in (("seconds", found.seconds), ("confidence", found.confidence)):
-            if topic in wanted:
-                self.publish(topic, array_to_image(field, "32FC1", given.header))
-        if "first" in wanted:
-            self.publish("first", Float32(data=found.first))
-        return _verdict(found, follows)
-
-
-def _verdict(found: Contacts, follows: bool) -> Verdict:
-    told = found.confidence > 0
-    near = told & np.isfinite(found.seconds)
-    values = {
-        "first_s": f"{found.first:.2f}",
-        "regions_known": f"{told.mean():.3f}",
-        "regions_approaching": f"{near.mean():.3f}",
-        "continues": "true" if follows else "false",
-    }
-    if math.isnan(found.first):
-        why = "too little texture, too slow a motion between two images, or regions with more than one surface"
-        return Verdict(f"no region has a time that is to be trusted: {why}", WARN, values)
-    words = "nothing approaches" if math.isinf(found.first) else f"the first contact is in {found.first:.1f} s"
-    words += f"; {told.mean():.0%} of the regions are known"
-    if not found.rotation_known:
-        return Verdict(f"{words}; the rotation of the camera is not, so that slanted surfaces are wrong", WARN, values)
-    return Verdict(words, OK, values)
+        self.publish("seconds", lambda: array_to_image(found.seconds, "32FC1", given.header))
+        self.publish("confidence", lambda: array_to_image(found.confidence, "32FC1", given.header))
+        self.publish("first", lambda: Float32(data=found.first))
+        told = found.confidence > 0
+        values = {"first_s": f"{found.first:.2f}", "regions_known": f"{told.mean():.3f}"}
+        values["regions_approaching"] = f"{(told & np.isfinite(found.seconds)).mean():.3f}"
+        values["continues"] = "true" if follows else "false"
+        if math.isnan(found.first):
+            why = "too little texture, too slow a motion between two images, or regions with more than one surface"
+            return Verdict(f"no region has a time that is to be trusted: {why}", WARN, values)
+        words = "nothing approaches" if math.isinf(found.first) else f"the first contact is in {found.first:.1f} s"
+        words += f"; {told.mean():.0%} of the regions are known"
+        if not found.rotation_known:
+            words += "; the rotation of the camera is not, so that slanted surfaces are wrong"
+        return Verdict(words, OK if found.rotation_known else WARN, values)
 
 
 main = partial(run, TimeToContactNode, "time_to_contact", USAGE)
