@@ -17,10 +17,10 @@ import numpy as np
 from deq_flow_ros.demo.bag import exact_flow
 from deq_flow_ros.imaging import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
-from deq_flow_ros.recordings.bag_reader import Bag, read_image
+from deq_flow_ros.recordings.bag_reader import Bag, MessageError, Recorded
+from deq_flow_ros.recordings.bags import read_image
 from deq_flow_ros.recordings.files import natural_order, visible_files
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
-from deq_flow_ros.recordings.messages import MessageError, Recorded
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ from deq_flow_ros.recordings.bags import (
     STATISTICS_TOPIC,
     FrameReport,
     check_space,
-    read_reports,
+    report_of,
     take_account,
 )
 from deq_flow_ros.recordings.files import sha256
@@ -175,7 +175,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
     published = _play(run, frames or source.count, console)
     if not published.stamps_ns:
         raise ChildError(f"the player published no frame; see {out / LOGS / 'player.log'}")
-    reports = read_reports(run.bag, STATISTICS_TOPIC)
+    reports = [report_of(message) for _, _, message in read_messages(run.bag, STATISTICS_TOPIC)]
     flow_stamps_ns = [stamp_to_ns(message.header.stamp) for _, _, message in read_messages(run.bag, FLOW_TOPIC)]
     account = take_account(published.stamps_ns, reports, flow_stamps_ns)
     counts = {"published": len(published.stamps_ns), "received": len(reports), "recorded": len(flow_stamps_ns)}

@@ -28,8 +28,8 @@ from deq_flow_ros.evaluation.records import (
 from deq_flow_ros.imaging import MediaError, stamp_to_ns
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.recordings.bag_reader import read_image, read_messages
-from deq_flow_ros.recordings.bags import FLOW_TOPIC, RESIDUAL_TOPIC, FrameReport
+from deq_flow_ros.recordings.bag_reader import read_messages
+from deq_flow_ros.recordings.bags import FLOW_TOPIC, RESIDUAL_TOPIC, FrameReport, read_image
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.streaming import FlowEstimator
 

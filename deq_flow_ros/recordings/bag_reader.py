@@ -1,45 +1,155 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags as their data files, each read for itself: what is damaged or missing costs only itself, and is named."""
+"""Bags and their messages. Each data file is read for itself: what is damaged or missing costs only itself."""
 
 from __future__ import annotations
 
+import base64
 import errno
+import json
 import logging
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import yaml
-from rosbags.interfaces import Connection
-from rosbags.rosbag1 import Reader as Reader1
-from rosbags.rosbag2 import Reader as Reader2
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 
 from deq_flow_ros.imaging import MediaError
-from deq_flow_ros.recordings import sqlite_bag
-from deq_flow_ros.recordings.files import (
-    DATA_SUFFIXES,
-    ROS1_MAGIC,
-    begins,
-    missing_parts,
-    natural_order,
-    stem_of_part,
-    visible_files,
-)
-from deq_flow_ros.recordings.messages import ZSTD_MAGIC, Channel, Damage, Recorded
-from deq_flow_ros.recordings.scan import scan
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from deq_flow_ros.recordings import containers, files, sqlite_bag
+from deq_flow_ros.recordings.containers import Channel, Damage, zstd
 
 log = logging.getLogger(__name__)
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+
+class MessageError(MediaError):
+    """A single message cannot be read. Other messages may be readable."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A message of a bag, recorded at ``time_ns``."""
+
+    channel: Channel
+    time_ns: int
+    _stored: bytes = field(repr=False)
+
+    @property
+    def topic(self) -> str:
+        """Name of its topic."""
+        return self.channel.topic
+
+    @property
+    def msgtype(self) -> str:
+        """Name of its type, like "sensor_msgs/msg/Image"."""
+        return self.channel.msgtype
+
+    def raw(self) -> bytes:
+        """The serialized message.
+
+        :raises MessageError: if it was compressed and cannot be unpacked.
+        """
+        # A serialized message begins with its encoding, 0x00 0x00 or 0x00 0x01.
+        if self._stored[:4] != ZSTD_MAGIC:
+            return self._stored
+        try:
+            return zstd.decompress(self._stored)
+        except zstd.ZstdError as error:
+            raise self._unreadable(error) from error
+
+    def message(self) -> Any:
+        """The deserialized message, with its fields as attributes.
+
+        :raises MessageError: if it cannot be decoded.
+        """
+        raw, types = self.raw(), message_types(self.channel.ros1)
+        decode = types.deserialize_ros1 if self.channel.ros1 else types.deserialize_cdr
+        try:
+            return FOREIGN[self.msgtype](raw) if self.msgtype in FOREIGN else decode(raw, self.msgtype)
+        except Exception as error:  # of damaged bytes, the code that rosbags generates makes any
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> MessageError:
+        what = f"the message ({self.msgtype}) on {self.topic} that was recorded at {self.time_ns} ns"
+        return MessageError(f"{what} cannot be decoded: {type(error).__name__}: {error}")
+
+
+_DEFINITIONS = {
+    "ffmpeg_image_transport_msgs/msg/FFMPEGPacket": "std_msgs/Header header\nint32 width\nint32 height\n"
+    "string encoding\nuint64 pts\nuint8 flags\nbool is_bigendian\nuint8[] data\n",
+    "foxglove_msgs/msg/CompressedVideo": "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\n"
+    "string format\n",
+}
+
+
+@cache
+def message_types(ros1: bool = False) -> Typestore:
+    """The types of rosbags, and those of video, which it lacks."""
+    store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
+    for name, definition in _DEFINITIONS.items():
+        store.register(get_types_from_msg(definition, name))
+    return store
+
+
+def _from_json(raw: bytes) -> Any:
+    fields = json.loads(raw)
+    stamp = SimpleNamespace(sec=int(fields["timestamp"]["sec"]), nanosec=int(fields["timestamp"]["nsec"]))
+    data = base64.b64decode(fields["data"], validate=True)
+    return SimpleNamespace(timestamp=stamp, frame_id=fields["frame_id"], data=data, format=fields["format"])
+
+
+def _from_protobuf(raw: bytes) -> Any:
+    fields = dict(_fields(raw))
+    time = dict(_fields(fields.get(1, b"")))
+    stamp = SimpleNamespace(sec=int(time.get(1, 0)), nanosec=int(time.get(2, 0)))
+    frame_id, format = (fields.get(number, b"").decode() for number in (2, 4))
+    return SimpleNamespace(timestamp=stamp, frame_id=frame_id, data=fields.get(3, b""), format=format)
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of the fields of a message: https://protobuf.dev/programming-guides/encoding.
+
+    Four fields do not make protobuf worth a dependency, whose versions other packages pin as well.
+    """
+    place = 0
+    while place < len(raw):
+        tag, place = _varint(raw, place)
+        if tag & 7 == 0:
+            value, place = _varint(raw, place)
+            yield tag >> 3, value
+            continue
+        size, place = _varint(raw, place) if tag & 7 == 2 else ({1: 8, 5: 4}[tag & 7], place)
+        if place + size > len(raw):
+            raise ValueError("it ends early")
+        yield tag >> 3, raw[place : place + size]
+        place += size
+
+
+def _varint(raw: bytes, place: int) -> tuple[int, int]:
+    """A number, and where it ends."""
+    value = shift = 0
+    while raw[place] > 127:
+        value |= (raw[place] & 127) << shift
+        place, shift = place + 1, shift + 7
+    return value | raw[place] << shift, place + 1
+
+
+FOREIGN: dict[str, Callable[[bytes], Any]] = {
+    "foxglove.CompressedVideo in protobuf": _from_protobuf,
+    "foxglove.CompressedVideo in jsonschema": _from_json,
+}
+"""How the messages of such a type are read that are not ROS's."""
+VIDEO = (*_DEFINITIONS, *FOREIGN)
+"""Every type of message that holds video."""
 
 
 class Bag:
@@ -56,72 +166,62 @@ class Bag:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[str] = []
-        self._files = self._find_files()
-        self._unindexed: set[Path] = set()
-        self._announced: dict[Path, Counter[str]] = {}  # messages by topic, as the index of a file has them
+        self._counts = {file: self._count(file) for file in self._find_files()}
         self.topics: dict[str, Counter[str]] = {}
-        for file in self._files:
-            for channel, count in self._list(file).items():
+        for counts in self._counts.values():
+            for channel, count in counts.items():
                 self.topics.setdefault(channel.topic, Counter())[channel.msgtype] += count
         if not self.topics and self.problems:
             raise MediaError(f"the bag {path} cannot be read: {'; '.join(self.problems)}")
 
     def messages(self, *topics: str) -> Iterator[Recorded]:
         """Those of the given topics, or of all, file by file in the order of recording."""
-        for file in self._files:
-            done: Counter[tuple[str, int]] = Counter()
-            if file not in self._unindexed:
-                try:
-                    for recorded in self._indexed(file, topics):
-                        done[recorded.topic, recorded.time_ns] += 1
-                        yield recorded
-                    continue
-                except _Unreadable as error:
-                    self._give_up_index(file, error)
-            # Again from the front; what there was already is left out.
-            missing = self._announced.get(file, Counter()).copy()
-            for recorded in self._scanned(file, topics):
-                missing[recorded.topic] -= 1
-                if done[recorded.topic, recorded.time_ns]:
-                    done[recorded.topic, recorded.time_ns] -= 1
-                else:
-                    yield recorded
-            lost = sum(max(0, count) for topic, count in missing.items() if not topics or topic in topics)
-            if lost and not any(problem.startswith(f"{file} ") for problem in self.problems):
+        for file, counts in self._counts.items():
+            missing = Counter({channel: n for channel, n in counts.items() if not topics or channel.topic in topics})
+            for recorded in self._read(file, topics):
+                missing[recorded.channel] -= 1
+                yield recorded
+            if (lost := (+missing).total()) and not any(text.startswith(f"{file} ") for text in self.problems):
                 self.note(f"{file} is damaged: it lacks {lost} messages that its index counts")
 
     def of_type(self, topic: str, msgtype: str) -> Iterator[Recorded]:
         """The messages of a topic that are of this type."""
         return (recorded for recorded in self.messages(topic) if recorded.msgtype == msgtype)
 
+    def note(self, problem: str) -> None:
+        """Add to ``problems`` what is not among them yet."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
     def _find_files(self) -> list[Path]:
         if not self.path.is_dir():
             return [self.path]
-        present = {child.name: child for child in visible_files(self.path) if child.name.endswith(DATA_SUFFIXES)}
+        visible = files.visible_files(self.path)
+        present = {child.name: child for child in visible if child.name.endswith(files.DATA_SUFFIXES)}
         listed = self._listed()
         if listed is None:
-            stems = {stem_of_part(name) for name in present}
+            stems = sorted({files.stem_of_part(name) for name in present})
             if len(stems) > 1:
                 raise MediaError(
-                    f"the folder {self.path} holds several recordings ({', '.join(sorted(stems)[:4])}) and no "
-                    "metadata.yaml that joins them; give one of its files, or evaluate all of them with --bags"
+                    f"the folder {self.path} holds several recordings ({', '.join(stems[:4])}) and no metadata.yaml "
+                    "that joins them; give one of its files, or evaluate all of them with --bags"
                 )
-            if gaps := missing_parts(present, self.path.resolve().name):
+            if gaps := files.missing_parts(present, self.path.resolve().name):
                 self.note(f"the parts {', '.join(gaps)} of {self.path} are missing, as the numbers of the others say")
-            return natural_order(present.values())
-        missing = [name for name in listed if name not in present]
-        self.problems += [f"the file {self.path / name}, which metadata.yaml names, is missing" for name in missing]
+            return files.natural_order(present.values())
+        for name in listed:
+            if name not in present:
+                self.note(f"the file {self.path / name}, which metadata.yaml names, is missing")
+        stems = sorted({files.stem_of_part(name) for name in listed})
         if other := sorted(set(present) - set(listed)):
             what = f"left out {', '.join(other)}: metadata.yaml of {self.path} does not name it"
-            alike = {stem_of_part(name) for name in listed} & {stem_of_part(name) for name in other}
-            self.note(what) if alike else log.warning(what)
+            self.note(what) if any(files.stem_of_part(name) in stems for name in other) else log.warning(what)
         found = [present[name] for name in listed if name in present]
-        # Some tools list part 10 before part 2.
-        return natural_order(found) if len({stem_of_part(name) for name in listed}) == 1 else found
+        return files.natural_order(found) if len(stems) == 1 else found  # some tools list part 10 before part 2
 
     def _listed(self) -> list[str] | None:
         """The data files that metadata.yaml names; None where it is missing or says nothing of use."""
-        path = self.path / "metadata.yaml"
+        path = self.path / files.METADATA
         if not path.exists():
             return None
         try:
@@ -136,84 +236,40 @@ class Bag:
             raise MediaError(f"the bag {self.path} is compressed by {compression!r}; expected zstd or none")
         return listed or None
 
-    def _list(self, file: Path) -> dict[Channel, int]:
-        """Number of messages of a file by where they come from."""
-        try:
-            with _unzipped(file) as plain:
-                if sqlite_bag.is_sqlite(plain):
-                    self._unindexed.add(file)
-                    return sqlite_bag.count_messages(plain)
-            with _opened(file) as reader:
-                counts = _counts(reader)
-            for channel, count in counts.items():
-                self._announced.setdefault(file, Counter())[channel.topic] += count
-            return counts
-        except (_Unreadable, Damage) as error:
-            self._give_up_index(file, error)
-        return Counter(recorded.channel for recorded in self._scanned(file, ()))
-
-    def _give_up_index(self, file: Path, why: Exception) -> None:
-        log.info("reading %s from the front, without its index: %s", file, why)
-        self._unindexed.add(file)
-
-    def _indexed(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
-        with _opened(file) as reader:
-            connections = [item for item in reader.connections if not topics or item.topic in topics]
-            missing = sum(n for channel, n in _counts(reader).items() if not topics or channel.topic in topics)
-            for connection, time_ns, raw in reader.messages(connections) if connections else ():
-                missing -= 1
-                yield Recorded(_channel(reader, connection), time_ns, raw)
-            if missing > 0:
-                raise _Unreadable(f"{missing} messages cannot be found through its index")
-
-    def _scanned(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
+    def _count(self, file: Path) -> Counter[Channel]:
+        """By the index of the file; without one, or with a damaged one, by what can be read."""
+        counts = None
         with _unzipped(file, self.note) as plain:
-            if plain == file or plain.stat().st_size:
-                yield from scan(plain, lambda what: self.note(f"{file} is damaged: {what}"), topics)
+            try:
+                counts = (sqlite_bag if sqlite_bag.is_sqlite(plain) else containers).count_messages(plain)
+            except Damage:
+                log.info("counting the messages of %s, whose index cannot be used", file)
+        return Counter(recorded.channel for recorded in self._read(file, ())) if counts is None else counts
 
-    def note(self, problem: str) -> None:
-        """Add to ``problems`` what is not among them yet."""
-        if problem not in self.problems:
-            self.problems.append(problem)
+    def _read(self, file: Path, topics: Collection[str]) -> Iterator[Recorded]:
+        def note(what: object) -> None:
+            self.note(f"{file} is damaged: {what}")
 
-
-class _Unreadable(Exception):
-    """A file cannot be read, or not further."""
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[Reader1 | Reader2]:
-    try:
-        with _unzipped(file) as plain, (Reader1 if begins(plain, ROS1_MAGIC) else Reader2)(plain) as reader:
-            yield reader
-    except (MediaError, GeneratorExit, _Unreadable):
-        raise
-    except Exception as error:
-        # rosbags lets struct, zstd and yaml errors through: whatever it is, the file cannot be read.
-        raise _Unreadable(f"{type(error).__name__}: {error}") from error
-
-
-def _counts(reader: Reader1 | Reader2) -> dict[Channel, int]:
-    counts: Counter[Channel] = Counter()
-    for connection in reader.connections:
-        count = connection.msgcount
-        if isinstance(reader, Reader1):  # which tells what the index leads to, and may be less than what it counts
-            count = max(count, sum(chunk.connection_counts.get(connection.id, 0) for chunk in reader.chunk_infos))
-        counts[_channel(reader, connection)] += count
-    return counts
-
-
-def _channel(reader: Reader1 | Reader2, connection: Connection) -> Channel:
-    return Channel(connection.topic, connection.msgtype, isinstance(reader, Reader1))
+        with _unzipped(file, self.note) as plain:
+            sqlite = sqlite_bag.is_sqlite(plain)
+            if plain != file and not plain.stat().st_size:
+                return  # nothing could be unpacked, which is noted
+            try:
+                found = sqlite_bag.messages(plain, topics) if sqlite else containers.messages(plain, note)
+                for channel, time_ns, stored in found:
+                    if not topics or channel.topic in topics:
+                        yield Recorded(channel, time_ns, stored)
+            except Damage as damage:
+                note(damage)
 
 
 @contextmanager
-def _unzipped(file: Path, note: Callable[[str], None] = log.warning) -> Iterator[Path]:
-    """The file itself; or, of one that is compressed as a whole, its content in a temporary file.
+def _unzipped(file: Path, note: Callable[[str], None]) -> Iterator[Path]:
+    """The file itself; of one that is compressed as a whole, its content in a temporary file, as far as it comes out.
 
     :param note: hears what cannot be unpacked.
     """
-    if file.suffix != ".zstd" or not begins(file, ZSTD_MAGIC):
+    if file.suffix != ".zstd" or not files.begins(file, ZSTD_MAGIC):
         yield file
         return
     with TemporaryDirectory(prefix="bag_") as folder:
@@ -222,7 +278,6 @@ def _unzipped(file: Path, note: Callable[[str], None] = log.warning) -> Iterator
             with file.open("rb") as packed, zstd.open(packed, "rb") as content, plain.open("wb") as written:
                 shutil.copyfileobj(content, written, 1 << 20)
         except (zstd.ZstdError, EOFError) as error:
-            # What came out until then may still be read from the front.
             note(f"{file} is damaged: it cannot be unpacked to its end ({error})")
         except OSError as error:
             hint = "; set TMPDIR to a folder with more room" if error.errno == errno.ENOSPC else ""
@@ -240,23 +295,3 @@ def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, An
         yield recorded.topic, recorded.time_ns, recorded.message()
     if bag.problems:
         raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")
-
-
-def read_image(message: Any) -> np.ndarray:
-    """The array of an image message: 32FC1 (H, W) float32, 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8.
-
-    :raises MediaError: for other encodings, or if the message holds too few bytes.
-    """
-    layouts = {"32FC1": (np.float32, 1), "32FC2": (np.float32, 2), "rgb8": (np.uint8, 3)}
-    if message.encoding not in layouts:
-        raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
-    kind, channels = layouts[message.encoding]
-    dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
-    row = message.width * channels * dtype.itemsize
-    if message.step < row or message.data.size < message.step * message.height:
-        got = f"step {message.step} and {message.data.size} bytes"
-        raise MediaError(f"expected {message.height} rows of at least {row} bytes, got {got}")
-    data = np.asarray(message.data).view(np.uint8)[: message.step * message.height]
-    rows = np.ascontiguousarray(data.reshape(message.height, message.step)[:, :row])
-    image = rows.view(dtype).reshape(message.height, message.width, channels)
-    return image[:, :, 0] if channels == 1 else image

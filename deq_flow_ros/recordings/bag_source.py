@@ -19,8 +19,7 @@ from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.imaging import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, Levels, decode_image
 from deq_flow_ros.imaging.video import VideoDecoder, codec_of, is_key, packet_of
-from deq_flow_ros.recordings.bag_reader import Bag
-from deq_flow_ros.recordings.messages import VIDEO, MessageError, Recorded
+from deq_flow_ros.recordings.bag_reader import VIDEO, Bag, MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.stamps import Pace
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.filesize import decimal
@@ -19,7 +19,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from deq_flow_ros.imaging import Frame, MediaError, stamp_to_ns
 from deq_flow_ros.imaging.pictures import flow_to_color
-from deq_flow_ros.recordings.bag_reader import Bag, read_messages
+from deq_flow_ros.recordings.bag_reader import Bag
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.recordings.files import METADATA, STATUS_NAME
 
@@ -30,8 +30,7 @@ STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 class BagWriter:
     """Writes a new rosbag2 (metadata version 9, as in ROS 2 Jazzy). Use it in a ``with`` statement.
 
-    :param storage: one of ``STORAGES``.
-    :raises MediaError: if the directory exists already or cannot be made.
+    :raises MediaError: for a storage that is none of ``STORAGES``, or a directory that exists or cannot be made.
     """
 
     def __init__(self, path: str | Path, storage: str = "mcap") -> None:
@@ -46,8 +45,7 @@ class BagWriter:
         try:
             self._writer = Writer(self.path, version=9, storage_plugin=STORAGES[storage])
         except WriterError as error:
-            hint = "Choose another place or remove it first"
-            raise MediaError(f"cannot write a bag to {self.path}: {error} {hint}") from error
+            raise MediaError(f"cannot write a bag to {self.path}: {error} Choose another place") from error
 
     def __enter__(self) -> BagWriter:
         try:
@@ -78,11 +76,10 @@ class BagWriter:
         self, topic: str, calibration: Mapping[str, Any], stamp_ns: int, record_ns: int, frame_id: str
     ) -> None:
         """Append a ``sensor_msgs/CameraInfo`` with the values of ``Source.calibration``."""
-        arrays = {name: np.array(calibration[name], np.float64) for name in "dkrp"}
-        roi = self._types.types["sensor_msgs/msg/RegionOfInterest"](**calibration["roi"])
+        fields = {name: np.array(calibration[name], np.float64) for name in "dkrp"}
+        fields["roi"] = self._types.types["sensor_msgs/msg/RegionOfInterest"](**calibration["roi"])
         header = self._header(stamp_ns, frame_id)
-        message = self._types.types[CAMERA_INFO](**{**calibration, **arrays, "header": header, "roi": roi})
-        self._write(topic, CAMERA_INFO, message, record_ns)
+        self._write(topic, CAMERA_INFO, self._types.types[CAMERA_INFO](header, **{**calibration, **fields}), record_ns)
 
     def write_diagnostics(
         self, topic: str, name: str, values: Mapping[str, str], stamp_ns: int, record_ns: int
@@ -103,11 +100,29 @@ class BagWriter:
         return self._types.types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
 
 
-def check_recording(path: Path, topics: Collection[str]) -> None:
-    """Check that a path is free, or holds an earlier recording of ``topics`` or an empty folder, to be replaced.
+def read_image(message: Any) -> np.ndarray:
+    """The array of an image message: 32FC1 (H, W) float32, 32FC2 (H, W, 2) float32 or rgb8 (H, W, 3) uint8.
 
-    :raises MediaError: for anything but a rosbag2 that holds at least one of ``topics`` or no message at all. It may be
-        somebody's data, so it is left alone.
+    :raises MediaError: for other encodings, or if the message holds too few bytes.
+    """
+    layouts = {"32FC1": ("f4", 1), "32FC2": ("f4", 2), "rgb8": ("u1", 3)}
+    if message.encoding not in layouts:
+        raise MediaError(f"expected an image of encoding {sorted(layouts)}, got {message.encoding!r}")
+    kind, channels = layouts[message.encoding]
+    dtype, height, width = np.dtype(f"{'>' if message.is_bigendian else '<'}{kind}"), message.height, message.width
+    pixel = channels * dtype.itemsize
+    if message.step < width * pixel or message.data.size < message.step * height:
+        got = f"step {message.step} and {message.data.size} bytes"
+        raise MediaError(f"expected {height} rows of at least {width * pixel} bytes, got {got}")
+    data, strides = np.ascontiguousarray(message.data), (message.step, pixel, dtype.itemsize)
+    image = np.ndarray((height, width, channels), dtype, data, 0, strides).astype(kind)
+    return image[:, :, 0] if channels == 1 else image
+
+
+def check_recording(path: Path, topics: Collection[str]) -> None:
+    """Check that nothing is lost where a recording of ``topics`` is to come.
+
+    :raises MediaError: for anything but an empty folder, or a rosbag2 of any of ``topics`` or without a message.
     """
     wrong = ""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -125,10 +140,9 @@ def check_recording(path: Path, topics: Collection[str]) -> None:
 def remove_recording(path: Path, topics: Collection[str]) -> None:
     """Delete an earlier recording of ``topics``, if there is one; fails as ``check_recording`` does."""
     check_recording(path, topics)
-    if not path.exists():
-        return
     try:
-        shutil.rmtree(path)
+        if path.exists():
+            shutil.rmtree(path)
     except OSError as error:
         raise MediaError(f"cannot replace the recording {path}: {error}") from error
 
@@ -138,30 +152,26 @@ FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTI
     f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
 )
 TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
-RECORDED_BYTES = 19
-"""Bytes per pixel and frame that the node publishes: flow 8, residual and uncertainty 4 each, colours 3."""
+RECORDED_BYTES = 19  # per pixel and frame: flow 8, residual and uncertainty 4 each, colours 3
 
 
 def check_space(out: Path, frames: int, height: int, width: int, remedy: str, images: bool = False) -> None:
     """Refuse a recording of the flow, and of the ``images`` if they are wanted, that may not fit on the disk.
 
-    :param remedy: what the user can do instead of making room.
-    :raises MediaError: if there may be too little room.
+    :param remedy: what the user can do instead.
     """
     needed, free = frames * height * width * (RECORDED_BYTES + 3 * images), shutil.disk_usage(out).free
     if needed > free:
-        flow = f"the flow of {frames} frames of {width}x{height} may need {decimal(needed)}"
+        needs = f"the flow of {frames} frames of {width}x{height} may need {decimal(needed)}"
         hint = f"make room, choose another --out, or {remedy}"
-        raise MediaError(f"{flow}, and {out} has {decimal(free)} left; {hint}")
+        raise MediaError(f"{needs}, and {out} has {decimal(free)} left; {hint}")
 
 
 class FlowBag:
     """Writes what the node publishes, without a node. A bag at its place can always be opened: it comes there complete.
 
-    :param path: folder of the bag.
     :param nursery: folder in which it is written until then.
-    :param calibration: that of the source, which is recorded with the flow; None if the source has none.
-    :raises MediaError: if it cannot be written.
+    :param calibration: as ``Source.calibration``, recorded with the flow.
     """
 
     def __init__(
@@ -187,9 +197,9 @@ class FlowBag:
         image: np.ndarray | None = None, flow: np.ndarray | None = None, residual: np.ndarray | None = None,
         uncertainty: np.ndarray | None = None, flow_stamp_ns: int | None = None,
     ) -> None:  # fmt: skip
-        """Append everything that is published for one frame, but what is None.
+        """Append what is published for one frame, but what is None.
 
-        :param account: what happened to the frame, for ``STATISTICS_TOPIC``.
+        :param account: what happened to the frame.
         :param image: (H, W, 3) uint8 RGB.
         :param flow: (H, W, 2) px; without it, neither residual nor uncertainty, (H, W) px, are recorded.
         :param flow_stamp_ns: stamp of the image on whose pixels the flow is defined.
@@ -228,8 +238,7 @@ class FrameReport:
 
     def number(self, key: str) -> float:
         """A value as a number; NaN if it is empty or missing."""
-        text = self.values.get(key, "")
-        return float(text) if text else float("nan")
+        return float(self.values.get(key) or "nan")
 
     def stamp(self, key: str) -> int | None:
         """A value as a stamp in nanoseconds; None if it is empty or missing."""
@@ -257,13 +266,7 @@ def report_of(message: Any) -> FrameReport:
     return FrameReport(stamp_to_ns(message.header.stamp), values)
 
 
-def read_reports(bag: Path, topic: str) -> list[FrameReport]:
-    """All reports of a recording in the order of arrival; fails as ``read_messages`` does."""
-    return [report_of(message) for _, _, message in read_messages(bag, topic)]
-
-
-@dataclass(frozen=True)
-class Account:
+class Account(NamedTuple):
     """The frames of a run by what happened to them. ``problems`` says in words what does not add up."""
 
     outcomes: Counter[str]
@@ -274,7 +277,6 @@ class Account:
 
 def take_account(published_ns: Sequence[int], reports: Sequence[FrameReport], flow_stamps_ns: Sequence[int]) -> Account:
     """Compare the published stamps with the reports of the node and with the recorded flow."""
-    outcomes = Counter(report.outcome for report in reports)
     reasons = [(report.outcome, report.values.get("reason", "")) for report in reports]
     dropped, first = (Counter(why for outcome, why in reasons if outcome == name) for name in ("dropped", "first"))
     published, reported = Counter(published_ns), Counter(report.stamp_ns for report in reports)
@@ -289,7 +291,8 @@ def take_account(published_ns: Sequence[int], reports: Sequence[FrameReport], fl
     ):
         if stamps:
             some = ", ".join(str(stamp) for stamp in list(stamps)[:3]) + (", ..." if len(stamps) > 3 else "")
-            problems.append(f"{sum(stamps.values())} frames {what} (stamps in ns: {some})")
+            problems.append(f"{stamps.total()} frames {what} (stamps in ns: {some})")
+    outcomes = Counter(report.outcome for report in reports)
     if unknown := sorted(set(outcomes) - {"processed", "first", "dropped"}):
         problems.append(f"expected the outcomes processed, first and dropped, got {unknown} as well")
     if dropped[""]:

@@ -30,9 +30,9 @@ from deq_flow_ros.evaluation.runs import SettingRun
 from deq_flow_ros.imaging import Frame
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import bags
-from deq_flow_ros.recordings.bag_reader import read_image, read_messages
+from deq_flow_ros.recordings.bag_reader import read_messages
 from deq_flow_ros.recordings.bag_source import IMAGE
-from deq_flow_ros.recordings.bags import BagWriter
+from deq_flow_ros.recordings.bags import BagWriter, read_image
 from deq_flow_ros.recordings.flow_files import write_flow
 from deq_flow_ros.streaming import FlowEstimator, costs
 

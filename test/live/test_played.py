@@ -16,19 +16,25 @@ from deq_flow_ros.imaging import frame_from_array
 from deq_flow_ros.live.played import COLD, STREAMED, changes, in_order, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
+from deq_flow_ros.recordings.bag_reader import read_messages
 from deq_flow_ros.recordings.bags import (
     FLOW_TOPIC,
     RESIDUAL_TOPIC,
     STATISTICS_TOPIC,
     BagWriter,
     FrameReport,
-    read_reports,
+    report_of,
 )
 from deq_flow_ros.streaming import FlowEstimator
 
 STEP_NS = 100_000_000
 SHIFT = 3
 """The pictures move so many pixels to the right from one to the next."""
+
+
+def reports_of(recording: Path) -> list[FrameReport]:
+    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
+    return in_order(reports, [number * STEP_NS for number in range(6)])
 
 
 def picture(number: int) -> np.ndarray:
@@ -81,7 +87,7 @@ def exact(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Path, Path]) -> None:
     """Pairs, gaps and directions must be matched with their images: any mix-up changes these figures."""
     direction, source, recording = played
-    reports = read_reports(recording, STATISTICS_TOPIC)
+    reports = reports_of(recording)
     outcomes = list(read_run(recording, reports, open_source(source), exact))
     assert [outcome.record.outcome for outcome in outcomes] == [
         FIRST, PROCESSED, PROCESSED, DROPPED, PROCESSED, PROCESSED
@@ -112,7 +118,7 @@ def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
         flow, visible = exact(here, there)
         return np.pad(flow, (*around, (0, 0)), constant_values=99), np.pad(visible, around)
 
-    reports = read_reports(recording, STATISTICS_TOPIC)
+    reports = reports_of(recording)
     whole = list(read_run(recording, reports, open_source(source), exact))
     part = list(read_run(recording, reports, open_source(tmp_path / "larger"), of_larger, [8, 4, 64, 40]))
     assert repr([outcome.record for outcome in part]) == repr([outcome.record for outcome in whole])
@@ -124,7 +130,7 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     """The comparison is of the very pairs, at the stream's own scale and iterations; the node gives one direction."""
     monkeypatch.setattr("deq_flow_ros.evaluation.report.run_plots", lambda *_: [])
     direction, source, recording = played
-    reports = read_reports(recording, STATISTICS_TOPIC)
+    reports = reports_of(recording)
     outcomes = list(read_run(recording, reports, open_source(source), exact))
     model = load_model("nano")
     settings = [SettingEntry(STREAMED, {"budget_ms": 90.0}), SettingEntry(COLD, {"budget_ms": None})]
@@ -150,7 +156,7 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
 def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[str, Path, Path]) -> None:
     """The node never heard of it: its rows come last, up to the end of what was played."""
     _, source, recording = played
-    reports = read_reports(recording, STATISTICS_TOPIC)
+    reports = reports_of(recording)
     frames = list(open_source(source).frames())
     lost = [Frame.without_image("no key frame yet", stamp, stamp, "camera") for stamp in (-5, 250_000_000, 550_000_000)]
     video = SimpleNamespace(frames=lambda: iter([lost[0], *frames[:3], lost[1], *frames[3:], lost[2]]))
@@ -169,7 +175,7 @@ def test_an_input_that_is_not_the_one_played_is_noticed(
 ) -> None:
     """Errors against the wrong pictures would look like a bad model."""
     _, source, recording = played
-    reports = read_reports(recording, STATISTICS_TOPIC)
+    reports = reports_of(recording)
     with BagWriter(tmp_path / "other") as writer:
         writer.write_frame("/image", frame_from_array(picture(0), 5, 5, "camera"))
     with pytest.raises(MediaError, match="holds no frames stamped 0 and 100000000 ns"):

@@ -16,10 +16,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 from deq_flow_ros.recordings import Frame, MediaError, open_source
-from deq_flow_ros.recordings.bag_reader import Bag, read_messages, zstd
+from deq_flow_ros.recordings.bag_reader import ZSTD_MAGIC, Bag, read_messages, zstd
 from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.recordings.bags import BagWriter
-from deq_flow_ros.recordings.messages import ZSTD_MAGIC
 
 COUNT, HEIGHT, WIDTH = 80, 64, 200
 TOPIC = "/camera/image_raw"

@@ -209,8 +209,9 @@ def test_video_goes_out_as_images_and_what_is_lost_of_it_is_said(subscriber: Sub
     sent = {number: data for number, data in enumerate(packets) if number not in (0, 1, 2)}
     decoded = {(one.stamp_ns - video.FIRST_NS) // video.PERIOD_NS: one for one in open_source(
         video.write_ros(tmp_path / "bag", sent, video.FFMPEG, "libx264")).frames()}  # fmt: skip
-    process = start(tmp_path / "bag", "--wait-for-subscribers", 1, "--loop", "--max-frames", 10, "--ros-args",
-                    "-p", "rate:=4")  # fmt: skip; a whole number is taken for a real one
+    process = start(
+        tmp_path / "bag", "--wait-for-subscribers", 1, "--loop", "--max-frames", 10, "--ros-args", "-p", "rate:=4"
+    )  # fmt: skip; a whole number is taken for a real one
     subscriber.spin_while(process, 30.0)
     status, last_line, err = finish(process)
     assert status == 0 and "Traceback" not in err and last_line.endswith(", 2 problems, named above")
