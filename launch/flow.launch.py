@@ -16,7 +16,7 @@ from launch_ros.actions import Node
 
 from deq_flow_ros.errors import did_you_mean
 from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, our_node, share
-from deq_flow_ros.ros.view.server import Board, ViewServer
+from deq_flow_ros.ros.view import Board, ViewServer
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 CONFIG = share() / "config"

@@ -50,7 +50,7 @@ def browse(stop: threading.Event, seen: Counter[str]) -> None:
         connection.request("GET", f"/live?after={after}&pictures=image,flow,residual")
         body = connection.getresponse().read()
         after = int(body.partition(b'"number": ')[2].partition(b",")[0])
-        seen.update(answers=1, bytes=len(body), pictures=body.count(b'"jpeg"'))
+        seen.update(answers=1, bytes=len(body), pictures=body.count(b'"src"'))
     connection.close()
 
 

@@ -23,10 +23,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging.encodings import encode_image
+from deq_flow_ros.ros import view as view_server
 from deq_flow_ros.ros.messages import array_to_image, compressed_image
-from deq_flow_ros.ros.view import server as view_server
+from deq_flow_ros.ros.view import Board
 from deq_flow_ros.ros.view.flow_view import FlowView, main
-from deq_flow_ros.ros.view.server import Board
 
 ACCOUNT = {"outcome": "processed", "latency_ms": "61.5", "budget_ms": "90", "iterations": "3"} | dict.fromkeys(
     ("stop_reason", "residual_px", "scale"), "0"

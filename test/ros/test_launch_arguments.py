@@ -152,7 +152,7 @@ def test_the_page_is_of_the_node_that_is_launched_or_runs_already(launch_folder:
     """Its name, camera and remapped topics are known to the launch file alone; a port in use ends it at once."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(RuntimeError, match=f"view: port {port} of 127.0.0.1 is in use"):
+        with pytest.raises(RuntimeError, match=f"view: cannot listen on 127.0.0.1, port {port}: it is in use"):
             visit(launch_folder / "flow.launch.py", view="true", port=port)
     names = {"namespace": "robot", "name": "eye", "cameras": "left,right", "remap": "~/left/flow:=/flow"}
     for node, programs in (("true", ["flow_node", "flow_view"]), ("false", ["flow_view"])):

@@ -95,12 +95,15 @@ def test_figures_are_those_of_the_accounts_and_of_the_worst_status() -> None:
     assert summary["counts"] == {"received": "7", "processed": "4", "first": "1", "dropped": "2", "lost": "0"}
     assert summary["latest"].items() <= ACCOUNT.items() and summary["latest"]["latency_ms"] == "61.5"
     assert summary["history"] == [(70.0, 2)] * (HISTORY - 1) + [(61.5, 3)]
+    assert scene.figures.units == "px"
+    scene.figures.take_account({**ACCOUNT, "units": "normalized_per_second"})
+    assert scene.figures.units == "normalized_per_second"
     assert summary["rates"] == {"in_hz": "15.0", "out_hz": "14.0"}
     assert summary["worst"] == {"level": "stale", "of": "flow", "message": "no images"}
 
 
 def pixels(picture: dict[str, str]) -> np.ndarray:
-    data = np.frombuffer(base64.b64decode(picture["jpeg"]), np.uint8)
+    data = np.frombuffer(base64.b64decode(picture["src"].removeprefix("data:image/jpeg;base64,")), np.uint8)
     return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
@@ -132,10 +135,9 @@ def test_the_full_colour_fades_and_knows_its_unit() -> None:
     pictures = Pictures(width=100)
     notes = [pictures.draw("flow", message(np.full((4, 4, 2), x, np.float32), "32FC2"))["note"] for x in (8, 1)]
     assert notes == ["full colour: 11 px", f"full colour: {0.95 * 8 * 2**0.5:.0f} px"]
-    pictures = Pictures(width=100)
-    pictures.in_px = False
     field = message(np.full((4, 4, 2), 0.3, np.float32), "32FC2")
-    assert pictures.draw("flow", field)["note"] == "full colour: 0.42 1/s"
+    shown = Pictures(width=100).draw("flow", field, "normalized_per_second")
+    assert shown["note"] == "full colour: 0.42 1/s"
 
 
 @pytest.mark.parametrize(("name", "encoding"), [("flow", "32FC1"), ("residual", "32FC2"), ("image", "32FC1")])
@@ -143,4 +145,4 @@ def test_a_message_that_cannot_be_drawn_is_named(name: str, encoding: str) -> No
     """Another node's topic under this name; the view must go on."""
     array = np.zeros((8, 8) if encoding == "32FC1" else (8, 8, 2), np.float32)
     shown = Pictures(width=100).draw(name, message(array, encoding))
-    assert "jpeg" not in shown and "cannot be shown" in shown["note"] and encoding in shown["note"]
+    assert "src" not in shown and "cannot be shown" in shown["note"] and encoding in shown["note"]

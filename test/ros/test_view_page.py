@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of `flow_view` in a real browser, at the width of a phone and of a desktop."""
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 from browser import PROGRAM, Browser
 
-from deq_flow_ros.imaging.encodings import encode_image
-from deq_flow_ros.ros.view.server import Board, ViewServer
+from deq_flow_ros.imaging.pictures import data_uri
+from deq_flow_ros.ros.view import Board, ViewServer
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs a browser: sudo apt install chromium")
 NAMES = ("image", "flow", "residual", "uncertainty")
@@ -34,8 +33,7 @@ WIDER = "document.documentElement.scrollWidth > innerWidth"
 
 
 def drawn(value: int) -> dict[str, str]:
-    jpeg = encode_image(np.full((36, 64, 3), value, np.uint8), "jpeg")
-    return {"jpeg": base64.b64encode(jpeg.tobytes()).decode(), "note": f"picture {value}"}
+    return {"src": data_uri(np.full((36, 64, 3), value, np.uint8)), "note": f"picture {value}"}
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import base64
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from sensor_msgs.msg import Image
 
-from deq_flow_ros.imaging.encodings import Levels, encode_image
-from deq_flow_ros.imaging.pictures import flow_to_color, heat, top
+from deq_flow_ros.imaging.encodings import Levels
+from deq_flow_ros.imaging.pictures import data_uri, flow_to_color, heat, top
 from deq_flow_ros.ros.messages import ImageMessage, field_of, image_to_rgb
 
 QUIET_S = 3.0
@@ -43,11 +43,12 @@ class Figures:
     :param camera: name of the camera; empty for one without a name.
     :param clock: seconds.
     :ivar image_topic: where the node expects its images; empty as long as that is unknown.
+    :ivar units: of the flow, as the parameter of the node has them.
     """
 
     def __init__(self, node: str, camera: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._node, self._camera, self._clock = node, camera or "flow", clock
-        self.image_topic = ""
+        self.image_topic, self.units = "", "px"
         self._began_s = self._account_s = self._flow_s = self._diagnostics_s = clock()
         self._statuses: dict[str, tuple[str, str]] = {}
         self._rates: dict[str, str] = {}
@@ -55,7 +56,7 @@ class Figures:
         self._latest: dict[str, str] = {}
         self._history: deque[tuple[float, int]] = deque(maxlen=HISTORY)
 
-    def take_account(self, values: Mapping[str, str]) -> None:
+    def take_account(self, values: dict[str, str]) -> None:
         """An account of ``~/statistics`` (docs/node.md); anything else that comes there is left out."""
         try:
             if values["outcome"] == "processed":
@@ -64,7 +65,8 @@ class Figures:
                 self._latest, self._flow_s = latest, self._clock()
         except (KeyError, ValueError):
             return
-        self._account, self._account_s = dict(values), self._clock()
+        self._account, self._account_s = values, self._clock()
+        self.units = values.get("units", self.units)
 
     def take_status(self, level: int, name: str, message: str, values: Mapping[str, str]) -> None:
         """A status of ``/diagnostics``; those of other nodes are left out."""
@@ -84,20 +86,14 @@ class Figures:
 
         :param running: gives the names of the flow nodes that run; asked where this one does not.
         """
-        state, headline, cure = self._state(running)
         latest_first = reversed(self._statuses.items())  # of equal ones, cameras before the process
         what, (level, message) = max(latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", "")))
         return {
-            "node": self._node,
-            "state": state,
-            "headline": headline,
-            "cure": cure,
-            "counts": {name: self._account.get(f"frames_{name}", "") for name in COUNTS},
-            "latest": self._latest,
-            "rates": self._rates,
-            "history": list(self._history),
+            **dict(zip(("state", "headline", "cure"), self._state(running), strict=True)), "node": self._node,
+            "counts": {name: self._account.get(f"frames_{name}", "") for name in COUNTS}, "latest": self._latest,
+            "rates": self._rates, "history": list(self._history),
             "worst": {"level": level, "of": what, "message": message},
-        }
+        }  # fmt: skip
 
     def _state(self, running: Callable[[], Sequence[str]]) -> tuple[str, str, str]:
         """In a word, in a headline, and what to do."""
@@ -130,42 +126,39 @@ class Pictures:
     """Draws the messages of one camera.
 
     :param width: of a picture at most, px; larger images are reduced by whole numbers.
-    :ivar in_px: whether the flow is in px; else it is in normalized image coordinates per second.
     """
 
     def __init__(self, width: int) -> None:
-        self.in_px = True
         self._width = width
         self._levels = Levels()
         self._tops: dict[str, float] = {}
 
-    def draw(self, name: str, message: ImageMessage) -> dict[str, str]:
+    def draw(self, name: str, message: ImageMessage, units: str = "px") -> dict[str, str]:
         """A picture of a message, one of ``NAMES``.
 
-        :returns: ``jpeg`` (base64) and ``note`` (its size, or what the full colour stands for, or, where it cannot be
-            drawn, why: then there is no ``jpeg``).
+        :param units: of the flow.
+        :returns: ``src``, a ``data:`` address, and ``note``: its size, or what the full colour stands for, or, where it
+            cannot be drawn, why; then there is no ``src``.
         """
         try:
-            rgb, note = self._camera(message) if name == "image" else self._field(name, message)
+            rgb, note = self._image(message) if name == "image" else self._field(name, message, units)
         except ValueError as error:
             return {"note": f"cannot be shown: {error}"}
-        return {"jpeg": base64.b64encode(encode_image(rgb, "jpeg", QUALITY).tobytes()).decode(), "note": note}
+        return {"src": data_uri(rgb, QUALITY), "note": note}
 
-    def _camera(self, message: ImageMessage) -> tuple[np.ndarray, str]:
+    def _image(self, message: ImageMessage) -> tuple[np.ndarray, str]:
         rgb = image_to_rgb(message, self._levels)
         height, width = rgb.shape[:2]
-        step = self._step(width)
+        step = math.ceil(width / self._width)
         size = max(1, width // step), max(1, height // step)
         return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if step > 1 else rgb, f"{width}x{height}"
 
-    def _field(self, name: str, message: Image) -> tuple[np.ndarray, str]:
-        step = self._step(message.width)
-        values = field_of(message, FIELDS[name])[::step, ::step]  # none are mixed: between two motions there is none
+    def _field(self, name: str, message: Image, units: str) -> tuple[np.ndarray, str]:
+        values = field_of(message, FIELDS[name])
+        step = math.ceil(message.width / self._width)
+        values = values[::step, ::step]  # none are mixed: between two motions there is none
         lengths = np.hypot(values[..., 0], values[..., 1]) if values.ndim == 3 else values
-        least, unit = (LEAST_PX[name], "px") if self.in_px or name != "flow" else (LEAST_PER_S, "1/s")
+        least, unit = (LEAST_PX[name], "px") if units == "px" or name != "flow" else (LEAST_PER_S, "1/s")
         most = self._tops[name] = max(top(lengths, least), FADE * self._tops.get(name, 0.0))
         rgb = flow_to_color(values, most) if values.ndim == 3 else heat(lengths, most)
         return rgb, f"full colour: {most:.{0 if most >= 10 else 1 if most >= 1 else 2}f} {unit}"
-
-    def _step(self, width: int) -> int:
-        return max(1, -(-width // self._width))

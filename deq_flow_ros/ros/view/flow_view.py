@@ -15,19 +15,17 @@ from typing import Any, TypeAlias
 
 import cv2
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
-from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from deq_flow_ros.command_line import USER_ERRORS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.parameter_table import ParameterTable
+from deq_flow_ros.ros.view import Board, ViewServer
 from deq_flow_ros.ros.view.figures import FIELDS, NAMES, Figures, Pictures
-from deq_flow_ros.ros.view.server import Board, ViewServer
 from deq_flow_ros.settings import at_start, number
 
 USAGE = """A flow node and its live pictures in a web page. It takes the arguments of ROS alone:
@@ -80,8 +78,6 @@ class FlowView(Node):
             ) from None
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
-        self._asking = self.create_client(GetParameters, f"{self._flow_node}/get_parameters")
-        self._units: Future | None = None
         self._open: dict[str, tuple[Topic, Subscription]] = {}
         self._arrived: list[tuple[str, Any]] = []
         self._figures: Figures | None = None
@@ -116,7 +112,11 @@ class FlowView(Node):
             self._fall_asleep()
             process.spin_once(self._executor, self)
             return
-        figures = self._wake_up()
+        if self._figures is None:
+            self.get_logger().info(f"somebody looks: subscribed to {self._prefix}")
+            self._figures = Figures(self._flow_node, self.settings.camera)
+            self._pictures = Pictures(self.settings.width)
+        figures = self._figures
         self._follow(self._topics(wanted, figures))
         imageless = "image" in wanted - self._open.keys() and figures.image_topic
         pictures = self._take_all(figures)
@@ -124,18 +124,6 @@ class FlowView(Node):
             pictures["image"] = {"note": f"nobody publishes raw or compressed images on {figures.image_topic}"}
         self._board.put_up(figures.summary(self._running), pictures)
         time.sleep(max(0.0, began_s + 1.0 / self.settings.rate_hz - time.monotonic()))
-
-    def _wake_up(self) -> Figures:
-        if self._figures is None:
-            self.get_logger().info(f"somebody looks: subscribed to {self._prefix}")
-            self._figures = Figures(self._flow_node, self.settings.camera)
-            self._pictures = Pictures(self.settings.width)
-            self._units = None
-        if self._units is None and self._asking.service_is_ready():
-            self._units = self._asking.call_async(GetParameters.Request(names=["units"]))
-        if self._units is not None and self._units.done() and (answer := self._units.result()) and answer.values:
-            self._pictures.in_px = answer.values[0].string_value in ("px", "")
-        return self._figures
 
     def _fall_asleep(self) -> None:
         if self._figures is not None:
@@ -156,11 +144,11 @@ class FlowView(Node):
     def _images(self, topic: str) -> Topic | None:
         """Where the images are that the flow node takes: on this topic or beside it, as image_transport names it."""
         places = ((topic, Image), (f"{topic}/compressed", CompressedImage), (topic, CompressedImage)) if topic else ()
-        return next((place for place in places if self._is_published(*place)), None)
-
-    def _is_published(self, topic: str, kind: type) -> bool:
-        offers = self.get_publishers_info_by_topic(topic)
-        return f"sensor_msgs/msg/{kind.__name__}" in {offer.topic_type for offer in offers}
+        for name, kind in places:
+            offers = self.get_publishers_info_by_topic(name)
+            if f"sensor_msgs/msg/{kind.__name__}" in {offer.topic_type for offer in offers}:
+                return name, kind
+        return None
 
     def _follow(self, topics: dict[str, Topic]) -> None:
         """Subscribe to these, and to nothing else."""
@@ -173,10 +161,8 @@ class FlowView(Node):
                 place, kind = topic
                 depth = MOST if kind is DiagnosticArray else 1
                 qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-                self._open[name] = topic, self.create_subscription(kind, place, partial(self._take, name), qos)
-
-    def _take(self, name: str, message: Any) -> None:
-        self._arrived.append((name, message))
+                take = partial(lambda name, message: self._arrived.append((name, message)), name)
+                self._open[name] = topic, self.create_subscription(kind, place, take, qos)
 
     def _take_all(self, figures: Figures) -> dict[str, dict[str, str]]:
         """Take what waits in the middleware; returns the pictures of it."""
@@ -194,7 +180,7 @@ class FlowView(Node):
                 else:
                     figures.take_status(ord(status.level), status.name, status.message, values)
         arrived.clear()
-        return {name: self._pictures.draw(name, newest[name]) for name in NAMES if name in newest}
+        return {name: self._pictures.draw(name, newest[name], figures.units) for name in NAMES if name in newest}
 
     def _running(self) -> Sequence[str]:
         """Names of the flow nodes that run, with those of their cameras."""

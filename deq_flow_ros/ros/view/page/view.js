@@ -12,9 +12,7 @@ function write(id, text) {
 function picture(id, data) {
   if (!data) return;
   write(`${id}-note`, data.note);
-  if (data.jpeg) {
-    byId(id).src = `data:image/jpeg;base64,${data.jpeg}`;
-  }
+  if (data.src) byId(id).src = data.src;
 }
 
 function bars(svg, values, top, limit) {
