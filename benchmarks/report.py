@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from deq_flow_ros import say
 from deq_flow_ros.command_line import CommandLine, exit_status, set_threads
-from deq_flow_ros.errors import say
 from deq_flow_ros.host import machine, versions
 from deq_flow_ros.streaming import FlowEstimator
 

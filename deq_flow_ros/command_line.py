@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from deq_flow_ros.errors import INTERRUPTED, UNUSABLE, UserError, did_you_mean, say
+from deq_flow_ros import INTERRUPTED, UNUSABLE, UserError, did_you_mean, say
 
 USER_ERRORS: dict[type[Exception], int] = {
     UserError: UNUSABLE, OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE, FloatingPointError: UNUSABLE,

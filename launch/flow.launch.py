@@ -14,7 +14,7 @@ from launch.logging import get_logger, launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from deq_flow_ros.ros.launching import BOOLEAN, Arguments, described, our_node, share
 from deq_flow_ros.ros.view import Board, ViewServer
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity

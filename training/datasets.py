@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.flow_files import read_flow
 from training.flow_dataset import (

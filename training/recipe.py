@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from deq_flow_ros.model import SIZES, Architecture
 from training.datasets import DATASETS
 from training.objective import Objective

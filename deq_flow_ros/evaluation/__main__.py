@@ -3,7 +3,7 @@
 
 import sys
 
-from deq_flow_ros.errors import program
+from deq_flow_ros import program
 
 with program("evaluate_bag"):
     from deq_flow_ros.evaluation.command import main

@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deq_flow_ros import UNUSABLE
 from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, exit_status, set_threads
-from deq_flow_ros.errors import UNUSABLE
 from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation

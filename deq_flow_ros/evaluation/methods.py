@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from deq_flow_ros.model import DEQFlow, choose_precision, load_model
 from deq_flow_ros.streaming import EstimatorSettings, FlowEstimator, FlowInfo, FlowResult
 from deq_flow_ros.streaming.clock import Clock

@@ -25,14 +25,13 @@ from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
 from deq_flow_ros.host import StopRequest, TimeShares, versions
-from deq_flow_ros.imaging import MediaError
+from deq_flow_ros.imaging import MediaError, longest_gap_ms
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.bags import FlowBag, check_space
 from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
-from deq_flow_ros.stamps import longest_gap_ms
 from deq_flow_ros.streaming import EstimatorSettings
 from deq_flow_ros.streaming.clock import CostTable, VirtualClock
 

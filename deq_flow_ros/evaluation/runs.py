@@ -21,9 +21,8 @@ from deq_flow_ros.evaluation.records import (
     measure,
 )  # fmt: skip
 from deq_flow_ros.host import TimeShares
-from deq_flow_ros.imaging import MediaError
+from deq_flow_ros.imaging import MediaError, Pace
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.stamps import Pace
 from deq_flow_ros.streaming.clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 from deq_flow_ros.streaming.plan import scale_ladder

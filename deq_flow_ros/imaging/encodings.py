@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 
 
 class EncodingError(ValueError):

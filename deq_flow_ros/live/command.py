@@ -23,15 +23,15 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from deq_flow_ros import UNUSABLE, UserError
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
-from deq_flow_ros.errors import UNUSABLE, UserError
 from deq_flow_ros.evaluation.command import print_results
 from deq_flow_ros.evaluation.results import RESULTS, ResultWriter, refuse_foreign
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.host import ChildError, TimeShares
-from deq_flow_ros.imaging import stamp_to_ns
+from deq_flow_ros.imaging import MAX_PAUSE_S, longest_gap_ms, stamp_to_ns
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, changes, in_order, look_closer, read_run
 from deq_flow_ros.live.run import Progress, Published, RunOptions, prepare_environment, profiles_file, run_live
 from deq_flow_ros.model import PRECISIONS, choose_precision, load_model
@@ -50,7 +50,6 @@ from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.stamps import MAX_PAUSE_S, longest_gap_ms
 from deq_flow_ros.streaming import EstimatorSettings
 
 LOGS, PREVIEWS = "logs", ".previews"

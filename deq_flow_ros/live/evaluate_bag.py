@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from deq_flow_ros.errors import program
+from deq_flow_ros import program
 
 LIVE = "--live"
 

@@ -20,8 +20,8 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 
+from deq_flow_ros import UNUSABLE, UserError
 from deq_flow_ros.command_line import CommandLine, exit_status
-from deq_flow_ros.errors import UNUSABLE, UserError
 from deq_flow_ros.host import StopRequest
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.bags import STORAGES, BagWriter

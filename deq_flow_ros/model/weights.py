@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from deq_flow_ros.host import replacing
 from deq_flow_ros.model import safetensors_file
 from deq_flow_ros.model.architecture import SIZES, Architecture

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.errors import did_you_mean
-from deq_flow_ros.imaging import Frame, MediaError, stamp_to_ns
+from deq_flow_ros import did_you_mean
+from deq_flow_ros.imaging import Frame, MediaError, Pace, stamp_to_ns
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, Levels, decode_image
 from deq_flow_ros.imaging.video import VideoDecoder, codec_of, is_key, packet_of
 from deq_flow_ros.recordings.bag_reader import VIDEO, Bag, MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
-from deq_flow_ros.stamps import Pace
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import cv2
 
-from deq_flow_ros.errors import needed_by
+from deq_flow_ros import needed_by
 from deq_flow_ros.imaging import Frame, MediaError, frame_from_array
 from deq_flow_ros.imaging.pictures import read_picture, several
 from deq_flow_ros.recordings.files import (

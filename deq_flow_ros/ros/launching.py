@@ -28,7 +28,7 @@ from launch.launch_description_sources import (
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
 from launch_ros.actions import Node
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from launch import Condition, LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 BOOLEAN = ("true", "false")

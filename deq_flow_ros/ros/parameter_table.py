@@ -18,7 +18,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from deq_flow_ros.errors import did_you_mean
+from deq_flow_ros import did_you_mean
 from deq_flow_ros.ros.qos import before_parameters_set, given_overrides
 
 Table = TypeVar("Table", bound="ParameterTable")

@@ -35,8 +35,9 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from deq_flow_ros import UNUSABLE
 from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status
-from deq_flow_ros.errors import UNUSABLE
+from deq_flow_ros.imaging import MAX_PAUSE_S, Pace
 from deq_flow_ros.imaging.encodings import FORMATS, Levels, encode_image, to_rgb
 from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
 from deq_flow_ros.recordings.source import DEFAULT_FPS
@@ -45,7 +46,6 @@ from deq_flow_ros.ros import process
 from deq_flow_ros.ros.messages import bytes_to_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import as_declared, unused_overrides
 from deq_flow_ros.ros.qos import given_overrides
-from deq_flow_ros.stamps import MAX_PAUSE_S, Pace
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 """Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player."""

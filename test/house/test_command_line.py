@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from deq_flow_ros import program
 from deq_flow_ros.command_line import CommandLine, exit_status
-from deq_flow_ros.errors import program
 
 
 def line() -> CommandLine:

@@ -3,7 +3,7 @@
 
 import pytest
 
-from deq_flow_ros.stamps import Pace, longest_gap_ms
+from deq_flow_ros.imaging import Pace, longest_gap_ms
 from deq_flow_ros.streaming.continuity import FAR_NS, StampOrder, why_anew
 
 SECOND = 10**9
