@@ -40,12 +40,11 @@ COLOURS = {
     "oracle": "#1a202c", UNCERTAINTY: "#2b6cb0", FORWARD_BACKWARD: "#2f855a", RESIDUAL: "#c05621", GRADIENT: "#a0aec0",
 }  # fmt: skip
 COARSE_LEVELS, STEPS = 2, 100
-PATTERNS = 120
-"""Number of procedural textures of the generated clips."""
+PATTERNS = 120  # procedural textures of the generated clips
 BINS = np.geomspace(0.02, 64, 25)
 """Edges of the bins of the expected error, in px. Values beyond them are counted in the first and the last bin."""
-MIN_SHARE = 0.002
-"""Smallest share of the pixels with which a bin of the calibration is shown."""
+MIN_SHARE = 0.002  # of the pixels, with which a bin of the calibration is shown
+Curves = dict[str, dict[str, list[float]]]
 
 
 def generated(clips: int, size: tuple[int, int], textures: str | None) -> Iterator[Sample]:
@@ -67,19 +66,17 @@ def plain_area(size: tuple[int, int]) -> tuple[slice, slice]:
 
 def without_texture(pair: Sample) -> Sample:
     """The pair with the middle of both images in one colour. Its true flow stays as it is."""
-    area = plain_area(pair.image1.shape[:2])
-    colour = pair.image1[area].mean((0, 1)).round().astype(np.uint8)
-    image1, image2 = pair.image1.copy(), pair.image2.copy()
-    image1[area] = image2[area] = colour
-    return replace(pair, image1=image1, image2=image2)
+    area, images = plain_area(pair.image1.shape[:2]), (pair.image1.copy(), pair.image2.copy())
+    for image in images:
+        image[area] = pair.image1[area].mean((0, 1)).round().astype(np.uint8)
+    return replace(pair, image1=images[0], image2=images[1])
 
 
 def forward_backward(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     """(H, W) px: how far from each pixel the forward flow, (H, W, 2) px, followed by the backward flow ends."""
     y, x = np.mgrid[: forward.shape[0], : forward.shape[1]].astype(np.float32)
-    there = cv2.remap(
-        backward, x + forward[..., 0], y + forward[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    target = x + forward[..., 0], y + forward[..., 1]
+    there = cv2.remap(backward, *target, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(np.linalg.norm(forward + there, axis=2))
 
 
@@ -118,9 +115,8 @@ def sparsify(error: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarray, np
 def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
     """Error, curves and AUSE of every measure on one pair, and the sums for the calibration."""
     assert pair.flow is not None
-    image1, image2 = (to_tensor(image, model.device) for image in (pair.image1, pair.image2))
-    forth = model(image1, image2, max_iterations=iterations, coarse_levels=COARSE_LEVELS)
-    back = model(image2, image1, max_iterations=iterations, coarse_levels=COARSE_LEVELS)
+    images = [to_tensor(image, model.device) for image in (pair.image1, pair.image2)]
+    forth, back = (model(*i, max_iterations=iterations, coarse_levels=COARSE_LEVELS) for i in (images, images[::-1]))
     flow = to_array(forth.flow)
     uncertain = {
         RESIDUAL: forth.residual[0, 0].cpu().numpy(),
@@ -153,8 +149,7 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
 
 def _binned(expected: np.ndarray, error: np.ndarray) -> dict[str, list[float]]:
     """By bin of the expected error: its share of the pixels, and mean expected and true error times that share."""
-    place = np.digitize(expected, BINS[1:-1])
-    count = len(BINS) - 1
+    place, count = np.digitize(expected, BINS[1:-1]), len(BINS) - 1
     sums = {"share": None, "expected_px": expected, "error_px": error}
     return {name: (np.bincount(place, w, count) / len(place)).tolist() for name, w in sums.items()}
 
@@ -178,26 +173,24 @@ def _means(group: str, some: Sequence[Row]) -> Row:
     }  # fmt: skip
 
 
-def calibration(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+def calibration(rows: Sequence[Row]) -> Curves:
     """Mean true by mean expected error in each bin with enough pixels, of the listed and of the generated pairs.
 
     Every pair has the same weight.
     """
     kinds = {PAIRS: [row for row in rows if row["group"] not in MADE]}
     kinds[GENERATED] = [row for row in rows if row["group"] == GENERATED]
-    curves = {}
+    curves: Curves = {}
     for kind, some in kinds.items():
         if some and "bins" in some[0]:
-            share, expected, error = (np.mean([row["bins"][name] for row in some], 0) for name in some[0]["bins"])
-            shown = share >= MIN_SHARE
-            parts = share[shown], expected[shown] / share[shown], error[shown] / share[shown]
-            curves[kind] = dict(zip(some[0]["bins"], (part.tolist() for part in parts), strict=True))
+            bins = pd.DataFrame({name: np.mean([row["bins"][name] for row in some], 0) for name in some[0]["bins"]})
+            bins = bins[bins.share >= MIN_SHARE]
+            bins[["expected_px", "error_px"]] = bins[["expected_px", "error_px"]].div(bins.share, axis=0)
+            curves[kind] = bins.to_dict("list")
     return curves
 
 
-def print_tables(
-    rows: Sequence[Row], summary: Sequence[Row], curve: dict[str, dict[str, list[float]]], console: Console
-) -> None:
+def print_tables(rows: Sequence[Row], summary: Sequence[Row], curve: Curves, console: Console) -> None:
     """Print the AUSE by group and by pair, what the measures say about a plain area, and the calibration."""
     columns = {"pairs": "{label}", "error, px": "{epe_px:.2f}", "expected": "{expected_px:.2f}"}
     columns |= {name: f"{{ause[{name}]:.3f}}" for name in rows[0]["ause"]}
@@ -206,12 +199,10 @@ def print_tables(
     print_table(console, "AUSE, over the mean error; 0 is perfect; px: mean error, and expected", columns, labelled)
     plain = [row for row in rows if row["group"] == PLAIN]
     if plain:  # medians: one pair whose motion was not found at all would be all that is seen
-        areas = [
-            {"area": where, **pd.DataFrame([row[where] for row in plain]).median().to_dict()}
-            for where in ("inside", "outside")
-        ]
+        medians = {where: pd.DataFrame([row[where] for row in plain]).median() for where in ("inside", "outside")}
         columns = {name: f"{{{name}:.3f}}" for name in plain[0]["inside"]}
         title = f"{PLAIN}: mean inside of the area without texture, and outside, median over the pairs"
+        areas = ({"area": where, **figures} for where, figures in medians.items())
         print_table(console, title, {"area": "{area}", **columns}, areas)
     for kind, values in curve.items():
         columns = {"share of pixels": "{share:.1%}", "expected": "{expected_px:.3f}", "true": "{error_px:.3f}"}
@@ -219,7 +210,7 @@ def print_tables(
         print_table(console, title, columns, pd.DataFrame(values).to_dict("records"))
 
 
-def plot(summary: Sequence[Row], curve: dict[str, dict[str, list[float]]], path: Path) -> None:
+def plot(summary: Sequence[Row], curve: Curves, path: Path) -> None:
     """Draw the sparsification curves and the calibration, both for the pairs and for the generated clips."""
     kinds = [entry for kind in (PAIRS, *MADE) for entry in summary if entry["group"] == kind]
     count = len(kinds) + bool(curve)

@@ -7,9 +7,9 @@ The real ``FlowEstimator`` decides about its time as on a real machine, over a n
 clock that charges for its calls: costs that vary at random, bursts of load, a slow drift, and steps. The figures are
 the same on every machine.
 
-*late*: share of the frames whose flow came after the budget; *in a row*: the most late ones one after the other. *of
-oracle*: iterations, relative to those of an oracle that knows in advance what every stage of the frame will take, at
-the same scale. *none*: share of the frames without any iteration; their flow is the previous one, carried along.
+*late*: share of the frames whose flow came after the budget; *in a row*: the most late ones one after the other.
+*used*: the mean latency, as a share of the budget. *none*: share of the frames without any iteration; their flow is the
+previous one, carried along.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,38 +32,24 @@ from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.cells import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
 from deq_flow_ros.streaming.clock import ITERATION, CostTable, VirtualClock
-from deq_flow_ros.streaming.costs import AFTER_SOLVE, BEFORE_SOLVE, PREPARE, REFINE
-from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
 
 # Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
 HEIGHT, WIDTH = 256, 320
 # ms on an idle machine, about those of `nano` at 640x480 on one core; only their ratios matter.
-MS = {
+WORK_MS = {
     "resize": 0.5, "encode": 80.0, "prepare": 9.0, "match": 1.4, "correlate": 20.0, "coarse": 70.0, ITERATION: 40.0,
     "upsample": 18.0, "output": 4.0,
 }  # fmt: skip
-WORK = CostTable({HEIGHT * WIDTH: {name: [ms] for name, ms in MS.items()}})
-BEHIND = tuple(name for name in AFTER_SOLVE if name != REFINE)
+DRAWS = 1000  # costs of each stage that the clock draws from
 STEP_NS = 4_000_000  # in which the load of the machine is constant
 PERIOD_MS = 33.3
 COLUMNS = {
     "budget, ms": "{budget_ms:g}", "costs": "{costs}", "frames": "{frames}", "late, %": "{late_percent:.2f}",
-    "in a row": "{longest_late}", "iterations": "{iterations:.2f}", "of oracle, %": "{of_oracle_percent:.0f}",
+    "in a row": "{longest_late}", "used, %": "{used_percent:.0f}", "iterations": "{iterations:.2f}",
     "none, %": "{none_percent:.1f}", "scale": "{scale:.2f}", "changes/min": "{changes_per_minute:.1f}",
 }  # fmt: skip
 Slowness = Callable[[float], float]
-
-
-class Scenario(NamedTuple):
-    """How the machine changes the costs over time.
-
-    :ivar slowness: how many times longer work takes than on an idle machine, as a function of the time in s.
-    :ivar spread: standard deviation of the logarithm of every single cost, in addition to this.
-    """
-
-    name: str
-    slowness: Slowness
-    spread: float
+"""How many times longer work takes than on an idle machine, as a function of the time in s."""
 
 
 def bursts(seconds: float, every_s: float = 5.0, length_s: float = 0.5) -> Slowness:
@@ -72,65 +59,38 @@ def bursts(seconds: float, every_s: float = 5.0, length_s: float = 0.5) -> Slown
     return lambda time_s: 2.0 if ((starts <= time_s) & (time_s < starts + length_s)).any() else 1.0
 
 
-def scenarios(seconds: float) -> list[Scenario]:
-    """The scenarios of the benchmark, for runs of this many seconds."""
+def scenarios(seconds: float) -> dict[str, tuple[Slowness, float]]:
+    """By name, for runs of this many seconds: how the machine changes the costs over time, and the standard deviation
+    of the logarithm of every single cost beside that.
+    """
     third = seconds / 3
-    return [
-        Scenario("random costs", lambda _: 1.0, 0.2),
-        Scenario("bursts of 0.5 s", bursts(seconds), 0.1),
-        Scenario("drift to half speed", lambda t: 1.0 + min(1.0, max(0.0, t / third - 1)), 0.1),
-        Scenario("steps to half speed and back", lambda t: 2.0 if third <= t < 2 * third else 1.0, 0.1),
-    ]
+    return {
+        "random costs": (lambda _: 1.0, 0.2),
+        "bursts of 0.5 s": (bursts(seconds), 0.1),
+        "drift to half speed": (lambda t: 1.0 + min(1.0, max(0.0, t / third - 1)), 0.1),
+        "steps to half speed and back": (lambda t: 2.0 if third <= t < 2 * third else 1.0, 0.1),
+    }
 
 
 class LoadedClock(VirtualClock):
-    """A clock whose costs depend on frame, stage and moment, not on what was done before: they are known in advance."""
+    """A clock of a machine whose speed changes."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(WORK)
-        self._scenario = scenario
-        self.frame(0)
-
-    def frame(self, number: int) -> None:
-        """Use the costs of this frame from now on."""
-        names = (*BEFORE_SOLVE, PREPARE, "coarse", *BEHIND, *(f"{ITERATION} {n}" for n in range(64)))
-        normal = np.random.default_rng([0, number]).standard_normal(len(names))
-        spread, self._iterations = self._scenario.spread, 0
-        # Of mean 1 whatever the spread.
-        self._factors = dict(zip(names, np.exp(spread * normal - spread**2 / 2), strict=True))
+    def __init__(self, slowness: Slowness, spread: float) -> None:
+        rng = np.random.default_rng(0)
+        factors = np.exp(spread * rng.standard_normal((len(WORK_MS), DRAWS)) - spread**2 / 2)  # of mean 1
+        costs = zip(WORK_MS, factors * np.array(list(WORK_MS.values()))[:, None], strict=True)
+        super().__init__(CostTable({HEIGHT * WIDTH: {name: ms.tolist() for name, ms in costs}}))
+        self._slowness = slowness
 
     def charge(self, name: str, pixels: int) -> None:
-        self._now_ns = self.after(self._now_ns, name, pixels, self._iterations)
-        self._iterations += name == ITERATION
-
-    def after(self, now_ns: int, name: str, pixels: int, iteration: int = 0) -> int:
-        """When a stage that begins now will be finished."""
-        (work_ms,) = WORK.times(name, pixels) or [0.0]
-        left_ns = 1e6 * work_ms * self._factors[f"{name} {iteration % 64}" if name == ITERATION else name]
+        began_ns = self._now_ns
+        super().charge(name, pixels)
+        left_ns, self._now_ns = float(self._now_ns - began_ns), began_ns
         while left_ns > 0:
-            slowness = self._scenario.slowness(now_ns / 1e9)
+            slowness = self._slowness(self._now_ns / 1e9)
             done_ns = min(left_ns, STEP_NS / slowness)
-            now_ns += round(done_ns * slowness)
+            self._now_ns += round(done_ns * slowness)
             left_ns -= done_ns
-        return now_ns
-
-
-def possible_iterations(clock: LoadedClock, start_ns: int, end_ns: int, scale: float, most: int) -> int:
-    """How many iterations an oracle would make that knows the time of every stage; 0 if not even one can be in time."""
-    pixels = number_of_pixels(scaled_size(HEIGHT, WIDTH, scale))
-    now_ns = start_ns
-    for name in BEFORE_SOLVE:
-        if name != "resize" or scale != 1:
-            now_ns = clock.after(now_ns, name, pixels)
-    for done in range(most + 1):
-        ready_ns = now_ns
-        for name in BEHIND:
-            ready_ns = clock.after(ready_ns, name, pixels)
-        if ready_ns > end_ns:
-            return max(0, done - 1)
-        if done < most:
-            now_ns = clock.after(now_ns, ITERATION, pixels, done)
-    return most
 
 
 class IdleNetwork(DEQFlow):
@@ -160,45 +120,33 @@ class IdleNetwork(DEQFlow):
         return self.upsample(solution.state)[:, :1]
 
 
-class Frame(NamedTuple):
-    """What was done with one frame, and how many iterations an oracle would have made."""
-
-    info: FlowInfo
-    possible: int
-
-
-def simulate(scenario: Scenario, budget_ms: float, seconds: float) -> list[Frame]:
+def simulate(slowness: Slowness, spread: float, budget_ms: float, seconds: float) -> list[FlowInfo]:
     """Frames arrive at a steady rate. As in the node, the newest frame is taken when the previous one is done."""
-    clock = LoadedClock(scenario)
+    clock = LoadedClock(slowness, spread)
     estimator = FlowEstimator(IdleNetwork().eval(), clock, latency_budget_ms=budget_ms, tolerance_px=None)
     estimator.warm_up(HEIGHT, WIDTH)
-    began_ns, period_ns, most = clock.now_ns(), round(1e6 * PERIOD_MS), estimator.settings.max_iterations
+    began_ns, period_ns = clock.now_ns(), round(1e6 * PERIOD_MS)
     image = np.tile(np.arange(WIDTH, dtype=np.uint8)[None, :, None], (HEIGHT, 1, 3))  # not flat
-    number, done = 0, list[Frame]()
+    number, done = 0, list[FlowInfo]()
     while number * PERIOD_MS <= 1e3 * seconds:
         arrival_ns = began_ns + number * period_ns
-        clock.frame(number)
         clock.wait_until(arrival_ns)
-        start_ns = clock.now_ns()
         result = estimator.update(image, number * period_ns, arrival_ns)
-        if result is not None:
-            end_ns = arrival_ns + round(1e6 * budget_ms)
-            done.append(Frame(result.info, possible_iterations(clock, start_ns, end_ns, result.info.scale, most)))
+        done += [] if result is None else [result.info]
         estimator.prepare()
         number = max(number + 1, (clock.now_ns() - began_ns) // period_ns)
     return done
 
 
-def account(seconds: float, frames: Sequence[Frame]) -> Row:
+def account(seconds: float, infos: Sequence[FlowInfo]) -> Row:
     """How a budget was kept and used by the frames of so many seconds, at least one; iterations and scale are means."""
-    infos, count = [frame.info for frame in frames], len(frames)
     late = "".join("x" if info.over_budget else " " for info in infos)
-    made = sum(info.iterations for info in infos)
     return {
-        "frames": count, "late_percent": 100 * late.count("x") / count, "longest_late": max(map(len, late.split(" "))),
-        "iterations": made / count, "of_oracle_percent": 100 * made / max(1, sum(frame.possible for frame in frames)),
-        "none_percent": 100 * sum(info.iterations == 0 for info in infos) / count,
-        "scale": sum(info.scale for info in infos) / count,
+        "frames": len(infos), "late_percent": 100 * late.count("x") / len(infos),
+        "longest_late": max(map(len, late.split(" "))), "iterations": fmean(info.iterations for info in infos),
+        "used_percent": 100 * fmean(info.latency_ms / (info.budget_ms or math.inf) for info in infos),
+        "none_percent": 100 * fmean(info.iterations == 0 for info in infos),
+        "scale": fmean(info.scale for info in infos),
         "changes_per_minute": 60 / seconds * sum(a.scale != b.scale for a, b in pairwise(infos)),
     }  # fmt: skip
 
@@ -206,8 +154,8 @@ def account(seconds: float, frames: Sequence[Frame]) -> Row:
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Simulate every scenario with every budget, and print the table."""
     accounts = [
-        {"budget_ms": ms, "costs": some.name, **account(options.seconds, simulate(some, ms, options.seconds))}
-        for ms, some in product(options.budget_ms, scenarios(options.seconds))
+        {"budget_ms": ms, "costs": name, **account(options.seconds, simulate(*costs, ms, options.seconds))}
+        for ms, (name, costs) in product(options.budget_ms, scenarios(options.seconds).items())
     ]
     print_table(console, "budgets kept and used", COLUMNS, accounts, names=2)
     return {"accounts": accounts}

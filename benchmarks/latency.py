@@ -31,7 +31,7 @@ from rich.console import Console
 from benchmarks import peers
 from benchmarks.memory import MIB, peak_bytes
 from benchmarks.report import Benchmark, Row, copies_per_field, print_table, wall_s
-from benchmarks.sequences import PERIOD_NS, read_frames
+from benchmarks.sequences import PERIOD_NS, moving_frames
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.host import keep_freed_memory
@@ -91,7 +91,7 @@ def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
     if options.input is None:
         scene = Scene(SceneSettings(*size))
         return [scene.render(FIRST_SCENE_FRAME + number) for number in range(count)]
-    frames = read_frames(options.input, count)
+    frames = moving_frames(options.input, count)
     if len(frames) < count:
         raise ValueError(
             f"{options.input}: expected {count} frames, for {options.warm_up} pairs to warm up and {options.frames} to "

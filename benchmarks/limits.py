@@ -41,10 +41,9 @@ def measured(model: DEQFlow, sequences: Sequence[ImageSequence], scale: float, *
     rows = []
     for sequence in sequences:
         results = stream(model, sequence.frames, min_scale=scale, max_scale=scale, **settings)[1:]
-        for place in sequence.measured:
-            result = results[place]
+        for pair, result in list(zip(sequence.pairs, results, strict=True))[sequence.first :]:
             if result is not None and result.info.warm:
-                error, info = pair_errors(sequence.pairs[place], result.flow)[0], result.info
+                error, info = pair_errors(pair, result.flow)[0], result.info
                 rows.append((sequence.group, error, info.iterations, info.latency_ms))
     every = pd.DataFrame(rows, columns=["group", "epe_px", "iterations", "ms"]).groupby("group", sort=False)
     found: dict[str, Row] = every.agg({"epe_px": "mean", "iterations": "mean", "ms": "median"}).to_dict("index")

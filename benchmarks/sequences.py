@@ -18,10 +18,10 @@ from torch import Tensor
 
 from benchmarks.report import Benchmark
 from deq_flow_ros.demo.scene import Scene
-from deq_flow_ros.equilibrium import Solution, State, solve
+from deq_flow_ros.equilibrium import State
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.imaging.encodings import to_rgb
-from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, update_px, usable_levels
+from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, usable_levels
 from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
@@ -33,11 +33,11 @@ from training.generator import HELD_OUT_SEED, ProceduralGenerator
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}
 """Smallest and largest typical displacement between two frames of a generated sequence, in px at a width of 320 px."""
 CUTS = "cuts"
-PATTERNS = 24
-"""Number of textures in generated sequences."""
-PERIOD_NS = 33_333_333
-"""Time between two frames of a camera at 30 Hz."""
+PATTERNS = 24  # textures in generated sequences
+PERIOD_NS = 33_333_333  # of a camera at 30 Hz
 CONFIG = Path(__file__).parents[1] / "config" / "perception.yaml"
+EVERY = 3
+"""Which frames of the drive the benchmarks of ``perception`` take: those at 10 Hz, the rate of its parameter file."""
 CHECK_PX = 1.0
 """How far a point that is tracked forward and back may end from where it began."""
 
@@ -47,12 +47,12 @@ class ImageSequence:
     """Pairs that follow each other: image 2 of one pair is image 1 of the next.
 
     :ivar group: sequences of one group are summarised together.
-    :ivar measured: indices of the pairs to measure. The others lead up to them.
+    :ivar first: index of the first pair to measure. Those before it lead up to it.
     """
 
     group: str
     pairs: list[Sample]
-    measured: tuple[int, ...]
+    first: int = 1
 
     @property
     def frames(self) -> list[np.ndarray]:
@@ -60,31 +60,29 @@ class ImageSequence:
         return [self.pairs[0].image1, *(pair.image2 for pair in self.pairs)]
 
 
-def read_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
-    """Frames of a source behind the first ``skip``, (H, W, 3) RGB each; ``ValueError`` if there are less than 3."""
-    frames = [
-        to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
-        for f in islice(open_source(path).frames(), skip, skip + count)
-    ]
+def moving_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
+    """Frames of a source behind the first ``skip``, (H, W, 3) RGB each, without those that equal the one before.
+
+    There are such in a video that was converted to a higher rate.
+
+    :raises ValueError: if less than 3 are left.
+    """
+    frames: list[np.ndarray] = []
+    for f in islice(open_source(path).frames(), skip, skip + count):
+        frame = to_rgb(f.data, f.height, f.width, f.step, f.encoding, f.is_bigendian)
+        if not frames or not np.array_equal(frames[-1], frame):
+            frames.append(frame)
     if len(frames) < 3:
         after = f" after the first {skip}" if skip else ""
-        raise ValueError(f"{path}: expected at least 3 frames{after}, for a pair with one before it, got {len(frames)}")
+        wanted = f"at least 3 frames{after} that differ from the one before, for a pair with one before it"
+        raise ValueError(f"{path}: expected {wanted}, got {len(frames)}")
     return frames
-
-
-def moving_frames(path: str, count: int, skip: int = 0) -> list[np.ndarray]:
-    """As ``read_frames``, without frames that equal the one before, as in a video converted to a higher rate."""
-    frames = read_frames(path, count, skip)
-    return [frames[0], *(after for before, after in pairwise(frames) if not np.array_equal(before, after))]
 
 
 def recorded(path: str, count: int, size: tuple[int, int], skip: int = 0) -> ImageSequence:
     """As ``moving_frames``, for a video, bag or folder of images, made smaller to fit into ``size`` (H, W)."""
-    name, moving = Path(path).stem, moving_frames(path, count, skip)
-    pairs = [fitted(without_truth(f"{name}/{number}", *images), size) for number, images in enumerate(pairwise(moving))]
-    if len(pairs) < 2:
-        raise ValueError(f"{path}: expected at least 3 frames that differ from the one before, got {len(moving)}")
-    return ImageSequence(name, pairs, tuple(range(1, len(pairs))))
+    name, images = Path(path).stem, pairwise(moving_frames(path, count, skip))
+    return ImageSequence(name, [fitted(without_truth(f"{name}/{n}", *pair), size) for n, pair in enumerate(images)])
 
 
 def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
@@ -92,8 +90,7 @@ def listed(path: Path, size: tuple[int, int]) -> Iterator[ImageSequence]:
     for group in open_pairs(path):
         for run in group.sequences():
             if len(run) > 1:
-                pairs = [fitted(group[index], size) for index in run]
-                yield ImageSequence(group.name, pairs, tuple(range(1, len(pairs))))
+                yield ImageSequence(group.name, [fitted(group[index], size) for index in run])
 
 
 def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageSequence]:
@@ -107,22 +104,13 @@ def generated(count: int, frames: int, size: tuple[int, int]) -> Iterator[ImageS
             patterns=PATTERNS, min_displacement_px=low * width / 320, max_displacement_px=high * width / 320,
         )  # fmt: skip
         clips[name] = [generator.pairs(name, n) for n in range(count)]
-        for pairs in clips[name]:
-            yield ImageSequence(name, pairs, tuple(range(1, len(pairs))))
+        yield from (ImageSequence(name, pairs) for pairs in clips[name])
     for n in range(count):
         before, after = clips["fast"][n], clips["slow"][n]
         if n % 2:
             before, after = after, before
         cut = without_truth(f"{CUTS}/{n}", before[-1].image2, after[0].image1)
-        yield ImageSequence(CUTS, [*before, cut, after[0]], (len(before) + 1,))
-
-
-def every_sequence(options: argparse.Namespace, frames: int) -> Iterator[ImageSequence]:
-    """The sequences of ``--pairs`` and ``--sequence``, and ``--clips`` generated ones of each kind, ``frames`` long."""
-    size = options.height, options.width
-    yield from listed(options.pairs, size) if options.pairs else ()
-    yield from recordings(options)
-    yield from generated(options.clips, frames, size) if options.clips else ()
+        yield ImageSequence(CUTS, [*before, cut, after[0]], len(before) + 1)
 
 
 def stream(model: DEQFlow, frames: Sequence[np.ndarray], **settings: Any) -> list[FlowResult | None]:
@@ -169,10 +157,6 @@ class EncodedPair:
         levels = min(COARSE_LEVELS, usable_levels(*self._images[0].shape[-2:]))
         return self._model.coarse_start(*self._images, levels, iterations) or self.zero()
 
-    def settled(self, start: State, iterations: int) -> Solution:
-        """The state with the smallest update that Anderson's method finds from a start."""
-        return solve(self.problem, start, solver="anderson", max_iterations=iterations, measure=update_px)
-
     def flow(self, state: State) -> Tensor:
         """The flow of a state at full resolution, (1, 2, H, W) px."""
         return crop(self._model.upsample(state), self._padding)
@@ -205,11 +189,6 @@ def fitted(pair: Sample, size: tuple[int, int]) -> Sample:
         pair, image1=smaller(pair.image1), image2=smaller(pair.image2), flow=flow, valid=valid, occluded=None,
         alternatives=(),
     )  # fmt: skip
-
-
-def first_below(values: Sequence[float], bound: float) -> float:
-    """The number of the first iteration (from 1) whose value is at or below the bound; infinite if there is none."""
-    return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
 
 
 def perception_stream(model: DEQFlow, **changed: Any) -> FlowEstimator:
@@ -265,3 +244,11 @@ def recordings(options: argparse.Namespace) -> Iterator[ImageSequence]:
         raise ValueError(f"expected --pairs or --sequence{others}: without them there is nothing to measure")
     for path in options.sequence:
         yield recorded(path, options.frames, (options.height, options.width), options.skip)
+
+
+def every_sequence(options: argparse.Namespace, frames: int) -> Iterator[ImageSequence]:
+    """The sequences of ``--pairs`` and ``--sequence``, and ``--clips`` generated ones of each kind, ``frames`` long."""
+    size = options.height, options.width
+    yield from listed(options.pairs, size) if options.pairs else ()
+    yield from recordings(options)
+    yield from generated(options.clips, frames, size) if options.clips else ()

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,13 +31,12 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
 from benchmarks.report import Benchmark, Row, clock_s, grouped, picture, print_table, watched
-from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, add_inputs, every_sequence, first_below, stream
+from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, add_inputs, every_sequence, stream
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.warm_start import carry
 from training.evaluate import pair_errors, to_array
-from training.flow_dataset import Sample
 
 STREAM, COLD = "stream", ("zero", "coarse")
 COLOURS = {
@@ -45,8 +45,7 @@ COLOURS = {
 }  # fmt: skip
 MARKS = (1, 2, 4, 8)
 """Iterations at which the error is printed; those that the streams make at every pair."""
-CARRIED, CLIP_FRAMES = 12, 6
-"""Iterations of the pair before; frames of a generated sequence."""
+CARRIED, CLIP_FRAMES = 12, 6  # iterations of the pair before; frames of a generated sequence
 BOUND_PX, SETTLED_PX = 0.05, 0.02
 """The update that iterations are counted to; how far an error may exceed that of the settled state to count as it."""
 PHASES = ((1, 2), (2, 4), (4, 8), (8, 16))
@@ -74,13 +73,12 @@ def distance_px(state: State, settled: State) -> float:
 
 def rows_of(model: DEQFlow, sequence: ImageSequence, options: argparse.Namespace) -> Iterator[Row]:
     """One row for each measured pair of a sequence and each start."""
-    results = {
-        mark: stream(model, sequence.frames, max_iterations=mark)[1:] for mark in MARKS if mark <= options.iterations
-    }
+    marks = [mark for mark in MARKS if mark <= options.iterations]
+    results = {mark: stream(model, sequence.frames, max_iterations=mark)[1:] for mark in marks}
     last: State | None = None
-    for place, sample in enumerate(sequence.pairs[: max(sequence.measured) + 1]):
+    for place, sample in enumerate(sequence.pairs):
         pair = EncodedPair(model, sample)
-        if last is not None and place in sequence.measured:
+        if last is not None and place >= sequence.first:
             # It noticed the cut if it did not start warm across it, or behind it.
             behind = results[MARKS[0]][place - 1 : place + 1]
             noticed = any(result is None or not result.info.warm for result in behind)
@@ -94,48 +92,44 @@ def rows_of(model: DEQFlow, sequence: ImageSequence, options: argparse.Namespace
 def rows_of_pair(
     pair: EncodedPair, last: State, results: dict[int, FlowResult | None], options: argparse.Namespace
 ) -> Iterator[Row]:
-    """Measure every start on one pair.
+    """Measure every start on one pair: at each iteration from 0, which is the start itself (the updates: from 1).
 
     :param last: the state of the previous pair.
     :param results: of the estimator, by its number of iterations.
     """
-    settled = [pair.settled(start, options.reference) for start in (pair.coarse(), carry(last))]
-    states, truth = [solution.state for solution in settled], pair.sample
+    reference: dict[str, Any] = {"solver": "anderson", "max_iterations": options.reference, "measure": update_px}
+    settled = [solve(pair.problem, start, **reference) for start in (pair.coarse(), carry(last))]
+    states, truth, device = [solution.state for solution in settled], pair.sample, last[1].device
     if truth.flow is None:  # then it is the settled flow
         everywhere = np.ones(truth.image1.shape[:2], bool)
         truth = replace(truth, flow=to_array(pair.flow(states[0])), valid=everywhere)
-    of_pair = {
-        "truth": pair.sample.flow is not None,
-        "motion_px": pair_errors(truth, np.zeros((*truth.valid.shape, 2), np.float32))[0],
-        "settled": {
-            **{f"{name}_px": float(s.residual) for name, s in zip(("coarse", "warped"), settled, strict=True)},
-            "apart_rms_px": distance_px(*states), "error_px": pair.error(states[0], truth),
-        },
-    }  # fmt: skip
+    settled_error, updates = pair.error(states[0], truth), [float(solution.residual) for solution in settled]
+    of_pair = {"truth": pair.sample.flow is not None, "apart_px": distance_px(*states)}
+    of_pair |= dict(zip(("coarse_px", "warped_px"), updates, strict=True))
+    marks = range(1, options.iterations + 1)
+    settings: dict[str, Any] = {"max_iterations": options.iterations, "measure": update_px, "check_start": False}
     for name, make in starts(pair, last).items():
-        yield {"start": name, **of_pair, **curves(pair, make, states, truth, options.iterations)}
-    errors = {mark: pair_errors(truth, result.flow)[0] for mark, result in results.items() if result is not None}
-    yield {"start": STREAM, **of_pair, "error_px": errors}
+        began = clock_s(device)
+        start = make()
+        started = clock_s(device)
+        solution = solve(pair.problem, start, keep=marks, **settings)
+        iteration_ms = 1e3 * (clock_s(device) - started) / solution.evaluations
+        way, updates = [start, *solution.trajectory.values()], solution.trace[:, 0].tolist()
+        errors = [pair.error(state, truth) for state in way]
+        yield {
+            "start": name, **of_pair, "update_px": updates,
+            # To the nearer of the settled states, as a whole: cells of both together may be no state at all.
+            "distance_rms_px": [min(distance_px(state, to) for to in states) for state in way],
+            "error_px": {mark: errors[mark] for mark in (0, *MARKS) if mark <= options.iterations},
+            **counted(updates, errors, settled_error, 1e3 * (started - began), iteration_ms),
+        }  # fmt: skip
+    of_stream = {mark: pair_errors(truth, result.flow)[0] for mark, result in results.items() if result is not None}
+    yield {"start": STREAM, **of_pair, "error_px": of_stream}
 
 
-def curves(pair: EncodedPair, make: Callable[[], State], settled: list[State], truth: Sample, iterations: int) -> Row:
-    """The measurements from one start at each iteration, from 0, which is the start itself (the updates: from 1)."""
-    device = settled[0][1].device
-    began = clock_s(device)
-    start = make()
-    started = clock_s(device)
-    marks = range(1, iterations + 1)
-    solution = solve(pair.problem, start, max_iterations=iterations, measure=update_px, keep=marks, check_start=False)
-    iteration_ms = 1e3 * (clock_s(device) - started) / solution.evaluations
-    way = [start, *solution.trajectory.values()]
-    # Distances are to the nearer of the settled states, as a whole: cells of both together may be no state at all.
-    distances = [min(distance_px(state, to) for to in settled) for state in way]
-    updates, errors = solution.trace[:, 0].tolist(), [pair.error(state, truth) for state in way]
-    return {
-        "update_px": updates, "distance_rms_px": distances, "errors_px": errors,
-        "error_px": {mark: errors[mark] for mark in (0, *MARKS) if mark <= iterations},
-        **counted(updates, errors, pair.error(settled[0], truth), 1e3 * (started - began), iteration_ms),
-    }  # fmt: skip
+def first_below(values: Sequence[float], bound: float) -> float:
+    """The number of the first iteration (from 1) whose value is at or below the bound; infinite if there is none."""
+    return next((float(n) for n, value in enumerate(values, 1) if value <= bound), float("inf"))
 
 
 def counted(updates: list[float], errors: list[float], settled_px: float, start_ms: float, iteration_ms: float) -> Row:
@@ -160,24 +154,25 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         for start, some in by_start.items():
             entry: Row = {"group": group, "start": start, "pairs": len(some), "star": "" if some.truth[0] else " *"}
             entry["error_px"] = pd.DataFrame(list(some.error_px)).mean().to_dict()
-            if start != STREAM:
-                last = len(some.update_px[0])
-                entry |= {
-                    "to_px": some.to_px.median(), "to_px_pairs": int(np.isfinite(some.to_px).sum()),
-                    "to_error": some.to_error.clip(upper=last).mean(), "to_error_ms": some.to_error_ms.mean(),
-                    "to_error_pairs": int(np.isfinite(some.to_error).sum()),
-                    "first_update_px": some.first_update_px.median(),
-                    "factors": np.median(list(some.factors), 0).tolist(),
-                }  # fmt: skip
-                for cold, of_cold in ((name, by_start[name]) for name in COLD):
-                    # Of pairs in which either got there. A cold start that did not counts as if it had with its last
-                    # iteration: the true ratio is then at most this large.
-                    known = np.isfinite(np.minimum(some.to_px, of_cold.to_px))
-                    entry[f"to_px_of_{cold}"] = (some.to_px / of_cold.to_px.clip(upper=last))[known].median()
-                    mean = max(of_cold.to_error.clip(upper=last).mean(), 1e-9)
-                    entry[f"to_error_of_{cold}"] = entry["to_error"] / mean
-                    entry[f"ms_of_{cold}"] = entry["to_error_ms"] / of_cold.to_error_ms.mean()
             summary.append(entry)
+            if start == STREAM:
+                entry |= some[["coarse_px", "warped_px", "apart_px"]].median().to_dict()
+                continue
+            last = len(some.update_px[0])
+            entry |= {
+                "to_px": some.to_px.median(), "to_px_pairs": int(np.isfinite(some.to_px).sum()),
+                "to_error": some.to_error.clip(upper=last).mean(),
+                "to_error_pairs": int(np.isfinite(some.to_error).sum()),
+                "ms_of_coarse": some.to_error_ms.mean() / by_start["coarse"].to_error_ms.mean(),
+                "first_update_px": some.first_update_px.median(),
+                "factors": np.median(list(some.factors), 0).tolist(),
+            }  # fmt: skip
+            for cold in COLD:
+                # Of pairs in which either got there. A cold start that did not counts as if it had with its last
+                # iteration: the true ratio is then at most this large.
+                of_cold = by_start[cold].to_px
+                known = np.isfinite(np.minimum(some.to_px, of_cold))
+                entry[f"to_px_of_{cold}"] = (some.to_px / of_cold.clip(upper=last))[known].median()
     return summary
 
 
@@ -195,7 +190,7 @@ def cut_problems(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def print_tables(summary: Sequence[Row], rows: Sequence[Row], console: Console) -> None:
+def print_tables(summary: Sequence[Row], console: Console) -> None:
     """Print errors, iterations to a small update and the settled error, factors, and how good settled states are."""
     names = {"sequence": "{group} ({pairs})", "start": "{start}"}
     columns = {**names, **{str(n): f"{{error_px[{n}]:.2f}}{{star}}" for n in summary[0]["error_px"]}}
@@ -203,22 +198,16 @@ def print_tables(summary: Sequence[Row], rows: Sequence[Row], console: Console) 
     columns |= {f"of {cold}": f"{{to_px_of_{cold}:.2f}}" for cold in COLD}
     title = "error, px, mean (*: from the settled state), and iterations to an update, median (pairs that got there)"
     print_table(console, title, columns, summary, names=2)
-    columns = {**names, "iterations": "{to_error:.1f} ({to_error_pairs})"}
-    columns |= {f"of {cold}": f"{{to_error_of_{cold}:.2f}}" for cold in COLD}
-    columns |= {"ms": "{to_error_ms:.0f}", **{f"ms of {cold}": f"{{ms_of_{cold}:.2f}}" for cold in COLD}}
+    columns = {**names, "iterations": "{to_error:.1f} ({to_error_pairs})", "ms of coarse": "{ms_of_coarse:.2f}"}
     columns |= {"first update, px": "{first_update_px:.2f}"}
     columns |= {f"{since} to {to}": f"{{factors[{place}]:.2f}}" for place, (since, to) in enumerate(PHASES)}
     title = f"iterations to the settled error, within {SETTLED_PX:g} px, mean (pairs that got there; others: the last),"
     title += " and what an iteration leaves of the update"
     print_table(console, title, columns, [row for row in summary if row["start"] != STREAM], names=2)
-    for group, some in grouped([row for row in rows if row["start"] == STREAM], "group").items():
-        settled = pd.DataFrame([{**row["settled"], "motion_px": row["motion_px"]} for row in some])
-        medians, means = settled.median(), settled.mean()
-        console.print(
-            f"{group}: motion {means.motion_px:.1f} px; settled states: update {medians.coarse_px:.3f} (from coarse), "
-            f"{medians.warped_px:.3f} px (from full, warped), apart {medians.apart_rms_px:.3f} px RMS, error "
-            f"{means.error_px:.2f} px"
-        )
+    columns = {"sequence": "{group}", "from coarse": "{coarse_px:.3f}", "from full, warped": "{warped_px:.3f}"}
+    title = "update of the settled states, px, and how far apart they are, px RMS, median"
+    of_streams = [row for row in summary if row["start"] == STREAM]
+    print_table(console, title, {**columns, "apart": "{apart_px:.3f}"}, of_streams)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -253,7 +242,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     if not rows:
         raise ValueError(f"{options.pairs} has no two pairs that follow each other")
     summary = summarise(rows)
-    print_tables(summary, rows, console)
+    print_tables(summary, console)
     if options.plot:
         plot(rows, options.plot)
     return {"summary": summary, "problems": cut_problems(rows), "curves": rows}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 
 import cv2
@@ -27,54 +28,44 @@ ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """Takes the stamps of two images and returns the flow (H, W, 2) px on the first one, and where it is visible (H, W)."""
 
 
-def render_scene_bag(
-    bag: Path, settings: SceneSettings, progress: Callable[[int], None], storage: str = "mcap"
-) -> Scene:
+def render_scene_bag(bag: Path, settings: SceneSettings) -> None:
     """Render the stream into a rosbag2 directory, unless the directory already holds this very stream.
 
     The frames are bgr8 images on ``TOPIC`` with the frame_id "camera". The bag appears complete or not at all. Another
     rendered scene is replaced.
 
-    :param progress: called with the number of frames that are done.
     :raises MediaError: if the directory holds anything else, which is left alone, or if the bag cannot be written.
     """
-    scene = Scene(settings)
-    if bag.is_symlink() or bag.exists():
-        try:
-            if load_scene(bag) == settings:
-                return scene
-        except MediaError:
-            pass  # written by another version, so it is rendered again
-        if bag.is_symlink() or not (bag / SIDECAR).is_file():
-            raise MediaError(
-                f"the demo scene is to be rendered into {bag}, but that is not a rendered scene (not a directory with "
-                f"{SIDECAR}) and is left alone; move it away, or choose another --out"
-            )
-        try:
-            shutil.rmtree(bag)
-        except OSError as error:
-            raise MediaError(f"cannot replace the demo scene {bag}: {error}") from error
+    try:
+        if load_scene(bag) == settings:
+            return
+    except MediaError:
+        pass  # written by another version, so it is rendered again
+    if bag.is_symlink() or (bag.exists() and not (bag / SIDECAR).is_file()):
+        raise MediaError(
+            f"the demo scene is to be rendered into {bag}, but that is not a rendered scene (not a directory with "
+            f"{SIDECAR}) and is left alone; move it away, or choose another --out"
+        )
     # It is written under its own name in a directory beside, because the data file is named after the bag.
     nursery = bag.parent / f".partial-{os.getpid()}"
     partial = nursery / bag.name
     try:
         nursery.mkdir(parents=True, exist_ok=True)
         # Spawned, not forked, because a fork would copy locks that other threads of the caller hold.
-        workers = min(4, os.cpu_count() or 1, settings.frames)
-        spawn = multiprocessing.get_context("spawn")
-        with BagWriter(partial, storage) as writer, ProcessPoolExecutor(workers, spawn) as pool:
-            tasks = ((settings, number) for number in range(settings.frames))
-            for number, image in enumerate(pool.map(_render, tasks, chunksize=4)):
+        workers, spawn = min(4, os.cpu_count() or 1, settings.frames), multiprocessing.get_context("spawn")
+        with BagWriter(partial, "mcap") as writer, ProcessPoolExecutor(workers, spawn) as pool:
+            images = pool.map(_render, repeat(settings), range(settings.frames), chunksize=4)
+            for number, image in enumerate(images):
                 stamp_ns, bgr = settings.stamp_ns(number), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
                 writer.write_frame(TOPIC, frame_from_array(bgr, stamp_ns, stamp_ns, "camera"))
-                progress(number + 1)
         (partial / SIDECAR).write_text(json.dumps(asdict(settings), indent=1))
+        if bag.exists():
+            shutil.rmtree(bag)
         os.replace(partial, bag)
     except OSError as error:
         raise MediaError(f"cannot write the demo scene to {bag}: {error}") from error
     finally:
         shutil.rmtree(nursery, ignore_errors=True)
-    return scene
 
 
 def load_scene(bag: Path) -> SceneSettings | None:
@@ -93,22 +84,18 @@ def load_scene(bag: Path) -> SceneSettings | None:
     return settings
 
 
-@cache
-def _scene(settings: SceneSettings) -> Scene:
+_scene = cache(Scene)
+
+
+def _render(settings: SceneSettings, number: int) -> np.ndarray:
     cv2.setNumThreads(1)
-    return Scene(settings)
-
-
-def _render(task: tuple[SceneSettings, int]) -> np.ndarray:
-    settings, number = task
     return _scene(settings).render(number)
 
 
 def exact_flow(bag: Path) -> ExactFlow | None:
     """The exact flow of a rendered bag; None for any other input."""
-    settings = load_scene(bag) if bag.is_dir() else None
+    settings = load_scene(bag)
     if settings is None:
         return None
-    scene = Scene(settings)
-    numbers = {settings.stamp_ns(number): number for number in range(settings.frames)}
+    scene, numbers = Scene(settings), {settings.stamp_ns(number): number for number in range(settings.frames)}
     return lambda here_ns, there_ns: scene.flow(numbers[here_ns], numbers[there_ns])

@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from deq_flow_ros.demo.textures import NAMES, SIDE, Atlas, make_textures
+from deq_flow_ros.demo.textures import SIDE, TEXTURES, Atlas
 from deq_flow_ros.demo.world import FLOOR, Body, bodies_at, camera_at
 
-NEAR = 0.05
-"""Nearer than this, in metres, nothing is drawn."""
+NEAR = 0.05  # in metres; what is nearer is not drawn
 SUPERSAMPLING = 2
-HAZE = np.array([150, 160, 172], np.float32)
-"""Colour into which distant things fade."""
-SENSOR_NOISE = 1.5
-"""Standard deviation of the noise added to every pixel, of 255."""
+HAZE = np.array([150, 160, 172], np.float32)  # the colour into which distant things fade
+SENSOR_NOISE = 1.5  # standard deviation of the noise of every pixel, of 255
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,7 @@ class SceneSettings:
         return self.first_stamp_ns + round(frame * 1e9 / self.fps)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """The rays that hit one body first: their numbers (n,), and their origin (3,), directions (3, n) and the points
     (3, n) that they hit in the axes of the body.
     """
@@ -69,13 +66,13 @@ class Scene:
             raise ValueError(
                 f"expected a scene of version {SceneSettings.version}, got {self.settings.version}; render it again"
             )
-        self.focal = 0.72 * self.settings.width
-        self._shape = self.settings.height, self.settings.width
-        self._principal = np.array([(self.settings.width - 1) / 2, (self.settings.height - 1) / 2])
+        width, height = self.settings.width, self.settings.height
+        self.focal, self._shape = 0.72 * width, (height, width)
+        self._principal = np.array([(width - 1) / 2, (height - 1) / 2])
 
     @cached_property
     def _atlas(self) -> Atlas:
-        return Atlas(make_textures(self.settings.seed))
+        return Atlas(self.settings.seed)
 
     def render(self, frame: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
@@ -98,7 +95,8 @@ class Scene:
         """
         height, width = self._shape
         x, y = self._pixels()
-        target, depth, _ = self._targets(first, second, second)
+        seen, _ = self._seen(first, *[second / self.settings.fps] * 2)
+        target, depth = self._projected(seen), seen[2]
         ahead = depth > NEAR
         flow = np.where(ahead, target - np.stack([x, y]), np.nan)
         inside = ahead & (target >= -0.5).all(axis=0) & (target[0] <= width - 0.5) & (target[1] <= height - 0.5)
@@ -119,47 +117,45 @@ class Scene:
         :returns: the length (H, W) float32 px of the difference between the exact flow and the one that there would be
             if nothing but the camera moved; and the number (H, W) of the body that the pixel shows.
         """
-        target, _, owner = self._targets(first, second, second)
-        resting, _, _ = self._targets(first, second, first)
-        return np.hypot(*(target - resting)).astype(np.float32).reshape(self._shape), owner.reshape(self._shape)
+        before, after = first / self.settings.fps, second / self.settings.fps
+        (moved, owner), (resting, _) = self._seen(first, after, after), self._seen(first, after, before)
+        length = np.hypot(*(self._projected(moved) - self._projected(resting)))
+        return length.astype(np.float32).reshape(self._shape), owner.reshape(self._shape)
 
     def closing_rate(self, frame: int, step_s: float = 1e-3) -> np.ndarray:
         """The speed (H, W) at which what each pixel shows comes nearer, divided by its distance, in 1/s.
 
         Both are along the line of sight. 1 divided by it is the time to contact; below 0, it recedes.
         """
-        x, y = self._pixels()
-        rate = np.empty(len(x))
-        for part in self._parts(frame, x, y):
-            distances = []
-            for time in (frame / self.settings.fps, frame / self.settings.fps + step_s):
-                body, (_, position) = bodies_at(time)[part.number], camera_at(time)
-                place = body.rotation @ part.point + (body.centre - position)[:, None]
-                distances.append(np.linalg.norm(place, axis=0))
-            rate[part.hit] = np.log(distances[0] / distances[1]) / step_s
-        return rate.reshape(self._shape)
+        now = frame / self.settings.fps
+        before, after = (np.linalg.norm(self._seen(frame, *[t] * 2)[0], axis=0) for t in (now, now + step_s))
+        return (np.log(before / after) / step_s).reshape(self._shape)
 
     def _pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Image coordinates x and y, (N,) float64 each, of all pixels, row by row."""
         y, x = np.indices(self._shape, np.float64)
         return x.ravel(), y.ravel()
 
-    def _targets(self, first: int, second: int, moved_until: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the points that the pixels of frame ``first`` show appear to the camera of frame ``second``.
+    def _seen(self, frame: int, time: float, bodies_time: float) -> tuple[np.ndarray, np.ndarray]:
+        """The points that the pixels of a frame show, at another time.
 
-        :param moved_until: the frame in which the bodies are where they are taken to be.
-        :returns: the image positions (2, N) px, the depths (N,), and the numbers (N,) of the bodies.
+        :param time: the time in s at which the camera is where it is taken to be; ``bodies_time`` that of the bodies.
+        :returns: the points (3, N) in camera axes, and the numbers (N,) of the bodies.
         """
         x, y = self._pixels()
-        rotation, position = camera_at(second / self.settings.fps)
-        bodies = bodies_at(moved_until / self.settings.fps)
+        (rotation, position), bodies = camera_at(time), bodies_at(bodies_time)
         seen, owner = np.empty((3, len(x))), np.empty(len(x), np.int8)
-        for part in self._parts(first, x, y):
+        for part in self._parts(frame, x, y):
             body = bodies[part.number]
             seen[:, part.hit] = rotation.T @ (body.rotation @ part.point + (body.centre - position)[:, None])
             owner[part.hit] = part.number
+        return seen, owner
+
+    def _projected(self, points: np.ndarray) -> np.ndarray:
+        """Image positions (2, N) px of points (3, N) in camera axes."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return self.focal * seen[:2] / seen[2] + self._principal[:, None], seen[2], owner
+            image: np.ndarray = self.focal * points[:2] / points[2] + self._principal[:, None]
+        return image
 
     def _cast(self, frame: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cast rays through image positions ``x``, ``y`` (N,) px, in the precision of ``x``.
@@ -212,7 +208,7 @@ class Scene:
             # Slanted surfaces are squeezed along one direction only: between the sharp and the smooth level lies the
             # geometric mean.
             density = (SIDE * pixel) * surface.per_metre * distance / np.sqrt(np.maximum(surface.facing, 0.02))
-            numbers = np.array([NAMES.index(name) for name in body.textures], np.int32)
+            numbers = np.array([list(TEXTURES).index(name) for name in body.textures], np.int32)
             texture = numbers[surface.face if len(numbers) > 1 else 0]
             haze = np.exp(distance * np.float32(-1 / 45))[:, None]
             # The samples of a pixel take their texture from slightly different levels, so that levels blend into one

@@ -6,19 +6,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 FLOOR = 1.0
 """Height of the floor: the camera drives one metre above it."""
+LAMP = np.array([-0.45, -0.80, -0.40])
+"""Where the light comes from, in the world's axes: above, from the left, and from behind the camera."""
+# The speed of the camera in m/s: cruise, brake, stand, start, cruise, dash, cruise; and the metres driven by each time.
+_WHEN, _SPEED = [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0, 0, 1.2, 1.2, 3.6, 3.6, 1.2, 0]
+_TIMES = np.arange(0, 60, 0.001)
+_METRES = np.cumsum(np.interp(_TIMES, _WHEN, _SPEED)) * 0.001
 
 
-@dataclass(frozen=True)
-class Surface:
-    """Surface at N points, all fields (N,) or one value for all.
+class Surface(NamedTuple):
+    """The surface at N points, all fields (N,) or one value for all.
 
     :ivar u, v: texture coordinates in units of the texture's side; ``per_metre`` sides are one metre.
-    :ivar face: number of the face.
     :ivar facing: cosine between surface and ray, 0..1.
     :ivar light: brightness under the hall's light.
     """
@@ -101,10 +106,6 @@ class Body:
         return Surface(u, v, 1 / np.minimum(size_u, size_v), face, facing, light)
 
 
-LAMP = np.array([-0.45, -0.80, -0.40])
-"""Where the light comes from, in the world's axes: above, from the left, and from behind the camera."""
-
-
 def _brightness(facing_lamp: np.ndarray) -> np.ndarray:
     """Brightness of surfaces by the cosine of their angle to the lamp."""
     return (0.66 + 0.40 * np.maximum(facing_lamp, 0) + 0.12 * np.minimum(facing_lamp, 0)).astype(np.float32)
@@ -112,19 +113,11 @@ def _brightness(facing_lamp: np.ndarray) -> np.ndarray:
 
 def camera_at(time: float) -> tuple[np.ndarray, np.ndarray]:
     """(rotation, position) of the camera at ``time`` in seconds: columns of the rotation are its axes in the world."""
-    way = float(np.interp(time, *_way_table()))
+    way = float(np.interp(time, _TIMES, _METRES))
     position = np.array([0.75 * math.sin(0.55 * way), 0.02 * math.sin(5.0 * way), way])
     yaw = 0.10 + 0.34 * math.sin(0.75 * way + 0.4)
     pitch, roll = 0.06 + 0.006 * math.sin(5.0 * way + 1.0), 0.02 * math.sin(0.75 * way)
     return _turn(yaw, pitch, roll), position
-
-
-@cache
-def _way_table() -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds and the metres driven by then: cruise, brake, stand, start, cruise, dash, cruise."""
-    times = np.arange(0, 60, 0.001)
-    when, how_fast = [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0, 0, 1.2, 1.2, 3.6, 3.6, 1.2, 0]
-    return times, np.cumsum(np.interp(times, when, how_fast)) * 0.001
 
 
 def _turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:

@@ -222,7 +222,7 @@ def _render(bag: Path, console: Console) -> Path:
     settings = SceneSettings()
     if not bag.exists():
         console.print(f"rendering {settings.frames} frames of the demo scene into {bag} (kept for later runs)")
-    render_scene_bag(bag, settings, lambda done: None)
+    render_scene_bag(bag, settings)
     return bag
 
 

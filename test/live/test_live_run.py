@@ -273,5 +273,5 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
         with pytest.raises(MediaError, match=f"{why}.* is left alone"):
             remove_recording(tmp_path / name, ["/flow_node/flow"])
         with pytest.raises(MediaError, match=r"not a rendered scene .+ and is left alone"):
-            render_scene_bag(tmp_path / name, SceneSettings(width=64, height=48, frames=2), lambda done: None)
+            render_scene_bag(tmp_path / name, SceneSettings(width=64, height=48, frames=2))
     assert sorted(tmp_path.rglob("*")) == before
