@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from training.generator import Clip, ProceduralGenerator
-from training.geometry import EVERYTHING, Dice, Outline
+from training.geometry import Dice, Outline, everywhere
 from training.scenes import Layer, draw_kind, draw_scene
 from training.textures import Texture, halve, procedural_textures
 
@@ -47,7 +47,7 @@ def warping_errors(clip: object, pair: int, inside: torch.Tensor, offset: float)
     return [difference[i][inside[i]].mean().item() for i in range(len(inside)) if inside[i].sum() > 50]
 
 
-def layer(homographies: np.ndarray, outline: Outline = EVERYTHING, elastic=None) -> Layer:
+def layer(homographies: np.ndarray, outline: Outline = everywhere, elastic=None) -> Layer:
     texture = Texture(0, 0, np.array([[1.0, 0, 40], [0, 1.0, 40]]), np.eye(3, 4))
     return Layer(homographies, outline, texture, elastic)
 

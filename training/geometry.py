@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Annotated, Any
 
@@ -105,92 +104,69 @@ class Dice(np.random.Generator):
         return np.cumsum(steps)[:frames]
 
 
-@dataclass(frozen=True)
-class Outline:
-    """Where a layer is, in canonical coordinates (px of frame 0).
-
-    :ivar distance: from x, y (T, H, W) to the signed distance in px, negative inside; None: everywhere.
-    :ivar box: (2, 2) smallest and largest x, y; infinite if there are no bounds.
-    """
-
-    distance: Callable[[Tensor, Tensor], Tensor] | None
-    box: np.ndarray
+Outline = Callable[[Tensor, Tensor], Tensor]
+"""Where a layer is: from x, y (T, H, W) in px of frame 0 to the signed distance from its border in px, negative inside,
+and about right near the border.
+"""
 
 
-_UNBOUNDED = np.array([[-np.inf, -np.inf], [np.inf, np.inf]])
-EVERYTHING = Outline(None, _UNBOUNDED)
+def everywhere(x: Tensor, y: Tensor) -> Tensor:
+    """The outline of what has no border."""
+    return torch.full_like(x, -torch.inf)
 
 
-def polygon(planes: np.ndarray, box: np.ndarray = _UNBOUNDED) -> Outline:
-    """The intersection of half-planes (N, 3): inside where a x + b y + c <= 0."""
-    planes = planes / np.linalg.norm(planes[:, :2], axis=1, keepdims=True)  # so that this is the distance in px
+def polygon(*inside: np.ndarray) -> Outline:
+    """Where a x + b y + c >= 0 for each of these half-planes (a, b, c)."""
+    planes = np.array(inside) / -np.linalg.norm(np.array(inside)[:, :2], axis=1, keepdims=True)  # to distances in px
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
         return reduce(torch.maximum, (a * x + b * y + c for a, b, c in torch.tensor(planes, dtype=torch.float32)))
 
-    return Outline(distance, box)
+    return distance
 
 
-def bounded_polygon(planes: np.ndarray, low: np.ndarray, high: np.ndarray) -> Outline:
-    """The same, with a box within low..high (x, y): small boxes are drawn faster."""
-    corners = np.array([[low[0], low[1]], [high[0], low[1]], [high[0], high[1]], [low[0], high[1]]])
-    for plane in planes:  # each cuts off a part (Sutherland and Hodgman, CACM 17:32, 1974)
-        outside = corners @ plane[:2] + plane[2]
-        kept = []
-        for i in range(len(corners)):
-            if outside[i - 1] * outside[i] < 0:
-                share = outside[i - 1] / (outside[i - 1] - outside[i])
-                kept.append(corners[i - 1] + share * (corners[i] - corners[i - 1]))
-            if outside[i] <= 0:
-                kept.append(corners[i])
-        corners = np.array(kept).reshape(-1, 2)
-    box = np.stack([corners.min(0), corners.max(0)]) if len(corners) else np.stack([low, low]) - 2 * (high - low)
-    return polygon(planes, box)
-
-
-def rectangle(centre: np.ndarray, half_size: np.ndarray, angle: float) -> Outline:
+def rectangle(centre: np.ndarray, angle: float, half_size: npt.ArrayLike) -> Outline:
     """A box of this half width and height about ``centre`` (x, y in px), turned by ``angle`` in rad."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    axes = np.array([[cos, sin], [-sin, cos]])
-    normals = np.concatenate([axes, -axes])
-    offsets = -normals @ centre - np.tile(half_size, 2)
-    reach = np.abs(axes.T) @ half_size
-    return polygon(np.concatenate([normals, offsets[:, None]], axis=1), np.stack([centre - reach, centre + reach]))
+    half_width, half_height = np.asarray(half_size, float).tolist()
 
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        u, v = _local(x, y, centre, angle)
+        return torch.maximum(u.abs() - half_width, v.abs() - half_height)
 
-def _local(x: Tensor, y: Tensor, place: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Coordinates about a place x, y, turned by its angle."""
-    centre_x, centre_y, angle = torch.tensor(place, dtype=torch.float32)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    across, down = x - centre_x, y - centre_y
-    return cos * across + sin * down, cos * down - sin * across
+    return distance
 
 
 def bars(
-    centre: np.ndarray, angle: float, half_size: np.ndarray, period: float, thickness: float, crossing: bool = False,
+    centre: np.ndarray, angle: float, half_size: npt.ArrayLike, period: float, thickness: float, crossing: bool = False,
     offset: float = 0.0,
 ) -> Outline:  # fmt: skip
     """Bars of this thickness along the height of a box, every ``period``, the first ``offset`` periods from its middle.
 
-    With ``crossing``, others cross them. ``half_size``, the box's half width and height, and the rest are in px.
+    With ``crossing``, others cross them. The box is a ``rectangle``; period and thickness are in px.
     """
+    box = rectangle(centre, angle, half_size)
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        u, v = _local(x, y, np.array([*centre, angle]))
+        u, v = _local(x, y, centre, angle)
         nearest = (torch.remainder(u / period - offset + 0.5, 1) - 0.5).abs() * period
         if crossing:
             nearest = torch.minimum(nearest, (torch.remainder(v / period + 0.5, 1) - 0.5).abs() * period)
-        return torch.maximum(nearest - thickness / 2, torch.maximum(u.abs() - half_size[0], v.abs() - half_size[1]))
+        return torch.maximum(nearest - thickness / 2, box(x, y))
 
-    reach = np.hypot(*half_size)
-    return Outline(distance, np.stack([centre - reach, centre + reach]))
+    return distance
+
+
+def _local(x: Tensor, y: Tensor, centre: np.ndarray, angle: float) -> tuple[Tensor, Tensor]:
+    """Coordinates about a centre (x, y), turned by an angle."""
+    cos, sin, across, down = math.cos(angle), math.sin(angle), x - float(centre[0]), y - float(centre[1])
+    return cos * across + sin * down, cos * down - sin * across
 
 
 def _blob(centre: np.ndarray, angle: float, radii: tuple[float, float], hole: float, harmonics: np.ndarray) -> Outline:
     """An ellipse whose radius 4 harmonics (8,) modulate; ``hole`` is the relative radius of a hole in it."""
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        u, v = _local(x, y, np.array([*centre, angle]))
+        u, v = _local(x, y, centre, angle)
         u, v = u / radii[0], v / radii[1]
         radius = (u * u + v * v).sqrt_().clamp_min_(1e-4)
         cos, sin = u / radius, v / radius
@@ -202,8 +178,7 @@ def _blob(centre: np.ndarray, angle: float, radii: tuple[float, float], hole: fl
             outline = outline + even * re + odd * im
         return torch.maximum(radius - outline, hole * outline - radius) * stretch
 
-    reach = radii[0] * (1 + np.hypot(harmonics[::2], harmonics[1::2]).sum())
-    return Outline(distance, np.stack([centre - reach, centre + reach]))
+    return distance
 
 
 def object_outline(rng: Dice, centre: np.ndarray, radius: float) -> Outline:
@@ -220,9 +195,8 @@ def object_outline(rng: Dice, centre: np.ndarray, radius: float) -> Outline:
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         points = centre + 1.3 * radius * ellipse @ turn
         edges = np.roll(points, -1, axis=0) - points
-        normals = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
-        planes = np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1)
-        return polygon(planes, np.stack([points.min(0), points.max(0)]))
+        normals = np.stack([-edges[:, 1], edges[:, 0]], axis=1)
+        return polygon(*np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1))
     if kind == "blob":
         decay = np.array([1, 1, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
         harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)

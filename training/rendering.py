@@ -17,6 +17,7 @@ from training.scenes import Layer
 
 MIN_DEPTH_RATIO = 0.02  # points with less are at or behind the camera
 INVERSION_ERROR_PX = 0.005
+STEP = 8  # px, from one to the next that tell which part of the picture a layer touches
 MAX_SMEAR_PX = 10.0  # beyond, the few moments would show as ghosts
 SHUTTER_MOMENTS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of the time for which the shutter is open
 
@@ -50,40 +51,44 @@ def tensor(values: object) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def _pixels(window: Window) -> tuple[Tensor, Tensor]:
-    """The x (W,) and y (H, 1) of the pixels in a window."""
-    left, top, right, bottom = window
-    return torch.arange(left, right, dtype=torch.float32), torch.arange(top, bottom, dtype=torch.float32)[:, None]
+def _pixels(window: Window, step: int = 1) -> tuple[Tensor, Tensor]:
+    """The x (W,) and y (H, 1) of every ``step``-th pixel in a window."""
+    x, y = (torch.arange(*window[i::2], step, dtype=torch.float32) for i in (0, 1))
+    return x, y[:, None]
 
 
-def _project(homographies: np.ndarray, window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """Map all pixels by (T, 3, 3): x, y and the reciprocal depth (0: behind the camera), each (T, H, W)."""
-    x, y = _pixels(window)
+def _project(homographies: np.ndarray, window: Window, step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Map these pixels by (T, 3, 3): x, y and the reciprocal depth (0: behind the camera), each (T, H, W)."""
+    x, y = _pixels(window, step)
     h = tensor(homographies).flatten(1)[..., None, None]  # (T, 9, 1, 1)
     # On a regular grid a row term plus a column term is all there is: one full-size addition per component.
     across, down, depth = ((h[:, i] * x) + (h[:, i + 1] * y + h[:, i + 2]) for i in (0, 3, 6))
-    corners = np.array([(x, y, 1) for x in window[::2] for y in window[1::2]])
-    if (homographies[..., 2, :] @ corners.T > MIN_DEPTH_RATIO).all():
-        reciprocal = depth.reciprocal_()
-    else:
-        reciprocal = torch.where(depth > MIN_DEPTH_RATIO, 1 / depth, 0.0)
+    reciprocal = torch.where(depth > MIN_DEPTH_RATIO, 1 / depth, 0.0)
     return across.mul_(reciprocal), down.mul_(reciprocal), reciprocal
 
 
-def _window(layer: Layer, height: int, width: int) -> Window:
+def _canonical(layer: Layer, inverses: np.ndarray, window: Window, step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """The canonical coordinates of these pixels in each frame, and how many px of them make one of the frame.
+
+    The latter is the square root of the Jacobian's determinant; it is 0 behind the camera.
+    """
+    x, y, reciprocal = _project(inverses, window, step)
+    if layer.elastic:  # frame 0 is straight by definition
+        x[1:], y[1:] = _unbend(x[1:], y[1:], layer.elastic[0], tensor(layer.elastic[1])[1:])
+    return x, y, tensor(np.abs(np.linalg.det(inverses)) ** 0.5)[:, None, None] * reciprocal * reciprocal.sqrt()
+
+
+def _window(layer: Layer, inverses: np.ndarray, height: int, width: int) -> Window:
     """The part of the picture that a layer may touch in any frame; empty if right <= left or bottom <= top."""
-    if not np.isfinite(layer.outline.box).all():
-        return 0, 0, width, height
-    reach = np.abs(layer.elastic[0][:, :2]).sum(0) if layer.elastic else 0.0
-    low, high = layer.outline.box[0] - reach - 1, layer.outline.box[1] + reach + 1
-    corners = np.array([(x, y, 1) for x in (low[0], high[0]) for y in (low[1], high[1])])
-    mapped = corners @ layer.homographies.transpose(0, 2, 1)  # (T, 4, 3)
-    if mapped[..., 2].min() < MIN_DEPTH_RATIO:
-        return 0, 0, width, height
-    mapped = mapped[..., :2] / mapped[..., 2:]
-    left, top = np.maximum(np.floor(mapped.min((0, 1))) - 1, 0).astype(int)
-    right, bottom = np.minimum(np.ceil(mapped.max((0, 1))) + 2, (width, height)).astype(int)
-    return int(left), int(top), int(right), int(bottom)
+    x, y, units = _canonical(layer, inverses, (0, 0, width + STEP - 1, height + STEP - 1), STEP)
+    # If a layer touches a pixel, one of these is closer than a step; but outlines are exact at their borders alone.
+    near = (layer.outline(x, y) < 1.5 * STEP * units) & (units > 0)
+    columns, rows = (near.any(0).any(dim).nonzero().flatten() * STEP for dim in (0, 1))
+    if not len(rows):
+        return 0, 0, 0, 0
+    left, top = (max(0, int(places[0]) - STEP) for places in (columns, rows))
+    right, bottom = (min(size, int(places[-1]) + STEP + 1) for size, places in ((width, columns), (height, rows)))
+    return left, top, right, bottom
 
 
 def render(
@@ -98,7 +103,7 @@ def render(
     images, _, flow = _draw(scene[0], banks, (0, 0, width, height), shutter)
     identity = torch.zeros(len(images), height, width, dtype=torch.uint8)
     for level, layer in enumerate(scene[1:], 1):
-        left, top, right, bottom = window = _window(layer, height, width)
+        left, top, right, bottom = window = _window(layer, np.linalg.inv(layer.homographies), height, width)
         if right <= left or bottom <= top:
             continue
         colours, alpha, motion = _draw(layer, banks, window, shutter)
@@ -116,12 +121,10 @@ def _draw(layer: Layer, banks: Sequence[Tensor], window: Window, shutter: float)
     """Draw one layer: colours (T, 3, H, W), alpha (T, H, W), flow (T - 1, 2, H, W)."""
     matrices = layer.homographies
     inverses = np.linalg.inv(matrices)
-    x, y, reciprocal = _project(inverses, window)
+    x, y, units = _canonical(layer, inverses, window)
     next_x, next_y, _ = _project(matrices[1:] @ inverses[:-1], window)  # all there is to a rigid layer
     if layer.elastic:
-        waves, gains = layer.elastic[0], tensor(layer.elastic[1])[1:]
-        x[1:], y[1:] = _unbend(x[1:], y[1:], waves, gains)  # frame 0 is straight by definition
-        bent_x, bent_y = _bend(x[:-1], y[:-1], waves, gains)
+        bent_x, bent_y = _bend(x[:-1], y[:-1], layer.elastic[0], tensor(layer.elastic[1])[1:])
         h = tensor(matrices[1:]).flatten(1)[..., None, None]
         depth = (h[:, 6] * bent_x + h[:, 7] * bent_y + h[:, 8]).clamp_min(MIN_DEPTH_RATIO)
         next_x = (h[:, 0] * bent_x + h[:, 1] * bent_y + h[:, 2]) / depth
@@ -129,15 +132,9 @@ def _draw(layer: Layer, banks: Sequence[Tensor], window: Window, shutter: float)
     here_x, here_y = _pixels(window)
     flow = torch.stack([next_x.sub_(here_x), next_y.sub_(here_y)], dim=1)
 
-    # The soft edge is one frame px wide; canonical px per frame px are the square root of the Jacobian's determinant.
-    units = tensor(np.abs(np.linalg.det(inverses)) ** 0.5)[:, None, None] * reciprocal * reciprocal.sqrt()
-    behind = reciprocal == 0
-
     def coverage(x: Tensor, y: Tensor) -> Tensor:
-        if layer.outline.distance is None:
-            return torch.ones_like(x)
-        edge = layer.outline.distance(x, y) / units.clamp_min(1e-6)
-        return (0.5 - edge).clamp_(0, 1).masked_fill_(behind, 0)
+        edge = layer.outline(x, y) / units.clamp_min(1e-6)  # soft: one frame px wide
+        return (0.5 - edge).clamp_(0, 1).masked_fill_(units == 0, 0)
 
     if not shutter:
         return _paint(layer, x, y, banks), coverage(x, y), flow

@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 
 from training.geometry import (
-    EVERYTHING,
     Dice,
     Outline,
     apply_homography,
     bars,
     elastic,
+    everywhere,
     grid,
     mean_displacement,
     object_outline,
@@ -80,7 +80,7 @@ def _furniture(rng: Dice, homographies: np.ndarray, centre: np.ndarray, radius: 
     down = np.array([-np.sin(angle), np.cos(angle)])
     body = np.array([rng.uniform(0.5, 1), rng.log_uniform(0.12, 0.6)]) * radius
     look = Look(0.85, (0.02, 0.25), OBJECT.level)
-    first = complete(rng, homographies, rectangle(centre, body, angle), centre, radius, look)
+    first = complete(rng, homographies, rectangle(centre, angle, body), centre, radius, look)
     layers = [first]
     for direction in (1, -1) if rng.random() < 0.6 else (1,):
         count = int(rng.integers(2, 5))
@@ -192,7 +192,7 @@ def planar_scene(rng: Dice, static: bool = False) -> list[Layer]:
     else:
         background = planar_motion(rng, size / 2, settings.width / 2, magnitude)
     bend_px = 0.0 if still_background else elastic_px(magnitude, 0.3)
-    layers = [complete(rng, background, EVERYTHING, size / 2, settings.width / 3, elastic_px=bend_px)]
+    layers = [complete(rng, background, everywhere, size / 2, settings.width / 3, elastic_px=bend_px)]
     count = rng.layer_count()
     if still_background and not static:  # something has to move
         count = max(count, min(1, settings.max_layers))

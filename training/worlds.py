@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.geometry import EVERYTHING, Dice, Outline, bars, bounded_polygon, object_outline, polygon, rectangle
+from training.geometry import Dice, Outline, bars, everywhere, object_outline, polygon, rectangle
 from training.textures import OBJECT, ROAD, SKY, THIN, USUAL, Look
 
 AHEAD = np.array([0.0, 0.0, 1.0])
@@ -52,7 +52,7 @@ def open_world(rng: Dice, rays: np.ndarray) -> World:
     room = rng.settings.max_layers + 1
     focal = 1 / rays[0, 0]
     far = rng.log_uniform(12, 200)
-    background = Plane(AHEAD, far, size / 2, size[0] / 3, EVERYTHING, extent=size / 2)
+    background = Plane(AHEAD, far, size / 2, size[0] / 3, everywhere, extent=size / 2)
     planes, nearest = [background], far
     horizon = size[1] * rng.uniform(0.2, 0.6)
     ground = np.array([rng.normal(0, 0.05), 1, -rays[1, 1] * horizon - rays[1, 2]])
@@ -62,7 +62,7 @@ def open_world(rng: Dice, rays: np.ndarray) -> World:
         inside = ground @ rays - np.array([0, 0, 1 / min(far, 30)])  # nearer than the background
         middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
         extent = (size[0] / 2, (size[1] - horizon) / 3)
-        planes.append(Plane(ground, 1.0, middle, size[0] / 3, polygon(-inside[None]), extent=extent))
+        planes.append(Plane(ground, 1.0, middle, size[0] / 3, polygon(inside), extent=extent))
     if rng.random() < 0.35:
         side, distance = rng.sign(), rng.uniform(1.2, 5)
         normal = np.array([side, 0, rng.uniform(-0.1, 0.1)])
@@ -72,7 +72,7 @@ def open_world(rng: Dice, rays: np.ndarray) -> World:
         if rng.random() < 0.5:  # and ends at some height
             bounds.append(normal @ rays * rng.uniform(0.5, 4) / distance + rays[1])
         middle = np.array([size[0] * (0.5 + 0.4 * side), horizon])
-        outline = polygon(-np.array(bounds))
+        outline = polygon(*bounds)
         planes.append(Plane(normal, distance, middle, size[0] / 4, outline, extent=size / 10))
     boards = []
     for _ in range(min(rng.layer_count(), room - len(planes))):
@@ -96,11 +96,6 @@ def open_world(rng: Dice, rays: np.ndarray) -> World:
     return World(planes, nearest, planes, translation, spin)
 
 
-def _within(inside: list[np.ndarray], size: np.ndarray) -> Outline:
-    """Where all of these (3,) are positive at a homogeneous pixel; it may begin outside the frame, and come in."""
-    return bounded_polygon(-np.array(inside), -0.6 * size, 1.6 * size)
-
-
 def road_world(rng: Dice, rays: np.ndarray) -> World:
     """A street: plain sky, a skyline, the ground, walls along it, poles and vehicles; the camera drives forward."""
     size = np.array([rng.settings.width, rng.settings.height], dtype=float)
@@ -111,11 +106,11 @@ def road_world(rng: Dice, rays: np.ndarray) -> World:
     nearest = 1 / max(float((on_ground @ [[0, size[0]], [size[1], size[1]], [1, 1]]).max()), 1e-3)
     far = rng.log_uniform(25, 120)
     sky = SKY if rng.random() < 0.8 else USUAL
-    planes = [Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, EVERYTHING, sky)]
+    planes = [Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, everywhere, sky)]
     top = horizon - size[1] * rng.log_uniform(0.03, 0.3)
-    skyline = _within([np.array([rng.normal(0, 0.1), 1, -top])], size)
+    skyline = polygon(np.array([rng.normal(0, 0.1), 1, -top]))
     middle = np.array([size[0] / 2, (horizon + size[1]) / 2])
-    extent, near = (size[0] / 2, (size[1] - horizon) / 3), _within([on_ground - np.array([0, 0, 1 / far])], size)
+    extent, near = (size[0] / 2, (size[1] - horizon) / 3), polygon(on_ground - np.array([0, 0, 1 / far]))
     road = Plane(ground, 1.0, middle, size[0] / 3, near, ROAD, extent=extent)
     planes += [Plane(AHEAD, far, size / 2, size[0] / 3, skyline), road]
     for side in (-1.0, 1.0):
@@ -169,12 +164,12 @@ def _street_side(
             inside.append(np.array([0, 0, 1 / begin]) - inverse)
         middle = np.array([size[0] * (0.5 + 0.4 * side), size[1] / 2])
         look = OBJECT if rng.random() < 0.5 else USUAL
-        outline = _within(inside, size)
+        outline = polygon(*inside)
         planes.append(Plane(normal, away, middle, size[0] / 4, outline, look))
         if begin > 2 and rng.random() < 0.5:
             depth = np.array([0, 0, 1 / begin])
             front = [normal @ rays - away * depth, depth - on_ground, rays[1] - top * depth]
-            planes.append(Plane(AHEAD, begin, middle, size[0] / 4, _within(front, size), look))
+            planes.append(Plane(AHEAD, begin, middle, size[0] / 4, polygon(*front), look))
     return planes
 
 
@@ -185,7 +180,7 @@ def _pole(rng: Dice, foot: np.ndarray, unit: float, depth: float) -> list[Plane]
     up = np.array([np.sin(lean), -np.cos(lean)])
     centre = foot + half_height * up
     if rng.random() < 0.8:
-        outline = rectangle(centre, np.array([thickness / 2, half_height]), lean)
+        outline = rectangle(centre, lean, (thickness / 2, half_height))
     else:  # a fence, a railing
         half = np.array([unit * rng.uniform(0.5, 3), min(half_height, unit * rng.uniform(0.3, 0.7))])
         centre = foot + half[1] * up
@@ -199,7 +194,7 @@ def _pole(rng: Dice, foot: np.ndarray, unit: float, depth: float) -> list[Plane]
         else:
             length = unit * rng.uniform(0.4, 1.5)
             place = place + rng.sign() * np.array([length, 0])
-            sign_outline = rectangle(place, np.array([length, thickness / 2]), lean)
+            sign_outline = rectangle(place, lean, (length, thickness / 2))
         planes.append(Plane(AHEAD, depth, place, radius, sign_outline, THIN))
     return planes
 
@@ -218,10 +213,10 @@ def flight_world(rng: Dice, rays: np.ndarray) -> World:
     on_ground = normal @ rays
     corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1], [*size, 1]]).T
     nearest = 1 / float((on_ground @ corners).max())
-    outline = EVERYTHING
+    outline = everywhere
     if (on_ground @ corners).min() < 0.02:
-        planes.append(Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, EVERYTHING, SKY))
-        outline = _within([on_ground - np.array([0, 0, 0.02])], size)
+        planes.append(Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, everywhere, SKY))
+        outline = polygon(on_ground - np.array([0, 0, 0.02]))
     middle = size * (0.5, 0.65)
     land = Plane(normal, 1.0, middle, size[0] / 3, outline, extent=size * (0.45, 0.3))
     planes.append(land)
@@ -241,7 +236,7 @@ def flight_world(rng: Dice, rays: np.ndarray) -> World:
         if kind == "roof":
             look = OBJECT
             half = radius * np.array([1, rng.log_uniform(0.3, 1)])
-            shape = rectangle(centre, half, rng.uniform(0, np.pi))
+            shape = rectangle(centre, rng.uniform(0, np.pi), half)
         elif kind == "wire":
             look, thickness = THIN, rng.thin_px() / 1.5
             half = np.array([thickness * rng.log_uniform(0.6, 12), 2 * size[0]])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -41,9 +41,7 @@ def test_warping_by_the_flow_reproduces_the_previous_frame() -> None:
 
 def test_occlusion_and_flow_of_a_known_scene() -> None:
     """A square that moves 10 px to the right over a still background: flow and occlusion are known for every pixel."""
-    square = polygon(
-        np.array([[1.0, 0, -60.5], [-1, 0, 39.5], [0, 1, -50.5], [0, -1, 29.5]]), np.array([[39.5, 29.5], [60.5, 50.5]])
-    )
+    square = polygon(*np.array([[-1.0, 0, 60.5], [1, 0, -39.5], [0, -1, 50.5], [0, 1, -29.5]]))
     scene = [layer(shifts((0, 0), (0, 0))), layer(shifts((0, 0), (10, 0)), square)]
     clip = render(scene, banks(), HEIGHT, WIDTH, limit_px=50)
     flow, occluded = torch.zeros(2, HEIGHT, WIDTH), torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
@@ -216,10 +214,8 @@ def test_an_open_shutter_smears_along_the_motion_alone() -> None:
 
 def test_layers_that_never_show_change_nothing() -> None:
     """Objects may pass by outside the frame, and planes may lie behind the camera."""
-    outside = replace(layer(shifts((0, 0), (1, 0))), outline=polygon(
-        np.array([[1.0, 0, 60], [-1, 0, -80], [0, 1, -50], [0, -1, 30]]), np.array([[-80.0, 30], [-60, 50]])
-    ))  # fmt: skip
-    behind = layer(-shifts((0, 0), (5, 0)), polygon(np.array([[0.0, 1, -1000]])))
+    outside = layer(shifts((0, 0), (1, 0)), polygon(*np.array([[-1.0, 0, -60], [1, 0, 80], [0, -1, 50], [0, 1, -30]])))
+    behind = layer(-shifts((0, 0), (5, 0)), polygon(np.array([0.0, -1, 1000])))
     background = layer(shifts((0, 0), (0, 0)))
     alone = render([background], banks(), HEIGHT, WIDTH, limit_px=50)
     with_them = render([background, outside, behind], banks(), HEIGHT, WIDTH, limit_px=50)
