@@ -24,7 +24,7 @@ PATCH_SIGMAS = 3.2  # beyond, a particle adds less than one grey level
 
 @dataclass(frozen=True)
 class FlowField:
-    """A smooth displacement field, in px per frame. T is the number of frames.
+    """A smooth displacement field. T is the number of frames.
 
     :ivar uniform: (2,) the same everywhere.
     :ivar linear: (2, 2) strain, shear and rotation about ``centre``.
@@ -33,7 +33,7 @@ class FlowField:
     :ivar waves: (W, 5) divergence-free plane waves: amplitude x, y (px), wave vector x, y (rad/px), phase.
     :ivar stream: (8,) a jet, a mixing layer or the flow behind a step: x, y, direction (rad), half width (px), relative
         widening per px, then the px of the jet, of the mixing layer and of the reverse flow beside the jet.
-    :ivar gains: (T - 1,) by which the whole is multiplied from frame to frame.
+    :ivar gains: (T - 1,) by which all of the above, px per frame, is multiplied from frame to frame.
     :ivar drift: (2,) px per frame by which its pattern moves on.
     """
 
@@ -71,28 +71,15 @@ class FlowField:
         gain = float(self.gains[frame])
         return u * gain, v * gain
 
-    def scaled(self, factor: float) -> FlowField:
-        """The same pattern with all displacements multiplied; it drifts as before."""
-        vortices, waves, stream = self.vortices.copy(), self.waves.copy(), self.stream.copy()
-        vortices[:, 3] *= factor
-        waves[:, :2] *= factor
-        stream[5:] *= factor
-        return replace(
-            self, uniform=factor * self.uniform, linear=factor * self.linear, vortices=vortices, waves=waves,
-            stream=stream,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ParticleScene:
     """Particles and the flow that moves them. T is the number of frames, N of particles.
 
     :ivar positions: (T, N, 2) px.
-    :ivar brightness: (T, N) grey levels at the middle of each; it follows the depth in the laser sheet.
+    :ivar brightness: (T, N) grey levels at the middle of each; it follows the place in the laser sheet.
     :ivar sigmas: (N,) px: standard deviation of the Gaussian that a particle looks like.
     :ivar background: (6,) grey levels under the particles: a polynomial of second order in x and y from -1 to 1.
-    :ivar sheet: (3,) direction (rad) and position (-1..1) of the sheet's bright line, and how much darker it gets from
-        there.
     """
 
     field: FlowField
@@ -100,7 +87,6 @@ class ParticleScene:
     brightness: np.ndarray
     sigmas: np.ndarray
     background: np.ndarray
-    sheet: np.ndarray
 
 
 def draw_field(rng: Dice, magnitude: float) -> FlowField:
@@ -147,8 +133,8 @@ def draw_field(rng: Dice, magnitude: float) -> FlowField:
     u, v = torch.stack(field(torch.stack([xs, xs + 1, xs]).float(), torch.stack([ys, ys, ys + 1]).float(), 0))
     lengths_px = torch.hypot(u[0], v[0])
     steepest = max(float((part[1:] - part[:1]).abs().max()) for part in (u, v))
-    field = field.scaled(min(magnitude / max(float(lengths_px.mean()), 1e-6), MAX_GRADIENT / max(steepest, 1e-9)))
-    return replace(field, drift=rng.uniform(0, 1) * field.uniform)
+    scale = min(magnitude / max(float(lengths_px.mean()), 1e-6), MAX_GRADIENT / max(steepest, 1e-9))
+    return replace(field, gains=scale * gains, drift=rng.uniform(0, 1) * scale * uniform)
 
 
 def draw_particles(rng: Dice) -> ParticleScene:
@@ -188,8 +174,11 @@ def draw_particles(rng: Dice) -> ParticleScene:
         places[lost] = rng.uniform(low_corner, high_corner, (int(lost.sum()), 2))
     level = rng.choice([0.0, 3.0, 25.0])
     background = level * np.array([rng.uniform(0, 1), *rng.normal(0, 0.3, 5)])
-    sheet = np.array([rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8) * (rng.random() < 0.6)])
-    return ParticleScene(field, positions, brightness, sigmas, background, sheet)
+    # The sheet is brightest on a line through it.
+    direction, position, darker = rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5), rng.uniform(0, 0.8)
+    darker *= rng.random() < 0.6
+    off = (2 * positions / (width, height) - 1) @ (np.cos(direction), np.sin(direction)) - position
+    return ParticleScene(field, positions, brightness * (1 - darker * (1 - np.exp(-(off**2)))), sigmas, background)
 
 
 def render_particles(scene: ParticleScene, height: int, width: int, limit_px: float) -> Clip:
@@ -201,12 +190,8 @@ def render_particles(scene: ParticleScene, height: int, width: int, limit_px: fl
     down, across = (2 * rows / height - 1)[:, None], 2 * columns / width - 1
     a = scene.background.tolist()
     under = a[0] + a[1] * across + a[2] * down + a[3] * across * across + a[4] * across * down + a[5] * down * down
-    light = []
-    for places, brightness in zip(scene.positions, scene.brightness, strict=True):
-        right, below = places[:, 0] * 2 / width - 1, places[:, 1] * 2 / height - 1
-        off = np.cos(scene.sheet[0]) * right + np.sin(scene.sheet[0]) * below - scene.sheet[1]
-        lit = brightness * (1 - scene.sheet[2] * (1 - np.exp(-(off**2))))
-        light.append(_splat(places, lit, scene.sigmas, height, width))
+    frames_of = zip(scene.positions, scene.brightness, strict=True)
+    light = [_splat(places, brightness, scene.sigmas, height, width) for places, brightness in frames_of]
     images = (torch.stack(light) + under.clamp_min(0)).clamp_(0, 255)
     valid = flow.square().sum(1) < limit_px**2
     there_x, there_y = x + flow[:, 0], y + flow[:, 1]

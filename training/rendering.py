@@ -53,8 +53,9 @@ def tensor(values: object) -> Tensor:
 
 def _pixels(window: Window, step: int = 1) -> tuple[Tensor, Tensor]:
     """The x (W,) and y (H, 1) of every ``step``-th pixel in a window."""
-    x, y = (torch.arange(*window[i::2], step, dtype=torch.float32) for i in (0, 1))
-    return x, y[:, None]
+    left, top, right, bottom = window
+    rows = torch.arange(top, bottom, step, dtype=torch.float32)
+    return torch.arange(left, right, step, dtype=torch.float32), rows[:, None]
 
 
 def _project(homographies: np.ndarray, window: Window, step: int = 1) -> tuple[Tensor, Tensor, Tensor]:

@@ -213,7 +213,7 @@ def flight_world(rng: Dice, rays: np.ndarray) -> World:
     on_ground = normal @ rays
     corners = np.array([[0, 0, 1], [size[0], 0, 1], [0, size[1], 1], [*size, 1]]).T
     nearest = 1 / float((on_ground @ corners).max())
-    outline = everywhere
+    outline: Outline = everywhere
     if (on_ground @ corners).min() < 0.02:
         planes.append(Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, everywhere, SKY))
         outline = polygon(on_ground - np.array([0, 0, 0.02]))

@@ -74,7 +74,7 @@ def test_a_known_flow_moves_the_picture_exactly() -> None:
     places = np.random.default_rng(0).uniform(0, 80, (200, 2))
     scene = ParticleScene(
         uniform(5, -3, 2), np.stack([places, places + np.array([5, -3])]), np.full((2, 200), 90.0), np.full(200, 0.7),
-        np.zeros(6), np.zeros(3),
+        np.zeros(6),
     )  # fmt: skip
     clip = render_particles(scene, HEIGHT, WIDTH, 50.0)
     first, second = clip.images[0, :, 0]
@@ -86,7 +86,7 @@ def test_a_known_flow_moves_the_picture_exactly() -> None:
     assert not render_particles(scene, HEIGHT, WIDTH, 5.5).valid.any()  # 5.8 px are beyond this limit
     # One spot alone: its brightness at the middle and its mass are those of the Gaussian.
     spot = ParticleScene(
-        uniform(0, 0, 2), np.full((2, 1, 2), 40.0), np.full((2, 1), 100.0), np.full(1, 1.2), np.zeros(6), np.zeros(3)
+        uniform(0, 0, 2), np.full((2, 1, 2), 40.0), np.full((2, 1), 100.0), np.full(1, 1.2), np.zeros(6)
     )
     image = render_particles(spot, HEIGHT, WIDTH, 50.0).images[0, 0, 0]
     assert image[40, 40] == pytest.approx(100, rel=0.06)
