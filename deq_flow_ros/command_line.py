@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import operator
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from deq_flow_ros import INTERRUPTED, UNUSABLE, UserError, did_you_mean, say
 
@@ -22,10 +23,9 @@ USER_ERRORS: dict[type[Exception], int] = {
     UserError: UNUSABLE, OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE, FloatingPointError: UNUSABLE,
 }  # fmt: skip
 """What a user can mend, such as a file that is missing, by the exit status that it leads to."""
-
-
 MOST_THREADS = 256
 """With far more, the process ends without a word."""
+Kind: TypeAlias = type[int] | type[float]
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -46,17 +46,9 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(UNUSABLE, f"{self.prog}: error: {message}\n{self.prog} --help has the options and what they mean\n")
 
     def add_number(
-        self,
-        name: str,
-        default: Any,
-        help: str,
-        *,
-        least: float | None = None,
-        above: float | None = None,
-        most: float | None = None,
-        kind: type[int] | type[float] | None = None,
-        **more: Any,
-    ) -> None:
+        self, name: str, default: Any, help: str, *, kind: Kind | None = None, least: float | None = None,
+        above: float | None = None, most: float | None = None, **more: Any,
+    ) -> None:  # fmt: skip
         """An option whose value is a number, or with ``nargs`` numbers.
 
         :param kind: int or float; None takes that of the default.
@@ -89,7 +81,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def add_precision(self, choices: Sequence[str], name: str = "--precision") -> None:
         """Of weights and features; the first choice is the default."""
-        self.add_argument(name, choices=list(choices), default=next(iter(choices)), help="of weights and features")
+        self.add_argument(name, choices=choices, default=choices[0], help="of weights and features")
 
     def add_threads(self, default: int | None = None, help: str = "threads of PyTorch and OpenCV") -> None:
         """``--threads``, for ``set_threads``."""
@@ -124,13 +116,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def number(
-    kind: type[int] | type[float],
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
+    kind: Kind, least: float | None = None, above: float | None = None, most: float | None = None,
     multiple: int | None = None,
-) -> Callable[[str], Any]:
+) -> Callable[[str], Any]:  # fmt: skip
     """The ``type`` of an option whose value is a finite number.
 
     :param least: the smallest value that is allowed.
@@ -138,10 +126,11 @@ def number(
     :param most: the largest value that is allowed.
     :param multiple: the value has to be a multiple of it.
     """
-    bounds = [] if multiple is None else [f"a multiple of {multiple}"]
-    bounds += [] if least is None else [f"at least {least:g}"]
-    bounds += [] if above is None else [f"above {above:g}"]
-    bounds += [] if most is None else [f"at most {most:g}"]
+    rules: dict[str, tuple[float | None, Callable[[Any, Any], bool]]] = {
+        "a multiple of": (multiple, lambda value, bound: value % bound == 0),
+        "at least": (least, operator.ge), "above": (above, operator.gt), "at most": (most, operator.le),
+    }  # fmt: skip
+    bounds = {f"{words} {bound:g}": (bound, holds) for words, (bound, holds) in rules.items() if bound is not None}
 
     def convert(text: str) -> Any:
         try:
@@ -151,8 +140,7 @@ def number(
         if not math.isfinite(value):
             noun = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {', '.join([noun, *bounds])}, got {text!r}")
-        too_small = (least is not None and value < least) or (above is not None and value <= above)
-        if too_small or (most is not None and value > most) or (multiple is not None and value % multiple):
+        if not all(holds(value, bound) for bound, holds in bounds.values()):
             raise argparse.ArgumentTypeError(f"expected {', '.join(bounds)}, got {text}")
         return value
 
@@ -178,14 +166,9 @@ def set_threads(threads: int | None) -> None:
 
 
 def exit_status(
-    work: Callable[[], int],
-    errors: Mapping[type[Exception], int] = USER_ERRORS,
-    *,
-    prefix: str = "error",
-    interrupted: str = "interrupted",
-    stream: TextIO | None = None,
-    exactly: bool = False,
-) -> int:
+    work: Callable[[], int], errors: Mapping[type[Exception], int] = USER_ERRORS, *, prefix: str = "error",
+    interrupted: str = "interrupted", stream: TextIO | None = None, exactly: bool = False,
+) -> int:  # fmt: skip
     """Do the work of a command; returns its exit status.
 
     An error that the user can mend is told in one line, in red on a terminal, and so is Ctrl-C. Any other is a fault of

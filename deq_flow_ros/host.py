@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -14,15 +15,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-PACKAGES = ("deq_flow_ros", "torch", "numpy", "opencv-python-headless", "rosbags")
 ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 """Variables that timing depends on: they set how many threads work on an operation, and how they wait."""
 
@@ -59,9 +59,7 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -133,29 +131,19 @@ def replacing(path: Path, flush: bool = True) -> Iterator[Path]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of those that its figures depend on."""
-    found = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+    import cv2  # its package has another name in apt than on PyPI
 
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        if not package.startswith("opencv"):
-            return ""
-        import cv2  # apt has it under another name
-
-        return cv2.__version__
+    found = {"python": platform.python_version(), "opencv": cv2.__version__}
+    for package in ("deq_flow_ros", "torch", "numpy", "rosbags"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def machine() -> str:
     """The processor, and how many of its cores this process may use."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+    name = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{len(os.sched_getaffinity(0))} cores of {name[1] if name else platform.machine()}"
 
 
 def environment() -> dict[str, str | None]:
@@ -186,16 +174,14 @@ class Children:
         self._log_directory.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         running = [process for process in self._processes.values() if process.poll() is None]
         for process in running:
             process.send_signal(signal.SIGINT)
         give_up = time.monotonic() + 5.0
-        while time.monotonic() < give_up and any(process.poll() is None for process in running):
-            time.sleep(0.05)
         for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, give_up - time.monotonic()))
             process.kill()  # does nothing to one that has ended
             process.wait()
 
@@ -268,9 +254,6 @@ class Children:
     def failure(self, name: str, what: str) -> ChildError:
         """The error to raise for a child; ``what`` says what it did. It quotes the end of the child's log."""
         time.sleep(0.05)  # the last lines may still be on their way
-        try:
-            tail = self.log(name).read_text(errors="replace").splitlines()[-12:]
-        except OSError:
-            tail = []
+        tail = self.log(name).read_text(errors="replace").splitlines()[-12:]
         quoted = "\n".join(f"  | {line}" for line in tail) or "  | (nothing)"
         return ChildError(f"{name} {what}; the end of {self.log(name)}:\n{quoted}")
