@@ -203,6 +203,22 @@ def codec_of(format: str) -> str:
     raise EncodingError(f"cannot decode video of format {format!r}: {reason}")
 
 
+def import_pyav(what: str) -> Any:
+    """The module ``av``, not imported at the top: it takes 50 ms, and no rosdep key installs it.
+
+    :raises EncodingError: if it is missing, or too old to decode ``what``.
+    """
+    try:
+        import av
+
+        if int(av.__version__.partition(".")[0]) >= LEAST_PYAV:
+            return av
+        got = f"this is {av.__version__}"
+    except ImportError as error:
+        got = str(error)
+    raise EncodingError(f"decoding {what} needs PyAV {LEAST_PYAV} or newer: pip install -U av ({got})")
+
+
 class VideoDecoder:
     """Decodes the packets of one topic, in the order in which they come."""
 
@@ -239,13 +255,7 @@ class VideoDecoder:
         return picture
 
     def _open(self, codec: str) -> None:
-        try:
-            import av  # not at the top: it takes 50 ms, and no rosdep key installs it
-        except ImportError as error:
-            raise EncodingError(f"decoding {codec} video needs PyAV: pip install av ({error})") from error
-        if int(av.__version__.partition(".")[0]) < LEAST_PYAV:
-            got = f"got {av.__version__}: pip install -U av"
-            raise EncodingError(f"decoding video needs PyAV {LEAST_PYAV} or newer, {got}")
+        av = import_pyav(f"{codec} video")
         context = av.CodecContext.create(codec, "r")
         context.thread_count = 1  # threads would delay pictures, and the cores are the solver's
         context.options = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from deq_flow_ros import did_you_mean
 from deq_flow_ros.imaging import Frame, MediaError, Pace, stamp_to_ns
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, Levels, decode_image
-from deq_flow_ros.imaging.video import VideoDecoder, codec_of, is_key, packet_of
+from deq_flow_ros.imaging.video import VideoDecoder, VideoPacket, codec_of, is_key, packet_of
 from deq_flow_ros.recordings.bag_reader import VIDEO, Bag, MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
 
@@ -33,6 +34,8 @@ simulated time, and no images that a converter or a network brought in bursts.""
 FLOW_FIELDS = ("/flow", "/residual", "/uncertainty", "/flow_color/compressed")
 """Further topics with images that flow_node publishes, beside ``flow_color``."""
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO)
+MOST_NEEDED = 1000
+"""A picture of a video is decoded from so many packets before it at most."""
 
 
 class BagSource(Source):
@@ -66,16 +69,25 @@ class BagSource(Source):
         self.skipped = list(self._bag.problems)
         before, read, unreadable, problem, self.left_out = len(self.skipped), 0, 0, "there is none", 0
         levels, decoder = Levels(), VideoDecoder() if self._msgtype in VIDEO else None
-        key = self._key_before() if decoder is not None and self.start_s > 0 else 0
-        for number, (part, recorded) in enumerate(self._messages()):
+        needed = deque[VideoPacket](maxlen=MOST_NEEDED)
+        pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
+        for recorded in self._bag.of_type(self.topic, self._msgtype):
+            offset_ns += pace.step(recorded.time_ns)[0]
+            part = self.part_of(offset_ns)
             if part > 0:
                 break
             if part < 0:
                 self.left_out += 1
-                if decoder is not None and number >= key:
-                    with contextlib.suppress(MessageError, EncodingError):
-                        decoder.decode(packet_of(recorded.message()))
+                with contextlib.suppress(MessageError, EncodingError):
+                    if decoder is not None:
+                        packet = packet_of(recorded.message())
+                        if is_key(packet.data, codec_of(packet.format)):
+                            needed.clear()
+                        needed.append(packet)
                 continue
+            while decoder is not None and needed:
+                with contextlib.suppress(EncodingError):
+                    decoder.decode(needed.popleft())
             read += 1
             try:
                 frame = _frame(recorded, levels, decoder)
@@ -97,25 +109,6 @@ class BagSource(Source):
             why = self.skipped[-1] if self.skipped else problem
             none = f"none of the {read} images" if read else "no image"
             raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
-
-    def _messages(self) -> Iterator[tuple[int, Recorded]]:
-        """Those of the topic, and where each lies (``part_of``)."""
-        pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
-        for recorded in self._bag.of_type(self.topic, self._msgtype):
-            offset_ns += pace.step(recorded.time_ns)[0]
-            yield self.part_of(offset_ns), recorded
-
-    def _key_before(self) -> int:
-        """Number of the message where decoding has to begin for the first picture of the part that is read."""
-        key = 0
-        for number, (part, recorded) in enumerate(self._messages()):
-            with contextlib.suppress(MessageError, EncodingError):
-                packet = packet_of(recorded.message())
-                if is_key(packet.data, codec_of(packet.format)):
-                    key = number
-            if part >= 0:
-                break
-        return key
 
     def _period_ns(self) -> int:
         """Usual time between two frames, by the times of recording or by the stamps, whichever is longer.
@@ -154,16 +147,15 @@ def _frame(recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> 
             return Frame.of(decoder.decode(packet).rgb(), "rgb8", *times_and_id)
         except EncodingError as error:
             return Frame.without_image(str(error), *times_and_id)
-    stamp_ns, frame_id, time_ns = stamp_to_ns(message.header.stamp), message.header.frame_id, recorded.time_ns
+    times_and_id = stamp_to_ns(message.header.stamp), recorded.time_ns, message.header.frame_id
+    data = np.asarray(message.data).view(np.uint8)
     if recorded.msgtype == IMAGE:
-        data, height, width = np.asarray(message.data).view(np.uint8), message.height, message.width
-        big = bool(message.is_bigendian)
-        return Frame(data, height, width, message.step, message.encoding, big, stamp_ns, time_ns, frame_id)
+        layout = message.height, message.width, message.step, message.encoding, bool(message.is_bigendian)
+        return Frame(data, *layout, *times_and_id)
     try:
-        image = decode_image(np.asarray(message.data).view(np.uint8), message.format, levels)
+        return Frame.of(decode_image(data, message.format, levels), "rgb8", *times_and_id)
     except EncodingError as error:
-        raise MessageError(f"frame stamped {stamp_ns}: {error}") from error
-    return Frame.of(image, "rgb8", stamp_ns, time_ns, frame_id)
+        raise MessageError(f"frame stamped {times_and_id[0]}: {error}") from error
 
 
 def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
@@ -179,14 +171,15 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
         bag.note(str(error))
         return None
 
-    def plain(part: Any, *names: str) -> dict[str, Any]:
-        return {name: getattr(part, name) for name in names}
-
     # The matrices have capital letters in ROS 1.
-    letters = "dkrp" if hasattr(message, "k") else "DKRP"
-    matrices = {letter.lower(): [float(value) for value in getattr(message, letter)] for letter in letters}
-    roi = plain(message.roi, "x_offset", "y_offset", "height", "width", "do_rectify")
-    return plain(message, "height", "width", "distortion_model", "binning_x", "binning_y") | matrices | {"roi": roi}
+    matrices = {name: getattr(message, name if hasattr(message, "k") else name.upper()) for name in "dkrp"}
+    roi = {name: getattr(message.roi, name) for name in ("x_offset", "y_offset", "height", "width", "do_rectify")}
+    plain = ("height", "width", "distortion_model", "binning_x", "binning_y")
+    return {
+        **{name: getattr(message, name) for name in plain},
+        **{name: [float(value) for value in values] for name, values in matrices.items()},
+        "roi": roi,
+    }
 
 
 def _strange(calibration: Mapping[str, Any], frame: Frame) -> str:

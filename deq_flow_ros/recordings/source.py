@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every image source yields, whatever it reads from; and folders of images, in the order and at the times that
-their names say.
-"""
+"""What every image source yields, whatever it reads from; videos and cameras."""
 
 from __future__ import annotations
 
 import abc
-import itertools
+import contextlib
 import logging
 import math
-import re
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 from deq_flow_ros.imaging import Frame, MediaError, frame_from_array
-from deq_flow_ros.imaging.pictures import read_picture, several
-from deq_flow_ros.recordings.files import IMAGE_SUFFIXES, natural_order, recordings_below, visible_files
+from deq_flow_ros.imaging.encodings import EncodingError
+from deq_flow_ros.imaging.video import INTERLACED, import_pyav
+from deq_flow_ros.recordings.files import BAG_SUFFIXES, no_video
 
 log = logging.getLogger(__name__)
 
 FIRST_STAMP_NS = 1_000_000_000
 """Stamp of the first frame where the input has none: not 0, which ROS reads as "no stamp"."""
 DEFAULT_FPS = 30.0
+DAMAGED = "the picture is damaged, or made of one that is, back to a key frame"
+MOST_B = 16
+"""B-pictures in a row that may be made of the picture behind them: a decoder of H.264 or H.265 holds no more."""
 
 
 class Source(abc.ABC):
@@ -38,6 +42,7 @@ class Source(abc.ABC):
     :ivar live: whether frames appear by themselves, at their own pace, and cannot be read again.
     :ivar skipped: one line per frame that could not be read, filled while ``frames()`` runs.
     :ivar left_out: frames of this pass so far that were not yielded: unreadable ones, and those before ``start_s``.
+    :ivar odd_stamps: what is wrong with the stamps as a whole; empty: nothing that is known.
     :ivar start_s, stop_s: the part that is read, in seconds from the first frame of the recording.
     """
 
@@ -47,12 +52,11 @@ class Source(abc.ABC):
     count: int | None = None
     calibration: Mapping[str, Any] | None = None
     live: bool = False
+    odd_stamps = ""
 
     def __init__(self) -> None:
         self.skipped: list[str] = []
         self.left_out = 0
-        self.odd_stamps = ""
-        """What is wrong with the stamps as a whole; empty: nothing that is known."""
         self.start_s, self.stop_s = 0.0, math.inf
 
     @abc.abstractmethod
@@ -73,10 +77,10 @@ class Source(abc.ABC):
             return
         if self.live:
             raise MediaError(f"{self.description}: a part can be chosen of recordings only, not of a camera")
-        period_s = self.nominal_period_ns * 1e-9
         if self.count is not None:
-            last = self.count if math.isinf(stop_s) else min(self.count, math.ceil(stop_s / period_s - 1e-6))
-            self.count = max(0, last - math.ceil(start_s / period_s - 1e-6))
+            rate = 1e9 / self.nominal_period_ns
+            last = min(self.count, math.ceil(min(stop_s * rate, self.count) - 1e-6))
+            self.count = max(0, last - math.ceil(start_s * rate - 1e-6))
         self.start_s, self.stop_s = start_s, stop_s
         end = "its end" if math.isinf(stop_s) else f"{stop_s:g} s"
         self.description += f"; from {start_s:g} s to {end}"
@@ -103,155 +107,167 @@ class Source(abc.ABC):
         return
 
 
-DATE = re.compile(
-    r"(?<![0-9])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[0-2]\d{1,9})?(?![0-9])", re.ASCII
-)
-"""A date, and a time of the day behind it, which do not count on as numbers do."""
-USUAL_PERIODS_NS = (100_000, 60 * 10**9)
-"""Numbers that count by less or more than these are no times of a camera."""
+class VideoSource(Source):
+    """Frames of a video file, decoded by FFmpeg through PyAV and stamped by their presentation time."""
 
+    kind = "video"
 
-def times_in_names(names: Sequence[str]) -> list[int] | None:
-    """The times in ns since 1970 that the names of images say; None unless all say different ones.
-
-    :param names: without their suffixes. EuRoC names images by nanoseconds, TUM RGB-D by
-        seconds with a fraction, others by milliseconds, or by seconds and nanoseconds.
-    """
-    times: list[int] = []
-    for name in names:
-        match = re.fullmatch(r"(?:.*\D)?(\d{10}|\d{13}|\d{16}|\d{19})(?:([._-])(\d{1,9}))?\D*", name, re.ASCII)
-        if match is None or (match[2] and len(match[1]) != 10):
-            return None
-        part = (match[3] or "0").ljust(9, "0") if match[2] == "." else match[3] or "0"
-        time_ns = int(match[1]) * 10 ** (19 - len(match[1])) + int(part)
-        if not 946_684_800 <= time_ns * 1e-9 < 4_102_444_800:  # from 2000 to 2100
-            return None
-        times.append(time_ns)
-    if len(times) < 2 or len(set(times)) < len(times) or any(map(DATE.search, names)):
-        return None
-    period_ns = statistics.median(after - before for before, after in itertools.pairwise(sorted(times)))
-    return times if USUAL_PERIODS_NS[0] <= period_ns <= USUAL_PERIODS_NS[1] else None
-
-
-def places_in_names(names: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The places from 0 on that the numbers in the names of images give them, and the numbers that are missing.
-
-    Without one number that counts on, image follows image. If every tenth number is there, none is missing.
-
-    :param names: without their suffixes, in natural order.
-    """
-    following: tuple[list[int], list[int]] = list(range(len(names))), []
-    parts = [re.split("([0-9]+)", name) for name in names]
-    if len({tuple(part[::2]) for part in parts}) > 1:
-        return following
-    changing = [run for run in zip(*(map(int, part[1::2]) for part in parts), strict=True) if len(set(run)) > 1]
-    if len(changing) != 1 or len(names) < 3 or all(map(DATE.search, names)):
-        return following
-    numbers = changing[0]
-    steps = [after - before for before, after in itertools.pairwise(numbers)]
-    step = math.gcd(*steps)
-    if min(steps) < 1 or statistics.median(steps) != step:
-        return following
-    places = [(number - numbers[0]) // step for number in numbers]
-    there = set(numbers)
-    return places, [n for n in range(numbers[0], numbers[-1], step) if n not in there] if places[-1] < 10**6 else []
-
-
-def check_one_kind(names: Iterable[str]) -> None:
-    """Refuse images of which several have the same number, as those of two cameras or of colour and depth.
-
-    :raises MediaError: naming two of them.
-    """
-    numbered: dict[tuple[int, ...], str] = {}
-    for name in names:
-        runs = re.findall("[0-9]+", name)
-        before = numbered.setdefault(tuple(map(int, runs)), name) if runs else name
-        if re.sub("[0-9]+", "#", before) != re.sub("[0-9]+", "#", name):
-            raise MediaError(
-                f"the images {before} and {name} have the same number: those of several cameras, or of colour and "
-                "depth, are no sequence; move each kind into a folder of its own"
-            )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first of some names, for people."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-class FolderSource(Source):
-    """The images of a folder, ``in_order``. Their sizes may differ and are passed on as they are."""
-
-    kind = "folder"
-
-    def __init__(self, path: Path, fps: float | None) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
-        # A link that leads nowhere is an image that cannot be read.
-        files = [child for child in named if child.is_file() or not child.exists()]
-        if not files:
-            raise MediaError(f"the folder {path} {_what_is_in(path)}")
-        self.count = len(files)
-        self.description = f"folder {path.name}: {self.count} images {self._put_in_order(files, fps)}"
+        if what := no_video(path):
+            raise MediaError(f"{path} is not readable as a video: it is {what}")
+        try:
+            self._av = import_pyav(f"the video {path}")
+        except EncodingError as error:
+            raise MediaError(str(error)) from None
+        first = None
+        try:
+            with self._open() as container:
+                stream = container.streams.video[0]
+                context, form, counted = stream.codec_context, container.format.name, stream.frames
+                rate, length_s = stream.guessed_rate, (container.duration or 0) / self._av.time_base
+                with contextlib.suppress(self._av.error.FFmpegError):
+                    first = next(container.decode(stream), None)
+                size = context.width, context.height
+        except (self._av.error.FFmpegError, IndexError) as error:
+            raise MediaError(
+                f"{path} is not readable as a video, and no bag ({', '.join(BAG_SUFFIXES)}) by its name: "
+                f"it is damaged, truncated or not a video ({error}). Try to play it, or convert it to H.264 in .mp4"
+            ) from error
+        if first is not None and first.interlaced_frame:
+            raise MediaError(f"{path}: {INTERLACED}. Make whole ones first: ffmpeg -i INPUT -vf yadif OUTPUT.mp4")
+        if not rate or rate >= 1000:
+            log.warning("%s states no usable frame rate (%s); assuming %g Hz", path, rate, DEFAULT_FPS)
+            rate = DEFAULT_FPS
+        self.nominal_period_ns = round(1e9 / rate)
+        if first is not None and "matroska" in form:  # its length counts from 0, that of others from the first frame
+            length_s -= first.time or 0.0
+        self._counted, self._length_s = counted > 0, length_s
+        """Other files than MP4, MOV and AVI do not count their frames, but state their length."""
+        self.count = counted or max(0, round(length_s * rate)) or None
+        words = f"{'' if counted else 'about '}{self.count}" if self.count else "unknown number of"
+        assumed = ", which is assumed (it has no times)" if form in ("h264", "hevc", "m4v", "mjpeg") else ""
+        sides = "x".join(map(str, size if first is None else _upright(first).shape[1::-1]))
+        self.description = f"video {path.name}: {sides} at {float(rate):g} Hz{assumed}, {words} frames"
 
-    def _put_in_order(self, files: Iterable[Path], fps: float | None) -> str:
-        """Put images at the times in their names; without those or with ``fps``, in natural order by their numbers.
-
-        :returns: how often they come, and how that is known, for people.
-        :raises MediaError: see ``check_one_kind``.
-        """
-        self.files, self._missing = natural_order(files), ""
-        names = [file.stem for file in self.files]
-        check_one_kind(file.name for file in self.files)
-        times_ns = times_in_names(names) if fps is None and len(names) > 1 else None
-        if times_ns is not None:
-            self._stamps_ns = sorted(times_ns)
-            self.files = [file for _, file in sorted(zip(times_ns, self.files, strict=True))]
-            steps_ns = (after - before for before, after in itertools.pairwise(self._stamps_ns))
-            self.nominal_period_ns = round(statistics.median(steps_ns))
-            return f"at the times in their names, about {1e9 / self.nominal_period_ns:.1f} Hz"
-        self.nominal_period_ns = round(1e9 / (fps or DEFAULT_FPS))
-        places, missing = places_in_names(names)
-        self._stamps_ns = [FIRST_STAMP_NS + place * self.nominal_period_ns for place in places]
-        if missing:
-            numbers = _listed([str(number) for number in missing])
-            words = f"images are missing, by the numbers in their names ({numbers})"
-            self._missing = f"{words}: their times have no frame"
-        return f"at {fps:g} Hz" if fps else f"at {DEFAULT_FPS:g} Hz, which is assumed (--fps sets another)"
+    def _open(self) -> Any:
+        # FFmpeg takes what stands before a colon for a protocol, except behind a slash.
+        return self._av.open(str(self.path.absolute()))
 
     def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
-        stamps_ns, missing = self._stamps_ns, self._missing
-        numbers = [n for n, stamp_ns in enumerate(stamps_ns) if self.part_of(stamp_ns - stamps_ns[0]) == 0]
-        if not numbers:
-            self.check_part()
-        self.skipped, self.left_out = [missing] if missing else [], numbers[0]
-        for number in numbers:
-            file, stamp_ns = self.files[number], stamps_ns[number]
-            try:
-                image, pictures = read_picture(file)
-                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
-            except (MediaError, OSError) as error:
-                self.skipped.append(f"{file.name}: {error}")
-                self.left_out += 1
-                log.warning("left out %s: %s", file, error)
-                continue
-            if pictures > 1:
-                self.skipped.append(f"{file.name}: {several(pictures)}")
-                log.warning("%s: %s", file, self.skipped[-1])
-            yield frame
-        if (unreadable := self.left_out - numbers[0]) == len(numbers):
-            none = f"none of the {len(numbers)} images in {self.path} can be read"
-            raise MediaError(f"{none}; the first: {self.skipped[bool(missing)]}")
-        if unreadable:
-            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
+        """See ``Source.frames``. The frames are bgr8, each of its own size; stamps start at 1 s.
+
+        A picture that is damaged, or needs one that is, is a frame without an image.
+        """
+        number, readable, stamp_ns, why, self.left_out, self.skipped = 0, 0, 0, "", 0, []
+        with contextlib.closing(self._decoded()) as pictures:
+            for time_ns, picture, problem in pictures:
+                due_ns = FIRST_STAMP_NS + time_ns
+                # Some containers repeat or lose time stamps; a stream whose time stands still is no stream.
+                stamp_ns = due_ns if due_ns > stamp_ns else stamp_ns + self.nominal_period_ns
+                part = self.part_of(stamp_ns - FIRST_STAMP_NS)
+                if part > 0:
+                    break
+                if part < 0:
+                    self.left_out += 1
+                    continue
+                number += 1
+                if problem:
+                    why = f": {problem}"
+                    yield Frame.without_image(problem, stamp_ns, stamp_ns, "camera")
+                else:
+                    readable += 1
+                    yield Frame.of(_upright(picture), "bgr8", stamp_ns, stamp_ns, "camera")
+        if readable == 0:
+            if number == 0:
+                self.check_part()
+            none = f"{self.path} opens as a video, but not one of its frames can be decoded"
+            raise MediaError(f"{none}; it is damaged or truncated{why}")
+        period_s, read_s = self.nominal_period_ns * 1e-9, (stamp_ns - FIRST_STAMP_NS + self.nominal_period_ns) * 1e-9
+        number += len(self.skipped)
+        lost = ""
+        if self._counted and number < (self.count or 0):
+            lost = f"{self.count} frames, only {number}"
+        elif not self._counted and self._length_s - read_s > 3 * period_s:  # by less if its rate is not constant
+            lost = f"a length of {self._length_s:.1f} s, only {read_s:.1f} s"
+        if self.whole and lost:
+            self.skipped.append(f"{self.path.name} states {lost} can be decoded; it may be truncated")
+            log.warning(self.skipped[-1])
+
+    def _decoded(self) -> Generator[tuple[int, Any, str], None, None]:
+        """Time from the first picture in ns, the decoded picture, and why it is not usable, if it is not."""
+        with self._open() as container:
+            stream = container.streams.video[0]
+            context, damaged, run, first = stream.codec_context, "", list[Any](), None
+            context.thread_type = "AUTO"
+            context.flags |= self._av.codec.context.Flags.output_corrupt  # marked as such, not just missing
+            if context.name == "mjpeg":  # it marks none; others would refuse pictures that are right
+                context.options = {"err_detect": "explode"}
+            for packet in container.demux(stream):
+                try:
+                    run += packet.decode()
+                except self._av.error.FFmpegError as error:
+                    damaged = DAMAGED
+                    at_s = "?" if packet.pts is None else f"{float((packet.pts - (first or 0)) * stream.time_base):.3f}"
+                    self.skipped.append(f"{self.path.name}: the picture at {at_s} s is damaged ({error.strerror})")
+                    log.warning(self.skipped[-1])
+                if packet.size and 0 < len(run) <= MOST_B and run[-1].pict_type == self._av.video.frame.PictureType.B:
+                    continue  # it is made of the picture behind it as well; hardware may write B-pictures alone
+                corrupt = any(picture.is_corrupt for picture in run)
+                for picture in run:
+                    damaged = DAMAGED if corrupt else "" if picture.key_frame else damaged
+                    if first is None:
+                        first = picture.pts
+                    pts = first if picture.pts is None else picture.pts
+                    yield 0 if pts is None else round(1e9 * (pts - first) * stream.time_base), picture, damaged
+                run = []
 
 
-def _what_is_in(folder: Path) -> str:
-    """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
-    below = [str(recording.relative_to(folder)) for recording in itertools.islice(recordings_below(folder, depth=5), 6)]
-    if below:
-        inner = f"the recordings below it: {_listed(below)}"
-        return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
-    there = _listed(sorted(child.name for child in folder.iterdir())) or "nothing"
-    return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"
+def _upright(picture: Any) -> np.ndarray:
+    """BGR of a decoded picture, (H, W, 3) uint8, turned by what the file says of its orientation."""
+    image = picture.reformat(format="bgr24", threads=1).to_ndarray()
+    return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))
+
+
+class CameraSource(Source):
+    """A camera that OpenCV can open, stamped by the system clock at capture."""
+
+    kind = "camera"
+    live = True
+
+    def __init__(self, index: int, fps: float | None) -> None:
+        super().__init__()
+        log_level: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 and 5
+        before = log_level.getLogLevel()
+        log_level.setLogLevel(0)  # OpenCV's lines about a camera that is not there say no more than ours
+        self._capture, self._index = cv2.VideoCapture(index), index
+        log_level.setLogLevel(before)
+        if not self._capture.isOpened():
+            present = sorted(str(device) for device in Path("/dev").glob("video*")) or ["none"]
+            raise MediaError(
+                f"camera {index} cannot be opened; video devices on this machine: {', '.join(present)}. Check that it "
+                "is plugged in, that no other program holds it, and that this user may read it (group video)"
+            )
+        if fps is not None:
+            self._capture.set(cv2.CAP_PROP_FPS, fps)
+        actual, *sides = map(self._capture.get, (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        actual = actual if 0 < actual < 1000 else DEFAULT_FPS
+        self.nominal_period_ns = round(1e9 / actual)
+        self.description = f"camera {index}: {sides[0]:.0f}x{sides[1]:.0f} at {actual:g} Hz"
+
+    def frames(self) -> Iterator[Frame]:
+        """See ``Source.frames``. Ends with ``MediaError`` when the camera stops delivering."""
+        try:
+            while True:
+                read, image = self._capture.read()
+                stamp_ns = time.time_ns()
+                if not read:
+                    raise MediaError(f"camera {self._index} stopped delivering images; is it still plugged in?")
+                yield frame_from_array(image, stamp_ns, stamp_ns, f"camera_{self._index}")
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """See ``Source.close``."""
+        self._capture.release()

@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``open_source``, cameras that OpenCV opens, and reading any source ahead in a thread."""
+"""``open_source``, reading any source ahead in a thread, and folders of images, by what their names say."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import os
 import queue
 import re
+import statistics
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import cv2
 
 from deq_flow_ros import needed_by
 from deq_flow_ros.imaging import Frame, MediaError, frame_from_array
@@ -27,10 +25,13 @@ from deq_flow_ros.recordings.files import (
     check_name,
     has_metadata,
     is_bag_file,
+    natural_order,
+    recordings_below,
     visible_files,
-)  # fmt: skip
-from deq_flow_ros.recordings.source import DEFAULT_FPS, FolderSource, Source
-from deq_flow_ros.recordings.video_source import VideoSource, size_of
+)
+from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, CameraSource, Source, VideoSource
+
+log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -41,7 +42,7 @@ def open_source(
 
     :param topic: image topic of a bag that has several.
     :param fps: rate of a folder (default 30 Hz), or asked of a camera; bags and videos carry their own.
-    :param start_s: of a recording only the part from here to before ``stop_s`` is read, in s from its first frame.
+    :param start_s, stop_s: part of a recording that is read, in s from its first frame.
     :raises MediaError: naming what is wrong with the input.
     """
     source = _open(input, topic or None, fps)
@@ -54,13 +55,13 @@ def open_source(
 
 
 def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -> Source:
-    text = os.path.expanduser(os.fspath(input))  # a launch file, or quotes, may leave it to us
+    text = os.path.expanduser(os.fspath(input))  # in `input:=~/bag` no shell does
     check_name(text)
     if not text:
         raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
     if fps is not None and not fps > 0:
         raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
-    path = Path(text).expanduser()  # in `input:=~/bag` no shell does
+    path = Path(text)
     camera = re.fullmatch(r"(?:/dev/video)?([0-9]+)", text)
     is_bag = path.name.lower().endswith(BAG_SUFFIXES) or is_bag_file(path)
     if path.is_dir():
@@ -91,50 +92,6 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         what = f"an image file: {several(pictures)}" if pictures > 1 else "a single image, which shows no motion"
         raise MediaError(f"{text} is {what}; give the folder that holds the sequence")
     return VideoSource(path)
-
-
-class CameraSource(Source):
-    """A camera that OpenCV can open, stamped by the system clock at capture."""
-
-    kind = "camera"
-    live = True
-
-    def __init__(self, index: int, fps: float | None) -> None:
-        super().__init__()
-        log_level: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # OpenCV 4 and 5
-        before = log_level.getLogLevel()
-        log_level.setLogLevel(0)  # OpenCV's lines about a camera that is not there say no more than ours
-        self.capture = cv2.VideoCapture(index)
-        log_level.setLogLevel(before)
-        if not self.capture.isOpened():
-            present = sorted(str(device) for device in Path("/dev").glob("video*")) or ["none"]
-            raise MediaError(
-                f"camera {index} cannot be opened; video devices on this machine: {', '.join(present)}. Check that it "
-                "is plugged in, that no other program holds it, and that this user may read it (group video)"
-            )
-        if fps is not None:
-            self.capture.set(cv2.CAP_PROP_FPS, fps)
-        actual = self.capture.get(cv2.CAP_PROP_FPS)
-        actual = actual if 0 < actual < 1000 else DEFAULT_FPS
-        self.index = index
-        self.nominal_period_ns = round(1e9 / actual)
-        self.description = f"camera {index}: {size_of(self.capture)} at {actual:g} Hz"
-
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. Ends with ``MediaError`` when the camera stops delivering."""
-        try:
-            while True:
-                read, image = self.capture.read()
-                stamp_ns = time.time_ns()
-                if not read:
-                    raise MediaError(f"camera {self.index} stopped delivering images; is it still plugged in?")
-                yield frame_from_array(image, stamp_ns, stamp_ns, f"camera_{self.index}")
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """See ``Source.close``."""
-        self.capture.release()
 
 
 READ_AHEAD = 4
@@ -186,3 +143,150 @@ class FrameReader:
         """Stop reading ahead."""
         self._closed = True
         self._thread.join(timeout=1.0)  # a process that ends while a thread of it decodes a video is aborted
+
+
+DATE = re.compile(
+    r"(?<![0-9])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:[0-2]\d{1,9})?(?![0-9])", re.ASCII
+)
+"""A date, and a time of the day behind it, which do not count on as numbers do."""
+USUAL_PERIODS_NS = (100_000, 60 * 10**9)
+"""Numbers that count by less or more than these are no times of a camera."""
+
+
+def times_in_names(names: Sequence[str]) -> list[int] | None:
+    """The times in ns since 1970 that the names of images say; None unless all say different ones.
+
+    :param names: without their suffixes. EuRoC names images by nanoseconds, TUM RGB-D by
+        seconds with a fraction, others by milliseconds, or by seconds and nanoseconds.
+    """
+    times: list[int] = []
+    for name in names:
+        match = re.fullmatch(r"(?:.*\D)?(\d{10}|\d{13}|\d{16}|\d{19})(?:([._-])(\d{1,9}))?\D*", name, re.ASCII)
+        if match is None or (match[2] and len(match[1]) != 10):
+            return None
+        part = (match[3] or "0").ljust(9, "0") if match[2] == "." else match[3] or "0"
+        time_ns = int(match[1]) * 10 ** (19 - len(match[1])) + int(part)
+        if not 946_684_800 <= time_ns * 1e-9 < 4_102_444_800:  # from 2000 to 2100
+            return None
+        times.append(time_ns)
+    if len(times) < 2 or len(set(times)) < len(times) or any(map(DATE.search, names)):
+        return None
+    period_ns = statistics.median(after - before for before, after in itertools.pairwise(sorted(times)))
+    return times if USUAL_PERIODS_NS[0] <= period_ns <= USUAL_PERIODS_NS[1] else None
+
+
+def places_in_names(names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The places from 0 on that the numbers in the names of images give them, and the numbers that are missing.
+
+    Without one number that counts on, image follows image. If every tenth number is there, none is missing.
+    """
+    following: tuple[list[int], list[int]] = list(range(len(names))), []
+    parts = [re.split("([0-9]+)", name) for name in names]
+    if len({tuple(part[::2]) for part in parts}) > 1:
+        return following
+    changing = [run for run in zip(*(map(int, part[1::2]) for part in parts), strict=True) if len(set(run)) > 1]
+    if len(changing) != 1 or len(names) < 3 or all(map(DATE.search, names)):
+        return following
+    numbers = changing[0]
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    step = math.gcd(*steps)
+    if min(steps) < 1 or statistics.median(steps) != step:
+        return following
+    places = [(number - numbers[0]) // step for number in numbers]
+    there = set(numbers)
+    return places, [n for n in range(numbers[0], numbers[-1], step) if n not in there] if places[-1] < 10**6 else []
+
+
+def check_one_kind(names: Iterable[str]) -> None:
+    """Refuse images of which several have the same number, as those of two cameras or of colour and depth.
+
+    :raises MediaError: naming two of them.
+    """
+    numbered: dict[tuple[int, ...], str] = {}
+    for name in names:
+        runs = re.findall("[0-9]+", name)
+        before = numbered.setdefault(tuple(map(int, runs)), name) if runs else name
+        if re.sub("[0-9]+", "#", before) != re.sub("[0-9]+", "#", name):
+            raise MediaError(
+                f"the images {before} and {name} have the same number: those of several cameras, or of colour and "
+                "depth, are no sequence; move each kind into a folder of its own"
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first of some names, for people."""
+    first = list(itertools.islice(names, 6))
+    return ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
+
+
+class FolderSource(Source):
+    """The images of a folder, at the times in their names; without those or with ``fps``, in natural order.
+
+    Their sizes may differ and are passed on as they are.
+    """
+
+    kind = "folder"
+
+    def __init__(self, path: Path, fps: float | None) -> None:
+        super().__init__()
+        self.path = path
+        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
+        # A link that leads nowhere is an image that cannot be read.
+        self.files = natural_order(child for child in named if child.is_file() or not child.exists())
+        if not self.files:
+            raise MediaError(f"the folder {path} {_what_is_in(path)}")
+        check_one_kind(file.name for file in self.files)
+        self.count, self._missing = len(self.files), ""
+        names = [file.stem for file in self.files]
+        times_ns = times_in_names(names) if fps is None else None
+        if times_ns is not None:
+            self._stamps_ns = sorted(times_ns)
+            self.files = [file for _, file in sorted(zip(times_ns, self.files, strict=True))]
+            steps_ns = (after - before for before, after in itertools.pairwise(self._stamps_ns))
+            self.nominal_period_ns = round(statistics.median(steps_ns))
+            rate = f"at the times in their names, about {1e9 / self.nominal_period_ns:.1f} Hz"
+        else:
+            self.nominal_period_ns = round(1e9 / (fps or DEFAULT_FPS))
+            places, missing = places_in_names(names)
+            self._stamps_ns = [FIRST_STAMP_NS + place * self.nominal_period_ns for place in places]
+            if missing:
+                words = f"images are missing, by the numbers in their names ({_listed(map(str, missing))})"
+                self._missing = f"{words}: their times have no frame"
+            rate = f"at {fps:g} Hz" if fps else f"at {DEFAULT_FPS:g} Hz, which is assumed (--fps sets another)"
+        self.description = f"folder {path.name}: {self.count} images {rate}"
+
+    def frames(self) -> Iterator[Frame]:
+        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
+        stamps_ns, missing = self._stamps_ns, self._missing
+        numbers = [n for n, stamp_ns in enumerate(stamps_ns) if self.part_of(stamp_ns - stamps_ns[0]) == 0]
+        if not numbers:
+            self.check_part()
+        self.skipped, self.left_out = [missing] if missing else [], numbers[0]
+        for number in numbers:
+            file, stamp_ns = self.files[number], stamps_ns[number]
+            try:
+                image, pictures = read_picture(file)
+                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
+            except (MediaError, OSError) as error:
+                self.skipped.append(f"{file.name}: {error}")
+                self.left_out += 1
+                log.warning("left out %s: %s", file, error)
+                continue
+            if pictures > 1:
+                self.skipped.append(f"{file.name}: {several(pictures)}")
+                log.warning("%s: %s", file, self.skipped[-1])
+            yield frame
+        if (unreadable := self.left_out - numbers[0]) == len(numbers):
+            none = f"none of the {len(numbers)} images in {self.path} can be read"
+            raise MediaError(f"{none}; the first: {self.skipped[bool(missing)]}")
+        if unreadable:
+            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
+
+
+def _what_is_in(folder: Path) -> str:
+    """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
+    if below := _listed(str(recording.relative_to(folder)) for recording in recordings_below(folder, depth=5)):
+        inner = f"the recordings below it: {below}"
+        return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
+    there = _listed(sorted(child.name for child in folder.iterdir())) or "nothing"
+    return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"

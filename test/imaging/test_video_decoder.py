@@ -169,8 +169,8 @@ def test_other_codecs_old_libraries_and_none_are_named(monkeypatch: pytest.Monke
             codec_of(name)
     packet = VideoPacket(encode(source_pictures(1), "libx264")[0], "h264", 1, "eye")
     monkeypatch.setattr(av, "__version__", "16.1.0")
-    with pytest.raises(EncodingError, match=r"PyAV 17 or newer, got 16\.1\.0: pip install"):
+    with pytest.raises(EncodingError, match=r"PyAV 17 or newer: pip install -U av \(this is 16\.1\.0\)"):
         VideoDecoder().decode(packet)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(EncodingError, match="needs PyAV: pip install av"):
+    with pytest.raises(EncodingError, match="h264 video needs PyAV 17 or newer: pip install -U av"):
         VideoDecoder().decode(packet)

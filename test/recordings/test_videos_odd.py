@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deq_flow_ros.recordings import MediaError, open_source
-from deq_flow_ros.recordings.video_source import MOST_B
+from deq_flow_ros.recordings.source import MOST_B
 
 
 def test_a_video_says_what_its_frames_and_times_are(tmp_path: Path) -> None:
@@ -108,6 +108,6 @@ def test_a_video_of_b_pictures_alone_is_not_held_in_memory(tmp_path: Path, monke
     """Hardware may write H.265 without P-pictures, where a picture that is none of B may never come; here P is B."""
     path = written(tmp_path / "v.mkv", "libx264", encoded("libx264", (64, 48), range(60), sc_threshold="0"))
     monkeypatch.setattr(av.video.frame, "PictureType", SimpleNamespace(B=av.video.frame.PictureType.P))
-    decoded = open_source(path)._by_pyav()
+    decoded = open_source(path)._decoded()
     held = [len(decoded.gi_frame.f_locals["run"]) for _ in decoded]
     assert len(held) == 60 and max(held) <= MOST_B + 1
