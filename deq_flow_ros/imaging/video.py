@@ -9,7 +9,6 @@ those of ITU-T H.264 (08/2024).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,16 +43,13 @@ def pictures(data: bytes, codec: str) -> list[list[bytes]]:
     before: list[bytes] = []
     for unit in nal_units(data):
         before.append(unit)
-        if not _is_slice(unit, codec):
-            continue
-        # ``first_mb_in_slice`` is 0, or ``first_slice_segment_in_pic_flag`` is set.
-        if unit[1 if codec == H264 else 2] & 0x80 or not found:
-            found.append([])
-        found[-1] += before
-        before = []
-    if found:
-        found[-1] += before
-    return found or ([before] if before else [])
+        if _is_slice(unit, codec):
+            # ``first_mb_in_slice`` is 0, or ``first_slice_segment_in_pic_flag`` is set.
+            if unit[1 if codec == H264 else 2] & 0x80 or not found:
+                found.append([])
+            found[-1] += before
+            before = []
+    return [*found[:-1], found[-1] + before] if found else [before] if before else []
 
 
 def _is_slice(unit: bytes, codec: str) -> bool:
@@ -70,39 +66,32 @@ class FrameNumbers:
 
     def forget(self) -> None:
         """Take the next picture whatever its number is."""
-        self._last: int | None = None
-        self._last_used = True
+        self._last: tuple[int, bool] | None = None
 
     def gap(self, units: list[bytes]) -> str | None:
         """Why pictures are missing before one; None where none is. Damaged units raise ``EncodingError``."""
         for unit in units:
             if kind(unit, H264) == _SPS:
-                number, span = _sequence(unit)
-                self._spans[number] = span
+                self._spans.update([_sequence(unit)])
             elif kind(unit, H264) == _PPS:
                 bits = _Bits(unit)
                 self._sequences[bits.ue()] = bits.ue()
-            elif _is_slice(unit, H264):
-                return self._gap_before(unit)
+            if not _is_slice(unit, H264):
+                continue
+            bits = _Bits(unit[:40])
+            bits.ue(), bits.ue()  # first_mb_in_slice, slice_type
+            span = self._spans.get(self._sequences.get(bits.ue(), -1))
+            if span is None:  # the decoder will refuse it
+                return None
+            width, gaps_allowed, separate = span
+            bits.u(2 if separate else 0)
+            number, used = bits.u(width), bool(unit[0] & 0x60)  # nal_ref_idc: whether others refer to it
+            last, last_used = self._last or (number, used)
+            begins, self._last = self._last is None, (number if used else last, used)
+            if begins or gaps_allowed or kind(unit, H264) == _IDR or number == (last + 1) % (1 << width):
+                return None
+            return None if number == last and not (used and last_used) else f"frame number {number} follows {last}"
         return None
-
-    def _gap_before(self, unit: bytes) -> str | None:
-        bits = _Bits(unit[:40])
-        bits.ue(), bits.ue()  # first_mb_in_slice, slice_type
-        span = self._spans.get(self._sequences.get(bits.ue(), -1))
-        if span is None:  # the decoder will refuse it
-            return None
-        width, gaps_allowed, separate = span
-        bits.u(2 if separate else 0)
-        number, used = bits.u(width), bool(unit[0] & 0x60)  # nal_ref_idc: whether others refer to it
-        last, last_used, self._last_used = self._last, self._last_used, used
-        if used or self._last is None:
-            self._last = number
-        if kind(unit, H264) == _IDR or last is None or gaps_allowed:
-            return None
-        if number == (last + 1) % (1 << width) or (number == last and not (used and last_used)):
-            return None
-        return f"frame number {number} follows {last}"
 
 
 def _sequence(unit: bytes) -> tuple[int, tuple[int, bool, bool]]:
@@ -118,12 +107,12 @@ def _sequence(unit: bytes) -> tuple[int, tuple[int, bool, bool]]:
                 bits.skip_scaling_list(16 if matrix < 6 else 64) if bits.u(1) else None
     width = bits.ue() + 4
     order = bits.ue()  # pic_order_cnt_type
-    if order == 0:
-        bits.ue()
-    elif order == 1:
+    if order == 1:
         bits.u(1), bits.ue(), bits.ue()
         for _ in range(min(bits.ue(), 255)):
             bits.ue()
+    elif order == 0:
+        bits.ue()
     bits.ue()  # max_num_ref_frames
     return number, (width, bool(bits.u(1)), separate)
 
@@ -163,8 +152,7 @@ NO_KEY_FRAME = "no key frame yet"
 INTERLACED = "its frames are interlaced: every second line is of another time, so that they show no motion as it was"
 
 
-@dataclass(frozen=True)
-class VideoPacket:
+class VideoPacket(NamedTuple):
     """One message of a video, by codec or encoder, and with its number in the stream where there are numbers."""
 
     data: bytes
@@ -196,11 +184,11 @@ class Picture(NamedTuple):
 def codec_of(format: str) -> str:
     """The codec of a format; pixel formats may follow behind semicolons. Others than ours raise ``EncodingError``."""
     name = format.partition(";")[0].strip().lower()
-    for codec, words in _CODECS.items():
-        if any(word in name for word in words):
-            return codec
-    reason = "expected h264 or h265, in which lost packets can be recognised"
-    raise EncodingError(f"cannot decode video of format {format!r}: {reason}")
+    codec = next((codec for codec, words in _CODECS.items() if any(word in name for word in words)), None)
+    if codec is None:
+        wanted = "h264 or h265, in which lost packets can be recognised"
+        raise EncodingError(f"cannot decode video of format {format!r}: expected {wanted}")
+    return codec
 
 
 def import_pyav(what: str) -> Any:
@@ -235,8 +223,7 @@ class VideoDecoder:
         :param lost: what is known to have been lost before it, if anything is: "a packet was lost".
         :raises EncodingError: naming why there is none. The next packet is to be decoded nevertheless.
         """
-        codec = codec_of(packet.format)
-        if codec != self._codec:
+        if (codec := codec_of(packet.format)) != self._codec:
             self._open(codec)
         if packet == self._last:
             raise EncodingError("the same packet as the one before")
@@ -248,10 +235,10 @@ class VideoDecoder:
             got = f"{len(packet.data)} bytes: {packet.data[:8].hex(' ') or '-'}"
             raise EncodingError(f"expected {codec} data with start codes (Annex B), got {got}")
         picture = [self._picture(units) for units in found][-1]
-        if not any(_is_slice(unit, codec) for unit in found[-1]):
-            raise EncodingError("the packet holds no picture, only parameter sets")
         if picture is None:
-            raise EncodingError(self._waits or "the packet gave no picture")
+            sets_alone = not any(_is_slice(unit, codec) for unit in found[-1])
+            why = "the packet holds no picture, only parameter sets" if sets_alone else self._waits
+            raise EncodingError(why or "the packet gave no picture")
         return picture
 
     def _open(self, codec: str) -> None:
@@ -275,9 +262,8 @@ class VideoDecoder:
             return f"time went back by {(last.stamp_ns - packet.stamp_ns) * 1e-6:.1f} ms"
         if packet.number is None or last.number is None or packet is last:
             return ""
-        # Some number packets by their time, in whatever unit.
         follows = packet.number == last.number + 1
-        self._numbered |= follows
+        self._numbered |= follows  # some number packets by their time, in whatever unit
         return "" if follows or not self._numbered else f"packet {packet.number} followed {last.number}"
 
     def _picture(self, units: list[bytes]) -> Picture | None:
