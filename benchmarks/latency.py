@@ -36,7 +36,7 @@ from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
-from deq_flow_ros.model.precision import number_type
+from deq_flow_ros.model.weights import number_type
 from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)

@@ -18,8 +18,7 @@ from benchmarks.sequences import padded_pair
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DEQFlow, Encoding, crop
 from deq_flow_ros.model.encoders import SeparateEncoders
-from deq_flow_ros.model.operators import add_weight_norm
-from deq_flow_ros.model.update import GmaUpdate, RaftUpdate
+from deq_flow_ros.model.update import GmaUpdate, RaftUpdate, add_weight_norm
 from training.evaluate import to_array
 
 OPENCV: dict[str, FlowFunction] = {

@@ -21,12 +21,12 @@ ROOT = Path(__file__).parent.parent
 FLOW = "deq_flow_ros/"
 FAULTS = [
     # what is wrong then, file, line, broken line, test file
-    ("flow points the other way", FLOW + "model/correlation.py", "target = (self._grid + flow",
-     "target = (self._grid - flow", "model/test_correlation"),
+    ("flow points the other way", FLOW + "model/correlation.py", "self.volumes, self._grid + flow",
+     "self.volumes, self._grid - flow", "model/test_correlation"),
     ("correlation not divided by the root of the channels", FLOW + "model/correlation.py",
      "transpose(1, 2) / channels**0.5", "transpose(1, 2) / channels", "model/test_correlation"),
-    ("order of the correlation levels", FLOW + "model/correlation.py", "enumerate(self.levels, self._first)",
-     "enumerate(self.levels[::-1], self._first)", "model/test_correlation"),
+    ("order of the correlation levels", FLOW + "model/correlation.py", "enumerate(volumes, first)",
+     "enumerate(volumes[::-1], first)", "model/test_correlation"),
     ("order of the neighbours in upsampling", FLOW + "model/cells.py", ".reshape(cells, 2, 9)",
      ".reshape(cells, 2, 9).flip(2)", "model/test_formulas"),
     ("flow upsampled in cells instead of pixels", FLOW + "model/cells.py", "F.unfold(FACTOR * flow",

@@ -31,8 +31,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, save_model, update_px
-from deq_flow_ros.model.correlation import CorrelationPyramid
-from deq_flow_ros.model.released import to_released
+from deq_flow_ros.model.cells import positions
+from deq_flow_ros.model.checkpoints import to_released
+from deq_flow_ros.model.correlation import CorrelationPyramid, look_up
 from training.run import write_checkpoint
 
 GRAPHS = ("encode", "pair", "step", "upsample")
@@ -90,10 +91,11 @@ def export(model: DEQFlow, folder: str | Path) -> None:
 
     def pair(features1: Tensor, features2: Tensor, context1: Tensor) -> tuple[Tensor, ...]:
         pyramid = CorrelationPyramid(features1, features2, a.correlation_levels, a.correlation_radius)
-        return (*pyramid.volumes(), *prepared.tensors(model.update_block.prepare(context1)))
+        return (*pyramid.volumes, *prepared.tensors(model.update_block.prepare(context1)))
 
     def step(hidden: Tensor, flow: Tensor, pyramid: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        correlation = CorrelationPyramid.from_volumes(pyramid, a.correlation_radius).lookup(flow)
+        targets = positions(flow.shape[2], flow.shape[3], flow.device) + flow
+        correlation = look_up(pyramid, targets, a.correlation_radius)
         after = model.update_block(hidden, flow, correlation, prepared.assemble(rest))
         return after[0], after[1], update_px((hidden, flow), after)
 

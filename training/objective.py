@@ -29,8 +29,8 @@ from deq_flow_ros.equilibrium import (
     unroll,
 )
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem, update_px, usable_levels
+from deq_flow_ros.model.cells import expected_error, mixture
 from deq_flow_ros.model.correlation import CorrelationPyramid
-from deq_flow_ros.model.prediction import expected_error, mixture
 from deq_flow_ros.streaming.warm_start import carry
 from training.rendering import Clip
 from training.settings import CHECKED, Count, Flag, NotNegative, Positive
@@ -187,12 +187,12 @@ def matching_loss(correlation: CorrelationPyramid, flow: Tensor, visible: Tensor
     :param flow: (B, 2, H, W) px, true.
     :param visible: (B, H, W) bool, the flow holds and its target is seen in the second image.
     """
-    similarities, height, width = correlation.levels[0]
+    height, width = correlation.volumes[0].shape[3:]
     inside = F.avg_pool2d(visible.float().unsqueeze(1), FACTOR)
     cells = F.avg_pool2d(flow * visible.unsqueeze(1), FACTOR) / inside.clamp_min(1e-6) / FACTOR
     y, x = (torch.arange(n, device=flow.device, dtype=flow.dtype) for n in (height, width))
     target = torch.stack([(x + cells[:, 0]) / (width - 1), (y[:, None] + cells[:, 1]) / (height - 1)], dim=-1)
-    log_probability = similarities.float().log_softmax(1).view(-1, 1, height, width)
+    log_probability = correlation.volumes[0].view(-1, height * width).float().log_softmax(1).view(-1, 1, height, width)
     places = 2 * target.view(-1, 1, 1, 2) - 1
     found = F.grid_sample(log_probability, places, padding_mode="border", align_corners=True)
     return weighted_mean(-found.view(target.shape[:3]), (inside[:, 0] > 0.5).float())

@@ -6,13 +6,11 @@ This package deals with pairs of images. It does not deal with time or streams.
 
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.cells import FACTOR, crop, pad_to_multiple, rescale
-from deq_flow_ros.model.deq_flow import DEQFlow, FlowProblem, update_px, usable_levels
+from deq_flow_ros.model.checkpoints import DTYPES, WeightsError
+from deq_flow_ros.model.deq_flow import DEQFlow, FlowProblem, Prediction, update_px, usable_levels
 from deq_flow_ros.model.encoders import Encoding
-from deq_flow_ros.model.operators import UPDATE_OPERATORS, Prepared, UpdateOperator, register_update_operator
-from deq_flow_ros.model.precision import DTYPES, PRECISIONS, choose_precision
-from deq_flow_ros.model.prediction import Prediction
-from deq_flow_ros.model.released import WeightsError
-from deq_flow_ros.model.weights import available_models, load_model, save_model
+from deq_flow_ros.model.update import UPDATE_OPERATORS, Prepared, UpdateOperator, register_update_operator
+from deq_flow_ros.model.weights import PRECISIONS, available_models, choose_precision, load_model, save_model
 
 __all__ = [
     "DTYPES", "FACTOR", "PRECISIONS", "SIZES", "UPDATE_OPERATORS", "Architecture", "DEQFlow", "Encoding", "FlowProblem",

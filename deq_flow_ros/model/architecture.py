@@ -14,7 +14,7 @@ class Architecture:
     :ivar encoder: "separate" (two encoders, as in the released models) or "shared" (one trunk, as in ``nano``).
     :ivar motion_widths: channels of the four layers of the motion encoder: correlation 1x1, correlation 3x3, flow 7x7,
         flow 3x3.
-    :ivar update: name of the update operator, see ``deq_flow_ros.model.operators``.
+    :ivar update: name of the update operator, see ``deq_flow_ros.model.update``.
     :ivar weight_norm: whether the convolutions of the update operator are weight-normalised.
     :ivar uncertainty_dim: channels of the hidden layer of the head that predicts how wrong the flow is; 0: no head.
     """

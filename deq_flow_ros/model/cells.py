@@ -1,76 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells of 8x8 pixels: where they are, how alike they are, from pixels to cells and back."""
+"""Cells of 8x8 pixels: where they are, how alike they are, and from them back to flow and expected error of pixels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
-from functools import lru_cache, wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from deq_flow_ros.equilibrium import State
-from deq_flow_ros.model.precision import is_autocast_enabled, is_compiling
 
-P = ParamSpec("P")
-T = TypeVar("T")
 FACTOR = 8
-KEPT = 64
-"""Results kept per function, enough for several image sizes and scales on one or two devices."""
 LIKENESS_CELLS = 1000
+LOG_SCALES = (-5.0, 4.0)
+"""Range of the logarithms of the Laplacians' scales: from 0.007 px, which is finer than flow is measured, to 55 px,
+which is an expected error of 89 px; there are hardly any larger errors in training."""
+MEAN_LENGTH = 1 + math.asinh(1) / math.sqrt(2)
+"""Mean length of a vector whose two components are independent and Laplacian with scale 1."""
+
+is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
+"""Whether PyTorch's compiler reads the code just now. PyTorch before 2.3 cannot say so, and is not asked to compile."""
 
 
-_keepers: ContextVar[tuple[list[object], ...]] = ContextVar("keepers", default=())
-
-
-@contextmanager
-def keeping() -> Iterator[list[object]]:
-    """Collect the results that functions of sizes return within it, for code that has to keep them.
-
-    A captured graph works on their memory, and does not know when the cache lets go of them.
-    """
-    kept: list[object] = []
-    before = _keepers.set((*_keepers.get(), kept))
-    try:
-        yield kept
-    finally:
-        _keepers.reset(before)
-
-
-def once_per_size(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator that caches the results of a function of sizes and devices. Nobody may write to the results.
-
-    The cache is not used while a graph is traced, because tensors of a trace are not valid outside of it.
-    """
-
-    def make(*arguments: Hashable) -> T:
-        with torch.inference_mode(False):  # otherwise the result could not be used in training later
-            made = function(*arguments)  # type: ignore[call-arg, arg-type]
-        for device in (argument for argument in arguments if isinstance(argument, torch.device)):
-            if device.type == "cuda":  # the next who uses it may do so on another stream
-                torch.cuda.current_stream(device).synchronize()
-        return made
-
-    cached = lru_cache(maxsize=KEPT)(make)
-
-    @wraps(function)
-    def get(*arguments: P.args, **named: P.kwargs) -> T:
-        if is_compiling():
-            return function(*arguments)  # type: ignore[call-arg]
-        value = cached(*arguments)
-        for kept in _keepers.get():
-            kept.append(value)
-        return value
-
-    return get
-
-
-@once_per_size
 def positions(height: int, width: int, device: torch.device) -> Tensor:
     """(2, height, width) float32: x and y of every cell."""
     # Whole numbers first: TensorRT counts in these alone.
@@ -130,11 +83,48 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
     neighbours = F.unfold(FACTOR * flow, 3, padding=1).view(batch, 2, 9, height * width).permute(0, 3, 1, 2)
     # Matrices that are not contiguous would be multiplied one by one, which is several times slower on a CPU. Autocast
     # would round the flow: near 30 px, the steps of bfloat16 are an eighth of a pixel.
-    lowered = is_autocast_enabled(flow.device.type)
-    with torch.autocast(flow.device.type, enabled=False) if lowered else nullcontext():
+    with torch.autocast(flow.device.type, enabled=False):
         fine = torch.bmm(neighbours.reshape(cells, 2, 9).contiguous(), weights)
     blocks = fine.view(batch, height, width, 2, FACTOR, FACTOR).permute(0, 3, 1, 4, 2, 5)
     return blocks.reshape(batch, 2, FACTOR * height, FACTOR * width)
+
+
+class UncertaintyHead(nn.Module):
+    """Predicts, from the hidden state, a mixture of two Laplacians for the error of the flow.
+
+    The mixture is that of SEA-RAFT (arXiv 2405.14793, section 3.2): in each Laplacian, the x and y components of the
+    error are independent and have the same scale. SEA-RAFT fixes one scale at 1 px, because its mixture is also the
+    loss of the flow. Here the flow is already trained and most of its errors are far below 1 px, so both are predicted.
+
+    :param width: channels of the hidden layer of the head.
+    """
+
+    def __init__(self, hidden_dim: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(hidden_dim, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, 3, 1)
+        with torch.no_grad():  # training starts near equal shares and scales of 1 px and 0.14 px
+            self.conv2.bias.copy_(torch.tensor([0.0, 0.0, -2.0]))  # type: ignore[union-attr]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The parameters of the mixture at full resolution, (B, 3, 8 H, 8 W) float32; see ``mixture``."""
+        parameters = self.conv2(F.relu(self.conv1(hidden))).float()
+        return F.interpolate(parameters, scale_factor=FACTOR, mode="bilinear", align_corners=False)
+
+
+def mixture(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithms of the shares of both Laplacians and of their scales in px, each (B, 2, H, W).
+
+    :param parameters: (B, 3, H, W): logit of the first share, logarithms of the scales.
+    """
+    logit, scales = parameters[:, :1], parameters[:, 1:]
+    return F.logsigmoid(torch.cat((logit, -logit), 1)), scales.clamp(*LOG_SCALES)
+
+
+def expected_error(parameters: Tensor) -> Tensor:
+    """The mean endpoint error of the mixture, (B, 1, H, W) px: ``MEAN_LENGTH`` times the mean of the scales."""
+    shares, scales = mixture(parameters)
+    return MEAN_LENGTH * (shares + scales).exp().sum(1, keepdim=True)
 
 
 def rescale(state: State, size: Sequence[int], ratio: float) -> State:

@@ -8,15 +8,15 @@ The memory of the second grows only in proportion to the number of cells.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deq_flow_ros.model.cells import once_per_size, pooled, positions
-from deq_flow_ros.model.precision import is_compiling
+from deq_flow_ros.model.cells import is_compiling, pooled, positions
 
 with warnings.catch_warnings():
     # At the first sparse matrix, PyTorch says once per process that they may change, in words that differ by version.
@@ -79,109 +79,65 @@ class CorrelationPyramid:
     :param levels: the number of levels; at level ``l`` the second map is averaged over ``2**l x 2**l`` cells.
     :param radius: a lookup returns the ``(2 radius + 1)**2`` values around each target, per level.
     :param first: the finest level that is computed.
-    :ivar levels: per level, the similarities (B * H * W, h * w) and their h and w.
+    :ivar volumes: per level, the similarities (B, H, W, h, w).
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int, first: int = 0) -> None:
-        batch, channels, self.height, self.width = features1.shape
-        self.radius, self._first = radius, first
+        batch, channels, height, width = features1.shape
         # The product is linear: the mean of features before it is the mean of the volume after it, for less work.
         left = features1.flatten(2).transpose(1, 2) / channels**0.5
-        self.levels: list[tuple[Tensor, int, int]] = []
-        for averaged in pooled(features2, levels)[first:]:
-            height, width = averaged.shape[-2:]
-            volume = torch.bmm(left, averaged.flatten(2))
-            self.levels.append((volume.view(batch * self.height * self.width, height * width), height, width))
+        maps = pooled(features2, levels)[first:]
+        self.volumes = [torch.bmm(left, m.flatten(2)).view(batch, height, width, *m.shape[-2:]) for m in maps]
         # A map of one cell cannot be averaged any further: the remaining levels are zero.
-        self.missing = levels - first - len(self.levels)
-        self._grid = positions(self.height, self.width, left.device)
-
-    @classmethod
-    def from_volumes(cls, volumes: Sequence[Tensor], radius: int) -> CorrelationPyramid:
-        """The correlation from the result of ``volumes``, for exported graphs that compute and look up separately."""
-        pyramid = cls.__new__(cls)
-        pyramid.radius, pyramid.missing, pyramid._first = radius, 0, 0
-        pyramid.height, pyramid.width = volumes[0].shape[1:3]
-        pyramid.levels = [(volume.flatten(0, 2).flatten(1), *volume.shape[3:]) for volume in volumes]
-        pyramid._grid = positions(pyramid.height, pyramid.width, volumes[0].device)
-        return pyramid
-
-    def volumes(self) -> list[Tensor]:
-        """The similarities of all computed levels, (B, H, W, h, w) each."""
-        return [volume.view(-1, self.height, self.width, height, width) for volume, height, width in self.levels]
+        self._radius, self._first, self._missing = radius, first, levels - first - len(maps)
+        self._grid = positions(height, width, left.device)
 
     def lookup(self, flow: Tensor) -> Tensor:
         """See ``Correlation``."""
-        batch = flow.shape[0]
-        target = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2)
-        numbered = enumerate(self.levels, self._first)
-        samples = [self._sample(volume, h, w, target / 2**level) for level, (volume, h, w) in numbered]
-        if self.missing:
-            samples.append(samples[0].new_zeros(target.shape[0], self.missing * (2 * self.radius + 1) ** 2))
-        # Channels are innermost here. Viewed as (B, C, H, W) this is channels_last, the best layout for convolutions.
-        return torch.cat(samples, 1).view(batch, self.height, self.width, -1).permute(0, 3, 1, 2)
-
-    def _sample(self, volume: Tensor, height: int, width: int, target: Tensor) -> Tensor:
-        """One level of a lookup: gather the (2 r + 2)**2 integer neighbours once, then interpolate along x and y.
-
-        On a CPU this is ten times faster than ``grid_sample``, which reads 4 neighbours at each of (2 r + 1)**2 points.
-        """
-        # Far outside every value is zero, so a clamp there changes nothing and keeps the integers finite. A tensor of
-        # both bounds would be a constant in an exported graph.
-        bound_x, bound_y = width + self.radius + 1, height + self.radius + 1
-        target_x, target_y = target[:, 0:1].clamp(-bound_x, bound_x), target[:, 1:2].clamp(-bound_y, bound_y)
-        base_x, base_y = target_x.detach().floor(), target_y.detach().floor()
-        offsets = torch.arange(-self.radius, self.radius + 2, device=target.device)
-        x, y = base_x.long() + offsets, base_y.long() + offsets
-        index = y.clamp(0, height - 1).unsqueeze(1) * width + x.clamp(0, width - 1).unsqueeze(2)
-        values = volume.gather(1, index.flatten(1)).view(-1, offsets.numel(), offsets.numel())
-        values = values.to(torch.promote_types(volume.dtype, torch.float32))  # rounded once, after the interpolation
-        # Neighbours outside get the weight zero. A border of zeros around the volume would need a copy of all of it.
-        inside_x = ((x >= 0) & (x < width)).to(values.dtype)
-        inside_y = ((y >= 0) & (y < height)).to(values.dtype)
-        fx, fy = (target_x - base_x).to(values.dtype), (target_y - base_y).to(values.dtype)
-        left, right = (1 - fx) * inside_x[:, :-1], fx * inside_x[:, 1:]
-        values = values[:, :-1] * left.unsqueeze(2) + values[:, 1:] * right.unsqueeze(2)
-        above, below = (1 - fy) * inside_y[:, :-1], fy * inside_y[:, 1:]
-        values = values[:, :, :-1] * above.unsqueeze(1) + values[:, :, 1:] * below.unsqueeze(1)
-        return values.flatten(1).to(volume.dtype)
+        return look_up(self.volumes, self._grid + flow.float(), self._radius, self._first, self._missing)
 
 
-class _Layout(NamedTuple):
-    """The positions of cells and levels in the table of targets, for maps of one size.
+def look_up(volumes: Sequence[Tensor], targets: Tensor, radius: int, first: int = 0, missing: int = 0) -> Tensor:
+    """``Correlation.lookup`` in the volumes of a ``CorrelationPyramid``.
 
-    :ivar bounds: (2, levels), the largest x and y of a target; all neighbours of one that is farther outside are zero.
-    :ivar strides: (levels,) int32, number of table rows between a cell and the cell below it.
-    :ivar first: (cells, levels) int32, table row of the cell (0, 0) of a level, inside of its border.
-    :ivar level_scale: (levels,) scale of each level.
-    :ivar offsets: (levels, (2 radius + 2)**2) int32, table rows from a cell to its neighbours, y innermost.
+    :param targets: (B, 2, H, W) float32, position + flow.
+    :param first: the level of the first volume.
+    :param missing: the number of levels after the last volume, which are zero.
     """
+    batch, _, height, width = targets.shape
+    rows = targets.permute(0, 2, 3, 1).reshape(-1, 2)
+    samples = [_sample(volume, rows / 2**level, radius) for level, volume in enumerate(volumes, first)]
+    if missing:
+        samples.append(samples[0].new_zeros(len(rows), missing * (2 * radius + 1) ** 2))
+    # Channels are innermost here. Viewed as (B, C, H, W) this is channels_last, the best layout for convolutions.
+    return torch.cat(samples, 1).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
-    bounds: Tensor
-    strides: Tensor
-    first: Tensor
-    level_scale: Tensor
-    offsets: Tensor
 
+def _sample(volume: Tensor, target: Tensor, radius: int) -> Tensor:
+    """One level of a lookup: gather the (2 r + 2)**2 integer neighbours once, then interpolate along x and y.
 
-@once_per_size
-def _layout(batch: int, cells: int, sizes: tuple[tuple[int, int], ...], radius: int, device: torch.device) -> _Layout:
-    border = 2 * radius + 2
-    starts = [0]
-    for width, height in sizes:
-        starts.append(starts[-1] + (width + 2 * border) * (height + 2 * border))
-
-    def integers(values: Sequence[object]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
-
-    both = integers(sizes).t()
-    strides = both[0] + 2 * border
-    first = integers(range(batch)).repeat_interleave(cells)[:, None] * starts[-1]
-    first = first + integers(starts[:-1]) + border * (strides + 1)
-    scale = 0.5 ** torch.arange(len(sizes), device=device)
-    steps = integers(range(-radius, radius + 2))
-    offsets = (steps[:, None] + steps * strides[:, None, None]).flatten(1)
-    return _Layout((both + radius).float(), strides, first, scale, offsets)
+    On a CPU this is ten times faster than ``grid_sample``, which reads 4 neighbours at each of (2 r + 1)**2 points.
+    """
+    height, width = volume.shape[-2:]
+    # Far outside every value is zero, so a clamp there changes nothing and keeps the integers finite. A tensor of
+    # both bounds would be a constant in an exported graph.
+    bound_x, bound_y = width + radius + 1, height + radius + 1
+    target_x, target_y = target[:, 0:1].clamp(-bound_x, bound_x), target[:, 1:2].clamp(-bound_y, bound_y)
+    base_x, base_y = target_x.detach().floor(), target_y.detach().floor()
+    offsets = torch.arange(-radius, radius + 2, device=target.device)
+    x, y = base_x.long() + offsets, base_y.long() + offsets
+    index = y.clamp(0, height - 1).unsqueeze(1) * width + x.clamp(0, width - 1).unsqueeze(2)
+    values = volume.flatten(0, 2).flatten(1).gather(1, index.flatten(1)).view(-1, offsets.numel(), offsets.numel())
+    values = values.to(torch.promote_types(volume.dtype, torch.float32))  # rounded once, after the interpolation
+    # Neighbours outside get the weight zero. A border of zeros around the volume would need a copy of all of it.
+    inside_x = ((x >= 0) & (x < width)).to(values.dtype)
+    inside_y = ((y >= 0) & (y < height)).to(values.dtype)
+    fx, fy = (target_x - base_x).to(values.dtype), (target_y - base_y).to(values.dtype)
+    left, right = (1 - fx) * inside_x[:, :-1], fx * inside_x[:, 1:]
+    values = values[:, :-1] * left.unsqueeze(2) + values[:, 1:] * right.unsqueeze(2)
+    above, below = (1 - fy) * inside_y[:, :-1], fy * inside_y[:, 1:]
+    values = values[:, :, :-1] * above.unsqueeze(1) + values[:, :, 1:] * below.unsqueeze(1)
+    return values.flatten(1).to(volume.dtype)
 
 
 class OnDemandCorrelation:
@@ -201,31 +157,44 @@ class OnDemandCorrelation:
                 "correlation on demand has no gradients: expected features that require none, got some that do; for "
                 "training leave out the number of iterations (None), for inference use torch.no_grad()"
             )
-        batch, channels, self.height, self.width = features1.shape
-        self._dtype = features1.dtype
+        batch, channels, height, width = features1.shape
+        self._dtype, self._radius, device = features1.dtype, radius, features1.device
         self._sources = (features1 / channels**0.5).permute(0, 2, 3, 1).reshape(-1, channels)
+        if device.type == "cpu":  # its sparse products need float32
+            self._sources = self._sources.float()
         maps = pooled(features2, levels)
         # Levels below a map that cannot be halved any more have no cells, so their correlation is zero.
         maps += [maps[-1][..., :0, :0]] * (levels - len(maps))
-        sizes = tuple((map.shape[3], map.shape[2]) for map in maps)
-        border = 2 * radius + 2  # so wide that neighbours need no clamping, but their target alone
-        on_cpu = features1.device.type == "cpu"  # its sparse products need float32
-        lengths = [(width + 2 * border) * (height + 2 * border) for width, height in sizes]
-        dtype = torch.float32 if on_cpu else self._dtype
-        table = torch.zeros(batch, sum(lengths), channels, dtype=dtype, device=features1.device)
-        for part, map, (width, height) in zip(table.split(lengths, 1), maps, sizes, strict=True):
-            # Neighbours outside of the image read zeros from this border.
-            framed = part.view(batch, height + 2 * border, width + 2 * border, channels)
-            framed[:, border : border + height, border : border + width] = map.permute(0, 2, 3, 1)
+        # All maps lie in one table of cells, each in a border of zeros, which neighbours outside of the image read. It
+        # is so wide that neighbours need no clamping, but their target alone.
+        border = 2 * radius + 2
+        lengths = [(each.shape[2] + 2 * border) * (each.shape[3] + 2 * border) for each in maps]
+        table = torch.zeros(batch, sum(lengths), channels, dtype=self._sources.dtype, device=device)
+        for part, each in zip(table.split(lengths, 1), maps, strict=True):
+            framed = part.unflatten(1, (each.shape[2] + 2 * border, -1))
+            framed[:, border:-border, border:-border] = each.permute(0, 2, 3, 1)
         self._targets = table.view(-1, channels)
-        self._layout = _layout(batch, self.height * self.width, sizes, radius, features1.device)
-        self._radius = radius
-        self._grid = positions(self.height, self.width, features1.device)
-        if on_cpu:
-            self._sources = self._sources.float()
+
+        def integers(values: Iterable[int]) -> Tensor:  # a copy from the host could not be captured in a CUDA graph
+            return torch.stack([torch.full((), value, dtype=torch.int32, device=device) for value in values])
+
+        # Of each level: the table rows between a cell and the one below it, the largest x and y of a target (all
+        # neighbours of one that is farther outside are zero), and the scale.
+        widths, heights = integers(each.shape[3] for each in maps), integers(each.shape[2] for each in maps)
+        self._strides = widths + 2 * border
+        self._bounds = (torch.stack((widths, heights)) + radius).float()
+        self._scales = 0.5 ** torch.arange(levels, device=device)
+        # The table row of the cell (0, 0), (B * H * W, levels), and from a cell to its neighbours, y innermost.
+        samples = torch.arange(batch, dtype=torch.int32, device=device)[:, None].expand(-1, height * width)
+        starts = integers(accumulate(lengths[:-1], initial=0)) + border * (self._strides + 1)
+        self._first = samples.reshape(-1, 1) * sum(lengths) + starts
+        steps = torch.arange(-radius, radius + 2, dtype=torch.int32, device=device)
+        self._offsets = (steps[:, None] + steps * self._strides[:, None, None]).flatten(1)
+        self._grid = positions(height, width, device)
 
     def lookup(self, flow: Tensor) -> Tensor:
         """See ``Correlation``."""
+        batch, _, height, width = flow.shape
         index, fraction = self._neighbours(flow)
         if flow.device.type == "cpu":
             products = _sampled_products
@@ -236,16 +205,15 @@ class OnDemandCorrelation:
         values = values.to(self._dtype).float()
         values = torch.lerp(values[:, :, :-1], values[:, :, 1:], fraction[:, 0, :, None, None])
         values = torch.lerp(values[..., :-1], values[..., 1:], fraction[:, 1, :, None, None]).to(self._dtype)
-        return values.view(flow.shape[0], self.height, self.width, -1).permute(0, 3, 1, 2)
+        return values.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def _neighbours(self, flow: Tensor) -> tuple[Tensor, Tensor]:
         """Table rows of each target's neighbours (cells, levels, x and y), and the fractions (cells, 2, levels)."""
-        layout = self._layout
-        position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * layout.level_scale
-        position = position.clamp_min(-self._radius - 2).minimum(layout.bounds)
+        position = (self._grid + flow.float()).permute(0, 2, 3, 1).reshape(-1, 2, 1) * self._scales
+        position = position.clamp_min(-self._radius - 2).minimum(self._bounds)
         base = position.floor()
         x, y = base.nan_to_num(0.0).int().unbind(1)  # what is not a number stays one by its fraction
-        return (x + y * layout.strides + layout.first)[..., None] + layout.offsets, position - base
+        return (x + y * self._strides + self._first)[..., None] + self._offsets, position - base
 
 
 class MixedCorrelation:

@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deq_flow_ros.equilibrium import Solution, Solver, State, solve
+from deq_flow_ros.equilibrium import Solution, Solver, State, StopReason, solve
 from deq_flow_ros.model.architecture import SIZES, Architecture
-from deq_flow_ros.model.cells import FACTOR, convex_upsample, crop, pad_to_multiple, rescale
+from deq_flow_ros.model.cells import (
+    FACTOR,
+    UncertaintyHead,
+    convex_upsample,
+    crop,
+    expected_error,
+    pad_to_multiple,
+    rescale,
+)
 from deq_flow_ros.model.correlation import Correlation, CorrelationPyramid, correlate
-from deq_flow_ros.model.encoders import Encoding, SeparateEncoders, SharedEncoder, fold_batch_norm, recomputed
-from deq_flow_ros.model.int8 import Int8Encoder
-from deq_flow_ros.model.operators import Prepared, UpdateOperator, fold_weight_norm, make_update_operator
-from deq_flow_ros.model.prediction import Prediction, UncertaintyHead, expected_error
+from deq_flow_ros.model.encoders import (
+    Encoding,
+    Int8Encoder,
+    SeparateEncoders,
+    SharedEncoder,
+    fold_batch_norm,
+    recomputed,
+)
+from deq_flow_ros.model.update import Prepared, UpdateOperator, fold_weight_norm, make_update_operator
 
 MIN_SIDE = 16
 MIN_COARSE_SIDE = 64
@@ -32,21 +45,47 @@ def update_px(z: State, fz: State) -> Tensor:
     return FACTOR * (fz[1] - z[1]).float().square().sum(1).mean((1, 2)).sqrt()
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """The result of ``DEQFlow.forward``.
+
+    :ivar flow: (B, 2, H, W) px, x before y: from ``image1`` to ``image2``, on the pixels of ``image1``.
+    :ivar residual: (B, 1, H, W) px, the length of the last update of each pixel. It is small where the iteration has
+        settled, which need not be at the true flow.
+    :ivar uncertainty: (B, 1, H, W) px, the expected endpoint error of each pixel; None if the weights have no
+        ``UncertaintyHead``.
+    :ivar state: (hidden, flow at 1/8), from which the next solve can start.
+    :ivar iterations: (B,) the number of evaluations of the update operator.
+    :ivar residual_px: (B,) the RMS of the last update, px.
+    :ivar stop_reasons: why each sample stopped.
+    """
+
+    flow: Tensor
+    residual: Tensor
+    uncertainty: Tensor | None
+    state: State
+    iterations: Tensor
+    residual_px: Tensor
+    stop_reasons: tuple[StopReason, ...]
+
+
+@dataclass(eq=False)
 class FlowProblem:
     """``f(hidden, flow) -> (hidden, flow)`` for one pair of images, made by ``DEQFlow.problem``."""
 
-    def __init__(self, update: UpdateOperator, correlation: Correlation, prepared: Prepared, recompute: bool) -> None:
-        self._update, self.correlation, self._prepared, self._recompute = update, correlation, prepared, recompute
+    update: UpdateOperator
+    correlation: Correlation
+    prepared: Prepared
+    recompute: bool
 
     def __call__(self, hidden: Tensor, flow: Tensor) -> State:
         lookup = self.correlation.lookup
-        if self._recompute and torch.is_grad_enabled() and isinstance(self.correlation, CorrelationPyramid):
+        if self.recompute and torch.is_grad_enabled() and isinstance(self.correlation, CorrelationPyramid):
             # The volumes are inputs as well, so that everything stored for the backward pass is accounted for.
-            volumes = [volume for volume, _, _ in self.correlation.levels]
-            correlation = recomputed(lambda flow, *_: lookup(flow), flow, *volumes)
+            correlation = recomputed(lambda flow, *_: lookup(flow), flow, *self.correlation.volumes)
         else:
             correlation = lookup(flow)
-        return self._update(hidden, flow, correlation.to(hidden.dtype), self._prepared)
+        return self.update(hidden, flow, correlation.to(hidden.dtype), self.prepared)
 
 
 class DEQFlow(nn.Module):
@@ -120,13 +159,9 @@ class DEQFlow(nn.Module):
         return self.update_block.prepare(encoding1.context)
 
     def problem(
-        self,
-        encoding1: Encoding,
-        encoding2: Encoding,
-        prepared: Prepared | None = None,
-        recompute: bool = False,
+        self, encoding1: Encoding, encoding2: Encoding, prepared: Prepared | None = None, recompute: bool = False,
         iterations: int | None = None,
-    ) -> FlowProblem:
+    ) -> FlowProblem:  # fmt: skip
         """The function whose fixed point is the flow from image 1 to image 2, on the pixels of image 1.
 
         :param prepared: ``prepare(encoding1)``, if it was computed ahead.
@@ -137,9 +172,8 @@ class DEQFlow(nn.Module):
         """
         a, maps = self.architecture, (encoding1.features, encoding2.features)
         correlation = correlate(*maps, a.correlation_levels, a.correlation_radius, iterations)
-        return FlowProblem(
-            self.update_block, correlation, self.prepare(encoding1) if prepared is None else prepared, recompute
-        )
+        prepared = self.prepare(encoding1) if prepared is None else prepared
+        return FlowProblem(self.update_block, correlation, prepared, recompute)
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start, whose hidden state and flow are zero."""
@@ -150,14 +184,9 @@ class DEQFlow(nn.Module):
         return hidden.contiguous(memory_format=torch.channels_last), flow
 
     def coarse_start(
-        self,
-        image1: Tensor,
-        image2: Tensor,
-        levels: int,
-        iterations: int,
-        solver: str | Solver = "picard",
+        self, image1: Tensor, image2: Tensor, levels: int, iterations: int, solver: str | Solver = "picard",
         watch: bool = True,
-    ) -> State | None:
+    ) -> State | None:  # fmt: skip
         """A coarse-to-fine start for a cold pair. Smaller versions of the pair are solved, each from the one before.
 
         One iteration moves the flow by at most what the lookup can see, so a large motion takes many iterations. At a
@@ -202,15 +231,9 @@ class DEQFlow(nn.Module):
 
     @torch.inference_mode()
     def forward(
-        self,
-        image1: Tensor,
-        image2: Tensor,
-        max_iterations: int = 12,
-        solver: str | Solver = "picard",
-        tolerance_px: float | None = None,
-        state: State | None = None,
-        coarse_levels: int = 0,
-    ) -> Prediction:
+        self, image1: Tensor, image2: Tensor, max_iterations: int = 12, solver: str | Solver = "picard",
+        tolerance_px: float | None = None, state: State | None = None, coarse_levels: int = 0,
+    ) -> Prediction:  # fmt: skip
         """Compute the flow from ``image1`` to ``image2``.
 
         :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16.
@@ -224,27 +247,31 @@ class DEQFlow(nn.Module):
         :raises ValueError: for malformed images, a state that does not fit them, or impossible settings.
         :raises FloatingPointError: if images or weights are not finite.
         """
-        check_images(image1, image2)
+        for name, image in (("image1", image1), ("image2", image2)):
+            shape = tuple(image.shape)
+            if len(shape) != 4 or shape[0] < 1 or shape[1] != 3:
+                raise ValueError(f"{name} must be (B, 3, H, W), got shape {shape}")
+            if min(shape[2:]) < MIN_SIDE:
+                raise ValueError(f"{name} must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {shape[2:]}")
+        if image1.shape != image2.shape:
+            raise ValueError(f"the images must have one shape, got {tuple(image1.shape)} and {tuple(image2.shape)}")
         if max_iterations < 1 or coarse_levels < 0:
-            raise ValueError(
-                f"expected max_iterations >= 1 and coarse_levels >= 0, got {max_iterations} and {coarse_levels}"
-            )
+            got = f"{max_iterations} and {coarse_levels}"
+            raise ValueError(f"expected max_iterations >= 1 and coarse_levels >= 0, got {got}")
         padded1, padding = pad_to_multiple(image1.to(self.device, torch.float32))
         padded2, _ = pad_to_multiple(image2.to(self.device, torch.float32))
         encoding1, encoding2 = self.encode(padded1), self.encode(padded2)
         start = self.initial_state(encoding1)
-        if state is not None:
-            if [s.shape for s in state] != [s.shape for s in start]:
-                raise ValueError(
-                    f"the start state does not fit the images: expected shapes {[tuple(s.shape) for s in start]}, "
-                    f"got {[tuple(s.shape) for s in state]}"
-                )
-            start = state
-        else:
+        if state is None:
             levels = min(coarse_levels, usable_levels(*padded1.shape[-2:]), max_iterations - 1)
             share = max_iterations // (levels + 1)
             start = self.coarse_start(padded1, padded2, levels, share, solver) or start
             max_iterations -= levels * share
+        else:
+            expected, got_shapes = ([tuple(part.shape) for part in each] for each in (start, state))
+            if got_shapes != expected:
+                raise ValueError(f"the start state does not fit the images: expected {expected}, got {got_shapes}")
+            start = state
         problem = self.problem(encoding1, encoding2, iterations=max_iterations)
         solution = solve(
             problem, start, solver=solver, max_iterations=max_iterations, tolerance=tolerance_px, measure=update_px
@@ -254,26 +281,11 @@ class DEQFlow(nn.Module):
             flow=crop(self.upsample(solution.state), padding),
             residual=crop(self.upsample_residual(solution), padding),
             uncertainty=None if uncertainty is None else crop(uncertainty, padding),
-            state=solution.state,
-            iterations=solution.iterations,
-            residual_px=solution.residual,
+            state=solution.state, iterations=solution.iterations, residual_px=solution.residual,
             stop_reasons=solution.stop_reasons,
-        )
+        )  # fmt: skip
 
 
 def usable_levels(height: int, width: int) -> int:
     """How many times an image can be halved for ``coarse_start`` and still be large enough."""
     return max(0, (min(height, width) // MIN_COARSE_SIDE).bit_length() - 1)
-
-
-def check_images(image1: Tensor, image2: Tensor) -> None:
-    """Refuse tensors that are not a pair of images."""
-    for name, image in (("image1", image1), ("image2", image2)):
-        if image.dim() != 4 or image.shape[1] != 3:
-            raise ValueError(f"{name} must be (B, 3, H, W), got shape {tuple(image.shape)}")
-        if image.shape[0] < 1:
-            raise ValueError(f"{name} must hold at least one image, got shape {tuple(image.shape)}")
-        if min(image.shape[-2:]) < MIN_SIDE:
-            raise ValueError(f"{name} must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {tuple(image.shape[-2:])}")
-    if image1.shape != image2.shape:
-        raise ValueError(f"the images must have one shape, got {tuple(image1.shape)} and {tuple(image2.shape)}")

@@ -1,20 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The update operators: one step of the fixed-point iteration, (hidden, flow) -> (hidden, flow).
+"""Update operators: one step of the fixed-point iteration, (hidden, flow) -> (hidden, flow), and their registry.
 
 Modules and attributes have the names of the keys in the released checkpoints (``convz1``, ``to_v``, ...).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model.architecture import Architecture
-from deq_flow_ros.model.precision import is_compiling
+from deq_flow_ros.model.cells import is_compiling
+
+# What an operator computes from the context. Only the operator itself reads it.
+Prepared = Any
+
+
+class UpdateOperator(Protocol):
+    """One step of the fixed-point iteration. It is also an ``nn.Module``, made from an ``Architecture``.
+
+    All maps are at 1/8 of the resolution and have the shape (B, C, H, W). ``a`` stands for the architecture.
+    """
+
+    def prepare(self, context: Tensor) -> Prepared:
+        """Compute everything that does not change between iterations. It runs once per pair, possibly ahead of time.
+
+        :param context: (B, a.context_dim, H, W), the context of the image on whose pixels the flow is defined.
+        """
+
+    def __call__(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: Prepared) -> State:
+        """The next hidden state and flow.
+
+        The same arguments must give the same result. An operator with memory between calls has no fixed point.
+
+        :param hidden: (B, a.hidden_dim, H, W).
+        :param flow: (B, 2, H, W) float32, x before y, in cells of 8 px.
+        :param correlation: (B, a.correlation_dim, H, W), looked up around ``flow``.
+        :param prepared: what ``prepare`` returned.
+        :returns: tensors with the shapes of ``hidden`` and ``flow``.
+        """
 
 
 class MotionEncoder(nn.Module):
@@ -67,17 +98,13 @@ class SeparableConvGRU(nn.Module):
         Convolution is linear in its input channels, so the contribution of the context is computed once per pair
         instead of in every iteration. The gates z and r have the same input, so they become one convolution.
         """
-        gates = []
+        gates, h, c = [], self.hidden_dim, self.hidden_dim + self.context_dim
         for suffix in "12":
-            z, r, q = (self.get_submodule(f"conv{gate}{suffix}") for gate in "zrq")
-            assert isinstance(z, nn.Conv2d) and isinstance(r, nn.Conv2d) and isinstance(q, nn.Conv2d)
-            weight = torch.cat((z.weight, r.weight, q.weight))
-            assert z.bias is not None and r.bias is not None and q.bias is not None
-            h, c = self.hidden_dim, self.hidden_dim + self.context_dim
-            padding = (int(z.padding[0]), int(z.padding[1]))
-            fixed = F.conv2d(context, weight[:, h:c], torch.cat((z.bias, r.bias, q.bias)), padding=padding)
-            moving = torch.cat((weight[:, :h], weight[:, c:]), 1)
-            moving = moving.contiguous(memory_format=torch.channels_last)
+            convolutions: list[Any] = [getattr(self, f"conv{gate}{suffix}") for gate in "zrq"]
+            weight, bias = (torch.cat([getattr(each, name) for each in convolutions]) for name in ("weight", "bias"))
+            padding = convolutions[0].padding
+            fixed = F.conv2d(context, weight[:, h:c], bias, padding=padding)
+            moving = torch.cat((weight[:, :h], weight[:, c:]), 1).contiguous(memory_format=torch.channels_last)
             gates.append(Gates(moving[: 2 * h], moving[2 * h :], fixed[:, : 2 * h], fixed[:, 2 * h :], padding))
         return gates
 
@@ -162,13 +189,6 @@ class Aggregate(nn.Module):
         return motion + self.gamma * aggregated
 
 
-class PreparedGma(NamedTuple):
-    """What ``GmaUpdate`` computes from the context."""
-
-    gates: list[Gates]
-    attention: Tensor
-
-
 class GmaUpdate(nn.Module):
     """``RaftUpdate`` with global motion aggregation (GMA, arXiv 2104.02409).
 
@@ -190,11 +210,90 @@ class GmaUpdate(nn.Module):
         self.gru = SeparableConvGRU(a.hidden_dim, a.context_dim, 2 * a.motion_dim)
         self.flow_head = FlowHead(a.hidden_dim, a.flow_head_dim)
 
-    def prepare(self, context: Tensor) -> PreparedGma:
-        return PreparedGma(self.gru.prepare(context), self.attention(context))
+    def prepare(self, context: Tensor) -> tuple[list[Gates], Tensor]:
+        return self.gru.prepare(context), self.attention(context)
 
-    def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: PreparedGma) -> State:
+    def forward(self, hidden: Tensor, flow: Tensor, correlation: Tensor, prepared: tuple[list[Gates], Tensor]) -> State:
+        gates, attention = prepared
         motion = self.encoder(correlation, flow)
-        motion = torch.cat((motion, self.gma(motion, prepared.attention)), 1)
-        hidden = self.gru(hidden, motion, prepared.gates)
+        hidden = self.gru(hidden, torch.cat((motion, self.gma(motion, attention)), 1), gates)
         return hidden, flow + self.flow_head(hidden)
+
+
+Factory = Callable[[Architecture], UpdateOperator]
+AnyFactory = TypeVar("AnyFactory", bound=Factory)
+
+ENTRY_POINTS = "deq_flow_ros.update_operators"
+UPDATE_OPERATORS: dict[str, Factory] = {"raft": RaftUpdate, "gma": GmaUpdate}
+
+
+def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
+    """Class decorator that registers an update operator under the name used in ``Architecture.update``.
+
+    It has to run before a model with that operator is made or loaded, unless a package names the class as an entry
+    point of the group ``deq_flow_ros.update_operators``: then the operator is found by its name.
+
+    :raises ValueError: if the name is taken.
+    """
+    if name in UPDATE_OPERATORS:
+        raise ValueError(f"there is an update operator {name!r} already: {UPDATE_OPERATORS[name]!r}")
+
+    def register(factory: AnyFactory) -> AnyFactory:
+        UPDATE_OPERATORS[name] = factory
+        return factory
+
+    return register
+
+
+def make_update_operator(architecture: Architecture) -> UpdateOperator:
+    """The operator of an architecture, weight-normalised if the architecture says so.
+
+    :raises ValueError: for a name that is not registered.
+    :raises TypeError: for an operator that is not an ``nn.Module``.
+    """
+    name = architecture.update
+    if name not in UPDATE_OPERATORS:
+        for entry_point in entry_points(group=ENTRY_POINTS, name=name):
+            UPDATE_OPERATORS.setdefault(name, entry_point.load())  # loading may already register the operator
+    if name not in UPDATE_OPERATORS:
+        raise ValueError(
+            f"unknown update operator {name!r}; expected one of {', '.join(UPDATE_OPERATORS)}. If it is one of your "
+            f"own, import the module that registers it first, or install it as an entry point of {ENTRY_POINTS!r}"
+        )
+    operator = UPDATE_OPERATORS[name](architecture)
+    if not isinstance(operator, nn.Module):
+        raise TypeError(f"update operator {name!r} must make a torch.nn.Module, it made {type(operator)}")
+    if architecture.weight_norm:
+        add_weight_norm(operator)
+    return operator
+
+
+# Names of a convolution's parametrised tensors in a state dict: the magnitude (C, 1, 1, 1) and the direction.
+MAGNITUDE = "parametrizations.weight.original0"
+DIRECTION = "parametrizations.weight.original1"
+
+
+def add_weight_norm(operator: nn.Module) -> None:
+    """Parametrise every convolution of an operator, except in modules with the attribute ``weight_norm = False``.
+
+    Each filter is then a magnitude times a direction (arXiv 1602.07868), which keeps the iterated function well-behaved
+    during training.
+    """
+    modules = list(operator.modules())
+    without = {inner for module in modules if not getattr(module, "weight_norm", True) for inner in module.modules()}
+    for module in modules:
+        if isinstance(module, nn.Conv2d) and module not in without:
+            parametrizations.weight_norm(module)
+
+
+def fold_weight_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the same model without weight normalisation."""
+    folded = {}
+    for name, tensor in state_dict.items():
+        if name.endswith(MAGNITUDE):
+            direction = state_dict[name.removesuffix(MAGNITUDE) + DIRECTION]
+            norm = torch.linalg.vector_norm(direction, dim=tuple(range(1, direction.dim())), keepdim=True)
+            folded[name.removesuffix(MAGNITUDE) + "weight"] = direction * (tensor / norm)
+        elif not name.endswith(DIRECTION):
+            folded[name] = tensor
+    return folded

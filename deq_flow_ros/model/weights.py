@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading and writing of weights: those that ship, files of this project, and checkpoints in the released layout."""
+"""Models from weights files: those that ship, files of this project and released checkpoints; and their precision."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -13,15 +14,69 @@ from torch import Tensor
 
 from deq_flow_ros import did_you_mean
 from deq_flow_ros.host import replacing
-from deq_flow_ros.model import safetensors_file
-from deq_flow_ros.model.architecture import SIZES, Architecture
+from deq_flow_ros.model.architecture import Architecture
+from deq_flow_ros.model.checkpoints import (
+    DTYPES,
+    WeightsError,
+    check_layout,
+    from_released,
+    read_safetensors,
+    write_safetensors,
+)
 from deq_flow_ros.model.deq_flow import DEQFlow
-from deq_flow_ros.model.int8 import Int8Encoder
-from deq_flow_ros.model.precision import DTYPES, INT8, choose_precision, number_type
-from deq_flow_ros.model.released import WeightsError, check_layout, from_released
+from deq_flow_ros.model.encoders import Int8Encoder
 
+INT8 = "int8"
+PRECISIONS = ("auto", *DTYPES, INT8)
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def choose_precision(precision: str, device: str | torch.device) -> str:
+    """The name of a precision: the given one, or the one that "auto" stands for on this device.
+
+    "auto" is float16 on CUDA, bfloat16 on a CPU with instructions for it, and float32 on other CPUs. "int8" is an
+    encoder of int8, the rest as with "auto". The flow itself is always float32. The flow of float32 and bfloat16
+    differs by about 0.02 px on average, that of int8 by 0.05 px (docs/speed.md).
+
+    :raises ValueError: for an unknown name, or int8 where the device or PyTorch has none.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == INT8 and (missing := _why_no_int8(str(device))):
+        raise ValueError(f"the precision int8 {missing}; expected auto, {', '.join(DTYPES)}")
+    if precision != "auto":
+        return precision
+    if str(device) != "cpu":
+        return "float16"
+    # Without AVX512-BF16 or AMX, PyTorch converts each product.
+    return "float32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags()) else "bfloat16"
+
+
+def number_type(precision: str) -> torch.dtype:
+    """The type of weights and features in a precision that ``choose_precision`` named."""
+    return DTYPES[choose_precision("auto", "cpu") if precision == INT8 else precision]
+
+
+def _why_no_int8(device: str) -> str:
+    """What is missing here for convolutions of int8; "" if nothing is."""
+    if device != "cpu":
+        return f"computes on a CPU alone, got the device {device}"
+    if {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(_cpu_flags()):
+        return "needs a processor with AVX512-VNNI, AVX-VNNI or AMX, which this one lacks"
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        return f"needs oneDNN's onednn::qconv2d_pointwise, which PyTorch {torch.__version__} here lacks"
+    return ""
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
 
 
 def available_models() -> list[str]:
@@ -48,20 +103,15 @@ def load_model(
     device = check_device(device)
     precision = choose_precision(precision, device)
     dtype = number_type(precision)
-    path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), ", ".join(available_models()) or "none"
-    if name in available_models():
+    path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), available_models()
+    if name in shipped:
         path = WEIGHTS_DIR / f"{name}.safetensors"
-    elif name in SIZES:
-        raise FileNotFoundError(
-            f"no weights for {name!r} ship with this package; it has: {shipped}. Give the path of a file instead."
-        )
     if not path.is_file():
-        hint = did_you_mean(name, available_models())
-        raise FileNotFoundError(
-            f"no weights {name!r}{hint}: neither a file nor a model of this package, which has: {shipped}"
-        )
+        hint, has = did_you_mean(name, shipped), ", ".join(shipped) or "none"
+        what = f"no weights {name!r}{hint}: neither a file nor a model of this package"
+        raise FileNotFoundError(f"{what}, which has: {has}")
     if path.suffix == ".safetensors":
-        architecture, tensors = _read_safetensors(path)
+        architecture, tensors = _read_own(path)
     else:
         architecture, tensors = from_released(_read_pickle(path), path)
     try:
@@ -93,11 +143,8 @@ def check_device(device: str | torch.device) -> torch.device:
             f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a "
             "CUDA build of PyTorch and its driver, or ask for 'cpu'"
         )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RuntimeError(
-            f"device {str(device)!r} asked for, but PyTorch sees {torch.cuda.device_count()} CUDA device(s) here, the "
-            f"last of which is 'cuda:{torch.cuda.device_count() - 1}'"
-        )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise RuntimeError(f"device {str(device)!r} asked for, but PyTorch sees none above cuda:{count - 1}")
     return device
 
 
@@ -120,7 +167,7 @@ def save_model(
     if tensors.keys() != whole.keys():
         raise ValueError(f"cannot save {path}: this model is folded for inference; load it with fold=False to save it")
     header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
-    replace_file(Path(path), lambda temporary: safetensors_file.write(temporary, tensors, header))
+    replace_file(Path(path), lambda temporary: write_safetensors(temporary, tensors, header))
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -128,7 +175,7 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     tensor = tensor.cpu().contiguous().clone()
     if dtype is None or not tensor.is_floating_point():
         return tensor
-    narrower = torch.finfo(dtype).bits < torch.finfo(tensor.dtype).bits
+    narrower = dtype.itemsize < tensor.dtype.itemsize
     if narrower and (tensor.dim() < 2 or tensor.abs().max() > torch.finfo(dtype).max):
         return tensor
     return tensor.to(dtype)
@@ -154,11 +201,8 @@ def replace_file(path: Path, write: Callable[[str], None]) -> None:
         raise OSError(cause.errno, reason) from error
 
 
-def _read_safetensors(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    try:
-        tensors, metadata = safetensors_file.read(path)
-    except (safetensors_file.FormatError, OSError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+def _read_own(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    tensors, metadata = read_safetensors(path)
     if _ARCHITECTURE_KEY not in metadata:
         raise WeightsError(
             f"{path} is a safetensors file of something else: its metadata has no {_ARCHITECTURE_KEY!r}; it holds "

@@ -142,7 +142,7 @@ def test_a_large_image_on_a_gpu_has_the_volume_of_its_coarse_levels_alone() -> N
         features = torch.empty(1, 96, 135, 240, dtype=torch.float16)
         mixed = correlate(features, features, 4, 3, iterations=4)
         assert isinstance(mixed, MixedCorrelation)
-        assert sum(volume.nbytes for volume, _, _ in mixed.coarse.levels) == sum(
+        assert sum(volume.nbytes for volume in mixed.coarse.volumes) == sum(
             2 * 135 * 240 * (135 >> level) * (240 >> level) for level in (1, 2, 3)
         )
         small = torch.empty(1, 96, 60, 80, dtype=torch.float16)

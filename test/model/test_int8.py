@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from deq_flow_ros.demo.scene import Scene, SceneSettings
-from deq_flow_ros.model import DEQFlow, choose_precision, load_model, precision
-from deq_flow_ros.model.int8 import Int8Encoder
+from deq_flow_ros.model import DEQFlow, choose_precision, load_model, weights
+from deq_flow_ros.model.encoders import Int8Encoder
 
 try:
     choose_precision("int8", "cpu")
@@ -68,11 +68,11 @@ def test_what_is_missing_is_named(
 ) -> None:
     """Why: without the instructions int8 is slower than float32, and without the operation nothing would run."""
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(precision, "_CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(weights, "_CPU_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    precision._cpu_flags.cache_clear()
+    weights._cpu_flags.cache_clear()
     try:
         with pytest.raises(ValueError, match=words):
             choose_precision("int8", device)
     finally:
-        precision._cpu_flags.cache_clear()
+        weights._cpu_flags.cache_clear()

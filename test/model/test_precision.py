@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deq_flow_ros.evaluation.methods import Setting
-from deq_flow_ros.model import choose_precision, load_model, precision
+from deq_flow_ros.model import choose_precision, load_model, weights
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,14 @@ def test_half_precision_is_chosen_where_the_device_has_it(
     cpu_info = tmp_path / "cpuinfo"
     if flags is not None:
         cpu_info.write_text(f"model name\t: a processor with no avx512_bf16 in its name\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(precision, "_CPU_INFO", cpu_info)
-    precision._cpu_flags.cache_clear()
+    monkeypatch.setattr(weights, "_CPU_INFO", cpu_info)
+    weights._cpu_flags.cache_clear()
     try:
         assert choose_precision("auto", device) == chosen
         assert choose_precision("float16", device) == "float16"
         assert Setting("main", device=device).network == ("nano", device, chosen)
     finally:
-        precision._cpu_flags.cache_clear()
+        weights._cpu_flags.cache_clear()
 
 
 def test_a_precision_that_is_none_is_named() -> None:

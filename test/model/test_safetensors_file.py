@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from deq_flow_ros.model.safetensors_file import FormatError, read, write
+from deq_flow_ros.model.checkpoints import WeightsError, read_safetensors, write_safetensors
 
 TENSORS = {
     "weight": torch.randn(3, 4),
@@ -29,18 +29,18 @@ def same(got: dict[str, torch.Tensor]) -> bool:
 
 def test_the_library_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
     """Why: weights go to and come from other programs."""
-    write(tmp_path / "ours", TENSORS, {"note": "Übung"})
+    write_safetensors(tmp_path / "ours", TENSORS, {"note": "Übung"})
     assert same(safetensors.torch.load_file(tmp_path / "ours"))
     with safetensors.safe_open(tmp_path / "ours", "pt") as file:
         assert file.metadata() == {"note": "Übung"}
     safetensors.torch.save_file(TENSORS, tmp_path / "theirs", {"note": "Übung"})
-    tensors, metadata = read(tmp_path / "theirs")
+    tensors, metadata = read_safetensors(tmp_path / "theirs")
     assert same(tensors) and metadata == {"note": "Übung"}
 
 
 def test_damage_is_an_error_wherever_it_is(tmp_path: Path) -> None:
     """Why: a header that is off by one tensor would give a model of other weights, not a failure."""
-    write(tmp_path / "whole", TENSORS, {})
+    write_safetensors(tmp_path / "whole", TENSORS, {})
     whole = (tmp_path / "whole").read_bytes()
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])
@@ -61,5 +61,5 @@ def test_damage_is_an_error_wherever_it_is(tmp_path: Path) -> None:
         (with_header(data_offsets=[0]), "header cannot be read"),
     ):
         (tmp_path / "damaged").write_bytes(damaged)
-        with pytest.raises(FormatError, match=message):
-            read(tmp_path / "damaged")
+        with pytest.raises(WeightsError, match=message):
+            read_safetensors(tmp_path / "damaged")

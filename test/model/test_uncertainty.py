@@ -14,8 +14,8 @@ from streams import frames
 from torch.distributions import Laplace
 
 from deq_flow_ros.model import SIZES, DEQFlow, load_model, save_model
-from deq_flow_ros.model.prediction import UncertaintyHead, expected_error
-from deq_flow_ros.model.released import from_released, to_released
+from deq_flow_ros.model.cells import UncertaintyHead, expected_error
+from deq_flow_ros.model.checkpoints import from_released, to_released
 from deq_flow_ros.streaming import FlowEstimator, UpdateRequest, update_together
 from training.objective import blank, negative_log_likelihood
 from training.run import Run

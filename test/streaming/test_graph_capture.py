@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from deq_flow_ros.model import cells, load_model
+from deq_flow_ros.model import load_model
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.fields import FIGURES
 from deq_flow_ros.streaming.graphs import Captured, GraphDevice, GraphEngine
@@ -37,7 +37,6 @@ FULL_HD = (1080, 1920)
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks for other types here, and PyTorch cannot say so of this device."""
-    monkeypatch.setattr(cells, "is_autocast_enabled", lambda device_type: False)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
 
 

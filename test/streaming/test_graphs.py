@@ -11,11 +11,9 @@ from fake_graphs import FakeDevice, assert_same, make_engine, stream
 from streams import PERIOD_NS, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.model.cells import positions
 from deq_flow_ros.streaming import EagerEngine, FlowEstimator, FlowResult, UpdateRequest, update_together
 from deq_flow_ros.streaming.graphs import GraphEngine
 from deq_flow_ros.streaming.graphs.parts import Parts
-from deq_flow_ros.streaming.graphs.workspace import Size
 from deq_flow_ros.streaming.warm_start import carry
 
 
@@ -179,16 +177,6 @@ def test_graphs_are_made_behind_a_stream_that_goes_on(model: DEQFlow) -> None:
         if result is not None:
             runtimes.append(result.info.runtime)
     assert runtimes[0] == "eager" and runtimes[-1] == "graphs"
-
-
-def test_a_workspace_keeps_what_its_graphs_work_on(model: DEQFlow) -> None:
-    """Why: a graph knows addresses alone; grids of its size that a cache let go of would be overwritten by others."""
-    engine, device = make_engine(model)
-    stream(engine, frames(4))
-    space = engine._shelf.get(Size((48, 64), (48, 64), 1))
-    assert space is not None
-    grid = positions(6, 8, device.device)
-    assert any(kept is grid for kept in space._kept)
 
 
 def test_parts_compile_for_any_number_of_sizes() -> None:

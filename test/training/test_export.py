@@ -13,7 +13,7 @@ from released_reference import formula_weights, needs_parity, reference_case
 from torch import Tensor
 
 from deq_flow_ros.model import SIZES, Architecture, DEQFlow, WeightsError, load_model, save_model
-from deq_flow_ros.model.released import from_released, to_released
+from deq_flow_ros.model.checkpoints import from_released, to_released
 from training import export
 
 StateDict = dict[str, Tensor]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
-from deq_flow_ros.model.cells import keeping, likeness
+from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
 from deq_flow_ros.streaming.engine import Wanted
 from deq_flow_ros.streaming.fields import find, interpolation, numbers, pack
@@ -98,8 +98,7 @@ class Workspace:
 
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
         self.size, self._device, self._model, self.runtime = size, device, model, parts.name
-        with keeping() as self._kept:
-            self._capture(parts)
+        self._capture(parts)
         device.trim()
 
     def _capture(self, parts: Parts) -> None:
