@@ -164,18 +164,19 @@ class Children:
     """Runs modules of this package as processes; leaving the ``with`` block ends those that still run.
 
     :param log_directory: for what they print.
+    :ivar processes: by their names, whether they still run or not.
     """
 
     def __init__(self, log_directory: Path) -> None:
         self._log_directory = log_directory
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Children:
         self._log_directory.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        running = [process for process in self._processes.values() if process.poll() is None]
+        running = [process for process in self.processes.values() if process.poll() is None]
         for process in running:
             process.send_signal(signal.SIGINT)
         give_up = time.monotonic() + 5.0
@@ -194,7 +195,7 @@ class Children:
 
         with self.log(name).open("wb") as log:
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which ends its children in order.
-            self._processes[name] = subprocess.Popen(
+            self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments], env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 preexec_fn=die_with_parent,
@@ -204,20 +205,12 @@ class Children:
         """Log file of a child."""
         return self._log_directory / f"{name}.log"
 
-    def running(self, name: str) -> bool:
-        """Whether a child still runs."""
-        return self._processes[name].poll() is None
-
-    def pid(self, name: str) -> int:
-        """Process id of a child, whether it still runs or not."""
-        return self._processes[name].pid
-
     def check(self) -> None:
         """Look after the children.
 
         :raises ChildError: for one that has ended with an error.
         """
-        for name, process in self._processes.items():
+        for name, process in self.processes.items():
             if process.poll() not in (None, 0):
                 raise self.failure(name, f"ended with status {process.returncode}")
 
@@ -226,30 +219,15 @@ class Children:
 
         :raises ChildError: when the child does not end in time, or ends with an error.
         """
-        process = self._processes[name]
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        self.wait(name, timeout_s)
-
-    def kill(self, name: str) -> None:
-        """End a child at once, as a crash would, and forget it."""
-        process = self._processes.pop(name)
-        process.kill()
-        process.wait()
-
-    def wait(self, name: str, timeout_s: float) -> None:
-        """Wait for the end of a child.
-
-        :raises ChildError: as ``stop`` does.
-        """
-        process = self._processes[name]
+        process = self.processes[name]
+        process.send_signal(signal.SIGINT)  # does nothing to one that has ended
         try:
-            status = process.wait(timeout=timeout_s)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             raise self.failure(name, f"did not end within {timeout_s:g} s") from None
-        if status != 0:
-            raise self.failure(name, f"ended with status {status}")
+        if process.returncode:
+            raise self.failure(name, f"ended with status {process.returncode}")
 
     def failure(self, name: str, what: str) -> ChildError:
         """The error to raise for a child; ``what`` says what it did. It quotes the end of the child's log."""

@@ -165,30 +165,36 @@ class Injector:
 
     def _begin(self, fault: Fault) -> None:
         if fault.kind == "camera killed":
-            self._children.kill(self._camera())
+            self._kill(self._camera())
         elif fault.kind == "busy core":
             self._children.start("neighbour", "soak_parts", ["neighbour"])
         elif fault.kind == "subscriber stopped":
-            os.kill(self._children.pid("listener"), signal.SIGSTOP)
+            os.kill(self._children.processes["listener"].pid, signal.SIGSTOP)
         elif fault.kind == "full disk":
             self._limit_files(FULL_BYTES)
             self._snapshot()
+
+    def _kill(self, name: str) -> None:
+        """At once, as a crash would, and forget it: it is no child that failed."""
+        process = self._children.processes.pop(name)
+        process.kill()
+        process.wait()
 
     def _end(self, fault: Fault, at_s: float) -> None:
         if fault.kind == "camera killed":
             self._start_camera(at_s)  # whose first image says when it is over
             return
         if fault.kind == "busy core":
-            self._children.kill("neighbour")
+            self._kill("neighbour")
         elif fault.kind == "subscriber stopped":
-            os.kill(self._children.pid("listener"), signal.SIGCONT)
+            os.kill(self._children.processes["listener"].pid, signal.SIGCONT)
         elif fault.kind == "full disk":
             self._limit_files(resource.RLIM_INFINITY)
         self.over.append((fault.kind, time.monotonic_ns()))
 
     def _limit_files(self, size: int) -> None:
         """Writing beyond it fails, as on a full disk."""
-        node = self._children.pid("flow_node")
+        node = self._children.processes["flow_node"].pid
         _, hard = resource.prlimit(node, resource.RLIMIT_FSIZE)
         resource.prlimit(node, resource.RLIMIT_FSIZE, (hard if size == resource.RLIM_INFINITY else size, hard))
 

@@ -200,13 +200,13 @@ class Run:
         now_s = time.monotonic()
         if now_s >= self._next_sample_s:
             self._next_sample_s = now_s + 1.0
-            pages = int(Path(f"/proc/{self._children.pid('flow_node')}/statm").read_text().split()[1])
+            pages = int(Path(f"/proc/{self._children.processes['flow_node'].pid}/statm").read_text().split()[1])
             self.memory.append((time.monotonic_ns(), pages * os.sysconf("SC_PAGESIZE") / 1e6))
         if self._injector is not None:
             self._injector.step()
             if self._injector.camera_away:
                 return False
-        return not any(self._children.running(name) for name in self._processes.values())
+        return not any(self._children.processes[name].poll() is None for name in self._processes.values())
 
     def _drain(self) -> None:
         """Until every image is accounted for, or nothing is heard for a while."""

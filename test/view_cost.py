@@ -82,10 +82,11 @@ def measure(options: argparse.Namespace, children: Children, accounts: list[dict
         time.sleep(6.0)  # subscriptions come and go
         seen.clear()
         first, began_s = len(accounts), time.monotonic()
-        before = {child: processor_s(children.pid(child)) for child in (["view"] * (browsers >= 0) + ["node"])}
+        names = ["view"] * (browsers >= 0) + ["node"]
+        before = {child: processor_s(children.processes[child].pid) for child in names}
         time.sleep(options.seconds)
         took_s = time.monotonic() - began_s
-        share = {child: 100 * (processor_s(children.pid(child)) - s) / took_s for child, s in before.items()}
+        share = {child: 100 * (processor_s(children.processes[child].pid) - s) / took_s for child, s in before.items()}
         phase, rates = accounts[first:], {key: count / took_s for key, count in seen.items()}
         stop.set()
         for thread in threads:

@@ -187,7 +187,7 @@ def _play(options: RunOptions, children: Children, spinner: _Spinner) -> Publish
     children.start("player", "deq_flow_ros.ros.player", [*arguments, "--ros-args", *remap])
     progress.phase = "playing"
     try:
-        spinner.until(lambda: not children.running("player"), float("inf"))
+        spinner.until(lambda: children.processes["player"].poll() is not None, float("inf"))
     except KeyboardInterrupt:
         if not options.live:
             raise

@@ -293,6 +293,7 @@ def test_with_the_default_qos_best_effort_images_come_through_and_losses_are_cou
 def test_a_wrong_parameter_at_start_ends_the_process_with_its_name(children: Children) -> None:
     """Started with something else than what was asked for, the node would run on unnoticed."""
     children.start("wrong", "deq_flow_ros.ros.flow_node", node_arguments("__node:=wrong", direction="up"))
+    children.processes["wrong"].wait(60.0)
     with pytest.raises(ChildError, match="ended with status 2") as error:
-        children.wait("wrong", timeout_s=60.0)
+        children.check()
     assert "flow_node: " in str(error.value) and "expected one of forward, backward, got 'up'" in str(error.value)
