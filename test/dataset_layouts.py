@@ -157,11 +157,7 @@ def write_hd1k(root: Path, sequences: int = 2, frames: int = 3, size: tuple[int,
 
 def write_spring(root: Path, scenes: tuple[str, ...] = ("0001", "0002"), frames: int = 3,
                  size: tuple[int, int] = SIZE) -> None:  # fmt: skip
-    """Flow at twice the resolution of the images; one of four vectors of one pixel is unknown. Test: "0003".
-
-    Unmatched is the first corner (see `corner_mask`) in red, the last one in green; blue says nothing.
-    """
-    unmatched = np.stack([corner_mask(size, "first"), corner_mask(size, "last"), np.full(size, 255, np.uint8)], axis=2)
+    """Flow at twice the resolution of the images; one of four vectors of one pixel is unknown. Test: "0003"."""
     for seed, name in enumerate((*scenes, "0003")):
         half = "train" if name in scenes else "test"
         for side in ("left", "right"):
@@ -177,23 +173,6 @@ def write_spring(root: Path, scenes: tuple[str, ...] = ("0001", "0002"), frames:
                         folder = f"flow_{kind}_{side}"
                         stem = f"{folder}_{time + 1:04d}"
                         _write_flow(root / half / name / folder / f"{stem}.flo5", flow)
-                        maps = root / half / name / "maps" / f"matchmap_{folder}"
-                        write_image(maps / f"matchmap_{stem}.png", unmatched)
-
-
-def write_tartanair(root: Path, trajectories: tuple[str, ...] = ("office/Easy/P000", "ocean/ocean/Hard/P001"),
-                    frames: int = 3, size: tuple[int, int] = SIZE) -> None:  # fmt: skip
-    """Masked is the first corner (see `corner_mask`) as hidden, the last one as outside."""
-    for seed, trajectory in enumerate(trajectories):
-        scene = Scene(seed, size)
-        mask = np.where(corner_mask(size, "first"), 1, 0) + np.where(corner_mask(size, "last"), 100, 0)
-        (root / trajectory / "flow").mkdir(parents=True)
-        for time in range(frames):
-            write_image(root / trajectory / "image_left" / f"{time:06d}_left.png", scene.image(time))
-            if time + 1 < frames:
-                stem = f"{time:06d}_{time + 1:06d}"
-                np.save(root / trajectory / "flow" / f"{stem}_flow.npy", scene.flow(time, time + 1))
-                np.save(root / trajectory / "flow" / f"{stem}_mask.npy", mask.astype(np.uint8))
 
 
 def write_middlebury(root: Path, scenes: tuple[str, ...] = ("Grove2", "Venus"), size: tuple[int, int] = SIZE) -> None:
@@ -216,7 +195,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "kitti-2015": write_kitti,
     "hd1k": write_hd1k,
     "spring": write_spring,
-    "tartanair": write_tartanair,
     "middlebury": write_middlebury,
 }
 """What writes each data set of ``training.datasets``, by its name."""

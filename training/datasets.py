@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark data sets, each read from its official folder layout: ``open_dataset``. See docs/datasets.md.
-
-Rendered: FlyingChairs (Dosovitskiy et al., ICCV 2015), FlyingThings3D (Mayer et al., CVPR 2016), MPI-Sintel (Butler et
-al., ECCV 2012), Spring (Mehl et al., CVPR 2023), TartanAir (Wang et al., IROS 2020). Real pictures: KITTI 2012 (Geiger
-et al., CVPR 2012), KITTI 2015 (Menze and Geiger, CVPR 2015), HD1K (Kondermann et al., CVPR Workshops 2016), which
-stores its flow like KITTI, and Middlebury (Baker et al., IJCV 2011).
-"""
+"""The benchmark data sets, each read from its official folder layout: ``open_dataset``. Sources: docs/datasets.md."""
 
 from __future__ import annotations
 
@@ -27,9 +21,7 @@ from training.flow_dataset import (
     leaves_image,
     next_name,
     one_or_both,
-    read_image,
     read_mask,
-    read_npy,
 )
 
 
@@ -48,9 +40,8 @@ class FlyingChairs(FlowDataset):
         if not path.is_file():
             raise self._missing(path)
         halves = path.read_text(errors="replace").split()
-        for line, half in enumerate(halves, 1):
-            if half not in ("1", "2"):
-                raise MediaError(f"{path}: expected 1 (train) or 2 (val) in each line, got {half!r} in line {line}")
+        if wrong := [line for line, half in enumerate(halves, 1) if half not in ("1", "2")]:
+            raise MediaError(f"{path}: expected 1 (train) or 2 (val) in each line, got another in line {wrong[0]}")
         beyond = folder / f"{len(halves) + 1:05d}_img1.ppm"
         if beyond.exists():
             raise MediaError(f"{path}: expected a line for each pair, got {len(halves)} lines, but there is {beyond}")
@@ -65,8 +56,6 @@ class FlyingThings3D(FlowDataset):
 
     :param side: camera, "left", "right" or "both".
     :param direction: "into_future", "into_past" or "both".
-    :param unused: the data set's own list of frames too difficult to be of use, ``all_unused_files.txt``, with lines
-        like ``TRAIN/A/0004/left/0006.png``; pairs with one of these are left out.
     """
 
     layout = (
@@ -75,12 +64,10 @@ class FlyingThings3D(FlowDataset):
     )
 
     def __init__(
-        self, name: str, root: str | Path, split: str = "train", *, side: str = "left",
-        direction: str = "both", unused: str | Path | None = None,
-    ) -> None:  # fmt: skip
+        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "both"
+    ) -> None:
         self.sides = one_or_both("side", side, ("left", "right"))
         self.directions = one_or_both("direction", direction, ("into_future", "into_past"))
-        self.unused = frozenset(Path(unused).read_text().split()) if unused else frozenset()
         super().__init__(name, root, split)
 
     def _find(self) -> Iterator[PairFiles]:
@@ -90,8 +77,6 @@ class FlyingThings3D(FlowDataset):
             name, past = f"{half}/{clip.parent.name}/{clip.name}", direction == "into_past"
             folder = self.root / "optical_flow" / name / direction / side
             for first, second in self._successive(self._files(clip / side, "*.png"), past):
-                if any(f"{name}/{side}/{image.name}" in self.unused for image in (first, second)):
-                    continue
                 kind = "IntoPast" if past else "IntoFuture"
                 flow = folder / f"OpticalFlow{kind}_{first.stem}_{side[0].upper()}.pfm"
                 sequence = f"{name}/{direction}/{side}"
@@ -134,23 +119,18 @@ class Spring(FlowDataset):
 
     :param side: camera, "left", "right" or "both".
     :param direction: "forward", "backward" or "both". The benchmark asks for both directions of both cameras.
-    :param occlusion: read the maps of unmatched pixels too, which are red or green there. They are an archive of
-        their own.
     """
 
     layout = (
         "{train,test}/0001/frame_{left,right}/frame_left_0001.png, "
-        "train/0001/flow_{FW,BW}_{left,right}/flow_FW_left_0001.flo5, and for occlusion "
-        "train/0001/maps/matchmap_flow_{FW,BW}_{left,right}/matchmap_flow_FW_left_0001.png"
+        "train/0001/flow_{FW,BW}_{left,right}/flow_FW_left_0001.flo5"
     )
 
     def __init__(
-        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "forward",
-        occlusion: bool = False,
-    ) -> None:  # fmt: skip
+        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "forward"
+    ) -> None:
         self.sides = one_or_both("side", side, ("left", "right"))
         self.directions = one_or_both("direction", direction, ("forward", "backward"))
-        self.occlusion = occlusion
         super().__init__(name, root, split)
 
     def _find(self) -> Iterator[PairFiles]:
@@ -161,51 +141,15 @@ class Spring(FlowDataset):
             for first, second in self._successive(images, backward):
                 file = f"{kind}_{first.stem.rsplit('_', 1)[1]}"
                 flow = scene / kind / f"{file}.flo5" if self.split == "train" else None
-                maps = scene / "maps" / f"matchmap_{kind}" / f"matchmap_{file}.png"
                 sequence = f"{scene.name}/{kind}"
-                beside = (maps,) if flow and self.occlusion else ()
-                yield PairFiles(f"{sequence}/{file}", sequence, first, second, flow, beside)
+                yield PairFiles(f"{sequence}/{file}", sequence, first, second, flow)
 
     def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
         vectors, valid = read_flow(flow)
         expect_size(flow, vectors, (2 * size[0], 2 * size[1]))
         corners = [(slice(row, None, 2), slice(column, None, 2)) for row in (0, 1) for column in (0, 1)]
         first, *others = (vectors[corner] for corner in corners)
-        known = np.logical_and.reduce([valid[corner] for corner in corners])
-        occluded = None
-        for path in beside:
-            unmatched = read_image(path)
-            expect_size(path, unmatched, size)
-            occluded = (unmatched[:, :, 0] > 0) | (unmatched[:, :, 1] > 0)
-        return Truth(first, known, occluded, tuple(others))
-
-
-class TartanAir(FlowDataset):
-    """Left camera. The flow is computed from depth and camera motion, so it holds only where the mask is 0.
-
-    Elsewhere the scene point is hidden (1, 10) or outside or behind the camera (100), or it belongs to something that
-    moves by itself (data_type.md of the data set's tools): these pixels are not valid, and occluded.
-    """
-
-    layout = (
-        "ENVIRONMENT/{Easy,Hard}/P000/{image_left/000000_left.png,flow/000000_000001_flow.npy,"
-        "flow/000000_000001_mask.npy}, the same one folder deeper as the archives unpack"
-    )
-    splits: ClassVar[tuple[str, ...]] = ("train",)
-
-    def _find(self) -> Iterator[PairFiles]:
-        levels = ("*/Easy/P*", "*/Hard/P*", "*/*/Easy/P*", "*/*/Hard/P*")
-        for trajectory in sorted(path for level in levels for path in self.root.glob(level)):
-            sequence = trajectory.relative_to(self.root).as_posix()
-            for image1, image2 in self._successive(self._files(trajectory / "image_left", "*_left.png")):
-                frame, following = (image.stem.removesuffix("_left") for image in (image1, image2))
-                flow, mask = (trajectory / "flow" / f"{frame}_{following}_{kind}.npy" for kind in ("flow", "mask"))
-                yield PairFiles(f"{sequence}/{frame}", sequence, image1, image2, flow, (mask,))
-
-    def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
-        vectors = read_npy(flow, (*size, 2), "f").astype(np.float32)
-        mask = read_npy(beside[0], size, "u")
-        return Truth(vectors, (mask == 0) & np.isfinite(vectors).all(axis=2), mask > 0)
+        return Truth(first, np.logical_and.reduce([valid[corner] for corner in corners]), None, tuple(others))
 
 
 class Kitti(FlowDataset):
@@ -267,7 +211,7 @@ class Middlebury(FlowDataset):
 DATASETS: dict[str, Callable[..., FlowDataset]] = {
     "chairs": FlyingChairs, "things-clean": FlyingThings3D, "things-final": FlyingThings3D, "sintel-clean": Sintel,
     "sintel-final": Sintel, "kitti-2012": Kitti, "kitti-2015": Kitti, "hd1k": Hd1k, "spring": Spring,
-    "tartanair": TartanAir, "middlebury": Middlebury,
+    "middlebury": Middlebury,
 }  # fmt: skip
 """Name of a data set to what opens it: called with name, root, split and the data set's own options."""
 

@@ -216,18 +216,6 @@ def expect_size(path: Path, array: np.ndarray, size: tuple[int, int]) -> None:
         raise MediaError(f"{path}: expected {size[1]}x{size[0]}, to fit the other files of the pair, got {found}")
 
 
-def read_npy(path: Path, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """An array of that shape and kind of numbers, as numpy names it; ``MediaError`` for a file without such."""
-    try:
-        array = np.asarray(np.lib.format.open_memmap(path, mode="r"))  # a header cannot ask for memory
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{path} cannot be read as a .npy file: {error}") from error
-    if array.shape != shape or array.dtype.kind != kind:
-        found = f"{array.dtype} of shape {array.shape}"
-        raise MediaError(f"{path}: expected numbers of kind {kind!r} and shape {shape}, got {found}")
-    return array
-
-
 class PairGroup(FlowDataset):
     """The pairs of one group of a list, as a data set of that name."""
 
