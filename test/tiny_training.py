@@ -25,7 +25,7 @@ def recipe(*changes: str) -> Recipe:
 
 def arguments(out: Path, *changes: str) -> list[str]:
     """The same as a command line, logging every step."""
-    return ["--out", str(out), "--workers", "0", "--log-every", "1", "--no-tensorboard", "--set", *CHANGES, *changes]
+    return ["--out", str(out), "--workers", "0", "--log-every", "1", "--set", *CHANGES, *changes]
 
 
 def log(out: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from deq_flow_ros.imaging.pictures import error_strip
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from deq_flow_ros.model.weights import replace_file
 from training.evaluate import group_means, model_flow, pair_errors
@@ -246,14 +245,8 @@ class Validator:
                     indices = (i * len(dataset) // count for i in range(count))
                     self.pairs += [partial(dataset.__getitem__, index) for index in indices]
 
-    def __call__(self, model: DEQFlow) -> tuple[dict[str, float], np.ndarray | None]:
-        """Mean endpoint error in px per set, and their mean as ``mean``; and a picture of the first pair."""
-        function = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
-        errors, picture = [], None
-        for make in self.pairs:
-            pair = make()
-            flow = function(pair.image1, pair.image2)
-            errors.append((pair.name, pair_errors(pair, flow)[0]))
-            if len(errors) == 1 and pair.flow is not None:
-                picture = error_strip(pair.image1, pair.flow, pair.valid, flow)
-        return group_means(errors), picture
+    def __call__(self, model: DEQFlow) -> dict[str, float]:
+        """Mean endpoint error in px per set, and their mean as ``mean``."""
+        flow = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
+        pairs = (make() for make in self.pairs)
+        return group_means((pair.name, pair_errors(pair, flow(pair.image1, pair.image2))[0]) for pair in pairs)

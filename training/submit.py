@@ -3,8 +3,8 @@
 
 ``python -m training.submit --data sintel=FOLDER --out DIR [--model NAME_OR_PATH] [--iterations N] [--warm]``
 
-NAME is ``sintel`` (both passes), ``kitti-2012``, ``kitti-2015`` or ``spring`` (both cameras, both directions). Where the
-server takes a zip file, it is written as well. DIR must be new or empty, so that no file of another submission gets
+NAME is ``sintel`` (both passes), ``kitti-2012``, ``kitti-2015`` or ``spring`` (both cameras, both directions). Where
+the server takes a zip file, it is written as well. DIR must be new or empty, so that no other submission gets
 among them.
 """
 

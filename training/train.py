@@ -2,9 +2,9 @@
 """Train a flow model by a recipe: ``python -m training.train --recipe synthetic --for 28m --out runs/nano``.
 
 A recipe (training/recipes/, or a YAML file of yours) says what is trained, on what and how; ``--set`` changes any value
-of it. OUT gets ``recipe.yaml`` (the recipe as it was resolved), ``log.jsonl`` and ``tensorboard``, the checkpoints
-that a run resumes from to the step, ``model.safetensors`` (averaged weights) and ``best.safetensors`` (those with the
-lowest validation error). See docs/training.md.
+of it. OUT gets ``recipe.yaml`` (the recipe as it was resolved), ``log.jsonl``, the checkpoint that a run resumes from,
+``model.safetensors`` (averaged weights) and ``best.safetensors`` (those with the lowest validation error). See
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                     "useful and the machine has cores to spare)", least=0, kind=int)  # fmt: skip
     line.add_number("--checkpoint-every", 120.0, "time between checkpoints", least=0, metavar="SECONDS")
     line.add_number("--log-every", 50, "steps between lines of log.jsonl", least=1, metavar="STEPS")
-    add("--no-tensorboard", action="store_true", help="write log.jsonl only")
     add("--show", action="store_true", help="print the resolved recipe and end")
     return line.parse_args(arguments)
 
@@ -122,7 +121,7 @@ class Training:
         (options.out / "recipe.yaml").write_text(recipe.to_yaml())
         self.keep_seconds()
         total = None if self.timed else recipe.schedule.steps
-        log = Log(options.out, run.step, total, options.log_every, not options.no_tensorboard)
+        log = Log(options.out, run.step, total, options.log_every)
         try:
             if run.step == 0:
                 self.validate(log)
@@ -211,29 +210,23 @@ class Training:
         began = self.seconds()
         self.validated = self.run.step
         if self.validator.pairs:
-            errors, picture = self.validator(self.run.ema)
-            log.validation(self.run.step, errors, self.run.keep_best(errors["mean"]), picture)
+            errors = self.validator(self.run.ema)
+            log.validation(self.run.step, errors, self.run.keep_best(errors["mean"]))
         self.validating = self.seconds() - began
         self.run.tail = self.validating + self.saving
 
 
 class Log:
-    """The figures of a run: ``log.jsonl``, TensorBoard, and a bar of the last means.
+    """The figures of a run: ``log.jsonl``, and a bar of the last means.
 
     :param step, total: where the run stands, and where it ends; None if it is the time that ends it.
     :param every: steps from one line of their means to the next.
     """
 
-    def __init__(self, out: Path, step: int, total: int | None, every: int, tensorboard: bool) -> None:
-        self._every = every
+    def __init__(self, out: Path, step: int, total: int | None, every: int) -> None:
+        self._every, self._file = every, (out / "log.jsonl").open("a", buffering=1)
         self._since_last: list[dict[str, float]] = []
         self._shown: dict[str, str] = {}
-        self._file = (out / "log.jsonl").open("a")
-        self._board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
-
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
         self._bar = tqdm(total=total, initial=step, unit="step", mininterval=2, dynamic_ncols=True, disable=None)
 
     def step(self, step: int, figures: dict[str, float], counts: dict[str, float], left: str) -> None:
@@ -244,34 +237,22 @@ class Log:
         if step % self._every == 0:
             means = {k: float(np.mean([entry[k] for entry in self._since_last])) for k in figures}
             self._since_last = []
-            self._write({"step": step, **counts, **{k: float(f"{v:.7g}") for k, v in means.items()}})
-            self._scalars("training", step, means | counts)
             self._shown = {k: f"{means[k]:.3g}" for k in SHOWN if k in means}
+            self._write({"step": step, **counts, **{k: float(f"{v:.7g}") for k, v in means.items()}})
 
-    def validation(self, step: int, errors: dict[str, float], best: bool, picture: np.ndarray | None) -> None:
-        """Endpoint errors in px per set, whether they are the best so far, and a picture (H, W, 3) uint8 RGB."""
+    def validation(self, step: int, errors: dict[str, float], best: bool) -> None:
+        """Endpoint errors in px per set, and whether they are the best so far."""
         self._write({"step": step, "validation": {k: round(v, 4) for k, v in errors.items()}, "best": best})
-        self._scalars("validation", step, errors)
-        if self._board is not None and picture is not None:
-            self._board.add_image("validation/first pair: image, truth, flow, error", picture, step, dataformats="HWC")
         text = "  ".join(f"{name} {error:.2f}" for name, error in errors.items())
         self._bar.write(f"step {step}  endpoint error, px: {text}{'  (best so far)' if best else ''}", file=sys.stdout)
 
     def close(self) -> None:
-        """End the bar, and close the files."""
+        """End the bar, and close the file."""
         self._bar.close()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-
-    def _scalars(self, group: str, step: int, figures: dict[str, float]) -> None:
-        if self._board is not None:
-            for name, value in figures.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def main(arguments: list[str] | None = None, began: float | None = None) -> int:
