@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The account of every frame of one camera: counted, worded as a message, and kept for as long as a window lasts.
-
-``health.py`` puts a ``Window`` into words; here is only what is said of budgets: what they cost, and that they are met.
-"""
+"""The account of every frame of one camera: counted, worded as a message, and kept for as long as a window lasts."""
 
 from __future__ import annotations
 
@@ -15,12 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.impl.rcutils_logger import RcutilsLogger
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.recordings.files import STATUS_NAME
-from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.ros.process import status_of
 from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
 
@@ -29,23 +24,8 @@ UNHEARD = "nobody subscribes to the flow"
 BY_DESIGN = (SUPERSEDED, RATE_LIMITED, UNHEARD)
 """Reasons of drops that are no fault of the images; every other reason is one."""
 WINDOW_S = 10.0
-LATELY = 20
-"""Flow fields by which the budget is judged: a single one may be late because of another process."""
-STARVED_SHARE = 0.75
-"""Of the last ``LATELY`` fields: from there on the budget cannot be met."""
-MAX_KINDS = 20
-"""Kinds of drops that are told apart; more go under ``OTHER``, so that a hostile camera cannot fill the memory."""
-OTHER = "other reasons"
 MAX_REASON = 500
 """Characters kept of a reason; it may quote the camera."""
-MAX_STAMP_AGE_MS = 10_000.0
-"""Oldest stamp that is believed where the budget counts from it."""
-UNMET_REMEDY = (
-    "raise latency_budget_ms, use a faster device, or lower min_scale, which helps until the short side of the images "
-    "is processed at 96 px"
-)
-QUIET_S = 60.0
-"""Least time between two words about the same; it doubles from one to the next."""
 
 
 @lru_cache(maxsize=256)
@@ -59,12 +39,11 @@ def kind_of(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame: when it had its account, why it was first or dropped, and the kind of this reason."""
+    """One frame: when it had its account, and what that says; ``reason`` is why it was first or dropped."""
 
     time_s: float
     outcome: str
     reason: str
-    kind: str
     age_ms: float | None
     info: FlowInfo | None
     stage_ms: Mapping[str, float]
@@ -93,11 +72,11 @@ class Window:
     @cached_property
     def drops(self) -> Counter[str]:
         """Dropped frames by kind of reason."""
-        return Counter(sample.kind for sample in self.samples if sample.outcome == "dropped")
+        return Counter(kind_of(sample.reason) for sample in self.samples if sample.outcome == "dropped")
 
     def latest_reason(self, kind: str) -> str:
         """What was said of the last frame of a kind, numbers and names included."""
-        return next((sample.reason for sample in reversed(self.samples) if sample.kind == kind), kind)
+        return next(sample.reason for sample in reversed(self.samples) if kind_of(sample.reason) == kind)
 
     @cached_property
     def resets(self) -> list[str]:
@@ -116,9 +95,7 @@ class Window:
         """Mean time by stage over all processed frames, in ms; a stage that a frame did not have counts as 0."""
         totals: Counter[str] = Counter()
         for sample in self.samples:
-            if sample.info is not None:
-                totals.update(sample.info.stage_ms)
-                totals.update(sample.stage_ms)
+            totals.update(sample.stage_ms)
         return {name: total / len(self.infos) for name, total in totals.items()}
 
 
@@ -140,15 +117,13 @@ class FrameAccounts:
         self, device: str, direction: str, camera: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.direction, self.units = direction, "px"
-        self._device, self._camera = device, camera
-        self._clock = clock
+        self._device, self._camera, self._clock = device, camera, clock
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("received", "processed", "first", "dropped", "lost"), 0)
         self._started_s, self._arriving_since_s = clock(), 0.0
         self.arrivals: deque[tuple[float, int]] = deque()
         self._received: deque[tuple[float, int]] = deque()
         self._samples: deque[Sample] = deque()
-        self._kinds: set[str] = set()
 
     def first(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
         """The account of a frame that starts a stream, for this reason, so that there is no pair yet.
@@ -162,25 +137,21 @@ class FrameAccounts:
         return self._account(header, "dropped", f"dropped: {reason}", {"reason": reason}, age_ms, DiagnosticStatus.WARN)
 
     def processed(
-        self,
-        header: Header,
-        info: FlowInfo,
-        stage_ms: Mapping[str, float],
-        age_ms: float | None = None,
+        self, header: Header, info: FlowInfo, stage_ms: Mapping[str, float], age_ms: float | None = None,
         latency_from: str = "arrival",
-    ) -> DiagnosticArray:
+    ) -> DiagnosticArray:  # fmt: skip
         """The account of a frame that gave flow.
 
         :param stage_ms: the node's own stages, beside those of the estimator.
         :param latency_from: where latency and budget count from, "arrival" or "stamp".
         """
-        level = DiagnosticStatus.OK
+        level, stage_ms = DiagnosticStatus.OK, {**info.stage_ms, **stage_ms}
         message = f"{info.iterations} iterations, {info.residual_px:.3f} px residual, {info.latency_ms:.1f} ms"
         if info.over_budget:
             level, message = DiagnosticStatus.WARN, f"over the budget of {info.budget_ms:g} ms: {message}"
         if info.stop_reason == "diverged":
             level, message = DiagnosticStatus.ERROR, f"the solver diverged: {message}"
-        values = pair_values(info, {**info.stage_ms, **stage_ms}) | {"latency_from": latency_from}
+        values = pair_values(info, stage_ms) | {"latency_from": latency_from}
         return self._account(header, "processed", message, values, age_ms, level, info, stage_ms)
 
     def window(self) -> Window:
@@ -196,16 +167,9 @@ class FrameAccounts:
         return Window(seconds, full, len(received), sum(lost for _, lost in received), samples)
 
     def _account(
-        self,
-        header: Header,
-        outcome: str,
-        message: str,
-        values: Mapping[str, str],
-        age_ms: float | None,
-        level: bytes = DiagnosticStatus.OK,
-        info: FlowInfo | None = None,
-        stage_ms: Mapping[str, float] | None = None,
-    ) -> DiagnosticArray:
+        self, header: Header, outcome: str, message: str, values: Mapping[str, str], age_ms: float | None,
+        level: bytes = DiagnosticStatus.OK, info: FlowInfo | None = None, stage_ms: Mapping[str, float] | None = None,
+    ) -> DiagnosticArray:  # fmt: skip
         pairs = {
             "camera": self._camera,
             "outcome": outcome,
@@ -217,16 +181,12 @@ class FrameAccounts:
             "units": self.units,
             **values,
         }
-        now_s, reason = self._clock(), pairs["reason"]
+        now_s = self._clock()
         with self._lock:
             self._count_arrivals()
             self._counts[outcome] += 1
             pairs.update({f"frames_{name}": str(count) for name, count in self._counts.items()})
-            kind = reason if reason in BY_DESIGN else kind_of(reason)
-            if outcome == "dropped":
-                kind = kind if kind in self._kinds or len(self._kinds) < MAX_KINDS else OTHER
-                self._kinds.add(kind)
-            self._samples.append(Sample(now_s, outcome, reason[:MAX_REASON], kind, age_ms, info, stage_ms or {}))
+            self._samples.append(Sample(now_s, outcome, pairs["reason"][:MAX_REASON], age_ms, info, stage_ms or {}))
             while self._samples[0].time_s < now_s - WINDOW_S:
                 self._samples.popleft()
         name = f"{STATUS_NAME} {self._camera}".rstrip()
@@ -242,58 +202,3 @@ class FrameAccounts:
             if not self._received:  # they begin to come, at the start or after silence
                 self._arriving_since_s = arrival_s
             self._received.append(arrived)
-
-
-class BudgetWords:
-    """Says what the budget costs: when it is so, and rarely.
-
-    :param scale: that at which no word is needed.
-    :param clock: seconds.
-    """
-
-    def __init__(self, logger: RcutilsLogger, scale: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._logger, self._clock = logger, clock
-        self._scale = scale
-        self._lately: deque[FlowInfo] = deque(maxlen=LATELY)
-        self._unmet = False
-        self._next_s, self._quiet_s = 0.0, QUIET_S
-
-    def start(self, frame: ReceivedFrame) -> tuple[int, str]:
-        """When the budget of a frame starts to count, and from what: its "stamp", or else its "arrival"."""
-        if frame.age_ms is not None and 0.0 <= frame.age_ms <= MAX_STAMP_AGE_MS:
-            return frame.arrival_ns - round(1e6 * frame.age_ms), "stamp"
-        if frame.age_ms is None:
-            what = "use_sim_time is set, but no /clock has come"
-        else:
-            what = f"by their stamps the images are {frame.age_ms / 1000:.1f} s old on arrival"
-        self._logger.warning(
-            f"latency_from is stamp, but {what}, expected 0 to {MAX_STAMP_AGE_MS / 1000:.0f} s: the budget counts from "
-            "their arrival; synchronise the clocks of camera and node, or set latency_from to arrival",
-            throttle_duration_sec=QUIET_S,
-        )
-        return frame.arrival_ns, "arrival"
-
-    def report(self, info: FlowInfo) -> None:
-        """Take in a flow field, and say what has changed, if anything."""
-        self._lately.append(info)
-        if len(self._lately) < LATELY:
-            return
-        starved, now_s = sum(each.starved for each in self._lately), self._clock()
-        if starved >= STARVED_SHARE * LATELY:
-            if not self._unmet or now_s >= self._next_s:
-                latest_ms = max(each.latency_ms for each in self._lately)
-                self._logger.warning(
-                    f"the budget of {info.budget_ms:g} ms cannot be met: of the last {LATELY} flow fields {starved} "
-                    f"were late with a single iteration at the lowest scale, {info.scale:.3g}, by up to "
-                    f"{latest_ms:.0f} ms. Each image gets that one iteration, its flow comes late, and the newest "
-                    f"image wins. {UNMET_REMEDY.capitalize()}"
-                )
-                self._quiet_s *= 2 if self._unmet else 1
-                self._unmet, self._next_s = True, now_s + self._quiet_s
-        elif self._unmet:
-            if not starved and now_s >= self._next_s:
-                self._unmet, self._scale = False, info.scale
-                self._logger.info(f"the budget of {info.budget_ms:g} ms is met again, at scale {info.scale:.3g}")
-        elif {each.scale for each in self._lately} == {info.scale} != {self._scale} and now_s >= self._next_s:
-            self._logger.info(f"processing scale changed from {self._scale:.3g} to {info.scale:.3g}")
-            self._scale, self._next_s = info.scale, now_s + QUIET_S

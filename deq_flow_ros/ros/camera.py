@@ -13,21 +13,26 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.ros.accounts import UNHEARD, BudgetWords, FrameAccounts
+from deq_flow_ros.ros.accounts import UNHEARD, FrameAccounts, kind_of
 from deq_flow_ros.ros.camera_info import WHOLE, Calibration, region
 from deq_flow_ros.ros.camera_input import CameraInput
 from deq_flow_ros.ros.health import Clocks, camera_status
 from deq_flow_ros.ros.messages import ImageMessage, ReceivedFrame, image_to_rgb
 from deq_flow_ros.ros.outputs import COLORED, RESIDUAL, FlowOutputs, make_palette
 from deq_flow_ros.ros.parameters import NodeSettings
-from deq_flow_ros.ros.report import Snapshot
 from deq_flow_ros.streaming import FlowEstimator, FlowResult, UpdateRequest
-from deq_flow_ros.streaming.continuity import FLAT
+
+MAX_STAMP_AGE_MS = 10_000.0
+"""Oldest stamp that is believed where the budget counts from it."""
+QUIET_S = 300.0
+"""Least time between two words in the log about the same."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Camera:
         self._accounts.units = settings.units
         self._outputs = FlowOutputs(node, self.prefix)
         self._logger = self._outputs.logger
-        self._budget = BudgetWords(self._logger, settings.max_scale)
+        self._told_s: dict[str, float] = {}
 
     def destroy(self) -> None:
         """Free the publishers; the input is to be closed before."""
@@ -114,14 +119,20 @@ class Camera:
             self._input.settings = settings
 
     def status(self, name: str) -> DiagnosticStatus:
-        """How the camera has been doing, for ``/diagnostics``."""
+        """How the camera has been doing, for ``/diagnostics``; what is wrong goes to the log as well, but rarely."""
         topic = self._node.resolve_topic_name(f"{self.prefix}image")
-        silence = self._input.silence if self._input else None
-        idle = self.idle
-        if idle is None and silence is None and self._input is not None and not self._input.heard:
-            idle = f"{UNHEARD}: images come and are not processed until somebody does, or always_on is set"
-        clocks = Clocks() if self._input is None else self._input.clocks()
-        return camera_status(name, topic, self._accounts.window(), idle, silence, clocks)
+        idle, silence, clocks = self.idle, None, Clocks()
+        if self._input is not None:
+            silence, clocks = self._input.silence, self._input.clocks()
+            if silence is None and not self._input.heard:
+                idle = f"{UNHEARD}: images come and are not processed until somebody does, or always_on is set"
+        status = camera_status(name, topic, self._accounts.window(), idle, silence, clocks)
+        kind, now_s = kind_of(status.message), time.monotonic()
+        if status.level in (DiagnosticStatus.WARN, DiagnosticStatus.ERROR) and now_s >= self._told_s.get(kind, 0.0):
+            self._told_s = {one: until_s for one, until_s in self._told_s.items() if until_s > now_s}
+            self._told_s[kind] = now_s + QUIET_S
+            self._logger.warning(status.message)
+        return status
 
     def drop(self, frame: ReceivedFrame, reason: str) -> None:
         """The account of a frame that gives no flow."""
@@ -134,9 +145,7 @@ class Camera:
             settings = self._apply_changes(frame.wanted)
             whole = image_to_rgb(frame.message, self._levels)
             rgb = whole if settings.roi == WHOLE else region(whole, settings.roi)
-            start_ns, latency_from = frame.arrival_ns, settings.latency_from
-            if latency_from == "stamp":
-                start_ns, latency_from = self._budget.start(frame)
+            start_ns, latency_from = self._start_of_budget(frame, settings)
             request = UpdateRequest(self.estimator, rgb, frame.stamp_ns, start_ns, time_limit_ms)
             self._reset_if_another_source(frame.message)
         except Exception as error:
@@ -154,9 +163,6 @@ class Camera:
         previous, self._previous, self._last = self._previous, frame.message, result
         if result is None:
             reason = self.estimator.reset_reason or "start"
-            if reason.startswith(FLAT):
-                words = "is the lens covered, or the exposure or intensity_range wrong?"
-                self._logger.warning(f"an image has no contrast to compute on: {words}", throttle_duration_sec=60.0)
             return self._publish_account(frame, self._accounts.first(header, reason, frame.age_ms))
         assert previous is not None
         estimated_ns = time.monotonic_ns()
@@ -164,7 +170,6 @@ class Camera:
             self._publish(attempt, result, previous)
         except Exception as error:
             return self.fail(frame, error)
-        self._budget.report(result.info)
         stage_ms = {
             "wait": (attempt.begun_ns - frame.arrival_ns) * 1e-6,
             "convert": (attempt.converted_ns - attempt.begun_ns) * 1e-6,
@@ -174,22 +179,16 @@ class Camera:
         return self._publish_account(frame, account)
 
     def fail(self, frame: ReceivedFrame, error: Exception) -> None:
-        """The account of a frame that something went wrong with.
+        """The account of a frame that something went wrong with, unless it has had it.
 
         A ValueError means that the image cannot be used as things are; the stream stays as it was. After anything else
         what is left in the estimator is unknown.
         """
-        if isinstance(error, ValueError):
-            self._logger.warning(f"cannot use the image: {error}", throttle_duration_sec=5.0)
-            self.drop(frame, str(error))
-        else:
-            self.give_up(frame, error)
-
-    def give_up(self, frame: ReceivedFrame, error: Exception) -> None:
-        """End the work on a frame after an error in it that nobody expected: its account, unless it has had it."""
+        unusable = isinstance(error, ValueError)
         if not frame.accounted:
-            self.drop(frame, f"{type(error).__name__}: {error}")
-        self.recover(error)
+            self.drop(frame, str(error) if unusable else f"{type(error).__name__}: {error}")
+        if not unusable:
+            self.recover(error)
 
     def recover(self, error: Exception) -> None:
         """Start the stream anew after an error that nobody expected."""
@@ -204,14 +203,14 @@ class Camera:
         except Exception as error:
             self.recover(error)
 
-    def snapshot(self) -> Snapshot | None:
-        """Copies of the last pair and the state, with its flow; None where there is no stream yet."""
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Copies of the last pair and the state, with its flow, and how it came about; None if there is no stream."""
         arrays, last = self.estimator.snapshot(), self._last
         if not arrays:
             return None
         if last is not None:
             arrays |= {"flow": last.flow} | ({} if last.residual is None else {"residual": last.residual})
-        return Snapshot(arrays, {"camera": self.name, "info": {} if last is None else vars(last.info)})
+        return arrays, {"camera": self.name, "info": {} if last is None else vars(last.info)}
 
     def _apply_changes(self, outputs: AbstractSet[str]) -> NodeSettings:
         """Take over what other threads have asked for since the last frame: settings, a reset."""
@@ -220,13 +219,23 @@ class Camera:
             self.estimator.change(**settings.of_estimator())
             self._accounts.direction, self._accounts.units = settings.direction, settings.units
             self._applied = settings
-        self._ask_for_uncertainty("uncertainty" in outputs)
-        residual = bool(outputs & RESIDUAL)
+        known = self.estimator.model.uncertainty is not None
+        if "uncertainty" in outputs and not known:
+            self._logger.warning(
+                f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head "
+                "for it; those that ship have one, and python -m training.train --recipe uncertainty --init WEIGHTS "
+                "adds one to others",
+                once=True,
+            )
         painted = settings.output_scale == 1.0 and outputs & COLORED
-        palette = make_palette(settings.color_max_px) if painted else None
-        asked = self.estimator.stream.settings
-        if (palette, residual) != (asked.palette, asked.residual):
-            self.estimator.change(palette=palette, residual=residual)
+        # Nobody pays for what nobody subscribes to.
+        asked = {
+            "uncertainty": known and "uncertainty" in outputs,
+            "residual": bool(outputs & RESIDUAL),
+            "palette": make_palette(settings.color_max_px) if painted else None,
+        }
+        if asked != {name: getattr(self.estimator.stream.settings, name) for name in asked}:
+            self.estimator.change(**asked)
         if settings.intensity_range != before.intensity_range:
             self._levels = settings.levels()
             self._reset_now(f"intensity_range changed to {list(settings.intensity_range)}")
@@ -236,17 +245,20 @@ class Camera:
             self._reset_now(self._resets.popleft())
         return settings
 
-    def _ask_for_uncertainty(self, wanted: bool) -> None:
-        """Nobody pays for it while nobody subscribes to it."""
-        if wanted and self.estimator.model.uncertainty is None:
-            text = (
-                f"nothing is published on {self.prefix}uncertainty: the weights of the parameter model have no head "
-                "for it; those that ship have one, and python -m training.train --recipe uncertainty --init WEIGHTS "
-                "adds one to others"
-            )
-            self._logger.warning(text, once=True)
-        elif wanted != self.estimator.stream.settings.uncertainty:
-            self.estimator.change(uncertainty=wanted)
+    def _start_of_budget(self, frame: ReceivedFrame, settings: NodeSettings) -> tuple[int, str]:
+        """When the budget of a frame starts to count, and from what: its "stamp", or else its "arrival"."""
+        age_ms = frame.age_ms
+        if settings.latency_from == "arrival":
+            return frame.arrival_ns, "arrival"
+        if age_ms is not None and 0.0 <= age_ms <= MAX_STAMP_AGE_MS:
+            return frame.arrival_ns - round(1e6 * age_ms), "stamp"
+        age = "of unknown age, as no /clock has come" if age_ms is None else f"{age_ms / 1000:.1f} s old on arrival"
+        self._logger.warning(
+            f"latency_from is stamp, but by their stamps the images are {age}, expected 0 to 10 s: the budget counts "
+            "from their arrival; synchronise the clocks of camera and node, or set latency_from to arrival",
+            throttle_duration_sec=60.0,
+        )
+        return frame.arrival_ns, "arrival"
 
     def _reset_if_another_source(self, message: ImageMessage) -> None:
         """The estimator sees only pixels and stamps; that another camera took over the topic shows in the message."""
@@ -262,11 +274,11 @@ class Camera:
         """With the header of the image on whose pixels the flow lives."""
         info, source, header = result.info, self._input, previous.header
         elapsed_s = (info.stamp_ns - info.previous_stamp_ns) * 1e-9
-        if info.direction == "backward":
-            header, elapsed_s = attempt.frame.message.header, -elapsed_s  # it points to an image of before
+        ends = info.previous_stamp_ns, info.stamp_ns
+        if info.direction == "backward":  # it points to an image of before
+            header, elapsed_s, ends = attempt.frame.message.header, -elapsed_s, ends[::-1]
         calibration = Calibration(image_size=attempt.image_size)
         if source is not None:
-            ends = (info.previous_stamp_ns, info.stamp_ns)[:: -1 if info.direction == "backward" else 1]
             message, other = (source.infos.get(stamp_ns, source.camera_info) for stamp_ns in ends)
             topic = source.info_topic or "camera_info"
             calibration = Calibration(message, attempt.image_size, topic, source.rectified, other)

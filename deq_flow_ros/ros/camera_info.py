@@ -71,14 +71,9 @@ def alike(one: CameraInfo, other: CameraInfo) -> bool:
     """Whether two camera_info describe one camera, up to what focusing changes: less than a pixel at the border."""
     if one is other:
         return True
-    if (one.distortion_model, one.binning_x, one.binning_y) != (
-        other.distortion_model,
-        other.binning_x,
-        other.binning_y,
-    ):
-        return False
-    same = image_size(one) == image_size(other) and one.roi == other.roi and len(one.d) == len(other.d)
-    pairs = [(getattr(one, name), getattr(other, name)) for name in "kpd"]
+    exact, close = ("distortion_model", "width", "height", "binning_x", "binning_y", "roi"), "kpd"
+    same = all(getattr(one, name) == getattr(other, name) for name in exact) and len(one.d) == len(other.d)
+    pairs = ((getattr(one, name), getattr(other, name)) for name in close)
     return same and all(np.allclose(*pair, rtol=1e-3, atol=1e-3, equal_nan=True) for pair in pairs)
 
 
@@ -105,16 +100,8 @@ def camera_model(message: CameraInfo, rectified: bool = False) -> CameraModel:
     # Drivers without distortion name any model or none. Of a fisheye, zeros have a meaning.
     if rectified or (model != "equidistant" and not any(distortion)):
         model, distortion = "none", ()
-    sensor = CameraModel(
-        fx=float(matrix[0, 0]),
-        fy=float(matrix[1, 1]),
-        cx=float(matrix[0, 2]),
-        cy=float(matrix[1, 2]),
-        width=message.width,
-        height=message.height,
-        distortion_model=model,
-        distortion=distortion,
-    )
+    fx, fy, cx, cy = (float(matrix[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    sensor = CameraModel(fx, fy, cx, cy, message.width, message.height, model, distortion)
     x, y, width, height, binning_x, binning_y = _sensor_part(message)
     return sensor.cropped(x, y, width, height).scaled(1 / binning_x, 1 / binning_y)
 
@@ -147,9 +134,8 @@ def adapted(message: CameraInfo, header: Header, roi: Region, size: tuple[int, i
     left, top = sensor_x + x * binning_x, sensor_y + y * binning_y
     if size == (height, width):
         if roi not in (WHOLE, whole):
-            result.roi = RegionOfInterest(
-                x_offset=left, y_offset=top, width=width * binning_x, height=height * binning_y, do_rectify=True
-            )
+            size_of_part = {"width": width * binning_x, "height": height * binning_y}
+            result.roi = RegionOfInterest(x_offset=left, y_offset=top, **size_of_part, do_rectify=True)
         return result
     scale_x, scale_y = size[1] / width / binning_x, size[0] / height / binning_y
     for name, columns in (("k", 3), ("p", 4)):

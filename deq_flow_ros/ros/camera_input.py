@@ -7,20 +7,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
-from rclpy.topic_endpoint_info import TopicEndpointInfo
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from deq_flow_ros.imaging.video import VideoDecoder
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import RATE_LIMITED, UNHEARD
 from deq_flow_ros.ros.camera_info import remember
 from deq_flow_ros.ros.health import Clocks
-from deq_flow_ros.ros.messages import VIDEO, ImageMessage, ReceivedFrame, Source, VideoInput, candidates
+from deq_flow_ros.ros.messages import ImageMessage, ReceivedFrame, Source, candidates, video_image
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.ros.process import STEADY_CLOCK
 from deq_flow_ros.streaming.continuity import StampOrder
@@ -30,28 +29,26 @@ MAX_WAIT_NS = 1_000_000_000
 STEP_NS = 10_000_000_000
 """A clock that is set by less is believed at once. Beyond, a single stamp may be garbage."""
 WATCH_PERIOD_S = 0.5
-RATE_CAPACITY = 2.0
-"""Room for one image more: without it, jitter would cost images of a camera whose rate lies at the limit."""
 
 
 class RateLimit:
-    """At most so many images per second: a token bucket."""
+    """At most so many images per second; one may come a period early, or jitter would cost images of a camera whose
+    rate lies at the limit.
+    """
 
     def __init__(self) -> None:
-        self._tokens = 1.0
-        self._last_ns: int | None = None
+        self._due_ns: float | None = None
 
     def passes(self, now_ns: int, rate_hz: float) -> bool:
         """Whether an image that comes now, on any clock that does not go back, may pass; a rate of 0 is no limit."""
         if not rate_hz:
+            self._due_ns = None
             return True
-        if self._last_ns is not None:
-            self._tokens = min(RATE_CAPACITY, self._tokens + (now_ns - self._last_ns) * 1e-9 * rate_hz)
-        self._last_ns = now_ns
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
+        period_ns = 1e9 / rate_hz  # another one than before, perhaps
+        due_ns = now_ns + period_ns if self._due_ns is None else min(self._due_ns, now_ns + 2 * period_ns)
+        early = now_ns < due_ns - period_ns
+        self._due_ns = due_ns if early else max(due_ns, now_ns) + period_ns
+        return not early
 
 
 class CameraInput:
@@ -71,15 +68,9 @@ class CameraInput:
     """
 
     def __init__(
-        self,
-        node: Node,
-        prefix: str,
-        settings: NodeSettings,
-        wanted: Callable[[], AbstractSet[str]],
-        arrivals: deque[tuple[float, int]],
-        logger: RcutilsLogger,
-        on_frame: Callable[[ReceivedFrame], None],
-    ) -> None:
+        self, node: Node, prefix: str, settings: NodeSettings, wanted: Callable[[], AbstractSet[str]],
+        arrivals: deque[tuple[float, int]], logger: RcutilsLogger, on_frame: Callable[[ReceivedFrame], None],
+    ) -> None:  # fmt: skip
         self.settings = settings
         self.silence: str | None = None
         self.camera_info: CameraInfo | None = None
@@ -139,19 +130,14 @@ class CameraInput:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
         self._source = source
-        self._video = VideoInput() if source.kind in VIDEO else None
-        self._mismatched = False
+        self._video = None if source.kind in (Image, CompressedImage) else VideoDecoder()
         reliability = ReliabilityPolicy[self.settings.qos_reliability.upper()]
         self._qos = QoSProfile(depth=self.settings.qos_depth, reliability=reliability)
         self._subscription = self._node.create_subscription(
-            source.kind,
-            source.topic,
-            qos.with_info(self._on_message),
-            self._qos,
-            event_callbacks=qos.event_callbacks(self._on_incompatible_qos),
+            source.kind, source.topic, qos.with_info(self._on_message), self._qos, event_callbacks=qos.SILENT,
             qos_overriding_options=qos.override_options(self._node, source.topic),
-        )
-        self._last_number, self._warnings, self._arrived = 0, 0, False
+        )  # fmt: skip
+        self._last_number, self._warnings, self._arrived, self._mismatch = 0, 0, False, ""
         self._heard_s = time.monotonic()
         self._logger.info(f"waiting for {source.kind.__name__} messages on {source.topic}")
 
@@ -164,13 +150,9 @@ class CameraInput:
         # later, which only a subscription that asks for it receives.
         for profile, options in ((qos.sensor_data(), overrides), (qos.latched(), None)):
             subscription = self._node.create_subscription(
-                CameraInfo,
-                self.info_topic,
-                self._on_camera_info,
-                profile,
-                event_callbacks=qos.event_callbacks(),  # by default they would warn of the other
+                CameraInfo, self.info_topic, self._on_camera_info, profile, event_callbacks=qos.SILENT,
                 qos_overriding_options=options,
-            )
+            )  # fmt: skip
             self._info_subscriptions.append(subscription)
 
     def _on_message(self, message: ImageMessage, info: dict[str, int]) -> None:
@@ -184,7 +166,7 @@ class CameraInput:
         self._arrived, self._warnings, self._heard_s = True, 0, time.monotonic()
         lost, refused = self._lost_before(info["publication_sequence_number"]), None
         if self._video is not None:
-            message, refused = self._video.image(message, lost)
+            message, refused = video_image(self._video, message, lost)
         stamp = message.header.stamp  # perhaps one that rclpy.time refuses: before 1970
         stamp_ns = stamp.sec * 1_000_000_000 + stamp.nanosec
         self._arrivals.append((arrival_ns * 1e-9, lost))
@@ -207,24 +189,21 @@ class CameraInput:
             )
         # Not in the stream behind: there a message that was sent twice would take the place of the image that waits.
         if frame.refused is not None:  # video without a picture
-            self._logger.warning(f"an image takes no part: {frame.refused}", throttle_duration_sec=10.0)
-        elif not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
+            return
+        if not self._rate.passes(frame.arrival_ns, self.settings.max_rate_hz):
             frame.refused = RATE_LIMITED
-        elif (reason := self._order.why_out(frame.stamp_ns, self._furthest_ns(frame))) is not None:
-            frame.refused = reason
-            self._logger.warning(f"an image takes no part: {reason}", throttle_duration_sec=10.0)
-        else:
+            return
+        # How far a stamp may be ahead of the last one: as far as time went on since then, and a step or gap more.
+        since_ns = 0 if self._latest_arrival_ns is None else frame.arrival_ns - self._latest_arrival_ns
+        furthest_ns = since_ns + max(STEP_NS, round(1e6 * self.settings.max_gap_ms))
+        frame.refused = self._order.why_out(frame.stamp_ns, furthest_ns)
+        if frame.refused is None:
             self._latest_arrival_ns = frame.arrival_ns
             frame.starts_anew = self._order.anew
-        if frame.refused is None and not heard:
-            frame.refused = UNHEARD
-        elif frame.refused is None and self._anew is not None:
-            frame.starts_anew, self._anew = self._anew, None
-
-    def _furthest_ns(self, frame: ReceivedFrame) -> int:
-        """How far a stamp may be ahead of the last one: as far as time went on since then, and a step or gap more."""
-        since_ns = 0 if self._latest_arrival_ns is None else frame.arrival_ns - self._latest_arrival_ns
-        return since_ns + max(STEP_NS, round(1e6 * self.settings.max_gap_ms))
+            if not heard:
+                frame.refused = UNHEARD
+            elif self._anew is not None:
+                frame.starts_anew, self._anew = self._anew, None
 
     def _lost_before(self, number: int) -> int:
         """Messages that the middleware lost between the last one and this, by the publisher's numbers."""
@@ -238,46 +217,34 @@ class CameraInput:
         self.camera_info = message
         remember(self.infos, message)
 
-    def _on_incompatible_qos(self, event: Any) -> None:
-        self._mismatched = True  # to be named by `_watch`: the graph may not know the publisher yet
-
     def _watch(self) -> None:
-        if not self._closed:
-            self._name_mismatch()
-            self._choose_source()
-            self._check_silence()
-
-    def _name_mismatch(self) -> None:
-        if not self._mismatched:
+        """Look at who publishes: change to another transport where the one in use is not published, or has not
+        delivered anything yet; name what cannot be received, and why nothing comes.
+        """
+        if self._closed:
             return
-        words = qos.mismatch(self._source.topic, self._qos, self._offers(self._source))
-        if words is not None:
-            self._mismatched = False
-            self._logger.warning(words)
-
-    def _choose_source(self) -> None:
-        """Change to another transport where the one in use is not published, or has not delivered anything yet."""
-        offered = [source for source in self._candidates if self._offers(source)]
+        topics = {source.topic for source in self._candidates}
+        published = {topic: self._node.get_publishers_info_by_topic(topic) for topic in topics}
+        offers = {
+            source: [offer for offer in published[source.topic] if offer.topic_type == source.type_name()]
+            for source in self._candidates
+        }
+        offered = [source for source in self._candidates if offers[source]]
         if offered and self._source != offered[0] and not (self._arrived and self._source in offered):
             before = self._source.topic
             self._subscribe(offered[0])
             self._logger.info(f"changed from {before} to {offered[0].topic}, which is what is published")
-
-    def _offers(self, source: Source) -> list[TopicEndpointInfo]:
-        offers = self._node.get_publishers_info_by_topic(source.topic)
-        return [offer for offer in offers if offer.topic_type == source.type_name()]
-
-    def _check_silence(self) -> None:
-        silent_s = time.monotonic() - self._heard_s
-        limit_s = self.settings.silence_warning_s
-        if not limit_s or silent_s < limit_s:
-            return
-        offers = self._node.get_publishers_info_by_topic(self._source.topic)
-        reason = qos.silence(self._source.topic, self._source.type_name(), offers, silent_s, self._qos)
-        self.silence = reason
-        if silent_s >= limit_s * 2**self._warnings:
-            self._warnings += 1
-            self._logger.warning(reason)
+        topic = self._source.topic
+        mismatch = qos.mismatch(topic, self._qos, offers[self._source]) or ""
+        if mismatch and mismatch != self._mismatch:
+            self._logger.warning(mismatch)
+        self._mismatch = mismatch
+        silent_s, limit_s = time.monotonic() - self._heard_s, self.settings.silence_warning_s
+        if limit_s and silent_s >= limit_s:
+            self.silence = qos.silence(topic, self._source.type_name(), published[topic], silent_s, self._qos)
+            if silent_s >= limit_s * 2**self._warnings:
+                self._warnings += 1
+                self._logger.warning(self.silence)
 
 
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:

@@ -20,18 +20,19 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logging_directory
 from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.ros import process, qos, report
+from deq_flow_ros.ros import process, qos
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.messages import BACKEND
 from deq_flow_ros.ros.parameter_table import changed
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
 from deq_flow_ros.ros.process import Diagnostics, ManagerBond
-from deq_flow_ros.ros.qos import unused_overrides
+from deq_flow_ros.ros.report import ProcessStatus, write_snapshot
 from deq_flow_ros.ros.worker import FrameWorker
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
@@ -56,9 +57,8 @@ class FlowNode(LifecycleNode):
         self.cameras: list[Camera] = []
         self.worker: FrameWorker | None = None
         self._enabled = True
-        self._told: set[str] = set()
         self._bond = ManagerBond(self)
-        self._health = report.ProcessStatus(f"{self.get_fully_qualified_name()[1:]}: process")
+        self._health = ProcessStatus(f"{self.get_fully_qualified_name()[1:]}: process")
         self.add_on_set_parameters_callback(self._on_set_parameters)
         qos.after_parameters_set(self, self._on_parameters_set)
         NodeSettings.declare(self)
@@ -79,9 +79,7 @@ class FlowNode(LifecycleNode):
         if not self.get_parameter("autostart").value:
             return True
         for transition, trigger in (("configure", self.trigger_configure), ("activate", self.trigger_activate)):
-            if stop.requested:
-                return True
-            if trigger() != SUCCESS:
+            if not stop.requested and trigger() != SUCCESS:
                 ends: bool = self.get_parameter("exit_on_failure").value
                 then = "the process ends (exit_on_failure)" if ends else f"then call the transition {transition}"
                 self.get_logger().error(f"not started; mend what is named above; {then}")
@@ -101,7 +99,7 @@ class FlowNode(LifecycleNode):
             return super().on_configure(state)
         except Exception as error:
             reason = f"configure failed: {process.words_of(error)}"
-            self.get_logger().error(reason)
+        self.get_logger().error(reason)
         self._free(failure=reason)  # behind the error, whose traceback holds the model
         return FAILURE
 
@@ -146,15 +144,12 @@ class FlowNode(LifecycleNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, finish the frame in hand, forget the streams."""
-        if not self._succeeds(lambda: self._stop("the node was deactivated"), "deactivate"):
-            return ERROR
-        return super().on_deactivate(state)
+        done = self._succeeds(lambda: self._stop("the node was deactivated"), "deactivate")
+        return super().on_deactivate(state) if done else ERROR
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free everything that ``configure`` made."""
-        if not self._succeeds(self._free, "cleanup"):
-            return ERROR
-        return super().on_cleanup(state)
+        return super().on_cleanup(state) if self._succeeds(self._free, "cleanup") else ERROR
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop from whatever state."""
@@ -185,14 +180,13 @@ class FlowNode(LifecycleNode):
 
     def _open(self) -> None:
         assert self.worker is not None
-        if self._enabled:
-            inputs = set[str]().union(*[camera.open(self.worker.take) for camera in self.cameras])
-            for line in set(unused_overrides(self, inputs)) - self._told:
-                self.get_logger().warning(line)
-                self._told.add(line)
-        else:  # and then deactivated and activated
+        if not self._enabled:  # and then deactivated and activated
             self._close(DISABLED)
             self.get_logger().warning("active, but disabled: call the service ~/enable")
+            return
+        inputs = set[str]().union(*[camera.open(self.worker.take) for camera in self.cameras])
+        for line in qos.unused_overrides(self, inputs):
+            self.get_logger().warning(line)
 
     def _close(self, reason: str) -> None:
         for camera in self.cameras:
@@ -238,8 +232,7 @@ class FlowNode(LifecycleNode):
             return response
         if request.data != self._enabled:
             self._enabled = request.data
-            if self._enabled and not self._succeeds(self._open, "enable"):
-                self._enabled = False
+            self._enabled = request.data and self._succeeds(self._open, "enable")
             if not self._enabled:
                 self._close(DISABLED)
                 self.worker.drop_waiting(DISABLED)
@@ -262,12 +255,23 @@ class FlowNode(LifecycleNode):
             response.success, response.message = False, "the node is not active: there is no stream"
             return response
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
-        folder = self._settings.snapshot_folder
+        folder = Path(self._settings.snapshot_folder or get_logging_directory() / "flow_snapshots").expanduser()
 
-        def copies() -> list[report.Snapshot | None]:
-            return worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
+        def write() -> list[str]:
+            copies = worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
+            written = (write_snapshot(folder, arrays, {**about, **more}) for arrays, more in filter(None, copies))
+            return [str(path) for path in written]
 
-        return await report.answer(response, copies, folder, about, self.executor)
+        response.success = False
+        try:
+            paths = await process.in_a_thread(write, self.executor, "snapshot")
+            response.success = bool(paths)
+            response.message = ", ".join(paths) or "no stream yet: no image has been processed"
+        except TimeoutError as error:
+            response.message = f"no snapshot, the frames in hand take too long, or the node is stopping: {error}"
+        except Exception as error:
+            response.message = f"cannot write into {folder}: {process.words_of(error)}"
+        return response
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images, fields and points as messages, to and from numpy; and the topics that images may come on.
 
-cv_bridge and sensor_msgs_py are used where ROS provides them. The messages of video have no wheel on PyPI. On a machine
-with ROS: ``apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs`` or ``ros-$ROS_DISTRO-foxglove-msgs``.
+cv_bridge and sensor_msgs_py are used where ROS provides them. The messages of video have no wheel on PyPI.
 """
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ def find_bridge() -> tuple[Any, str]:
 
 BRIDGE, BACKEND = find_bridge()
 
-VIDEO = tuple(kind for kind in (FFMPEG, FOXGLOVE) if kind is not None)
-"""The types of messages that hold video and are installed."""
 BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"} | {
     f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")
 }
@@ -66,7 +63,6 @@ BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"} |
 class VideoImage:
     """Stands for a message of video where the node expects an image.
 
-    :ivar format: of the video.
     :ivar picture: becomes RGB where it is used; None where there is none.
     """
 
@@ -80,10 +76,9 @@ ImageMessage: TypeAlias = Image | CompressedImage | VideoImage
 
 @dataclass(eq=False)
 class ReceivedFrame:
-    """A message, when it came, and how old it was then.
+    """A message that came, and what is known of it.
 
-    :ivar arrival_ns: on the ``time.monotonic_ns`` clock.
-    :ivar stamp_ns: of the message.
+    :ivar arrival_ns: when it came, on the ``time.monotonic_ns`` clock.
     :ivar age_ms: from its stamp to its arrival by the ROS clock; None while that clock stands at zero.
     :ivar refused: why it is not to be processed; None if it is.
     :ivar starts_anew: why the stream starts anew before the next one that is processed; None if it does not.
@@ -122,39 +117,34 @@ def candidates(node: Node, prefix: str, transport: str) -> Sequence[Source]:
     :raises ValueError: for video whose messages are not installed.
     """
     image = node.resolve_topic_name(f"{prefix}image")
-    raw, compressed_alone = Source(image, Image), Source(image, CompressedImage)
-    compressed = Source(node.resolve_topic_name(f"{image}/compressed"), CompressedImage)
-    named = [(name, kind) for name, kind in (("ffmpeg", FFMPEG), ("foxglove", FOXGLOVE)) if kind is not None]
-    video = [Source(node.resolve_topic_name(f"{image}/{name}"), kind) for name, kind in named]
-    video += [Source(image, kind) for _, kind in named]
+
+    def beside(name: str, kind: type) -> Source:
+        return Source(node.resolve_topic_name(f"{image}/{name}"), kind)
+
+    raw, compressed = Source(image, Image), [beside("compressed", CompressedImage), Source(image, CompressedImage)]
+    kinds = {name: kind for name, kind in (("ffmpeg", FFMPEG), ("foxglove", FOXGLOVE)) if kind is not None}
+    video = [beside(*one) for one in kinds.items()] + [Source(image, kind) for kind in kinds.values()]
     if transport == "video" and not video:
         raise ValueError(
             "image_transport is video, but no package of its messages is installed: "
             "apt install ros-$ROS_DISTRO-ffmpeg-image-transport-msgs or ros-$ROS_DISTRO-foxglove-msgs"
         )
-    every = [raw, compressed, *video, compressed_alone]
-    return {"raw": [raw], "compressed": [compressed, compressed_alone], "video": video, "auto": every}[transport]
+    every = [raw, compressed[0], *video, compressed[1]]
+    return {"raw": [raw], "compressed": compressed, "video": video, "auto": every}[transport]
 
 
-class VideoInput:
-    """Decodes the messages of one subscription, each of which has to be, whether its picture is used or not."""
+def video_image(decoder: VideoDecoder, message: Any, lost: int) -> tuple[VideoImage, str | None]:
+    """The picture of a message of video, or why there is none. Each has to be decoded, whether it is used or not.
 
-    def __init__(self) -> None:
-        self._decoder = VideoDecoder()
-
-    def image(self, message: Any, lost: int) -> tuple[VideoImage, str | None]:
-        """The picture of a message, or why there is none.
-
-        :param lost: messages that the middleware lost before it.
-        """
-        packet = packet_of(message)
-        time = message.timestamp if hasattr(message, "timestamp") else message.header.stamp
-        header = Header(stamp=Time(sec=time.sec, nanosec=time.nanosec), frame_id=packet.frame_id)
-        try:
-            picture = self._decoder.decode(packet, f"the network lost {lost} messages" if lost else "")
-        except EncodingError as error:
-            return VideoImage(header, packet.format, None), str(error)
-        return VideoImage(header, packet.format, picture), None
+    :param lost: messages that the middleware lost before it.
+    """
+    packet, problem, picture = packet_of(message), None, None
+    stamp = message.timestamp if hasattr(message, "timestamp") else message.header.stamp
+    try:
+        picture = decoder.decode(packet, f"the network lost {lost} messages" if lost else "")
+    except EncodingError as error:
+        problem = str(error)
+    return VideoImage(Header(stamp=stamp, frame_id=packet.frame_id), packet.format, picture), problem
 
 
 def image_to_rgb(message: ImageMessage, levels: Levels | None = None) -> np.ndarray:
@@ -192,9 +182,8 @@ def bytes_to_image(
     data: np.ndarray, height: int, width: int, step: int, encoding: str, is_bigendian: bool, header: Header
 ) -> Image:
     """Message of an array's bytes as they are."""
-    message = Image(
-        header=header, height=height, width=width, step=step, encoding=encoding, is_bigendian=int(is_bigendian)
-    )
+    size = {"height": height, "width": width, "step": step}
+    message = Image(header=header, encoding=encoding, is_bigendian=int(is_bigendian), **size)
     # The one way that is fast on every distribution: assigning `data` checks each byte in Python on some.
     message.data.frombytes(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
     return message

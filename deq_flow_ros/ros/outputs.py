@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +24,9 @@ from deq_flow_ros.ros.messages import array_to_image, compressed_image, make_clo
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming.settings import Palette
 
+ACCOUNTS = "statistics"
 _TOPICS = {
+    ACCOUNTS: DiagnosticArray,
     "flow": Image,
     "flow_color": Image,
     "flow_color/compressed": CompressedImage,
@@ -37,6 +40,8 @@ RAY_FIELDS = ("x", "y", "z", "rate_x", "rate_y", "rate_z")
 """Of ``~/points``: always, and with a calibrated camera."""
 COLORED = frozenset(("flow_color", "flow_color/compressed"))
 RESIDUAL = frozenset(("residual", "points"))
+DESCRIBED = frozenset(("points", "camera_info"))
+"""Outputs that need the colours, the residual, or the calibration."""
 
 
 @lru_cache(maxsize=8)
@@ -62,52 +67,39 @@ class FlowOutputs:
         self._node = node
         name = prefix.strip("~/")
         self.logger = node.get_logger().get_child(name) if name else node.get_logger()
-        self._said = ""
-        self._strange = ""  # frame_id of a camera_info that does not fit
+        self._said = {"missing": "", "strange": ""}
         self._normalized: NormalizedFlow | None = None
         self._publishers: dict[str, LifecyclePublisher] = {}
-        self._all: list[LifecyclePublisher] = []
+        accounts = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         try:
             for name, kind in _TOPICS.items():
-                self._publishers[name] = self._publisher(kind, prefix + name, qos.output())
-            reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
-            self._statistics = self._publisher(DiagnosticArray, f"{prefix}statistics", reliable)
+                # Overrides are written into the profile given.
+                self._publishers[name] = node.create_lifecycle_publisher(
+                    kind, prefix + name, accounts if name == ACCOUNTS else qos.output(),
+                    qos_overriding_options=QoSOverridingOptions(qos.OVERRIDABLE),
+                )  # fmt: skip
         except Exception:
             self.destroy()
             raise
 
-    def _publisher(self, kind: type, topic: str, profile: QoSProfile) -> LifecyclePublisher:
-        # Overrides are written into the profile given.
-        options = QoSOverridingOptions(qos.OVERRIDABLE)
-        self._all.append(self._node.create_lifecycle_publisher(kind, topic, profile, qos_overriding_options=options))
-        return self._all[-1]
-
     def destroy(self) -> None:
         """Give the publishers back."""
-        for publisher in self._all:
-            self._node.destroy_lifecycle_publisher(publisher)
-        self._all.clear()
-        self._publishers.clear()
+        while self._publishers:
+            self._node.destroy_lifecycle_publisher(self._publishers.popitem()[1])
 
     def wanted(self) -> set[str]:
-        """Names of the outputs that somebody subscribes to: "flow", "flow_color/compressed", ..."""
-        return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
+        """Names of the outputs that somebody subscribes to, but for the accounts: "flow", "flow_color/compressed"."""
+        return {name for name, one in self._publishers.items() if name != ACCOUNTS and one.get_subscription_count()}
 
     def publish_account(self, account: DiagnosticArray) -> None:
         """Publish the account of a frame on ``statistics``, for whoever listens now; it is reliable."""
-        self._statistics.publish(account)
+        self._publishers[ACCOUNTS].publish(account)
 
     def publish(
-        self,
-        flow: np.ndarray,
-        residual: np.ndarray | None,
-        header: Header,
-        calibration: Calibration,
-        elapsed_s: float | None,
-        settings: NodeSettings,
-        uncertainty: np.ndarray | None = None,
+        self, flow: np.ndarray, residual: np.ndarray | None, header: Header, calibration: Calibration,
+        elapsed_s: float | None, settings: NodeSettings, uncertainty: np.ndarray | None = None,
         colors: np.ndarray | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with ``header``.
 
         :param elapsed_s: time from the image of the field to the one that its flow points to; below 0 if backward.
@@ -122,37 +114,35 @@ class FlowOutputs:
         sampled, flow, residual, uncertainty = _resized(flow, residual, uncertainty, settings.output_scale)
         info = camera = None
         problem = ""
-        if wanted & {"points", "camera_info"} or settings.units != "px":
+
+        def send(name: str, message: Any) -> None:
+            self._publishers[name].publish(message)
+
+        if wanted & DESCRIBED or settings.units != "px":
             info, camera, problem = calibration.of_field(header, flow.shape[:2], settings.roi)
-            self._say(problem, wanted, info is not None)
-            self._compare_frames(calibration, header)
+            self._name_problems(calibration, header, problem if wanted & DESCRIBED else "", info is not None)
         if "flow" in wanted:
             in_units = flow
             if settings.units != "px":
                 in_units = self._per_second(flow, camera, elapsed_s, settings.units, problem)
-            self._publishers["flow"].publish(array_to_image(in_units, "32FC2", header))
-        if "residual" in wanted and residual is not None:
-            self._publishers["residual"].publish(array_to_image(residual, "32FC1", header))
-        if "uncertainty" in wanted and uncertainty is not None:
-            self._publishers["uncertainty"].publish(array_to_image(uncertainty, "32FC1", header))
+            send("flow", array_to_image(in_units, "32FC2", header))
+        for name, field in (("residual", residual), ("uncertainty", uncertainty)):
+            if name in wanted and field is not None:
+                send(name, array_to_image(field, "32FC1", header))
         if info is not None and "camera_info" in wanted:
-            self._publishers["camera_info"].publish(info)
+            send("camera_info", info)
         if "points" in wanted and residual is not None:
-            cloud = flow_points(flow, residual, settings.points_stride, header, camera, elapsed_s)
-            self._publishers["points"].publish(cloud)
+            send("points", flow_points(flow, residual, settings.points_stride, header, camera, elapsed_s))
         if wanted & COLORED:
             if colors is None or settings.output_scale != 1.0:
                 colors = flow_to_color(sampled, settings.color_max_px or None)
-            self._publish_color(colors, header, wanted, settings)
-
-    def _publish_color(self, rgb: np.ndarray, header: Header, wanted: set[str], settings: NodeSettings) -> None:
-        if "flow_color" in wanted:
-            self._publishers["flow_color"].publish(array_to_image(rgb, "rgb8", header))
-        if "flow_color/compressed" in wanted:
-            data = encode_image(rgb, settings.compressed_format, settings.jpeg_quality)
-            # As compressed_image_transport writes it: what the image was, and the order in which OpenCV compressed it.
-            format = f"rgb8; {settings.compressed_format} compressed bgr8"
-            self._publishers["flow_color/compressed"].publish(compressed_image(data, format, header))
+            if "flow_color" in wanted:
+                send("flow_color", array_to_image(colors, "rgb8", header))
+            if "flow_color/compressed" in wanted:
+                data = encode_image(colors, settings.compressed_format, settings.jpeg_quality)
+                # As compressed_image_transport writes it: what the image was, and the order in which it was compressed.
+                format = f"rgb8; {settings.compressed_format} compressed bgr8"
+                send("flow_color/compressed", compressed_image(data, format, header))
 
     def _per_second(
         self, flow: np.ndarray, camera: CameraModel | None, elapsed_s: float | None, units: str, problem: str
@@ -166,24 +156,22 @@ class FlowOutputs:
             self._normalized = NormalizedFlow(camera)
         return self._normalized(flow) / np.float32(elapsed_s)
 
-    def _compare_frames(self, calibration: Calibration, header: Header) -> None:
-        """Name a camera_info that may be another camera's; once, until it changes."""
-        theirs = (calibration.message and calibration.message.header.frame_id) or header.frame_id
-        if theirs != header.frame_id and theirs != self._strange:
-            whose = f"has the frame_id {theirs!r}, the images have {header.frame_id!r}: is it that of another camera?"
-            self.logger.warning(f"camera_info on {calibration.topic} {whose} It is used all the same")
-        self._strange = theirs
-
-    def _say(self, problem: str, wanted: set[str], described: bool) -> None:
-        """Name what is missing in what people subscribe to; once, until it changes.
+    def _name_problems(self, calibration: Calibration, header: Header, problem: str, described: bool) -> None:
+        """Name what is missing in what people subscribe to, and a camera_info that may be another camera's; once, until
+        it changes.
 
         :param described: whether camera_info goes out all the same.
         """
-        if problem != self._said and wanted & {"points", "camera_info"}:
-            self._said = problem
-            if problem:
-                which = "camera_info goes out as it came, but" if described else "no camera_info goes out, and"
-                self.logger.warning(f"{which} points have no bearings: {problem}")
+        which = "camera_info goes out as it came, but" if described else "no camera_info goes out, and"
+        told = {"missing": f"{which} points have no bearings: {problem}" if problem else "", "strange": ""}
+        theirs = (calibration.message and calibration.message.header.frame_id) or header.frame_id
+        if theirs != header.frame_id:
+            whose = f"has the frame_id {theirs!r}, the images have {header.frame_id!r}: is it that of another camera?"
+            told["strange"] = f"camera_info on {calibration.topic} {whose} It is used all the same"
+        for what, words in told.items():
+            if words and words != self._said[what]:
+                self.logger.warning(words)
+        self._said = told
 
 
 def _resized(
@@ -195,12 +183,12 @@ def _resized(
     """
     if scale == 1.0:
         return flow, flow, residual, uncertainty
-    height, width = flow.shape[:2]
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    ratio = np.array([size[0] / width, size[1] / height], np.float32)
+    of_image = np.array(flow.shape[1::-1])
+    size = np.maximum(1, np.rint(of_image * scale).astype(int))
+    ratio = (size / of_image).astype(np.float32)
 
     def sampled(field: np.ndarray) -> np.ndarray:
-        return cv2.resize(field, size, interpolation=cv2.INTER_NEAREST)
+        return cv2.resize(field, size.tolist(), interpolation=cv2.INTER_NEAREST)
 
     here = sampled(flow)
     residual, uncertainty = (None if one is None else sampled(one) * ratio.mean() for one in (residual, uncertainty))
@@ -208,13 +196,9 @@ def _resized(
 
 
 def flow_points(
-    flow: np.ndarray,
-    residual: np.ndarray,
-    stride: int,
-    header: Header,
-    camera: CameraModel | None,
+    flow: np.ndarray, residual: np.ndarray, stride: int, header: Header, camera: CameraModel | None,
     elapsed_s: float | None,
-) -> PointCloud2:
+) -> PointCloud2:  # fmt: skip
     """Every ``stride``-th pixel of flow (H, W, 2) px and residual (H, W) px, from the first on, as an organized cloud.
 
     The fields are float32: the pixel ``u``, ``v`` and its flow ``du``, ``dv``, NaN where there is none, and

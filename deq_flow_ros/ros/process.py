@@ -10,7 +10,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -30,6 +30,11 @@ from std_msgs.msg import Header
 
 from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.host import StopRequest, keep_freed_memory
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
+"""For timers that must run on while simulated time stands still, as before a bag is played."""
 
 
 def start(args: Sequence[str] | None) -> StopRequest:
@@ -68,58 +73,28 @@ def _end_for_ros_arguments(error: RuntimeError) -> NoReturn:
     raise SystemExit(2) from None
 
 
-def _parse_no_options(name: str, usage: str, args: Sequence[str] | None) -> None:
-    """Take a command line that may hold nothing but ROS arguments and a request for help.
-
-    :param usage: what that prints.
-    :raises SystemExit: with status 0 after the help, 2 for anything else.
-    """
-    line = CommandLine(name, usage)
-    line.usage = f"{name} [--ros-args ...]"
-    words = list(sys.argv if args is None else [name, *args])
-    # What stands between --ros-args and -- is ROS's, which may be malformed: rclpy.init says how.
-    own, within = [], False
-    for word in words[1:]:
-        within = (within or word == "--ros-args") and word != "--"
-        own += [] if within or word == "--" else [word]
-    line.parse_args(own)
-
-
 def words_of(error: Exception) -> str:
     """An error as the user should read it: what we raise says all; of anything else, the place matters."""
     return str(error) if isinstance(error, (OSError, ValueError, RuntimeError)) else traceback.format_exc()
 
 
-class ClosableNode(Protocol):
-    """A node that frees what it holds in ``close``, which may be called more than once."""
-
-    def close(self) -> None: ...
-
-    def destroy_node(self) -> None: ...
-
-
-AnyNode = TypeVar("AnyNode", bound=ClosableNode)
-
-
 def run(
-    make: Callable[[], AnyNode],
-    name: str,
-    usage: str,
-    args: Sequence[str] | None = None,
-    begin: Callable[[AnyNode, StopRequest], bool] | None = None,
-    step: Callable[[AnyNode], None] | None = None,
+    make: Callable[[], AnyNode], name: str, usage: str, args: Sequence[str] | None = None,
+    begin: Callable[[AnyNode, StopRequest], bool] | None = None, step: Callable[[AnyNode], None] | None = None,
     errors: Sequence[type[Exception]] = (),
-) -> int:
-    """Run a node as the process until SIGINT or SIGTERM.
+) -> int:  # fmt: skip
+    """Run a node, which has a method ``close``, as the process until SIGINT or SIGTERM.
 
-    :param usage: what ``--help`` prints.
+    :param usage: what ``--help`` prints; the command line takes nothing else beside the arguments of ROS.
     :param begin: what the node does first; where it returns False, the process ends.
     :param step: what it does again and again; None is to spin.
     :param errors: what the user can mend, beside a parameter that cannot be.
     :returns: the exit status: 0; 1 where ``begin`` returned False; 2 for such an error.
     :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
     """
-    _parse_no_options(name, usage, args)
+    line = CommandLine(name, usage)
+    line.usage = f"{name} [--ros-args ...]"
+    line.parse_args(own_arguments(sys.argv if args is None else [name, *args]))
     node = None
     try:
         stop = start(args)
@@ -142,7 +117,7 @@ def run(
     finally:
         if node is not None:
             node.close()
-            end_node(cast(Node, node))
+            end_node(node)
         rclpy.try_shutdown()
     return 0
 
@@ -168,7 +143,7 @@ def in_a_thread(job: Callable[[], Any], executor: Executor | None, name: str) ->
     """What a callback may await while the executor takes up other work. The process does not end before it."""
     future = Future(executor=executor)
 
-    def run() -> None:
+    def work() -> None:
         try:
             future.set_result(job())
         except Exception as error:
@@ -176,48 +151,8 @@ def in_a_thread(job: Callable[[], Any], executor: Executor | None, name: str) ->
         if executor is not None:
             executor.wake()
 
-    threading.Thread(target=run, name=name).start()
+    threading.Thread(target=work, name=name).start()
     return future
-
-
-_TRANSITIONS = {
-    getattr(Transition, name): name.removeprefix("TRANSITION_").lower()
-    for name in dir(Transition)
-    if name.startswith("TRANSITION_")
-}
-"""Names of the transitions by their numbers."""
-
-
-def refuse_impossible_transitions(node: LifecycleNode) -> None:
-    """Let a node answer the request of a transition that its state does not have with "no", and say why in the log.
-
-    Up to Jazzy, rclpy raises an error in the executor instead, and the caller waits for ever. Since Kilted it answers,
-    and the log has the number of the transition alone.
-    """
-    service = next(service for service in node.services if service.srv_type is ChangeState)
-    available = next(each for each in node.services if each.srv_name.endswith("/get_available_transitions"))
-    change = service.callback
-
-    def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-        answer = available.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
-        asked, possible = request.transition, answer.available_transitions
-        known = [each.transition.label if asked.label else each.transition.id for each in possible]
-        if (asked.label or asked.id) in known:
-            return change(request, response)
-        response.success = False
-        wanted = asked.label or _TRANSITIONS.get(asked.id, f"with id {asked.id}")
-        words = "the node is finalized, and nothing is possible from there"
-        if possible:
-            labels = ", ".join(sorted({each.transition.label for each in possible}))
-            words = f"the node is {possible[0].start_state.label}, and possible from there are {labels}"
-        node.get_logger().warning(f"the transition {wanted} was refused: {words}")
-        return response
-
-    service.callback = callback
-
-
-STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
-"""For timers that must run on while simulated time stands still, as before a bag is played."""
 
 
 class Diagnostics:
@@ -249,6 +184,40 @@ def status_of(level: bytes, name: str, message: str, hardware_id: str, values: M
     return status
 
 
+_TRANSITIONS = {
+    getattr(Transition, f"TRANSITION_{name.upper()}"): name
+    for name in ("configure", "cleanup", "activate", "deactivate")
+}
+
+
+def refuse_impossible_transitions(node: LifecycleNode) -> None:
+    """Let a node answer the request of a transition that its state does not have with "no", and say why in the log.
+
+    Up to Jazzy, rclpy raises an error in the executor instead, and the caller waits for ever. Since Kilted it answers,
+    and the log has the number of the transition alone.
+    """
+    service = next(service for service in node.services if service.srv_type is ChangeState)
+    available = next(each for each in node.services if each.srv_name.endswith("/get_available_transitions"))
+    change = service.callback
+
+    def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+        answer = available.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
+        asked, possible = request.transition, answer.available_transitions
+        known = [each.transition.label if asked.label else each.transition.id for each in possible]
+        if (asked.label or asked.id) in known:
+            return change(request, response)
+        words = "the node is finalized, and nothing is possible from there"
+        if possible:
+            labels = ", ".join(sorted({each.transition.label for each in possible}))
+            words = f"the node is {possible[0].start_state.label}, and possible from there are {labels}"
+        wanted = asked.label or _TRANSITIONS.get(asked.id, f"with id {asked.id}")
+        node.get_logger().warning(f"the transition {wanted} was refused: {words}")
+        response.success = False
+        return response
+
+    service.callback = callback
+
+
 class ManagerBond:
     """The heartbeat by which a lifecycle manager knows that a node lives, as messages of the ROS package ``bond``.
 
@@ -275,19 +244,17 @@ class ManagerBond:
                 "no bond is offered, as the ROS package bond is not installed: give nav2's manager the bond_timeout 0.0"
             )
             return
-        period, timeout = 0.1, 4.0  # s, nav2's
         self._status = Status(id=self._node.get_name(), instance_id=str(uuid.uuid4()), active=True)
-        self._status.heartbeat_period, self._status.heartbeat_timeout = period, timeout
+        self._status.heartbeat_period, self._status.heartbeat_timeout = 0.1, 4.0  # s, nav2's
         if self._publisher is None:  # kept, because what goes out just before a publisher is destroyed may be lost
             self._publisher = self._node.create_publisher(Status, "bond", 5)
-        self._timer = self._node.create_timer(period, self._send, clock=STEADY_CLOCK)
+        self._timer = self._node.create_timer(self._status.heartbeat_period, self._send, clock=STEADY_CLOCK)
 
     def end(self) -> None:
         """Tell the manager that the node leaves on purpose."""
         if self._timer is not None:
             self._node.destroy_timer(self._timer)
-            self._timer = None
-            self._status.active = False
+            self._timer, self._status.active = None, False
             self._send()
 
     def _send(self) -> None:

@@ -13,19 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import rclpy.qos
 from rcl_interfaces.msg import SetParametersResult
 from rclpy import get_rmw_implementation_identifier
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import (
-    DurabilityPolicy,
-    QoSCompatibility,
-    QoSPolicyKind,
-    QoSProfile,
-    ReliabilityPolicy,
-    qos_check_compatible,
-    qos_profile_sensor_data,
-)
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from rclpy.topic_endpoint_info import TopicEndpointInfo
@@ -35,10 +28,14 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
+DEPTH = 5
+"""Messages kept, as in ROS's sensor data profile."""
 UNKNOWN = {"received_timestamp": 0, "publication_sequence_number": 0}
 """What is told of a message where rclpy tells nothing: when it was received (ns), and its number."""
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What ROS's own ``qos_overrides`` parameters may set of the node's topics."""
+SILENT = SubscriptionEventCallbacks(use_default_callbacks=False)
+"""Of a subscription that rclpy is not to warn of; what does not match is told by ``mismatch``."""
 
 SHARED_MEMORY, FULL_BYTES = Path("/dev/shm"), 64_000_000
 """Of Fast DDS; a process takes 32 MB of it with this package's profile."""
@@ -54,7 +51,7 @@ _REMEDIES = {
 
 def sensor_data() -> QoSProfile:
     """The sensor data profile, one of its own: QoS overrides are written into the profile given."""
-    return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=qos_profile_sensor_data.reliability)
+    return QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 def latched() -> QoSProfile:
@@ -71,7 +68,7 @@ def output() -> QoSProfile:
 
     Of a subscriber that does not keep up, only the last few messages wait for it, and the publisher never does.
     """
-    return QoSProfile(depth=qos_profile_sensor_data.depth, reliability=ReliabilityPolicy.RELIABLE)
+    return QoSProfile(depth=DEPTH, reliability=ReliabilityPolicy.RELIABLE)
 
 
 def given_overrides(node: Node) -> dict[str, Any]:
@@ -109,19 +106,20 @@ def mismatch(topic: str, wanted: QoSProfile, offers: Sequence[TopicEndpointInfo]
 
     The text names the topic, each publisher that does not match, what it offers, what was wanted, and what to change.
     """
-    mismatches = [(offer, reason) for offer in offers if (reason := _incompatible(offer.qos_profile, wanted))]
-    if not mismatches:
+    offered, reasons = [], ""
+    for offer in offers:
+        # A mere warning, of policies that are left to the middleware, is a match.
+        compatibility, told = rclpy.qos.qos_check_compatible(offer.qos_profile, wanted)
+        if compatibility == rclpy.qos.QoSCompatibility.ERROR:
+            reason = ", ".join(part.strip()[7:] for part in told.split(";") if part.strip().startswith("ERROR: "))
+            offered.append(f"{_name(offer)} offers {words_of(offer.qos_profile)} ({reason})")
+            reasons += reason
+    if not offered:
         return None
-    if len(mismatches) == len(offers):
-        which = "nothing can arrive"
-    else:
-        which = f"{len(mismatches)} of {len(offers)} publishers cannot be received"
-    offered = "; ".join(
-        f"{_name(offer)} offers {words_of(offer.qos_profile)} ({reason})" for offer, reason in mismatches
-    )
-    reasons = " ".join(reason for _, reason in mismatches)
+    which = f"{len(offered)} of {len(offers)} publishers cannot be received"
+    which = "nothing can arrive" if len(offered) == len(offers) else which
     remedies = [remedy for word, remedy in _REMEDIES.items() if word in reasons]
-    return f"{which} on {topic}: wanted {words_of(wanted)}, but {offered}; {'; '.join(remedies)}"
+    return f"{which} on {topic}: wanted {words_of(wanted)}, but {'; '.join([*offered, *remedies])}"
 
 
 def transport_advice() -> str:
@@ -165,24 +163,10 @@ def words_of(profile: QoSProfile) -> str:
     return f"{profile.reliability.name.lower()}, {profile.durability.name.lower()}"
 
 
-def _incompatible(offered: QoSProfile, wanted: QoSProfile) -> str:
-    """Why the two do not match, empty if they do; a mere warning (policies left to the middleware) is a match."""
-    compatibility, reason = qos_check_compatible(offered, wanted)
-    if compatibility != QoSCompatibility.ERROR:
-        return ""
-    parts = (part.strip() for part in reason.split(";"))
-    return ", ".join(part.removeprefix("ERROR: ") for part in parts if part.startswith("ERROR: "))
-
-
 def _name(offer: TopicEndpointInfo) -> str:
     """Full name of a publisher's node; a bare DDS application has none, a new publisher's is not known at once."""
     name = f"{offer.node_namespace.rstrip('/')}/{offer.node_name}"
     return "a publisher of unknown node" if name == "/" or "_NODE_NAME_UNKNOWN_" in name else name
-
-
-def event_callbacks(on_mismatch: Callable[[Any], None] | None = None) -> SubscriptionEventCallbacks:
-    """Of a subscription: what a publisher of another quality of service leads to; None: nothing, not even a warning."""
-    return SubscriptionEventCallbacks(incompatible_qos=on_mismatch, use_default_callbacks=on_mismatch is not None)
 
 
 def with_info(callback: Callable[[Any, dict[str, int]], None]) -> Callable[..., None]:

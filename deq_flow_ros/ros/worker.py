@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -18,7 +17,6 @@ from deq_flow_ros.ros.camera import Attempt, Camera
 from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.streaming import FlowResult, update_together
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 Turn: TypeAlias = tuple[Camera, ReceivedFrame]
 
@@ -32,42 +30,47 @@ FRESH_NS = 5_000_000
 """A frame that has waited for longer may have newer ones behind it, and they come first: no pause then."""
 
 
-class FairWorker(Generic[Item]):
-    """Calls ``handle(items)`` with the newest item of one source, or of all that wait.
+class FrameWorker:
+    """Runs the estimators of ``cameras``, one model's, on ``device``, from its construction to ``stop``.
 
-    An error that ``handle`` lets out is printed, and the thread goes on with the next items.
+    Each camera has room for one waiting frame: under overload flow is late by one round at most, instead of by a queue.
+    The camera served longest ago goes first, so that one that floods takes no turn of another. On a GPU the waiting
+    frames of all cameras are one turn.
 
-    Each source has room for one waiting item: under overload results are late by one round at most, instead of by a
-    queue. The source served longest ago goes first, so that one that floods takes no turn of another.
-
-    :param together: hand over the waiting items of all sources at once, in the order of their turns (for a device that
-        computes them as one batch); otherwise always one.
+    :ivar latency_budget_ms: of each camera; 0 is none.
     """
 
-    def __init__(self, handle: Callable[[list[Item]], None], name: str, together: bool = False) -> None:
-        self._handle, self._together = handle, together
+    def __init__(self, cameras: Sequence[Camera], device: torch.device, latency_budget_ms: float) -> None:
+        self.latency_budget_ms = latency_budget_ms
+        self._cameras, self._on_gpu = cameras, device.type == "cuda"
         self._lock = threading.Lock()
-        self._waiting: dict[Hashable, Item] = {}
-        # In the order of their last turn, the latest at the end; a source that never had one goes before all others.
-        self._served: dict[Hashable, None] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting: dict[str, Turn] = {}
+        self._order = [camera.name for camera in cameras]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flow")
+        # OpenMP's number of threads is each thread's own: oneDNN would else take all cores until this one's first
+        # parallel operation of PyTorch's own.
+        threads = torch.get_num_threads()
+        self.call(lambda: torch.set_num_threads(threads), START_TIMEOUT_S)
 
-    def submit(self, source: Hashable, item: Item) -> Item | None:
-        """Hand over an item; returns the one of the same source that it replaced, if one was still waiting."""
+    def take(self, camera: Camera, frame: ReceivedFrame) -> None:
+        """Put a frame in its camera's place; one that still waited there is dropped."""
+        if frame.starts_anew is not None:
+            camera.reset(frame.starts_anew, whatever_stamp=False)
+        if frame.refused is not None:
+            camera.drop(frame, frame.refused)
+            return
         with self._lock:
-            replaced = self._waiting.get(source)
-            self._waiting[source] = item
+            replaced = self._waiting.get(camera.name)
+            self._waiting[camera.name] = camera, frame
         if replaced is None:
             self._thread.submit(self._turn)
-        return replaced
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits."""
-        return not self._waiting
+        else:
+            camera.drop(replaced[1], SUPERSEDED)
+        if time.monotonic_ns() - frame.arrival_ns < FRESH_NS:
+            time.sleep(HANDOVER_S)
 
     def call(self, job: Callable[[], Result], timeout_s: float) -> Result:
-        """Run ``job`` in the thread, between two items, and return what it does.
+        """Run ``job`` in the thread, between two turns, and return what it does.
 
         :raises TimeoutError: when it has not ended in time, or the thread has; if it has not begun by then, it never
             will. Beside that whatever the job raises.
@@ -83,86 +86,40 @@ class FairWorker(Generic[Item]):
         finally:
             future.cancel()
 
-    def withdraw(self) -> list[Item]:
-        """Take back all items that are still waiting."""
+    def drop_waiting(self, reason: str) -> None:
+        """Drop the frames that no turn has come to."""
         with self._lock:
-            waiting, self._waiting = list(self._waiting.values()), {}
-        return waiting
+            turns, self._waiting = list(self._waiting.values()), {}
+        for camera, frame in turns:
+            camera.drop(frame, reason)
 
     def stop(self) -> None:
-        """End the thread after the items in hand; those that still wait are forgotten."""
-        self.withdraw()
+        """End the thread after the frames in hand."""
         self._thread.shutdown()
 
     def _turn(self) -> None:
         with self._lock:
-            items = self._next_items()
-        try:
-            if items:  # else they were withdrawn, or went together with others
-                self._handle(items)
-        except Exception:  # without a word there would be no result, and nobody would know
-            traceback.print_exc()
-
-    def _next_items(self) -> list[Item]:
-        turns = [*(source for source in self._waiting if source not in self._served), *self._served]
-        sources = [source for source in turns if source in self._waiting]
-        if not self._together:
-            del sources[1:]
-        for source in sources:
-            self._served.pop(source, None)
-            self._served[source] = None
-        return [self._waiting.pop(source) for source in sources]
-
-
-class FrameWorker(FairWorker[Turn]):
-    """Runs the estimators of ``cameras``, one model's, on ``device``, from its construction to ``stop``.
-
-    :ivar latency_budget_ms: of each camera; 0 is none.
-    """
-
-    def __init__(self, cameras: Sequence[Camera], device: torch.device, latency_budget_ms: float) -> None:
-        self.latency_budget_ms = latency_budget_ms
-        self._cameras = cameras
-        self._on_gpu = device.type == "cuda"
-        super().__init__(self.process, "flow", together=self._on_gpu)
-        # OpenMP's number of threads is each thread's own: oneDNN would else take all cores until this one's first
-        # parallel operation of PyTorch's own.
-        threads = torch.get_num_threads()
-        self.call(lambda: torch.set_num_threads(threads), START_TIMEOUT_S)
-
-    def take(self, camera: Camera, frame: ReceivedFrame) -> None:
-        """Put a frame in its camera's place; one that still waited there is dropped."""
-        if frame.starts_anew is not None:
-            camera.reset(frame.starts_anew, whatever_stamp=False)
-        if frame.refused is not None:
-            camera.drop(frame, frame.refused)
-            return
-        replaced = self.submit(camera.name, (camera, frame))
-        if replaced is not None:
-            camera.drop(replaced[1], SUPERSEDED)
-        if time.monotonic_ns() - frame.arrival_ns < FRESH_NS:
-            time.sleep(HANDOVER_S)
-
-    def drop_waiting(self, reason: str) -> None:
-        """Drop the frames that no turn has come to."""
-        for camera, frame in self.withdraw():
-            camera.drop(frame, reason)
+            names = [name for name in self._order if name in self._waiting][: None if self._on_gpu else 1]
+            turns = [self._waiting.pop(name) for name in names]
+            self._order.sort(key=names.__contains__)  # they go to the end; the order of the others stays
+        if turns:  # else they were withdrawn, or went together with others
+            self.process(turns)
 
     def process(self, turns: Sequence[Turn]) -> None:
-        """From message to published flow: frames of different cameras. Each has its account afterwards."""
+        """Take each frame of a turn to its account, whatever happens to it."""
         try:
             limit_ms = self.time_limit_ms([camera for camera, _ in turns])
-            begun = (camera.begin(frame, limit_ms) for camera, frame in turns)
+            begun = [camera.begin(frame, limit_ms) for camera, frame in turns]
             attempts = [attempt for attempt in begun if attempt is not None]
             for attempt, result in self._update(attempts):
                 attempt.camera.finish(attempt, result)
             for attempt in attempts:
                 # Not at the cost of another camera's frame that waits.
-                if len(self._cameras) == 1 or self.idle:
+                if len(self._cameras) == 1 or not self._waiting:
                     attempt.camera.prepare()
         except Exception as error:
             for camera, frame in turns:
-                camera.give_up(frame, error)
+                camera.fail(frame, error)
 
     def time_limit_ms(self, whose: Sequence[Camera]) -> float | None:
         """Time that a turn of these cameras may take: its share of the budget, while others deliver images as well."""

@@ -219,8 +219,8 @@ def test_the_worker_begins_with_the_newest_of_frames_that_have_waited(monkeypatc
     pauses: list[float] = []
     clock = SimpleNamespace(monotonic_ns=lambda: NOW_NS, sleep=pauses.append)
     monkeypatch.setattr(worker, "time", clock)
-    camera = SimpleNamespace(name="", begin=lambda frame, limit_ms: None)
-    alone = FrameWorker([], CPU, 0.0)
+    camera = SimpleNamespace(name="", begin=lambda frame, limit_ms: None, last_arrival_ns=0, last_shape=None)
+    alone = FrameWorker([camera], CPU, 0.0)
     try:
         for waited_ms, expected in ((100, 0), (1, 1), (100, 1)):
             alone.take(camera, ReceivedFrame(Image(), NOW_NS - waited_ms * MS, 0))

@@ -26,7 +26,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from std_srvs.srv import SetBool, Trigger
 
-from deq_flow_ros.ros import flow_node, process, report
+from deq_flow_ros.ros import flow_node, process
 from deq_flow_ros.ros.flow_node import DISABLED, FlowNode
 
 NODE_TOPICS = {"/parameter_events", "/diagnostics"}
@@ -114,8 +114,8 @@ def test_everything_goes_on_while_a_snapshot_is_written(node: FlowNode, monkeypa
         assert written.wait(30.0)
         return Path("there")
 
-    monkeypatch.setattr(report, "write_snapshot", slow)
-    monkeypatch.setattr(node.cameras[0], "snapshot", lambda: "a copy")
+    monkeypatch.setattr(flow_node, "write_snapshot", slow)
+    monkeypatch.setattr(node.cameras[0], "snapshot", lambda: ({}, {}))
     node.create_timer(0.01, lambda: ticks.append(1))
     user = Node("user")
     executor = SingleThreadedExecutor()

@@ -123,7 +123,7 @@ YEAR_MS = 365.25 * 86400e3
     [
         (5 * YEAR_MS, Clocks(played=True), OK, "stamps are 5.0 years old on arrival, as those of a recording are"),
         (3600e3, Clocks(played=True), OK, "stamps are 60.0 minutes old on arrival, as those of a recording are"),
-        (5 * YEAR_MS, Clocks(), OK, "those of a recording, or of a camera whose clock was never set"),
+        (5 * YEAR_MS, Clocks(), OK, "those of a recording are, or of a camera whose clock was never set"),
         (5 * YEAR_MS, Clocks(played=True, offered=True), WARN, "/clock is published: set use_sim_time"),
         (9000.0, Clocks(simulated=True, offered=True), WARN, "it and the images do not belong to one recording"),
         (-500.0, Clocks(simulated=True, offered=True), OK, "flow fields/s"),
@@ -138,22 +138,6 @@ def test_stamps_of_a_recording_are_no_fault(
     camera.runs(age_ms=age_ms)
     got, message, _ = look(camera, clocks=clocks)
     assert got == level and words in message and message.startswith("stamps are" if level == WARN else "10.0 flow")
-
-
-def test_stamps_in_another_unit_are_told_from_clocks_that_differ(camera: CameraAt) -> None:
-    """Stamps of microseconds that were meant to be milliseconds: velocities are a thousand times too high."""
-    for second in range(12):
-        camera.runs(seconds=1.0, age_ms=999.0 * second)
-    assert "stamps advance by 0.1" in look(camera)[1]
-    assert "advance" not in look(camera, clocks=Clocks(played=True))[1]
-
-
-@pytest.mark.parametrize("ages_ms", [[*[30.0] * 11, 2e12], [2e12, *[30.0] * 11], [*[30.0] * 6, *[-20e3] * 6]])
-def test_one_odd_stamp_or_a_clock_that_is_set_is_no_other_unit(camera: CameraAt, ages_ms: list[float]) -> None:
-    """An image without a stamp, or NTP that sets the clock by 20 s, once; units differ all the time."""
-    for age_ms in ages_ms:
-        camera.runs(seconds=1.0 if age_ms != 2e12 else 0.1, age_ms=age_ms)
-    assert "advance" not in look(camera)[1]
 
 
 def test_the_worst_is_named_first_and_all_is_told(camera: CameraAt) -> None:
@@ -205,7 +189,7 @@ def test_unusable_images_alone_are_an_error(camera: CameraAt) -> None:
     ("outcome", "reason", "level", "words"),
     [
         ("dropped", SUPERSEDED, ERROR, ["the worker is not answering", "100 images", "restart the node"]),
-        ("first", "gap of 1500 ms, longer than 1000 ms", WARN, ["100 times", "gap of 1500 ms", "raise max_gap_ms"]),
+        ("first", "gap of 1500 ms, longer than 1000 ms", WARN, ["no flow from the last 10", "because: gap of 1500 ms", "raise max_gap_ms"]),
         ("first", "time went back by 2.5 ms", WARN, ["time went back", "mend the camera's stamps"]),
         ("first", "frame_id changed from 'a' to 'b'", WARN, ["frame_id changed", "ros2 topic info -v"]),
         ("first", "asked for by ~/reset", WARN, ["asked for by ~/reset", "~/statistics"]),
@@ -220,7 +204,7 @@ def test_images_without_any_flow_are_not_well(
     assert look(camera)[0] == OK  # a first pair may take its time
     camera.gives_no_flow(outcome, reason, 10.5)
     got, message, _ = look(camera)
-    assert got == level and "no flow in the last 10 s" in message and all(word in message for word in words), message
+    assert got == level and "no flow " in message and all(word in message for word in words), message
     camera.runs(seconds=1.0)
     assert look(camera)[0] == OK
     camera.now_s += 60.0  # silence, and then the first image again
@@ -255,9 +239,9 @@ def test_breaks_and_flow_of_noise_now_and_then_are_told_where_they_are_often(cam
     camera.now_s += 20.0
     camera.runs()
     camera.runs(seconds=0.3, likeness=0.1)
-    assert "the last 3 flow fields mean nothing" in look(camera)[1]
+    assert "3 of the last 3 flow fields mean nothing" in look(camera)[1]
     camera.runs(seconds=0.4, repeated=True)
-    assert "the last 4 images were exactly those before them" in look(camera)[1]
+    assert "4 of the last 4 flow fields are zero whatever moves" in look(camera)[1]
     for number in range(120):
         camera.runs(seconds=0.1, repeated=number % 15 == 0)
     assert look(camera)[0] == OK, "H.264 repeats pictures of a scene at rest now and then"

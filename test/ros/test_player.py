@@ -245,7 +245,7 @@ def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_p
     [
         (["/no/such/file"], 2, ["/no/such/file", "does not exist"]),
         ([], 2, ["no input given"]),
-        (["FOLDER", "--rate", "0"], 2, ["rate above 0, got 0.0"]),
+        (["FOLDER", "--rate", "0"], 2, ["--rate: expected at least 0.001, got 0"]),
         (["FOLDER", "--ros-args", "-p", "max_frame:=3", "-p", "max_frames:=-3"], 2, ["did you mean", "-3"]),
         (["FOLDER", "--compressed", "webp"], 2, ["compressed to be jpeg or png", "'webp'"]),
         (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 from deq_flow_ros.recordings.flow_files import read_flow
 from deq_flow_ros.ros import report
-from deq_flow_ros.ros.report import Snapshot, write_snapshot
+from deq_flow_ros.ros.report import write_snapshot
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -30,7 +30,7 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
     flow = FLOW.copy()
     flow[3, 4] = np.nan
     metadata = {"parameters": {"roi": (0, 0, 8, 8), "model": "nano"}, "residual_px": np.float32("nan"), "iterations": 3}
-    folder = write_snapshot(tmp_path / "new" / "folder", Snapshot({**ALL, "flow": flow}, metadata), {})
+    folder = write_snapshot(tmp_path / "new" / "folder", {**ALL, "flow": flow}, metadata)
     assert sorted(path.name for path in folder.iterdir()) == [
         "flow.flo", "flow.png", "image1.png", "image2.png", "snapshot.json", "state.npz",
     ]  # fmt: skip
@@ -52,15 +52,14 @@ def test_everything_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     """Two snapshots within one second are two."""
-    snapshot = Snapshot(ALL, {})
-    folders = [write_snapshot(tmp_path, snapshot, {"number": number}) for number in range(3)]
+    folders = [write_snapshot(tmp_path, ALL, {"number": number}) for number in range(3)]
     assert len(set(folders)) == 3
     assert [json.loads((folder / "snapshot.json").read_text())["number"] for folder in folders] == [0, 1, 2]
 
 
 def test_a_stream_without_flow_has_a_snapshot_too(tmp_path: Path) -> None:
     """Why there is no flow may be the very question."""
-    folder = write_snapshot(tmp_path, Snapshot({}, {}), {})
+    folder = write_snapshot(tmp_path, {}, {})
     assert sorted(path.name for path in folder.iterdir()) == ["snapshot.json", "state.npz"]
 
 
@@ -68,12 +67,12 @@ def test_what_cannot_be_written_leaves_nothing_and_is_named(tmp_path: Path, monk
     """Half a snapshot would be taken for a whole one."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        write_snapshot(tmp_path / "file" / "below", Snapshot(ALL, {}), {})
+        write_snapshot(tmp_path / "file" / "below", ALL, {})
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(report, "write_flow", full)
     with pytest.raises(OSError, match="no space left"):
-        write_snapshot(tmp_path, Snapshot(ALL, {}), {})
+        write_snapshot(tmp_path, ALL, {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
