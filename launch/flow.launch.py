@@ -6,6 +6,7 @@ ros2 launch deq_flow_ros flow.launch.py image:=/camera/image_raw [params_file:=j
 
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
@@ -69,7 +70,7 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     remappings = list(zip(inputs, images, strict=True))
     if value["camera_info"]:
         infos = _one_for_each("camera_info", value["camera_info"], cameras)
-        siblings = [_sibling(image, "camera_info") for image in images]
+        siblings = ["".join(image.rpartition("/")[:2]) + "camera_info" for image in images]  # as image_transport has it
         if len(set(siblings)) < len(siblings):  # one rule would hold for all of them
             raise RuntimeError(
                 "camera_info: expected image topics in namespaces of their own, such as left/image and right/image, "
@@ -84,16 +85,11 @@ def _actions(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if cameras != [""]:
         parameters["cameras"] = cameras
     logger = ".".join([*value["namespace"].strip("/").split("/"), value["name"]]).lstrip(".")
+    level = ["--log-level", f"{logger}:={value['log_level']}"]
     node = our_node(
-        "flow_node",
-        name=value["name"],
-        namespace=value["namespace"],
-        parameters=[params_file, parameters],
-        remappings=remappings,
-        ros_arguments=["--log-level", f"{logger}:={value['log_level']}"],
-        respawn=value["respawn"] == "true",
-        respawn_delay=2.0,
-    )
+        "flow_node", name=value["name"], namespace=value["namespace"], parameters=[params_file, parameters],
+        remappings=remappings, ros_arguments=level, respawn=value["respawn"] == "true", respawn_delay=2.0,
+    )  # fmt: skip
     viewers = [*_rviz(value, cameras[0], images[0]), *_foxglove(value, cameras, images)]
     return [*[node] * (value["node"] == "true"), *_view(value, cameras[0]), *viewers]
 
@@ -115,11 +111,6 @@ def _rule(text: str) -> tuple[str, str]:
     if not (name and assigned and other):
         raise RuntimeError(f"expected remap:=FROM:=TO,..., got {text!r}")
     return name, other
-
-
-def _sibling(topic: str, name: str) -> str:
-    """Topic in the namespace of another one, as image_transport places camera_info beside an image."""
-    return topic.rpartition("/")[0] + f"/{name}" if "/" in topic else name
 
 
 def _params_file(name: str) -> str:
@@ -173,53 +164,44 @@ def _view(value: dict[str, str], camera: str) -> list[LaunchDescriptionEntity]:
         ViewServer(Board(), value["host"], port, []).server_close()
     except OSError as error:
         raise RuntimeError(f"view: {error}") from None
-    rules = [_rule(text) for text in _list(value["remap"])]
-    return [
-        our_node(
-            "flow_view",
-            namespace=value["namespace"],
-            parameters=[{"node": own, "camera": camera, "host": value["host"], "port": port}],
-            remappings=[(own + name[1:], other) for name, other in rules if name.startswith("~")],
+    parameters = {"node": own, "camera": camera, "host": value["host"], "port": port}
+    rules = [(own + name[1:], other) for name, other in map(_rule, _list(value["remap"])) if name.startswith("~")]
+    return [our_node("flow_view", namespace=value["namespace"], parameters=[parameters], remappings=rules)]
+
+
+def _viewer(value: dict[str, str], argument: str, package: str, **more: Any) -> list[LaunchDescriptionEntity]:
+    """A program of others; the flow node must run without, so a missing one is an error line and no more."""
+    try:
+        get_package_prefix(package)
+    except PackageNotFoundError:
+        apt = f"ros-{os.environ.get('ROS_DISTRO', 'jazzy')}-{package.replace('_', '-')}"
+        get_logger("flow.launch").error(
+            f"{argument}:=true needs the package {package}, which is not installed: sudo apt install {apt}"
         )
-    ]
+        return []
+    parameters = [{"use_sim_time": value["use_sim_time"] == "true", **more.pop("parameters", {})}]
+    return [Node(package=package, executable=package, parameters=parameters, output="screen", **more)]
 
 
 def _rviz(value: dict[str, str], camera: str, image: str) -> list[LaunchDescriptionEntity]:
-    if value["rviz"] != "true" or not _installed("rviz2", "rviz"):
+    if value["rviz"] != "true":
         return []
     # The topics of config/flow.rviz are those of the defaults; remapping makes the one file fit every name.
-    own = _outputs(value, camera)
-    outputs = [(f"/flow_node/{name}", f"{own}/{name}") for name in ("flow_color", "residual", "uncertainty", "points")]
-    return [
-        Node(
-            package="rviz2",
-            executable="rviz2",
-            name="flow_rviz",
-            arguments=["-d", str(CONFIG / "flow.rviz")],
-            parameters=[{"use_sim_time": value["use_sim_time"] == "true"}],
-            remappings=[("/image", _absolute(value, image)), *outputs],
-            output="screen",
-        )
-    ]
+    own, names = _outputs(value, camera), ("flow_color", "residual", "uncertainty", "points")
+    rules = [("/image", _absolute(value, image)), *((f"/flow_node/{name}", f"{own}/{name}") for name in names)]
+    words = ["-d", str(CONFIG / "flow.rviz")]
+    return _viewer(value, "rviz", "rviz2", name="flow_rviz", arguments=words, remappings=rules)
 
 
 def _foxglove(value: dict[str, str], cameras: list[str], images: list[str]) -> list[LaunchDescriptionEntity]:
-    if value["foxglove"] != "true" or not _installed("foxglove_bridge", "foxglove"):
+    if value["foxglove"] != "true":
         return []
     port = _port(value, "foxglove_port")
-    layouts = [_foxglove_layout(value, *one) for one in zip(cameras, images, strict=True)]
-    get_logger("flow.launch").info(
-        f"Foxglove: connect to ws://localhost:{port} and import the layout {' or '.join(layouts)}"
-    )
-    return [
-        Node(
-            package="foxglove_bridge",
-            executable="foxglove_bridge",
-            name="flow_foxglove_bridge",
-            parameters=[{"port": port, "use_sim_time": value["use_sim_time"] == "true"}],
-            output="screen",
-        )
-    ]
+    found = _viewer(value, "foxglove", "foxglove_bridge", name="flow_foxglove_bridge", parameters={"port": port})
+    if found:
+        layouts = " or ".join(_foxglove_layout(value, *one) for one in zip(cameras, images, strict=True))
+        get_logger("flow.launch").info(f"Foxglove: connect to ws://localhost:{port} and import the layout {layouts}")
+    return found
 
 
 def _foxglove_layout(value: dict[str, str], camera: str, image: str) -> str:
@@ -234,19 +216,6 @@ def _foxglove_layout(value: dict[str, str], camera: str, image: str) -> str:
     path = Path(launch_config.log_dir) / f"foxglove_layout{own.replace('/', '_')}.json"
     path.write_text(text)
     return str(path)
-
-
-def _installed(package: str, argument: str) -> bool:
-    """Whether a viewer is there; the flow node must run without, so a missing one is an error line and no more."""
-    try:
-        get_package_prefix(package)
-    except PackageNotFoundError:
-        apt = f"ros-{os.environ.get('ROS_DISTRO', 'jazzy')}-{package.replace('_', '-')}"
-        get_logger("flow.launch").error(
-            f"{argument}:=true needs the package {package}, which is not installed: sudo apt install {apt}"
-        )
-        return False
-    return True
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -5,15 +5,9 @@ ros2 launch deq_flow_ros point_tracks.launch.py image:=/camera/image_raw [any ar
 ros2 launch deq_flow_ros point_tracks.launch.py start_flow_node:=false [name:=flow_node]   # with one that runs already
 """
 
+from functools import partial
+
 from deq_flow_ros.ros.launching import with_flow_node
-from launch import LaunchDescription
 
-
-def generate_launch_description() -> LaunchDescription:
-    """Arguments, the flow node unless one runs already, and the node that follows the points."""
-    return with_flow_node(
-        __file__,
-        "point_tracks",
-        own_file="tracks_params_file",
-        inputs={"image": ("image", "image topic, raw, of both nodes")},
-    )
+INPUTS = {"image": ("image", "image topic, raw, of both nodes")}
+generate_launch_description = partial(with_flow_node, __file__, "point_tracks", INPUTS)

@@ -40,14 +40,10 @@ def _check(context: LaunchContext) -> None:
 def generate_launch_description() -> LaunchDescription:
     """The node as flow.launch.py starts it, and the player, which waits for the node."""
     types = {"input": str, "topic": str, "rate": float, "loop": bool, "compressed": str}
+    given = {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in types.items()}
     player = our_node(
-        "player",
-        namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            {name: ParameterValue(LaunchConfiguration(name), value_type=kind) for name, kind in types.items()}
-            | {"wait_for_subscribers": 1, "wait_timeout_s": 120.0}
-        ],
-        remappings=[("~/image", LaunchConfiguration("image"))],
-    )
+        "player", namespace=LaunchConfiguration("namespace"), remappings=[("~/image", LaunchConfiguration("image"))],
+        parameters=[{**given, "wait_for_subscribers": 1, "wait_timeout_s": 120.0}],
+    )  # fmt: skip
     flow = flow_launch(exit_on_failure="true")
     return described(__file__, ARGUMENTS, OpaqueFunction(function=_check), flow, player, always_ends=True)

@@ -5,15 +5,8 @@ ros2 launch deq_flow_ros time_to_contact.launch.py image:=/camera/image_raw [any
 ros2 launch deq_flow_ros time_to_contact.launch.py start_flow_node:=false [name:=flow_node]  # one that runs already
 """
 
+from functools import partial
+
 from deq_flow_ros.ros.launching import with_flow_node
-from launch import LaunchDescription
 
-
-def generate_launch_description() -> LaunchDescription:
-    """Arguments, the flow node unless one runs already, and the node that tells the times."""
-    return with_flow_node(
-        __file__,
-        "time_to_contact",
-        own_file="contact_params_file",
-        inputs={},
-    )
+generate_launch_description = partial(with_flow_node, __file__, "time_to_contact", {})

@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    ExecuteProcess,
-    IncludeLaunchDescription,
-    OpaqueFunction,
-    RegisterEventHandler,
-)
+from launch.actions import DeclareLaunchArgument as Argument
+from launch.actions import EmitEvent, ExecuteProcess, IncludeLaunchDescription, OpaqueFunction, RegisterEventHandler
 from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
@@ -62,10 +56,8 @@ def described(
             _refuse_unknown(file)
         return [ends_with_nodes()] if named or always_ends else []
 
-    declared = [
-        DeclareLaunchArgument(name, default_value=row[0], description=row[1], choices=row[2] if len(row) == 3 else None)
-        for name, row in arguments.items()
-    ]
+    rows = ((name, *row, None)[:4] for name, row in arguments.items())
+    declared = [Argument(name, default_value=value, description=text, choices=some) for name, value, text, some in rows]
     return LaunchDescription([OpaqueFunction(function=first), *declared, *actions])
 
 
@@ -126,17 +118,16 @@ def our_node(executable: str, **more: Any) -> Node:
     return Node(package="deq_flow_ros", executable=executable, **{**usual, **more})
 
 
-def with_flow_node(
-    file: str, executable: str, own_file: str, inputs: Mapping[str, tuple[str, str]]
-) -> LaunchDescription:
+def with_flow_node(file: str, executable: str, inputs: Mapping[str, tuple[str, str]]) -> LaunchDescription:
     """A launch file with the flow node, unless one runs already, and another node in the same namespace.
 
     :param file: the ``__file__`` of the launch file.
-    :param executable: the other node, which has the same name.
-    :param own_file: name of the argument with the parameter file of the other node.
+    :param executable: the other node, which has the same name, and parameters in a file that an argument names by the
+        last word of it: ``mask_params_file`` for ``motion_mask``.
     :param inputs: further topics of the other node, with default and description. Where the default is empty, a
         parameter of this name says whether the node subscribes to it.
     """
+    own_file = f"{executable.rpartition('_')[2]}_params_file"
     arguments: Arguments = {
         "start_flow_node": ("true", "start flow_node as well, as flow.launch.py does", BOOLEAN),
         "namespace": ("", "namespace of both nodes"),
@@ -156,21 +147,12 @@ def with_flow_node(
     def node(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         value = {name: LaunchConfiguration(name).perform(context) for name in arguments}
         given = {topic: default for topic, (default, _) in inputs.items() if value[topic]}
-        parameters = {"use_sim_time": value["use_sim_time"] == "true"}
-        parameters |= {topic: True for topic, default in given.items() if not default}
-        return [
-            our_node(
-                executable,
-                namespace=value["namespace"],
-                parameters=[*[str(Path(path).expanduser()) for path in [value[own_file]] if path], parameters],
-                remappings=[
-                    *((f"flow_node/{topic}", f"{value['name']}/{topic}") for topic in UPSTREAM),
-                    *((topic, value[topic]) for topic in given),
-                ],
-            )
-        ]
+        parameters: list[Any] = [str(Path(value[own_file]).expanduser())] if value[own_file] else []
+        parameters.append({"use_sim_time": value["use_sim_time"] == "true"})
+        parameters.append({topic: True for topic, default in given.items() if not default})
+        rules = [(f"flow_node/{topic}", f"{value['name']}/{topic}") for topic in UPSTREAM]
+        rules += [(topic, value[topic]) for topic in given]
+        return [our_node(executable, namespace=value["namespace"], parameters=parameters, remappings=rules)]
 
-    condition = IfCondition(LaunchConfiguration("start_flow_node"))
-    return described(
-        file, arguments, OpaqueFunction(function=check), flow_launch(condition), OpaqueFunction(function=node)
-    )
+    flow = flow_launch(IfCondition(LaunchConfiguration("start_flow_node")))
+    return described(file, arguments, OpaqueFunction(function=check), flow, OpaqueFunction(function=node))
