@@ -105,10 +105,8 @@ class FrameAccounts:
     The counts and the values of an account are described in ``docs/node.md``.
 
     :param device: what computes, "cpu" or "cuda:0".
-    :param camera: name, empty for the only one.
     :param clock: seconds, for the window.
-    :ivar direction: of the flow that is asked for now, "forward" or "backward".
-    :ivar units: of the published flow, as the parameter of that name has them.
+    :ivar direction, units: of the flow that is asked for now, as the parameters of these names have them.
     :ivar arrivals: of the frames that came in, to be appended to without waiting: when, by the clock, and how many were
         lost before it. They are counted with the next account or window.
     """
@@ -126,10 +124,7 @@ class FrameAccounts:
         self._samples: deque[Sample] = deque()
 
     def first(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
-        """The account of a frame that starts a stream, for this reason, so that there is no pair yet.
-
-        :param age_ms: from the frame's stamp to its arrival by the ROS clock; None where it was not measured.
-        """
+        """The account of a frame that starts a stream, for this reason, so that there is no pair yet."""
         return self._account(header, "first", f"stream starts: {reason}", {"reason": reason}, age_ms)
 
     def dropped(self, header: Header, reason: str, age_ms: float | None = None) -> DiagnosticArray:
@@ -140,11 +135,7 @@ class FrameAccounts:
         self, header: Header, info: FlowInfo, stage_ms: Mapping[str, float], age_ms: float | None = None,
         latency_from: str = "arrival",
     ) -> DiagnosticArray:  # fmt: skip
-        """The account of a frame that gave flow.
-
-        :param stage_ms: the node's own stages, beside those of the estimator.
-        :param latency_from: where latency and budget count from, "arrival" or "stamp".
-        """
+        """The account of a frame that gave flow; ``stage_ms`` has the node's own stages, beside the estimator's."""
         level, stage_ms = DiagnosticStatus.OK, {**info.stage_ms, **stage_ms}
         message = f"{info.iterations} iterations, {info.residual_px:.3f} px residual, {info.latency_ms:.1f} ms"
         if info.over_budget:

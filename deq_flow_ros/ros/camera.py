@@ -88,11 +88,7 @@ class Camera:
         self._outputs.destroy()
 
     def open(self, take: Callable[[Camera, ReceivedFrame], None]) -> set[str]:
-        """Subscribe.
-
-        :param take: called with each frame that comes.
-        :returns: the topics that they may come on.
-        """
+        """Subscribe; ``take`` is called with each frame that comes. Returns the topics that they may come on."""
         self.idle = None
         parts = self._settings, self._outputs.wanted, self._accounts.arrivals, self._logger, partial(take, self)
         self._input = CameraInput(self._node, self.prefix, *parts)

@@ -54,13 +54,10 @@ class RateLimit:
 class CameraInput:
     """The subscriptions of one camera, from its construction to ``close``. For the executor's thread alone.
 
-    :param prefix: of the camera's names: "~/" or "~/NAME/".
     :param wanted: gives the outputs that somebody subscribes to.
     :param arrivals: where it notes when an image came, in s, and how many the middleware lost before it.
-    :param on_frame: called with each image that comes.
     :ivar settings: as they are now; transport and quality of service are those of the construction.
-    :ivar camera_info: the last one that came, or None.
-    :ivar infos: the last ones, by their stamps in ns.
+    :ivar camera_info, infos: the last one that came, or None; the last ones, by their stamps in ns.
     :ivar info_topic: where it comes from; None where that would be the node's own output.
     :ivar rectified: whether the images are rectified, which by image_proc's convention the name ``image_rect`` says.
     :ivar heard: whether somebody subscribed to an output when the last image came, or the node works without.

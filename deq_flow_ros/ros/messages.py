@@ -37,7 +37,7 @@ except ImportError:
 
 
 def find_bridge() -> tuple[Any, str]:
-    """The converter of ROS, or None where it cannot be used, and which one is in use, for a start-up line."""
+    """The converter of ROS, or None where it cannot be used, and words on which is in use."""
     try:
         from cv_bridge import CvBridge
         from cv_bridge.boost import cv_bridge_boost  # noqa: F401  without the compiled module it cannot convert

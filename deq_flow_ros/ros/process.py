@@ -33,6 +33,7 @@ from deq_flow_ros.host import StopRequest, keep_freed_memory
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
+TRANSITIONS = ("CONFIGURE", "CLEANUP", "ACTIVATE", "DEACTIVATE")
 STEADY_CLOCK = Clock(clock_type=ClockType.STEADY_TIME)
 """For timers that must run on while simulated time stands still, as before a bag is played."""
 
@@ -42,7 +43,6 @@ def start(args: Sequence[str] | None) -> StopRequest:
 
     ROS's own handlers would close the context at once, and with it whatever is still to be published.
 
-    :param args: the command line, ROS arguments included.
     :raises SystemExit: with status 2 for ROS arguments that cannot be.
     """
     stop = StopRequest().__enter__()  # for as long as the process lives
@@ -184,12 +184,6 @@ def status_of(level: bytes, name: str, message: str, hardware_id: str, values: M
     return status
 
 
-_TRANSITIONS = {
-    getattr(Transition, f"TRANSITION_{name.upper()}"): name
-    for name in ("configure", "cleanup", "activate", "deactivate")
-}
-
-
 def refuse_impossible_transitions(node: LifecycleNode) -> None:
     """Let a node answer the request of a transition that its state does not have with "no", and say why in the log.
 
@@ -201,8 +195,8 @@ def refuse_impossible_transitions(node: LifecycleNode) -> None:
     change = service.callback
 
     def callback(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
-        answer = available.callback(GetAvailableTransitions.Request(), GetAvailableTransitions.Response())
-        asked, possible = request.transition, answer.available_transitions
+        empty = GetAvailableTransitions.Request(), GetAvailableTransitions.Response()
+        asked, possible = request.transition, available.callback(*empty).available_transitions
         known = [each.transition.label if asked.label else each.transition.id for each in possible]
         if (asked.label or asked.id) in known:
             return change(request, response)
@@ -210,7 +204,8 @@ def refuse_impossible_transitions(node: LifecycleNode) -> None:
         if possible:
             labels = ", ".join(sorted({each.transition.label for each in possible}))
             words = f"the node is {possible[0].start_state.label}, and possible from there are {labels}"
-        wanted = asked.label or _TRANSITIONS.get(asked.id, f"with id {asked.id}")
+        names = {getattr(Transition, f"TRANSITION_{name}"): name.lower() for name in TRANSITIONS}
+        wanted = asked.label or names.get(asked.id, f"with id {asked.id}")
         node.get_logger().warning(f"the transition {wanted} was refused: {words}")
         response.success = False
         return response
@@ -221,10 +216,9 @@ def refuse_impossible_transitions(node: LifecycleNode) -> None:
 class ManagerBond:
     """The heartbeat by which a lifecycle manager knows that a node lives, as messages of the ROS package ``bond``.
 
-    As nav2's own nodes do (``nav2_util::LifecycleNode``), the node sends it on ``bond`` in its namespace while it is
-    active, with its name as id, and never takes the manager for dead. It comes from the executor, so that it ends where
-    the executor hangs; ``bondpy`` has a thread for it, and leaves the node entities that are destroyed, at which the
-    executor fails.
+    As nav2's own nodes do (``nav2_util::LifecycleNode``), the node sends it while it is active, with its name as id,
+    and never takes the manager for dead. It comes from the executor, so that it ends where that hangs; ``bondpy`` has a
+    thread for it, and leaves the node entities that are destroyed, at which the executor fails.
     """
 
     def __init__(self, node: LifecycleNode) -> None:

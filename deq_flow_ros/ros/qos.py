@@ -2,12 +2,12 @@
 """Quality of service: what ROS's own overrides set of it, and why nothing arrives on a topic.
 
 Also what ROS 2 Humble has under other names or not at all, in one place (docs/install.md lists it). ``offers`` are what
-``Node.get_publishers_info_by_topic`` returns. Which qualities of service match is rclpy's knowledge
-(``rclpy.qos.qos_check_compatible``), not ours.
+``Node.get_publishers_info_by_topic`` returns.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -108,16 +108,15 @@ def mismatch(topic: str, wanted: QoSProfile, offers: Sequence[TopicEndpointInfo]
     """
     offered, reasons = [], ""
     for offer in offers:
-        # A mere warning, of policies that are left to the middleware, is a match.
         compatibility, told = rclpy.qos.qos_check_compatible(offer.qos_profile, wanted)
-        if compatibility == rclpy.qos.QoSCompatibility.ERROR:
-            reason = ", ".join(part.strip()[7:] for part in told.split(";") if part.strip().startswith("ERROR: "))
+        if compatibility == rclpy.qos.QoSCompatibility.ERROR:  # a warning, of policies left to the middleware, is none
+            reason = ", ".join(re.findall(r"ERROR: ([^;]*)", told))
             offered.append(f"{_name(offer)} offers {words_of(offer.qos_profile)} ({reason})")
             reasons += reason
     if not offered:
         return None
-    which = f"{len(offered)} of {len(offers)} publishers cannot be received"
-    which = "nothing can arrive" if len(offered) == len(offers) else which
+    some = f"{len(offered)} of {len(offers)} publishers cannot be received"
+    which = "nothing can arrive" if len(offered) == len(offers) else some
     remedies = [remedy for word, remedy in _REMEDIES.items() if word in reasons]
     return f"{which} on {topic}: wanted {words_of(wanted)}, but {'; '.join([*offered, *remedies])}"
 

@@ -72,8 +72,7 @@ class FrameWorker:
     def call(self, job: Callable[[], Result], timeout_s: float) -> Result:
         """Run ``job`` in the thread, between two turns, and return what it does.
 
-        :raises TimeoutError: when it has not ended in time, or the thread has; if it has not begun by then, it never
-            will. Beside that whatever the job raises.
+        :raises TimeoutError: when it has not ended in time, or the thread has; if it has not begun then, it never will.
         """
         try:
             future = self._thread.submit(job)
@@ -123,10 +122,8 @@ class FrameWorker:
 
     def time_limit_ms(self, whose: Sequence[Camera]) -> float | None:
         """Time that a turn of these cameras may take: its share of the budget, while others deliver images as well."""
-        now_ns = time.monotonic_ns()
-        delivering = [
-            camera for camera in self._cameras if camera in whose or now_ns - camera.last_arrival_ns < DELIVERING_NS
-        ]
+        since_ns = time.monotonic_ns() - DELIVERING_NS
+        delivering = [each for each in self._cameras if each in whose or each.last_arrival_ns > since_ns]
         # On a GPU frames of one size share a turn.
         shares = len({camera.last_shape for camera in delivering}) if self._on_gpu else len(delivering)
         return self.latency_budget_ms / shares if shares > 1 and self.latency_budget_ms else None
