@@ -55,37 +55,33 @@ def measure(function: FlowFunction, pairs: Sequence[Sample], exact: FlowFunction
     }  # fmt: skip
 
 
-def and_refined(function: FlowFunction, steps: int) -> FlowFunction:
-    """A function whose flow is that of the given function after the refinement."""
-    return lambda image1, image2: refined(function(image1, image2), image1, image2, steps)
+def model_methods(label: str, model: DEQFlow, options: argparse.Namespace) -> dict[str, FlowFunction]:
+    """The model with each number of iterations: from zero, coarse to fine, and as the options ask enlarged, refined."""
+    ways = {"from zero": (0, 1.0), "coarse to fine": (2, 1.0)}
+    if options.scale != 1:
+        levels = 2 + round(math.log2(max(options.scale, 1)))
+        ways[f"coarse to fine, {options.scale:g}x"] = levels, options.scale
+    methods = {
+        f"{label}, {n} {way}": model_flow(model, n, *settings)
+        for way, settings in ways.items()
+        for n in options.iterations
+    }
 
+    def refining(function: FlowFunction) -> FlowFunction:
+        return lambda image1, image2: refined(function(image1, image2), image1, image2, options.refinement)
 
-def model_methods(
-    label: str, model: DEQFlow, iterations: Sequence[int], scale: float, refinement: int = 0
-) -> dict[str, FlowFunction]:
-    """The model with each number of iterations: from zero, coarse to fine and, unless the scale is 1, enlarged.
-
-    :param refinement: number of steps. Unless it is 0, the coarse-to-fine flows are added once more, refined.
-    """
-    methods = {f"{label}, {n} from zero": model_flow(model, n) for n in iterations}
-    methods |= {f"{label}, {n} coarse to fine": model_flow(model, n, coarse_levels=2) for n in iterations}
-    if scale != 1:
-        levels = 2 + round(math.log2(max(scale, 1)))
-        methods |= {f"{label}, {n} coarse to fine, {scale:g}x": model_flow(model, n, levels, scale) for n in iterations}
-    if refinement:
-        fine = [name for name in methods if "coarse" in name]
-        methods |= {f"{name}, refined": and_refined(methods[name], refinement) for name in fine}
-    return methods
+    fine = {name: function for name, function in methods.items() if "coarse" in name and options.refinement}
+    return methods | {f"{name}, refined": refining(function) for name, function in fine.items()}
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure every method on every pair of the list, and print a table of the groups, then one of all pairs."""
     pairs = read_pairs(options.pairs)
-    label, given = Path(options.model).stem, (options.iterations, options.scale, options.refinement)
-    methods = model_methods(label, load_model(options.model, options.device, precision=options.dtype), *given)
+    label = Path(options.model).stem
+    methods = model_methods(label, load_model(options.model, options.device, precision=options.dtype), options)
     exact: dict[str, FlowFunction] = {}
     if options.dtype != "float32":
-        exact = model_methods(label, load_model(options.model, options.device), *given)
+        exact = model_methods(label, load_model(options.model, options.device), options)
     methods |= {"zero flow": lambda image1, image2: np.zeros((*image1.shape[:2], 2), np.float32), **OPENCV}
     results = {name: measure(function, pairs, exact.get(name)) for name, function in methods.items()}
     rows = [{"method": name, **result} for name, result in results.items()]

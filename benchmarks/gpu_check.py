@@ -17,16 +17,17 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks import peers
 from benchmarks.report import Benchmark, Row, copies_per_field, print_table
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.host import peak_memory_mb
@@ -51,8 +52,7 @@ GROWTH_BYTES, GROWTH_MB = 1 << 20, 100
 """Of the device's and the process's memory over many frames."""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """A line of the table; ``passed`` None: left out, or a figure of which nothing is wanted."""
 
     name: str
@@ -69,19 +69,11 @@ def judged(name: str, value: float, text: str, limit: float | None, least: bool 
     return Check(name, text, f"{'>=' if least else '<='} {limit:g}", passed)
 
 
-class Drive:
-    """A stream that goes on for ever: some frames of a rendered drive, forth and back."""
-
-    def __init__(self, size: tuple[int, int], count: int = 24) -> None:
-        scene = Scene(SceneSettings(size[1], size[0]))
-        self.frames = [scene.render(FIRST_SCENE_FRAME + number) for number in range(count)]
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Stamps and images."""
-        last, number = len(self.frames) - 1, 0
-        while True:
-            yield number * PERIOD_NS, self.frames[last - abs(last - number % (2 * last))]
-            number += 1
+def drive(size: tuple[int, int], count: int = 24) -> list[np.ndarray]:
+    """Some frames of the rendered drive, forth and back: repeated, they are a stream that goes on for ever."""
+    scene = Scene(SceneSettings(size[1], size[0]))
+    frames = [scene.render(FIRST_SCENE_FRAME + number) for number in range(count)]
+    return [*frames, *frames[-2:0:-1]]
 
 
 on_card = lru_cache(load_model)  # so that checks share an engine, and the graphs that it has made
@@ -96,22 +88,21 @@ def make_estimator(name: str, size: tuple[int, int], precision: str, runtime: st
     return estimator
 
 
-def run(estimator: FlowEstimator, drive: Drive, count: int) -> tuple[list[FlowInfo], list[float], list[float]]:
-    """Accounts of so many fields behind some that do not count, and ms of each, without and with the work ahead."""
-    infos, latency_ms, work_ms = [], [], []
-    for number, (stamp_ns, image) in enumerate(drive):
+def run(estimator: FlowEstimator, frames: list[np.ndarray], count: int) -> tuple[list[FlowInfo], np.ndarray]:
+    """Accounts of so many fields behind some that do not count; ms (2, N) of each, without and with the work ahead."""
+    infos, times_ms = [], []
+    for number, image in enumerate(cycle(frames)):
         began = time.perf_counter()
-        result = estimator.update(image, stamp_ns)
+        result = estimator.update(image, number * PERIOD_NS)
         done = time.perf_counter()
         estimator.prepare()
         torch.cuda.synchronize()
         if result is not None and number > 20:
             infos.append(result.info)
-            latency_ms.append(1e3 * (done - began))
-            work_ms.append(1e3 * (time.perf_counter() - began))
+            times_ms.append((1e3 * (done - began), 1e3 * (time.perf_counter() - began)))
         if len(infos) == count:
-            return infos, latency_ms, work_ms
-    raise AssertionError("a drive does not end")
+            break
+    return infos, np.array(times_ms).T
 
 
 def check_tests(files: tuple[str, ...]) -> Check:
@@ -127,12 +118,12 @@ def check_tests(files: tuple[str, ...]) -> Check:
 
 def check_parity(runtimes: list[str]) -> Iterator[Check]:
     """The flow of each runtime beside that of eager calls, and of half precision beside float32."""
-    drive = Drive(VGA, 8)
+    images = drive(VGA, 8)
 
     def flows(precision: str, runtime: str) -> list[np.ndarray]:
         estimator, found = make_estimator("nano", VGA, precision, runtime), []
-        for (stamp_ns, image), _ in zip(drive, range(8), strict=False):
-            result = estimator.update(image, stamp_ns)
+        for number, image in enumerate(images[:8]):
+            result = estimator.update(image, number * PERIOD_NS)
             estimator.prepare()
             found += [] if result is None else [result.flow.copy()]
         return found
@@ -152,9 +143,9 @@ def check_times(
     name: str, size: tuple[int, int], runtimes: list[str], count: int, stages: list[Row]
 ) -> Iterator[Check]:
     """Times of a field by runtime; what is wanted is wanted of the fastest."""
-    drive, (least, longest) = Drive(size), WANTED[name, size]
+    frames, (least, longest) = drive(size), WANTED[name, size]
     where = f"{name} {size[1]}x{size[0]}"
-    pairwise_ms = time_pairwise(name, drive) if size == VGA else None
+    pairwise_ms = time_pairwise(name, frames) if size == VGA else None
     for runtime in runtimes:
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
@@ -162,7 +153,7 @@ def check_times(
         began = time.perf_counter()
         estimator = make_estimator(name, size, "float16", runtime)
         ready_s = time.perf_counter() - began
-        infos, latency_ms, work_ms = run(estimator, drive, count)
+        infos, (latency_ms, work_ms) = run(estimator, frames, count)
         peak = torch.cuda.max_memory_allocated() - before
         best = runtime == runtimes[-1]
         rate, median, p99 = 1e3 / np.mean(work_ms), float(np.median(latency_ms)), float(np.percentile(latency_ms, 99))
@@ -178,37 +169,29 @@ def check_times(
         yield Check(f"{of}: made ready in", f"{ready_s:.1f} s")
         names = dict.fromkeys(stage for info in infos for stage in info.stage_ms)
         by_stage = {stage: float(np.median([info.stage_ms.get(stage, 0.0) for info in infos])) for stage in names}
-        copies = copies_per_field(estimator, drive.frames)
-        stages.append({"of": of, "runtime": estimator.engine.about, "stage_ms": by_stage, "copies": copies})
+        stages.append({"of": of, "stage_ms": by_stage, "copies": copies_per_field(estimator, frames)})
         estimator.engine.close()
 
 
-def time_pairwise(name: str, drive: Drive) -> float | None:
-    """Ms of a field of the stateless way with 24 iterations, in half precision; None where it cannot be imported."""
-    try:
-        from benchmarks import peers
-    except ImportError as error:  # the readers of recordings, which a machine with a card may not have
-        print(f"not compared with pairwise iterations: {error}")
-        return None
+def time_pairwise(name: str, frames: list[np.ndarray]) -> float:
+    """Ms of a field of the stateless way with 24 iterations, in half precision."""
     model = peers.as_released(load_model(name, "cuda", fold=False)).half()
     method, times = peers.of_arrays(peers.pairwise(model, 24), model.device), []
-    for number in range(8):
-        torch.cuda.synchronize()
+    for pair in pairwise(frames[:9]):
         began = time.perf_counter()
-        method(drive.frames[number], drive.frames[number + 1])
-        torch.cuda.synchronize()
+        method(*pair)  # the flow is an array of the host: it is there
         times.append(1e3 * (time.perf_counter() - began))
     return float(np.median(times[2:]))
 
 
 def check_deadlines(runtime: str, count: int) -> Iterator[Check]:
     """Share of frames that keep their budget at the full scale."""
-    drive = Drive(VGA)
+    frames = drive(VGA)
     for budget_ms in DEADLINES_MS:
         settings = {"latency_budget_ms": budget_ms, "max_iterations": 60, "min_scale": 1.0}
         estimator = make_estimator("nano", VGA, "float16", runtime, **settings)
         estimator.warm_up(*VGA)
-        infos, _, _ = run(estimator, drive, count)
+        infos, _ = run(estimator, frames, count)
         kept = float(np.mean([not info.over_budget for info in infos]))
         text = f"{100 * kept:.2f} %, {np.mean([info.iterations for info in infos]):.1f} iterations"
         limit = KEPT if budget_ms >= KEPT_MS else None
@@ -217,11 +200,11 @@ def check_deadlines(runtime: str, count: int) -> Iterator[Check]:
 
 def check_memory(runtime: str, count: int) -> Iterator[Check]:
     """Memory of the device and the process over many frames."""
-    estimator, drive = make_estimator("nano", VGA, "float16", runtime), Drive(VGA)
-    run(estimator, drive, 200)
+    estimator, frames = make_estimator("nano", VGA, "float16", runtime), drive(VGA)
+    run(estimator, frames, 200)
     estimator.reset("measuring")
     before, process = torch.cuda.memory_allocated(), peak_memory_mb()
-    run(estimator, drive, count)
+    run(estimator, frames, count)
     grown, mb = torch.cuda.memory_allocated() - before, peak_memory_mb() - process
     yield judged(f"device memory over {count} frames, bytes", grown, f"{grown:+d}", GROWTH_BYTES)
     yield judged(f"process memory over {count} frames, MB", mb, f"{mb:+.0f}", GROWTH_MB)
@@ -268,10 +251,15 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         print_table(console, "median ms by stage, by CUDA events; copies per field", columns, stages)
     words = {True: "pass", False: "FAIL", None: "-"}
     columns = {"check": "{name}", "figure": "{figure}", "wanted": "{wanted}", "": "{word}"}
-    rows = [{**asdict(check), "word": words[check.passed]} for check in checks]
+    rows = [{**check._asdict(), "word": words[check.passed]} for check in checks]
     print_table(console, f"GPU check: {device}, PyTorch {torch.__version__}", columns, rows)
     failed = [f"{check.name}: {check.figure}" for check in checks if check.passed is False]
-    return {"device_name": device, "checks": [asdict(check) for check in checks], "stages": stages, "problems": failed}
+    return {
+        "device_name": device,
+        "checks": [check._asdict() for check in checks],
+        "stages": stages,
+        "problems": failed,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from benchmarks.sequences import padded_pair
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
-from deq_flow_ros.model import DEQFlow, Encoding, crop
+from deq_flow_ros.model import DEQFlow, Encoding, crop, pad_to_multiple
 from deq_flow_ros.model.encoders import SeparateEncoders
 from deq_flow_ros.model.update import GmaUpdate, RaftUpdate, add_weight_norm
-from training.evaluate import to_array
+from training.evaluate import to_array, to_tensor
 
 OPENCV: dict[str, FlowFunction] = {
     "Farneback": farneback,
@@ -28,6 +27,14 @@ OPENCV: dict[str, FlowFunction] = {
 }
 TensorFlow = Callable[[Tensor, Tensor], Tensor]
 """Takes images (1, 3, H, W) float32 RGB 0..255, H and W multiples of 8; returns flow (1, 2, H, W) px."""
+
+
+def padded_pair(
+    image1: np.ndarray, image2: np.ndarray, device: torch.device
+) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
+    """The padding, for ``crop``, and the images as (1, 3, h, w) float32, h and w multiples of 8."""
+    (first, padding), (second, _) = (pad_to_multiple(to_tensor(image, device).float()) for image in (image1, image2))
+    return padding, first, second
 
 
 def of_arrays(flow: TensorFlow, device: torch.device) -> FlowFunction:

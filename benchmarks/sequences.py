@@ -12,21 +12,21 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 import yaml
 from torch import Tensor
 
+from benchmarks.peers import padded_pair
 from benchmarks.report import Benchmark
 from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.imaging.camera import CameraModel
 from deq_flow_ros.imaging.encodings import to_rgb
-from deq_flow_ros.model import DEQFlow, crop, pad_to_multiple, usable_levels
+from deq_flow_ros.model import DEQFlow, crop, usable_levels
 from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
-from training.evaluate import pair_errors, to_array, to_tensor
+from training.evaluate import pair_errors, to_array
 from training.flow_dataset import Sample, open_pairs
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 
@@ -121,14 +121,6 @@ def stream(model: DEQFlow, frames: Sequence[np.ndarray], **settings: Any) -> lis
         estimator.prepare()
         results.append(estimator.update(frame, number * PERIOD_NS))
     return results
-
-
-def padded_pair(
-    image1: np.ndarray, image2: np.ndarray, device: torch.device
-) -> tuple[tuple[int, int, int, int], Tensor, Tensor]:
-    """The padding, for ``crop``, and the images as (1, 3, h, w) float32, h and w multiples of 8."""
-    (first, padding), (second, _) = (pad_to_multiple(to_tensor(image, device).float()) for image in (image1, image2))
-    return padding, first, second
 
 
 class EncodedPair:
