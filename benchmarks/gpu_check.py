@@ -17,10 +17,11 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +53,8 @@ GROWTH_BYTES, GROWTH_MB = 1 << 20, 100
 """Of the device's and the process's memory over many frames."""
 
 
-class Check(NamedTuple):
+@dataclass(frozen=True)
+class Check:
     """A line of the table; ``passed`` None: left out, or a figure of which nothing is wanted."""
 
     name: str
@@ -251,12 +253,12 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         print_table(console, "median ms by stage, by CUDA events; copies per field", columns, stages)
     words = {True: "pass", False: "FAIL", None: "-"}
     columns = {"check": "{name}", "figure": "{figure}", "wanted": "{wanted}", "": "{word}"}
-    rows = [{**check._asdict(), "word": words[check.passed]} for check in checks]
+    rows = [{**asdict(check), "word": words[check.passed]} for check in checks]
     print_table(console, f"GPU check: {device}, PyTorch {torch.__version__}", columns, rows)
     failed = [f"{check.name}: {check.figure}" for check in checks if check.passed is False]
     return {
         "device_name": device,
-        "checks": [check._asdict() for check in checks],
+        "checks": [asdict(check) for check in checks],
         "stages": stages,
         "problems": failed,
     }
