@@ -44,7 +44,7 @@ DEPENDENCIES := $(VENV)/.dependencies
 
 demo: $(INSTALLED)
 	@mkdir -p $(ROS_LOG_DIR)
-	$(RUN) -m deq_flow_ros.live.evaluate_bag --live $(if $(INPUT),"$(INPUT)") --out build/demo $(DEMO_ARGS)
+	$(RUN) scripts/evaluate_bag --live $(if $(INPUT),"$(INPUT)") --out build/demo $(DEMO_ARGS)
 
 # All end with the player, which names an input that it cannot read. The scene is what make demo has rendered.
 view: INPUT ?= build/scene

@@ -7,9 +7,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +20,55 @@ from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
-from deq_flow_ros.evaluation.report import (
-    INDEX,
-    METRICS,
-    REPORT,
-    Assignment,
-    check_place,
-    has_begun,
-    read_json,
-    write_overview,
-)  # fmt: skip
-from deq_flow_ros.evaluation.results import BusyError, OccupiedError
+from deq_flow_ros.evaluation.report import INDEX, METRICS, REPORT, Evaluated, read_json, write_overview
+from deq_flow_ros.evaluation.results import OccupiedError
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
-from deq_flow_ros.recordings.files import find_recordings, write_text
+from deq_flow_ros.recordings.files import find_recordings
 
-REALTIME_BUDGET_MS = 90.0
+BUDGET_MS = 90.0
 """The default latency budget of the node (config/flow.yaml)."""
-OPTIONS = {
-    "model": "model", "device": "device", "precision": "precision", "direction": "direction",
-    "budget_ms": "latency_budget_ms", "max_iterations": "max_iterations", "tolerance_px": "tolerance_px",
-    "max_scale": "max_scale",
+OWN_OPTIONS = {
+    "model": "--model", "device": "--device", "precision": "--precision", "direction": "--direction",
+    "latency_budget_ms": "--budget-ms", "max_iterations": "--max-iterations",
 }  # fmt: skip
-"""Options that set a parameter of flow_node, which ``--param`` can set as well."""
+"""Parameters of flow_node that have an option of their own."""
 LINE_S = 10.0
 """Time between two lines of progress."""
+
+
+def add_options(line: CommandLine) -> None:
+    """The options that all modes have: which part of the recording, and how its flow is computed."""
+    add = line.add_argument
+    add("--topic", help="image topic of a bag that has several")
+    line.add_number("--fps", None, "rate of a folder of images (default: 30)", above=0, kind=float)
+    line.add_number("--max-frames", 0, "only the first N; 0: all", least=0, metavar="N")
+    line.add_part()
+    line.add_model("name or weights file")
+    line.add_device()
+    line.add_precision(PRECISIONS)
+    add("--direction", choices=("forward", "backward"), default="forward", help="of the flow (default: forward)")
+    budget = f"latency budget; 0: none (default: 0; {BUDGET_MS:g} with --realtime and --live)"
+    line.add_number("--budget-ms", None, budget, least=0, kind=float)
+    line.add_number("--max-iterations", 6, "per pair", least=1)
+    add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
+    add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the bag (default: mcap)")
+
+
+def read_parameters(line: CommandLine, texts: Sequence[str]) -> dict[str, str]:
+    """The values of ``--param`` by their names. If one is wrong, the process ends with status 2."""
+    given: dict[str, str] = {}
+    for text in texts:
+        name, assigned, value = text.partition(":=")
+        if not assigned:
+            line.error(f"expected --param NAME:=VALUE, got {text!r}")
+        if name in given:
+            line.error(f"expected one value of {name}, got several with --param")
+        if name in OWN_OPTIONS:
+            line.error(f"expected {OWN_OPTIONS[name]} for the parameter {name}, got --param {text}")
+        given[name] = value
+    return given
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -65,23 +86,10 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace the results that are in --out")
     add("--realtime", action="store_true", help="simulate the timing on a robot from measured costs")
     add("--costs", type=Path, metavar="METRICS", help="take the costs from this metrics.json, do not measure them")
-    add("--topic", help="image topic of a bag that has several")
     add("--stamps", choices=("header", "record"), help="which stamps of a bag's images to use (default: header)")
-    line.add_number("--fps", None, "rate of a folder of images (default: 30)", above=0, kind=float)
-    line.add_number("--max-frames", 0, "only the first N; 0: all", least=0, metavar="N")
-    line.add_part()
     add("--truth", metavar="WHERE", help="true flow: a folder of flow files, or a 32FC2 topic of the bag")
-    line.add_model("name or weights file")
-    line.add_device()
-    line.add_precision(PRECISIONS)
+    add_options(line)
     line.add_number("--threads", 0, "threads on the CPU; 0: PyTorch chooses", least=0, most=MOST_THREADS)
-    add("--direction", choices=("forward", "backward"), default="forward", help="default: forward")
-    budget = f"latency budget (default: 0 = none; {REALTIME_BUDGET_MS:g} with --realtime)"
-    line.add_number("--budget-ms", None, budget, least=0, kind=float)
-    line.add_number("--max-iterations", 6, "per pair")
-    line.add_number("--tolerance-px", 0.1, "stop when the flow changes less; 0: never", least=0)
-    line.add_number("--max-scale", 1.0, "largest processing scale")
-    add("--param", action="append", default=[], metavar="NAME:=VALUE", help="any other parameter of flow_node")
     differing = "NAME:KEY=VALUE,... with differences to the main setting, as cold:warm=false fast:budget_ms=50"
     further = f"further settings: dis, farneback or {differing}"
     add("--compare", nargs="+", action="extend", default=[], metavar="SETTING", help=further)
@@ -89,8 +97,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_number("--consistency-every", 10, every, least=0, metavar="N")
     add("--no-bag", action="store_true", help="do not record the flow")
     add("--images", action="store_true", help="record the images beside the flow")
-    add("--storage", choices=("mcap", "sqlite3"), default="mcap", help="format of the bag (default: mcap)")
     options = line.parse_args(arguments)
+    options.param = read_parameters(line, options.param)
     if (options.input is None) == (options.bags is None):
         line.error("expected a recording, or --bags DIR, and not both (--live plays a rendered drive without any)")
     if options.costs is not None and not options.realtime:
@@ -99,12 +107,6 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         line.error("--resume keeps complete results and --overwrite replaces them: give one of both")
     if options.images and options.no_bag:
         line.error("--images are recorded in the bag with the flow, which --no-bag leaves out: give one of both")
-    for text in options.param:
-        name, value = text.partition(":=")[::2]
-        option = next((option for option, its in OPTIONS.items() if its == name), None)
-        if option and getattr(options, option) != line.get_default(option):
-            named = "--" + option.replace("_", "-")
-            line.error(f"{named} sets the parameter {name}, and so does --param {name}:={value}: give one of both")
     return options
 
 
@@ -119,15 +121,19 @@ def main(arguments: Sequence[str]) -> int:
         options.costs = None if options.costs is None else read_costs(options.costs)
         set_threads(options.threads)
         with StopRequest(insist=True) as stop, deterministic():
-            command = _Command(settings, load_models(settings), options, console, stop)
-            return command.one(Assignment(options.input, options.out)) if options.bags is None else command.all()
+            models = load_models(settings)
+
+            def one(path: str, out: Path) -> tuple[int, dict[str, Any]]:
+                return evaluate(path, out, settings, models, options, console, stop)
+
+            if options.bags is None:
+                return one(options.input, options.out)[0]
+            return evaluate_all(options, console, stop, one)
 
     # ``load_model``, settings and the system raise these errors for the user.
     errors: dict[type[Exception], int] = {WeightsError: UNUSABLE, **USER_ERRORS}
-    later = "interrupted before there were results"
-    if options.bags is not None:
-        later = "interrupted; --resume goes on with the recordings that are left"
-    return exit_status(work, errors, prefix="evaluate_bag", interrupted=later, exactly=True)
+    interrupted = "interrupted; --resume goes on with what is not complete"
+    return exit_status(work, errors, prefix="evaluate_bag", interrupted=interrupted, exactly=True)
 
 
 def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
@@ -135,12 +141,11 @@ def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
 
     :raises ValueError: for impossible ones.
     """
-    usual_ms = REALTIME_BUDGET_MS if options.realtime else None
+    usual_ms = BUDGET_MS if options.realtime else None
     budget_ms = usual_ms if options.budget_ms is None else options.budget_ms
     main = Setting(
         Path(options.model).stem, model=options.model, device=options.device, precision=options.precision,
-        budget_ms=budget_ms or None, max_iterations=options.max_iterations, tolerance_px=options.tolerance_px or None,
-        direction=options.direction, min_scale=min(0.25, options.max_scale), max_scale=options.max_scale,
+        budget_ms=budget_ms or None, max_iterations=options.max_iterations, direction=options.direction,
     )  # fmt: skip
     return all_settings(with_parameters(main, options.param), options.compare)
 
@@ -159,76 +164,72 @@ def read_costs(path: Path) -> dict[str, Any]:
     return costs
 
 
-@dataclass(frozen=True)
-class _Command:
-    """Evaluates recordings, reports on the terminal, and returns the exit status."""
+def evaluate(
+    path: str, out: Path, settings: Sequence[Setting], models: Models, options: argparse.Namespace, console: Console,
+    stop: StopRequest,
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    """Evaluate one recording, and tell on the terminal how it goes; returns the exit status and the metrics.
 
-    settings: tuple[Setting, ...]
-    models: Models
-    options: argparse.Namespace
-    console: Console
-    stop: StopRequest
+    :raises MediaError: for an unusable input or folder.
+    """
+    evaluation = RecordingEvaluation(path, out, options, settings)
+    printed_s = began_s = time.monotonic()
 
-    def one(self, recording: Assignment) -> int:
-        options, console = self.options, self.console
-        evaluation = RecordingEvaluation(recording.path, recording.out, options, self.settings)
-        printed_s = began_s = time.monotonic()
+    def show(done: int, latest: FrameOutcome) -> None:
+        nonlocal printed_s
+        if (now_s := time.monotonic()) - printed_s > LINE_S:
+            printed_s, record = now_s, latest.record
+            text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
+            console.print(
+                f"frame {done} of {evaluation.frames or '?'}, {text}, {done / (now_s - began_s):.1f} frames/s"
+            )
 
-        def show(done: int, total: int | None, latest: FrameOutcome) -> None:
-            nonlocal printed_s
-            if (now_s := time.monotonic()) - printed_s > LINE_S:
-                printed_s, record = now_s, latest.record
-                text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
-                console.print(f"frame {done} of {total or '?'}, {text}, {done / (now_s - began_s):.1f} frames/s")
+    with evaluation.folder as folder:
+        if folder.complete:
+            console.print(f"{path}: already complete, see {out}")
+            metrics = read_json(out / METRICS) or {}
+            return 1 if metrics.get("problems") else 0, metrics
+        console.print(evaluation.source.description)
+        if not options.realtime and any(setting.budget_ms for setting in settings):
+            console.print(f"{summary.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
+        metrics = evaluation.run(models, show, stop)
+    print_results(out, metrics, console)
+    if not metrics["complete"]:
+        console.print(f"evaluate_bag: interrupted; the results are in {out}, --resume starts again")
+        return 130, metrics
+    return 1 if metrics["problems"] else 0, metrics
 
-        with closing(evaluation.folder):
-            if evaluation.folder.complete:
-                console.print(f"{recording.path}: already complete, see {recording.out}")
-                return 1 if (read_json(recording.out / METRICS) or {}).get("problems") else 0
-            console.print(evaluation.source.description)
-            if not options.realtime and any(setting.budget_ms for setting in self.settings):
-                console.print(f"{summary.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
-            try:
-                metrics = evaluation.run(self.models, show, self.stop)
-            except KeyboardInterrupt:
-                if options.bags is None and has_begun(recording.out):
-                    raise KeyboardInterrupt("interrupted; --resume starts again") from None
-                raise
-        print_results(recording.out, metrics, console)
-        if not metrics["complete"]:
-            console.print(f"evaluate_bag: interrupted; the results are in {recording.out}, --resume starts again")
-            return 130
-        return 1 if metrics["problems"] else 0
 
-    def all(self) -> int:
-        """Evaluate several recordings in turn. One that cannot be used does not stop the others."""
-        out, status = self.options.out, 0
-        found = find_recordings(self.options.bags, out)
-        assignments = [Assignment(str(path), out / path.relative_to(self.options.bags)) for path in found]
-        check_place(out)
-        rows = write_overview(out, assignments)
-        for number, recording in enumerate(assignments, start=1):
-            self.console.print(f"recording {number} of {len(found)}: {recording.path}")
-            try:
-                got = self.one(recording)
-                recording.failure.unlink(missing_ok=True)
-            except BusyError as error:
-                self.console.print(f"evaluate_bag: {error}")
-                got = 0 if self.options.resume else 2
-            except (MediaError, OSError) as error:
-                self.console.print(f"evaluate_bag: {error}", style="red")
-                got = 2 if isinstance(error, OccupiedError) else 1
-                if got == 1:  # with status 2, the earlier results are still there
-                    write_text(recording.failure, f"{error}\n")
-            finally:
-                rows = write_overview(out, assignments)
-            status = max(status, 130 if self.stop.requested else got)
-            if self.stop.requested:
-                break
-        states = Counter(row["state"] for row in rows)
-        self.console.print(", ".join(f"{count} {state}" for state, count in states.items()))
-        self.console.print(f"{out / INDEX} links to all reports")
-        return status
+def evaluate_all(
+    options: argparse.Namespace, console: Console, stop: StopRequest,
+    one: Callable[[str, Path], tuple[int, dict[str, Any]]],
+) -> int:  # fmt: skip
+    """Evaluate every recording below a folder. One that cannot be used does not stop the others.
+
+    :param one: evaluates a recording into a folder, as ``evaluate`` does.
+    """
+    out, status = options.out, 0
+    done: list[Evaluated] = []
+    found = find_recordings(options.bags, out)
+    write_overview(out / INDEX, done)
+    for number, path in enumerate(found, start=1):
+        if stop.requested:
+            break
+        console.print(f"recording {number} of {len(found)}: {path}")
+        name = path.relative_to(options.bags).as_posix()
+        try:
+            got, metrics = one(str(path), out / name)
+            done.append(Evaluated(name, "complete" if metrics["complete"] else "interrupted", metrics=metrics))
+        except (MediaError, OSError) as error:
+            console.print(f"evaluate_bag: {error}", style="red")
+            got, state = (2, "left as it was") if isinstance(error, OccupiedError) else (1, "failed")
+            done.append(Evaluated(name, state, str(error)))
+        status = max(status, got)
+        write_overview(out / INDEX, done)
+    states = Counter(each.state for each in done)
+    console.print(", ".join(f"{count} {state}" for state, count in states.items()))
+    console.print(f"{out / INDEX} links to all reports")
+    return status
 
 
 def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:

@@ -25,6 +25,8 @@ METHODS = {"deq": "", "dis": "OpenCV DIS, medium preset", "farneback": "OpenCV F
 """The network of this package, and two classical methods of OpenCV to compare it with."""
 OF_ALL_METHODS = ("method", "direction", "max_gap_ms")
 """What can be set of OpenCV's methods as well."""
+PARAMETERS = ("warm", "tolerance_px", "min_scale", "max_scale", "uncertainty", "refinement", "max_gap_ms")
+"""What ``--param`` can set."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +90,19 @@ class Setting:
         return f"{Path(self.model).name} on {self.device} in {self.precision}, {start}, {most}, {limit}"
 
 
-def with_parameters(setting: Setting, texts: Sequence[str]) -> Setting:
-    """Change a setting by parameters of flow_node, ``NAME:=VALUE``. A budget or tolerance of 0 means none.
+def with_parameters(setting: Setting, texts: Mapping[str, str]) -> Setting:
+    """Change a setting by the values of parameters of flow_node. A budget or tolerance of 0 means none.
 
     :raises ValueError: for a text that is wrong; the message says why.
     """
-    known = {"latency_budget_ms" if f.name == "budget_ms" else f.name: f for f in fields(Setting)[2:]}
     values: dict[str, Any] = {}
-    for text in texts:
-        name, assigned, value = text.partition(":=")
-        if not assigned:
-            raise ValueError(f"expected --param NAME:=VALUE, got {text!r}")
-        if name not in known:
+    for name, text in texts.items():
+        if name not in PARAMETERS:
             raise ValueError(
-                f"expected --param with one of {', '.join(known)}, which the flow depends on, got {name}"
-                f"{did_you_mean(name, known)}; the other parameters of flow_node can be set with --live only"
+                f"expected --param with one of {', '.join(PARAMETERS)}, which the flow depends on, got {name}"
+                f"{did_you_mean(name, PARAMETERS)}; the other parameters of flow_node can be set with --live only"
             )
-        _set(values, known[name].name, value, name, "with --param")
+        _set(values, name, text, "with --param")
     return replace(setting, **values)
 
 
@@ -125,7 +123,7 @@ def parse_setting(text: str, base: Setting) -> Setting:
         if not equals or key not in _KINDS:
             hint = did_you_mean(key, _KINDS) if equals else ""
             raise ValueError(f"expected NAME:KEY=VALUE,... with the keys {', '.join(_KINDS)}, got {text!r}{hint}")
-        _set(values, key, value, key, f"in {text!r}")
+        _set(values, key, value, f"in {text!r}")
     method = values.setdefault("method", name if name in METHODS else base.method)
     if name in METHODS and method != name:
         raise ValueError(f"expected another name for the method {method} than that of the method {name}, got {text!r}")
@@ -144,10 +142,10 @@ _TYPES: dict[str, tuple[Callable[[str], Any], str]] = {
 }  # fmt: skip
 
 
-def _set(values: dict[str, Any], key: str, text: str, name: str, where: str) -> None:
-    """Add the value of a text, which the user calls ``name``. A budget or tolerance of 0 means none."""
+def _set(values: dict[str, Any], key: str, text: str, where: str) -> None:
+    """Add the value of a text. A budget or tolerance of 0 means none."""
     if key in values:
-        raise ValueError(f"expected one value of {name}, got several {where}")
+        raise ValueError(f"expected one value of {key}, got several {where}")
     kind, _, optional = _KINDS[key].partition(" | ")
     convert, words = _TYPES[kind]
     try:
@@ -155,7 +153,7 @@ def _set(values: dict[str, Any], key: str, text: str, name: str, where: str) -> 
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError
     except (KeyError, ValueError):
-        raise ValueError(f"expected {name} to be {words}{' or none' if optional else ''}, got {text!r}") from None
+        raise ValueError(f"expected {key} to be {words}{' or none' if optional else ''}, got {text!r}") from None
     values[key] = None if key in ("budget_ms", "tolerance_px") and value == 0 else value
 
 

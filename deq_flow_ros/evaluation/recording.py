@@ -35,8 +35,8 @@ from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.streaming import EstimatorSettings
 from deq_flow_ros.streaming.clock import CostTable, VirtualClock
 
-Show = Callable[[int, "int | None", FrameOutcome], None]
-"""Called for every frame of the main setting with the number of frames done, their number if known, and the outcome."""
+Show = Callable[[int, FrameOutcome], None]
+"""Called for every frame of the main setting with the number of frames done, and the outcome."""
 DECISIVE = (
     "realtime", "topic", "fps", "stamps", "max_frames", "start", "stop", "consistency_every", "truth", "storage",
     "no_bag", "images", "costs",
@@ -63,18 +63,15 @@ class RecordingEvaluation:
         if options.stamps and (kind := self.source.kind) != "bag":
             asked = f"stamps of the {options.stamps} were asked for"
             raise MediaError(f"{asked}, but {path} is a {kind}; only bags have them")
-        for source in filter(None, (self.path, None if self._truth_topic else truth)):
-            read, write = Path(source).resolve(), out.resolve()
-            if read == write or read in write.parents or write in read.parents:
-                inside = f"the input {read} and the results {write} lie inside of each other"
-                raise MediaError(f"{inside}; choose another --out")
         self._shares = TimeShares()
         self._problems: dict[str, tuple[int, str]] = {}
         self._costs: dict[str, Any] = {}
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(self.path))]
         plan = {name: getattr(options, name) for name in DECISIVE} | {"settings": list(map(asdict, settings))}
         identity = {"input": stats, "plan": plan, "version": versions().get("deq_flow_ros", "")}
-        self.folder = ResultFolder(out, json.loads(json.dumps(identity)), options.resume, options.overwrite)
+        inputs = filter(None, (self.path, None if self._truth_topic else truth))
+        how = (options.resume, options.overwrite)
+        self.folder = ResultFolder(out, json.loads(json.dumps(identity)), inputs, *how)
 
     def _open(self) -> Source:
         options = self._options
@@ -104,20 +101,21 @@ class RecordingEvaluation:
             runs = [self._setting_run(setting, models) for setting in chosen]
             if not options.no_bag and frame.image is not None and self.frames:
                 height, width = frame.image.shape[:2]
-                check_space(self.out, self.frames, height, width, "leave the bag out with --no-bag", options.images)
+                place = next(place for place in (self.out, *self.out.absolute().parents) if place.exists())
+                check_space(place, self.frames, height, width, "leave the bag out with --no-bag", options.images)
         settings = [SettingEntry(setting.name, asdict(setting), setting.note) for setting in chosen]
         self.folder.begin()
-        state = self.folder.state
-        bag = None if options.no_bag else FlowBag(self.out / BAG, state, options.storage, self.source.calibration)
+        nursery, calibration = self.folder.state, self.source.calibration
+        bag = None if options.no_bag else FlowBag(self.out / BAG, nursery, options.storage, calibration)
         with stop.heeded():
-            with ResultWriter(self.out, settings, state / "previews", bag, options.images) as writer:
+            with ResultWriter(self.folder, settings, bag, options.images) as writer:
 
                 def keep(run: SettingRun, outcomes: Iterator[FrameOutcome]) -> None:
                     for outcome in outcomes:
                         with self._shares.of("writing"):
                             writer.add(run.setting.name, outcome)
                         if run is runs[0]:
-                            show(outcome.record.index + 1, self.frames, outcome)
+                            show(outcome.record.index + 1, outcome)
 
                 while frame is not None:
                     for run in runs:

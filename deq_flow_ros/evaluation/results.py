@@ -6,30 +6,17 @@ During a run, the table of frames, the previews and the bag with the flow grow. 
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
 from deq_flow_ros.evaluation.records import FrameOutcome, FrameTable, read_frames
-from deq_flow_ros.evaluation.report import (
-    ANIMATION,
-    FRAMES,
-    METRICS,
-    REPORT,
-    RUN,
-    STATE,
-    VIDEO,
-    has_begun,
-    read_json,
-    write_report,
-)  # fmt: skip
+from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, VIDEO, read_json, write_report
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording
@@ -37,98 +24,74 @@ from deq_flow_ros.recordings.files import check_name, write_json, write_text
 from deq_flow_ros.streaming.result import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
-BAG, LOCK = "flow", "lock"
+BAG, RECORDING = "flow", "recording"
+"""Folders of the bag with the flow: what an evaluation wrote, and what a node published in a live run."""
+STATE, RUN = ".run", "run.json"
+"""Folder beside the results with what is needed only during a run, and the file in it that identifies the run."""
 
 
 class OccupiedError(MediaError):
-    """The folder holds something that must not be replaced."""
+    """The folder holds something that must not be replaced, or another process writes to it."""
 
 
-class BusyError(OccupiedError):
-    """Another process writes to the folder."""
+class ResultFolder(ExitStack):
+    """A folder for the results of one run; use it in a ``with`` statement, during which it is locked from ``begin`` on.
 
-
-def refuse_foreign(path: Path, names: Iterable[str]) -> None:
-    """Refuse a folder that holds files of these names, which no known run has written.
-
-    :raises OccupiedError: if it does.
-    """
-    if taken := [name for name in names if (path / name).exists()]:
-        holds = f"the folder {path} holds {', '.join(taken)}, which no run of this kind is known to have written"
-        raise OccupiedError(f"{holds}; move it away, or choose another --out")
-
-
-class ResultFolder:
-    """A folder for the results of one run. The run locks it until ``close``.
-
-    Nothing in it is changed before ``begin``: a run that fails until then leaves earlier results, and nothing of its
-    own. Only files that an evaluation wrote are ever removed.
+    Nothing in it is changed before ``begin``: a run that fails until then leaves earlier results as they are. Only
+    files that an evaluation wrote are ever removed.
 
     :param identity: everything that the results depend on, as plain values.
+    :param inputs: the files and folders that are read, which must lie elsewhere.
     :param resume: whether to keep complete results of this identity and replace incomplete ones.
     :param overwrite: whether to replace the results of any run.
+    :ivar begun: whether a run has begun to write its results to this folder.
     :ivar complete: whether the results are already complete.
-    :raises OccupiedError: if the folder holds something else, or another process writes to it.
+    :raises OccupiedError: if the folder holds something else.
     :raises MediaError: if nothing can be written.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False) -> None:
-        self.path, self.state, self.complete = path, path / STATE, False
-        self._identity = dict(identity)
-        self._lock: IO[str] | None = None
-        self._made: list[Path] = []
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], inputs: Iterable[str] = (), resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.path, self.state, self.complete, self._identity = path, path / STATE, False, dict(identity)
         check_name(path)
-        try:
-            if path.is_dir() and not has_begun(path):
-                self._check_foreign(overwrite)
-            self._made = [folder for folder in (self.state, path) if not folder.exists()]
-            self._lock = self._locked()
-            if has_begun(path):
-                self._check_earlier(read_json(self.state / RUN) or {}, resume, overwrite)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, BlockingIOError):
-                raise BusyError(f"another run writes to {path}; wait for it, or choose another --out") from None
-            if isinstance(error, OSError):
-                raise MediaError(f"cannot write to {path}: {error}") from error
-            raise
-
-    def _locked(self) -> IO[str]:
-        """The lock. Two runs in one folder would mix their frames. The system releases it when the process ends."""
-        while True:
-            self.state.mkdir(parents=True, exist_ok=True)
-            lock = (self.state / LOCK).open("a")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock.fileno()), (self.state / LOCK).stat()):
-                    return lock
-            lock.close()  # a run that left nothing has just removed it
+        write = path.resolve()
+        for read in (Path(source).resolve() for source in inputs):
+            if read == write or read in write.parents or write in read.parents:
+                inside = f"the input {read} and the results {write} lie inside of each other"
+                raise MediaError(f"{inside}; choose another --out")
+        self.begun = (self.state / RUN).is_file()
+        if path.exists() and not path.is_dir():
+            raise MediaError(f"cannot write to {path}: it is a file; choose another --out")
+        if self.begun:
+            self._check_earlier(read_json(self.state / RUN) or {}, resume, overwrite)
+        elif path.exists():
+            self._check_foreign(overwrite)
 
     def begin(self) -> None:
         """Remove what is left of an earlier run, and note that this one writes its results from now on.
 
+        :raises OccupiedError: if another process writes to the folder.
         :raises MediaError: if that cannot be done.
         """
         try:
-            if has_begun(self.path):
-                remove_recording(self.path / BAG, TOPICS)
+            self.state.mkdir(parents=True, exist_ok=True)
+            # Two runs in one folder would mix their frames. The system releases the lock when the process ends.
+            lock = self.enter_context((self.state / "lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.begun:
+                for bag in (BAG, RECORDING):
+                    remove_recording(self.path / bag, TOPICS)
                 for name in RESULTS:
                     (self.path / name).unlink(missing_ok=True)
+            self.begun = True
             self.finish(complete=False)
+        except BlockingIOError:
+            raise OccupiedError(f"another run writes to {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise MediaError(f"cannot write to {self.path}: {error}") from error
-
-    def close(self) -> None:
-        """Let others write to the folder."""
-        if not has_begun(self.path):
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                if self._lock is not None:
-                    (self.state / LOCK).unlink(missing_ok=True)
-                for folder in self._made:
-                    folder.rmdir()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
 
     def finish(self, complete: bool) -> None:
         """Note whether all results are written, and remove the files that are needed only during a run."""
@@ -139,7 +102,9 @@ class ResultFolder:
 
     def _check_foreign(self, overwrite: bool) -> None:
         """Allow results beside other files only with ``overwrite``, and never in place of them."""
-        refuse_foreign(self.path, (*RESULTS, BAG))
+        if taken := [name for name in (*RESULTS, BAG, RECORDING) if (self.path / name).exists()]:
+            holds = f"the folder {self.path} holds {', '.join(taken)}, which no evaluation is known to have written"
+            raise OccupiedError(f"{holds}; move it away, or choose another --out")
         there = sorted(child.name for child in self.path.iterdir() if child.name != STATE)
         if there and not overwrite:
             holds = f"the folder {self.path} exists and holds {', '.join(there[:4])}"
@@ -159,26 +124,25 @@ class ResultFolder:
                 )
             self.complete = bool(before.get("complete")) and read_json(self.path / METRICS) is not None
         if not self.complete:
-            check_recording(self.path / BAG, TOPICS)
+            for bag in (BAG, RECORDING):
+                check_recording(self.path / bag, TOPICS)
 
 
 class ResultWriter(ExitStack):
-    """Writes the results of a run to ``out``. Use it in a ``with`` statement, and call ``finish`` afterwards.
+    """Writes the results of a run. Use it in a ``with`` statement, and call ``finish`` afterwards.
 
     :param settings: the settings of the run, the main one first. One without outcomes is left out of the results.
-    :param previews: a folder for pictures during the run.
     :param bag: for the flow of the main setting, and with ``images`` the images; None: the flow is not recorded.
     :raises MediaError: if something cannot be written. All methods raise it.
     """
 
     def __init__(
-        self, out: Path, settings: Sequence[SettingEntry], previews: Path, bag: FlowBag | None = None,
-        images: bool = False,
-    ) -> None:  # fmt: skip
+        self, folder: ResultFolder, settings: Sequence[SettingEntry], bag: FlowBag | None = None, images: bool = False
+    ) -> None:
         super().__init__()
-        self._out, self._settings, self._images = out, settings, images
-        self._galleries = {setting.name: Gallery(previews / str(i)) for i, setting in enumerate(settings)}
-        self._table = FrameTable(out / FRAMES)
+        self._out, self._settings, self._images = folder.path, settings, images
+        self._galleries = {one.name: Gallery(folder.state / f"previews{n}") for n, one in enumerate(settings)}
+        self._table = FrameTable(self._out / FRAMES)
         self.callback(self._table.close)
         self._bag = None if bag is None else self.enter_context(bag)
 

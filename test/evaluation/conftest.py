@@ -27,7 +27,7 @@ def evaluate(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     Without plots, which take most of the time of such short runs.
     """
     monkeypatch.setattr("deq_flow_ros.evaluation.report.run_plots", lambda *_: [])
-    usual = ("--model", model, "--max-iterations", 2, "--tolerance-px", 0, "--consistency-every", 0)
+    usual = ("--model", model, "--max-iterations", 2, "--param", "tolerance_px:=0", "--consistency-every", 0)
 
     def run(*arguments: object) -> int:
         return main([str(argument) for argument in (*usual, *arguments)])

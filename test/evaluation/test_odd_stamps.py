@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from evaluation_inputs import FIRST_NS, PERIOD_NS, frames, pictures, table, write_bag, write_folder
 
-from deq_flow_ros.evaluation.methods import Setting, with_parameters
 from deq_flow_ros.evaluation.summary import comparison
 from deq_flow_ros.imaging import Frame
 from deq_flow_ros.recordings import MediaError, open_source
@@ -65,12 +64,6 @@ def test_the_longest_gap_is_an_option_like_every_parameter_of_the_flow(
     assert status == 1 and [row["outcome"] for row in rows] == 4 * ["first"]
     assert "none of the 4 frames gave flow" in (said := capsys.readouterr().out)
     assert "3 x gap of 2000 ms, longer than 1500 ms" in said
-    given = ["latency_budget_ms:=0", "tolerance_px:=0", "min_scale:=0.5", "max_iterations:=7", "direction:=backward"]
-    changed = with_parameters(Setting("any", budget_ms=5.0), given)
-    assert changed == Setting("any", tolerance_px=None, min_scale=0.5, max_iterations=7, direction="backward")
-    for wrong, said in (("roi:=1", "got roi; the other parameters of flow_node"), ("warm", "got 'warm'")):
-        with pytest.raises(ValueError, match=said):
-            with_parameters(Setting("any"), [wrong])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -116,7 +117,7 @@ def test_a_disk_that_gets_full_keeps_what_there_is(
 def test_ctrl_c_keeps_what_there_is(model: Path, tmp_path: Path) -> None:
     """Whoever stops a run of hours wants its results, and a status that says so."""
     folder, out = write_folder(tmp_path / "pictures", pictures(60, step=1)), tmp_path / "out"
-    arguments = [folder, "--out", out, "--model", model, "--max-iterations", "30", "--tolerance-px", "0"]
+    arguments = [folder, "--out", out, "--model", model, "--max-iterations", "30", "--param", "tolerance_px:=0"]
     process = forked.start(main, arguments, tmp_path / "log")
     try:
         deadline = time.monotonic() + 300
@@ -150,10 +151,8 @@ def test_ctrl_c_before_the_first_frame_ends_at_once(
     monkeypatch.setattr("deq_flow_ros.evaluation.recording.measure_setting", interrupted)
     assert evaluate("--bags", data, "--out", out, "--realtime", "--resume") == 130
     assert "--resume goes on" in capsys.readouterr().out and not (out / "b").exists()
-    states = [row["state"] for row in json.loads((out / "recordings.json").read_text())]
-    assert states == ["complete", "to do"]
-    assert evaluate(data / "b", "--out", out / "b", "--realtime") == 130
-    assert "interrupted before there were results" in capsys.readouterr().out and not (out / "b").exists()
+    assert 'href="a/report.html"' in (out / "index.html").read_text()
+    assert evaluate(data / "b", "--out", out / "b", "--realtime") == 130 and not (out / "b").exists()
 
 
 def test_recordings_below_a_folder_are_found(tmp_path: Path) -> None:
@@ -213,14 +212,23 @@ def test_a_batch_gets_past_what_is_broken_and_resumes_with_what_is_not_complete(
     (data / "broken.bag").write_bytes(b"no bag")
     arguments = ("--bags", data, "--out", out, "--no-bag")
 
-    def states() -> dict[str, str]:
-        return {row["results"]: row["state"] for row in json.loads((out / "recordings.json").read_text())}
+    def rows() -> dict[str, tuple[str, str]]:
+        """State and problems of each recording, as the page over all of them has them."""
+        page = (out / "index.html").read_text()
+        row = r'<th>(.*?)</th>\s*<td class="state">(.*?)</td>.*?<td class="reason">(.*?)</td>'
+        found = re.findall(row, page.partition("</tr>")[2], re.DOTALL)
+        return {re.sub("<.*?>", "", name): (state, problem) for name, state, problem in found}
 
     assert evaluate(*arguments) == 1
-    assert states() == {"a": "complete", "b": "complete", "broken.bag": "failed", "c": "complete"}
+    assert {name: state for name, (state, _) in rows().items()} == {
+        "a": "complete", "b": "complete", "broken.bag": "failed", "c": "complete"
+    }  # fmt: skip
     assert [len(table(out / name, "any")) for name in "abc"] == [4, 3, 3]
     (problem,) = metrics_of(out / "a")["problems"]
     assert f"the message ({IMAGE}) on {TOPIC}" in problem and metrics_of(out / "b")["problems"] == []
+    page = (out / "index.html").read_text()
+    assert "broken.bag" in rows()["broken.bag"][1] and problem.split("(")[0] in rows()["a"][1]
+    assert 'href="b/report.html"' in page and "<th>latency, median [ms]</th>" in page
 
     shutil.rmtree(out / "c")  # as if the run had not come so far
     write_bag(data / "d", frames(pictures(4)))
@@ -228,12 +236,14 @@ def test_a_batch_gets_past_what_is_broken_and_resumes_with_what_is_not_complete(
     (out / "d" / ".run").mkdir(parents=True)
     with (out / "d" / ".run" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process is at work on it
-        assert evaluate(*arguments, "--resume") == 1, "of the problems of a, and of broken.bag"
+        assert evaluate(*arguments, "--resume") == 2
     assert "another run writes to" in capsys.readouterr().out
-    assert states()["c"] == "complete" and states()["d"] == "to do"
+    assert rows()["c"][0] == "complete" and rows()["d"][0] == "left as it was" and "another run" in rows()["d"][1]
     assert (out / "a" / "frames.csv").stat().st_mtime_ns == before
     assert evaluate(*arguments) == 2, "neither --resume nor --overwrite: what is there is refused, and as it was"
-    assert states()["a"] == "complete"
+    assert metrics_of(out / "a")["complete"]
+    (out / "index.html").write_text("mine")
+    assert evaluate(*arguments, "--resume") == 2 and (out / "index.html").read_text() == "mine"
 
 
 def test_results_that_are_damaged_or_of_other_frames_are_not_taken_for_complete(

@@ -31,7 +31,7 @@ from deq_flow_ros.evaluation.records import (
     read_frames,
 )
 from deq_flow_ros.evaluation.report import run_plots
-from deq_flow_ros.evaluation.results import ResultWriter
+from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, comparison, count_words, summarise, terminal_rows
 from deq_flow_ros.recordings import MediaError
 
@@ -176,8 +176,14 @@ def test_a_video_that_the_disk_cut_short_is_none(tmp_path: Path) -> None:
     assert (tmp_path / "flow.mp4").stat().st_size > 4096
 
 
+def begun(path: Path) -> ResultFolder:
+    with ResultFolder(path, {}) as folder:
+        folder.begin()
+    return folder
+
+
 def evaluated(tmp_path: Path, run: RunInfo, count: int = 6) -> dict[str, Any]:
-    with ResultWriter(tmp_path, SETTINGS, tmp_path / "previews") as writer:
+    with ResultWriter(begun(tmp_path), SETTINGS) as writer:
         for number in range(1, count):
             for setting, off_px in zip(SETTINGS, (0.5, 1.0), strict=True):
                 fields = pair(number, off_px)
@@ -222,7 +228,7 @@ def test_long_runs_are_plotted_in_small_files(tmp_path: Path) -> None:
 
 def test_a_run_that_was_interrupted_or_gave_no_flow_has_a_report_that_says_so(tmp_path: Path) -> None:
     """Figures of a part must not pass for those of the whole; and why every frame was dropped stands there."""
-    with ResultWriter(tmp_path, SETTINGS, tmp_path / "previews") as writer:
+    with ResultWriter(begun(tmp_path), SETTINGS) as writer:
         writer.add(SETTINGS[0].name, FrameOutcome(FrameRecord(0, 5, DROPPED, "too small")))
     metrics = writer.finish(RunInfo("offline", {"description": "x"}, complete=False))
     page = (tmp_path / "report.html").read_text()

@@ -47,7 +47,7 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         ((folder, "--stamps", "record"), "pictures is a folder; only bags have them"),
         ((tmp_path / "two", "--topic", "/left", "--fps", "10"), "two is a bag, which has times of its own"),
         ((folder, "--realtime", "--costs", folder / "0.png"), "expected a metrics.json of a run with --realtime"),
-        ((folder, "--max-iterations", "0"), "max_iterations must be a whole number >= 1"),
+        ((folder, "--param", "refinement:=99"), "refinement must be a whole number from 0 to 20"),
     ):
         assert evaluate(*arguments, "--out", out) == 2
         assert message in capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         (("a", "--fps", "0"), "above 0"),
         (("a", "--resume", "--overwrite"), "give one of both"),
         (("a", "--images", "--no-bag"), "give one of both"),
-        (("a", "--budget-ms", "9", "--param", "latency_budget_ms:=8"), "--budget-ms sets the parameter"),
+        (("a", "--max-iterations", "0"), "at least 1"),
     ):
         with pytest.raises(SystemExit, match="2"):
             parse_options(wrong)
@@ -72,7 +72,7 @@ def test_a_run_that_cannot_start_leaves_earlier_results_as_they_are(evaluate: Ev
     folder, out = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "out"
     assert evaluate(folder, "--out", out) == 0
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    assert evaluate(folder, "--out", out, "--overwrite", "--max-iterations", "0") == 2
+    assert evaluate(folder, "--out", out, "--overwrite", "--param", "refinement:=99") == 2
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
@@ -102,10 +102,11 @@ def test_results_and_foreign_files_are_not_overwritten(
     for out in (folder, folder / "results", tmp_path):
         refused("inside of each other", "--out", out, "--overwrite")
     refused("inside of each other", "--out", tmp_path / "truth" / "out", "--truth", tmp_path / "truth", "--overwrite")
-    refused("holds flow, which no run of this kind is known to have written", "--out", theirs, "--overwrite")
+    refused("holds flow, which no evaluation is known to have written", "--out", theirs, "--overwrite")
     (mine / "flow").mkdir()
     (mine / "flow" / "0.flo").write_text("measured with a laser")
     refused("is left alone", "--out", mine, "--overwrite")  # the run in there has left no bag
+    (mine / "flow" / "0.flo").unlink()
     with (mine / ".run" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused("another run writes to", "--out", mine, "--overwrite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from deq_flow_ros.evaluation.command import parse_options
 from deq_flow_ros.evaluation.methods import Setting, all_settings, parse_setting, with_parameters
 
 
@@ -33,12 +34,18 @@ def test_settings_are_read_from_the_command_line() -> None:
             parse_setting(text, main)
 
 
-def test_a_parameter_that_is_given_twice_is_refused() -> None:
+def test_a_parameter_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """Taking the last one would evaluate something else than half of the command line says."""
     for texts, message in (
         (["refinement:=5", "refinement:=0"], "expected one value of refinement, got several with --param"),
-        (["latency_budget:=50"], r"did you mean 'latency_budget_ms'\?"),
+        (["latency_budget_ms:=8"], "expected --budget-ms for the parameter latency_budget_ms"),
+        (["warm"], "expected --param NAME:=VALUE, got 'warm'"),
     ):
-        with pytest.raises(ValueError, match=message):
-            with_parameters(Setting("main"), texts)
-    assert with_parameters(Setting("main", budget_ms=9.0), ["latency_budget_ms:=0"]).budget_ms is None
+        with pytest.raises(SystemExit, match="2"):
+            parse_options(["bag", *(word for text in texts for word in ("--param", text))])
+        assert message in capsys.readouterr().err
+    for name, said in (("refinements", r"did you mean 'refinement'\?"), ("roi", "the other parameters of flow_node")):
+        with pytest.raises(ValueError, match=said):
+            with_parameters(Setting("main"), {name: "1"})
+    given = {"tolerance_px": "0", "min_scale": "0.5", "max_gap_ms": "9"}
+    assert with_parameters(Setting("any"), given) == Setting("any", tolerance_px=None, min_scale=0.5, max_gap_ms=9.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`evaluate_bag` and its processes, for real: player, node and recorder over DDS, and none of them left behind."""
+"""`evaluate_bag` and its processes, for real: player and node over DDS, recorded, and none of them left behind."""
 
 import json
 import os
@@ -18,8 +18,7 @@ import torch
 from deq_flow_ros.demo.bag import SIDECAR, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.imaging import frame_from_array
-from deq_flow_ros.live.command import parse_options
-from deq_flow_ros.live.evaluate_bag import main
+from deq_flow_ros.live.command import main, parse_options
 from deq_flow_ros.model import DEQFlow, save_model
 from deq_flow_ros.recordings import MediaError
 from deq_flow_ros.recordings.bags import BagWriter, remove_recording
@@ -65,7 +64,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "deq_flow_ros.live.evaluate_bag", "--live", *map(str, arguments)]
+    return [sys.executable, str(ROOT / "scripts" / "evaluate_bag"), "--live", *map(str, arguments)]
 
 
 def processes_about(path: Path) -> list[str]:
@@ -94,8 +93,8 @@ import functools, sys
 from deq_flow_ros.live import command
 if __name__ == "__main__":  # the processes that render import this file as well
     command.SceneSettings = functools.partial(command.SceneSettings, width=96, height=72, frames=12)
-    sys.exit(command.main(["evaluate_bag", "--out", {str(out)!r}, "--model", {str(own_model)!r},
-                                "--budget-ms", "2000", "--param", "max_iterations:=3"]))
+    sys.exit(command.main(["--out", {str(out)!r}, "--model", {str(own_model)!r}, "--budget-ms", "2000",
+                           "--max-iterations", "3"]))
 """
     (tmp_path / "demo.py").write_text(script)
     other = [sys.executable, "-m", "deq_flow_ros.ros.player", str(pictures), "--loop", "--ros-args"]
@@ -137,7 +136,7 @@ def test_a_node_that_cannot_start_is_quoted(pictures: Path, tmp_path: Path) -> N
         cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 3, result.stdout + result.stderr
-    assert "flow_node could not start" in result.stdout and "missing.safetensors" in result.stdout
+    assert "flow_node ended with status 1" in result.stdout and "missing.safetensors" in result.stdout
     assert not (out / "report.html").exists() and processes_about(tmp_path) == []
 
 
@@ -157,7 +156,7 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         found = "".join(processes_about(tmp_path))
-        assert [name for name in ("evaluate_bag", "recorder", "flow_node", "player") if f".{name}" not in found] == []
+        assert [name for name in ("/evaluate_bag", ".flow_node", ".player") if name not in found] == []
         process.send_signal(number)
         assert process.wait(timeout=90) == (130 if number == signal.SIGINT else -signal.SIGKILL)
         deadline = time.monotonic() + 20
@@ -180,7 +179,7 @@ parameters |= {{"qos_reliability": "reliable", "qos_depth": "10"}}
 options = live_run.RunOptions(
     [{str(pictures)!r}, "--rate", "0.2", "--max-frames", "8"], True, parameters, Path("bag"), Path("logs"), "sqlite3"
 )
-published = live_run.run_live(options, lambda progress: None)
+published = live_run.run_live(options, lambda line: None)
 frames = list(open_source("bag", live_run.IMAGE_TOPIC).frames())
 print(json.dumps([published.stamps_ns, [frame.stamp_ns for frame in frames], published.seconds]))
 """
@@ -241,11 +240,11 @@ def test_an_input_that_would_be_overwritten_is_refused(
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     for given in (f"demo/{name}", f"link/../demo/{name}", f"link/{name}", str(tmp_path / "demo" / name)):
-        assert main(["evaluate_bag", "--live", given, "--out", "demo"]) == 2
-        assert "would be overwritten by the new demo" in capsys.readouterr().out
+        assert main([given, "--out", "demo"]) == 2
+        assert "lie inside of each other" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert main(["evaluate_bag", "--live", "elsewhere", "--out", "demo"]) == 2
-    assert "holds flow.mp4, which no run of this kind is known to have written" in capsys.readouterr().out
+    assert main(["elsewhere", "--out", "demo"]) == 2
+    assert "holds flow.mp4, recording, which no evaluation is known to have written" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
 
 

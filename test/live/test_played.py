@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
-from deq_flow_ros.evaluation.results import ResultWriter
+from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
 from deq_flow_ros.imaging import frame_from_array
-from deq_flow_ros.live.played import COLD, STREAMED, changes, in_order, look_closer, read_run, solve_cold
+from deq_flow_ros.live.played import COLD, STREAMED, changes, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bag_reader import read_messages
@@ -30,11 +31,7 @@ from deq_flow_ros.streaming import FlowEstimator
 STEP_NS = 100_000_000
 SHIFT = 3
 """The pictures move so many pixels to the right from one to the next."""
-
-
-def reports_of(recording: Path) -> list[FrameReport]:
-    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
-    return in_order(reports, [number * STEP_NS for number in range(6)])
+PLAYED = [number * STEP_NS for number in range(6)]
 
 
 def picture(number: int) -> np.ndarray:
@@ -87,8 +84,8 @@ def exact(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Path, Path]) -> None:
     """Pairs, gaps and directions must be matched with their images: any mix-up changes these figures."""
     direction, source, recording = played
-    reports = reports_of(recording)
-    outcomes = list(read_run(recording, reports, open_source(source), exact))
+    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
+    outcomes = list(read_run(recording, PLAYED, reports, open_source(source), exact))
     assert [outcome.record.outcome for outcome in outcomes] == [
         FIRST, PROCESSED, PROCESSED, DROPPED, PROCESSED, PROCESSED
     ]  # fmt: skip
@@ -118,9 +115,9 @@ def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
         flow, visible = exact(here, there)
         return np.pad(flow, (*around, (0, 0)), constant_values=99), np.pad(visible, around)
 
-    reports = reports_of(recording)
-    whole = list(read_run(recording, reports, open_source(source), exact))
-    part = list(read_run(recording, reports, open_source(tmp_path / "larger"), of_larger, [8, 4, 64, 40]))
+    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
+    whole = list(read_run(recording, PLAYED, reports, open_source(source), exact))
+    part = list(read_run(recording, PLAYED, reports, open_source(tmp_path / "larger"), of_larger, [8, 4, 64, 40]))
     assert repr([outcome.record for outcome in part]) == repr([outcome.record for outcome in whole])
 
 
@@ -130,11 +127,13 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     """The comparison is of the very pairs, at the stream's own scale and iterations; the node gives one direction."""
     monkeypatch.setattr("deq_flow_ros.evaluation.report.run_plots", lambda *_: [])
     direction, source, recording = played
-    reports = reports_of(recording)
-    outcomes = list(read_run(recording, reports, open_source(source), exact))
+    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
+    outcomes = list(read_run(recording, PLAYED, reports, open_source(source), exact))
     model = load_model("nano")
     settings = [SettingEntry(STREAMED, {"budget_ms": 90.0}), SettingEntry(COLD, {"budget_ms": None})]
-    with ResultWriter(tmp_path, settings, tmp_path / "previews") as writer:
+    with ResultFolder(tmp_path / "out", {}) as folder:
+        folder.begin()
+    with ResultWriter(folder, settings) as writer:
         for setting, outcome in look_closer(outcomes, model, direction, 2):
             writer.add(setting, outcome)
     metrics = writer.finish(RunInfo("live", {"description": "x"}, played_s=0.6))
@@ -154,20 +153,17 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
 
 
 def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[str, Path, Path]) -> None:
-    """The node never heard of it: its rows come last, up to the end of what was played."""
+    """The node never heard of it: its rows stand in their places, up to the end of what was played."""
     _, source, recording = played
-    reports = reports_of(recording)
+    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
     frames = list(open_source(source).frames())
     lost = [Frame.without_image("no key frame yet", stamp, stamp, "camera") for stamp in (-5, 250_000_000, 550_000_000)]
     video = SimpleNamespace(frames=lambda: iter([lost[0], *frames[:3], lost[1], *frames[3:], lost[2]]))
-    *others, first, second, third = read_run(recording, reports, video, exact)
-    assert [one.record.outcome for one in others] == [
-        one.record.outcome for one in read_run(recording, reports, open_source(source), exact)
-    ]
-    assert [(one.record.index, one.record.stamp_ns, one.record.outcome) for one in (first, second, third)] == [
-        (6, -5, DROPPED), (7, 250_000_000, DROPPED), (8, 550_000_000, DROPPED)
-    ]  # fmt: skip
-    assert first.record.reason == "no key frame yet"
+    found = [outcome.record for outcome in read_run(recording, PLAYED, reports, video, exact)]
+    letters = "".join(record.outcome[0] for record in found)
+    assert letters == "dfppddppd" and [record.index for record in found] == list(range(9))
+    assert [found[index].stamp_ns for index in (0, 4, 8)] == [-5, 250_000_000, 550_000_000]
+    assert found[0].reason == "no key frame yet"
 
 
 def test_an_input_that_is_not_the_one_played_is_noticed(
@@ -175,22 +171,27 @@ def test_an_input_that_is_not_the_one_played_is_noticed(
 ) -> None:
     """Errors against the wrong pictures would look like a bad model."""
     _, source, recording = played
-    reports = reports_of(recording)
+    reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
     with BagWriter(tmp_path / "other") as writer:
         writer.write_frame("/image", frame_from_array(picture(0), 5, 5, "camera"))
-    with pytest.raises(MediaError, match="holds no frames stamped 0 and 100000000 ns"):
-        list(read_run(recording, reports, open_source(tmp_path / "other"), None))
+    with pytest.raises(MediaError, match=r"holds no frame stamped [1-5]00000000 ns"):
+        list(read_run(recording, PLAYED, reports, open_source(tmp_path / "other"), None))
     monkeypatch.setattr("deq_flow_ros.live.played.FLOW_TOPIC", "/none")
-    assert all(outcome.fields is None for outcome in read_run(recording, reports, open_source(source), None))
+    assert all(outcome.fields is None for outcome in read_run(recording, PLAYED, reports, open_source(source), None))
 
 
-def test_reports_are_put_in_the_order_in_which_their_frames_were_played() -> None:
-    """Why: sorted by stamp, a recording whose clock was set back could not be held against its images."""
-    reports = [FrameReport(stamp, {"number": str(number)}) for number, stamp in enumerate((100, 133, 5, 5, 38))]
-    played = [100, 133, 5, 5, 38]
+def test_a_clock_that_was_set_back_does_not_mix_up_the_rows(played: tuple[str, Path, Path]) -> None:
+    """Why: sorted by stamp, such a recording could not be held against its images."""
+    _, source, recording = played
+    stamps = (100, 133, 5, 5, 38)
+    frames = [
+        replace(frame, stamp_ns=stamp) for frame, stamp in zip(open_source(source).frames(), stamps, strict=False)
+    ]
+    reports = [FrameReport(one, {"outcome": "dropped", "reason": str(number)}) for number, one in enumerate(stamps)]
+    video = SimpleNamespace(frames=lambda: iter(frames))
     for arrived in (reports, [reports[1], *reports[2:], reports[0]]):
-        assert [report.stamp_ns for report in in_order(arrived, played)] == played
-    assert [report.stamp_ns for report in in_order([FrameReport(7, {}), *reports], played)] == [*played, 7], "unknown"
+        found = [outcome.record for outcome in read_run(recording, stamps, arrived, video, None)]
+        assert [record.reason for record in found] == ["0", "1", "2", "3", "4"]
 
 
 def test_images_that_change_their_size_in_a_live_run_are_named() -> None:
