@@ -48,14 +48,16 @@ class MaskSettings:
 
 
 class Box(NamedTuple):
-    """A moving region: the box around it in px, its area, and the median of its deviation from the camera's motion."""
+    """A moving region, px: the centre and size of the box around it, its area, and the median of its deviation from the
+    camera's motion. Pixel (0, 0) has its centre at (0, 0).
+    """
 
-    x: int
-    y: int
+    x: float
+    y: float
     width: int
     height: int
-    area_px: int
-    motion_px: float
+    area: int
+    motion: float
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,6 @@ def _regions(score: np.ndarray, deviation: np.ndarray, settings: MaskSettings) -
         inside = region.astype(bool)
         if np.count_nonzero(inside & (score[part] > 1)) >= settings.min_area * mask.size:
             result[part] |= region
-            motion_px = float(np.median(deviation[part][inside]))
-            boxes.append(Box(x, y, width, height, int(inside.sum()), motion_px))
-    return result.astype(bool), sorted(boxes, key=lambda box: -box.area_px)
+            centre, motion = (x + (width - 1) / 2, y + (height - 1) / 2), float(np.median(deviation[part][inside]))
+            boxes.append(Box(*centre, width, height, int(inside.sum()), motion))
+    return result.astype(bool), sorted(boxes, key=lambda box: -box.area)

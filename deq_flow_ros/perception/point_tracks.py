@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Points followed through a stream: dense flow leads, the images refine and check, and what is lost is named.
 
-A step of a track begins where the flow leads. There, Lucas and Kanade's method compares the surroundings with those in
-an earlier image, forward and back again (the check of Kalal et al., "Forward-backward error: automatic detection of
-tracking failures", ICPR 2010). The image is first warped to the earlier one by the flow: the method knows translations
-only, and takes a surface that grows or turns for one that shifts, which adds up. The earlier image is the previous one,
-and then the anchor, which is up to ``ANCHOR_STEPS`` old and reached by chained flow: a position that it confirms has
-none of the errors of the steps between. Where no image confirms the flow (blur, little texture), the track goes on with
-the flow alone, and its expected error grows by the flow's uncertainty, until it is too large.
+A step of a track begins where the flow leads. Lucas and Kanade's method then compares the surroundings with those in
+the previous image, and in an anchor that is up to ``ANCHOR_STEPS`` old and reached by chained flow, forward and back
+again (the check of Kalal et al., "Forward-backward error", ICPR 2010). Where no image confirms the flow, the track goes
+on with the flow alone, and its expected error grows, until it is too large. docs/point_tracks.md says why.
 """
 
 from __future__ import annotations
@@ -190,7 +187,11 @@ class PointTracker:
     def _matched(
         self, reference: _Reference, image: np.ndarray, start: np.ndarray, unsure: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where what the reference shows at the start is now, how far the way back ends off, and whether it is so."""
+        """Where what the reference shows at the start is now, how far the way back ends off, and whether it is so.
+
+        The method knows translations only, and takes a surface that grows or turns for one that shifts, which adds up:
+        the image is therefore first warped to the reference by the flow.
+        """
         settings = self.settings
         way = reference.way(SMOOTHING * settings.window_px)
         rows, columns = (np.arange(side, dtype=np.float32) for side in image.shape)

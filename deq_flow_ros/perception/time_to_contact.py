@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """In how many seconds the camera and what it sees would meet, region by region, from how the image expands.
 
-A patch at the distance R along its line of sight is magnified by R / R' when the distance becomes R'. For a patch at
-right angles to the line of sight, the divergence of the flow is therefore 2 / tau, with the time to contact tau = -R /
-(dR/dt) (Lee, "A theory of visual control of braking based on information about time-to-collision", 1976). Two things
-stand in the way of reading it off the divergence in the image, and are dealt with here:
-
-- Rotation of the camera changes the divergence off the image's centre. On the sphere of directions, it changes neither
-  divergence nor deformation (Koenderink and van Doorn, "Facts on optic flow", 1987), so that each region is fitted in
-  the planes that touch the sphere at its centre, in one image and in the other.
-- A slanted patch is also stretched, along the direction in which translation moves it, and its divergence is not
-  2 / tau (Cipolla and Blake, "Surface orientation and time to contact from image divergence and deformation", 1992).
-  The Jacobian of the flow is ``I / tau + d q^T``, where d is that direction and q the slant. Across d, the stretch
-  vanishes: with n at right angles to d, ``n^T J n = 1 / tau`` for every plane. The direction d is that of the mean
-  flow, less the rotation, which is fitted to the whole field; an error of it matters only as far as d is turned by it.
+The divergence of the flow of a surface at right angles to the line of sight is 2 / tau, with the time to contact tau
+(Lee, 1976). Rotation of the camera changes it, but not on the sphere of directions (Koenderink and van Doorn, 1987), so
+each region is fitted in the planes that touch the sphere at its centre, in one image and in the other. A slanted
+surface is stretched along the direction d in which translation moves it (Cipolla and Blake, 1992): the Jacobian of the
+flow is ``I / tau + d q^T``, with the slant q. With n at right angles to d, ``n^T J n = 1 / tau`` for every plane. The
+direction d is that of the mean flow less the rotation, which is fitted to the whole field. docs/time_to_contact.md has
+the titles.
 """
 
 from __future__ import annotations
@@ -128,10 +122,8 @@ class ContactEstimator:
         :param uncertainty: (H, W) float32 px, the expected error of the flow.
         :param elapsed_s: time from the field's image to the one that the flow points to, below 0 for backward flow.
         :param rotation: (3, 3), takes directions of the first camera to those of the second; None: it is fitted.
-        :raises ValueError: for fields of another size, or no time between the images.
+        :raises ValueError: for no time between the images.
         """
-        if flow.shape != (*self.shape, 2) or uncertainty.shape != self.shape:
-            raise ValueError(f"expected fields of {self.shape} px, got {flow.shape[:2]} and {uncertainty.shape}")
         if not elapsed_s or not math.isfinite(elapsed_s):
             raise ValueError(f"expected a time between the two images, got {elapsed_s} s")
         there = self._here + self.regions(self._normalized(flow))

@@ -79,8 +79,8 @@ def test_a_box_that_moves_by_itself_is_found_while_the_camera_moves(translation:
     result = found(field)
     assert overlap(result.mask) > 0.85
     (box,) = result.boxes
-    assert abs(box.x - 100) <= 2 and abs(box.y - 40) <= 2 and abs(box.width - 40) <= 4 and abs(box.height - 40) <= 4
-    assert box.motion_px == pytest.approx(np.hypot(1, 3), abs=0.8)
+    assert abs(box.x - 119.5) <= 2 and abs(box.y - 59.5) <= 2 and abs(box.width - 40) <= 4 and abs(box.height - 40) <= 4
+    assert box.motion == pytest.approx(np.hypot(1, 3), abs=0.8)
     doubtful = UNCERTAINTY.copy()
     doubtful[BOX] = 20.0
     assert not MotionSegmenter((HEIGHT, WIDTH), CAMERA)(field, doubtful, MaskSettings()).mask.any()

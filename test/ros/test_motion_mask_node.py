@@ -172,7 +172,7 @@ def test_detections_have_the_fields_of_vision_msgs() -> None:
         Detection2D=_type("header", "results", "bbox", "id"),
         Detection2DArray=_type("header", "detections"),
     )
-    array = detections(Header(frame_id="lens"), [Box(10, 20, 5, 4, 15, 2.0)], messages)
+    array = detections(Header(frame_id="lens"), [Box(12.0, 21.5, 5, 4, 15, 2.0)], messages)
     (found,) = array.detections
     assert (found.bbox.center.position.x, found.bbox.center.position.y) == (12.0, 21.5)
     assert (found.bbox.size_x, found.bbox.size_y) == (5.0, 4.0) and array.header.frame_id == "lens"

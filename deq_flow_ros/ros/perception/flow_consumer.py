@@ -32,7 +32,7 @@ from deq_flow_ros.ros.camera_info import camera_model, image_size, remember
 from deq_flow_ros.ros.messages import field_of
 from deq_flow_ros.ros.parameter_table import ParameterTable
 from deq_flow_ros.ros.perception import OK, PARTS, WARN, FlowField, Pairing, Verdict, check_account, stamps_of
-from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics, status_of
+from deq_flow_ros.ros.process import STEADY_CLOCK, Diagnostics, run, status_of
 from deq_flow_ros.settings import at_start, live, number, one_of
 
 WATCH_PERIOD_S = 0.2
@@ -41,6 +41,12 @@ UPSTREAM = "flow_node"
 """The inputs are below this name, as ``flow_node`` publishes them without remapping."""
 MORE = 10
 """Messages of further inputs, such as images, that the middleware may hold at least: not each one has a flow field."""
+USAGE = """{about}
+
+  ros2 run deq_flow_ros {name} --ros-args -r flow_node/flow:=FLOW -r flow_node/uncertainty:=UNCERTAINTY \\
+      -r flow_node/statistics:=STATISTICS -r INPUT:=TOPIC
+
+docs/{name}.md describes its parameters and topics, such as further inputs."""
 SUPERSEDED, UNUSABLE = "superseded by a newer field", "could not be used"
 """What drops are counted as. The first is no fault: the node is slower than the flow."""
 
@@ -267,3 +273,8 @@ class FlowConsumer(Node, Generic[Settings]):
         if not self._open:
             level, words = OK, f"nothing is computed: nobody subscribes to {self._names()}"
         return [status_of(level, f"{self.get_fully_qualified_name()[1:]}: flow", words, "", values)]
+
+
+def main_of(node: Callable[[], FlowConsumer], name: str, about: str | None) -> Callable[..., int]:
+    """The function that runs a node's process, see ``process.run``; ``about`` is what ``--help`` says first."""
+    return partial(run, node, name, USAGE.format(about=(about or "").replace("``", ""), name=name))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from deq_flow_ros.perception.ego_motion import Gyroscope, rotation_of
 from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionSegmenter
 from deq_flow_ros.ros.messages import array_to_image, make_cloud, table_of
 from deq_flow_ros.ros.perception import OK, REPEATED, WARN, FlowField, Verdict
-from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer
-from deq_flow_ros.ros.process import run
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, main_of
 from deq_flow_ros.ros.qos import sensor_data
 from deq_flow_ros.settings import at_start
 
@@ -31,12 +29,7 @@ except ImportError:
 DETECTIONS: type | None = None if vision is None else vision.Detection2DArray
 """Type of the message of ``detections``; None where vision_msgs is not installed."""
 FIELDS = ("x", "y", "width", "height", "area", "motion")
-
-
-def box_table(header: Header, boxes: Sequence[Box]) -> PointCloud2:
-    """One point for each box, in float32: the centre ``x``, ``y``, ``width``, ``height``, ``area``, ``motion``, px."""
-    rows = [(*_centre(box), box.width, box.height, box.area_px, box.motion_px) for box in boxes]
-    return make_cloud(header, table_of(FIELDS, np.array(rows)))
+"""Of the points of ``~/boxes``: those of a ``Box``."""
 
 
 def detections(header: Header, boxes: Sequence[Box], messages: Any = vision) -> Any:
@@ -47,26 +40,12 @@ def detections(header: Header, boxes: Sequence[Box], messages: Any = vision) -> 
     """
     found = []
     for box in boxes:
-        x, y = _centre(box)
-        centre = messages.Pose2D(position=messages.Point2D(x=x, y=y))
+        centre = messages.Pose2D(position=messages.Point2D(x=box.x, y=box.y))
         bounds = messages.BoundingBox2D(center=centre, size_x=float(box.width), size_y=float(box.height))
-        hypothesis = messages.ObjectHypothesis(class_id="moving", score=box.area_px / (box.width * box.height))
+        hypothesis = messages.ObjectHypothesis(class_id="moving", score=box.area / (box.width * box.height))
         results = [messages.ObjectHypothesisWithPose(hypothesis=hypothesis)]
         found.append(messages.Detection2D(header=header, results=results, bbox=bounds))
     return messages.Detection2DArray(header=header, detections=found)
-
-
-def _centre(box: Box) -> tuple[float, float]:
-    """Pixel (0, 0) has its centre at the image coordinate (0, 0)."""
-    return box.x + (box.width - 1) / 2, box.y + (box.height - 1) / 2
-
-
-USAGE = """Where the image moves by itself, and not because the camera moves, from the flow of flow_node:
-
-  ros2 run deq_flow_ros motion_mask --ros-args -r flow_node/flow:=FLOW -r flow_node/uncertainty:=UNCERTAINTY \\
-      -r flow_node/statistics:=STATISTICS -r flow_node/camera_info:=INFO -p threshold:=1.0
-
-docs/motion_mask.md describes its topics and parameters."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +90,7 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
             values |= {"model": motion.model, "inliers": f"{motion.inliers:.3f}", "noise_px": f"{found.noise_px:.3f}"}
         if not found.problem:
             self.publish("mask", lambda: array_to_image(found.mask.astype(np.uint8) * 255, "mono8", header))
-            self.publish("boxes", lambda: box_table(header, found.boxes))
+            self.publish("boxes", lambda: make_cloud(header, table_of(FIELDS, np.array(found.boxes))))
             if DETECTIONS is not None:
                 self.publish("detections", lambda: detections(header, found.boxes))
         if given.repeated:
@@ -135,8 +114,7 @@ class MotionMaskNode(FlowConsumer[MaskNodeSettings]):
             self._gyroscope.add(stamp_to_ns(message.header.stamp), np.array([rate.x, rate.y, rate.z]))
 
 
-main = partial(run, MotionMaskNode, "motion_mask", USAGE)
-"""Runs the process; see ``run``."""
+main = main_of(MotionMaskNode, "motion_mask", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import cv2
 import numpy as np
@@ -18,15 +17,8 @@ from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.perception.point_tracks import GAP, RESTART, SIZE, PointTracker, TrackSettings
 from deq_flow_ros.ros.messages import image_to_rgb, make_cloud, ns_to_stamp
 from deq_flow_ros.ros.perception import OK, WARN, FlowField, Verdict
-from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer
-from deq_flow_ros.ros.process import run
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, main_of
 
-USAGE = """Points followed from image to image, from the flow of flow_node and the images themselves:
-
-  ros2 run deq_flow_ros point_tracks --ros-args -r image:=/camera/image_raw -r flow_node/flow:=FLOW \\
-      -r flow_node/uncertainty:=UNCERTAINTY -r flow_node/statistics:=STATISTICS
-
-docs/point_tracks.md describes its topics and parameters."""
 HELD_IMAGES = 40
 """Images kept until their flow comes: more than a second at 30 Hz."""
 COLUMNS = {"x": "f4", "y": "f4", "id": "u4", "age": "u4", "confidence": "f4"}
@@ -109,8 +101,7 @@ def cloud_of(header: Header, tracks: np.ndarray) -> PointCloud2:
     return cloud
 
 
-main = partial(run, PointTracksNode, "point_tracks", USAGE)
-"""Runs the process; see ``run``."""
+main = main_of(PointTracksNode, "point_tracks", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

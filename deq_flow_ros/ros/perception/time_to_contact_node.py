@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from sensor_msgs.msg import Image
@@ -15,15 +14,7 @@ from std_msgs.msg import Float32
 from deq_flow_ros.perception.time_to_contact import ContactEstimator, ContactSettings
 from deq_flow_ros.ros.messages import array_to_image
 from deq_flow_ros.ros.perception import OK, REPEATED, WARN, FlowField, Verdict
-from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer
-from deq_flow_ros.ros.process import run
-
-USAGE = """In how many seconds the camera would meet what it sees, from the flow of flow_node:
-
-  ros2 run deq_flow_ros time_to_contact --ros-args -r flow_node/flow:=FLOW -r flow_node/uncertainty:=UNCERTAINTY \\
-      -r flow_node/statistics:=STATISTICS -r flow_node/camera_info:=INFO -p rows:=6 -p columns:=8
-
-docs/time_to_contact.md describes its topics and parameters."""
+from deq_flow_ros.ros.perception.flow_consumer import ConsumerSettings, FlowConsumer, main_of
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,7 @@ class TimeToContactNode(FlowConsumer[ContactNodeSettings]):
         return Verdict(words, OK if found.rotation_known else WARN, values)
 
 
-main = partial(run, TimeToContactNode, "time_to_contact", USAGE)
-"""Runs the process; see ``run``."""
+main = main_of(TimeToContactNode, "time_to_contact", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())
