@@ -94,16 +94,8 @@ def sparsify(error: np.ndarray, uncertainty: np.ndarray) -> tuple[np.ndarray, np
     :param error: (N,) endpoint error, px.
     :param uncertainty: (N,) in any unit; NaN counts as the largest.
     :returns: (100,) with the most uncertain pixels taken out first; (100,) by the error itself, the oracle.
-    :raises ValueError: if the shapes differ, there are too few pixels, or the error is zero everywhere or not finite.
     """
-    if error.ndim != 1 or error.shape != uncertainty.shape or error.size < STEPS:
-        raise ValueError(
-            f"expected error and uncertainty as two arrays (N,), N at least {STEPS}, got {error.shape} and "
-            f"{uncertainty.shape}"
-        )
     error = error.astype(np.float64)
-    if not (np.isfinite(error).all() and error.mean() > 0):
-        raise ValueError("expected finite errors that are not all zero: nothing can be sorted out otherwise")
     by_uncertainty = pd.DataFrame({"error": error, "group": np.where(np.isnan(uncertainty), np.inf, uncertainty)})
     means = by_uncertainty.groupby("group").error.transform("mean").to_numpy()[np.argsort(by_uncertainty.group)]
     left = np.round(len(error) * (1 - np.arange(STEPS) / STEPS)).astype(int)

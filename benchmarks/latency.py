@@ -8,10 +8,10 @@ release works, with the same weights. *unrolled*: a RAFT-style recurrent network
 fastest. And OpenCV's DIS and Farneback. Each makes an array (H, W, 2) float32 of arrays (H, W, 3) uint8.
 
 The methods take turns on each pair of images. *median*, *p95* and *p99* are the time from an image to its field in ms.
-*wait* is that time divided by the stream's, as the median over the pairs. *work* is the same ratio, but counts what the
-stream does between a field and the next image as well (``FlowEstimator.prepare``), and so does *fields/s*. The stream
-compared with is the shortest one within 0.1 px RMS of the longest pairwise run, or else the nearest. *RMS* and
-*median px* are distances from that run: over all pixels; of a pair's pixels, median of pairs.
+*wait* is that time divided by that of the stream with the most iterations, as the median over the pairs. *work* is the
+same ratio, but counts what the stream does between a field and the next image as well (``FlowEstimator.prepare``), and
+so does *fields/s*. *RMS* and *median px* are distances from the longest pairwise run: over all pixels; of a pair's
+pixels, median of pairs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ from deq_flow_ros.model.weights import number_type
 from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
-NEAR_PX = 0.1
+WARM_UP, EVERY = 5, 4
+"""Pairs before those that are measured; all but streams get each so-many-th of those."""
 FIRST_SCENE_FRAME = 20
 """The frame of the rendered drive at which the camera moves at its usual speed."""
 METHODS = {
@@ -87,15 +88,15 @@ Method = Streamed | FlowFunction
 
 def load_frames(options: argparse.Namespace) -> list[np.ndarray]:
     """The frames asked for, (H, W, 3) uint8 RGB, in the size asked for; ``ValueError`` if there are fewer."""
-    count, size = options.warm_up + options.frames + 1, (options.width, options.height)
+    count, size = WARM_UP + options.frames + 1, (options.width, options.height)
     if options.input is None:
         scene = Scene(SceneSettings(*size))
         return [scene.render(FIRST_SCENE_FRAME + number) for number in range(count)]
     frames = moving_frames(options.input, count)
     if len(frames) < count:
         raise ValueError(
-            f"{options.input}: expected {count} frames, for {options.warm_up} pairs to warm up and {options.frames} to "
-            f"measure, got {len(frames)}; give smaller --warm-up and --frames"
+            f"{options.input}: expected {count} frames, for {WARM_UP} pairs to warm up and {options.frames} more, got "
+            f"{len(frames)}; give a smaller --frames"
         )
     return [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
 
@@ -138,19 +139,14 @@ def take_turns(
     return pd.DataFrame(rows)
 
 
-def nearest_stream(samples: pd.DataFrame, streams: Mapping[str, Streamed]) -> str:
-    """The stream that the others are compared with; ``ValueError`` if no pair has a field of all methods."""
-    rms_px = samples.groupby("method").square_px2.mean().dropna() ** 0.5
-    rms_px = rms_px[rms_px.index.isin(streams)]
-    if rms_px.empty:
-        raise ValueError("no pair can be compared: a stream started anew at each pair that all methods processed")
-    near = rms_px.index[rms_px <= NEAR_PX]
-    return min(near, key=lambda name: streams[name].iterations) if len(near) else str(rms_px.idxmin())
-
-
 def summarise(samples: pd.DataFrame, methods: Mapping[str, Method], ours: str) -> dict[str, Row]:
-    """The figures of each method. Those by "ours" are medians of the ratios to the time of this stream on each pair."""
+    """The figures of each method. Those by "ours" are medians of the ratios to the time of this stream on each pair.
+
+    :raises ValueError: if that has no field.
+    """
     given = samples[samples.flow]
+    if ours not in given.method.unique():
+        raise ValueError("nothing can be compared: the stream started anew at each pair")
     latency, work = (given.pivot(index="pair", columns="method", values=name) for name in ("latency_ms", "work_ms"))
     by_method = given.groupby("method")
     made = {
@@ -210,8 +206,8 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         memory = {"stream": tensor_mib(Streamed(model, 1), frames, device)}
         memory |= {kind: tensor_mib(peers.of_arrays(flow, device), frames, device) for kind, flow in short.items()}
         status.update("latency")
-        samples = take_turns(methods, frames, options.warm_up, options.every, device)
-    ours = nearest_stream(samples, streams)
+        samples = take_turns(methods, frames, WARM_UP, EVERY, device)
+    ours = f"stream, {most}"
     rows = summarise(samples, methods, ours)
     title = f"latency of a field, ms; work and wait: by those of '{ours}'; distance, px"
     print_table(console, title, METHODS, ({"method": name, **row} for name, row in rows.items()))
@@ -224,8 +220,6 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         f"{options.width}x{options.height}, {options.dtype}, {torch.get_num_threads()} threads, {fastest}; the most "
         f"memory of tensors, besides weights: {taken}"
     )
-    if not rows[ours]["rms_px"] <= NEAR_PX:
-        console.print(f"no stream is within {NEAR_PX:g} px RMS of the reference: the nearest one is compared with")
     for name, row in rows.items():
         if row["resets"]:
             console.print(f"{name}: the stream began anew at {row['resets']} pairs, which do not count")
@@ -241,8 +235,6 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_size(480, 640, "frames are resized to it")
     line.add_number("--iterations", [1, 2, 3, 4], "of streams", least=1, nargs="+")
     line.add_number("--frames", 40, "pairs to measure", least=1)
-    line.add_number("--warm-up", 5, "pairs before, not measured", least=1)
-    line.add_number("--every", 4, "all but streams get each so-many-th pair", least=1)
     return line.run(line.parse_args(arguments), measure)
 
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a start is worth: from nothing, and from what is known of the pair before.
 
-``python -m benchmarks.warm_start [--pairs pairs.json] [--sequence FRAMES ...] [--clips 3] [--plot OUT] [--json OUT]``
+``python -m benchmarks.warm_start [--pairs pairs.json] [--sequence FRAMES ...] [--clips 3] [--json OUT]``
 
 Every pair of recorded and generated sequences that has one before it is solved from each start, which
 docs/warm_start.md describes. The state that is reused is that of the pair before after 12 iterations, its flow alone or
-in *full*, *warped* (moved along the motion) or not. *Distance*: RMS over the cells from the settled state, px, the one
-of least update that Anderson's method finds in ``--reference`` iterations, from *coarse* or from *full, warped*,
-whichever is nearer. *Error*: mean endpoint error, px, against the truth; where there is none, against the settled state
-from *coarse*.
+in *full*, *warped* (moved along the motion) or not. The settled states are those of least update that Anderson's method
+finds in ``--reference`` iterations, from *coarse* and from *full, warped*. *Error*: mean endpoint error, px, against
+the truth; where there is none, against the settled state from *coarse*.
 
 Generated sequences are slow, fast, and have a cut, behind which the first pair is solved: only *stream*, which is a
 ``FlowEstimator``, has noticed. It must then be no worse than *coarse*: else the exit status is 1. Times are processor
@@ -20,17 +19,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
-from benchmarks.report import Benchmark, Row, clock_s, grouped, picture, print_table, watched
+from benchmarks.report import Benchmark, Row, clock_s, grouped, print_table, watched
 from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, add_inputs, every_sequence, stream
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
@@ -39,10 +35,6 @@ from deq_flow_ros.streaming.warm_start import carry
 from training.evaluate import pair_errors, to_array
 
 STREAM, COLD = "stream", ("zero", "coarse")
-COLOURS = {
-    "zero": "#a0aec0", "coarse": "#4a5568", "flow": "#f6ad55", "flow, warped": "#c05621", "full": "#63b3ed",
-    "full, warped": "#2b6cb0", STREAM: "#2f855a",
-}  # fmt: skip
 MARKS = (1, 2, 4, 8)
 """Iterations at which the error is printed; those that the streams make at every pair."""
 CARRIED, CLIP_FRAMES = 12, 6  # iterations of the pair before; frames of a generated sequence
@@ -118,8 +110,6 @@ def rows_of_pair(
         errors = [pair.error(state, truth) for state in way]
         yield {
             "start": name, **of_pair, "update_px": updates,
-            # To the nearer of the settled states, as a whole: cells of both together may be no state at all.
-            "distance_rms_px": [min(distance_px(state, to) for to in states) for state in way],
             "error_px": {mark: errors[mark] for mark in (0, *MARKS) if mark <= options.iterations},
             **counted(updates, errors, settled_error, 1e3 * (started - began), iteration_ms),
         }  # fmt: skip
@@ -210,29 +200,6 @@ def print_tables(summary: Sequence[Row], console: Console) -> None:
     print_table(console, title, {**columns, "apart": "{apart_px:.3f}"}, of_streams)
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw distance and error against iterations: a column per group, medians and means over its pairs."""
-    groups = grouped(rows, "group")
-    with picture(path, 2.3 * len(groups) + 0.6, 5.2) as figure:
-        panels = figure.subplots(2, len(groups), squeeze=False, sharex=True)
-        for (distances, errors), (group, of_group) in zip(panels.T, groups.items(), strict=True):
-            for start, some in grouped(of_group, "start").items():
-                if start != STREAM:
-                    distances.semilogy(np.median([row["distance_rms_px"] for row in some], 0), color=COLOURS[start])
-                marks = list(some[0]["error_px"])
-                means = [fmean(row["error_px"][mark] for row in some) for mark in marks]
-                errors.plot(marks, means, color=COLOURS[start], marker=".", label=start)
-            errors.set_yscale("log")
-            errors.xaxis.set_major_locator(MaxNLocator(integer=True))
-            errors.set_xlabel("iterations")
-            distances.axhline(BOUND_PX, color="#c53030", linewidth=0.8, linestyle="--")
-            distances.set_title(group)
-        panels[0][0].set_ylabel("distance, RMS px")
-        panels[1][0].set_ylabel("error, px")
-        names = errors.get_legend_handles_labels()
-        figure.legend(*names, frameon=False, loc="outside lower center", ncols=len(COLOURS))
-
-
 def measure(options: argparse.Namespace, console: Console) -> Row:
     """Measure every start on every pair; ``ValueError`` if no pair has a predecessor."""
     model = load_model(options.model, options.device)
@@ -243,14 +210,12 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
         raise ValueError(f"{options.pairs} has no two pairs that follow each other")
     summary = summarise(rows)
     print_tables(summary, console)
-    if options.plot:
-        plot(rows, options.plot)
     return {"summary": summary, "problems": cut_problems(rows), "curves": rows}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    line = Benchmark(__file__, __doc__, plot="the curves")
+    line = Benchmark(__file__, __doc__)
     add_inputs(line, frames=8)
     line.add_number("--clips", 3, "generated sequences of each kind; 0: none", least=0)
     line.add_model()
