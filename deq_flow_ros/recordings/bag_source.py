@@ -31,8 +31,6 @@ CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 ANOTHER_UNIT = 300.0
 """Stamps that are so many times as fast or slow as the recording are in another unit, 1000 times as long at least: no
 simulated time, and no images that a converter or a network brought in bursts."""
-FLOW_FIELDS = ("/flow", "/residual", "/uncertainty", "/flow_color/compressed")
-"""Further topics with images that flow_node publishes, beside ``flow_color``."""
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE, *VIDEO)
 MOST_NEEDED = 1000
 """A picture of a video is decoded from so many packets before it at most."""
@@ -171,15 +169,12 @@ def _calibration(bag: Bag, image_topic: str) -> dict[str, Any] | None:
         bag.note(str(error))
         return None
 
-    # The matrices have capital letters in ROS 1.
-    matrices = {name: getattr(message, name if hasattr(message, "k") else name.upper()) for name in "dkrp"}
-    roi = {name: getattr(message.roi, name) for name in ("x_offset", "y_offset", "height", "width", "do_rectify")}
     plain = ("height", "width", "distortion_model", "binning_x", "binning_y")
-    return {
-        **{name: getattr(message, name) for name in plain},
-        **{name: [float(value) for value in values] for name, values in matrices.items()},
-        "roi": roi,
-    }
+    calibration: dict[str, Any] = {name: getattr(message, name) for name in plain}
+    for name in "dkrp":  # capital letters in ROS 1
+        calibration[name] = [float(x) for x in getattr(message, name if hasattr(message, "k") else name.upper())]
+    roi = ("x_offset", "y_offset", "height", "width", "do_rectify")
+    return calibration | {"roi": {name: getattr(message.roi, name) for name in roi}}
 
 
 def _strange(calibration: Mapping[str, Any], frame: Frame) -> str:
@@ -207,8 +202,8 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
     if not images:
         foreign = any(" in " in kind for topic in bag.topics.values() for kind in topic)
         hint = "; only messages of ROS, and foxglove.CompressedVideo, can be read here" if foreign else ""
-        wanted_types = f"no topic of type {IMAGE}, {COMPRESSED_IMAGE} or of video: {', '.join(VIDEO)}"
-        raise MediaError(f"the bag {bag.path} holds no images ({wanted_types}); it holds: {_listing(bag)}{hint}")
+        none = f"no topic of type {IMAGE}, {COMPRESSED_IMAGE} or of video: {', '.join(VIDEO)}"
+        raise MediaError(f"the bag {bag.path} holds no images ({none}); it holds: {_listing(bag)}{hint}")
     if wanted is not None and wanted not in images:
         got = f"is not in it{did_you_mean(wanted, images)}"
         if wanted in bag.topics:
@@ -218,25 +213,25 @@ def _choose_topic(bag: Bag, wanted: str | None) -> str:
     if wanted is not None:
         return wanted
     painted = {name for name in images if name.endswith("/flow_color") and name.removesuffix("_color") in images}
-    if painted:  # of the flow node
-        of_flow = painted | {name.replace("/flow_color", part) for name in painted for part in FLOW_FIELDS}
-        images = {name: kind for name, kind in images.items() if name not in of_flow}
-        if not images:
-            raise MediaError(
-                f"the bag {bag.path} holds flow ({', '.join(sorted(painted))}) and not the images that it was made of: "
-                "give the recording of the camera, or record its topic as well"
-            )
+    fields = ("flow", "residual", "uncertainty")  # of the flow node
+    of_flow = tuple(f"{name.removesuffix('flow_color')}{field}" for name in painted for field in fields)
+    images = {name: kind for name, kind in images.items() if not name.startswith(of_flow)}
+    if not images:
+        raise MediaError(
+            f"the bag {bag.path} holds flow ({', '.join(sorted(painted))}) and not the images that it was made of: "
+            "give the recording of the camera, or record its topic as well"
+        )
     if len(images) == 1:
         return next(iter(images))
     usable, lines = [], []
     for name, kind in sorted(images.items()):
-        look = False, "empty"
+        picture, what = False, "empty"
         for recorded in itertools.islice(bag.of_type(name, kind), 5):  # the first ones may be damaged
-            look = _look_at(recorded)
-            if look[0]:
+            picture, what = _look_at(recorded)
+            if picture:
                 usable.append(name)
                 break
-        lines.append(f"{name} ({kind}, {bag.topics[name][kind]} images, {look[1]})")
+        lines.append(f"{name} ({kind}, {bag.topics[name][kind]} images, {what})")
     if len(usable) == 1:
         return usable[0]
     raise MediaError(f"the bag {bag.path} has several image topics; choose one with --topic: {'; '.join(lines)}")

@@ -18,16 +18,15 @@ from deq_flow_ros.imaging import MediaError
 
 log = logging.getLogger(__name__)
 
-DATA_SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-"""Data files of a rosbag2."""
+DATA_SUFFIXES = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")  # of a rosbag2
 BAG_SUFFIXES = (*DATA_SUFFIXES, ".bag", ".bag.active")
 MCAP_MAGIC, ROS1_MAGIC, SQLITE_MAGIC = b"\x89MCAP0\r\n", b"#ROSBAG V2.0\n", b"SQLite format 3\0"
 """What the files of bags begin with."""
 METADATA = "metadata.yaml"
 STATUS_NAME = "deq_flow_ros: flow"
 """The name of the status of a frame's account, in recordings and on the topic. A camera's name is appended."""
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
-IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def is_bag_file(file: Path) -> bool:
@@ -55,11 +54,6 @@ def begins(file: Path, magic: bytes) -> bool:
         return opened.read(len(magic)) == magic
 
 
-def stem_of_part(name: str) -> str:
-    """What the names of a split recording's files have in common: "drive" of "drive_3.mcap"."""
-    return re.sub(r"_\d+$", "", _by_number(name))
-
-
 def _by_number(name: str) -> str:
     """The name of a part without suffixes, with its number at the end as until 2025: "drive_3" of
     "3_drive_2026_01_31-10_00_00.mcap".
@@ -67,10 +61,14 @@ def _by_number(name: str) -> str:
     return re.sub(r"^(\d+)_(.*)_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d$", r"\2_\1", name.partition(".")[0])
 
 
+def stem_of_part(name: str) -> str:
+    """What the names of a split recording's files have in common: "drive" of "drive_3.mcap"."""
+    return re.sub(r"_\d+$", "", _by_number(name))
+
+
 def missing_parts(names: Iterable[str], folder: str) -> list[str]:
     """The parts of a split recording that must have been there: rosbag2 numbers them from 0, without leading zeros.
 
-    :param names: of the files that are there.
     :param folder: name of their folder, which rosbag2 names its files after.
     """
     parts = set(map(_by_number, names))
@@ -83,16 +81,15 @@ def missing_parts(names: Iterable[str], folder: str) -> list[str]:
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """Refuse the name of a file or folder that not every library can handle: OpenCV ends the process.
+    """Refuse a name with which OpenCV ends the process.
 
     :raises MediaError: for a name that is not UTF-8, from an old disk or a foreign system for instance.
     """
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        raise MediaError(
-            f"expected a name in UTF-8, got {os.fsencode(path)!r}; rename it, or give a link to it"
-        ) from None
+        got = f"{os.fsencode(path)!r}; rename it, or give a link to it"
+        raise MediaError(f"expected a name in UTF-8, got {got}") from None
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -102,9 +99,11 @@ def visible_files(folder: Path) -> list[Path]:
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sorted by name, numbers by their value: 2 before 10."""
-    return sorted(
-        paths, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path.name))]
-    )
+
+    def key(path: Path) -> list[int | str]:
+        return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path.name))]
+
+    return sorted(paths, key=key)
 
 
 def has_metadata(folder: Path) -> bool:
@@ -149,7 +148,7 @@ def _finite(value: Any) -> Any:
 
 
 def files_below(path: Path) -> list[Path]:
-    """The file itself, or all files below a folder. The list is empty for a camera."""
+    """The file itself, or all files below a folder; none for a camera."""
     if path.is_dir():
         return sorted(child for child in path.rglob("*") if child.is_file())
     return [path] if path.is_file() else []
@@ -174,7 +173,7 @@ def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
     """All recordings below a folder, in natural order: bags, videos and folders of images, but hidden ones.
 
     A rosbag2 is one recording, whatever else its folder holds. A folder of images without any bag or video is one
-    recording as well, beside those in folders below it.
+    as well, beside those in folders below it.
 
     :param without: a folder that is left out.
     :raises MediaError: if there is no recording, or the folder itself is one.
@@ -190,11 +189,7 @@ def find_recordings(folder: Path, without: Path | None = None) -> list[Path]:
 
 
 def recordings_below(folder: Path, without: Path | None = None, depth: int = 100) -> Iterator[Path]:
-    """Those of ``find_recordings``, as they are found.
-
-    :param without: a folder that is left out, as a path without links.
-    :param depth: so many levels of folders are looked through.
-    """
+    """Those of ``find_recordings``, as they are found, so many levels deep; ``without`` is a path without links."""
     for child in natural_order(visible_files(folder)):
         if child.is_dir():
             real = child.resolve()
@@ -211,11 +206,10 @@ def recordings_below(folder: Path, without: Path | None = None, depth: int = 100
 
 
 def _holds_frames(name: str) -> bool:
-    return name.lower().endswith(BAG_SUFFIXES) or Path(name).suffix.lower() in VIDEO_SUFFIXES
+    return name.lower().endswith((*BAG_SUFFIXES, *VIDEO_SUFFIXES))
 
 
 def _holds_images(folder: Path) -> bool:
     """Whether it is a recording because of its images: beside a bag or a video, they are something else."""
-    names = [entry.name for entry in visible_files(folder) if entry.is_file()]
-    images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
-    return images and not any(map(_holds_frames, names))
+    names = [entry.name.lower() for entry in visible_files(folder) if entry.is_file()]
+    return any(name.endswith(IMAGE_SUFFIXES) for name in names) and not any(map(_holds_frames, names))

@@ -8,8 +8,6 @@
 - ``.pfm`` (portable float map): a text header with ``PF``, width, height and scale, then rows from the bottom up with
   three float32 per pixel, little-endian if the scale is negative. Its magnitude does not change the values.
 - ``.flo5`` (Spring): HDF5 with one data set ``flow`` of shape (height, width, 2), which is NaN where unknown.
-
-Before memory is allocated, the size that a header states is compared with the size of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,12 +25,11 @@ from deq_flow_ros.imaging import MediaError
 FLO_MAGIC = np.float32(202021.25)
 UNKNOWN = 1e9
 LARGEST_SIDE, LARGEST_AREA = 100_000, 2**27  # the flow of so many pixels takes 1 GB
-DEFLATE_LIMIT = 1040  # a deflate stream grows by at most a factor of 1032; the rest is a margin for headers
 _Flow = tuple[np.ndarray, np.ndarray]
 
 
 def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a flow file. Its extension names the format.
+    """Read a flow file of the format that its extension names.
 
     :returns: the flow (H, W, 2) float32 px, and where it is valid (H, W) bool; the flow is 0 where it is not valid.
     :raises MediaError: if the file is missing, truncated, or of another format than its extension says.
@@ -51,7 +47,7 @@ def read_flow(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_flow(path: str | Path, flow: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Write a flow file. Its extension names the format.
+    """Write a flow file of the format that its extension names.
 
     ``.flo``, ``.pfm`` and ``.flo5`` store the exact values; a KITTI ``.png`` rounds to 1/64 px, within +-512 px.
 
@@ -82,15 +78,14 @@ def _format(path: Path) -> tuple[Callable[[Path], _Flow], Callable[[Path, np.nda
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
+    """Before memory is allocated for it."""
     if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE and width * height <= LARGEST_AREA):
-        raise MediaError(
-            f"{path} is damaged: it states a size of {width}x{height}, expected sides of 1 to {LARGEST_SIDE} and at "
-            f"most {LARGEST_AREA} pixels"
-        )
+        wanted = f"sides of 1 to {LARGEST_SIDE} and at most {LARGEST_AREA} pixels"
+        raise MediaError(f"{path} is damaged: it states a size of {width}x{height}, expected {wanted}")
 
 
 def _read_body(path: Path, header: int, width: int, height: int, channels: int, dtype: str) -> np.ndarray:
-    """The binary rows after ``header`` bytes, (height, width, channels). The file must end with them."""
+    """The binary rows after ``header`` bytes, (height, width, channels), with which the file must end."""
     _check_size(path, width, height)
     expected, got = header + 4 * channels * width * height, path.stat().st_size
     if got != expected:
@@ -123,22 +118,15 @@ def _write_flo(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
 
 
 def _read_kitti(path: Path) -> _Flow:
-    head = _head(path, 24)
-    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise MediaError(f"{path} cannot be read as PNG; it is truncated or damaged")
-    width, height = (int(side) for side in np.frombuffer(head, ">u4", 2, 16))
-    _check_size(path, width, height)
-    # The decoder allocates the stated size before it reads the data. A pixel takes at least a byte.
-    if width * height > DEFLATE_LIMIT * path.stat().st_size:
-        raise MediaError(f"{path} is damaged: {path.stat().st_size} bytes cannot hold {width}x{height} pixels")
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    head, image = _head(path, 24), None
+    if len(head) == 24 and head.startswith(b"\x89PNG\r\n\x1a\n"):
+        _check_size(path, *(int(side) for side in np.frombuffer(head, ">u4", 2, 16)))
+        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise MediaError(f"{path} cannot be read as PNG; it is truncated or damaged")
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
-        raise MediaError(
-            f"{path} is not a KITTI flow file: expected 16 bits and 3 channels, got {image.dtype} of shape "
-            f"{image.shape}; is it a plain picture?"
-        )
+        got = f"{image.dtype} of shape {image.shape}; is it a plain picture?"
+        raise MediaError(f"{path} is not a KITTI flow file: expected 16 bits and 3 channels, got {got}")
     valid = image[:, :, 0] > 0
     return (image[:, :, :0:-1].astype(np.float32) - 32768.0) / 64.0, valid
 
@@ -146,31 +134,24 @@ def _read_kitti(path: Path) -> _Flow:
 def _write_kitti(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
     coded = np.rint(np.where(valid[:, :, None], flow, 0) * 64.0 + 32768.0)
     if coded.min() < 0 or coded.max() > 65535:
-        largest = float(np.abs(flow[valid]).max())
-        raise MediaError(
-            f"expected flow within +-512 px, the range of the KITTI format, got {largest:.1f} px; write .flo instead"
-        )
+        got = f"{float(np.abs(flow[valid]).max()):.1f} px; write .flo instead"
+        raise MediaError(f"expected flow within +-512 px, the range of the KITTI format, got {got}")
     # OpenCV stores the channels in the order blue, green, red: valid, v, u.
-    image = np.dstack([valid.astype(np.uint16), coded[:, :, 1].astype(np.uint16), coded[:, :, 0].astype(np.uint16)])
-    if not cv2.imwrite(str(path), image):
+    if not cv2.imwrite(str(path), np.dstack([valid, coded[:, :, 1], coded[:, :, 0]]).astype(np.uint16)):
         raise MediaError(f"cannot write {path}")
 
 
 def _read_pfm(path: Path) -> _Flow:
     head = _head(path, 128)
-    match = re.match(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]{1,32})\s", head)
+    match = re.match(rb"(P[Ff])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s", head)
     if match is None:
         raise MediaError(f"{path} is not a .pfm file: expected 'PF', width, height and scale, got {head[:24]!r}")
     if match[1] != b"PF":
         raise MediaError(f"{path} does not hold flow: expected 3 channels ('PF'), got one ('Pf'); is it a disparity?")
-    try:
-        scale = float(match[4])
-    except ValueError:
-        scale = 0.0
-    if scale == 0 or not math.isfinite(scale):
+    if not float(match[4]):
         raise MediaError(f"{path} is damaged: expected a scale other than 0, got {match[4]!r}")
-    width, height = int(match[2]), int(match[3])
-    rows = _read_body(path, match.end(), width, height, 3, "<f4" if scale < 0 else ">f4")
+    order = "<f4" if match[4].startswith(b"-") else ">f4"
+    rows = _read_body(path, match.end(), int(match[2]), int(match[3]), 3, order)
     return _known(rows[::-1, :, :2].astype(np.float32))
 
 
@@ -194,26 +175,19 @@ def _read_flo5(path: Path) -> _Flow:
         if not isinstance(flow, h5py.Dataset):
             raise MediaError(f"{path} is not a .flo5 file: expected a data set named 'flow', got {sorted(file)[:8]}")
         if len(flow.shape or ()) != 3 or flow.shape[2] != 2 or flow.dtype.kind != "f":
-            raise MediaError(
-                f"{path} does not hold flow: expected floating point numbers of shape (H, W, 2), got {flow.dtype} of "
-                f"shape {flow.shape}"
-            )
+            got = f"{flow.dtype} of shape {flow.shape}"
+            raise MediaError(f"{path} does not hold flow: expected floats of shape (H, W, 2), got {got}")
         _check_size(path, flow.shape[1], flow.shape[0])
-        _check_stored(path, flow)
+        # HDF5 fills missing values with zeros, or takes them from other files.
+        if flow.chunks is None:
+            stored = not flow.external and not flow.is_virtual and flow.id.get_storage_size() >= flow.nbytes
+        else:
+            chunks = math.prod(math.ceil(side / chunk) for side, chunk in zip(flow.shape, flow.chunks, strict=True))
+            stored = math.prod(flow.chunks) <= 2 * LARGEST_AREA and flow.id.get_num_chunks() == chunks
+        if not stored:
+            held = flow.id.get_storage_size()
+            raise MediaError(f"{path} is damaged: it states {flow.nbytes} bytes but holds only {held}")
         return _known(flow.astype(np.float32)[()])
-
-
-def _check_stored(path: Path, flow: Any) -> None:
-    """Check that this file holds all values. HDF5 fills missing ones with zeros, or takes them from other files."""
-    if flow.chunks is None:
-        stored = not flow.external and not flow.is_virtual and flow.id.get_storage_size() >= flow.nbytes
-    else:
-        chunks = math.prod(math.ceil(side / chunk) for side, chunk in zip(flow.shape, flow.chunks, strict=True))
-        stored = math.prod(flow.chunks) <= 2 * LARGEST_AREA and flow.id.get_num_chunks() == chunks
-    if not stored:
-        raise MediaError(
-            f"{path} is damaged: it states {flow.nbytes} bytes but holds only {flow.id.get_storage_size()}"
-        )
 
 
 def _write_flo5(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
@@ -225,9 +199,7 @@ def _write_flo5(path: Path, flow: np.ndarray, valid: np.ndarray) -> None:
 
 
 _FORMATS = {
-    ".flo": (_read_flo, _write_flo),
-    ".png": (_read_kitti, _write_kitti),
-    ".pfm": (_read_pfm, _write_pfm),
+    ".flo": (_read_flo, _write_flo), ".png": (_read_kitti, _write_kitti), ".pfm": (_read_pfm, _write_pfm),
     ".flo5": (_read_flo5, _write_flo5),
-}
+}  # fmt: skip
 FLOW_SUFFIXES = tuple(_FORMATS)

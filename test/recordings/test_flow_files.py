@@ -63,7 +63,7 @@ def write_damaged_files(folder: Path) -> dict[str, str]:
         write_flow(folder / name, flow)
     flo, pfm, flo5 = ((folder / name).read_bytes() for name in ("a.flo", "a.pfm", "a.flo5"))
     huge_png = bytearray((folder / "a.png").read_bytes())
-    huge_png[16:24] = struct.pack(">II", 11_000, 11_000)
+    huge_png[16:24] = struct.pack(">II", 12_000, 12_000)
     huge_png[29:33] = struct.pack(">I", zlib.crc32(huge_png[12:29]))
     files = {
         "short.flo": (flo[:-8], "truncated or damaged: expected 292 bytes for 7x5, got 284"),
@@ -73,7 +73,7 @@ def write_damaged_files(folder: Path) -> dict[str, str]:
         "pfm.flo": (pfm, "is not a .flo file"),
         "broken.png": (b"\x89PNG broken", "cannot be read as PNG"),
         "short.png": ((folder / "a.png").read_bytes()[:-20], "cannot be read as PNG"),
-        "huge.png": (bytes(huge_png), "bytes cannot hold 11000x11000 pixels"),
+        "huge.png": (bytes(huge_png), "states a size of 12000x12000"),
         "short.pfm": (pfm[:-1], "truncated or damaged"),
         "long.pfm": (pfm + b"\n", "truncated or damaged"),
         "grey.pfm": (b"Pf" + pfm[2:], "is it a disparity"),
