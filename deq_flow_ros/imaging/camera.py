@@ -16,16 +16,11 @@ COEFFICIENTS = {"none": (0,), "plumb_bob": _OPENCV, "rational_polynomial": _OPEN
 """Distortion models of ``sensor_msgs/distortion_models.hpp`` and the numbers of coefficients that they take: those of
 OpenCV's ``calibrateCamera``, which image_geometry passes on for every model, or of its ``fisheye``."""
 ALIASES = {
-    "radtan": "plumb_bob",  # Kalibr
-    "radial_tangential": "plumb_bob",
-    "brown_conrady": "plumb_bob",
+    **dict.fromkeys(("radtan", "radial_tangential", "brown_conrady"), "plumb_bob"),
     "rational": "rational_polynomial",
-    "fisheye": "equidistant",  # OpenCV
-    "equi": "equidistant",  # Kalibr
-    "kannala_brandt": "equidistant",
-    "kannala_brandt4": "equidistant",
+    **dict.fromkeys(("fisheye", "equi", "kannala_brandt", "kannala_brandt4"), "equidistant"),
 }
-"""Other names that drivers and calibration tools use for the same models."""
+"""Other names that drivers, OpenCV and Kalibr use for the same models."""
 
 _UNDISTORT_UNTIL = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 40, 1e-6)
 _SOLVED_PX = 1e-2
@@ -36,9 +31,7 @@ back outside of the region that they were fitted to."""
 def known_distortion(model: str, coefficients: Sequence[float]) -> tuple[str, tuple[float, ...]]:
     """Bring the distortion of a ``sensor_msgs/CameraInfo`` to a name and number of coefficients of ``COEFFICIENTS``.
 
-    Drivers write names in other cases or by other conventions, and append zeros to the coefficients that they have.
-
-    :returns: name and coefficients. They are unchanged if the name is unknown or a surplus coefficient is not zero.
+    Drivers write names by other conventions, and append zeros. Coefficients that are not zero all stay.
     """
     name = re.sub(r"[\s-]+", "_", model.strip().lower())
     name, given = ALIASES.get(name, name), tuple(map(float, coefficients))
@@ -78,11 +71,9 @@ class CameraModel:
             raise ValueError(f"expected a camera of at least 1 x 1 px, got {self.width} x {self.height}")
         counts = COEFFICIENTS.get(self.distortion_model)
         if counts is None:
-            known = ", ".join(COEFFICIENTS)
-            raise ValueError(
-                f"expected a distortion model of {known}, got {self.distortion_model!r} with coefficients that are not "
-                "all zero; calibrate the camera with one of these models, or use its rectified images (image_rect)"
-            )
+            got = f"got {self.distortion_model!r} with coefficients that are not all zero"
+            hint = "calibrate the camera with one of these models, or use its rectified images (image_rect)"
+            raise ValueError(f"expected a distortion model of {', '.join(COEFFICIENTS)}, {got}; {hint}")
         if len(self.distortion) not in counts or not all(map(math.isfinite, self.distortion)):
             expected = " or ".join(filter(None, [", ".join(map(str, counts[:-1])), str(counts[-1])]))
             raise ValueError(f"{self.distortion_model} expects {expected} finite coefficients, got {self.distortion}")
@@ -155,8 +146,8 @@ class CameraModel:
 class NormalizedFlow:
     """Converts whole flow fields of a camera to normalized coordinates.
 
-    The difference that distortion makes to the normalized coordinates is a smooth function of the pixel. It is computed
-    once for all pixels, and interpolated at the target of each flow vector; outside of the image, it is computed.
+    What distortion changes is a smooth function of the pixel. It is computed once for all pixels, and interpolated at
+    the target of each flow vector; outside of the image, it is computed.
     """
 
     def __init__(self, camera: CameraModel) -> None:
@@ -168,11 +159,9 @@ class NormalizedFlow:
             self._bend = self._bend_at(self._pixels.reshape(-1, 2)).reshape(self._pixels.shape)
 
     def __call__(self, flow: np.ndarray) -> np.ndarray:
-        """The difference (H, W, 2) float32 between the normalized coordinates of each vector's target and its start.
+        """Normalized coordinates of the target minus those of the start of each vector of a flow (H, W, 2) px, float32.
 
         It is exact to 0.02 px, and NaN where there is no flow or a pixel has no ray.
-
-        :param flow: (H, W, 2) px.
         """
         normal = flow / self._focal
         if self._bend is None:

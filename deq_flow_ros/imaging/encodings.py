@@ -63,7 +63,7 @@ class Levels:
 
 
 def eight_bits(image: np.ndarray, levels: Levels) -> np.ndarray:
-    """Convert an image of any shape to uint8: uint8 stays as it is, uint16 is mapped by its levels and rounded."""
+    """Convert an image of any shape to uint8: uint16 is mapped by its levels and rounded."""
     if image.dtype == np.uint8:
         return image
     colours = image[:, :, :3] if image.ndim == 3 else image  # a fourth channel is opacity, usually all white
@@ -122,8 +122,6 @@ _BAYER_CODES = {
     "grbg": cv2.COLOR_BayerGB2RGB,
 }  # fmt: skip
 _BAYER = {f"bayer_{pattern}{bits}" for pattern in _BAYER_CODES for bits in (8, 16)}
-_UYVY = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_UYVY), even_width=True)
-_YUYV = _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_YUYV), even_width=True)
 
 
 def _packed(depth: int) -> dict[str, _Layout]:
@@ -147,21 +145,17 @@ def _packed(depth: int) -> dict[str, _Layout]:
     }
 
 
-_LAYOUTS = (
-    _packed(1)
-    | _packed(2)
-    | {
-        # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as in V4L2.
-        "uyvy": _UYVY,
-        "yuv422": _UYVY,  # the older name
-        "yuyv": _YUYV,
-        "yuv422_yuy2": _YUYV,  # the older name
-        # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar") at half (4:2:0) or full size.
-        "nv12": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows=Fraction(3, 2)),
-        "nv21": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows=Fraction(3, 2)),
-        "nv24": _Layout(1, 1, _nv24, rows=Fraction(3)),
-    }
-)
+_LAYOUTS = {
+    **_packed(1),
+    **_packed(2),
+    # Colour at half the width (4:2:2), ITU-R BT.601 in studio range, as in V4L2; by its newer and its older name.
+    **dict.fromkeys(("uyvy", "yuv422"), _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_UYVY), even_width=True)),
+    **dict.fromkeys(("yuyv", "yuv422_yuy2"), _Layout(2, 1, _colour(cv2.COLOR_YUV2RGB_YUYV), even_width=True)),
+    # A plane of luma, then one of interleaved chroma (V4L2: "pixfmt-yuv-planar") at half (4:2:0) or full size.
+    "nv12": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV12), even_width=True, even_height=True, rows=Fraction(3, 2)),
+    "nv21": _Layout(1, 1, _colour(cv2.COLOR_YUV2RGB_NV21), even_width=True, even_height=True, rows=Fraction(3, 2)),
+    "nv24": _Layout(1, 1, _nv24, rows=Fraction(3)),
+}
 
 ENCODINGS: tuple[str, ...] = tuple(sorted(_LAYOUTS))
 """All encodings that ``to_rgb`` reads."""
@@ -187,9 +181,8 @@ def check_layout(size: int, height: int, width: int, step: int, encoding: str) -
     expected = step * int(height * layout.rows)
     if size != expected:
         planes = "" if layout.rows == 1 else f" x {layout.rows} for the planes"
-        raise EncodingError(
-            f"wrong amount of data: expected step {step} x height {height}{planes} = {expected} bytes, got {size}"
-        )
+        wanted = f"step {step} x height {height}{planes} = {expected} bytes"
+        raise EncodingError(f"wrong amount of data: expected {wanted}, got {size}")
 
 
 def has_padded_rows(width: int, step: int, encoding: str) -> bool:
@@ -212,25 +205,16 @@ def to_rgb(
     """
     check_layout(data.size, height, width, step, encoding)
     layout = _LAYOUTS[encoding]
-    samples = _samples(data, layout, height, width, step, is_bigendian)
+    size, dtype = layout.bytes_per_channel, ("u1", ">u2" if is_bigendian else "<u2")[layout.bytes_per_channel - 1]
+    shape, strides = (int(height * layout.rows), width, layout.channels), (step, layout.pixel_bytes, size)
+    samples = np.ndarray(shape, dtype, buffer=np.ascontiguousarray(data), strides=strides)  # rows may not be adjacent
+    samples = samples[:, :, 0] if layout.channels == 1 else samples
+    samples = samples if size == 1 else np.require(samples, np.uint16, ["ALIGNED"])
     row = width * layout.pixel_bytes  # several times that long are those of drivers that call colours mono8
     if width >= 16 and step in (2 * row, 3 * row, 4 * row) and np.ptp(data.reshape(-1, step)[:, row:]):
-        raise EncodingError(
-            f"rows of {step} bytes, {step // row} times as many as {width} pixels of {encoding} have, and not padded "
-            "with one value: does the driver name the wrong encoding?"
-        )
+        what = f"{step // row} times as many as {width} pixels of {encoding} have, and not padded with one value"
+        raise EncodingError(f"rows of {step} bytes, {what}: does the driver name the wrong encoding?")
     return np.ascontiguousarray(layout.convert(samples, levels or Levels()))
-
-
-def _samples(data: np.ndarray, layout: _Layout, height: int, width: int, step: int, is_bigendian: bool) -> np.ndarray:
-    """The samples, (H, W) or (H, W, C), uint8 or native uint16; a view if possible, whose rows may not be adjacent."""
-    dtype = ("u1", ">u2" if is_bigendian else "<u2")[layout.bytes_per_channel - 1]
-    shape: tuple[int, ...] = (int(height * layout.rows), width)
-    strides: tuple[int, ...] = (step, layout.pixel_bytes)
-    if layout.channels > 1:
-        shape, strides = (*shape, layout.channels), (*strides, layout.bytes_per_channel)
-    image: np.ndarray = np.ndarray(shape, dtype, buffer=np.ascontiguousarray(data), strides=strides)
-    return image if layout.bytes_per_channel == 1 else np.require(image, np.uint16, ["ALIGNED"])
 
 
 MAX_PIXELS = 1 << 26

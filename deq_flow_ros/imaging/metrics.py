@@ -24,6 +24,14 @@ def is_outlier(error: np.ndarray, length: np.ndarray) -> np.ndarray:
         return (error > 3) & (error > 0.05 * length)
 
 
+def outlier_share(flow: np.ndarray, exact: np.ndarray) -> float:
+    """The share of pixels, 0..1, for which ``is_outlier`` holds; NaN if no error is known."""
+    error = error_lengths(flow, exact)
+    known = np.isfinite(error)
+    wrong = is_outlier(error, np.hypot(exact[:, :, 0], exact[:, :, 1]))
+    return float(wrong.sum() / known.sum()) if known.any() else float("nan")
+
+
 def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None = None) -> float:
     """The mean of ``error_lengths`` over the pixels where both flows are finite; NaN if there are none.
 
@@ -35,10 +43,8 @@ def endpoint_error(flow: np.ndarray, exact: np.ndarray, mask: np.ndarray | None 
 
 
 def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Warp an image along a flow: ``out(x) = image(x + flow(x))``.
+    """Warp an image (H, W, C) along a flow (H, W, 2) px: ``out(x) = image(x + flow(x))``.
 
-    :param image: (H, W, C).
-    :param flow: (H, W, 2) px.
     :returns: the warped image, and a mask (H, W) that is True where the flow stays inside of the image.
     """
     x, y, inside = _targets(flow)
@@ -63,14 +69,10 @@ def photometric_map(image: np.ndarray, other: np.ndarray, flow: np.ndarray) -> t
         (H, W) float32 in grey levels, as means over the channels, and NaN where the flow leaves the image.
     """
     warped, inside = warp(other, flow)
-    difference, unwarped = _channel_mean(cv2.absdiff(image, warped)), _channel_mean(cv2.absdiff(image, other))
+    mean = np.full((1, 3), 1 / 3, np.float32)  # OpenCV takes 1 ms where numpy's mean takes 10
+    difference, unwarped = (cv2.transform(cv2.absdiff(image, one).astype(np.float32), mean) for one in (warped, other))
     difference[~inside] = unwarped[~inside] = np.nan
     return difference, unwarped
-
-
-def _channel_mean(image: np.ndarray) -> np.ndarray:
-    """The mean over the channels, (H, W) float32. OpenCV takes 1 ms where numpy's mean takes 10."""
-    return cv2.transform(image.astype(np.float32), np.full((1, 3), 1 / 3, np.float32))
 
 
 def visible_weight(flow: np.ndarray) -> np.ndarray:
@@ -89,9 +91,8 @@ def visible_weight(flow: np.ndarray) -> np.ndarray:
     stride = width + 1
     corner = (above.astype(np.intp) * stride + left.astype(np.intp)).ravel()
     landed = np.zeros((height + 1) * stride)
-    for offset, share in (
-        (0, one - right - down + both), (1, right - both), (stride, down - both), (stride + 1, both),
-    ):  # fmt: skip
+    shares = {0: one - right - down + both, 1: right - both, stride: down - both, stride + 1: both}
+    for offset, share in shares.items():
         landed[offset:] += np.bincount(corner, share.ravel(), landed.size)[: landed.size - offset]
     count = landed.reshape(height + 1, stride)[:height, :width].astype(np.float32)
     there = cv2.remap(count, x, y, cv2.INTER_LINEAR)
@@ -115,14 +116,6 @@ def forward_backward(flow: np.ndarray, backward: np.ndarray) -> tuple[float, flo
     with np.errstate(invalid="ignore"):
         wrong = (there_and_back > allowed) & known
     return float(np.sqrt(np.median(there_and_back[known]))), float(wrong.sum() / known.sum())
-
-
-def outlier_share(flow: np.ndarray, exact: np.ndarray) -> float:
-    """The share of pixels, 0..1, with an error above 3 px and 5 % of the exact length (KITTI); NaN if none is known."""
-    error = error_lengths(flow, exact)
-    known = np.isfinite(error)
-    wrong = is_outlier(error, np.hypot(exact[:, :, 0], exact[:, :, 1]))
-    return float(wrong.sum() / known.sum()) if known.any() else float("nan")
 
 
 def squared_length(vectors: np.ndarray) -> np.ndarray:

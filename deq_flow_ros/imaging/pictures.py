@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -26,14 +26,12 @@ TABLE_RADIUS = 255
 """The number of steps from no motion to the largest motion in the table of colours."""
 GAP = 4
 """Width in px of the white line between two pictures."""
-CODECS = ("vp09", "mp4v")
-"""Codecs by preference: browsers play the first, and every build of OpenCV with FFmpeg has the second."""
+CODECS = ("vp09", "mp4v")  # browsers play the first, and every build of OpenCV with FFmpeg has the second
 
 
 def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
-    """Draw flow as colour, (H, W, 3) uint8 RGB. White is no motion, black is no flow (NaN or infinite).
+    """Draw flow (H, W, 2) px as colour, (H, W, 3) uint8 RGB. White is no motion, black is no flow (NaN or infinite).
 
-    :param flow: (H, W, 2) px.
     :param max_px: the length with full saturation; longer vectors are darker. None takes the longest finite vector of
         this field, but at least 1 px, so that noise around zero stays pale.
     :raises ValueError: for another shape, or a ``max_px`` that is not above 0.
@@ -54,10 +52,8 @@ def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
     # Vectors beyond max_px would leave the disc. They are pulled back to its rim, which has darker colours.
     pull = scale * np.minimum(1.0, (TABLE_RADIUS + 2.0) / np.maximum(speed * scale, 1e-6)).astype(np.float32)
     with np.errstate(invalid="ignore"):
-        columns = np.where(finite, u * pull, 0).astype(np.int32)
-        rows = np.where(finite, v * pull, 0).astype(np.int32)
-    side = 2 * TABLE_RADIUS + 5
-    index = (rows + (TABLE_RADIUS + 2)) * side + columns + (TABLE_RADIUS + 2)
+        columns, rows = (np.where(finite, part * pull, 0).astype(np.int32) + (TABLE_RADIUS + 2) for part in (u, v))
+    index = rows * (2 * TABLE_RADIUS + 5) + columns
     color = color_table().take(index.ravel(), axis=0).reshape(*flow.shape[:2], 3)
     if not finite.all():
         color[~finite] = 0
@@ -66,9 +62,8 @@ def flow_to_color(flow: np.ndarray, max_px: float | None = None) -> np.ndarray:
 
 @cache
 def color_table() -> np.ndarray:
-    """The colours of all vectors, ((2 r + 5)^2, 3) uint8 RGB.
-
-    The steps are 1 / r of the largest vector. A rim of two steps is for longer vectors.
+    """The colours of all vectors in steps of 1 / r of the largest one, ((2 r + 5)^2, 3) uint8 RGB, with a rim for
+    longer ones.
     """
     # Between two pure hues of the wheel, one channel goes up or down.
     corners = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float32)
@@ -100,15 +95,14 @@ def top(values: np.ndarray, least: float, percentile: float = 99) -> float:
 
 
 def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """A picture, uint8 RGB, of the error of a flow: image, true flow, flow and endpoint error side by side.
+    """A picture, uint8 RGB, of image, true flow, flow and endpoint error side by side; wide ones in a column.
 
-    Wide images are arranged in a column. Both flows have the same colour scale. Pixels that are not valid are black.
-    White in the error is its 99th percentile, but at least 3 px.
+    Both flows have the same colour scale. Pixels that are not valid are black. White in the error is its 99th
+    percentile, but at least 3 px.
 
     :param image: (H, W, 3) uint8 RGB.
-    :param truth: (H, W, 2) px.
+    :param truth, flow: (H, W, 2) px.
     :param valid: (H, W) bool, where the true flow is known.
-    :param flow: (H, W, 2) px.
     """
     known = np.where(valid[:, :, None], truth, np.nan)
     error, length = (np.hypot(*np.moveaxis(field, 2, 0)) for field in (flow - known, known))
@@ -120,9 +114,8 @@ def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: n
 
 
 def read_picture(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> tuple[np.ndarray, int]:
-    """An image file as OpenCV decodes it, and the number of pictures in it, of which this is the first.
+    """An image file as ``cv2.imdecode`` gives it, and the number of pictures in it, of which this is the first.
 
-    :param flags: of ``cv2.imdecode``.
     :raises OSError: if the file cannot be read.
     :raises MediaError: if it is no image, or not a whole one.
     """
@@ -174,17 +167,17 @@ def write_video(path: Path, pictures: Iterable[np.ndarray], fps: float) -> None:
     :raises MediaError: if there is no picture, OpenCV has no encoder, or the disk is full.
     """
     partial = path.with_name(f".partial-{path.name}")
-    writer, size, count = None, (0, 0), 0
+    writer, count = cv2.VideoWriter(), 0
     try:
-        for picture in pictures:
-            if writer is None:
-                size = picture.shape[1], picture.shape[0]
-                writer = _video_writer(partial, fps, size)
-            writer.write(cv2.cvtColor(_of_size(picture, size), cv2.COLOR_RGB2BGR))
+        for picture in _of_one_size(pictures):
+            size = picture.shape[1::-1]
+            if not count and not any(writer.open(str(partial), cv2.VideoWriter.fourcc(*c), fps, size) for c in CODECS):
+                hint = f"is the place writable, and has OpenCV an encoder of {' or '.join(CODECS)}?"
+                raise MediaError(f"cannot write {path}: {hint}")
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
             count += 1
     finally:
-        if writer is not None:
-            writer.release()
+        writer.release()
     if not count:
         raise MediaError("there is nothing to make a video of")
     # OpenCV does not report a full disk.
@@ -202,9 +195,7 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
 
     :raises MediaError: if there is no picture, or the file cannot be written.
     """
-    frames: list[Image.Image] = []
-    for picture in pictures:
-        frames.append(Image.fromarray(_of_size(picture, frames[0].size if frames else None)))
+    frames = [Image.fromarray(picture) for picture in _of_one_size(pictures)]
     if not frames:
         raise MediaError("there is nothing to make an animation of")
     how = {"save_all": True, "append_images": frames[1:], "duration": round(1000 / fps), "loop": 0, "quality": 60}
@@ -215,15 +206,8 @@ def write_animation(path: Path, pictures: Iterable[np.ndarray], fps: float) -> N
         raise MediaError(f"cannot write {path}: {error}") from error
 
 
-def _of_size(picture: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    same = size is None or picture.shape[1::-1] == size
-    return picture if same else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
-def _video_writer(path: Path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
-    for codec in CODECS:
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
-        if writer.isOpened():
-            return writer
-        writer.release()
-    raise MediaError(f"cannot write {path}: is the place writable, and has OpenCV an encoder of {' or '.join(CODECS)}?")
+def _of_one_size(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    size = None
+    for picture in pictures:
+        size = size or picture.shape[1::-1]
+        yield picture if picture.shape[1::-1] == size else cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
