@@ -58,15 +58,15 @@ class FlowView(Node):
     Of pictures, only the newest message waits in the middleware until it is time for the next one; the others are never
     converted to Python, which would be most of the work.
 
-    :ivar settings: the values of the parameters.
+    :param board: to put all up on; None: one that is served until ``close``.
+    :raises ValueError: for names that cannot be.
+    :raises OSError: where the page cannot be served on this host and port; the message says what to do.
     """
 
     def __init__(self, board: Board | None = None) -> None:
         super().__init__("flow_view")
         ViewSettings.declare(self)
         self.settings = ViewSettings.read(self)
-        self._board = board or Board()
-        self._server: ViewServer | None = None
         node, camera = self.settings.node, self.settings.camera
         try:
             self._flow_node = self.resolve_topic_name(node)
@@ -81,24 +81,17 @@ class FlowView(Node):
         self._open: dict[str, tuple[Topic, Subscription]] = {}
         self._arrived: list[tuple[str, Any]] = []
         self._figures: Figures | None = None
-
-    def serve(self, stop: process.StopRequest) -> bool:
-        """Answer browsers from now on, until ``close``.
-
-        :returns: True.
-        :raises OSError: where the page cannot be served on this host and port; the message says what to do.
-        """
-        host = self.settings.host
-        self._server = server = ViewServer(self._board, host, self.settings.port, NAMES)
-        server.start()
-        self.get_logger().info(f"the page is at {server.url}")
-        if not server.local:
-            self.get_logger().warning(
-                f"whoever reaches this machine sees the camera, without a password: host is {host}. Safer is "
-                f"host:=127.0.0.1 and, where the browser is, ssh -L {server.server_port}:localhost:"
-                f"{server.server_port} ROBOT"
-            )
-        return True
+        self._board, host = board or Board(), self.settings.host
+        self._server = None if board else ViewServer(self._board, host, self.settings.port, NAMES)
+        if self._server is not None:
+            self._server.start()
+            self.get_logger().info(f"the page is at {self._server.url}")
+            if not self._server.local:
+                port = self._server.server_port
+                self.get_logger().warning(
+                    f"whoever reaches this machine sees the camera, without a password: host is {host}. Safer is "
+                    f"host:=127.0.0.1 and, where the browser is, ssh -L {port}:localhost:{port} ROBOT"
+                )
 
     def close(self) -> None:
         """Answer nobody any more."""
@@ -190,13 +183,9 @@ class FlowView(Node):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the process until SIGINT or SIGTERM; returns its exit status.
-
-    :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
-    """
+    """Run the process until SIGINT or SIGTERM; returns its exit status."""
     cv2.setNumThreads(1)  # the pictures are small, and the flow node needs the other cores
-    begin, step, errors = FlowView.serve, FlowView.step, tuple(USER_ERRORS)
-    return process.run(FlowView, "flow_view", USAGE, args, begin, step, errors)
+    return process.run(FlowView, "flow_view", USAGE, args, step=FlowView.step, errors=tuple(USER_ERRORS))
 
 
 if __name__ == "__main__":
