@@ -36,7 +36,6 @@ from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.evaluation.methods import FlowFunction
 from deq_flow_ros.host import keep_freed_memory
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
-from deq_flow_ros.model.weights import number_type
 from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
@@ -188,7 +187,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     """Measure everything and print it. Memory comes first, while there is nothing yet that a method could reuse."""
     keep_freed_memory()  # as the node does; all methods have the good of it
     model = load_model(options.model, options.device, precision=options.dtype)
-    frames, device, dtype = load_frames(options), model.device, number_type(options.dtype)
+    frames, device, dtype = load_frames(options), model.device, next(model.parameters()).dtype
     reference = peers.as_released(load_model(options.model, device, fold=False))
     released = reference if dtype == torch.float32 else copy.deepcopy(reference).to(dtype)
     most, fastest = max(options.iterations), choose_runtime("auto", device)[0]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,12 +32,9 @@ MODEL, BEST, SECONDS = "model.safetensors", "best.safetensors", "seconds.txt"
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; a crash or full disk leaves the old one whole. ``OSError`` if it cannot be written."""
-
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-
-    replace_file(path, write)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    replace_file(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -117,7 +115,7 @@ class Run:
         """Write the checkpoint of the present step, and the averaged weights."""
         state: dict[str, Any] = {name: getattr(self, name) for name in COUNTS}
         state |= {name: getattr(self, name).state_dict() for name in ("model", "ema", "optimizer")}
-        write_checkpoint(state | {"architecture": self.model.architecture.to_dict()}, self.checkpoint)
+        write_checkpoint(state | {"architecture": dataclasses.asdict(self.model.architecture)}, self.checkpoint)
         save_model(self.ema, self.out / MODEL, {"step": str(self.step)})
 
     def keep_seconds(self, seconds: float) -> None:

@@ -30,12 +30,10 @@ class Solution:
     An iteration is accepted for a sample if the sample had not stopped before and the value of ``f`` is usable.
 
     :ivar state: for each sample, the value of ``f`` at the chosen iteration: its last accepted one, or its best.
-    :ivar previous: for each sample, the point at which that value was taken, so that ``state - previous`` is the
-        update at the chosen iteration.
+    :ivar previous: the point at which that value was taken, so that ``state - previous`` is the update there.
     :ivar residual: (B,) float32, the measure at the chosen iteration; infinite if there is none.
     :ivar iterations: (B,) int64, the number of accepted iterations of each sample.
-    :ivar chosen: (B,) int64, the number (from 1) of the chosen iteration; 0 if there is none.
-    :ivar evaluations: the number of evaluations of ``f``; with a batch, at least the largest of ``iterations``.
+    :ivar evaluations: the number of evaluations of ``f``, at least the largest of ``iterations``.
     :ivar trace: (evaluations, B) float32, the measure at each iteration; NaN where a sample had stopped.
     :ivar trajectory: the values of ``f`` at the iterations that ``keep`` asked for, as far as the solve got.
     """
@@ -45,7 +43,7 @@ class Solution:
         trace: Sequence[Tensor] = (), trajectory: dict[int, State] | None = None, check_start: bool = False,
     ) -> None:  # fmt: skip
         self.state, self.previous, self.residual = samples.state, samples.previous, samples.residual
-        self.iterations, self.chosen, self.evaluations = samples.iterations, samples.chosen, evaluations
+        self.iterations, self.evaluations = samples.iterations, evaluations
         self.trace = torch.stack(list(trace)) if trace else self.residual.new_empty(0, len(self.residual))
         self.trajectory = trajectory or {}
         self._converged, self._diverged = samples.converged, samples.diverged
@@ -60,7 +58,7 @@ class Solution:
         """Iterations, residual and stop reason of each sample, read from the device in one transfer.
 
         :param figures: ``figures()``, if the host has them already.
-        :raises FloatingPointError: as ``solve`` does, if ``solve`` has not raised it already (on a GPU).
+        :raises FloatingPointError: for the start of a solve on a GPU, see ``check_start`` of ``solve``.
         """
         rows = self.figures().tolist() if figures is None else figures
         unusable = [place for place, (made, _, _, diverged) in enumerate(rows) if diverged and not made]
@@ -82,11 +80,7 @@ class Solution:
 
 
 def as_state(value: Sequence[Tensor]) -> State:
-    """The caller's value as a state.
-
-    :raises TypeError: if it is not a tuple or list of tensors.
-    :raises ValueError: if these do not share their batch size and device, or are not of real floating-point types.
-    """
+    """The caller's value as a state; ``TypeError`` if it is no tuple of tensors, ``ValueError`` if they do not fit."""
     if isinstance(value, Tensor) or not isinstance(value, (tuple, list)):
         raise TypeError(f"a state is a tuple of tensors, (z,) for a single one; got {type(value).__name__}")
     state = tuple(value)
@@ -94,34 +88,31 @@ def as_state(value: Sequence[Tensor]) -> State:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"a state is a tuple of tensors; entry {index} is {type(tensor).__name__}")
         if tensor.dim() == 0 or not tensor.is_floating_point():
-            raise ValueError(
-                f"the tensors of a state are (B, ...) and of a real floating-point type; tensor {index} is "
-                f"{tuple(tensor.shape)}, {tensor.dtype}"
-            )
+            wanted = "the tensors of a state are (B, ...) and of a real floating-point type"
+            raise ValueError(f"{wanted}; tensor {index} is {_describe(tensor)}")
     if len({(tensor.shape[0], tensor.device) for tensor in state}) != 1:
-        got = ", ".join(f"{tuple(tensor.shape)} on {tensor.device}" for tensor in state) or "an empty tuple"
+        got = "; ".join(map(_describe, state)) or "an empty tuple"
         raise ValueError(f"a state has one or more tensors, which share their batch size and device; got {got}")
     return state
 
 
-def evaluate(f: Function, z: State) -> State:
-    """``f(*z)``, after a check that it is a new state with tensors of the same number, shapes, types and device.
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
 
-    :raises ValueError: if it is not, or if ``f`` has changed its input in place.
-    """
+
+def evaluate(f: Function, z: State) -> State:
+    """``f(*z)``; ``ValueError`` if it is no new state with tensors of the same number, shapes, types and device."""
     versions = [None if tensor.is_inference() else tensor._version for tensor in z]
     value = f(*z)
     state = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(state) != len(z):
         raise ValueError(f"f must return {len(z)} tensors as in the state it was given, got {len(state)}")
     for index, (new, old, version) in enumerate(zip(state, z, versions, strict=True)):
-        if not isinstance(new, Tensor):
-            raise ValueError(f"f must return tensors; for tensor {index} of the state it returned {type(new).__name__}")
-        if new.shape != old.shape or new.dtype != old.dtype or new.device != old.device:
-            was, returned = (f"{tuple(each.shape)}, {each.dtype} on {each.device}" for each in (old, new))
+        if not isinstance(new, Tensor) or (new.shape, new.dtype, new.device) != (old.shape, old.dtype, old.device):
+            returned = _describe(new) if isinstance(new, Tensor) else type(new).__name__
             raise ValueError(
                 "f must keep shape, type and device of every tensor of the state: "
-                f"tensor {index} was {was}, f returned {returned}"
+                f"tensor {index} was {_describe(old)}, f returned {returned}"
             )
         if version is not None and old._version != version:
             raise ValueError(f"f must return new tensors: it changed tensor {index} of its input in place")
@@ -130,14 +121,16 @@ def evaluate(f: Function, z: State) -> State:
 
 def solve(
     f: Function, z0: Sequence[Tensor], *, solver: str | Solver = "picard", max_iterations: int = 12,
-    tolerance: float | None = None, measure: Measure = relative_residual, growth_limit: float = 1e6,
+    tolerance: float | None = None, measure: Measure = relative_residual,
     deadline_ns: int | None = None, now_ns: Callable[[], int] | None = None, min_iterations: int = 0,
     iteration_cost_ns: float = 0.0, keep: Collection[int] = (), check_start: bool = True, watch: bool = True,
 ) -> Solution:  # fmt: skip
     """Find a fixed point ``z = f(z)``, starting from ``z0``. Each sample of the batch stops on its own.
 
     Every state that is returned is a value of ``f``: the last one of each sample for Picard's method, and the one of
-    smallest measure for the other solvers, whose residual can rise. A sample that diverges keeps one from before.
+    smallest measure for the other solvers, whose residual can rise. A value is unusable if it is not finite, or if its
+    norm is a million times those of the start and of the first iterate. A sample that gets one diverges (accelerated
+    solvers first try Picard's step from the last usable point), and keeps a state from before.
 
     :param f: takes the tensors of a state and returns as many new ones of the same shapes and types. It is called
         under the caller's gradient mode.
@@ -145,43 +138,35 @@ def solve(
     :param solver: "picard", "anderson", "broyden", or a solver with settings of its own.
     :param max_iterations: the largest number of evaluations of ``f``, >= 1.
     :param tolerance: a sample has converged when ``measure`` is at or below this; with None, no sample stops early.
-    :param measure: ``(z, f(z)) -> (B,)``, in any unit: ``relative_residual``, ``absolute_residual``, or a function of
-        the caller (the flow model measures in pixels).
-    :param growth_limit: a value of ``f`` is unusable if it is not finite, or if its norm exceeds the larger of those of
-        the start and of the first iterate by this factor, > 1. A sample diverges when it gets an unusable value
-        (accelerated solvers first try Picard's step from the last usable point).
-    :param deadline_ns: absolute time on the clock ``now_ns``. The solve does not begin an iteration, not even the
-        first, that would end after the deadline, judged by the costs so far.
-    :param now_ns: the clock; None is ``time.monotonic_ns``.
+    :param measure: ``(z, f(z)) -> (B,)``, in any unit: ``relative_residual``, ``absolute_residual``, or another.
+    :param deadline_ns: absolute time on the clock ``now_ns`` (None: ``time.monotonic_ns``). The solve does not begin an
+        iteration, not even the first, that would end after the deadline, judged by the costs so far.
     :param min_iterations: the number of evaluations of ``f`` to make whatever the deadline says.
     :param iteration_cost_ns: the expected cost of one iteration. From the second iteration on, the mean cost in this
         solve is used if it is larger. If 0, that mean is used from the first iteration on.
     :param keep: the numbers (from 1) of iterations whose states to return in ``trajectory``.
-    :param check_start: whether to raise an error if ``f(z0)`` is not finite. On a GPU, where the host does not wait for
-        values, reading ``samples`` or ``stop_reasons`` of the solution raises it. If False, such samples diverge
-        after 0 iterations and keep their start.
+    :param check_start: whether to raise an error if ``f(z0)`` is not finite (on a GPU, reading ``samples`` or
+        ``stop_reasons`` of the solution raises it). If False, such samples diverge at once and keep their start.
     :param watch: False makes all ``max_iterations`` without asking whether the samples have stopped, as code that is
         captured in a CUDA graph must do. The samples themselves still stop.
     :raises ValueError: for a malformed state, an ``f`` that changes shapes or types, or impossible settings.
     :raises FloatingPointError: if ``f(z0)`` is not finite; the message names the samples.
     """
     z = as_state(z0)
-    chosen = None if solver == "picard" else make_solver(solver)  # its next point is the value: nothing is proposed
+    accelerated = None if solver == "picard" else make_solver(solver)  # Picard's next point is the value
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     if not 0 <= min_iterations <= max_iterations:
         raise ValueError(f"min_iterations must be from 0 to max_iterations, {max_iterations}, got {min_iterations}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be positive or None, got {tolerance}")
-    if not growth_limit > 1:
-        raise ValueError(f"growth_limit must be above 1, got {growth_limit}")
     if wrong := [n for n in keep if not 1 <= n <= max_iterations]:
         raise ValueError(f"keep must name iterations from 1 to max_iterations, {max_iterations}, got {wrong}")
 
     device = z[0].device
     on_host = device.type == "cpu"
-    rules = Rules(tolerance, growth_limit, chosen is not None and chosen.keeps_best, look=watch and on_host)
-    samples, propose = rules.begin(z), None if chosen is None else chosen.start()
+    rules = Rules(tolerance, accelerated is not None and accelerated.keeps_best, look=watch and on_host)
+    samples, propose = rules.begin(z), None if accelerated is None else accelerated.start()
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     progress = Queued(device) if watch and not on_host else None

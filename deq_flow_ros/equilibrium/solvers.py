@@ -17,6 +17,7 @@ from torch import Tensor
 from deq_flow_ros.equilibrium.stopping import State, inner, norm, per_sample, subtract
 
 Propose = Callable[[State, State], State]
+PATIENCE = 2.0
 
 
 class Solver(Protocol):
@@ -24,10 +25,7 @@ class Solver(Protocol):
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the residual may rise between iterations.
-
-        If so, a solve returns its best state, and goes on from the last usable point if ``f`` is unusable at the next.
-        """
+        """Whether the residual may rise. If so, a solve returns its best state, and steps back from unusable points."""
 
     def start(self) -> Propose:
         """Begin a solve: return a function ``(z, f(z)) -> next z``, to be called after every evaluation."""
@@ -63,17 +61,15 @@ class Anderson:
 
     The next point is the mixture of the last values of ``f`` whose mixed residual is smallest. If the least squares
     problem of the mixture is singular, the solver makes Picard's step. If the last mixture increased the residual to
-    more than ``patience`` times the smallest one in the window, the solver makes Picard's step from the point of that
+    more than ``PATIENCE`` times the smallest one in the window, the solver makes Picard's step from the point of that
     smallest residual, and starts a new history.
 
     :param window: the number of evaluations that are mixed, >= 2.
     :param regularization: of the least squares problem, relative to the mean of the Gram matrix's diagonal.
-    :param patience: the factor by which the residual may grow, > 1.
     """
 
     window: int = 5
     regularization: float = 1e-8
-    patience: float = 2.0
     keeps_best: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -81,8 +77,6 @@ class Anderson:
             raise ValueError(f"window must be at least 2, got {self.window}")
         if not self.regularization >= 0.0:
             raise ValueError(f"regularization must be at least 0, got {self.regularization}")
-        if not self.patience > 1.0:
-            raise ValueError(f"patience must be above 1, got {self.patience}")
 
     def start(self) -> Propose:
         return _AndersonRun(self).next
@@ -105,7 +99,7 @@ class _AndersonRun:
         places = torch.arange(len(self._values), device=fz[0].device)
         sizes = self._gram.detach().diagonal(dim1=1, dim2=2)
         best = sizes.masked_fill(~self._usable, torch.inf).argmin(1)
-        failed = self._mixed & (sizes[:, -1] > self._settings.patience**2 * sizes.gather(1, best[:, None])[:, 0])
+        failed = self._mixed & (sizes[:, -1] > PATIENCE**2 * sizes.gather(1, best[:, None])[:, 0])
         only_best = places == best[:, None]
         self._usable = torch.where(failed[:, None], only_best, self._usable)
         weights, solved = self._mixture()

@@ -19,6 +19,7 @@ from torch import Tensor
 # Tensors whose first dimension is the batch. They are never joined, so that each keeps its shape, type and layout.
 State = tuple[Tensor, ...]
 Function = Callable[..., Sequence[Tensor]]
+GROWTH_LIMIT = 1e6
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -69,8 +70,7 @@ class Samples(NamedTuple):
     :ivar active: (B,) bool, whether it is still iterated; ``converged`` and ``diverged`` say why it is not.
     :ivar retry: (B,) bool, whether the next point is that of Picard's step, which is ``value``.
     :ivar iterations: (B,) int64, the number of accepted iterations.
-    :ivar chosen: (B,) int64, the iteration that gave ``state``; 0 before the first.
-    :ivar residual: (B,) float32, the measure at that iteration; infinite before the first.
+    :ivar residual: (B,) float32, the measure of the iteration that gave ``state``; infinite before the first.
     :ivar bound: (B,) float64, the largest norm of a usable value.
     :ivar number: () int64, the number of evaluations so far.
     """
@@ -84,7 +84,6 @@ class Samples(NamedTuple):
     diverged: Tensor
     retry: Tensor
     iterations: Tensor
-    chosen: Tensor
     residual: Tensor
     bound: Tensor
     number: Tensor
@@ -96,14 +95,12 @@ class Rules:
 
     :param tolerance: a sample has converged when its measure is at or below this; None: never. A tensor allows it to
         change between replays of a CUDA graph.
-    :param growth_limit: see ``solve``.
     :param keeps_best: see ``Solver``.
-    :param look: whether the host may read values from the device. On a CPU this usually saves a copy. On a GPU it would
-        make the host wait, and it is not possible while a CUDA graph is captured.
+    :param look: whether the host may read values from the device, which usually saves a copy. On a GPU it would make
+        the host wait, and it is not possible while a CUDA graph is captured.
     """
 
     tolerance: float | Tensor | None
-    growth_limit: float
     keeps_best: bool
     look: bool
 
@@ -111,18 +108,18 @@ class Rules:
         """What is known before the first iteration."""
         device, batch = z0[0].device, z0[0].shape[0]
         active = torch.ones(batch, dtype=torch.bool, device=device)
-        no, none = torch.zeros_like(active), torch.zeros(batch, dtype=torch.int64, device=device)
+        no, iterations = torch.zeros_like(active), torch.zeros(batch, dtype=torch.int64, device=device)
         residual = torch.full((batch,), torch.inf, device=device)
         with torch.no_grad():
-            bound = self.growth_limit * norm(z0)
+            bound = GROWTH_LIMIT * norm(z0)
         number = torch.zeros((), dtype=torch.int64, device=device)
-        return Samples(z0, z0, z0, z0, active, no, no, no, none, none, residual, bound, number)
+        return Samples(z0, z0, z0, z0, active, no, no, no, iterations, residual, bound, number)
 
     def account(self, before: Samples, z: State, fz: State, measured: Tensor) -> tuple[Samples, Tensor]:
         """Account for an iteration. Also returns its measure (B,), which is NaN where the sample had stopped before."""
         with torch.no_grad():
             size, number = norm(fz), before.number + 1
-            bound = torch.where(number == 1, torch.maximum(before.bound, self.growth_limit * size), before.bound)
+            bound = torch.where(number == 1, torch.maximum(before.bound, GROWTH_LIMIT * size), before.bound)
             usable = torch.isfinite(measured) & torch.isfinite(size) & (size <= bound)
             accepted = before.active & usable
             improved = accepted & (measured < before.residual) if self.keeps_best else accepted
@@ -141,7 +138,6 @@ class Rules:
         after = Samples(
             state=state, previous=previous, point=point, value=value, active=(accepted & ~converged) | again,
             converged=converged, diverged=diverged, retry=again, iterations=before.iterations + accepted,
-            chosen=torch.where(improved, number, before.chosen),
             residual=torch.where(improved, measured, before.residual), bound=bound, number=number,
         )  # fmt: skip
         return after, traced
@@ -152,21 +148,21 @@ class Rules:
 
 
 class Progress(Protocol):
-    """What the host knows of the iterations that it has queued on a device, which may be behind it."""
+    """What the host knows of the iterations that it has queued on a device, which may be behind it.
+
+    ``push`` says that an iteration was queued, after which the samples of the mask (B,) are still active. ``look``
+    updates what is known; with ``wait``, it first waits until at most one queued iteration has not ended.
+
+    :ivar in_flight: the number of iterations that have not ended, as far as is known; earlier work counts as one.
+    :ivar done: whether all samples had stopped by the last iteration that has ended.
+    """
 
     @property
-    def in_flight(self) -> int:
-        """The number of iterations that have not ended, as far as is known. Work queued before them counts as one."""
-
+    def in_flight(self) -> int: ...
     @property
-    def done(self) -> bool:
-        """Whether all samples had stopped by the last iteration that has ended."""
-
-    def push(self, active: Tensor) -> None:
-        """Say that an iteration was queued, after which the samples of this mask (B,) are still active."""
-
-    def look(self, wait: bool) -> None:
-        """Update what is known. With ``wait``, first wait until at most one queued iteration has not ended."""
+    def done(self) -> bool: ...
+    def push(self, active: Tensor) -> None: ...
+    def look(self, wait: bool) -> None: ...
 
 
 class Queued:
@@ -204,10 +200,8 @@ class Queued:
 
 @dataclass
 class Pace:
-    """Decides whether the host begins another iteration.
-
-    It does not if the largest number of iterations is reached, if all samples have stopped, or if the iteration would
-    end after the deadline. Parameters that are not explained here are those of ``solve``.
+    """Decides whether the host begins another iteration: not after the largest number of iterations, nor if all samples
+    have stopped, nor if it would end after the deadline. Parameters that are not explained here are those of ``solve``.
 
     :param progress: of the iterations that the host has queued; None: each has ended as soon as it is queued.
     :param watched: whether to wait for iterations to end, so that at most one is queued in vain.

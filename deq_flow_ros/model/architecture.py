@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -12,8 +12,7 @@ class Architecture:
     """Everything that fixes the shapes of a model.
 
     :ivar encoder: "separate" (two encoders, as in the released models) or "shared" (one trunk, as in ``nano``).
-    :ivar motion_widths: channels of the four layers of the motion encoder: correlation 1x1, correlation 3x3, flow 7x7,
-        flow 3x3.
+    :ivar motion_widths: channels of the layers of the motion encoder: correlation 1x1 and 3x3, flow 7x7 and 3x3.
     :ivar update: name of the update operator, see ``deq_flow_ros.model.update``.
     :ivar weight_norm: whether the convolutions of the update operator are weight-normalised.
     :ivar uncertainty_dim: channels of the hidden layer of the head that predicts how wrong the flow is; 0: no head.
@@ -33,31 +32,23 @@ class Architecture:
 
     @property
     def context_dim(self) -> int:
-        """Channels of the context; as many as the hidden state in every size."""
+        """Channels of the context, and of the motion features; as many as the hidden state in every size."""
         return self.hidden_dim
 
-    @property
-    def motion_dim(self) -> int:
-        """Channels of the motion features, the flow included; as many as the hidden state in every size."""
-        return self.hidden_dim
+    motion_dim = context_dim
 
     @property
     def correlation_dim(self) -> int:
         """Channels that a lookup of the correlation returns."""
         return self.correlation_levels * (2 * self.correlation_radius + 1) ** 2
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a dictionary for a weights file; ``from_dict`` is the inverse."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """The architecture of a dictionary from ``to_dict``. Fields that older files lack get their defaults.
+        """The architecture of a weights file, of its fields as JSON has them; those that it lacks get their defaults.
 
         :raises TypeError: for unknown or missing fields.
         """
-        widths = tuple(int(w) for w in values["motion_widths"])
-        return cls(**{**values, "motion_widths": widths})
+        return cls(**{**values, "motion_widths": tuple(values["motion_widths"])})
 
 
 def _released(hidden: int, feature_dim: int = 256) -> Architecture:

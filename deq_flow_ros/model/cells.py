@@ -14,11 +14,10 @@ from deq_flow_ros.equilibrium import State
 
 FACTOR = 8
 LIKENESS_CELLS = 1000
+# Range of the logarithms of the Laplacians' scales: from 0.007 px to 55 px, which is an expected error of 89 px.
 LOG_SCALES = (-5.0, 4.0)
-"""Range of the logarithms of the Laplacians' scales: from 0.007 px, which is finer than flow is measured, to 55 px,
-which is an expected error of 89 px; there are hardly any larger errors in training."""
+# Mean length of a vector whose two components are independent and Laplacian with scale 1.
 MEAN_LENGTH = 1 + math.asinh(1) / math.sqrt(2)
-"""Mean length of a vector whose two components are independent and Laplacian with scale 1."""
 
 is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 """Whether PyTorch's compiler reads the code just now. PyTorch before 2.3 cannot say so, and is not asked to compile."""
@@ -47,13 +46,13 @@ def pooled(features: Tensor, levels: int) -> list[Tensor]:
 def likeness(flows: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
     """How alike cells of two images are that a flow says are the same: mean cosine of their features, -1..1.
 
-    About ``LIKENESS_CELLS`` cells, evenly spread, are compared. Those that a flow leads outside do not count; if it
-    leads all outside or is not finite, or if the features are zero, the likeness is 0.
+    About ``LIKENESS_CELLS`` cells, evenly spread, are compared. Those that a flow leads outside do not count; without
+    any, or if the features are zero, the likeness is 0.
 
     :param flows: (N, 2, H, W) in cells, x before y; flows to try.
     :param features1: (1, C, H, W), of the image on whose pixels the flow lives.
     :param features2: of the other.
-    :returns: (N,) float32, on the device of the flows; reading them makes the host wait for it.
+    :returns: (N,) float32.
     """
     height, width = flows.shape[-2:]
     step = max(1, math.isqrt(height * width // LIKENESS_CELLS))
@@ -92,9 +91,8 @@ def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
 class UncertaintyHead(nn.Module):
     """Predicts, from the hidden state, a mixture of two Laplacians for the error of the flow.
 
-    The mixture is that of SEA-RAFT (arXiv 2405.14793, section 3.2): in each Laplacian, the x and y components of the
-    error are independent and have the same scale. SEA-RAFT fixes one scale at 1 px, because its mixture is also the
-    loss of the flow. Here the flow is already trained and most of its errors are far below 1 px, so both are predicted.
+    The mixture is that of SEA-RAFT (arXiv 2405.14793, section 3.2), but that both scales are predicted: in each
+    Laplacian, the x and y components of the error are independent and have the same scale.
 
     :param width: channels of the hidden layer of the head.
     """

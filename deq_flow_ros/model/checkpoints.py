@@ -28,8 +28,7 @@ _FORMAT = {
 }  # fmt: skip
 _METADATA = "__metadata__"
 _LONGEST_HEADER = 100 << 20  # the format allows no longer one; the length in a file of another kind can be anything
-# Left over from training on several GPUs; all released checkpoints have it.
-_PREFIX = "module."
+_PREFIX = "module."  # left over from training on several GPUs; all released checkpoints have it
 
 
 class WeightsError(ValueError):
@@ -74,11 +73,8 @@ def _parse(content: bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors that lie on the CPU, and texts.
-
-    :raises OSError: if the file cannot be written.
-    """
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of tensors that lie on the CPU."""
     names = {dtype: name for name, dtype in _FORMAT.items()}
     # Large elements first, so that each tensor lies at a multiple of the size of its elements.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
@@ -90,10 +86,8 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
         header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    numbers = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name in order)
+    return b"".join((len(text).to_bytes(8, "little"), text, *numbers))
 
 
 def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | Path) -> None:
@@ -127,8 +121,7 @@ def from_released(
     ``downsample.1``, the second one is read.
 
     :param path: the file, to be named in errors.
-    :raises WeightsError: if the layout is another one; the message names tensors that are missing, unexpected or of the
-        wrong shape.
+    :raises WeightsError: if the layout is another one, see ``check_layout``.
     """
     tensors = dict(state_dict)
     if all(name.startswith(_PREFIX) for name in tensors):
@@ -142,9 +135,7 @@ def from_released(
 
 
 def to_released(model: DEQFlow) -> dict[str, Tensor]:
-    """The tensors of a model in the released key layout; ``from_released`` is the inverse.
-
-    The head for the uncertainty is left out, because the layout has no place for it.
+    """The tensors of a model in the released key layout, which has no place for the head for the uncertainty.
 
     :raises ValueError: for an architecture that this layout cannot express; the message says why.
     """
@@ -154,11 +145,9 @@ def to_released(model: DEQFlow) -> dict[str, Tensor]:
         problems.append(f"it has two encoders, this model one of kind {a.encoder!r}")
     if a.update not in ("raft", "gma"):
         problems.append(f"its update operator is 'raft' or 'gma', this model's is {a.update!r}")
-    if (a.correlation_levels, a.correlation_radius) != (4, 4):
-        problems.append(
-            "it has 4 levels of correlation with radius 4, this model "
-            f"{a.correlation_levels} with radius {a.correlation_radius}"
-        )
+    levels, radius = a.correlation_levels, a.correlation_radius
+    if (levels, radius) != (4, 4):
+        problems.append(f"it has 4 levels of correlation with radius 4, this model {levels} with radius {radius}")
     if problems:
         raise ValueError(f"the released layout cannot hold this model: {'; '.join(problems)}")
     return {
@@ -185,17 +174,13 @@ def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Archi
 
     def channels(name: str, dimension: int = 0) -> int:
         if name not in tensors:
-            raise WeightsError(
-                f"{path} is not a checkpoint in the released layout: it has no {name!r}; it holds {len(tensors)} "
-                f"tensors, the first {sorted(tensors)[:3]}"
-            )
+            holds = f"it holds {len(tensors)} tensors, the first {sorted(tensors)[:3]}"
+            raise WeightsError(f"{path} is not a checkpoint in the released layout: it has no {name!r}; {holds}")
         if tensors[name].dim() != 4:
             raise WeightsError(f"{path}: wrong shape: {name} is {tuple(tensors[name].shape)}, expected 4 dimensions")
         return tensors[name].shape[dimension]
 
-    c1, c2, f1, f2 = (
-        channels(f"update_block.encoder.{conv}.{kernel}") for conv in ("convc1", "convc2", "convf1", "convf2")
-    )
+    c1, c2, f1, f2 = (channels(f"update_block.encoder.conv{each}.{kernel}") for each in ("c1", "c2", "f1", "f2"))
     hidden, inputs = (channels(f"update_block.gru.convz1.{kernel}", dimension) for dimension in (0, 1))
     # The inputs of the GRU are the hidden state, the context and the motion features, and with global motion
     # aggregation also the aggregated features; all are equally wide. Keys alone would be no proof.

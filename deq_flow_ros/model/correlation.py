@@ -144,9 +144,8 @@ class OnDemandCorrelation:
     """The values of a ``CorrelationPyramid``, each computed when it is looked up, without gradients.
 
     Both ways sum products in float32, round them to the type of the features, interpolate in float32 and round once
-    more. As the order of the sums differs, values agree to a few millionths in float32. In half precision they are
-    equal, but for 4 of 100,000 values in bfloat16 and 5 of 10,000 in float16, which are neighbours: those whose exact
-    sum is half-way between two numbers. The parameters are those of ``CorrelationPyramid``.
+    more. As the order of the sums differs, values agree to a few millionths in float32; in half precision, less than
+    one of 1,000 values is the neighbour of the other. The parameters are those of ``CorrelationPyramid``.
 
     :raises ValueError: if the features require gradients.
     """
@@ -154,8 +153,8 @@ class OnDemandCorrelation:
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
         if torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad):
             raise ValueError(
-                "correlation on demand has no gradients: expected features that require none, got some that do; for "
-                "training leave out the number of iterations (None), for inference use torch.no_grad()"
+                "correlation on demand has no gradients, and the features require some; for training leave out the "
+                "number of iterations (None), for inference use torch.no_grad()"
             )
         batch, channels, height, width = features1.shape
         self._dtype, self._radius, device = features1.dtype, radius, features1.device
@@ -184,10 +183,10 @@ class OnDemandCorrelation:
         self._strides = widths + 2 * border
         self._bounds = (torch.stack((widths, heights)) + radius).float()
         self._scales = 0.5 ** torch.arange(levels, device=device)
-        # The table row of the cell (0, 0), (B * H * W, levels), and from a cell to its neighbours, y innermost.
-        samples = torch.arange(batch, dtype=torch.int32, device=device)[:, None].expand(-1, height * width)
+        # The table row of the cell (0, 0), (B, 1, levels), and from a cell to its neighbours, y innermost.
         starts = integers(accumulate(lengths[:-1], initial=0)) + border * (self._strides + 1)
-        self._first = samples.reshape(-1, 1) * sum(lengths) + starts
+        samples = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None]
+        self._first = samples * sum(lengths) + starts
         steps = torch.arange(-radius, radius + 2, dtype=torch.int32, device=device)
         self._offsets = (steps[:, None] + steps * self._strides[:, None, None]).flatten(1)
         self._grid = positions(height, width, device)
@@ -213,7 +212,8 @@ class OnDemandCorrelation:
         position = position.clamp_min(-self._radius - 2).minimum(self._bounds)
         base = position.floor()
         x, y = base.nan_to_num(0.0).int().unbind(1)  # what is not a number stays one by its fraction
-        return (x + y * self._strides + self._first)[..., None] + self._offsets, position - base
+        rows = (x + y * self._strides).view(len(flow), -1, x.shape[1]) + self._first
+        return rows.flatten(0, 1)[..., None] + self._offsets, position - base
 
 
 class MixedCorrelation:
@@ -238,16 +238,14 @@ class MixedCorrelation:
 def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
     """Inner products of each source (N, C) with the targets (M, C) that its row of the index (N, n) names: (N, n).
 
-    The products are float32. They are computed as the entries of a sparse matrix (N, M), which copies no targets,
-    unlike ``_gathered_products``.
+    The products are float32, computed as the entries of a sparse matrix (N, M), which copies no targets.
     """
     cells, neighbours = index.shape
     # PyTorch does not allow more values in a row of a sparse matrix than it has columns, even if an index occurs twice.
     targets = F.pad(targets, (0, 0, 0, max(0, neighbours - len(targets))))
     ends = torch.arange(0, index.numel() + 1, neighbours, dtype=index.dtype)
     values = torch.zeros(index.numel())
-    size = (cells, len(targets))
-    places = torch.sparse_csr_tensor(ends, index.flatten(), values, size, check_invariants=False)
+    places = torch.sparse_csr_tensor(ends, index.flatten(), values, (cells, len(targets)), check_invariants=False)
     torch.sparse.sampled_addmm(places, sources, targets.t(), beta=0.0, out=places)
     return places.values().view(cells, neighbours)
 

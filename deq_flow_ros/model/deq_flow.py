@@ -21,14 +21,7 @@ from deq_flow_ros.model.cells import (
     rescale,
 )
 from deq_flow_ros.model.correlation import Correlation, CorrelationPyramid, correlate
-from deq_flow_ros.model.encoders import (
-    Encoding,
-    Int8Encoder,
-    SeparateEncoders,
-    SharedEncoder,
-    fold_batch_norm,
-    recomputed,
-)
+from deq_flow_ros.model.encoders import ENCODERS, Encoding, Int8Encoder, fold_batch_norm, recomputed
 from deq_flow_ros.model.update import Prepared, UpdateOperator, fold_weight_norm, make_update_operator
 
 MIN_SIDE = 16
@@ -38,10 +31,7 @@ MAX_PIXELS, MAX_PIXELS_ALL_PAIRS = 1 << 22, 1 << 20
 
 
 def update_px(z: State, fz: State) -> Tensor:
-    """RMS length of the flow update in pixels of the full resolution, (B,). Solves stop on this measure.
-
-    It does not depend on the hidden state or on the size of the flow, so it means the same for every image.
-    """
+    """RMS length of the flow update in pixels of the full resolution, (B,). Solves stop on this measure."""
     return FACTOR * (fz[1] - z[1]).float().square().sum(1).mean((1, 2)).sqrt()
 
 
@@ -50,14 +40,11 @@ class Prediction:
     """The result of ``DEQFlow.forward``.
 
     :ivar flow: (B, 2, H, W) px, x before y: from ``image1`` to ``image2``, on the pixels of ``image1``.
-    :ivar residual: (B, 1, H, W) px, the length of the last update of each pixel. It is small where the iteration has
-        settled, which need not be at the true flow.
-    :ivar uncertainty: (B, 1, H, W) px, the expected endpoint error of each pixel; None if the weights have no
-        ``UncertaintyHead``.
+    :ivar residual: (B, 1, H, W) px, the length of the last update of each pixel, small where the iteration has settled.
+    :ivar uncertainty: (B, 1, H, W) px, the expected endpoint error of each pixel; None if the weights have no head.
     :ivar state: (hidden, flow at 1/8), from which the next solve can start.
-    :ivar iterations: (B,) the number of evaluations of the update operator.
+    :ivar iterations: (B,) the number of evaluations of the update operator; ``stop_reasons`` says why not more.
     :ivar residual_px: (B,) the RMS of the last update, px.
-    :ivar stop_reasons: why each sample stopped.
     """
 
     flow: Tensor
@@ -104,16 +91,12 @@ class DEQFlow(nn.Module):
                 raise ValueError(f"unknown model size {architecture!r}; expected one of {', '.join(SIZES)}")
             architecture = SIZES[architecture]
         a = self.architecture = architecture
-        encoders = {"separate": SeparateEncoders, "shared": SharedEncoder}
-        if a.encoder not in encoders:
-            raise ValueError(f"unknown encoder {a.encoder!r}; expected one of {', '.join(encoders)}")
-        self.encoder = encoders[a.encoder](a.feature_dim, a.context_dim)
+        if a.encoder not in ENCODERS:
+            raise ValueError(f"unknown encoder {a.encoder!r}; expected one of {', '.join(ENCODERS)}")
+        self.encoder = ENCODERS[a.encoder](a.feature_dim, a.context_dim)
         self.update_block = make_update_operator(a)
-        self.mask = nn.Sequential(
-            nn.Conv2d(a.hidden_dim, a.mask_dim, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(a.mask_dim, 9 * FACTOR * FACTOR, 1),
-        )
+        first, last = nn.Conv2d(a.hidden_dim, a.mask_dim, 3, padding=1), nn.Conv2d(a.mask_dim, 9 * FACTOR**2, 1)
+        self.mask = nn.Sequential(first, nn.ReLU(inplace=True), last)
         self.uncertainty = UncertaintyHead(a.hidden_dim, a.uncertainty_dim) if a.uncertainty_dim else None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -177,10 +160,9 @@ class DEQFlow(nn.Module):
 
     def initial_state(self, encoding: Encoding) -> State:
         """The cold start, whose hidden state and flow are zero."""
-        context = encoding.context
-        batch, _, height, width = context.shape
-        hidden = context.new_zeros(batch, self.architecture.hidden_dim, height, width)
-        flow = context.new_zeros((batch, 2, height, width), dtype=torch.float32)
+        batch, _, height, width = encoding.context.shape
+        hidden = encoding.context.new_zeros(batch, self.architecture.hidden_dim, height, width)
+        flow = encoding.context.new_zeros((batch, 2, height, width), dtype=torch.float32)
         return hidden.contiguous(memory_format=torch.channels_last), flow
 
     def coarse_start(
@@ -189,8 +171,7 @@ class DEQFlow(nn.Module):
     ) -> State | None:  # fmt: skip
         """A coarse-to-fine start for a cold pair. Smaller versions of the pair are solved, each from the one before.
 
-        One iteration moves the flow by at most what the lookup can see, so a large motion takes many iterations. At a
-        quarter of the resolution it takes few, each at a sixteenth of the cost.
+        One iteration moves the flow by at most what the lookup can see, so a large motion takes fewer of these.
 
         :param image1: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
         :param levels: the smallest version is ``2**levels`` times smaller; ``usable_levels`` at most.
@@ -236,8 +217,7 @@ class DEQFlow(nn.Module):
     ) -> Prediction:  # fmt: skip
         """Compute the flow from ``image1`` to ``image2``.
 
-        :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16.
-        :param image2: as ``image1``.
+        :param image1: (B, 3, H, W) RGB 0..255, uint8 or float, H, W >= 16; ``image2`` likewise.
         :param max_iterations: the largest number of evaluations of the update operator.
         :param solver: a name, or a solver with settings of its own, such as ``Anderson(window=3)``.
         :param tolerance_px: a sample stops when the RMS update of its flow is at or below this; None: never.

@@ -106,6 +106,9 @@ class SharedEncoder(nn.Module):
         return Encoding(self.features(x), F.relu(self.context(x), inplace=True))
 
 
+ENCODERS: dict[str, type[nn.Module]] = {"separate": SeparateEncoders, "shared": SharedEncoder}
+
+
 def _run(encoder: nn.Module, layers: Iterable[Layer], image: Tensor, recompute: bool) -> Tensor:
     """The stem of an encoder, then its layers. With ``recompute``, only the input of each of them is stored."""
 
@@ -174,7 +177,6 @@ class Int8Encoder(nn.Module):
     a calibration. Norms and sums are float32, and weights have a scale per output channel, see Krishnamoorthi,
     "Quantizing deep convolutional networks for efficient inference", arXiv 1806.08342.
 
-    :param encoder: with float32 weights.
     :param dtype: of features and context.
     :raises ValueError: for an encoder of another kind.
     """
@@ -197,11 +199,7 @@ class Int8Encoder(nn.Module):
         self._context = _int8_convolution(encoder.context, step, dtype, after="relu")
 
     def forward(self, image: Tensor, recompute: bool = False) -> Encoding:
-        """Encode an image.
-
-        :param image: (B, 3, H, W) RGB 0..255; anything but uint8 is rounded.
-        :param recompute: has no effect, as there are no gradients.
-        """
+        """Encode an image, (B, 3, H, W) RGB 0..255, rounded if it is not uint8. There is nothing to recompute."""
         pixels = image if image.dtype == torch.uint8 else image.round().to(torch.uint8)
         x = _normed(self._stem(pixels.contiguous(memory_format=torch.channels_last)), STEM_LIMIT)
         exact = torch.empty(0)  # x before it was rounded; the first block does not ask for it

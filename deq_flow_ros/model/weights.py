@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -14,15 +15,9 @@ from torch import Tensor
 
 from deq_flow_ros import did_you_mean
 from deq_flow_ros.host import replacing
+from deq_flow_ros.model import checkpoints
 from deq_flow_ros.model.architecture import Architecture
-from deq_flow_ros.model.checkpoints import (
-    DTYPES,
-    WeightsError,
-    check_layout,
-    from_released,
-    read_safetensors,
-    write_safetensors,
-)
+from deq_flow_ros.model.checkpoints import DTYPES, WeightsError
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.encoders import Int8Encoder
 
@@ -52,11 +47,6 @@ def choose_precision(precision: str, device: str | torch.device) -> str:
         return "float16"
     # Without AVX512-BF16 or AMX, PyTorch converts each product.
     return "float32" if {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_flags()) else "bfloat16"
-
-
-def number_type(precision: str) -> torch.dtype:
-    """The type of weights and features in a precision that ``choose_precision`` named."""
-    return DTYPES[choose_precision("auto", "cpu") if precision == INT8 else precision]
 
 
 def _why_no_int8(device: str) -> str:
@@ -91,7 +81,7 @@ def load_model(
 
     :param name_or_path: a name out of ``available_models()``, a ``.safetensors`` file of this project, or a checkpoint
         in the released key layout (``.pth``), whose architecture is read off its keys and shapes.
-    :param device: the device of the model. A missing CUDA device is an error; the CPU is never used instead.
+    :param device: "cpu", "cuda" or "cuda:N".
     :param fold: whether to fold weight norm and batch norm into the convolutions, which makes inference cheaper. False
         keeps them, to train further (after ``model.train().requires_grad_(True)``), to save or to export.
     :param precision: type of weights and features: float32, bfloat16, float16, int8, or auto; see ``choose_precision``.
@@ -102,7 +92,7 @@ def load_model(
     """
     device = check_device(device)
     precision = choose_precision(precision, device)
-    dtype = number_type(precision)
+    dtype = DTYPES[choose_precision("auto", device) if precision == INT8 else precision]
     path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), available_models()
     if name in shipped:
         path = WEIGHTS_DIR / f"{name}.safetensors"
@@ -113,12 +103,12 @@ def load_model(
     if path.suffix == ".safetensors":
         architecture, tensors = _read_own(path)
     else:
-        architecture, tensors = from_released(_read_pickle(path), path)
+        architecture, tensors = checkpoints.from_released(_read_pickle(path), path)
     try:
         model = DEQFlow(architecture)
     except (ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path} describes a model that cannot be made here: {error}") from error
-    check_layout(model.state_dict(), tensors, path)
+    checkpoints.check_layout(model.state_dict(), tensors, path)
     if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{path} is damaged: {len(odd)} of its tensors hold NaN or infinity, the first is {odd[0]}")
     model.load_state_dict(tensors)
@@ -138,13 +128,12 @@ def check_device(device: str | torch.device) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):  # PyTorch's own error lists all kinds of devices
         raise RuntimeError(f"expected the device cpu, cuda or cuda:N, got {str(device)!r}")
     device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise RuntimeError(
-            f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees no CUDA device here; install a "
-            "CUDA build of PyTorch and its driver, or ask for 'cpu'"
+            f"device {str(device)!r} asked for, but PyTorch {torch.__version__} sees {count or 'no'} CUDA device(s) "
+            "here; install a CUDA build of PyTorch and its driver, or ask for a device that is there, such as 'cpu'"
         )
-    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise RuntimeError(f"device {str(device)!r} asked for, but PyTorch sees none above cuda:{count - 1}")
     return device
 
 
@@ -166,8 +155,8 @@ def save_model(
         whole = DEQFlow(model.architecture).state_dict()
     if tensors.keys() != whole.keys():
         raise ValueError(f"cannot save {path}: this model is folded for inference; load it with fold=False to save it")
-    header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(model.architecture.to_dict())}
-    replace_file(Path(path), lambda temporary: write_safetensors(temporary, tensors, header))
+    header = {**(metadata or {}), _ARCHITECTURE_KEY: json.dumps(asdict(model.architecture))}
+    replace_file(Path(path), checkpoints.to_safetensors(tensors, header))
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -175,34 +164,25 @@ def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     tensor = tensor.cpu().contiguous().clone()
     if dtype is None or not tensor.is_floating_point():
         return tensor
-    narrower = dtype.itemsize < tensor.dtype.itemsize
-    if narrower and (tensor.dim() < 2 or tensor.abs().max() > torch.finfo(dtype).max):
-        return tensor
-    return tensor.to(dtype)
+    unfit = tensor.dim() < 2 or tensor.abs().max() > torch.finfo(dtype).max
+    return tensor if unfit and dtype.itemsize < tensor.dtype.itemsize else tensor.to(dtype)
 
 
-def replace_file(path: Path, write: Callable[[str], None]) -> None:
+def replace_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file beside the old one, flush it to the disk, then move it to its place.
 
-    A crash or a full disk leaves the old file intact, and leaves no other file behind.
-
-    :param write: a function that writes to the given path.
-    :raises OSError: if the file cannot be written; the message names it.
+    :raises OSError: if the file cannot be written; the message names it. The old one is intact then.
     """
     try:
         with replacing(path) as temporary:
-            write(str(temporary))
-    except (OSError, RuntimeError) as error:
-        # PyTorch raises its own error after that of the system.
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if not isinstance(cause, OSError):
-            raise
-        reason = f"cannot write {path}, what was there before is untouched: {cause.strerror}"
-        raise OSError(cause.errno, reason) from error
+            temporary.write_bytes(content)
+    except OSError as error:
+        reason = f"cannot write {path}, what was there before is untouched: {error.strerror}"
+        raise OSError(error.errno, reason) from error
 
 
 def _read_own(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    tensors, metadata = read_safetensors(path)
+    tensors, metadata = checkpoints.read_safetensors(path)
     if _ARCHITECTURE_KEY not in metadata:
         raise WeightsError(
             f"{path} is a safetensors file of something else: its metadata has no {_ARCHITECTURE_KEY!r}; it holds "
@@ -223,9 +203,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         if "Weights only" in first_line or not isinstance(error, (OSError, RuntimeError)):
             first_line = "it is not in PyTorch's format, or it contains more than tensors"
         raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {first_line}") from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        kind = f"a mapping with {sorted(map(str, content))[:5]}" if isinstance(content, Mapping) else type(content)
+    mapping = isinstance(content, Mapping)
+    if not mapping or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        kind = f"a mapping with {sorted(map(str, content))[:5]}" if mapping else type(content)
         raise WeightsError(f"{path} must hold a mapping of names to tensors in the released layout, it holds {kind}")
     return dict(content)

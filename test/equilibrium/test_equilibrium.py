@@ -89,8 +89,6 @@ def test_growth_is_divergence_long_before_infinity() -> None:
     solution = solve(lambda z: (factors * z,), (start,), max_iterations=100)
     assert solution.stop_reasons == (StopReason.DIVERGED, StopReason.ITERATIONS)
     assert int(solution.iterations[0]) == 20 and float(solution.state[0][0]) == 2.0**20
-    unlimited = solve(lambda z: (factors * z,), (start,), max_iterations=100, growth_limit=1e40)
-    assert StopReason.DIVERGED not in unlimited.stop_reasons
 
 
 class Detour:
@@ -112,7 +110,7 @@ def test_the_best_state_is_kept_where_the_residual_rises() -> None:
     settings = {"solver": Detour((2.0, 6.0, 4.0)), "max_iterations": 4, "measure": absolute_residual, "keep": (3,)}
     best = solve(*problem, **settings)
     assert float(best.state[0]) == 1.0 and float(best.previous[0]) == 2.0 and float(best.residual) == 1.0
-    assert int(best.chosen) == 2 and int(best.iterations) == 4
+    assert int(best.iterations) == 4
     assert float(best.trajectory[3][0]) == 3.0, "the trajectory is what was iterated, not what was best"
 
 
@@ -178,7 +176,7 @@ def test_a_diverging_neighbour_spoils_neither_state_nor_gradient() -> None:
         ({"z0": ()}, "empty tuple"),
         ({"z0": torch.zeros(1, 2)}, r"\(z,\) for a single one; got Tensor"),
         ({"z0": (torch.zeros(1, 2).long(),)}, "real floating-point type; tensor 0 is .*int64"),
-        ({"f": lambda z: None}, "for tensor 0 of the state it returned NoneType"),
+        ({"f": lambda z: None}, "tensor 0 was .*, f returned NoneType"),
         ({"f": lambda z: (z.double(),)}, r"was .*torch\.float32 on cpu, f returned .*torch\.float64"),
         ({"f": lambda z: (z.add_(1),)}, "changed tensor 0 of its input in place"),
         ({"measure": lambda z, fz: (fz[0] - z[0]).abs()}, r"must return shape \(1,\), got \(1, 2\)"),
@@ -189,7 +187,6 @@ def test_a_diverging_neighbour_spoils_neither_state_nor_gradient() -> None:
         ({"f": lambda z: (z, z)}, "must return 1 tensors"),
         ({"max_iterations": 0}, "at least 1, got 0"),
         ({"tolerance": -1.0}, "positive or None, got -1"),
-        ({"growth_limit": 1.0}, "above 1, got 1"),
         ({"solver": "newton"}, "unknown solver 'newton'"),
     ],
 )

@@ -68,7 +68,7 @@ def test_without_an_expectation_a_host_that_runs_ahead_divides_by_what_has_ended
 def test_a_start_that_is_not_finite_is_named_when_the_solution_is_read() -> None:
     """Why: a GPU's host must not wait at the end of a solve, and yet nobody must take NaN for an answer."""
     figures = torch.tensor([[0.0, torch.inf, 0.0, 1.0], [3.0, 0.1, 1.0, 0.0]])
-    before = Rules(None, 1e6, keeps_best=False, look=True).begin((torch.zeros(2, 1),))
+    before = Rules(None, keeps_best=False, look=True).begin((torch.zeros(2, 1),))
     solution = Solution(before, 3, check_start=True)
     with pytest.raises(FloatingPointError, match=r"infinity for sample\(s\) \[0\] of 2"):
         solution.samples(figures.tolist())

@@ -116,7 +116,7 @@ class Workspace:
         self.match = device.capture(self._match, pool)
         self.pair: Captured[FlowProblem] = device.capture(self._pair, pool)
         self.tolerance = torch.full((), -1.0, device=device.device)
-        rules = Rules(self.tolerance, 1e6, keeps_best=False, look=False)
+        rules = Rules(self.tolerance, keeps_best=False, look=False)
         self.samples = _kept(rules.begin(self.start))
         self.sign = torch.ones((), device=device.device)
         self.carry: Captured[State] = device.capture(lambda: parts.move(self.samples.value, self.sign), pool)
