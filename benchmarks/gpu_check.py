@@ -256,12 +256,7 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     rows = [{**asdict(check), "word": words[check.passed]} for check in checks]
     print_table(console, f"GPU check: {device}, PyTorch {torch.__version__}", columns, rows)
     failed = [f"{check.name}: {check.figure}" for check in checks if check.passed is False]
-    return {
-        "device_name": device,
-        "checks": [asdict(check) for check in checks],
-        "stages": stages,
-        "problems": failed,
-    }
+    return {"device_name": device, "checks": [asdict(check) for check in checks], "stages": stages, "problems": failed}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -193,12 +193,12 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float, font_size: float = 9) -> Iterator[Figure]:
+def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of the given size in inches to draw into; it is written at the end."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**LOOK, "font.size": font_size}):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)

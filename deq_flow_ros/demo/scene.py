@@ -95,7 +95,7 @@ class Scene:
         """
         height, width = self._shape
         x, y = self._pixels()
-        seen, _ = self._seen(first, *[second / self.settings.fps] * 2)
+        seen, _ = self._seen(first, second / self.settings.fps)
         target, depth = self._projected(seen), seen[2]
         ahead = depth > NEAR
         flow = np.where(ahead, target - np.stack([x, y]), np.nan)
@@ -118,7 +118,7 @@ class Scene:
             if nothing but the camera moved; and the number (H, W) of the body that the pixel shows.
         """
         before, after = first / self.settings.fps, second / self.settings.fps
-        (moved, owner), (resting, _) = self._seen(first, after, after), self._seen(first, after, before)
+        (moved, owner), (resting, _) = self._seen(first, after), self._seen(first, after, before)
         length = np.hypot(*(self._projected(moved) - self._projected(resting)))
         return length.astype(np.float32).reshape(self._shape), owner.reshape(self._shape)
 
@@ -128,7 +128,7 @@ class Scene:
         Both are along the line of sight. 1 divided by it is the time to contact; below 0, it recedes.
         """
         now = frame / self.settings.fps
-        before, after = (np.linalg.norm(self._seen(frame, *[t] * 2)[0], axis=0) for t in (now, now + step_s))
+        before, after = (np.linalg.norm(self._seen(frame, time)[0], axis=0) for time in (now, now + step_s))
         return (np.log(before / after) / step_s).reshape(self._shape)
 
     def _pixels(self) -> tuple[np.ndarray, np.ndarray]:
@@ -136,14 +136,14 @@ class Scene:
         y, x = np.indices(self._shape, np.float64)
         return x.ravel(), y.ravel()
 
-    def _seen(self, frame: int, time: float, bodies_time: float) -> tuple[np.ndarray, np.ndarray]:
-        """The points that the pixels of a frame show, at another time.
+    def _seen(self, frame: int, time: float, stopped: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The points that the pixels of a frame show, at another time, in s.
 
-        :param time: the time in s at which the camera is where it is taken to be; ``bodies_time`` that of the bodies.
-        :returns: the points (3, N) in camera axes, and the numbers (N,) of the bodies.
+        :param stopped: when everything but the camera stops.
+        :returns: the points (3, N) in the axes of the camera, and the numbers (N,) of the bodies.
         """
         x, y = self._pixels()
-        (rotation, position), bodies = camera_at(time), bodies_at(bodies_time)
+        (rotation, position), bodies = camera_at(time), bodies_at(time if stopped is None else stopped)
         seen, owner = np.empty((3, len(x))), np.empty(len(x), np.int8)
         for part in self._parts(frame, x, y):
             body = bodies[part.number]

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,13 +48,6 @@ class StageTimes:
         """End the stage of this name here. A stage that occurs twice has the sum of both times."""
         before, self._last = self._last, self._mark()
         self._laps.append((name, before, self._last))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """A stage that begins here, whatever was before it."""
-        self.restart()
-        yield
-        self.lap(name)
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function as it is. With simulated time, each of its calls takes some time."""
