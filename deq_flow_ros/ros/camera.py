@@ -278,8 +278,7 @@ class Camera:
             message, other = (source.infos.get(stamp_ns, source.camera_info) for stamp_ns in ends)
             topic = source.info_topic or "camera_info"
             calibration = Calibration(message, attempt.image_size, topic, source.rectified, other)
-        fields = result.flow, result.residual, header, calibration, elapsed_s
-        self._outputs.publish(*fields, attempt.settings, result.uncertainty, result.colors)
+        self._outputs.publish(result, header, calibration, elapsed_s, attempt.settings)
 
     def _publish_account(self, frame: ReceivedFrame, account: DiagnosticArray) -> None:
         frame.accounted = True

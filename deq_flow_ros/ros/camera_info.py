@@ -50,10 +50,8 @@ class Calibration:
             if height and described != (height, width):
                 raise ValueError(f"it describes images of {described[1]}x{described[0]} px, these are {width}x{height}")
             if self.other is not None and not alike(self.message, self.other):
-                raise ValueError(
-                    "it changed between the two images, as where a camera zooms: pixels that move then say "
-                    "nothing of angles"
-                )
+                what = "pixels that move then say nothing of angles"
+                raise ValueError(f"it changed between the two images, as where a camera zooms: {what}")
             info = adapted(self.message, header, roi, size)
             return info, camera_model(info, self.rectified), ""
         except ValueError as error:

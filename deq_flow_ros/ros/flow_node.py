@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``flow_node``: a lifecycle node that turns the images of one or more cameras into optical flow.
 
-It holds what the cameras share: the model, the worker's thread, parameters, services, diagnostics. The way of a frame
-is told in ``docs/design.md``. The executor's thread takes messages and answers services, the worker's thread computes.
+The executor's thread takes messages and answers services, the worker's thread computes. ``docs/design.md`` has the way
+of a frame.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import process, qos
 from deq_flow_ros.ros.camera import Camera
+from deq_flow_ros.ros.health import ProcessStatus
 from deq_flow_ros.ros.messages import BACKEND
+from deq_flow_ros.ros.outputs import write_snapshot
 from deq_flow_ros.ros.parameter_table import changed
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
 from deq_flow_ros.ros.process import Diagnostics, ManagerBond
-from deq_flow_ros.ros.report import ProcessStatus, write_snapshot
 from deq_flow_ros.ros.worker import FrameWorker
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
@@ -72,10 +73,7 @@ class FlowNode(LifecycleNode):
         self.get_logger().info(f"images are converted by {BACKEND}")
 
     def start(self, stop: process.StopRequest) -> bool:
-        """Configure and activate, where the parameter ``autostart`` says so; a failure leaves the node as it was.
-
-        :returns: whether the process is to go on.
-        """
+        """Configure and activate, where the parameter ``autostart`` says so; returns whether the process goes on."""
         if not self.get_parameter("autostart").value:
             return True
         for transition, trigger in (("configure", self.trigger_configure), ("activate", self.trigger_activate)):
@@ -157,7 +155,7 @@ class FlowNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """A transition went wrong: free everything, so that the node is unconfigured and can be configured anew."""
+        """A transition went wrong: free everything, so that the node can be configured anew."""
         self._succeeds(self.close, "freeing everything")
         self.get_logger().error("the node is unconfigured, because a transition went wrong")
         return super().on_error(state)
@@ -166,10 +164,10 @@ class FlowNode(LifecycleNode):
         """Whether a step raised no error; rclpy would say nothing of one in a transition."""
         try:
             step()
+            return True
         except Exception:
             self.get_logger().error(f"{name} failed:\n{traceback.format_exc()}")
             return False
-        return True
 
     def close(self) -> None:
         """Finish the frame in hand and free everything; may be called more than once."""
@@ -191,6 +189,8 @@ class FlowNode(LifecycleNode):
     def _close(self, reason: str) -> None:
         for camera in self.cameras:
             camera.close(reason)
+        if self.worker is not None:
+            self.worker.drop_waiting(reason)
 
     def _stop(self, reason: str) -> None:
         self._bond.end()
@@ -198,7 +198,6 @@ class FlowNode(LifecycleNode):
             self._close(reason)
         finally:
             if self.worker is not None:
-                self.worker.drop_waiting(reason)
                 self.worker.stop()
                 self.worker = None
 
@@ -235,34 +234,31 @@ class FlowNode(LifecycleNode):
             self._enabled = request.data and self._succeeds(self._open, "enable")
             if not self._enabled:
                 self._close(DISABLED)
-                self.worker.drop_waiting(DISABLED)
         response.success = request.data == self._enabled
         response.message = ("enabled" if self._enabled else "disabled") if response.success else "failed, see the log"
         return response
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = bool(self.cameras)
-        response.message = "the node is unconfigured: there is no stream"
         for camera in self.cameras:
             camera.reset("asked for by ~/reset")
-            response.message = "each stream starts anew with its next image"
+        response.success = bool(self.cameras)
+        anew = "each stream starts anew with its next image"
+        response.message = anew if response.success else "the node is unconfigured: there is no stream"
         return response
 
     async def _on_snapshot(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         """Copy what the streams hold, between two frames, and write it, while images go on coming in."""
-        worker = self.worker
+        response.success, worker = False, self.worker
         if worker is None:
-            response.success, response.message = False, "the node is not active: there is no stream"
+            response.message = "the node is not active: there is no stream"
             return response
         about = {"parameters": dataclasses.asdict(self._settings), "device": str(self._device)}
         folder = Path(self._settings.snapshot_folder or get_logging_directory() / "flow_snapshots").expanduser()
 
         def write() -> list[str]:
             copies = worker.call(lambda: [camera.snapshot() for camera in self.cameras], SNAPSHOT_TIMEOUT_S)
-            written = (write_snapshot(folder, arrays, {**about, **more}) for arrays, more in filter(None, copies))
-            return [str(path) for path in written]
+            return [str(write_snapshot(folder, arrays, {**about, **more})) for arrays, more in filter(None, copies)]
 
-        response.success = False
         try:
             paths = await process.in_a_thread(write, self.executor, "snapshot")
             response.success = bool(paths)
@@ -275,11 +271,7 @@ class FlowNode(LifecycleNode):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the process until SIGINT or SIGTERM.
-
-    :returns: its exit status: 0; 1 where it could not start and ``exit_on_failure`` is set; 2 for a wrong parameter.
-    :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
-    """
+    """Run the process until SIGINT or SIGTERM; returns its exit status, 1 where ``exit_on_failure`` says so."""
     return process.run(FlowNode, "flow_node", USAGE, args, FlowNode.start)
 
 

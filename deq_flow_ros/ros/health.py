@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a camera has been doing lately, as ``diagnostic_msgs/DiagnosticStatus`` for ``/diagnostics``.
+"""How a camera and the process have been doing lately, as ``diagnostic_msgs/DiagnosticStatus`` for ``/diagnostics``.
 
-A status says in its message what is wrong and what to do about it, or, when all is well, where the time goes.
-All arithmetic is done when a status is asked for.
+The status of a camera says what is wrong and what to do about it, or, when all is well, where the time goes. All
+arithmetic is done when a status is asked for.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from deq_flow_ros.ros import qos
@@ -33,8 +36,8 @@ LATELY, STARVED_SHARE = 20, 0.75
 MOST_KINDS = 20
 """Reasons of drops that are told apart, so that a hostile camera cannot fill the message."""
 OLD_STAMP_MS, EARLY_STAMP_MS, EARLY_CLOCK_MS = 1000.0, -50.0, -1000.0
-"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock, which is
-published now and then, may be behind by more than a machine's clock."""
+"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock may be behind
+by more than a machine's clock, as it is published now and then."""
 ANOTHER_TIME_MS = 24 * 3600e3
 """A clock that is wrong by more is not one that has drifted: it was never set, or this is a recording."""
 _UNITS_MS = (("years", 365.25 * 86400e3), ("days", 86400e3), ("hours", 3600e3), ("minutes", 60e3), ("s", 1e3))
@@ -64,12 +67,7 @@ _REPEATED = (
 
 @dataclass(frozen=True)
 class Clocks:
-    """What is known of the clocks that stamps and ages come from.
-
-    :ivar played: whether a player publishes the images.
-    :ivar simulated: whether the node takes its time from /clock (``use_sim_time``).
-    :ivar offered: whether somebody publishes /clock.
-    """
+    """Whether a player publishes the images, the node takes its time from /clock, and somebody publishes that."""
 
     played: bool = False
     simulated: bool = False
@@ -251,3 +249,47 @@ def _duration(ms: float) -> str:
     """In the largest unit that it has at least two of: "3.2 s", "5.0 days"."""
     unit, length_ms = next(((unit, length) for unit, length in _UNITS_MS if ms >= 2 * length), _UNITS_MS[-1])
     return f"{ms / length_ms:.1f} {unit}"
+
+
+class ProcessStatus:
+    """What a process works with and takes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._cpu_s, self._wall_s = time.process_time(), time.monotonic()
+        self._failure: str | None = None
+        self._device: torch.device | None = None
+        self._about: dict[str, str] = {}
+
+    def configured(self, device: torch.device, model: str, **about: object) -> None:
+        """What the process works with: device, model, and what else is worth knowing (``threads=1``)."""
+        self._failure, self._device = None, device
+        self._about = {"model": model, **{name: str(value) for name, value in about.items()}}
+
+    def cleaned_up(self, failure: str | None = None) -> None:
+        """The node is unconfigured (again), or could not be configured for the reason given."""
+        self._failure, self._device, self._about = failure, None, {}
+
+    def status(self) -> DiagnosticStatus:
+        """What the process works with and takes, or why it does not work."""
+        now_cpu_s, now_wall_s = time.process_time(), time.monotonic()
+        cores = (now_cpu_s - self._cpu_s) / max(1e-3, now_wall_s - self._wall_s)
+        self._cpu_s, self._wall_s = now_cpu_s, now_wall_s
+        lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        rss, peak = (int(lines[key].split()[0]) * 1.024e-3 for key in ("VmRSS", "VmHWM"))  # kB of 1024 bytes; MB of 1e6
+        device = "" if self._device is None else str(self._device)
+        values = {"device": device, **self._about, "cpu_cores_used": f"{cores:.2f}"}
+        values |= {"rss_mb": f"{rss:.1f}", "rss_peak_mb": f"{peak:.1f}"}
+        level, message = DiagnosticStatus.OK, "not configured"
+        if self._failure is not None:
+            level, message = DiagnosticStatus.ERROR, self._failure
+        elif self._device is not None:
+            message = f"{self._about['model']} on {device}, {cores:.1f} processor cores busy, {rss:.0f} MB"
+            if self._device.type == "cuda":
+                cuda = torch.cuda
+                taken = (cuda.memory_allocated, cuda.max_memory_allocated, cuda.memory_reserved)
+                for name, read in zip(("allocated", "peak", "reserved"), taken, strict=True):
+                    values[f"cuda_{name}_mb"] = f"{read(self._device) / 1e6:.1f}"
+                values["device_name"] = cuda.get_device_name(self._device)
+                message += f", {values['cuda_allocated_mb']} MB on the device"
+        return status_of(level, self._name, message, device, values)

@@ -52,9 +52,8 @@ def find_bridge() -> tuple[Any, str]:
 
 BRIDGE, BACKEND = find_bridge()
 
-BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"} | {
-    f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")
-}
+BRIDGED = {"rgb8", "bgr8", "rgba8", "bgra8", "mono8", "yuv422", "yuv422_yuy2"}
+BRIDGED |= {f"bayer_{pattern}8" for pattern in ("rggb", "bggr", "gbrg", "grbg")}
 """What cv_bridge converts to rgb8: 8UC3 and the like carry no colour meaning for it, newer names are unknown to it. Of
 16 bits it keeps the upper 8, whatever part of them a camera uses."""
 
@@ -148,10 +147,9 @@ def video_image(decoder: VideoDecoder, message: Any, lost: int) -> tuple[VideoIm
 
 
 def image_to_rgb(message: ImageMessage, levels: Levels | None = None) -> np.ndarray:
-    """RGB of an image message.
+    """RGB of an image message: (H, W, 3) uint8, contiguous; may be a view of the message.
 
     :param levels: of the stream, which map 16 bits to 8; None for an image by itself.
-    :returns: (H, W, 3) uint8, contiguous; may be a view of the message.
     :raises EncodingError: naming what is wrong.
     """
     if isinstance(message, VideoImage):

@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node publishes of one camera: from flow and residual to messages, each only where somebody subscribes."""
+"""What the node gives out of one camera: messages of flow and residual, each only where somebody subscribes; and for a
+bug report a folder that holds all of one flow field: what went in, what came out, and how it came about.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import rclpy
+import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -15,13 +26,16 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
+from deq_flow_ros.host import versions
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
+from deq_flow_ros.recordings.flow_files import write_flow
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import Calibration
 from deq_flow_ros.ros.messages import array_to_image, compressed_image, make_cloud, table_of
 from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.settings import Palette
 
 ACCOUNTS = "statistics"
@@ -46,10 +60,7 @@ DESCRIBED = frozenset(("points", "camera_info"))
 
 @lru_cache(maxsize=8)
 def make_palette(max_px: float) -> Palette:
-    """The colours of ``flow_to_color``, for a device that paints.
-
-    :param max_px: the parameter ``color_max_px``.
-    """
+    """The colours of ``flow_to_color``, for a device that paints; ``max_px`` is the parameter ``color_max_px``."""
     return Palette(color_table(), TABLE_RADIUS, max_px or None)
 
 
@@ -68,7 +79,6 @@ class FlowOutputs:
         name = prefix.strip("~/")
         self.logger = node.get_logger().get_child(name) if name else node.get_logger()
         self._said = {"missing": "", "strange": ""}
-        self._normalized: NormalizedFlow | None = None
         self._publishers: dict[str, LifecyclePublisher] = {}
         accounts = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         try:
@@ -96,18 +106,14 @@ class FlowOutputs:
         self._publishers[ACCOUNTS].publish(account)
 
     def publish(
-        self, flow: np.ndarray, residual: np.ndarray | None, header: Header, calibration: Calibration,
-        elapsed_s: float | None, settings: NodeSettings, uncertainty: np.ndarray | None = None,
-        colors: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        """Publish flow (H, W, 2), residual and uncertainty (H, W), float32 in px of the image, with ``header``.
+        self, result: FlowResult, header: Header, calibration: Calibration, elapsed_s: float, settings: NodeSettings
+    ) -> None:
+        """Publish the fields of a result with ``header``, each as far as there is one and somebody subscribes.
 
         :param elapsed_s: time from the image of the field to the one that its flow points to; below 0 if backward.
-        :param residual: None where there is none: the estimator is asked for it and for the uncertainty while somebody
-            subscribes to what needs them.
-        :param colors: (H, W, 3) uint8 RGB, the flow as ``make_palette`` paints it; None: it is painted here.
         :raises ValueError: before anything is published, if flow in other units than px has no usable camera_info.
         """
+        flow, residual, uncertainty, colors = result.flow, result.residual, result.uncertainty, result.colors
         wanted = self.wanted() - (RESIDUAL if residual is None else set())
         if not wanted:
             return
@@ -124,7 +130,11 @@ class FlowOutputs:
         if "flow" in wanted:
             in_units = flow
             if settings.units != "px":
-                in_units = self._per_second(flow, camera, elapsed_s, settings.units, problem)
+                if camera is None:
+                    raise ValueError(f"units {settings.units} need camera_info; {problem}")
+                if not elapsed_s:
+                    raise ValueError(f"units {settings.units} need two images with different stamps")
+                in_units = _normalized(camera)(flow) / np.float32(elapsed_s)
             send("flow", array_to_image(in_units, "32FC2", header))
         for name, field in (("residual", residual), ("uncertainty", uncertainty)):
             if name in wanted and field is not None:
@@ -144,18 +154,6 @@ class FlowOutputs:
                 format = f"rgb8; {settings.compressed_format} compressed bgr8"
                 send("flow_color/compressed", compressed_image(data, format, header))
 
-    def _per_second(
-        self, flow: np.ndarray, camera: CameraModel | None, elapsed_s: float | None, units: str, problem: str
-    ) -> np.ndarray:
-        """(H, W, 2) float32: velocity of each pixel (H, W, 2) px in normalized image coordinates per second."""
-        if camera is None:
-            raise ValueError(f"units {units} need camera_info; {problem}")
-        if not elapsed_s:
-            raise ValueError(f"units {units} need two images with different stamps")
-        if self._normalized is None or self._normalized.camera != camera:
-            self._normalized = NormalizedFlow(camera)
-        return self._normalized(flow) / np.float32(elapsed_s)
-
     def _name_problems(self, calibration: Calibration, header: Header, problem: str, described: bool) -> None:
         """Name what is missing in what people subscribe to, and a camera_info that may be another camera's; once, until
         it changes.
@@ -172,6 +170,11 @@ class FlowOutputs:
             if words and words != self._said[what]:
                 self.logger.warning(words)
         self._said = told
+
+
+@lru_cache(maxsize=4)
+def _normalized(camera: CameraModel) -> NormalizedFlow:
+    return NormalizedFlow(camera)
 
 
 def _resized(
@@ -196,16 +199,15 @@ def _resized(
 
 
 def flow_points(
-    flow: np.ndarray, residual: np.ndarray, stride: int, header: Header, camera: CameraModel | None,
-    elapsed_s: float | None,
-) -> PointCloud2:  # fmt: skip
+    flow: np.ndarray, residual: np.ndarray, stride: int, header: Header, camera: CameraModel | None, elapsed_s: float
+) -> PointCloud2:
     """Every ``stride``-th pixel of flow (H, W, 2) px and residual (H, W) px, from the first on, as an organized cloud.
 
     The fields are float32: the pixel ``u``, ``v`` and its flow ``du``, ``dv``, NaN where there is none, and
     ``residual``, all in px. With the ``camera`` of the field's pixels also the unit bearing ``x``, ``y``, ``z`` of the
     pixel in the camera's optical frame (REP 103), and ``rate_x``, ``rate_y``, ``rate_z`` rad/s: b x db/dt of the
     bearing b, as it turns from (u, v) to (u + du, v + dv) in ``elapsed_s``. That is the time from the field's image to
-    the one that its flow points to, so below 0 for backward flow; rates are NaN without it.
+    the one that its flow points to, so below 0 for backward flow; rates are NaN where it is 0.
     """
     height, width = residual.shape
     pixels = _grid(height, width, stride)
@@ -236,14 +238,62 @@ def _grid(height: int, width: int, stride: int) -> np.ndarray:
     return np.mgrid[:height:stride, :width:stride][::-1].reshape(2, -1).T.astype(np.float64)
 
 
-def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float | None) -> np.ndarray:
-    """(N, 3) rad/s: the constant rotation that turns unit vectors ``here`` (N, 3) to ``there`` the short way.
-
-    NaN without a time.
-    """
+def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float) -> np.ndarray:
+    """(N, 3) rad/s: the constant rotation that turns unit vectors ``here`` to ``there`` the short way, or NaN."""
     if not elapsed_s:
         return np.full(here.shape, np.nan)
     axis = np.cross(here, there)
     sine = np.linalg.norm(axis, axis=1)
     angle = np.arctan2(sine, np.sum(here * there, axis=1))
     return axis * (np.divide(angle, sine, out=np.ones_like(sine), where=sine > 0) / elapsed_s)[:, None]
+
+
+def write_snapshot(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Path:
+    """Write a new folder ``snapshot_TIME`` into ``folder``, which is made where it is missing; returns the new one.
+
+    It holds each (H, W, 3) uint8 RGB array as ``NAME.png``, the flow as ``flow.flo`` (exact; NaN becomes "unknown") and
+    as colours in ``flow.png``, and the others in ``state.npz``; ``about`` and the versions of what is installed in
+    ``snapshot.json``, where what JSON cannot hold stands as text.
+
+    :param arrays: those of ``FlowEstimator.snapshot``, and of the last pair ``flow`` (H, W, 2) and ``residual`` (H, W),
+        px, where there is one.
+    :raises OSError: if something cannot be written, like ``MediaError``; no folder is left then.
+    """
+    target = folder / f"snapshot_{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
+    target.mkdir(parents=True)
+    try:
+        state = {}
+        for name, array in arrays.items():
+            if name == "flow":
+                write_flow(target / "flow.flo", array)
+                _write_png(target / "flow.png", flow_to_color(array))
+            elif array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
+                _write_png(target / f"{name}.png", array)
+            else:
+                state[name] = array
+        np.savez_compressed(target / "state.npz", **state)  # type: ignore[arg-type]  # its stub takes bool alone
+        software = {
+            **versions(), "platform": platform.platform(), "cuda": torch.version.cuda or "none",
+            "opencv": cv2.__version__, "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
+            "rmw": rclpy.get_rmw_implementation_identifier(),
+        }  # fmt: skip
+        told = json.dumps({**about, "versions": software}, default=_plain)
+        plain = json.loads(told, parse_constant=str.lower)  # NaN is no JSON
+        (target / "snapshot.json").write_text(json.dumps(plain, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)  # half a snapshot would be taken for a whole one
+        raise
+    return target
+
+
+def _write_png(path: Path, rgb: np.ndarray) -> None:
+    # Fastest compression: the caller waits, and a folder for a bug report is packed anyway.
+    written, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not written:
+        raise OSError(f"cannot encode {path.name}: shape {rgb.shape}")
+    path.write_bytes(data.tobytes())  # unlike cv2.imwrite, it says why it failed
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold for something that it cannot."""
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)

@@ -103,7 +103,7 @@ class Player(Node):
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
         self.published, self.left_out = 0, 0
-        self.stamps_ns: tuple[int, int] | None = None
+        self.stamps_ns = (0, 0)
 
     def play(self) -> Source:
         """Publish everything, or until stopped.
@@ -216,11 +216,11 @@ class Player(Node):
         if log_file:
             line = {"number": self.published, "stamp_ns": frame.stamp_ns, "published_ns": time.monotonic_ns()}
             log_file.write(json.dumps(line) + "\n")
+        self.stamps_ns = self.stamps_ns[0] if self.published else frame.stamp_ns, frame.stamp_ns
         self.published += 1
-        self.stamps_ns = (self.stamps_ns[0] if self.stamps_ns else frame.stamp_ns, frame.stamp_ns)
 
     def _spin_until(self, due_ns: int) -> None:
-        """Serve parameter requests until a time on the ``time.monotonic_ns`` clock, or until stopped."""
+        """Serve requests until a time on the ``time.monotonic_ns`` clock, or until stopped."""
         while not self._stop.requested and (left_s := (due_ns - time.monotonic_ns()) * 1e-9) > 0.0:
             if left_s > 0.003:
                 self._executor.spin_once(timeout_sec=min(left_s - 0.002, 0.1))
@@ -229,7 +229,7 @@ class Player(Node):
 
     def summary(self, source: Source | None) -> str:
         """One line: what was published."""
-        if self.stamps_ns is None:
+        if not self.published:
             return "player: published 0 frames"
         first, last = (f"{stamp // 10**9}.{stamp % 10**9:09d}" for stamp in self.stamps_ns)
         problems = self.left_out + (len(source.skipped) if source else 0)

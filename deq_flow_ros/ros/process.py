@@ -86,10 +86,10 @@ def run(
     """Run a node, which has a method ``close``, as the process until SIGINT or SIGTERM.
 
     :param usage: what ``--help`` prints; the command line takes nothing else beside the arguments of ROS.
-    :param begin: what the node does first; where it returns False, the process ends.
+    :param begin: what the node does first; where it returns False, the process ends with status 1.
     :param step: what it does again and again; None is to spin.
-    :param errors: what the user can mend, beside a parameter that cannot be.
-    :returns: the exit status: 0; 1 where ``begin`` returned False; 2 for such an error.
+    :param errors: what the user can mend, beside a parameter that cannot be: the process ends with status 2.
+    :returns: the exit status.
     :raises SystemExit: for a command line that is wrong (2), or asks for help (0).
     """
     line = CommandLine(name, usage)
@@ -156,10 +156,7 @@ def in_a_thread(job: Callable[[], Any], executor: Executor | None, name: str) ->
 
 
 class Diagnostics:
-    """Publishes what a node says of itself.
-
-    :param statuses: what that is at the time.
-    """
+    """Publishes what a node says of itself, the ``statuses`` of the time."""
 
     def __init__(self, node: Node, statuses: Callable[[], Sequence[DiagnosticStatus]]) -> None:
         self._node, self._statuses = node, statuses

@@ -159,8 +159,7 @@ def test_the_tables_of_keys_are_those_of_the_messages() -> None:
     from std_msgs.msg import Header
 
     from deq_flow_ros.ros.accounts import FrameAccounts
-    from deq_flow_ros.ros.health import camera_status
-    from deq_flow_ros.ros.report import ProcessStatus
+    from deq_flow_ros.ros.health import ProcessStatus, camera_status
     from deq_flow_ros.streaming import FlowInfo
 
     health = ProcessStatus("process")

@@ -12,8 +12,7 @@ from frame_accounts import HEADER, CameraAt
 
 from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, check_layout
 from deq_flow_ros.ros.accounts import RATE_LIMITED, SUPERSEDED
-from deq_flow_ros.ros.health import Clocks, camera_status
-from deq_flow_ros.ros.report import ProcessStatus
+from deq_flow_ros.ros.health import Clocks, ProcessStatus, camera_status
 from deq_flow_ros.streaming.continuity import SAME_STAMP
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
+from frame_accounts import info
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode
@@ -27,6 +28,7 @@ from deq_flow_ros.ros.camera_info import Calibration
 from deq_flow_ros.ros.messages import image_to_rgb
 from deq_flow_ros.ros.outputs import FlowOutputs
 from deq_flow_ros.ros.parameters import NodeSettings
+from deq_flow_ros.streaming import FlowResult
 
 TOPICS = dict.fromkeys(("flow", "flow_color", "residual", "uncertainty"), Image) | {
     "flow_color/compressed": CompressedImage,
@@ -45,6 +47,11 @@ def field() -> tuple[np.ndarray, np.ndarray]:
     flow = generator.normal(0, 3, (HEIGHT, WIDTH, 2)).astype(np.float32)
     flow[4, 6] = np.nan
     return flow, generator.random((HEIGHT, WIDTH)).astype(np.float32)
+
+
+def result(colors: np.ndarray | None = None) -> FlowResult:
+    """The field, its uncertainty, and colours where a device has painted it."""
+    return FlowResult(*field(), info(), UNCERTAINTY, colors)
 
 
 def calibration(width: int = WIDTH, height: int = HEIGHT) -> CameraInfo:
@@ -94,7 +101,7 @@ class Rig:
     def publish(self, camera_info: CameraInfo | None = None, elapsed_s: float = 0.1, **options: Any) -> dict[str, Any]:
         """Publish the field and return the messages that come, one of each output subscribed to."""
         known = Calibration(camera_info, **{name: options.pop(name) for name in ABOUT if name in options})
-        self.outputs.publish(*field(), HEADER, known, elapsed_s, NodeSettings(**options), UNCERTAINTY)
+        self.outputs.publish(result(), HEADER, known, elapsed_s, NodeSettings(**options))
         self.until(lambda: all(self.received.values()))
         messages = {name: received.pop() for name, received in self.received.items()}
         assert not any(self.received.values())
@@ -169,7 +176,7 @@ def test_what_the_device_painted_is_published(rig: Rig) -> None:
     painted = np.full((*field()[1].shape, 3), 7, np.uint8)
     rig.subscribe("flow_color")
     for scale in (1.0, 0.5):
-        rig.outputs.publish(*field(), HEADER, Calibration(), 0.1, NodeSettings(output_scale=scale), None, painted)
+        rig.outputs.publish(result(painted), HEADER, Calibration(), 0.1, NodeSettings(output_scale=scale))
         rig.until(lambda: all(rig.received.values()))
         assert np.array_equal(image_to_rgb(rig.received["flow_color"].pop()), painted) == (scale == 1.0)
 
@@ -273,7 +280,7 @@ def test_a_reliable_subscriber_that_stands_still_holds_nothing_up(rig: Rig) -> N
 
     def publish_s() -> float:
         begun_s = time.monotonic()
-        rig.outputs.publish(flow, flow[..., 0], HEADER, Calibration(), 0.1, NodeSettings())
+        rig.outputs.publish(FlowResult(flow, flow[..., 0], info()), HEADER, Calibration(), 0.1, NodeSettings())
         return time.monotonic() - begun_s
 
     rig.subscribe()
