@@ -39,7 +39,7 @@ def kind_of(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One frame: when it had its account, and what that says; ``reason`` is why it was first or dropped."""
+    """One frame: when it had its account, and what that says."""
 
     time_s: float
     outcome: str

@@ -141,7 +141,11 @@ class Camera:
             settings = self._apply_changes(frame.wanted)
             whole = image_to_rgb(frame.message, self._levels)
             rgb = whole if settings.roi == WHOLE else region(whole, settings.roi)
-            start_ns, latency_from = self._start_of_budget(frame, settings)
+            start_ns, latency_from, age_ms = frame.arrival_ns, settings.latency_from, frame.age_ms
+            if latency_from == "stamp" and age_ms is not None and 0.0 <= age_ms <= MAX_STAMP_AGE_MS:
+                start_ns -= round(1e6 * age_ms)
+            else:  # the account says so, and a status what is wrong with the stamps
+                latency_from = "arrival"
             request = UpdateRequest(self.estimator, rgb, frame.stamp_ns, start_ns, time_limit_ms)
             self._reset_if_another_source(frame.message)
         except Exception as error:
@@ -240,21 +244,6 @@ class Camera:
         if self._resets:
             self._reset_now(self._resets.popleft())
         return settings
-
-    def _start_of_budget(self, frame: ReceivedFrame, settings: NodeSettings) -> tuple[int, str]:
-        """When the budget of a frame starts to count, and from what: its "stamp", or else its "arrival"."""
-        age_ms = frame.age_ms
-        if settings.latency_from == "arrival":
-            return frame.arrival_ns, "arrival"
-        if age_ms is not None and 0.0 <= age_ms <= MAX_STAMP_AGE_MS:
-            return frame.arrival_ns - round(1e6 * age_ms), "stamp"
-        age = "of unknown age, as no /clock has come" if age_ms is None else f"{age_ms / 1000:.1f} s old on arrival"
-        self._logger.warning(
-            f"latency_from is stamp, but by their stamps the images are {age}, expected 0 to 10 s: the budget counts "
-            "from their arrival; synchronise the clocks of camera and node, or set latency_from to arrival",
-            throttle_duration_sec=60.0,
-        )
-        return frame.arrival_ns, "arrival"
 
     def _reset_if_another_source(self, message: ImageMessage) -> None:
         """The estimator sees only pixels and stamps; that another camera took over the topic shows in the message."""

@@ -247,8 +247,8 @@ class CameraInput:
 def arrival(received_ns: int, wall_ns: int, monotonic_ns: int) -> int:
     """When a message arrived, on the clock of ``monotonic_ns``, from the wall-clock time of the middleware.
 
-    A wait that cannot be is not believed, and the message counts as just arrived: some middlewares (Cyclone DDS of ROS
-    Humble) give 0 for the time, and the wall clock may be set between the two readings.
+    It counts as just arrived where that cannot be: some middlewares (Cyclone DDS of ROS Humble) give 0, and the wall
+    clock may be set between the two readings.
     """
     waited_ns = wall_ns - received_ns
     believed = received_ns > 0 and 0 <= waited_ns <= MAX_WAIT_NS

@@ -46,7 +46,6 @@ def described(
     One that the command line names refuses arguments that it does not have, and ends with the first of our nodes that
     does, as ``ends_with_nodes`` says. One that another launch file includes leaves both to that one.
 
-    :param file: the ``__file__`` of the launch file.
     :param always_ends: whether it ends with its nodes wherever it is included.
     """
 
@@ -69,10 +68,7 @@ def _is_named(file: Path) -> bool:
 
 
 def _refuse_unknown(file: str) -> None:
-    """Refuse an argument of the command line that a launch file does not have, which ``ros2 launch`` passes over.
-
-    :raises RuntimeError: naming the argument, and what may have been meant.
-    """
+    """Refuse an argument of the command line that a launch file does not have, which ``ros2 launch`` passes over."""
     known = [argument.name for argument in get_launch_description_from_python_launch_file(file).get_launch_arguments()]
     for word in sys.argv:
         name, assigned, _ = word.partition(":=")
@@ -108,10 +104,8 @@ def flow_launch(condition: Condition | None = None, **arguments: str) -> Include
 
 
 def our_node(executable: str, **more: Any) -> Node:
-    """One of our nodes, with the name of its program if ``more`` has no other.
-
-    It gets the transport profile of this package, unless the user has another one; the other nodes of a launch keep
-    theirs.
+    """One of our nodes, with the name of its program if ``more`` has no other, and the transport profile of this
+    package, unless the user has another one; the other nodes of a launch keep theirs.
     """
     profile = EnvironmentVariable(_PROFILES, default_value=str(share() / "config" / "fastdds.xml"))
     usual = {"name": executable, "additional_env": {_PROFILES: profile}, "output": "screen", "emulate_tty": True}
@@ -121,7 +115,6 @@ def our_node(executable: str, **more: Any) -> Node:
 def with_flow_node(file: str, executable: str, inputs: Mapping[str, tuple[str, str]]) -> LaunchDescription:
     """A launch file with the flow node, unless one runs already, and another node in the same namespace.
 
-    :param file: the ``__file__`` of the launch file.
     :param executable: the other node, which has the same name, and parameters in a file that an argument names by the
         last word of it: ``mask_params_file`` for ``motion_mask``.
     :param inputs: further topics of the other node, with default and description. Where the default is empty, a

@@ -98,10 +98,7 @@ class ParameterTable:
 
 
 def unused_overrides(node: Node, known: Sequence[str]) -> list[str]:
-    """A line for each value given at start that no parameter of a node takes.
-
-    :param known: the names of the parameters that the node has or will have.
-    """
+    """A line for each value given at start that no parameter of a node takes; ``known`` are its own names."""
     return files_for_others(sys.argv, node.get_fully_qualified_name()) + [
         f"no parameter {name!r}{did_you_mean(name, known)}: its value changes nothing"
         for name in given_overrides(node)
@@ -110,10 +107,9 @@ def unused_overrides(node: Node, known: Sequence[str]) -> list[str]:
 
 
 def files_for_others(words: Sequence[str], node: str) -> list[str]:
-    """A line for each parameter file of a command line that has values, but none for this node.
+    """A line for each parameter file of a command line that has values, but none for this node (with namespace).
 
-    :param words: the command line; what ROS cannot read is left to ROS.
-    :param node: the name of the node with its namespace.
+    What ROS cannot read is left to ROS.
     """
     lines = []
     for path in (path for option, path in pairwise(words) if option == "--params-file"):

@@ -2,10 +2,7 @@
 """``player``: a bag, video, image folder or camera as ``sensor_msgs/Image`` at the recorded rate.
 
 Every option is also a ROS parameter, which wins over the command line. The header stamp of a message is the recorded
-one; with --loop the stamps start over at each pass. With --compressed the images go out as
-``sensor_msgs/CompressedImage``, on ``<topic>/compressed`` alone. The calibration that a bag holds beside the images
-goes out on the sibling ``camera_info``, with the header of each image. Exit status: 0 done or stopped, 2 unusable input
-or option, 3 no subscriber came.
+one. Exit status: 0 done or stopped, 2 unusable input or option, 3 no subscriber came.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ except ImportError:  # Humble
 DEPTH = 5
 """Messages kept, as in ROS's sensor data profile."""
 UNKNOWN = {"received_timestamp": 0, "publication_sequence_number": 0}
-"""What is told of a message where rclpy tells nothing: when it was received (ns), and its number."""
+"""What is told of a message where rclpy tells nothing: it counts as just arrived, and none as lost before it."""
 OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
 """What ROS's own ``qos_overrides`` parameters may set of the node's topics."""
 SILENT = SubscriptionEventCallbacks(use_default_callbacks=False)
@@ -55,10 +55,7 @@ def sensor_data() -> QoSProfile:
 
 
 def latched() -> QoSProfile:
-    """Of a message that was published once: the last one, also if it was before the subscription.
-
-    In a best-effort subscription the middleware leaves it out.
-    """
+    """Of a message that was published once, perhaps before the subscription; for that it must be reliable."""
     reliable, durable = ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL
     return QoSProfile(depth=1, reliability=reliable, durability=durable)
 
@@ -102,10 +99,7 @@ def unused_overrides(node: Node, inputs: Iterable[str]) -> list[str]:
 
 
 def mismatch(topic: str, wanted: QoSProfile, offers: Sequence[TopicEndpointInfo]) -> str | None:
-    """What a subscription that asks for ``wanted`` cannot receive because of its quality of service; None if nothing.
-
-    The text names the topic, each publisher that does not match, what it offers, what was wanted, and what to change.
-    """
+    """What a subscription that asks for ``wanted`` cannot receive because of its quality; None if nothing."""
     offered, reasons = [], ""
     for offer in offers:
         compatibility, told = rclpy.qos.qos_check_compatible(offer.qos_profile, wanted)
@@ -169,20 +163,14 @@ def _name(offer: TopicEndpointInfo) -> str:
 
 
 def with_info(callback: Callable[[Any, dict[str, int]], None]) -> Callable[..., None]:
-    """A callback for a subscription that takes a message and what the middleware knows of it.
-
-    Humble gives the message alone, so ``UNKNOWN`` stands for the rest: messages count as just arrived, none as lost.
-    """
+    """A callback for a subscription that takes a message and what the middleware knows of it; in Humble ``UNKNOWN``."""
     if hasattr(Subscription, "CallbackType"):
         return callback
     return lambda message: callback(message, UNKNOWN)
 
 
 def before_parameters_set(node: Node, change: Callable[[list[Parameter]], list[Parameter]]) -> None:
-    """Have the parameters of a request changed before they are checked.
-
-    Humble cannot: there, a request is taken word for word.
-    """
+    """Have the parameters of a request changed before they are checked; Humble takes them word for word."""
     if hasattr(node, "add_pre_set_parameters_callback"):
         node.add_pre_set_parameters_callback(change)
 

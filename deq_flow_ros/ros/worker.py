@@ -35,9 +35,7 @@ class FrameWorker:
 
     Each camera has room for one waiting frame: under overload flow is late by one round at most, instead of by a queue.
     The camera served longest ago goes first, so that one that floods takes no turn of another. On a GPU the waiting
-    frames of all cameras are one turn.
-
-    :ivar latency_budget_ms: of each camera; 0 is none.
+    frames of all cameras are one turn. ``latency_budget_ms`` is that of each camera; 0 is none.
     """
 
     def __init__(self, cameras: Sequence[Camera], device: torch.device, latency_budget_ms: float) -> None:

@@ -174,7 +174,7 @@ def test_a_snapshot_holds_the_pair_and_disturbs_nothing(node: NodeClient, tmp_pa
 
 @pytest.mark.parametrize(("delay_s", "counted_from"), [(0.2, "stamp"), (-5.0, "arrival"), (60.0, "arrival")])
 def test_a_budget_from_the_stamp_counts_the_delay_where_it_can_be_believed(
-    node: NodeClient, log: Path, delay_s: float, counted_from: str
+    node: NodeClient, delay_s: float, counted_from: str
 ) -> None:
     """With clocks that differ, every deadline would be past, or never come."""
     assert node.set_parameters(latency_from="stamp", latency_budget_ms=10_000.0) == ""
@@ -187,8 +187,6 @@ def test_a_budget_from_the_stamp_counts_the_delay_where_it_can_be_believed(
     assert account["latency_from"] == counted_from
     assert float(account["age_ms"]) == pytest.approx(1e3 * delay_s, abs=1e3)
     assert (float(account["latency_ms"]) > 1e3 * delay_s - PERIOD_NS * 1e-6) == (counted_from == "stamp" or delay_s < 0)
-    if counted_from == "arrival":
-        assert "latency_from is stamp, but" in log.read_text()
     node.set_parameters(latency_from="arrival", latency_budget_ms=0.0)
 
 
