@@ -249,7 +249,7 @@ def resident_mb(process: int) -> float:
 
 def test_twenty_lifecycle_cycles_do_not_grow(running: tuple[NodeClient, Children], node: NodeClient) -> None:
     """A manager may restart the node for months."""
-    process = running[1].pid("flow_node")
+    process = running[1].processes["flow_node"].pid
     sizes = []
     for _ in range(20):
         assert node.change_state("deactivate") and node.change_state("cleanup")
