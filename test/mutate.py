@@ -68,7 +68,7 @@ FAULTS = [
     ("frames received counted twice", FLOW + "ros/accounts.py", '["received"] += 1', '["received"] += 2',
      "ros/test_accounts"),
     ("velocity multiplied by the time between images", FLOW + "ros/outputs.py",
-     "self._normalized(flow) / np.float32(elapsed_s)", "self._normalized(flow) * np.float32(elapsed_s)",
+     "_normalized(camera)(flow) / np.float32(elapsed_s)", "_normalized(camera)(flow) * np.float32(elapsed_s)",
      "ros/test_outputs"),
 ]  # fmt: skip
 

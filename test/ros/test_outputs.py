@@ -30,11 +30,8 @@ from deq_flow_ros.ros.outputs import FlowOutputs
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming import FlowResult
 
-TOPICS = dict.fromkeys(("flow", "flow_color", "residual", "uncertainty"), Image) | {
-    "flow_color/compressed": CompressedImage,
-    "points": PointCloud2,
-    "camera_info": CameraInfo,
-}
+TOPICS = dict.fromkeys(("flow", "flow_color", "residual", "uncertainty"), Image)
+TOPICS |= {"flow_color/compressed": CompressedImage, "points": PointCloud2, "camera_info": CameraInfo}
 HEADER, ABOUT = Header(frame_id="camera"), ("image_size", "topic", "rectified")
 HEIGHT, WIDTH = 20, 30
 OVERRIDDEN = "qos_overrides./flow_node/rear/flow.publisher.{}"
@@ -50,7 +47,6 @@ def field() -> tuple[np.ndarray, np.ndarray]:
 
 
 def result(colors: np.ndarray | None = None) -> FlowResult:
-    """The field, its uncertainty, and colours where a device has painted it."""
     return FlowResult(*field(), info(), UNCERTAINTY, colors)
 
 
@@ -108,7 +104,6 @@ class Rig:
         return messages
 
     def close(self) -> None:
-        """Give everything back."""
         self.outputs.destroy()
         self.executor.shutdown()
         self.node.destroy_node()
