@@ -51,7 +51,6 @@ def result(colors: np.ndarray | None = None) -> FlowResult:
 
 
 def calibration(width: int = WIDTH, height: int = HEIGHT) -> CameraInfo:
-    """A camera without distortion, f = 50 px."""
     return CameraInfo(width=width, height=height, k=[50.0, 0, 15, 0, 50, 10, 0, 0, 1])
 
 
@@ -120,7 +119,6 @@ def rig() -> Iterator[Rig]:
 
 
 def values(message: Image, channels: int) -> np.ndarray:
-    """(H, W, channels) float32 of an image message."""
     assert message.encoding == f"32FC{channels}" and message.step == 4 * channels * message.width
     return np.frombuffer(message.data, np.float32).reshape(message.height, message.width, channels)
 
