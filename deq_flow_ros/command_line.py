@@ -19,9 +19,9 @@ from typing import Any, NoReturn, TextIO, TypeAlias
 
 from deq_flow_ros import INTERRUPTED, UNUSABLE, UserError, did_you_mean, say
 
-USER_ERRORS: dict[type[Exception], int] = {
-    UserError: UNUSABLE, OSError: UNUSABLE, ValueError: UNUSABLE, RuntimeError: UNUSABLE, FloatingPointError: UNUSABLE,
-}  # fmt: skip
+USER_ERRORS: dict[type[Exception], int] = dict.fromkeys(
+    (UserError, OSError, ValueError, RuntimeError, FloatingPointError), UNUSABLE
+)
 """What a user can mend, such as a file that is missing, by the exit status that it leads to."""
 MOST_THREADS = 256
 """With far more, the process ends without a word."""
@@ -119,12 +119,8 @@ def number(
     kind: Kind, least: float | None = None, above: float | None = None, most: float | None = None,
     multiple: int | None = None,
 ) -> Callable[[str], Any]:  # fmt: skip
-    """The ``type`` of an option whose value is a finite number.
-
-    :param least: the smallest value that is allowed.
-    :param above: the value has to be larger.
-    :param most: the largest value that is allowed.
-    :param multiple: the value has to be a multiple of it.
+    """The ``type`` of an option whose value is a finite number: one that all these bounds allow, and larger than
+    ``above``.
     """
     rules: dict[str, tuple[float | None, Callable[[Any, Any], bool]]] = {
         "a multiple of": (multiple, lambda value, bound: value % bound == 0),

@@ -23,8 +23,6 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
-ENVIRONMENT = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-"""Variables that timing depends on: they set how many threads work on an operation, and how they wait."""
 
 
 def keep_freed_memory() -> None:
@@ -46,13 +44,13 @@ class StopRequest:
 
     A plain attribute, because a lock that is taken in a signal handler can wait for itself.
 
-    :param insist: signals interrupt at once, with KeyboardInterrupt, except for the first one within ``heeded``. Under
-        ``ros2 launch``, where Ctrl-C arrives twice, this must be False.
+    :param insist: a second signal interrupts at once, with KeyboardInterrupt. Under ``ros2 launch``, where Ctrl-C
+        arrives twice, this must be False.
     """
 
     def __init__(self, insist: bool = False) -> None:
         self.requested = False
-        self._insist, self._heeded = insist, False
+        self._insist = insist
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -63,17 +61,8 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @contextmanager
-    def heeded(self) -> Iterator[None]:
-        """Within it, somebody asks now and then whether a stop is requested."""
-        self._heeded = True
-        try:
-            yield
-        finally:
-            self._heeded = False
-
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._insist and (self.requested or not self._heeded):
+        if self._insist and self.requested:
             raise KeyboardInterrupt
         self.requested = True
 
@@ -147,8 +136,8 @@ def machine() -> str:
 
 
 def environment() -> dict[str, str | None]:
-    """The variables of ``ENVIRONMENT``; None for one that is not set."""
-    return {name: os.environ.get(name) for name in ENVIRONMENT}
+    """The variables that timing depends on: how many threads work on an operation, and how they wait; None: not set."""
+    return {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")}
 
 
 def peak_memory_mb() -> float:

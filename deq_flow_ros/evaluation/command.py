@@ -119,7 +119,8 @@ def main(arguments: Sequence[str]) -> int:
         settings = make_settings(options)
         options.costs = None if options.costs is None else read_costs(options.costs)
         set_threads(options.threads)
-        with StopRequest(insist=True) as stop, deterministic():
+        stop = StopRequest(insist=True)
+        with deterministic():
             models = load_models(settings)
 
             def one(path: str, out: Path) -> tuple[int, dict[str, Any]]:

@@ -107,7 +107,7 @@ class RecordingEvaluation:
         self.folder.begin()
         nursery, calibration = self.folder.state, self.source.calibration
         bag = None if options.no_bag else FlowBag(self.out / BAG, nursery, options.storage, calibration)
-        with stop.heeded():
+        with stop:
             with ResultWriter(self.folder, settings, bag, options.images) as writer:
 
                 def keep(run: SettingRun, outcomes: Iterator[FrameOutcome]) -> None:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.perception.ego_motion import FEWEST, INLIER, EgoMotion, fit_ego_motion
+from deq_flow_ros.perception import FEWEST, INLIER, EgoMotion, fit_ego_motion
 from deq_flow_ros.settings import live, number
 
 FITTED = 1200

@@ -107,14 +107,9 @@ class PointTracker:
         return ended
 
     def follow(
-        self,
-        flow: np.ndarray,
-        uncertainty: np.ndarray,
-        first: np.ndarray,
-        second: np.ndarray,
-        stamps_ns: tuple[int, int],
-        backward: bool = False,
-    ) -> Counter[str]:
+        self, flow: np.ndarray, uncertainty: np.ndarray, first: np.ndarray, second: np.ndarray,
+        stamps_ns: tuple[int, int], backward: bool = False,
+    ) -> Counter[str]:  # fmt: skip
         """Take all tracks from one image to the next, and begin new ones there.
 
         :param flow: (H, W, 2) float32 px, from ``first`` to ``second``, or ``backward`` from ``second`` to ``first``;

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
-from deq_flow_ros.perception.ego_motion import fit_ego_motion
+from deq_flow_ros.perception import fit_ego_motion
 from deq_flow_ros.settings import live, number
 
 SAMPLES = 20_000

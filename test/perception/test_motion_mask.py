@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deq_flow_ros.imaging.camera import CameraModel
-from deq_flow_ros.perception.ego_motion import Gyroscope, rotation_of
+from deq_flow_ros.perception import Gyroscope, rotation_of
 from deq_flow_ros.perception.motion_mask import MaskSettings, MotionMask, MotionSegmenter
 
 WIDTH, HEIGHT = 160, 120

@@ -85,13 +85,9 @@ class FlowConsumer(Node, Generic[Settings]):
     """
 
     def __init__(
-        self,
-        name: str,
-        table: type[Settings],
-        outputs: Mapping[str, type],
-        inputs: Mapping[str, tuple[type, Callable[[Any], None]]] | None = None,
-        held: int = 1,
-    ) -> None:
+        self, name: str, table: type[Settings], outputs: Mapping[str, type],
+        inputs: Mapping[str, tuple[type, Callable[[Any], None]]] | None = None, held: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__(name)
         self._table = table
         table.declare(self)

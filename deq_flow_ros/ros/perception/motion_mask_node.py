@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image, Imu, PointCloud2
 from std_msgs.msg import Header
 
 from deq_flow_ros.imaging import stamp_to_ns
-from deq_flow_ros.perception.ego_motion import Gyroscope, rotation_of
+from deq_flow_ros.perception import Gyroscope, rotation_of
 from deq_flow_ros.perception.motion_mask import Box, MaskSettings, MotionSegmenter
 from deq_flow_ros.ros.messages import array_to_image, make_cloud, table_of
 from deq_flow_ros.ros.perception import OK, REPEATED, WARN, FlowField, Verdict
