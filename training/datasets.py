@@ -108,7 +108,7 @@ class Sintel(FlowDataset):
         vectors, valid = read_flow(flow)
         expect_size(flow, vectors, size)
         invalid, hidden = (read_mask(path, size) for path in beside)
-        return Truth(vectors, valid & ~invalid, hidden | leaves_image(vectors))
+        return vectors, valid & ~invalid, hidden | leaves_image(vectors)
 
 
 class Spring(FlowDataset):
@@ -149,7 +149,7 @@ class Spring(FlowDataset):
         expect_size(flow, vectors, (2 * size[0], 2 * size[1]))
         corners = [(slice(row, None, 2), slice(column, None, 2)) for row in (0, 1) for column in (0, 1)]
         first, *others = (vectors[corner] for corner in corners)
-        return Truth(first, np.logical_and.reduce([valid[corner] for corner in corners]), None, tuple(others))
+        return first, np.logical_and.reduce([valid[corner] for corner in corners]), None, *others
 
 
 class Kitti(FlowDataset):
@@ -172,7 +172,7 @@ class Kitti(FlowDataset):
         vectors, valid = read_flow(flow)
         _, visible = read_flow(beside[0])
         expect_size(beside[0], visible, valid.shape)
-        return Truth(vectors, valid, valid & ~visible)
+        return vectors, valid, valid & ~visible
 
 
 class Hd1k(FlowDataset):

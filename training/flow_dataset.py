@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -48,13 +48,8 @@ class Sample:
     alternatives: tuple[np.ndarray, ...] = ()
 
 
-class Truth(NamedTuple):
-    """What a data set knows of a pair, as in ``Sample``."""
-
-    flow: np.ndarray
-    valid: np.ndarray
-    occluded: np.ndarray | None = None
-    alternatives: tuple[np.ndarray, ...] = ()
+Truth = tuple[Any, ...]
+"""What a data set knows of a pair: flow, valid, occluded and any alternatives, as in ``Sample``."""
 
 
 class PairFiles(NamedTuple):
@@ -96,8 +91,12 @@ class FlowDataset(abc.ABC):
         self.pairs: list[PairFiles] = list(self._find())
         if not self.pairs:
             raise self._missing(self.root, "holds no image pair")
-        of_pairs = ((files.image1, files.image2, files.flow, *files.beside) for files in self.pairs)
-        self._require(path for paths in of_pairs for path in paths if path is not None)
+        needed = [path for f in self.pairs for path in (f.image1, f.image2, f.flow, *f.beside) if path is not None]
+        # Each folder is listed once: a question per file takes minutes on a network disk.
+        folders = {path.parent for path in needed}
+        there = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+        if missing := next((path for path in needed if path not in there), None):
+            raise self._missing(missing)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -110,10 +109,10 @@ class FlowDataset(abc.ABC):
         name = f"{self.name}/{files.name}"
         if files.flow is None:
             return Sample(name, image1, image2, None, np.zeros(size, bool), None)
-        truth = self._truth(files.flow, files.beside, size)
-        expect_size(files.flow, truth.flow, size)
-        flow = np.where(truth.valid[:, :, None], truth.flow, np.float32(0))
-        return Sample(name, image1, image2, flow, truth.valid, truth.occluded, truth.alternatives)
+        flow, valid, occluded, *alternatives = self._truth(files.flow, files.beside, size)
+        expect_size(files.flow, flow, size)
+        flow = np.where(valid[:, :, None], flow, np.float32(0))
+        return Sample(name, image1, image2, flow, valid, occluded, tuple(alternatives))
 
     def sequences(self) -> list[list[int]]:
         """Indices of pairs that follow each other: image 2 of one is image 1 of the next."""
@@ -131,7 +130,7 @@ class FlowDataset(abc.ABC):
 
     def _truth(self, flow: Path, beside: tuple[Path, ...], size: tuple[int, int]) -> Truth:
         """Ground truth of a pair of images of ``size`` (H, W); the caller sees to the size of the flow."""
-        return Truth(*read_flow(flow))
+        return *read_flow(flow), None
 
     def _missing(self, path: Path, what: str = "is missing") -> FileNotFoundError:
         while self.root in path.parents and not path.parent.exists():
@@ -157,17 +156,6 @@ class FlowDataset(abc.ABC):
             if following != (expected := frame.with_name(next_name(frame.name))):
                 raise self._missing(expected)
         return [(following, frame) for frame, following in reversed(pairs)] if backward else pairs
-
-    def _require(self, paths: Iterable[Path]) -> None:
-        """Check that files exist, by listing each folder once: a question per file takes minutes on a network disk."""
-        listings: dict[Path, set[str]] = {}
-        for path in paths:
-            if path.parent not in listings:
-                if not path.parent.is_dir():
-                    raise self._missing(path.parent)
-                listings[path.parent] = {entry.name for entry in path.parent.iterdir()}
-            if path.name not in listings[path.parent]:
-                raise self._missing(path)
 
 
 def one_or_both(option: str, value: str, allowed: tuple[str, str]) -> tuple[str, ...]:
@@ -237,7 +225,7 @@ class PairGroup(FlowDataset):
         vectors, valid = read_flow(flow)
         for path in beside:
             valid = valid & ~read_mask(path, size)
-        return Truth(vectors, valid)
+        return vectors, valid, None
 
 
 def open_pairs(path: str | Path) -> list[PairGroup]:

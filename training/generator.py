@@ -74,10 +74,8 @@ class ProceduralGenerator:
         images = np.ascontiguousarray(clip.images[0].round().byte().permute(0, 2, 3, 1).numpy())
         flows = np.ascontiguousarray(clip.flow[0].permute(0, 2, 3, 1).numpy())
         valid, occluded = clip.valid[0].numpy(), clip.occluded[0].numpy()
-        return [
-            Sample(f"{name}/{number}/{t}", images[t], images[t + 1], flows[t], valid[t], occluded[t])
-            for t in range(len(flows))
-        ]
+        parts = enumerate(zip(images[:-1], images[1:], flows, valid, occluded, strict=True))
+        return [Sample(f"{name}/{number}/{t}", *of_pair) for t, of_pair in parts]
 
     def _dice(self, number: int) -> Dice:
         return Dice(self.settings, [self.settings.seed, number])
@@ -87,16 +85,16 @@ class ProceduralGenerator:
         return draw_kind(self._dice(number))
 
     def _clip(self, number: int) -> Clip:
-        s, rng = self.settings, self._dice(number)
-        kind, limit_px, exposure = draw_kind(rng), float(max(s.height, s.width)), None
-        if kind == "particles":
+        s, rng, exposure = self.settings, self._dice(number), None
+        size, limit_px = (s.height, s.width), float(max(s.height, s.width))
+        if (kind := draw_kind(rng)) == "particles":
             particles = draw_particles(rng)
             exposure = _draw_particle_exposure(rng) if s.photometric else None
-            clip = render_particles(particles, s.height, s.width, limit_px)
+            clip = render_particles(particles, *size, limit_px)
         else:
             scene = draw_scene(rng, kind)
             exposure = _draw_exposure(rng) if s.photometric else None
-            clip = render(scene, self.banks, s.height, s.width, limit_px, exposure.shutter if exposure else 0.0)
+            clip = render(scene, self.banks, *size, limit_px, exposure.shutter if exposure else 0.0)
         if exposure:
             noise = torch.Generator().manual_seed(int(self._dice(number).integers(2**62)))
             clip.images = _expose(clip.images[0], exposure, noise)[None]
@@ -117,59 +115,56 @@ def _banks(textures: str | Path | None, patterns: int, seed: int) -> list[Tensor
 
 @dataclass
 class Exposure:
-    """What happens to the T frames of a clip on the way to the picture, beginning with the blur; None: nothing."""
+    """What happens to the T frames of a clip on the way to the picture; None: nothing."""
 
-    shutter: float  # share of the time between two frames for which it is open; what moves is smeared by `rendering`
     colour: np.ndarray  # (T, 3, 4)
     gamma: np.ndarray | None  # (T,)
-    light: np.ndarray | None  # (T, 4, 6): log gain at the knots of a smooth field
-    blur: np.ndarray | None  # (T, 7, 7) kernels
-    noise: np.ndarray  # (T,) standard deviation in grey levels
+    noise: float  # standard deviation in grey levels
+    grey: bool = False  # the noise is the same in all channels, as that of a camera without colours
+    shutter: float = 0.0  # share of the time between two frames for which it is open; `rendering` smears what moves
+    light: np.ndarray | None = None  # (T, 4, 6): log gain at the knots of a smooth field
+    blur: np.ndarray | None = None  # (7, 7) kernel
     fog: np.ndarray | None = None  # (T, 6, 9): density at the knots of a smooth field
     fog_colour: float = 0.0
     shadow: np.ndarray | None = None  # (T, 6, 9): what is above 0 of a smooth field lies in the shadow
     shadow_depth: float = 0.0
     bands: np.ndarray | None = None  # (T, 3): amplitude, rad/px down the rows, phase of light that flickers in them
-    grey: bool = False  # the noise is the same in all channels, as that of a camera without colours
 
 
 def _draw_exposure(rng: Dice) -> Exposure:
     """Draw photometric changes between the frames of a clip, blur and noise."""
     frames = rng.settings.frames
     strength = rng.choice([0.0, 0.3, 1.0])  # most cameras change little from frame to frame, some a lot
-    drift = rng.normal(0, 1, (frames, 6))
     colour = np.empty((frames, 3, 4))
-    for t, d in enumerate(drift):
+    for t, d in enumerate(rng.normal(0, 1, (frames, 6))):
         contrast, saturation = np.exp(0.12 * strength * d[0]), 1 + 0.15 * strength * d[1]
         gains = contrast * np.exp(0.04 * strength * d[2:5])
         colour[t, :, :3] = gains[:, None] * (saturation * np.eye(3) + (1 - saturation) * LUMA)
         colour[t, :, 3] = MEAN_LEVEL * (1 - contrast) + 12 * strength * d[5]
     gamma = np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.05 * strength, frames)) if rng.random() < 0.4 else None
-    light = None
+    exposure = Exposure(colour, gamma, noise=0.0)
     if rng.random() < 0.35:  # uneven light that moves, and not with the scene
-        light = rng.normal(0, 0.15, (4, 6)) + rng.normal(0, 0.1, (frames, 4, 6)) * rng.random()
-    blur = None
+        exposure.light = rng.normal(0, 0.15, (4, 6)) + rng.normal(0, 0.1, (frames, 4, 6)) * rng.random()
     if rng.random() < 0.3:
-        blur = np.tile(_blur_kernel(rng), (frames, 1, 1))
-    noise = np.full(frames, np.exp(rng.uniform(np.log(0.5), np.log(10)))) if rng.random() < 0.7 else np.zeros(frames)
-    shutter = rng.uniform(0.1, 0.6) if rng.random() < 0.2 else 0.0
-    exposure = Exposure(shutter, colour, gamma, light, blur, noise)
+        exposure.blur = _blur_kernel(rng)
+    if rng.random() < 0.7:
+        exposure.noise = rng.log_uniform(0.5, 10)
+    if rng.random() < 0.2:
+        exposure.shutter = rng.uniform(0.1, 0.6)
     if rng.random() < 0.08:
-        exposure.fog = rng.uniform(0.1, 0.5) + _drifting(rng, frames, 0.12)
-        exposure.fog_colour = rng.uniform(120, 235)
+        exposure.fog, exposure.fog_colour = rng.uniform(0.1, 0.5) + _drifting(rng, 0.12), rng.uniform(120, 235)
     if rng.random() < 0.12:
-        exposure.shadow = rng.uniform(-0.8, 0.4) + _drifting(rng, frames, 1.0)
-        exposure.shadow_depth = rng.uniform(0.2, 0.65)
+        exposure.shadow, exposure.shadow_depth = rng.uniform(-0.8, 0.4) + _drifting(rng, 1.0), rng.uniform(0.2, 0.65)
     if rng.random() < 0.06:  # a rolling shutter under lamps that flicker
         bands = [rng.uniform(0.03, 0.15), 2 * np.pi / rng.uniform(80, 600)]
         exposure.bands = np.array([[*bands, rng.uniform(0, 2 * np.pi)] for _ in range(frames)])
     return exposure
 
 
-def _drifting(rng: Dice, frames: int, strength: float) -> np.ndarray:
+def _drifting(rng: Dice, strength: float) -> np.ndarray:
     """Knots (T, 6, 9) of a smooth random field that changes a little from frame to frame."""
     change = rng.normal(0, 1, (6, 9)) * rng.uniform(0, 0.25)
-    return strength * (rng.normal(0, 1, (6, 9)) + np.arange(frames)[:, None, None] * change)
+    return strength * (rng.normal(0, 1, (6, 9)) + np.arange(rng.settings.frames)[:, None, None] * change)
 
 
 def _blur_kernel(rng: Dice) -> np.ndarray:
@@ -192,15 +187,11 @@ def _draw_particle_exposure(rng: Dice) -> Exposure:
     colour = np.zeros((frames, 3, 4))
     colour[:, :, :3] = gains[:, None, None] * tint[:, None] * np.eye(3)
     gamma = np.full(frames, np.exp(rng.normal(0, 0.25))) if rng.random() < 0.25 else None
-    noise = rng.log_uniform(0.5, 9) * (rng.random() < 0.65)
-    return Exposure(0.0, colour, gamma, None, None, np.full(frames, noise), grey=True)
+    return Exposure(colour, gamma, rng.log_uniform(0.5, 9) * (rng.random() < 0.65), grey=True)
 
 
 def _expose(images: Tensor, exposure: Exposure, generator: torch.Generator) -> Tensor:
-    """Fog, photometric changes, blur and noise on (T, 3, H, W); returns new images, clamped to 0..255.
-
-    Blur by motion (``Exposure.shutter``) is not done here: it needs the scene.
-    """
+    """All but the smear of an open shutter, which needs the scene, on (T, 3, H, W); new images within 0..255."""
     frames, _, height, width = images.shape
 
     def field(knots: np.ndarray) -> Tensor:
@@ -211,9 +202,8 @@ def _expose(images: Tensor, exposure: Exposure, generator: torch.Generator) -> T
     if exposure.fog is not None:
         images = images.lerp(tensor(exposure.fog_colour), field(exposure.fog).clamp_(0, 0.8))
     if exposure.blur is not None:
-        kernels = tensor(exposure.blur).repeat_interleave(3, 0).unsqueeze(1)
-        padded = F.pad(images.reshape(1, frames * 3, height, width), (3, 3, 3, 3), mode="replicate")
-        images = F.conv2d(padded, kernels, groups=frames * 3).view_as(images)
+        padded = F.pad(images, (3, 3, 3, 3), mode="replicate").flatten(0, 1).unsqueeze(1)
+        images = F.conv2d(padded, tensor(exposure.blur)[None, None]).view_as(images)
     if exposure.light is not None:
         images = images * field(exposure.light).exp_()
     if exposure.bands is not None:
@@ -225,9 +215,7 @@ def _expose(images: Tensor, exposure: Exposure, generator: torch.Generator) -> T
     colour = tensor(exposure.colour)
     images = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], images.flatten(2)).view(frames, 3, height, width)
     noise = torch.randn(images.shape, generator=generator)
-    if exposure.grey:
-        noise = noise[:, :1]
-    return (images + tensor(exposure.noise)[:, None, None, None] * noise).clamp_(0, 255)
+    return (images + exposure.noise * (noise[:, :1] if exposure.grey else noise)).clamp_(0, 255)
 
 
 def contact_sheet(clip: Clip) -> np.ndarray:

@@ -39,10 +39,8 @@ from training.settings import (
 
 RECIPES = Path(__file__).parent / "recipes"
 SYNTHETIC, PAIRS = "synthetic", "pairs"
-USES = 4
-"""How often a clip can be used: as it is, and mirrored along either axis or both."""
-STAGED = ("data", "objective")
-"""The sections that a stage has of its own."""
+USES = 4  # of a clip at most: as it is, and mirrored along either axis or both
+STAGED = ("data", "objective")  # the sections that a stage has of its own
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -223,8 +221,6 @@ def read_recipe(
 ) -> Recipe:
     """A recipe by name or path, for a size, in a variant, with changes.
 
-    :param size: of the model; None is the recipe's own.
-    :param variant: one of the recipe's ``variants``.
     :param changes: nested as the sections are, later ones win; ``parse_change`` makes one from a line.
     :raises FileNotFoundError: if there is no such recipe.
     :raises RecipeError: for unknown keys, wrong types and impossible values, naming where.
@@ -238,17 +234,14 @@ def read_recipe(
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected sections, got {type(content).__name__}")
-    sizes, variants = (content.pop(key, None) or {} for key in ("sizes", "variants"))
+    special = {key: content.pop(key, None) or {} for key in ("sizes", "variants")}
+    sizes, variants = build(dict[str, dict[str, dict[str, Any]]], special).values()
     if variant is not None and variant not in variants:
         raise RecipeError(f"{path} has no variant {variant!r}; it has: {', '.join(variants) or 'none'}")
-    if not isinstance(sizes, Mapping):
-        raise RecipeError(f"{path}: expected sections in sizes, got {sizes!r}")
     chosen = size or _section(content, "model").get("size", Model().size)
-    layers = [content, {"model": {"size": chosen}}, sizes.get(chosen, {}), variants.get(variant, {}), *changes]
-    if not all(isinstance(layer, Mapping) for layer in layers):
-        raise RecipeError(f"{path}: expected sections in each of sizes and variants")
+    of_variant = variants[variant] if variant else {}
     values: dict[str, Any] = {}
-    for layer in layers:
+    for layer in (content, {"model": {"size": chosen}}, sizes.get(chosen, {}), of_variant, *changes):
         for stage in _stages(values):
             for name in STAGED:  # what this layer sets for the whole run
                 if isinstance(stage.get(name, {}), Mapping):

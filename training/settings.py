@@ -16,7 +16,6 @@ from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
 CHECKED = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-"""The configuration of all settings: keys that there are not are refused."""
 
 
 def _number(value: Any) -> Any:
@@ -45,7 +44,7 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     :raises RecipeError: naming the first value that is wrong or missing, or the first key that is unknown.
     """
     try:
-        return TypeAdapter(kind).validate_python(dict(values))
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -59,7 +58,7 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
             raise RecipeError(f"unknown key {where!r}{hint}") from None
         if first["type"] == "missing":
             raise RecipeError(f"{where} is missing") from None
-        if not isinstance(first["input"], (Mapping, kind)) and where:
+        if not isinstance(first["input"], Mapping) and not is_dataclass(first["input"]) and where:
             message += f", got {first['input']!r}"
         raise RecipeError(f"{where}: {message}" if where else message) from None
 
