@@ -53,37 +53,23 @@ class _Graph(nn.Module):
         self.model, self.forward = model.eval(), function
 
 
-class _Prepared:
-    """What the update operator prepares, in any structure: tensors, and constants, the same for any two contexts."""
-
-    def __init__(self, model: DEQFlow) -> None:
-        context_dim, generator = model.architecture.context_dim, torch.Generator().manual_seed(0)
-        (self._template, self._structure), (other, _) = (
-            tree_flatten(model.update_block.prepare(torch.rand(batch, context_dim, *size, generator=generator)))
-            for batch, size in ((2, (11, 13)), (3, (12, 15)))
-        )
-        self._moving = [
-            place
-            for place, (a, b) in enumerate(zip(self._template, other, strict=True))
-            if isinstance(a, Tensor) and not (a.shape == b.shape and torch.equal(a, b))
-        ]
-
-    def tensors(self, prepared: Any) -> tuple[Tensor, ...]:
-        """Those that depend on the context."""
-        leaves, _ = tree_flatten(prepared)
-        return tuple(leaves[place] for place in self._moving)
-
-    def assemble(self, tensors: Sequence[Tensor]) -> Any:
-        """The inverse of ``tensors``."""
-        leaves = list(self._template)
-        for place, tensor in zip(self._moving, tensors, strict=True):
-            leaves[place] = tensor
-        return tree_unflatten(leaves, self._structure)
+def _prepared(model: DEQFlow) -> tuple[list[Any], Any, list[int]]:
+    """What the update operator prepares, of any context: its leaves, its structure, and the places of the leaves that
+    depend on the context. The others are constants.
+    """
+    generator = torch.Generator().manual_seed(0)
+    contexts = (
+        torch.rand(batch, model.architecture.context_dim, *size, generator=generator)
+        for batch, size in ((2, (11, 13)), (3, (12, 15)))
+    )
+    (leaves, structure), (others, _) = (tree_flatten(model.update_block.prepare(context)) for context in contexts)
+    pairs = enumerate(zip(leaves, others, strict=True))
+    return leaves, structure, [i for i, (a, b) in pairs if isinstance(a, Tensor) and not torch.equal(a, b)]
 
 
 def export(model: DEQFlow, folder: str | Path) -> None:
     """Write the graphs of a model from ``load_model``, on the CPU, as ``encode.onnx`` and so on, unchecked."""
-    a, prepared = model.architecture, _Prepared(model)
+    a, (leaves, structure, moving) = model.architecture, _prepared(model)
 
     def encode(image: Tensor) -> tuple[Tensor, ...]:
         encoding = model.encode(image)
@@ -91,12 +77,15 @@ def export(model: DEQFlow, folder: str | Path) -> None:
 
     def pair(features1: Tensor, features2: Tensor, context1: Tensor) -> tuple[Tensor, ...]:
         pyramid = CorrelationPyramid(features1, features2, a.correlation_levels, a.correlation_radius)
-        return (*pyramid.volumes, *prepared.tensors(model.update_block.prepare(context1)))
+        prepared, _ = tree_flatten(model.update_block.prepare(context1))
+        return (*pyramid.volumes, *(prepared[place] for place in moving))
 
     def step(hidden: Tensor, flow: Tensor, pyramid: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         targets = positions(flow.shape[2], flow.shape[3], flow.device) + flow
         correlation = look_up(pyramid, targets, a.correlation_radius)
-        after = model.update_block(hidden, flow, correlation, prepared.assemble(rest))
+        given = dict(zip(moving, rest, strict=True))
+        prepared = tree_unflatten([given.get(place, leaf) for place, leaf in enumerate(leaves)], structure)
+        after = model.update_block(hidden, flow, correlation, prepared)
         return after[0], after[1], update_px((hidden, flow), after)
 
     def upsample(hidden: Tensor, flow: Tensor) -> tuple[Tensor, ...]:
@@ -194,14 +183,17 @@ def largest_difference(model: DEQFlow, folder: str | Path) -> float:
 def export_checked(model: DEQFlow, folder: str | Path) -> float:
     """``export``, kept only if onnxruntime gives what PyTorch gives; returns the largest difference in px.
 
-    :raises ValueError: if it does not, within ``TOLERANCE_PX``; the folder is left as it was.
+    :raises ValueError: if it does not, within ``TOLERANCE_PX``; the folder is left as it was. Or for a missing package.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as temporary:
-        export(model, temporary)
-        difference = largest_difference(model, temporary)
+        try:
+            export(model, temporary)
+            difference = largest_difference(model, temporary)
+        except ImportError as error:
+            raise ValueError(f"{error}; exporting to ONNX needs: pip install onnx onnxscript onnxruntime") from error
         if not difference <= TOLERANCE_PX:
             raise ValueError(
                 f"the exported graphs differ from PyTorch by {difference:.2g} px after {CHECKED_ITERATIONS} "
@@ -209,22 +201,15 @@ def export_checked(model: DEQFlow, folder: str | Path) -> float:
             )
         for name in GRAPHS:
             os.replace(Path(temporary) / f"{name}.onnx", folder / f"{name}.onnx")
+    print(f"{', '.join(f'{name}.onnx' for name in GRAPHS)} in {folder}: within {difference:.1e} px of PyTorch")
     return difference
 
 
-def _write_onnx(model: DEQFlow, path: Path) -> None:
-    try:
-        difference = export_checked(model.folded(), path)
-    except ImportError as error:
-        raise ValueError(f"{error}; exporting to ONNX needs: pip install onnx onnxscript onnxruntime") from error
-    print(f"{', '.join(f'{name}.onnx' for name in GRAPHS)} in {path}: within {difference:.1e} px of PyTorch")
-
-
 # Format: how to write it, and what its name ends with.
-FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], None], tuple[str, ...]]] = {
+FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], Any], tuple[str, ...]]] = {
     "released": (lambda model, path: write_checkpoint(to_released(model), path), (".pth", ".pt")),
     "safetensors": (save_model, (".safetensors",)),
-    "onnx": (_write_onnx, ("",)),
+    "onnx": (lambda model, folder: export_checked(model.folded(), folder), ("",)),
 }
 
 
