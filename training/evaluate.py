@@ -88,19 +88,13 @@ def solved(
 
 
 class Tally(NamedTuple):
-    """Sums over the pixels of a region of one image where the ground truth is valid.
-
-    :ivar error_px: sum of the endpoint errors.
-    :ivar over_1px: pixels whose endpoint error is above 1 px (Spring; Mehl et al., CVPR 2023).
-    :ivar over_3px: above 3 px (KITTI 2012's outliers, development kit).
-    :ivar fl: above 3 px and above 5 % of the length of the true flow (KITTI 2015's "Fl", development kit).
-    """
+    """Sums over the pixels of a region of one image where the ground truth is valid."""
 
     pixels: int
-    error_px: float
-    over_1px: int
-    over_3px: int
-    fl: int
+    error_px: float  # sum of the endpoint errors
+    over_1px: int  # pixels whose endpoint error is above 1 px (Spring; Mehl et al., CVPR 2023)
+    over_3px: int  # above 3 px (KITTI 2012's outliers, development kit)
+    fl: int  # above 3 px and above 5 % of the length of the true flow (KITTI 2015's "Fl", development kit)
 
 
 def measure(flow: np.ndarray, sample: Sample) -> dict[str, Tally]:

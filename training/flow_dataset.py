@@ -28,24 +28,15 @@ from deq_flow_ros.recordings.flow_files import read_flow
 
 @dataclass(frozen=True)
 class Sample:
-    """An image pair and its ground truth.
+    """An image pair and its ground truth."""
 
-    :ivar name: begins with the name of the data set and a slash.
-    :ivar image1, image2: (H, W, 3) uint8 RGB.
-    :ivar flow: (H, W, 2) float32 px from image 1 to image 2, 0 where it is not valid; None if it is not public.
-    :ivar valid: (H, W) bool, where the flow holds (nowhere without ground truth).
-    :ivar occluded: (H, W) bool, where what image 1 shows is hidden or outside in image 2; None where the data set does
-        not say.
-    :ivar alternatives: further flow fields, each as right as ``flow``; the least error counts.
-    """
-
-    name: str
-    image1: np.ndarray
+    name: str  # begins with the name of the data set and a slash
+    image1: np.ndarray  # (H, W, 3) uint8 RGB
     image2: np.ndarray
-    flow: np.ndarray | None
-    valid: np.ndarray
-    occluded: np.ndarray | None
-    alternatives: tuple[np.ndarray, ...] = ()
+    flow: np.ndarray | None  # (H, W, 2) float32 px from image 1 to 2, 0 where it is not valid; None if it is not public
+    valid: np.ndarray  # (H, W) bool, where the flow holds (nowhere without ground truth)
+    occluded: np.ndarray | None  # (H, W) bool, what is hidden or outside in image 2; None if the data set does not say
+    alternatives: tuple[np.ndarray, ...] = ()  # further flow fields, each as right as ``flow``; the least error counts
 
 
 Truth = tuple[Any, ...]
@@ -53,19 +44,14 @@ Truth = tuple[Any, ...]
 
 
 class PairFiles(NamedTuple):
-    """Where the parts of a sample lie. Pairs with the same ``sequence`` follow each other in one recording.
+    """Where the parts of a sample lie. Pairs with the same ``sequence`` follow each other in one recording."""
 
-    :ivar name: of the pair, without that of the data set.
-    :ivar flow: None where the ground truth is not public.
-    :ivar beside: what else is read for the ground truth.
-    """
-
-    name: str
+    name: str  # of the pair, without that of the data set
     sequence: str
     image1: Path
     image2: Path
-    flow: Path | None
-    beside: tuple[Path, ...] = ()
+    flow: Path | None  # None where the ground truth is not public
+    beside: tuple[Path, ...] = ()  # what else is read for the ground truth
 
 
 class FlowDataset(abc.ABC):

@@ -43,13 +43,8 @@ class ProceduralGenerator:
 
     :param height, width: frame size in px, at least 16.
     :param textures: folder of photographs (see ``load_photographs``), or None for procedural textures only.
-    :param settings: further ones of ``SceneSettings``. ``frames`` per clip, at least 2. ``seed``: another one, other
-        clips. ``min_displacement_px``, ``max_displacement_px``: the typical displacement of background and layers
-        between two frames is log-uniform in this range (0.5 px to a quarter of the width unless given); beyond the
-        longer side of the frame, the flow of a pixel is invalid. ``max_layers`` over the background, 0 to 8. Shares of
-        clips: ``static_share``, nothing moves but noise and light; ``particle_share``, see ``particles``;
-        ``fine_share``, displacements of 0.05 to 1 px. ``patterns``: different procedural textures. ``photometric``:
-        False gives clean frames, without fog, shadows, changes of light and colour, blur and noise.
+    :param settings: further ones of ``SceneSettings``; ``max_displacement_px`` is a quarter of the width unless given.
+        Beyond the longer side of the frame, the flow of a pixel is invalid.
     :raises ValueError: for settings outside these ranges; both this and FileNotFoundError as ``load_photographs``.
     """
 

@@ -32,24 +32,21 @@ Side = Annotated[int, Field(ge=16)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=CHECKED)
 class SceneSettings:
-    """What is drawn; ``ProceduralGenerator`` says what each value means.
-
-    :ivar photographs: textures with indices below this are photographs, the ``patterns`` after them procedural.
-    """
+    """What is drawn. Shares are of all clips."""
 
     height: Side
     width: Side
     max_displacement_px: Positive
-    min_displacement_px: Positive = 0.5
-    frames: Annotated[Count, Field(ge=2)] = 3
-    max_layers: Annotated[Natural, Field(le=8)] = 8
-    static_share: Share = 0.06
-    particle_share: Share = 0.08
-    fine_share: Share = 0.06
-    photographs: Natural = 0
+    min_displacement_px: Positive = 0.5  # both: typical motion of background and layers between two frames
+    frames: Annotated[Count, Field(ge=2)] = 3  # per clip
+    max_layers: Annotated[Natural, Field(le=8)] = 8  # over the background
+    static_share: Share = 0.06  # nothing moves but noise and light
+    particle_share: Share = 0.08  # see ``particles``
+    fine_share: Share = 0.06  # displacements of 0.05 to 1 px
+    photographs: Natural = 0  # textures with indices below this are photographs, the ``patterns`` after them procedural
     patterns: Count = 120
-    seed: Natural = 0
-    photometric: Flag = True
+    seed: Natural = 0  # another one, other clips
+    photometric: Flag = True  # fog, shadows, changes of light and colour, blur and noise
 
     def __post_init__(self) -> None:
         low, high = self.min_displacement_px, self.width / 2

@@ -45,38 +45,25 @@ AGAIN, REMEMBERED = 2, 200  # solved states that a step of the head sees again, 
 
 @dataclass(frozen=True, config=CHECKED)
 class Objective:
-    """How a clip becomes a loss.
+    """How a clip becomes a loss."""
 
-    :ivar cold_iterations: range (least, most) of iterations from the cold start, drawn per step.
-    :ivar warm_iterations: the same for the pairs that start from the state of the pair before.
-    :ivar draw: how they are drawn: "uniform", or "log-uniform", which gives mostly few, now and then many.
-    :ivar corrections: states on the way that the loss is taken at, evenly spaced up to the end; one less when warm.
-    :ivar gradient: "phantom-K" (K steps; 1 is the one-step gradient), "phantom-K-TAU" with damping TAU, or "implicit";
-        one for all corrections, or one for each, separated by commas; with fewer corrections, the last ones count.
-    :ivar recurrent: instead of all that, unrolled, with the loss at every step and no gradient through the flow from
-        step to step (RAFT, arXiv 2003.12039, section 3.3).
-    :ivar recompute: less memory for more time: encoder blocks and lookups run again in the backward pass.
-    :ivar jacobian: weight of the penalty on the Jacobian at the last state of a pair (``jacobian_penalty``).
-    :ivar gamma: weight of an earlier correction relative to the next.
-    :ivar matching: weight of the matching loss: the one-step gradient alone teaches the encoder slowly.
-    :ivar occluded: weight of the pixels that are not seen in the next frame: their flow can only be guessed.
-    :ivar scale_px: see ``robust``.
-    :ivar perturbation_px: noise on the start of the warm pairs, see ``perturb``.
-    """
-
-    cold_iterations: tuple[Count, Count] = (6, 10)
-    warm_iterations: tuple[Count, Count] = (2, 6)
-    draw: Literal["uniform", "log-uniform"] = "uniform"
-    corrections: Count = 3
+    cold_iterations: tuple[Count, Count] = (6, 10)  # range (least, most) from the cold start, drawn per step
+    warm_iterations: tuple[Count, Count] = (2, 6)  # the same of the pairs that start from the state of the pair before
+    draw: Literal["uniform", "log-uniform"] = "uniform"  # the second gives mostly few, now and then many iterations
+    corrections: Count = 3  # states that the loss is taken at, evenly spaced up to the end; one less when warm
+    # "phantom-K" (K steps; 1 is the one-step gradient), "phantom-K-TAU" with damping TAU, or "implicit"; one for all
+    # corrections, or one for each, separated by commas. With fewer corrections, the last ones count.
     gradient: str = "phantom-1"
+    # Instead of all that: unrolled, with the loss at every step and no gradient through the flow from step to step
+    # (RAFT, arXiv 2003.12039, section 3.3).
     recurrent: Flag = False
-    recompute: Flag = False
-    jacobian: NotNegative = 0.0
-    gamma: NotNegative = 0.8
-    matching: NotNegative = 0.5
-    occluded: NotNegative = 0.3
-    scale_px: Positive = 1.0
-    perturbation_px: NotNegative = 0.0
+    recompute: Flag = False  # less memory for more time: encoder blocks and lookups run again in the backward pass
+    jacobian: NotNegative = 0.0  # weight of the ``jacobian_penalty`` at the last state of a pair
+    gamma: NotNegative = 0.8  # weight of an earlier correction relative to the next
+    matching: NotNegative = 0.5  # weight of the matching loss: the one-step gradient alone teaches the encoder slowly
+    occluded: NotNegative = 0.3  # weight of pixels not seen in the next frame: their flow can only be guessed
+    scale_px: Positive = 1.0  # see ``robust``
+    perturbation_px: NotNegative = 0.0  # noise on the start of the warm pairs, see ``perturb``
 
     def __post_init__(self) -> None:
         for least, most in (self.cold_iterations, self.warm_iterations):

@@ -24,27 +24,18 @@ PATCH_SIGMAS = 3.2  # beyond, a particle adds less than one grey level
 
 @dataclass(frozen=True)
 class FlowField:
-    """A smooth displacement field. T is the number of frames.
+    """A smooth displacement field. T is the number of frames."""
 
-    :ivar uniform: (2,) the same everywhere.
-    :ivar linear: (2, 2) strain, shear and rotation about ``centre``.
-    :ivar centre: (2,) px.
-    :ivar vortices: (V, 4) Lamb-Oseen vortices: x, y, core radius (px), displacement (px, signed).
-    :ivar waves: (W, 5) divergence-free plane waves: amplitude x, y (px), wave vector x, y (rad/px), phase.
-    :ivar stream: (8,) a jet, a mixing layer or the flow behind a step: x, y, direction (rad), half width (px), relative
-        widening per px, then the px of the jet, of the mixing layer and of the reverse flow beside the jet.
-    :ivar gains: (T - 1,) by which all of the above, px per frame, is multiplied from frame to frame.
-    :ivar drift: (2,) px per frame by which its pattern moves on.
-    """
-
-    uniform: np.ndarray
-    linear: np.ndarray
-    centre: np.ndarray
-    vortices: np.ndarray
-    waves: np.ndarray
+    uniform: np.ndarray  # (2,) the same everywhere
+    linear: np.ndarray  # (2, 2) strain, shear and rotation about ``centre``
+    centre: np.ndarray  # (2,) px
+    vortices: np.ndarray  # (V, 4) Lamb-Oseen vortices: x, y, core radius (px), displacement (px, signed)
+    waves: np.ndarray  # (W, 5) divergence-free plane waves: amplitude x, y (px), wave vector x, y (rad/px), phase
+    # (8,) a jet, a mixing layer or the flow behind a step: x, y, direction (rad), half width (px), relative widening
+    # per px, then the px of the jet, of the mixing layer and of the reverse flow beside the jet.
     stream: np.ndarray
-    gains: np.ndarray
-    drift: np.ndarray
+    gains: np.ndarray  # (T - 1,) by which all of the above, px per frame, is multiplied from frame to frame
+    drift: np.ndarray  # (2,) px per frame by which its pattern moves on
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Displacement (px) from frame ``frame`` to the next of what is at x, y (px, any one shape) in it."""
@@ -74,19 +65,13 @@ class FlowField:
 
 @dataclass(frozen=True)
 class ParticleScene:
-    """Particles and the flow that moves them. T is the number of frames, N of particles.
-
-    :ivar positions: (T, N, 2) px.
-    :ivar brightness: (T, N) grey levels at the middle of each; it follows the place in the laser sheet.
-    :ivar sigmas: (N,) px: standard deviation of the Gaussian that a particle looks like.
-    :ivar background: (6,) grey levels under the particles: a polynomial of second order in x and y from -1 to 1.
-    """
+    """Particles and the flow that moves them. T is the number of frames, N of particles."""
 
     field: FlowField
-    positions: np.ndarray
-    brightness: np.ndarray
-    sigmas: np.ndarray
-    background: np.ndarray
+    positions: np.ndarray  # (T, N, 2) px
+    brightness: np.ndarray  # (T, N) grey levels at the middle of each; it follows the place in the laser sheet
+    sigmas: np.ndarray  # (N,) px: standard deviation of the Gaussian that a particle looks like
+    background: np.ndarray  # (6,) grey levels under the particles: a polynomial of second order in x, y from -1 to 1
 
 
 def draw_field(rng: Dice, magnitude: float) -> FlowField:

@@ -45,21 +45,14 @@ STAGED = ("data", "objective")  # the sections that a stage has of its own
 
 @dataclass(frozen=True, config=CHECKED)
 class Source:
-    """A data set in training or validation.
+    """A data set in training or validation."""
 
-    :ivar dataset: a name in ``DATASETS``, "synthetic" for the generator, or "pairs" for a list (docs/datasets.md).
-    :ivar repeat: how often each of its pairs comes up in one pass over the mix (training).
-    :ivar limit: so many pairs, evenly spread over the data set (validation); None takes all.
-    :ivar options: of the data set, see docs/datasets.md.
-    :ivar augmentation: settings of ``Augmentation`` beside the crop (training); the data choose its sparse variant.
-    """
-
-    dataset: str
+    dataset: str  # a name in ``DATASETS``, "synthetic" for the generator, or "pairs" for a list (docs/datasets.md)
     split: str = "train"
-    repeat: Count = 1
-    limit: Count | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    augmentation: dict[str, Any] = field(default_factory=dict)
+    repeat: Count = 1  # how often each of its pairs comes up in one pass over the mix (training)
+    limit: Count | None = None  # so many pairs, evenly spread over the data set (validation)
+    options: dict[str, Any] = field(default_factory=dict)  # of the data set, see docs/datasets.md
+    augmentation: dict[str, Any] = field(default_factory=dict)  # settings of ``Augmentation`` (training)
 
     def __post_init__(self) -> None:
         _check_name(self.dataset, [SYNTHETIC, PAIRS, *DATASETS])
@@ -76,24 +69,15 @@ def _family(dataset: str) -> str:
 
 @dataclass(frozen=True, config=CHECKED)
 class Data:
-    """What is trained on. From ``frames`` on, the settings are the generator's, see ``ProceduralGenerator``.
+    """What is trained on. From ``frames`` on, the settings are the generator's, see ``SceneSettings``."""
 
-    :ivar sources: the mix; the generator stands alone.
-    :ivar roots: folder (or list) of each data set by name, or by that of its family, as "sintel".
-    :ivar batch: pairs, or clips of the generator, in a step.
-    :ivar crop: height, width in px.
-    :ivar max_flow_px: longer flow is not trained on.
-    :ivar uses: how often each sample is trained on, 1 to 4, see ``samples.transform``.
-    :ivar frames: of a generated clip; from the third on, pairs start warm.
-    """
-
-    sources: tuple[Source, ...] = (Source(SYNTHETIC),)
-    roots: dict[str, str] = field(default_factory=dict)
-    batch: Count = 4
-    crop: tuple[Side, Side] = (128, 192)
-    max_flow_px: Positive = 400.0
-    uses: Annotated[Count, Field(le=USES)] = 1
-    frames: Count = 3
+    sources: tuple[Source, ...] = (Source(SYNTHETIC),)  # the mix; the generator stands alone
+    roots: dict[str, str] = field(default_factory=dict)  # folder or list, by a name or family, as "sintel"
+    batch: Count = 4  # pairs, or clips of the generator, in a step
+    crop: tuple[Side, Side] = (128, 192)  # height, width in px
+    max_flow_px: Positive = 400.0  # longer flow is not trained on
+    uses: Annotated[Count, Field(le=USES)] = 1  # how often each sample is trained on, see ``samples.transform``
+    frames: Count = 3  # of a generated clip; from the third on, pairs start warm
     max_displacement_px: Positive | None = None
     textures: str | None = None
     patterns: Count = 120
@@ -117,16 +101,13 @@ class Data:
 
 @dataclass(frozen=True, config=CHECKED)
 class Model:
-    """What is trained: a size, and where it differs from it.
-
-    :ivar update: the update operator, "raft", "gma" or one of your own (docs/models.md).
-    :ivar uncertainty: channels of the head that predicts how wrong the flow is. Above 0, that head alone is trained, on
-        the flow of the weights in ``init`` (``UncertaintyLoss``).
-    """
+    """What is trained: a size, and where it differs from it."""
 
     size: str = "nano"
-    update: str = "raft"
+    update: str = "raft"  # the update operator, "raft", "gma" or one of your own (docs/models.md)
     weight_norm: Flag = False
+    # Channels of the head that predicts how wrong the flow is. Above 0, that head alone is trained, on the flow of the
+    # weights in ``init`` (``UncertaintyLoss``).
     uncertainty: Natural = 0
 
     def __post_init__(self) -> None:
@@ -162,23 +143,18 @@ class Stage:
 
 @dataclass(frozen=True, config=CHECKED)
 class Recipe:
-    """A training run, but for where it is written and on what machine.
+    """A training run, but for where it is written and on what machine."""
 
-    :ivar about: a line for people.
-    :ivar init: weights to start from, with a fresh optimizer: a name or path as in ``load_model``.
-    :ivar stages: in order, the last until 1; none if the whole run has the recipe's own data and objective.
-    """
-
-    about: str = ""
+    about: str = ""  # a line for people
     seed: Natural = 0
-    init: str | None = None
+    init: str | None = None  # weights to start from, with a fresh optimizer: a name or path as in ``load_model``
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
     schedule: Schedule = field(default_factory=Schedule)
     optimization: Optimization = field(default_factory=Optimization)
     validation: Validation = field(default_factory=Validation)
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Stage, ...] = ()  # in order, the last until 1; none if the whole run has the data and objective above
 
     def __post_init__(self) -> None:
         ends = [stage.until for stage in self.stages]

@@ -39,34 +39,26 @@ class Augmentation:
 
     What leaves the crop is occluded as well.
 
-    :ivar crop: (height, width), px. Images that are smaller are scaled up to it.
-    :ivar sparse: the flow is known at some pixels only: each vector is moved to the nearest pixel. Dense flow is
-        interpolated, and valid where everything that goes into it is.
-    :ivar min_scale, max_scale: binary logarithm of the least and largest change of size.
-    :ivar spatial_probability: how often size and shape are changed at all.
-    :ivar stretch, stretch_probability: the same of a further change of width and of height, and how often.
-    :ivar brightness, contrast, saturation: largest relative change.
-    :ivar hue: largest change, 1 is the full circle.
-    :ivar asymmetric_probability: how often the two images change their colours independently of each other.
-    :ivar eraser_probability: how often one or two rectangles of image 2 get its mean colour.
     :raises ValueError: for settings outside their ranges, and for a sample without true flow.
     """
 
-    crop: tuple[Count, Count]
+    crop: tuple[Count, Count]  # height, width in px; images that are smaller are scaled up to it
+    # The flow is known at some pixels only: each vector is moved to the nearest pixel. Dense flow is interpolated, and
+    # valid where everything that goes into it is.
     sparse: bool = False
-    min_scale: Annotated[Float, Field(ge=-4, le=4)] = -0.2
+    min_scale: Annotated[Float, Field(ge=-4, le=4)] = -0.2  # binary logarithm of the least and largest change of size
     max_scale: Annotated[Float, Field(ge=-4, le=4)] = 0.5
-    spatial_probability: Share = 0.8
-    stretch: Annotated[NotNegative, Field(le=4)] = 0.2
+    spatial_probability: Share = 0.8  # that size and shape are changed at all
+    stretch: Annotated[NotNegative, Field(le=4)] = 0.2  # further change of width and of height, as binary logarithm
     stretch_probability: Share = 0.8
-    horizontal_flip: Share = 0.5
+    horizontal_flip: Share = 0.5  # probabilities
     vertical_flip: Share = 0.1
-    brightness: Share = 0.4
+    brightness: Share = 0.4  # largest relative changes
     contrast: Share = 0.4
     saturation: Share = 0.4
-    hue: Annotated[NotNegative, Field(le=0.5)] = 0.5 / math.pi
-    asymmetric_probability: Share = 0.2
-    eraser_probability: Share = 0.5
+    hue: Annotated[NotNegative, Field(le=0.5)] = 0.5 / math.pi  # largest change, 1 is the full circle
+    asymmetric_probability: Share = 0.2  # that the two images change their colours independently of each other
+    eraser_probability: Share = 0.5  # that one or two rectangles of image 2 get its mean colour
 
     def __post_init__(self) -> None:
         if self.min_scale > self.max_scale:

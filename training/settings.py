@@ -89,21 +89,15 @@ def _names(section: Any, path: str = "") -> Iterator[str]:
 class Schedule:
     """How long is trained, and at what rate. Shares are of the steps of the run, or of its time if that is given.
 
-    :ivar kind: "trapezoid": the rate rises for ``warmup`` steps, stays until the share ``stable`` of the run, then
-        falls linearly to zero (warmup-stable-decay, arXiv 2404.06395). "one-cycle": up and down in straight lines
-        (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
-    :ivar steps: of the whole run.
-    :ivar seconds: time of the whole run instead of ``steps``, over all its starts, with loading, validation and saving.
-    :ivar rate: the largest learning rate.
-    :ivar warmup: steps of rising rate, "trapezoid" only.
-    :ivar stable: share of the run after which the rate falls, "trapezoid" only.
-    :ivar rise: share of the run in which the rate rises, "one-cycle" only.
+    "trapezoid": the rate rises for ``warmup`` steps, stays until the share ``stable``, then falls linearly to zero
+    (warmup-stable-decay, arXiv 2404.06395). "one-cycle": up, until the share ``rise``, and down in straight lines
+    (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
     """
 
     kind: Literal["trapezoid", "one-cycle"] = "trapezoid"
-    steps: Count = 20_000
-    seconds: Positive | None = None
-    rate: Annotated[Positive, Field(lt=1)] = 5e-4
+    steps: Count = 20_000  # of the whole run
+    seconds: Positive | None = None  # the time instead, of all starts, with loading, validation and saving
+    rate: Annotated[Positive, Field(lt=1)] = 5e-4  # the largest
     warmup: Natural = 200
     stable: Annotated[Share, Field(lt=1)] = 0.6
     rise: Annotated[Positive, Field(lt=1)] = 0.05
@@ -128,19 +122,13 @@ class Schedule:
 
 @dataclass(frozen=True, config=CHECKED)
 class Optimization:
-    """AdamW and what surrounds it.
-
-    :ivar clip: largest norm of the gradient.
-    :ivar ema: decay of the averaged weights per step.
-    :ivar freeze_batch_norm: use and keep the stored statistics; for every stage after the first, as RAFT does.
-    :ivar precision: "auto" is bf16 on CUDA and fp32 on a CPU, where bf16 is slow without instructions for it.
-    """
+    """AdamW and what surrounds it."""
 
     weight_decay: NotNegative = 1e-4
-    clip: Positive = 1.0
-    ema: Annotated[Share, Field(lt=1)] = 0.999
-    freeze_batch_norm: Flag = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    clip: Positive = 1.0  # largest norm of the gradient
+    ema: Annotated[Share, Field(lt=1)] = 0.999  # decay of the averaged weights per step
+    freeze_batch_norm: Flag = False  # keep the stored statistics; for every stage after the first, as RAFT does
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 on CUDA, fp32 on a CPU, where bf16 mostly is slow
 
 
 def parse_duration(text: str) -> float:

@@ -147,25 +147,18 @@ def _street_side(
     rng: Dice, size: np.ndarray, rays: np.ndarray, on_ground: np.ndarray, side: float, far: float
 ) -> list[Plane]:
     """Walls, buildings, hedges and parked cars along one side of a street, from the far to the near."""
-    planes = []
-    count = rng.pick({0: 0.2, 1: 0.5, 2: 0.3})
-    ends = [far * rng.uniform(0.5, 1), rng.log_uniform(3, 10), 0.0]
-    for i in range(count):
-        behind = ends[i]
+    planes, count = [], rng.pick({0: 0.2, 1: 0.5, 2: 0.3})
+    for i, behind in enumerate((far * rng.uniform(0.5, 1), rng.log_uniform(3, 10))[:count]):
         begin = behind * rng.uniform(0.2, 0.8) if i < count - 1 or rng.random() < 0.4 else 0.0
         away = rng.log_uniform(1.2, 6)
-        height = rng.pick({"building": 0.6, "hedge": 0.2, "car": 0.2})
-        low, high = {"building": (-9, -1), "hedge": (-0.5, 0.7), "car": (-0.1, 0.3)}[height]
-        top = rng.uniform(low, high)
+        top = rng.uniform(*rng.pick({(-9, -1): 0.6, (-0.5, 0.7): 0.2, (-0.1, 0.3): 0.2}))  # a building, a hedge, a car
         normal = np.array([side, 0, rng.normal(0, 0.02)])
         inverse = normal @ rays / away  # of a pixel: 1 / depth of the wall there
         inside = [inverse - np.array([0, 0, 1 / behind]), inverse - on_ground, rays[1] - top * inverse]
         if begin > 0.5:
             inside.append(np.array([0, 0, 1 / begin]) - inverse)
-        middle = np.array([size[0] * (0.5 + 0.4 * side), size[1] / 2])
-        look = OBJECT if rng.random() < 0.5 else USUAL
-        outline = polygon(*inside)
-        planes.append(Plane(normal, away, middle, size[0] / 4, outline, look))
+        middle, look = size * (0.5 + 0.4 * side, 0.5), OBJECT if rng.random() < 0.5 else USUAL
+        planes.append(Plane(normal, away, middle, size[0] / 4, polygon(*inside), look))
         if begin > 2 and rng.random() < 0.5:
             depth = np.array([0, 0, 1 / begin])
             front = [normal @ rays - away * depth, depth - on_ground, rays[1] - top * depth]
@@ -179,23 +172,21 @@ def _pole(rng: Dice, foot: np.ndarray, unit: float, depth: float) -> list[Plane]
     lean, thickness = rng.normal(0, 0.03), rng.thin_px()
     up = np.array([np.sin(lean), -np.cos(lean)])
     centre = foot + half_height * up
-    if rng.random() < 0.8:
-        outline = rectangle(centre, lean, (thickness / 2, half_height))
-    else:  # a fence, a railing
+    outline = rectangle(centre, lean, (thickness / 2, half_height))
+    if rng.random() >= 0.8:  # a fence, a railing
         half = np.array([unit * rng.uniform(0.5, 3), min(half_height, unit * rng.uniform(0.3, 0.7))])
         centre = foot + half[1] * up
         outline = bars(centre, lean, half, thickness * rng.log_uniform(4, 16), thickness, rng.random() < 0.2)
     planes = [Plane(AHEAD, depth, centre, half_height, outline, THIN)]
     if rng.random() < 0.35:
-        radius = unit * rng.uniform(0.12, 0.3)
-        place = foot + 2 * half_height * up
+        radius, place = unit * rng.uniform(0.12, 0.3), foot + 2 * half_height * up
         if rng.random() < 0.6:
-            sign_outline = object_outline(rng, place, radius)
+            outline = object_outline(rng, place, radius)
         else:
             length = unit * rng.uniform(0.4, 1.5)
             place = place + rng.sign() * np.array([length, 0])
-            sign_outline = rectangle(place, lean, (length, thickness / 2))
-        planes.append(Plane(AHEAD, depth, place, radius, sign_outline, THIN))
+            outline = rectangle(place, lean, (length, thickness / 2))
+        planes.append(Plane(AHEAD, depth, place, radius, outline, THIN))
     return planes
 
 
@@ -217,11 +208,9 @@ def flight_world(rng: Dice, rays: np.ndarray) -> World:
     if (on_ground @ corners).min() < 0.02:
         planes.append(Plane(AHEAD, SKY_DISTANCE, size / 2, size[0] / 3, everywhere, SKY))
         outline = polygon(on_ground - np.array([0, 0, 0.02]))
-    middle = size * (0.5, 0.65)
-    land = Plane(normal, 1.0, middle, size[0] / 3, outline, extent=size * (0.45, 0.3))
+    land = Plane(normal, 1.0, size * (0.5, 0.65), size[0] / 3, outline, extent=size * (0.45, 0.3))
     planes.append(land)
-
-    things: list[tuple[float, Plane]] = []
+    things: list[Plane] = []
     for _ in range(max(1, rng.layer_count())):
         kind = rng.pick({"roof": 0.35, "tree": 0.25, "vehicle": 0.2, "wire": 0.2})
         height = {"roof": rng.log_uniform(0.02, 0.4), "tree": rng.log_uniform(0.02, 0.25), "vehicle": 0.005,
@@ -231,25 +220,19 @@ def flight_world(rng: Dice, rays: np.ndarray) -> World:
         if scale * rays[0, 0] < 0.03:  # beyond the horizon
             continue
         radius = float(np.clip(scale * rng.log_uniform(0.04, 0.3), 4, 0.3 * size[0]))
-        look: Look = USUAL
-        shape: Outline | None = None
+        look, shape = {"roof": OBJECT, "wire": THIN}.get(kind, USUAL), None
         if kind == "roof":
-            look = OBJECT
             half = radius * np.array([1, rng.log_uniform(0.3, 1)])
             shape = rectangle(centre, rng.uniform(0, np.pi), half)
         elif kind == "wire":
-            look, thickness = THIN, rng.thin_px() / 1.5
+            thickness = rng.thin_px() / 1.5
             half = np.array([thickness * rng.log_uniform(0.6, 12), 2 * size[0]])
             shape = bars(centre, rng.uniform(0, np.pi), half, thickness * rng.log_uniform(3, 10), thickness)
-        things.append(
-            (height, Plane(normal, 1 - height, centre, radius, shape, look, own_share=0.7 * (kind == "vehicle")))
-        )
-    things.sort(key=lambda thing: thing[0])
-    planes += [plane for _, plane in things]
-    nearest *= 1 - max([height for height, _ in things], default=0)
-
-    along = rng.normal(0, 1, 3)
-    climb = rng.normal(0, 0.3)  # mostly at one height
+        own_share = 0.7 * (kind == "vehicle")
+        things.append(Plane(normal, 1 - height, centre, radius, shape, look, own_share=own_share))
+    things.sort(key=lambda thing: -thing.distance)
+    nearest *= min([thing.distance for thing in things], default=1)
+    along, climb = rng.normal(0, 1, 3), rng.normal(0, 0.3)  # mostly at one height
     translation = along - (along @ normal) * normal + climb * normal
     spin = rng.normal(0, 1, 3) * rng.pick({0.0: 0.2, 0.1: 0.4, 0.4: 0.4})
-    return World(planes[:room], nearest, [land], translation, spin)
+    return World((planes + things)[:room], nearest, [land], translation, spin)
