@@ -21,6 +21,8 @@ PATTERN_SHARE = 0.25  # of procedural textures where there are photographs, too
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 MEAN_LEVEL = 118  # of natural photographs
 
+_COORDINATES = np.mgrid[0 : TEXTURE_SIZE[0], 0 : TEXTURE_SIZE[1]].astype(np.float32)  # y, x
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,13 +47,13 @@ def load_photographs(folder: str | Path, limit: int = 2000) -> torch.Tensor:
         if picture is None:
             unreadable.append(path.name)
         else:
-            photographs.append(_fit(picture[:, :, ::-1]))
+            photographs.append(_fit(picture)[:, :, ::-1])
     if not photographs:
         found = f"none of its {len(paths)} picture files can be read" if paths else "it holds no picture files"
         raise ValueError(f"texture folder {str(folder)!r}: {found}; expected {', '.join(PHOTOGRAPH_SUFFIXES)}")
     if unreadable:
         logger.warning("texture folder %s: skipped %d unreadable, first %s", folder, len(unreadable), unreadable[0])
-    return _stack(photographs)
+    return torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2).contiguous()
 
 
 def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
@@ -61,7 +63,8 @@ def procedural_textures(count: int, seed: int = 0) -> torch.Tensor:
     """
     makers = (_dead_leaves, _noise_texture, _repeated_pattern, _dead_leaves, _noise_texture, _near_flat)
     rng = np.random.default_rng([seed, 0x7E7])
-    return _stack([np.clip(makers[i % len(makers)](rng), 0, 255).astype(np.uint8) for i in range(count)])
+    pictures = [np.clip(makers[i % len(makers)](rng), 0, 255).astype(np.uint8) for i in range(count)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def halve(textures: torch.Tensor) -> torch.Tensor:
@@ -69,28 +72,21 @@ def halve(textures: torch.Tensor) -> torch.Tensor:
     return torch.cat([F.avg_pool2d(part.float(), 2).round_().byte() for part in textures.split(32)])
 
 
-def _stack(pictures: list[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2)))
-
-
 def _fit(picture: np.ndarray) -> np.ndarray:
     """Scale an (H, W, 3) picture until it covers the texture size, and crop its middle; portraits are turned first."""
     height, width = TEXTURE_SIZE
     if picture.shape[0] > picture.shape[1]:
-        picture = np.rot90(picture)
+        picture = cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE)
     scale = max(height / picture.shape[0], width / picture.shape[1])
-    if scale != 1:
-        size = (max(width, round(picture.shape[1] * scale)), max(height, round(picture.shape[0] * scale)))
-        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        picture = cv2.resize(np.ascontiguousarray(picture), size, interpolation=interpolation)
+    size = (max(width, round(picture.shape[1] * scale)), max(height, round(picture.shape[0] * scale)))
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     return picture[top : top + height, left : left + width]
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
     """A colour (3,), mostly muted, as in photographs."""
-    grey = rng.uniform(20, 235)
-    return np.clip(grey + rng.normal(0, 35, 3), 0, 255)
+    return np.clip(rng.uniform(20, 235) + rng.normal(0, 35, 3), 0, 255)
 
 
 def _noise(rng: np.random.Generator, coarsest: int, octaves: int, roughness: float, channels: int = 1) -> np.ndarray:
@@ -98,8 +94,7 @@ def _noise(rng: np.random.Generator, coarsest: int, octaves: int, roughness: flo
     height, width = TEXTURE_SIZE
     field = np.zeros((height, width, channels), np.float32)
     for octave in range(octaves):
-        cells = coarsest * 2**octave
-        if cells > width:
+        if (cells := coarsest * 2**octave) > width:
             break
         grid = rng.standard_normal((max(2, cells * height // width), cells, channels)).astype(np.float32)
         finer = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -116,8 +111,7 @@ def _noise_texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _near_flat(rng: np.random.Generator) -> np.ndarray:
-    height, width = TEXTURE_SIZE
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+    (ys, xs), (height, width) = _COORDINATES, TEXTURE_SIZE
     angle = rng.uniform(0, 2 * np.pi)
     ramp = (np.cos(angle) * (xs / width - 0.5) + np.sin(angle) * (ys / height - 0.5))[:, :, None]
     return _colour(rng) + ramp * rng.normal(0, 50, 3) + rng.uniform(0.5, 5) * _noise(rng, 24, 5, 0.9)
@@ -125,8 +119,7 @@ def _near_flat(rng: np.random.Generator) -> np.ndarray:
 
 def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
     height, width = TEXTURE_SIZE
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[:] = _colour(rng).astype(np.uint8)
+    picture = np.full((height, width, 3), _colour(rng), np.uint8)
     smallest = rng.uniform(2, 6)
     for _ in range(int(rng.integers(250, 700))):
         radius = smallest / np.sqrt(rng.uniform((smallest / 120) ** 2, 1))  # density ~ r^-3
@@ -139,13 +132,11 @@ def _dead_leaves(rng: np.random.Generator) -> np.ndarray:
         else:
             corners = cv2.boxPoints(((x, y), (2 * radius, 2 * radius * aspect), angle))
             cv2.fillConvexPoly(picture, np.round(corners).astype(np.int32), colour, cv2.LINE_AA)
-    grain = _noise(rng, 40, 4, 0.9) * rng.uniform(0, 14)
-    return picture + grain
+    return picture + _noise(rng, 40, 4, 0.9) * rng.uniform(0, 14)
 
 
 def _repeated_pattern(rng: np.random.Generator) -> np.ndarray:
-    height, width = TEXTURE_SIZE
-    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+    ys, xs = _COORDINATES
     period_x, period_y = np.exp(rng.uniform(np.log(10), np.log(60), 2))
     kind = rng.integers(4)
     sharpness = min(period_x, period_y) / np.pi  # edges about one pixel wide
