@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from benchmarks.report import Benchmark, Row, clock_s, print_table
 from deq_flow_ros.model import SIZES, DEQFlow
 from deq_flow_ros.model.weights import check_device
+from training.flow_dataset import Clip
 from training.objective import Objective
-from training.rendering import Clip
 
 Result = TypeVar("Result")
 MIB = 2**20

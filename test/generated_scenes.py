@@ -7,9 +7,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.generator import Clip, ProceduralGenerator
-from training.geometry import Dice, Outline, everywhere
-from training.scenes import Layer, draw_kind, draw_scene
+from training.flow_dataset import Clip
+from training.generator import ProceduralGenerator
+from training.rendering import Layer, Outline, everywhere
+from training.scenes import draw_kind, draw_scene
+from training.settings import Dice
 from training.textures import Texture, halve, procedural_textures
 
 HEIGHT, WIDTH = 72, 104

@@ -20,6 +20,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from deq_flow_ros.imaging.pictures import read_picture
 from deq_flow_ros.recordings import MediaError
@@ -37,6 +39,28 @@ class Sample:
     valid: np.ndarray  # (H, W) bool, where the flow holds (nowhere without ground truth)
     occluded: np.ndarray | None  # (H, W) bool, what is hidden or outside in image 2; None if the data set does not say
     alternatives: tuple[np.ndarray, ...] = ()  # further flow fields, each as right as ``flow``; the least error counts
+
+
+@dataclass
+class Clip:
+    """Frames and what is known about them. B clips of T frames of H x W px."""
+
+    images: Tensor  # (B, T, 3, H, W) float32, RGB 0..255; uint8 until they are on the device
+    flow: Tensor  # (B, T - 1, 2, H, W) float32 px: frame t to t + 1, on frame t's pixels, also where occluded
+    occluded: Tensor  # (B, T - 1, H, W) bool: not visible in frame t + 1, or outside it
+    valid: Tensor  # (B, T - 1, H, W) bool: the flow is defined and shorter than the limit
+    numbers: Tensor | None = None  # (B,) int64: which clips these are, of all that a run trains on
+
+    def to(self, device: torch.device | str) -> Clip:
+        """The clip on a device; images that were kept as bytes become float32."""
+        images, flow, occluded, valid = (t.to(device) for t in (self.images, self.flow, self.occluded, self.valid))
+        return Clip(images.float(), flow, occluded, valid, self.numbers)
+
+    @staticmethod
+    def join(clips: Sequence[Clip]) -> Clip:
+        """One batch of these; numbers only if all have some."""
+        known = [name for name, tensor in vars(clips[0]).items() if tensor is not None]
+        return Clip(**{name: torch.cat([getattr(clip, name) for clip in clips]) for name in known})
 
 
 Truth = tuple[Any, ...]

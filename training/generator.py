@@ -23,12 +23,11 @@ from torch import Tensor
 
 from deq_flow_ros.command_line import CommandLine, exit_status
 from deq_flow_ros.imaging.pictures import flow_to_color, write_picture
-from training.flow_dataset import Sample
-from training.geometry import Dice, SceneSettings
+from training.flow_dataset import Clip, Sample
 from training.particles import draw_particles, render_particles
-from training.rendering import Clip, render, tensor
+from training.rendering import render, tensor
 from training.scenes import KINDS, Kind, draw_kind, draw_scene
-from training.settings import build
+from training.settings import Dice, SceneSettings, build
 from training.textures import LUMA, MEAN_LEVEL, TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
 HELD_OUT_SEED = 2**32

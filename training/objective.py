@@ -32,7 +32,7 @@ from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem, update_px
 from deq_flow_ros.model.cells import expected_error, mixture
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.streaming.warm_start import carry
-from training.rendering import Clip
+from training.flow_dataset import Clip
 from training.settings import CHECKED, Count, Flag, NotNegative, Positive
 
 IMPLICIT_TOLERANCE = 1e-3  # of the adjoint solve; a gradient is noisier than that by far

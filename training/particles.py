@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from training.geometry import Dice
-from training.rendering import Clip
+from training.flow_dataset import Clip
+from training.settings import Dice
 
 PARTICLE_RANGE_PX = (0.2, 12.0)  # of the mean displacement between two frames
 MAX_GRADIENT = 0.3  # px of displacement per px: nothing folds, and neighbours stay neighbours

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a scene of ``scenes``: frames, exact flow, occlusion. T is the number of frames, H x W px their size."""
+"""Layers, their outlines, and how they are drawn: frames, exact flow, occlusion. T is the number of frames."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.geometry import MAX_LIPSCHITZ
-from training.scenes import Layer
+from training.flow_dataset import Clip
+from training.settings import Dice
+from training.textures import Texture
 
+MAX_LIPSCHITZ = 0.25  # of an elastic field: each step of its inversion gains a factor of 4
 MIN_DEPTH_RATIO = 0.02  # points with less are at or behind the camera
 INVERSION_ERROR_PX = 0.005
 STEP = 8  # px, from one to the next that tell which part of the picture a layer touches
@@ -22,28 +26,116 @@ MAX_SMEAR_PX = 10.0  # beyond, the few moments would show as ghosts
 SHUTTER_MOMENTS = (-0.5, -0.25, 0.0, 0.25, 0.5)  # of the time for which the shutter is open
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom
+Outline = Callable[[Tensor, Tensor], Tensor]
+"""From x, y (T, H, W) in px of frame 0 to the signed distance from the border in px, negative inside, right near it."""
 
 
-@dataclass
-class Clip:
-    """Frames and what is known about them. B clips of T frames of H x W px."""
+def everywhere(x: Tensor, y: Tensor) -> Tensor:
+    """The outline of what has no border."""
+    return torch.full_like(x, -torch.inf)
 
-    images: Tensor  # (B, T, 3, H, W) float32, RGB 0..255; uint8 until they are on the device
-    flow: Tensor  # (B, T - 1, 2, H, W) float32 px: frame t to t + 1, on frame t's pixels, also where occluded
-    occluded: Tensor  # (B, T - 1, H, W) bool: not visible in frame t + 1, or outside it
-    valid: Tensor  # (B, T - 1, H, W) bool: the flow is defined and shorter than the limit
-    numbers: Tensor | None = None  # (B,) int64: which clips these are, of all that a run trains on
 
-    def to(self, device: torch.device | str) -> Clip:
-        """The clip on a device; images that were kept as bytes become float32."""
-        images, flow, occluded, valid = (t.to(device) for t in (self.images, self.flow, self.occluded, self.valid))
-        return Clip(images.float(), flow, occluded, valid, self.numbers)
+def polygon(*inside: np.ndarray) -> Outline:
+    """Where a x + b y + c >= 0 for each of these half-planes (a, b, c)."""
+    planes = np.array(inside) / -np.linalg.norm(np.array(inside)[:, :2], axis=1, keepdims=True)  # to distances in px
 
-    @staticmethod
-    def join(clips: Sequence[Clip]) -> Clip:
-        """One batch of these; numbers only if all have some."""
-        known = [name for name, tensor in vars(clips[0]).items() if tensor is not None]
-        return Clip(**{name: torch.cat([getattr(clip, name) for clip in clips]) for name in known})
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return reduce(torch.maximum, (a * x + b * y + c for a, b, c in torch.tensor(planes, dtype=torch.float32)))
+
+    return distance
+
+
+def rectangle(centre: np.ndarray, angle: float, half_size: npt.ArrayLike) -> Outline:
+    """A box of this half width and height about ``centre`` (x, y in px), turned by ``angle`` in rad."""
+    half_width, half_height = np.asarray(half_size, float).tolist()
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        u, v = _local(x, y, centre, angle)
+        return torch.maximum(u.abs() - half_width, v.abs() - half_height)
+
+    return distance
+
+
+def bars(
+    centre: np.ndarray, angle: float, half_size: npt.ArrayLike, period: float, thickness: float, crossing: bool = False,
+    offset: float = 0.0,
+) -> Outline:  # fmt: skip
+    """Bars of this thickness along the height of a box, every ``period``, the first ``offset`` periods from its middle.
+
+    With ``crossing``, others cross them. The box is a ``rectangle``; period and thickness are in px.
+    """
+    box = rectangle(centre, angle, half_size)
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        u, v = _local(x, y, centre, angle)
+        nearest = (torch.remainder(u / period - offset + 0.5, 1) - 0.5).abs() * period
+        if crossing:
+            nearest = torch.minimum(nearest, (torch.remainder(v / period + 0.5, 1) - 0.5).abs() * period)
+        return torch.maximum(nearest - thickness / 2, box(x, y))
+
+    return distance
+
+
+def _local(x: Tensor, y: Tensor, centre: np.ndarray, angle: float) -> tuple[Tensor, Tensor]:
+    """Coordinates about a centre (x, y), turned by an angle."""
+    cos, sin, across, down = math.cos(angle), math.sin(angle), x - float(centre[0]), y - float(centre[1])
+    return cos * across + sin * down, cos * down - sin * across
+
+
+def _blob(centre: np.ndarray, angle: float, radii: tuple[float, float], hole: float, harmonics: np.ndarray) -> Outline:
+    """An ellipse whose radius 4 harmonics (8,) modulate; ``hole`` is the relative radius of a hole in it."""
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        u, v = _local(x, y, centre, angle)
+        u, v = u / radii[0], v / radii[1]
+        radius = (u * u + v * v).sqrt_().clamp_min_(1e-4)
+        cos, sin = u / radius, v / radius
+        stretch = radius / torch.hypot(u / radii[0], v / radii[1]).clamp_min_(1e-9)  # to px, to first order
+        outline = torch.ones_like(radius)
+        re, im = cos, sin
+        for even, odd in harmonics.reshape(4, 2).tolist():  # cos and sin of 2, 3, 4, 5 times the angle
+            re, im = re * cos - im * sin, re * sin + im * cos
+            outline = outline + even * re + odd * im
+        return torch.maximum(radius - outline, hole * outline - radius) * stretch
+
+    return distance
+
+
+def object_outline(rng: Dice, centre: np.ndarray, radius: float) -> Outline:
+    """A random outline of about ``radius`` px around ``centre`` (x, y in px).
+
+    A blob, at times with a hole, a convex polygon, or thin bars: a pole, a fence, a grid.
+    """
+    kind = rng.pick({"blob": 0.46, "polygon": 0.36, "bars": 0.18})
+    angle, aspect = rng.uniform(0, np.pi), rng.log_uniform(0.35, 1)
+    if kind == "polygon":
+        corners = int(rng.integers(3, 8))
+        angles = 2 * np.pi * (np.arange(corners) + rng.uniform(-0.3, 0.3, corners) + rng.random()) / corners
+        ellipse = np.stack([np.cos(angles), aspect * np.sin(angles)], axis=1)  # whose points make a convex polygon
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        points = centre + 1.3 * radius * ellipse @ turn
+        edges = np.roll(points, -1, axis=0) - points
+        normals = np.stack([-edges[:, 1], edges[:, 0]], axis=1)
+        return polygon(*np.concatenate([normals, -(normals * points).sum(1, keepdims=True)], axis=1))
+    if kind == "blob":
+        decay = np.array([1, 1, 0.8, 0.8, 0.5, 0.5, 0.3, 0.3])
+        harmonics = rng.normal(0, 0.13, 8) * decay * (rng.random() < 0.6)
+        hole = rng.uniform(0.25, 0.6) * (rng.random() < 0.15)
+        return _blob(centre, angle, (radius / np.sqrt(aspect), radius * np.sqrt(aspect)), hole, harmonics)
+    thickness = rng.thin_px()
+    single, crossing = rng.pick({(True, False): 0.5, (False, False): 0.3, (False, True): 0.2})
+    period = 1e5 if single else rng.log_uniform(3, 8) * thickness
+    return bars(centre, angle, np.array([radius, 2 * radius]), period, thickness, crossing)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One textured surface. T is the number of frames."""
+
+    homographies: np.ndarray  # (T, 3, 3), frame 0 px -> frame t px, identity for t = 0
+    outline: Outline
+    texture: Texture
+    elastic: tuple[np.ndarray, np.ndarray] | None = None  # waves and gains, see there: e_t = gain_t * sum of waves
 
 
 def tensor(values: object) -> Tensor:
@@ -58,9 +150,8 @@ def _pixels(window: Window, step: int = 1) -> tuple[Tensor, Tensor]:
     return torch.arange(left, right, step, dtype=torch.float32), rows[:, None]
 
 
-def _project(homographies: np.ndarray, window: Window, step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Map these pixels by (T, 3, 3): x, y and the reciprocal depth (0: behind the camera), each (T, H, W)."""
-    x, y = _pixels(window, step)
+def _project(homographies: np.ndarray, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Map points or a grid of them by (T, 3, 3): x, y and the reciprocal depth (0: behind the camera), (T, H, W)."""
     h = tensor(homographies).flatten(1)[..., None, None]  # (T, 9, 1, 1)
     # On a regular grid a row term plus a column term is all there is: one full-size addition per component.
     across, down, depth = ((h[:, i] * x) + (h[:, i + 1] * y + h[:, i + 2]) for i in (0, 3, 6))
@@ -68,28 +159,28 @@ def _project(homographies: np.ndarray, window: Window, step: int = 1) -> tuple[T
     return across.mul_(reciprocal), down.mul_(reciprocal), reciprocal
 
 
-def _canonical(layer: Layer, inverses: np.ndarray, window: Window, step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """The canonical coordinates of these pixels in each frame, and how many px of them make one of the frame.
+def _canonical(layer: Layer, inverses: np.ndarray, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The canonical coordinates of points in each frame, and how many px of them make one of the frame.
 
     The latter is the square root of the Jacobian's determinant; it is 0 behind the camera.
     """
-    x, y, reciprocal = _project(inverses, window, step)
+    x, y, reciprocal = _project(inverses, x, y)
     if layer.elastic:  # frame 0 is straight by definition
         x[1:], y[1:] = _unbend(x[1:], y[1:], layer.elastic[0], tensor(layer.elastic[1])[1:])
     return x, y, tensor(np.abs(np.linalg.det(inverses)) ** 0.5)[:, None, None] * reciprocal * reciprocal.sqrt()
 
 
-def _window(layer: Layer, inverses: np.ndarray, height: int, width: int) -> Window:
+def _window(layer: Layer, height: int, width: int) -> Window:
     """The part of the picture that a layer may touch in any frame; empty if right <= left or bottom <= top."""
-    x, y, units = _canonical(layer, inverses, (0, 0, width + STEP - 1, height + STEP - 1), STEP)
+    grid = _pixels((0, 0, width + STEP - 1, height + STEP - 1), STEP)
+    x, y, units = _canonical(layer, np.linalg.inv(layer.homographies), *grid)
     # If a layer touches a pixel, one of these is closer than a step; but outlines are exact at their borders alone.
     near = (layer.outline(x, y) < 1.5 * STEP * units) & (units > 0)
     columns, rows = (near.any(0).any(dim).nonzero().flatten() * STEP for dim in (0, 1))
     if not len(rows):
         return 0, 0, 0, 0
     left, top = (max(0, int(places[0]) - STEP) for places in (columns, rows))
-    right, bottom = (min(size, int(places[-1]) + STEP + 1) for size, places in ((width, columns), (height, rows)))
-    return left, top, right, bottom
+    return left, top, min(width, int(columns[-1]) + STEP + 1), min(height, int(rows[-1]) + STEP + 1)
 
 
 def render(
@@ -104,7 +195,7 @@ def render(
     images, _, flow = _draw(scene[0], banks, (0, 0, width, height), shutter)
     identity = torch.zeros(len(images), height, width, dtype=torch.uint8)
     for level, layer in enumerate(scene[1:], 1):
-        left, top, right, bottom = window = _window(layer, np.linalg.inv(layer.homographies), height, width)
+        left, top, right, bottom = window = _window(layer, height, width)
         if right <= left or bottom <= top:
             continue
         colours, alpha, motion = _draw(layer, banks, window, shutter)
@@ -120,17 +211,14 @@ def render(
 
 def _draw(layer: Layer, banks: Sequence[Tensor], window: Window, shutter: float) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one layer: colours (T, 3, H, W), alpha (T, H, W), flow (T - 1, 2, H, W)."""
-    matrices = layer.homographies
+    matrices, (here_x, here_y) = layer.homographies, _pixels(window)
     inverses = np.linalg.inv(matrices)
-    x, y, units = _canonical(layer, inverses, window)
-    next_x, next_y, _ = _project(matrices[1:] @ inverses[:-1], window)  # all there is to a rigid layer
+    x, y, units = _canonical(layer, inverses, here_x, here_y)
     if layer.elastic:
-        bent_x, bent_y = _bend(x[:-1], y[:-1], layer.elastic[0], tensor(layer.elastic[1])[1:])
-        h = tensor(matrices[1:]).flatten(1)[..., None, None]
-        depth = (h[:, 6] * bent_x + h[:, 7] * bent_y + h[:, 8]).clamp_min(MIN_DEPTH_RATIO)
-        next_x = (h[:, 0] * bent_x + h[:, 1] * bent_y + h[:, 2]) / depth
-        next_y = (h[:, 3] * bent_x + h[:, 4] * bent_y + h[:, 5]) / depth
-    here_x, here_y = _pixels(window)
+        bent = _bend(x[:-1], y[:-1], layer.elastic[0], tensor(layer.elastic[1])[1:])
+        next_x, next_y, _ = _project(matrices[1:], *bent)
+    else:
+        next_x, next_y, _ = _project(matrices[1:] @ inverses[:-1], here_x, here_y)
     flow = torch.stack([next_x.sub_(here_x), next_y.sub_(here_y)], dim=1)
 
     def coverage(x: Tensor, y: Tensor) -> Tensor:

@@ -18,11 +18,10 @@ import torch
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from deq_flow_ros.model.weights import replace_file
 from training.evaluate import group_means, model_flow, pair_errors
-from training.flow_dataset import Sample
+from training.flow_dataset import Clip, Sample
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.objective import Objective, UncertaintyLoss
 from training.recipe import SYNTHETIC, Recipe
-from training.rendering import Clip
 from training.samples import make_generator, open_source
 
 COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")

@@ -23,10 +23,9 @@ from pydantic.dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset
 
 from training.datasets import open_dataset
-from training.flow_dataset import FlowDataset, Sample, leaves_image, open_pairs
+from training.flow_dataset import Clip, FlowDataset, Sample, leaves_image, open_pairs
 from training.generator import ProceduralGenerator
 from training.recipe import PAIRS, Recipe, Source
-from training.rendering import Clip
 from training.settings import CHECKED, Count, Float, NotNegative, RecipeError, Share, build
 
 ERASED_SIDE_PX = (50, 100)  # least and largest side of an erased rectangle

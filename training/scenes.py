@@ -9,40 +9,88 @@ fixed-point iteration finds it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 from typing import Literal, get_args
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from training.geometry import (
-    Dice,
-    Outline,
-    apply_homography,
-    bars,
-    elastic,
-    everywhere,
-    grid,
-    mean_displacement,
-    object_outline,
-    planar_motion,
-    rectangle,
-)
-from training.textures import OBJECT, USUAL, Look, Texture, draw_texture
+from training.rendering import MAX_LIPSCHITZ, Layer, Outline, bars, everywhere, object_outline, rectangle
+from training.settings import Dice
+from training.textures import OBJECT, USUAL, Look, draw_texture
 from training.worlds import Plane, flight_world, open_world, road_world
 
+WAVES = 3  # plane waves in an elastic field
+_UNIT_GRID = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)), axis=-1).reshape(-1, 2)
 FURNITURE_SHARE = 0.1  # of objects that do not bend
 WORLDS = {"ego-motion": open_world, "road": road_world, "flight": flight_world}
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One textured surface. T is the number of frames."""
+def grid(centre: np.ndarray, half_size: npt.ArrayLike) -> np.ndarray:
+    """A 5 x 5 grid of points, (25, 2), over centre +- half_size."""
+    return centre + _UNIT_GRID * np.asarray(half_size)
 
-    homographies: np.ndarray  # (T, 3, 3), frame 0 px -> frame t px, identity for t = 0
-    outline: Outline
-    texture: Texture
-    elastic: tuple[np.ndarray, np.ndarray] | None = None  # waves and gains, see there: e_t = gain_t * sum of waves
+
+def apply_homography(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map (N, 2) points, which should lie in front of the camera."""
+    mapped = points @ homography[:, :2].T + homography[:, 2]
+    return mapped[:, :2] / np.maximum(mapped[:, 2:], 1e-3)
+
+
+def mean_displacement(homography: np.ndarray, points: np.ndarray) -> float:
+    """Mean length in px by which a homography moves (N, 2) points."""
+    shift = apply_homography(homography, points) - points
+    return float(np.sqrt((shift * shift).sum(1)).mean())
+
+
+def planar_motion(rng: Dice, centre: np.ndarray, radius: float, magnitude: float) -> np.ndarray:
+    """Homographies (T, 3, 3) of a plane that shifts, turns, zooms and tilts about ``centre`` (x, y in px).
+
+    The mean displacement over ``centre`` +- ``radius`` px from frame 0 to frame 1 is ``magnitude`` px.
+    """
+    direction = rng.uniform(0, 2 * np.pi)
+    shift = np.array([np.cos(direction), np.sin(direction)]) * rng.pick({1.0: 0.67, 0.3: 0.33})
+    # Small things may move far, but not spin or swell as far: that would be a blur, not a motion.
+    reach = min(magnitude, 0.3 * radius) / magnitude / radius
+    turn = rng.normal(0, 0.6) * reach * (rng.random() < 0.7)
+    zoom = rng.normal(0, 0.6) * reach * (rng.random() < 0.7)
+    tilt = rng.normal(0, 0.15, 2) * reach / radius * (rng.random() < 0.5)
+    along, around = rng.schedule(), rng.schedule()
+    bend = rng.uniform(-0.2, 0.2) * (rng.random() < 0.5)  # rad per frame: the path is an arc
+
+    def at(progress: float, turned: float, scale: float) -> np.ndarray:
+        angle, factor, arc = scale * turned * turn, math.exp(scale * turned * zoom), bend * max(progress - 1, 0)
+        cos, sin = factor * math.cos(angle), factor * math.sin(angle)
+        path = scale * progress * np.array([[math.cos(arc), -math.sin(arc)], [math.sin(arc), math.cos(arc)]]) @ shift
+        p, q = np.clip(scale * turned * tilt, -0.15 / radius, 0.15 / radius)
+        about_centre = np.array([[cos, -sin, path[0]], [sin, cos, path[1]], [p, q, 1]])
+        return back @ about_centre @ to_centre
+
+    to_centre = np.array([[1, 0, -centre[0]], [0, 1, -centre[1]], [0, 0, 1]])
+    back = np.array([[1, 0, centre[0]], [0, 1, centre[1]], [0, 0, 1]])
+    points, scale = grid(centre, radius), magnitude
+    for _ in range(2):  # the displacement is nearly linear in the scale
+        scale *= magnitude / max(mean_displacement(at(1, 1, scale), points), 1e-6)
+    return np.stack([at(p, q, scale) for p, q in zip(along, around, strict=True)])
+
+
+def elastic(rng: Dice, radius: float, magnitude: float) -> tuple[np.ndarray, np.ndarray]:
+    """An elastic field of at most ``magnitude`` px and with a Lipschitz constant of at most ``MAX_LIPSCHITZ``.
+
+    :returns: plane waves (WAVES, 5): amplitude x, y (px), wave vector x, y (rad/px), phase; and gains (T,) in 0..1.
+    """
+    lengths = np.maximum(rng.uniform(0.7, 2.5, WAVES) * radius, 24.0)
+    directions, headings = rng.uniform(0, 2 * np.pi, (2, WAVES))
+    vectors = 2 * np.pi / lengths[:, None] * np.stack([np.cos(directions), np.sin(directions)], axis=1)
+    amplitudes = rng.uniform(0.3, 1, WAVES)[:, None] * np.stack([np.cos(headings), np.sin(headings)], axis=1)
+    sizes = np.linalg.norm(amplitudes, axis=1)
+    steepness = float((sizes * np.linalg.norm(vectors, axis=1)).sum())
+    amplitudes *= min(rng.uniform(0.2, 1) * MAX_LIPSCHITZ / steepness, magnitude / sizes.sum())
+    waves = np.concatenate([amplitudes, vectors, rng.uniform(0, 2 * np.pi, (WAVES, 1))], axis=1)
+    gains = rng.schedule()
+    return waves, gains / gains[-1]
 
 
 def complete(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings as dataclasses whose values are checked (pydantic), among them those of a run's length and optimizer."""
+"""Settings as dataclasses whose values are checked (pydantic): of a run, of its optimizer and of generated clips."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -138,3 +139,74 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise ValueError(f"expected a time above 0 as 90s, 28m or 1.5h, got {text!r}")
     return seconds
+
+
+@dataclass(frozen=True, config=CHECKED)
+class SceneSettings:
+    """What is drawn. Shares are of all clips."""
+
+    height: Annotated[Count, Field(ge=16)]
+    width: Annotated[Count, Field(ge=16)]
+    max_displacement_px: Positive
+    min_displacement_px: Positive = 0.5  # both: typical motion of background and layers between two frames
+    frames: Annotated[Count, Field(ge=2)] = 3  # per clip
+    max_layers: Annotated[Natural, Field(le=8)] = 8  # over the background
+    static_share: Share = 0.06  # nothing moves but noise and light
+    particle_share: Share = 0.08  # see ``particles``
+    fine_share: Share = 0.06  # displacements of 0.05 to 1 px
+    photographs: Natural = 0  # textures with indices below this are photographs, the ``patterns`` after them procedural
+    patterns: Count = 120
+    seed: Natural = 0  # another one, other clips
+    photometric: Flag = True  # fog, shadows, changes of light and colour, blur and noise
+
+    def __post_init__(self) -> None:
+        low, high = self.min_displacement_px, self.width / 2
+        if not low < self.max_displacement_px <= high:
+            raise ValueError(f"max_displacement_px: expected above min_displacement_px, {low}, and at most half the "
+                             f"width, {high}, got {self.max_displacement_px}")  # fmt: skip
+        if (shares := self.static_share + self.particle_share + self.fine_share) > 1:
+            raise ValueError(f"static_share + particle_share + fine_share: expected at most 1, got {shares}")
+
+
+class Dice(np.random.Generator):
+    """Random numbers for a clip of these settings: those of ``np.random.default_rng(seed)``."""
+
+    def __init__(self, settings: SceneSettings, seed: int | Sequence[int]) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.settings = settings
+
+    def pick(self, weights: dict[Any, float]) -> Any:
+        """Draw a key with its weight (they sum to 1); a tenth of the time of ``choice``."""
+        rest = self.random()
+        for key, weight in weights.items():
+            rest -= weight
+            if rest < 0:
+                return key
+        return key
+
+    def sign(self) -> float:
+        """1 or -1."""
+        return 1.0 if self.random() < 0.5 else -1.0
+
+    def log_uniform(self, low: float, high: float) -> float:
+        """A number in low..high, every factor equally likely."""
+        return math.exp(self.uniform(math.log(low), math.log(high)))
+
+    def layer_count(self) -> int:
+        """0 to max_layers, about 3 on average: few things are the rule, many the exception."""
+        weights = {0: 0.06, 1: 0.14, 2: 0.18, 3: 0.2, 4: 0.16, 5: 0.1, 6: 0.07, 7: 0.05, 8: 0.04}
+        return min(self.pick(weights), self.settings.max_layers)
+
+    def object_radius(self) -> float:
+        """Half the size of an object in px: its size is log-uniform from 7 % to 70 % of the frame."""
+        return 0.5 * self.log_uniform(0.07, 0.7) * float(np.sqrt(self.settings.height * self.settings.width))
+
+    def thin_px(self, most: float = 4.0) -> float:
+        """A thickness of 1 to ``most`` px, in proportion in frames wider than 400 px."""
+        return self.log_uniform(1, most) * max(1.0, self.settings.width / 400)
+
+    def schedule(self) -> np.ndarray:
+        """Progress of a motion at each frame, (T,): 0, 1, about 2 (+- 0.3), ...: near-constant velocity."""
+        frames = self.settings.frames
+        steps = np.concatenate([[0.0, 1.0], 1 + self.uniform(-0.3, 0.3, max(0, frames - 2))])
+        return np.cumsum(steps)[:frames]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from training.geometry import Dice
+from training.settings import Dice
 
 TEXTURE_SIZE = (320, 480)  # height, width in px
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")

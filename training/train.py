@@ -29,8 +29,8 @@ from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
 from training import STARTED
+from training.flow_dataset import Clip
 from training.recipe import Recipe, read_recipe, recipe_names
-from training.rendering import Clip
 from training.run import MODEL, Run, Validator
 from training.samples import choose_workers, load_ahead, spare_cores, training_samples, transform
 from training.settings import parse_change, parse_duration

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from training.geometry import Dice, Outline, bars, everywhere, object_outline, polygon, rectangle
+from training.rendering import Outline, bars, everywhere, object_outline, polygon, rectangle
+from training.settings import Dice
 from training.textures import OBJECT, ROAD, SKY, THIN, USUAL, Look
 
 AHEAD = np.array([0.0, 0.0, 1.0])

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from generated_scenes import HEIGHT, WIDTH, banks, batch, draw, layer, make, sample, shifts, warping_errors
 
-from training.generator import Clip
-from training.geometry import Dice, elastic, polygon
-from training.rendering import render
+from training.flow_dataset import Clip
+from training.rendering import polygon, render
+from training.scenes import elastic
+from training.settings import Dice
 from training.textures import load_photographs
 
 

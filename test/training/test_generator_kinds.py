@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from generated_scenes import HEIGHT, WIDTH, banks, layer, make, shifts, warping_errors
 
 from training import rendering
+from training.flow_dataset import Clip
 from training.generator import main
-from training.geometry import Dice, rectangle
-from training.rendering import Clip, render
+from training.rendering import rectangle, render
 from training.scenes import KINDS, draw_scene
+from training.settings import Dice
 
 
 def test_kinds_come_in_their_shares_and_fine_clips_move_less_than_a_pixel() -> None:

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.memory import make_clip
 from deq_flow_ros.model import DEQFlow
+from training.flow_dataset import Clip
 from training.objective import Objective
-from training.rendering import Clip
 
 PLAIN = Objective(cold_iterations=(6, 6), corrections=2, matching=0.0, scale_px=float("inf"))
 """The endpoint error after three and after six iterations, and nothing else."""

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from training.generator import ProceduralGenerator
-from training.geometry import Dice, SceneSettings
 from training.particles import (
     MAX_GRADIENT,
     PARTICLE_RANGE_PX,
@@ -19,6 +18,7 @@ from training.particles import (
     draw_particles,
     render_particles,
 )
+from training.settings import Dice, SceneSettings
 
 HEIGHT, WIDTH = 88, 120
 

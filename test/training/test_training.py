@@ -17,9 +17,8 @@ from deq_flow_ros.model import DEQFlow, load_model, save_model
 from deq_flow_ros.model.correlation import CorrelationPyramid
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.flow_dataset import read_pairs
+from training.flow_dataset import Clip, read_pairs
 from training.objective import Objective, matching_loss
-from training.rendering import Clip
 from training.run import Run
 from training.samples import Clips, make_generator
 from training.settings import Schedule

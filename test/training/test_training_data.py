@@ -18,8 +18,7 @@ import torch
 
 from deq_flow_ros.recordings.flow_files import write_flow
 from training import train
-from training.flow_dataset import Sample
-from training.rendering import Clip
+from training.flow_dataset import Clip, Sample
 from training.samples import Mix, load_ahead, to_clip, training_samples
 
 SOURCES = "data.sources=[{dataset: chairs, repeat: 2}, {dataset: kitti-2015, augmentation: {eraser_probability: 0}}]"

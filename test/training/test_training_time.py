@@ -16,8 +16,8 @@ import tiny_training as tiny
 import torch
 
 from training import train
+from training.flow_dataset import Clip
 from training.recipe import USES
-from training.rendering import Clip
 from training.run import SECONDS, Run, Validator
 from training.samples import Clips, choose_workers, load_ahead, make_generator, spare_cores, transform
 from training.settings import Schedule, parse_duration
