@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -95,22 +93,17 @@ def write_ros(path: Path, packets: dict[int, bytes], kind: str, format: str, top
     return path
 
 
-def write_foxglove(path: Path, packets: dict[int, bytes], form: str, format: str) -> Path:
-    """An MCAP file of ``foxglove.CompressedVideo`` as "protobuf" or "json", written by the libraries of both."""
+def write_foxglove(path: Path, packets: dict[int, bytes], format: str) -> Path:
+    """An MCAP file of ``foxglove.CompressedVideo`` in protobuf, written by the libraries of both."""
     with path.open("wb") as file:
         writer = McapWriter(file)
         writer.start("", "test")
-        language = {"protobuf": "protobuf", "json": "jsonschema"}[form]
-        schema = writer.register_schema("foxglove.CompressedVideo", language, b"")
-        channel = writer.register_channel(TOPIC, form, schema)
+        schema = writer.register_schema("foxglove.CompressedVideo", "protobuf", b"")
+        channel = writer.register_channel(TOPIC, "protobuf", schema)
         for number, data in packets.items():
             seconds, rest = divmod(stamp_of(number), 10**9)
-            if form == "json":
-                fields = {"timestamp": {"sec": seconds, "nsec": rest}, "frame_id": "eye", "format": format}
-                raw = json.dumps({**fields, "data": base64.b64encode(data).decode()}).encode()
-            else:
-                fields = {"timestamp": {"seconds": seconds, "nanos": rest}, "frame_id": "eye", "format": format}
-                raw = _protobuf()(**fields, data=data).SerializeToString()
+            fields = {"timestamp": {"seconds": seconds, "nanos": rest}, "frame_id": "eye", "format": format}
+            raw = _protobuf()(**fields, data=data).SerializeToString()
             writer.add_message(channel, stamp_of(number) + 5_000_000, raw, stamp_of(number))
         writer.finish()
     return path

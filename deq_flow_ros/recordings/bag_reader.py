@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import base64
 import errno
-import json
 import logging
 import shutil
 from collections import Counter
@@ -74,7 +72,7 @@ class Recorded:
         raw, types = self.raw(), message_types(self.channel.ros1)
         decode = types.deserialize_ros1 if self.channel.ros1 else types.deserialize_cdr
         try:
-            return FOREIGN[self.msgtype](raw) if self.msgtype in FOREIGN else decode(raw, self.msgtype)
+            return _from_protobuf(raw) if self.msgtype == PROTOBUF else decode(raw, self.msgtype)
         except Exception as error:  # of damaged bytes, the code that rosbags generates makes any
             raise self._unreadable(error) from error
 
@@ -89,6 +87,9 @@ _DEFINITIONS = {
     "foxglove_msgs/msg/CompressedVideo": "builtin_interfaces/Time timestamp\nstring frame_id\nuint8[] data\n"
     "string format\n",
 }
+PROTOBUF = "foxglove.CompressedVideo in protobuf"
+VIDEO = (*_DEFINITIONS, PROTOBUF)
+"""Every type of message that holds video."""
 
 
 @cache
@@ -100,14 +101,8 @@ def message_types(ros1: bool = False) -> Typestore:
     return store
 
 
-def _from_json(raw: bytes) -> Any:
-    fields = json.loads(raw)
-    stamp = SimpleNamespace(sec=int(fields["timestamp"]["sec"]), nanosec=int(fields["timestamp"]["nsec"]))
-    data = base64.b64decode(fields["data"], validate=True)
-    return SimpleNamespace(timestamp=stamp, frame_id=fields["frame_id"], data=data, format=fields["format"])
-
-
 def _from_protobuf(raw: bytes) -> Any:
+    """``foxglove.CompressedVideo``, with fields as in the message of ROS."""
     fields = dict(_fields(raw))
     time = dict(_fields(fields.get(1, b"")))
     stamp = SimpleNamespace(sec=int(time.get(1, 0)), nanosec=int(time.get(2, 0)))
@@ -143,20 +138,11 @@ def _varint(raw: bytes, place: int) -> tuple[int, int]:
     return value | raw[place] << shift, place + 1
 
 
-FOREIGN: dict[str, Callable[[bytes], Any]] = {
-    "foxglove.CompressedVideo in protobuf": _from_protobuf,
-    "foxglove.CompressedVideo in jsonschema": _from_json,
-}
-"""How the messages of such a type are read that are not ROS's."""
-VIDEO = (*_DEFINITIONS, *FOREIGN)
-"""Every type of message that holds video."""
-
-
 class Bag:
     """A rosbag2 (directory, .mcap or .db3), or a ROS 1 .bag, for reading.
 
-    Split and zstd-compressed recordings (whole files or single messages) are read like any other; so are those without
-    ``metadata.yaml``, or with a useless one. One file at a time is open, and unpacked if it is compressed.
+    It may be split, compressed by zstd (whole files or single messages), and without a useful ``metadata.yaml``. One
+    file at a time is open, and unpacked if it is compressed.
 
     :ivar topics: how many messages can be read, by topic and by type. Nearly every topic has a single type.
     :ivar problems: what is missing or cannot be read, a sentence each; grows while messages are read.
@@ -212,12 +198,11 @@ class Bag:
         for name in listed:
             if name not in present:
                 self.note(f"the file {self.path / name}, which metadata.yaml names, is missing")
-        stems = sorted({files.stem_of_part(name) for name in listed})
         if other := sorted(set(present) - set(listed)):
-            what = f"left out {', '.join(other)}: metadata.yaml of {self.path} does not name it"
-            self.note(what) if any(files.stem_of_part(name) in stems for name in other) else log.warning(what)
+            self.note(f"left out {', '.join(other)}: metadata.yaml of {self.path} does not name it")
         found = [present[name] for name in listed if name in present]
-        return files.natural_order(found) if len(stems) == 1 else found  # some tools list part 10 before part 2
+        one = len(set(map(files.stem_of_part, listed))) == 1
+        return files.natural_order(found) if one else found  # some tools list part 10 before part 2
 
     def _listed(self) -> list[str] | None:
         """The data files that metadata.yaml names; None where it is missing or says nothing of use."""
