@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import math
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,6 @@ from deq_flow_ros.imaging.encodings import ENCODINGS, EncodingError, Levels, dec
 from deq_flow_ros.imaging.video import VideoDecoder, VideoPacket, codec_of, is_key, packet_of
 from deq_flow_ros.recordings.bag_reader import VIDEO, Bag, MessageError, Recorded
 from deq_flow_ros.recordings.source import Source
-
-log = logging.getLogger(__name__)
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -59,54 +57,39 @@ class BagSource(Source):
         rate = f"{self.count} frames at about {1e9 / self.nominal_period_ns:.1f} Hz"
         self.description = f"bag {path.name}: {self.topic} ({self._msgtype}), {rate}"
 
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. Raw images pass unchanged, compressed ones are decoded to rgb8. A message for which
-        that fails is named in ``skipped``, like whatever is missing of the bag. Of video, each packet gives a frame in
-        rgb8, or one without an image, which says why; decoding begins at the key frame before the part that is read.
+    def entries(self) -> Generator[tuple[int, Callable[[], Frame]], None, None]:
+        """See ``Source.entries``. Raw images pass unchanged, compressed ones are decoded to rgb8. Of video, each packet
+        gives a frame in rgb8, or one without an image, which says why; decoding begins at the key frame before the part
+        that is read. What is missing of the bag is in ``skipped``.
         """
-        self.skipped = list(self._bag.problems)
-        before, read, unreadable, problem, self.left_out = len(self.skipped), 0, 0, "there is none", 0
+        self.skipped, known = list(self._bag.problems), len(self._bag.problems)
         levels, decoder = Levels(), VideoDecoder() if self._msgtype in VIDEO else None
         needed = deque[VideoPacket](maxlen=MOST_NEEDED)
         pace, offset_ns = Pace(self.nominal_period_ns, max_pause_s=0.0), 0
-        for recorded in self._bag.of_type(self.topic, self._msgtype):
-            offset_ns += pace.step(recorded.time_ns)[0]
-            part = self.part_of(offset_ns)
-            if part > 0:
-                break
-            if part < 0:
-                self.left_out += 1
-                with contextlib.suppress(MessageError, EncodingError):
-                    if decoder is not None:
+        self._compared = self.calibration is None
+        try:
+            for recorded in self._bag.of_type(self.topic, self._msgtype):
+                offset_ns += pace.step(recorded.time_ns)[0]
+                if decoder is not None and self.part_of(offset_ns) < 0:
+                    with contextlib.suppress(MessageError, EncodingError):
                         packet = packet_of(recorded.message())
                         if is_key(packet.data, codec_of(packet.format)):
                             needed.clear()
                         needed.append(packet)
-                continue
-            while decoder is not None and needed:
-                with contextlib.suppress(EncodingError):
-                    decoder.decode(needed.popleft())
-            read += 1
-            try:
-                frame = _frame(recorded, levels, decoder)
-            except MessageError as error:
-                self.left_out += 1
-                unreadable += 1
-                self.skipped.append(str(error))
-                log.warning("left out of %s: %s", self.topic, error)
-                continue
-            if frame.problem:
-                unreadable, problem = unreadable + 1, frame.problem
-            elif read == 1 and self.calibration and (strange := _strange(self.calibration, frame)):
-                self.skipped.append(f"the camera_info beside {self.topic} {strange}")
-            yield replace(frame, record_ns=frame.stamp_ns) if self._recorded_at_once else frame
-        self.skipped[before:before] = self._bag.problems[before:]
-        if unreadable == read:
-            if not read:
-                self.check_part()
-            why = self.skipped[-1] if self.skipped else problem
-            none = f"none of the {read} images" if read else "no image"
-            raise MediaError(f"{none} on {self.topic} of {self.path} can be read: {why}")
+                while decoder is not None and needed and self.part_of(offset_ns) == 0:
+                    with contextlib.suppress(EncodingError):
+                        decoder.decode(needed.popleft())
+                yield offset_ns, partial(self._read, recorded, levels, decoder)
+        finally:
+            self.skipped += self._bag.problems[known:]
+
+    def _read(self, recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> Frame:
+        frame = _frame(recorded, levels, decoder)
+        if not self._compared and not frame.problem:
+            self._compared = True
+            if strange := _strange(self.calibration or {}, frame):
+                self.note(f"the camera_info beside {self.topic} {strange}")
+        return replace(frame, record_ns=frame.stamp_ns) if self._recorded_at_once else frame
 
     def _period_ns(self) -> int:
         """Usual time between two frames, by the times of recording or by the stamps, whichever is longer.

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ MOST_B = 16
 """B-pictures in a row that may be made of the picture behind them: a decoder of H.264 or H.265 holds no more."""
 
 
-class Source(abc.ABC):
+class Source:
     """A stream of frames, opened by ``open_source``.
 
     :ivar kind: "bag", "video", "folder" or "camera".
@@ -40,7 +40,7 @@ class Source(abc.ABC):
     :ivar calibration: fields of ``sensor_msgs/CameraInfo`` but the header, as plain values under their ROS 2 names,
         ``roi`` a mapping as well; None where there is none.
     :ivar live: whether frames appear by themselves, at their own pace, and cannot be read again.
-    :ivar skipped: one line per frame that could not be read, filled while ``frames()`` runs.
+    :ivar skipped: what is wrong, a line for each frame that could not be read, filled while ``frames()`` runs.
     :ivar left_out: frames of this pass so far that were not yielded: unreadable ones, and those before ``start_s``.
     :ivar odd_stamps: what is wrong with the stamps as a whole; empty: nothing that is known.
     :ivar start_s, stop_s: the part that is read, in seconds from the first frame of the recording.
@@ -59,12 +59,49 @@ class Source(abc.ABC):
         self.left_out = 0
         self.start_s, self.stop_s = 0.0, math.inf
 
-    @abc.abstractmethod
     def frames(self) -> Iterator[Frame]:
         """The frames from the first on; may be called again for another pass, except on a live source.
 
         :raises MediaError: if the input turns out to be unreadable while it is read.
         """
+        self.skipped, self.left_out = [], 0
+        read, unreadable, why = 0, 0, ""
+        with contextlib.closing(self.entries()) as entries:
+            for offset_ns, load in entries:
+                part = self.part_of(offset_ns)
+                if part > 0:
+                    break
+                if part < 0:
+                    self.left_out += 1
+                    continue
+                read += 1
+                try:
+                    frame = load()
+                except MediaError as error:
+                    self.left_out += 1
+                    self.note(str(error))
+                    unreadable, why = unreadable + 1, why or str(error)
+                    continue
+                unreadable, why = unreadable + bool(frame.problem), why or frame.problem
+                yield frame
+        if unreadable == read and not read and not self.whole:
+            raise MediaError(f"no frame lies in the chosen part: {self.description}")
+        if unreadable == read:
+            none = f"none of the {read} images" if read else "no image"
+            what = why or "; ".join(self.skipped[-1:]) or "there is none"
+            raise MediaError(f"{none} of {self.description} can be read: {what}")
+
+    def entries(self) -> Generator[tuple[int, Callable[[], Frame]], None, None]:
+        """What is to be a frame: when it comes, in ns after the first one, and how it is read.
+
+        Reading one raises ``MediaError`` where that fails, which costs this one only.
+        """
+        raise NotImplementedError
+
+    def note(self, problem: str) -> None:
+        """Add to ``skipped``, and warn."""
+        self.skipped.append(problem)
+        log.warning("%s: %s", self.kind, problem)
 
     def choose_part(self, start_s: float, stop_s: float) -> None:
         """Read from ``start_s`` on, up to before ``stop_s``, in seconds from the first frame; adapts ``count``.
@@ -93,14 +130,6 @@ class Source(abc.ABC):
     def part_of(self, offset_ns: int) -> int:
         """Where a frame so long after the first one lies: -1 before the part that is read, 0 in it, 1 behind it."""
         return 1 if offset_ns * 1e-9 >= self.stop_s else 0 if offset_ns * 1e-9 >= self.start_s else -1
-
-    def check_part(self) -> None:
-        """To be called where the part that is read holds no frame.
-
-        :raises MediaError: unless the whole recording is read.
-        """
-        if not self.whole:
-            raise MediaError(f"no frame lies in the chosen part: {self.description}")
 
     def close(self) -> None:
         """Give back what the source holds, a camera for one; it yields no frames afterwards."""
@@ -155,45 +184,28 @@ class VideoSource(Source):
         # FFmpeg takes what stands before a colon for a protocol, except behind a slash.
         return self._av.open(str(self.path.absolute()))
 
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. The frames are bgr8, each of its own size; stamps start at 1 s.
+    def entries(self) -> Generator[tuple[int, Callable[[], Frame]], None, None]:
+        """See ``Source.entries``. The frames are bgr8, each of its own size; stamps start at 1 s.
 
         A picture that is damaged, or needs one that is, is a frame without an image.
         """
-        number, readable, stamp_ns, why, self.left_out, self.skipped = 0, 0, 0, "", 0, []
+        number, stamp_ns = 0, 0
         with contextlib.closing(self._decoded()) as pictures:
             for time_ns, picture, problem in pictures:
                 due_ns = FIRST_STAMP_NS + time_ns
                 # Some containers repeat or lose time stamps; a stream whose time stands still is no stream.
                 stamp_ns = due_ns if due_ns > stamp_ns else stamp_ns + self.nominal_period_ns
-                part = self.part_of(stamp_ns - FIRST_STAMP_NS)
-                if part > 0:
-                    break
-                if part < 0:
-                    self.left_out += 1
-                    continue
                 number += 1
-                if problem:
-                    why = f": {problem}"
-                    yield Frame.without_image(problem, stamp_ns, stamp_ns, "camera")
-                else:
-                    readable += 1
-                    yield Frame.of(_upright(picture), "bgr8", stamp_ns, stamp_ns, "camera")
-        if readable == 0:
-            if number == 0:
-                self.check_part()
-            none = f"{self.path} opens as a video, but not one of its frames can be decoded"
-            raise MediaError(f"{none}; it is damaged or truncated{why}")
-        period_s, read_s = self.nominal_period_ns * 1e-9, (stamp_ns - FIRST_STAMP_NS + self.nominal_period_ns) * 1e-9
+                yield stamp_ns - FIRST_STAMP_NS, partial(_video_frame, picture, problem, stamp_ns)
         number += len(self.skipped)
+        period_s, read_s = self.nominal_period_ns * 1e-9, (stamp_ns - FIRST_STAMP_NS + self.nominal_period_ns) * 1e-9
         lost = ""
         if self._counted and number < (self.count or 0):
             lost = f"{self.count} frames, only {number}"
         elif not self._counted and self._length_s - read_s > 3 * period_s:  # by less if its rate is not constant
             lost = f"a length of {self._length_s:.1f} s, only {read_s:.1f} s"
         if self.whole and lost:
-            self.skipped.append(f"{self.path.name} states {lost} can be decoded; it may be truncated")
-            log.warning(self.skipped[-1])
+            self.note(f"{self.path.name} states {lost} can be decoded; it may be truncated")
 
     def _decoded(self) -> Generator[tuple[int, Any, str], None, None]:
         """Time from the first picture in ns, the decoded picture, and why it is not usable, if it is not."""
@@ -210,8 +222,7 @@ class VideoSource(Source):
                 except self._av.error.FFmpegError as error:
                     damaged = DAMAGED
                     at_s = "?" if packet.pts is None else f"{float((packet.pts - (first or 0)) * stream.time_base):.3f}"
-                    self.skipped.append(f"{self.path.name}: the picture at {at_s} s is damaged ({error.strerror})")
-                    log.warning(self.skipped[-1])
+                    self.note(f"{self.path.name}: the picture at {at_s} s is damaged ({error.strerror})")
                 if packet.size and 0 < len(run) <= MOST_B and run[-1].pict_type == self._av.video.frame.PictureType.B:
                     continue  # it is made of the picture behind it as well; hardware may write B-pictures alone
                 corrupt = any(picture.is_corrupt for picture in run)
@@ -228,6 +239,12 @@ def _upright(picture: Any) -> np.ndarray:
     """BGR of a decoded picture, (H, W, 3) uint8, turned by what the file says of its orientation."""
     image = picture.reformat(format="bgr24", threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90)))
+
+
+def _video_frame(picture: Any, problem: str, stamp_ns: int) -> Frame:
+    if problem:
+        return Frame.without_image(problem, stamp_ns, stamp_ns, "camera")
+    return Frame.of(_upright(picture), "bgr8", stamp_ns, stamp_ns, "camera")
 
 
 class CameraSource(Source):

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import math
 import os
 import queue
 import re
 import statistics
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from deq_flow_ros import needed_by
@@ -30,8 +30,6 @@ from deq_flow_ros.recordings.files import (
     visible_files,
 )
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, CameraSource, Source, VideoSource
-
-log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -255,32 +253,21 @@ class FolderSource(Source):
             rate = f"at {fps:g} Hz" if fps else f"at {DEFAULT_FPS:g} Hz, which is assumed (--fps sets another)"
         self.description = f"folder {path.name}: {self.count} images {rate}"
 
-    def frames(self) -> Iterator[Frame]:
-        """See ``Source.frames``. A file that cannot be read leaves its time slot empty and is named in ``skipped``."""
-        stamps_ns, missing = self._stamps_ns, self._missing
-        numbers = [n for n, stamp_ns in enumerate(stamps_ns) if self.part_of(stamp_ns - stamps_ns[0]) == 0]
-        if not numbers:
-            self.check_part()
-        self.skipped, self.left_out = [missing] if missing else [], numbers[0]
-        for number in numbers:
-            file, stamp_ns = self.files[number], stamps_ns[number]
-            try:
-                image, pictures = read_picture(file)
-                frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
-            except (MediaError, OSError) as error:
-                self.skipped.append(f"{file.name}: {error}")
-                self.left_out += 1
-                log.warning("left out %s: %s", file, error)
-                continue
-            if pictures > 1:
-                self.skipped.append(f"{file.name}: {several(pictures)}")
-                log.warning("%s: %s", file, self.skipped[-1])
-            yield frame
-        if (unreadable := self.left_out - numbers[0]) == len(numbers):
-            none = f"none of the {len(numbers)} images in {self.path} can be read"
-            raise MediaError(f"{none}; the first: {self.skipped[bool(missing)]}")
-        if unreadable:
-            log.warning("%d of %d images in %s could not be read", unreadable, len(numbers), self.path)
+    def entries(self) -> Generator[tuple[int, Callable[[], Frame]], None, None]:
+        """See ``Source.entries``. A file that cannot be read leaves its time slot empty."""
+        self.skipped += [self._missing] if self._missing else []
+        for file, stamp_ns in zip(self.files, self._stamps_ns, strict=True):
+            yield stamp_ns - self._stamps_ns[0], partial(self._read, file, stamp_ns)
+
+    def _read(self, file: Path, stamp_ns: int) -> Frame:
+        try:
+            image, pictures = read_picture(file)
+            frame = frame_from_array(image, stamp_ns, stamp_ns, "camera")
+        except (MediaError, OSError) as error:
+            raise MediaError(f"{file.name}: {error}") from error
+        if pictures > 1:
+            self.note(f"{file.name}: {several(pictures)}")
+        return frame
 
 
 def _what_is_in(folder: Path) -> str:

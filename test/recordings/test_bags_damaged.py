@@ -223,7 +223,7 @@ def test_what_lies_beside_the_images_may_be_undecodable_too(tmp_path: Path) -> N
         writer.write_frame(TOPIC, frame(0))
     found, problems = numbers_of(tmp_path / "bag")
     assert found == [0] and len(problems) == 1 and "on /camera/camera_info that was recorded at 0 ns" in problems[0]
-    with pytest.raises(MediaError, match=r"none of the 1 images on /broken of .* can be read: the message"):
+    with pytest.raises(MediaError, match=r"none of the 1 images of bag bag: /broken .* can be read: the message"):
         list(open_source(tmp_path / "bag", "/broken").frames())
     with pytest.raises(MediaError, match="on /broken that was recorded at 0 ns cannot be decoded"):
         list(read_messages(tmp_path / "bag", "/broken"))

@@ -284,7 +284,7 @@ def test_unusable_inputs_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(MediaError, match=message):
             open_source(tmp_path / name)
-    with pytest.raises(MediaError, match=r"none of the 1 images in .*broken can be read; the first: a.png"):
+    with pytest.raises(MediaError, match=r"none of the 1 images of folder broken.* can be read: a.png"):
         list(open_source(tmp_path / "broken").frames())
     with pytest.raises(MediaError, match="only bags have topics"):
         open_source(tmp_path / "broken", topic="/camera")
