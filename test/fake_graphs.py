@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import EagerEngine, FlowEstimator, FlowResult
+from deq_flow_ros.streaming.capture import Captured, GraphDevice
 from deq_flow_ros.streaming.clock import Clock
 from deq_flow_ros.streaming.costs import StageTimes
-from deq_flow_ros.streaming.graphs import Captured, Done, GraphDevice, GraphEngine
+from deq_flow_ros.streaming.graph_engine import GraphEngine
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ class FakeDevice(GraphDevice):
     """
 
     def __init__(self, replay_ms: float = 0.1, copy_ms: float = 0.03) -> None:
-        super().__init__(torch.device("cpu"))
+        self.device = torch.device("cpu")
         self.clock = FakeClock()
         self.clock.fake = self
         self.replay_ns, self.copy_ns = round(1e6 * replay_ms), round(1e6 * copy_ms)
@@ -174,8 +175,7 @@ class FakeDevice(GraphDevice):
         self._copies.append((begin, end, *((nothing, storages(to)) if up else (storages(source), nothing))))
         (self._uploads if up else self._under_way).append((end, to, source if up else source.clone()))
 
-    def hold(self, mark: Done) -> None:
-        assert isinstance(mark, FakeMark)
+    def hold(self, mark: FakeMark) -> None:
         self._queues[self._beside] = max(self._queues[self._beside], mark.at_ns)
 
     def mark(self) -> FakeMark:
@@ -225,7 +225,7 @@ class _Copies(TorchDispatchMode):
 
 
 class FakeMark:
-    """See ``Done``."""
+    """A place in what is queued, as ``torch.cuda.Event`` is."""
 
     def __init__(self, device: FakeDevice, at_ns: int) -> None:
         self._device, self.at_ns = device, at_ns

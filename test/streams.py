@@ -50,7 +50,7 @@ class Clock:
 
         monkeypatch.setattr(MACHINE, "now_ns", lambda: self.now_ns)
         monkeypatch.setattr(time, "monotonic_ns", lambda: self.now_ns)
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now_ns / 1e9)
+        monkeypatch.setattr(time, "perf_counter_ns", lambda: self.now_ns)
         monkeypatch.setattr(model, "encode", timed_encode)
         monkeypatch.setattr(model.update_block, "forward", timed_iteration)
 

@@ -29,7 +29,7 @@ from deq_flow_ros.imaging.metrics import (
     visible_weight,
 )
 from deq_flow_ros.streaming import FlowInfo
-from deq_flow_ros.streaming.result import REPEATED_SHARE
+from deq_flow_ros.streaming.interface import REPEATED_SHARE
 
 WINDOW, STILL_PX = 5, 0.25
 """A pixel stands still if the window around it, of this side in px, changes less than by a motion of this length."""

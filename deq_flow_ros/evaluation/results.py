@@ -21,7 +21,7 @@ from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording
 from deq_flow_ros.recordings.files import check_name, write_json, write_text
-from deq_flow_ros.streaming.result import pair_values
+from deq_flow_ros.streaming.interface import pair_values
 
 RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
 BAG, RECORDING = "flow", "recording"

@@ -25,9 +25,8 @@ from deq_flow_ros.imaging import MediaError, Pace
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming.clock import OVERHEAD, CostTable, VirtualClock, measure_costs
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
+from deq_flow_ros.streaming.interface import LARGEST_SCALE, SUPERSEDED
 from deq_flow_ros.streaming.plan import scale_ladder
-from deq_flow_ros.streaming.result import SUPERSEDED
-from deq_flow_ros.streaming.settings import LARGEST_SCALE
 
 
 class SettingRun:

@@ -17,7 +17,7 @@ from std_msgs.msg import Header
 from deq_flow_ros.imaging import stamp_to_ns
 from deq_flow_ros.recordings.files import STATUS_NAME
 from deq_flow_ros.ros.process import status_of
-from deq_flow_ros.streaming.result import SUPERSEDED, FlowInfo, pair_values
+from deq_flow_ros.streaming.interface import SUPERSEDED, FlowInfo, pair_values
 
 RATE_LIMITED = "skipped to keep to max_rate_hz"
 UNHEARD = "nobody subscribes to the flow"

@@ -23,7 +23,7 @@ from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.accounts import BY_DESIGN, SUPERSEDED, Window, kind_of
 from deq_flow_ros.ros.process import status_of
 from deq_flow_ros.streaming.continuity import FLAT, LEFT_OUT
-from deq_flow_ros.streaming.result import REPEATED_SHARE
+from deq_flow_ros.streaming.interface import REPEATED_SHARE
 
 Trouble: TypeAlias = tuple[bytes, str]  # level, and what is wrong and what to do
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR

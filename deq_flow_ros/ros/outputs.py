@@ -36,7 +36,7 @@ from deq_flow_ros.ros.camera_info import Calibration
 from deq_flow_ros.ros.messages import array_to_image, compressed_image, make_cloud, table_of
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming import FlowResult
-from deq_flow_ros.streaming.settings import Palette
+from deq_flow_ros.streaming.interface import Palette
 
 ACCOUNTS = "statistics"
 _TOPICS = {

@@ -13,10 +13,10 @@ import numpy as np
 
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import REFINE
-from deq_flow_ros.streaming.engine import Engine, Slot, Solved, Wanted
+from deq_flow_ros.streaming.eager import EagerEngine, Slot
 from deq_flow_ros.streaming.fields import refined
+from deq_flow_ros.streaming.interface import FlowResult, Likeness, Solved, Wanted
 from deq_flow_ros.streaming.plan import Limits, padded_size
-from deq_flow_ros.streaming.result import FlowResult
 from deq_flow_ros.streaming.stream import Stream, Turn
 
 
@@ -24,7 +24,7 @@ class Estimator(Protocol):
     """What decides for one camera, what computes, and what is kept there; a ``FlowEstimator``."""
 
     stream: Stream
-    engine: Engine[Any]
+    engine: EagerEngine
     slot: Slot
 
 
@@ -68,17 +68,19 @@ class UpdateRequest:
             raise ValueError(f"time_limit_ms must be a finite number or None, got {self.time_limit_ms!r}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Member:
     """A frame of a batch.
 
-    :ivar place: in the list of requests.
+    :ivar alike: how alike it and the last one are; None if that is not asked.
+    :ivar result: known at the end; None for the first frame of a stream.
     """
 
-    place: int
     stream: Stream
     slot: Slot
     turn: Turn
+    alike: Likeness | None = None
+    result: FlowResult | None = None
 
 
 def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None]:
@@ -97,22 +99,24 @@ def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None
     if not requests:
         return []
     engine = _common_engine(requests)
-    members = []
-    for place, request in enumerate(requests):
+    taken: list[Member | None] = []
+    for request in requests:
         arrival_ns = engine.clock.now_ns() if request.arrival_ns is None else request.arrival_ns
         stream = request.estimator.stream
         turn = stream.take(request.frame, request.stamp_ns, arrival_ns, request.time_limit_ms)
-        if turn is not None:
-            members.append(Member(place, stream, request.estimator.slot, turn))
-    results: list[FlowResult | None] = [None] * len(requests)
-    for group in _groups(engine, members):
-        for batch in _batches(engine, group):
-            for member, result in zip(batch, process(engine, batch), strict=True):
-                results[member.place] = result
-    return results
+        taken.append(None if turn is None else Member(stream, request.estimator.slot, turn))
+    members = [member for member in taken if member is not None]
+    if len(members) == 1:
+        members[0].stream.plan(members[0].turn, engine.clock.now_ns(), 1)
+        process(engine, members)
+    else:
+        for group in _groups(engine, members):
+            for batch in _batches(engine, group):
+                process(engine, batch)
+    return [None if member is None else member.result for member in taken]
 
 
-def _common_engine(requests: Sequence[UpdateRequest]) -> Engine[Any]:
+def _common_engine(requests: Sequence[UpdateRequest]) -> EagerEngine:
     estimators = [request.estimator for request in requests]
     engine = estimators[0].engine
     if len(set(map(id, estimators))) != len(estimators):
@@ -124,23 +128,20 @@ def _common_engine(requests: Sequence[UpdateRequest]) -> Engine[Any]:
     return engine
 
 
-def _groups(engine: Engine[Any], members: Sequence[Member]) -> Iterator[Sequence[Member]]:
+def _groups(engine: EagerEngine, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
     """Frames that may share a batch: alike, and with times left that do not differ too much, the shortest first."""
-    if len(members) == 1:
-        yield members
-        return
-    alike: dict[tuple[object, ...], list[tuple[float, int, Member]]] = {}
+    alike: dict[tuple[object, ...], list[tuple[float, Member]]] = {}
     for member in members:
         now_ns = engine.clock.now_ns()
         deadline, settings = member.stream.deadline(member.turn, now_ns), member.stream.settings
         left_ms = math.inf if deadline is None else (deadline.at_ns - now_ns) / 1e6
-        key = (member.turn.starts, padded_size(*member.turn.seen.size), *settings.solver)
-        alike.setdefault(key, []).append((left_ms, member.place, member))
+        solver = settings.direction, settings.max_iterations, settings.tolerance_px
+        key = (member.turn.starts, padded_size(*member.turn.seen.size), *solver)
+        alike.setdefault(key, []).append((left_ms, member))
     for candidates in alike.values():
-        candidates.sort(key=lambda candidate: candidate[:2])
-        shortest_ms = candidates[0][0]
-        group: list[Member] = []
-        for left_ms, _, member in candidates:
+        candidates.sort(key=operator.itemgetter(0))
+        shortest_ms, group = candidates[0][0], list[Member]()
+        for left_ms, member in candidates:
             if left_ms > 2 * max(shortest_ms, 0.0):
                 yield group
                 shortest_ms, group = left_ms, []
@@ -148,12 +149,8 @@ def _groups(engine: Engine[Any], members: Sequence[Member]) -> Iterator[Sequence
         yield group
 
 
-def _batches(engine: Engine[Any], group: Sequence[Member]) -> Iterator[Sequence[Member]]:
+def _batches(engine: EagerEngine, group: Sequence[Member]) -> Iterator[Sequence[Member]]:
     """The frames of a group, whose turn has come; those that are processed at one scale are a batch."""
-    if len(group) == 1:
-        group[0].stream.plan(group[0].turn, engine.clock.now_ns(), 1)
-        yield group
-        return
     batches: dict[tuple[float, tuple[int, int]], list[Member]] = {}
     for member in group:
         plan = member.stream.plan(member.turn, engine.clock.now_ns(), len(group))
@@ -165,22 +162,22 @@ def _batches(engine: Engine[Any], group: Sequence[Member]) -> Iterator[Sequence[
         yield batch
 
 
-def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult | None]:
+def process(engine: EagerEngine, batch: Sequence[Member]) -> None:
     """Encode the frames of a batch and, unless they are the first of their streams, solve their pairs."""
     plans = [member.turn.plan for member in batch if member.turn.plan is not None]
     plan, direction = plans[0], batch[0].stream.settings.direction
     sizes = [each.size for each in plans]
     slots = [member.slot for member in batch]
     images = [member.turn.image for member in batch]
-    engine.stages.begin(plan.pixels)
+    engine.stages.begin(math.prod(plan.size))
     if batch[0].turn.starts:
-        for member in batch:
-            member.slot.clear()
+        for slot in slots:
+            slot.clear()
         engine.encode(slots, images, sizes)
         for member in batch:
             engine.advance(member.slot, keep_state=False)
             member.stream.begin(member.turn)
-        return [None] * len(batch)
+        return
     for slot, each in zip(slots, plans, strict=True):
         if each.reencode:
             engine.reencode(slot, each.size, each.ratio)
@@ -190,9 +187,10 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
             engine.prepare(slot, direction, alone=len(batch) == 1)
     compared = [member for member in batch if member.stream.settings.warm]
     found = engine.match([member.slot for member in compared], direction) if compared else []
-    alike = {member.place: likeness for member, likeness in zip(compared, found, strict=True)}
+    for member, likeness in zip(compared, found, strict=True):
+        member.alike = likeness
     so_far_ms = engine.stages.read(wait=False)
-    limits = [member.stream.limits(member.turn, so_far_ms, len(batch), alike.get(member.place)) for member in batch]
+    limits = [member.stream.limits(member.turn, so_far_ms, len(batch), member.alike) for member in batch]
     for member in compared:
         if not member.stream.warm:
             engine.start_cold(member.slot)
@@ -201,25 +199,24 @@ def process(engine: Engine[Any], batch: Sequence[Member]) -> Sequence[FlowResult
     asked = [Wanted(each.residual, each.uncertainty) for each in settings]
     palettes = [None if each.refinement else each.palette for each in settings]
     solved = engine.finish(slots, direction, Wanted(*map(any, zip(*asked, strict=True))), palettes)
-    steps = [each.refinement for each in settings]
-    if any(steps):
-        solved = [refine(member, one, count) for member, one, count in zip(batch, solved, steps, strict=True)]
+    if any(each.refinement for each in settings):
+        solved = [refine(member, one) for member, one in zip(batch, solved, strict=True)]
         engine.stages.lap(REFINE)
     stage_ms = engine.stages.read()
-    results = []
     for member, one, wanted in zip(batch, solved, asked, strict=True):
         info = member.stream.conclude(member.turn, one, stage_ms, engine.clock.now_ns(), len(batch))
         engine.advance(member.slot, keep_state=member.stream.warm)
         residual = one.residual if wanted.residual else None
         uncertainty = one.uncertainty if wanted.uncertainty else None
-        results.append(FlowResult(one.flow, residual, info, uncertainty, one.colors))
-    return results
+        member.result = FlowResult(one.flow, residual, info, uncertainty, one.colors)
 
 
-def refine(member: Member, solved: Solved, steps: int) -> Solved:
-    """The same with a field that is refined between the frames as they came."""
-    assert member.stream.last is not None
-    first, second = member.stream.last.image, member.turn.image
-    if member.stream.settings.direction == "backward":
+def refine(member: Member, solved: Solved) -> Solved:
+    """The same with a field that is refined between the frames as they came, if the settings ask for it."""
+    settings, last = member.stream.settings, member.stream.last
+    if not settings.refinement or last is None:
+        return solved
+    first, second = last.image, member.turn.image
+    if settings.direction == "backward":
         first, second = second, first
-    return replace(solved, flow=refined(solved.flow, first, second, steps)) if steps else solved
+    return replace(solved, flow=refined(solved.flow, first, second, settings.refinement))

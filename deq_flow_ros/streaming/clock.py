@@ -6,8 +6,9 @@ A simulation can be repeated: it computes the real flow, but the time of its sta
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from deq_flow_ros.streaming.costs import REENCODE, REENCODE_PARTS, SOLVE, StageTimes
-from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
+from deq_flow_ros.streaming.plan import scaled_size
 
 ITERATION, OVERHEAD = "iteration", "overhead"
 """Costs that are no stages: one iteration of the solver, and what no stage measures."""
@@ -58,10 +59,7 @@ class CostTable:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> CostTable:
-        """From what ``plain`` gave.
-
-        :raises ValueError: for anything else.
-        """
+        """:raises ValueError: if it is not what ``plain`` gave."""
         try:
             stages = {
                 int(pixels): {str(name): [float(value) for value in values] for name, values in known.items()}
@@ -75,13 +73,12 @@ class CostTable:
         return cls(stages)
 
     def plain(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return {
-            "stage_ms_by_pixels": {
-                str(pixels): {name: [round(value, 4) for value in values] for name, values in known.items()}
-                for pixels, known in sorted(self.stages.items())
-            }
+        """For a JSON file; ``of`` reads it."""
+        by_pixels = {
+            str(pixels): {name: [round(value, 4) for value in values] for name, values in known.items()}
+            for pixels, known in sorted(self.stages.items())
         }
+        return {"stage_ms_by_pixels": by_pixels}
 
     def times(self, name: str, pixels: int) -> list[float]:
         """Times of a stage for so many pixels; empty for a stage that was not measured at all.
@@ -125,32 +122,24 @@ class VirtualClock(Clock):
 
 
 class _ChargedStages(StageTimes):
-    """Stages whose times are those that the clock charges."""
+    """Stages whose times are those that the clock charges. The stage "solve" takes what its iterations take."""
 
     def __init__(self, clock: VirtualClock, pixels: int) -> None:
         self._clock = clock
+        super().__init__()
         self.begin(pixels)
 
     def begin(self, pixels: int) -> None:
-        """See ``StageTimes.begin``."""
-        self._pixels, self._times = pixels, dict[str, float]()
-        self.restart()
-
-    def restart(self) -> None:
-        """See ``StageTimes.restart``."""
-        self._start_ns = self._clock.now_ns()
+        self._pixels = pixels
+        super().begin(pixels)
 
     def lap(self, name: str) -> None:
-        """See ``StageTimes.lap``. The stage "solve" takes what its iterations take."""
         if name != SOLVE:
             for part in REENCODE_PARTS if name == REENCODE else (name,):
                 self._clock.charge(part, self._pixels)
-        self._times[name] = self._times.get(name, 0.0) + (self._clock.now_ns() - self._start_ns) / 1e6
-        self.restart()
+        super().lap(name)
 
     def counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """See ``StageTimes.counted``."""
-
         def charged(*arguments: Any) -> Any:
             result = function(*arguments)
             self._clock.charge(ITERATION, self._pixels)
@@ -158,9 +147,8 @@ class _ChargedStages(StageTimes):
 
         return charged
 
-    def read(self, wait: bool = True) -> dict[str, float]:
-        """See ``StageTimes.read``."""
-        return self._times
+    def _mark(self) -> int:
+        return self._clock.now_ns()
 
 
 def measure_costs(
@@ -176,25 +164,20 @@ def measure_costs(
     height, width = images[0].shape[:2]
     stages: dict[int, dict[str, list[float]]] = {height * width: {"convert": list(convert_ms)}} if convert_ms else {}
     for scale in scales:
-        known = stages.setdefault(number_of_pixels(scaled_size(height, width, scale)), {})
-        for measured in _measure(make_estimator(scale), images):
+        known = stages.setdefault(math.prod(scaled_size(height, width, scale)), {})
+        estimator, began = make_estimator(scale), time.perf_counter()
+        for number in range(ROUNDS + 1):
+            if number > 3 and time.perf_counter() - began > LONGEST_S:
+                break
+            first = number % (len(images) - 1)
+            estimator.reset("measuring")
+            estimator.update(images[first], 0)
+            result = estimator.update(images[first + 1], 1)
+            if number == 0 or result is None:
+                continue  # the first one paid for allocations and kernel choices
+            measured = dict(result.info.stage_ms)
+            measured[OVERHEAD] = max(0.0, result.info.latency_ms - sum(measured.values()))
+            measured[ITERATION] = measured.pop("solve") / max(1, result.info.iterations)
             for name, value in measured.items():
                 known.setdefault(name, []).append(value)
     return CostTable(stages)
-
-
-def _measure(estimator: Any, images: Sequence[np.ndarray]) -> Iterator[dict[str, float]]:
-    began = time.perf_counter()
-    for number in range(ROUNDS + 1):
-        if number > 3 and time.perf_counter() - began > LONGEST_S:
-            return
-        first = number % (len(images) - 1)
-        estimator.reset("measuring")
-        estimator.update(images[first], 0)
-        result = estimator.update(images[first + 1], 1)
-        if number == 0 or result is None:
-            continue  # the first one paid for allocations and kernel choices
-        measured = dict(result.info.stage_ms)
-        measured[OVERHEAD] = max(0.0, result.info.latency_ms - sum(measured.values()))
-        measured[ITERATION] = measured.pop("solve") / max(1, result.info.iterations)
-        yield measured

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 # A cost rarely exceeds its mean by more than this number of mean deviations (docs/budget.md).
 DEVIATIONS = 2.5
@@ -57,8 +58,8 @@ class StageTimes:
         """The times. On a device, this waits for the last stage, or leaves out stages that have not ended."""
         times: dict[str, float] = {}
         for name, start, end in self._laps:
-            if self._event is None:
-                value = 1e3 * (end - start)
+            if isinstance(start, int):
+                value = (end - start) / 1e6
             elif wait or end.query():
                 end.synchronize()
                 value = start.elapsed_time(end)
@@ -68,11 +69,11 @@ class StageTimes:
         return times
 
     def _mark(self) -> Any:
-        return time.perf_counter() if self._event is None else self._event()
+        """A time in ns, or an event."""
+        return time.perf_counter_ns() if self._event is None else self._event()
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """The expected cost of a piece of work and its mean deviation, ms."""
 
     mean: float = 0.0
@@ -114,21 +115,6 @@ class RunningCost:
         self.deviation += max(1 / self.count, 0.05) * (spread - self.deviation)
 
 
-@dataclass(frozen=True)
-class Rest:
-    """The costs that the rest of a frame rarely exceeds, ms.
-
-    :ivar after: all stages after the solve.
-    :ivar iteration: one iteration.
-    :ivar coarse: the coarse solves of a cold start.
-    """
-
-    after: float
-    iteration: float
-    coarse: float
-
-
-@dataclass
 class CostModel:
     """Costs of all stages, by the number of pixels processed, and the load of the machine.
 
@@ -141,29 +127,21 @@ class CostModel:
 
     Each batch size has a model of its own (``of_batch``). Until a stage is measured there, it is expected to cost as
     much as the frames one after the other.
+
+    :param single: the model of single frames, if this one is of batches; it has the load of the machine.
+    :ivar stages: what is known, by the number of pixels of a frame, then by stage.
+    :ivar load: how many times longer everything takes than when it was learnt; of a batch, not used.
     """
 
-    stages: dict[int, dict[str, RunningCost]] = field(default_factory=dict)
-    single: CostModel | None = None
-    batch_size: int = 1
-    _load: float = 1.0
-    _batches: dict[int, CostModel] = field(default_factory=dict)
-
-    @property
-    def load(self) -> float:
-        """How many times longer everything takes than when it was learnt. The machine has one load."""
-        return self._load if self.single is None else self.single.load
-
-    @load.setter
-    def load(self, value: float) -> None:
-        if self.single is None:
-            self._load = value
-        else:
-            self.single.load = value
+    def __init__(self, single: CostModel | None = None, batch_size: int = 1) -> None:
+        self.stages: dict[int, dict[str, RunningCost]] = {}
+        self._single, self._batch_size = single or self, batch_size
+        self._batches: dict[int, CostModel] = {}
+        self.load = 1.0
 
     def of_batch(self, size: int) -> CostModel:
         """The costs of this number of frames processed as one batch; for 1, this model itself."""
-        return self if size == 1 else self._batches.setdefault(size, CostModel(single=self, batch_size=size))
+        return self if size == 1 else self._batches.setdefault(size, CostModel(self, size))
 
     def add(self, pixels: int, stage_ms: Mapping[str, float], iterations: int) -> None:
         """Learn from the stage times of one frame. "solve" is divided by the number of iterations.
@@ -171,7 +149,8 @@ class CostModel:
         Encoding the last frame once more is left out, because its cost is that of encoding a frame; so is the first
         batch of a size, which includes allocations and the choice of kernels.
         """
-        if self.single is not None and pixels not in self.stages:
+        single = self._single
+        if single is not self and pixels not in self.stages:
             self.stages[pixels] = {}
             return
         counts = {name: 1 for name in stage_ms if name not in (SOLVE, REENCODE)}
@@ -179,16 +158,12 @@ class CostModel:
             counts[ITERATION] = iterations
         values = {name: stage_ms[SOLVE if name == ITERATION else name] / n for name, n in counts.items()}
         known = self._known(pixels, values)
-        expected = sum(n * self.load * known[name].mean for name, n in counts.items() if known[name].count)
+        expected = sum(n * single.load * known[name].mean for name, n in counts.items() if known[name].count)
         measured = sum(n * values[name] for name, n in counts.items() if known[name].count)
         if expected > 0 and measured > 0:
-            self.load *= min(max(measured / expected, 1 / LOAD_STEP), LOAD_STEP) ** LOAD_WEIGHT
+            single.load *= min(max(measured / expected, 1 / LOAD_STEP), LOAD_STEP) ** LOAD_WEIGHT
         for name, value in values.items():
-            known[name].add(value / self.load)
-
-    def forget(self, pixels: int) -> None:
-        """Forget the costs at this number of pixels."""
-        self.stages.pop(pixels, None)
+            known[name].add(value / single.load)
 
     def forget_stage(self, name: str) -> None:
         """Forget the costs of a stage."""
@@ -200,7 +175,7 @@ class CostModel:
         total = Estimate()
         for name in names:
             total = total.plus(self._idle(pixels, name))
-        return total.times(self.load)
+        return total.times(self._single.load)
 
     def high(self, pixels: int, *names: str) -> float:
         """The cost that the named stages together rarely exceed, ms."""
@@ -214,11 +189,14 @@ class CostModel:
         fixed, one = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides), self.expected(pixels, ITERATION)
         return [fixed.plus(one, count).high for count in range(most + 1)]
 
-    def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> Rest:
-        """The costs of the rest of a frame, given the times of its stages so far."""
+    def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> tuple[float, float, float]:
+        """What rarely is exceeded by the rest of a frame whose stages took these times so far, ms.
+
+        :returns: of all stages after the solve, of one iteration, and of the coarse solves of a cold start.
+        """
         slowdown = self.slowdown(pixels, so_far_ms)
-        stages = (AFTER_SOLVE, (ITERATION,), (COARSE,))
-        return Rest(*(slowdown * self.high(pixels, *names) for names in stages))
+        after, iteration, coarse = (self.high(pixels, *names) for names in (AFTER_SOLVE, (ITERATION,), (COARSE,)))
+        return slowdown * after, slowdown * iteration, slowdown * coarse
 
     def slowdown(self, pixels: int, stage_ms: Mapping[str, float]) -> float:
         """The time of the stages so far, divided by the time that they rarely exceed; at least 1.
@@ -239,18 +217,17 @@ class CostModel:
             if name not in known:
                 others = [p for p, stages in self.stages.items() if name in stages]
                 between = bool(others) and min(others) < pixels < max(others)
-                guess = self._idle(pixels, name) if between else Estimate()
-                known[name] = RunningCost(guess.mean, guess.deviation, GUESS_COUNT if between else 0)
+                known[name] = RunningCost(*self._idle(pixels, name), GUESS_COUNT) if between else RunningCost()
         return known
 
     def _idle(self, pixels: int, name: str) -> Estimate:
         """The estimate for a stage at a load of 1."""
         if name == REENCODE:
-            parts = [self._idle(pixels, part) for part in REENCODE_PARTS]
-            return parts[0].plus(parts[1])
+            resize, encode = (self._idle(pixels, part) for part in REENCODE_PARTS)
+            return resize.plus(encode)
         measured = {known: stages[name] for known, stages in self.stages.items() if name in stages}
         if not measured:
-            return Estimate() if self.single is None else self.single._idle(pixels, name).times(self.batch_size)
+            return Estimate() if self._single is self else self._single._idle(pixels, name).times(self._batch_size)
         below = max((p for p in measured if p <= pixels), default=None)
         above = min((p for p in measured if p >= pixels), default=None)
         if below is None or above is None:

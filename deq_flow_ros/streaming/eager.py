@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that calls PyTorch's operations one by one: on the CPU, and on any other device."""
+"""The engine computes for the streams of one model, and knows neither time that goes back, nor cuts, nor cameras.
+
+This one calls PyTorch's operations one by one: on the CPU, and on any other device. Three rules let another one replay
+captured graphs instead: what an engine keeps of a stream is in its ``Slot``, where nobody else looks; all calls of one
+frame have one processed size; and the host learns values of the device in ``match`` and ``finish`` alone, each time in
+one transfer for the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +21,9 @@ from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
 from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming.clock import MACHINE, Clock
-from deq_flow_ros.streaming.engine import Engine, Likeness, Slot, Solved, Wanted
 from deq_flow_ros.streaming.fields import find, pack, resize_image, unpack
+from deq_flow_ros.streaming.interface import Likeness, Palette, Solved, Wanted
 from deq_flow_ros.streaming.plan import Limits
-from deq_flow_ros.streaming.settings import Palette
 from deq_flow_ros.streaming.warm_start import carry
 
 # A cold pair is first solved at a half and a quarter of the resolution: of its own, however much it is enlarged.
@@ -43,17 +48,12 @@ class EncodedImage:
     padding: tuple[int, int, int, int]
     encoding: Encoding
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) as it came."""
-        return self.image.shape[0], self.image.shape[1]
-
 
 Pair = tuple[EncodedImage, EncodedImage]
 
 
-class EagerSlot(Slot):
-    """See ``Slot``.
+class Slot:
+    """What an engine keeps of one stream from frame to frame.
 
     :ivar last: the frame that the next pair begins with.
     :ivar next: the frame that it ends with.
@@ -74,45 +74,93 @@ class EagerSlot(Slot):
     found: State | None = None
     carried: tuple[State, State] | None = None
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self.__dict__.clear()
+
     def pair(self, direction: str) -> Pair:
         """The image on whose pixels the flow lives, and the other."""
         assert self.last is not None and self.next is not None
         return (self.last, self.next) if direction == "forward" else (self.next, self.last)
 
 
-class EagerEngine(Engine[EagerSlot]):
-    """See ``Engine``."""
+class EagerEngine:
+    """Computes; each call is a stage, or a few, of its ``StageTimes``, and takes the slots of a batch.
+
+    The calls of a pair in their order: ``stages.begin``, ``reencode`` where the scale changed, ``encode``, ``prepare``
+    where it was not called ahead, ``match`` and perhaps ``start_cold``, ``solve``, ``finish``, ``advance``. Those of a
+    first frame: ``stages.begin``, ``encode``, ``advance``. One thread at a time.
+
+    :param model: what it computes with, on the device that does.
+    :param clock: what the stages are timed by, and the deadlines of ``solve`` are on.
+    :ivar stages: the times of the calls since its ``begin``.
+    """
 
     def __init__(self, model: DEQFlow, clock: Clock = MACHINE) -> None:
-        super().__init__(model, clock)
+        self.model, self.clock, self.device = model, clock, model.device
+        self.stages = clock.stages(self.device, 0)
         self._solution: Solution | None = None
 
-    def slot(self) -> EagerSlot:
-        return EagerSlot()
+    @property
+    def about(self) -> str:
+        """What computes, in words for a log."""
+        return "eager"
+
+    def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
+        """Do now what is else done while a stream goes on: what frames of a (H, W) need once, processed at a size."""
+
+    def close(self) -> None:
+        """Give back what was made once for each size; a later frame makes it again."""
 
     @torch.inference_mode()
-    def encode(
-        self, slots: Sequence[EagerSlot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
-    ) -> None:
+    def encode(self, slots: Sequence[Slot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
+        """Scale the next frame of each stream, (H, W, 3) uint8 RGB, to its size, and encode it ("resize", "encode").
+
+        The sizes are the same once they are padded. The images are kept until the next pair, so not to be written to.
+        """
         pairs = zip(images, sizes, strict=True)
         scaled = [image if image.shape[:2] == size else resize_image(image, size) for image, size in pairs]
         if any(small is not image for small, image in zip(scaled, images, strict=True)):
             self.stages.lap("resize")
-        for slot, image in zip(slots, encode_images(self.model, self.device, images, scaled), strict=True):
+        for slot, image in zip(slots, self._encode(images, scaled), strict=True):
             slot.next = image
         self.stages.lap("encode")
 
+    def _encode(self, images: Sequence[np.ndarray], scaled: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Encode images as one batch; scaled, (h, w, 3) uint8 RGB, they have one padded size."""
+        padded = []
+        for image in scaled:
+            # PyTorch warns of arrays that cannot be written to, as Pillow's are, though nobody writes here.
+            # (H, W, 3) seen as (1, 3, H, W) already is the channels_last layout that the convolutions want.
+            tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(self.device).permute(2, 0, 1)[None]
+            whole = not any(side % FACTOR for side in image.shape[:2])
+            padded.append((tensor, (0, 0, 0, 0)) if whole else pad_to_multiple(tensor.float()))
+        encoding = self.model.encode(joined([tensor for tensor, _ in padded]))
+        return [
+            EncodedImage(image, tensor, padding, Encoding(*sample(encoding, i)))
+            for i, (image, (tensor, padding)) in enumerate(zip(images, padded, strict=True))
+        ]
+
     @torch.inference_mode()
-    def reencode(self, slot: EagerSlot, size: tuple[int, int], ratio: float) -> None:
+    def reencode(self, slot: Slot, size: tuple[int, int], ratio: float) -> None:
+        """The last frame of a stream once more, at another size, and its state with it ("reencode").
+
+        :param ratio: the new scale by the old.
+        """
         assert slot.last is not None
         image = slot.last.image
-        (slot.last,) = encode_images(self.model, self.device, [image], [resize_image(image, size)])
+        (slot.last,) = self._encode([image], [resize_image(image, size)])
         if slot.state is not None:
             slot.state = rescale(slot.state, slot.last.encoding.context.shape[-2:], ratio)
         self.stages.lap("reencode")
 
     @torch.inference_mode()
-    def prepare(self, slot: EagerSlot, direction: str, alone: bool = True) -> None:
+    def prepare(self, slot: Slot, direction: str, alone: bool = True) -> None:
+        """Carry the state along, and do what else a pair needs besides its second frame ("prepare").
+
+        :param alone: whether the pair will be solved alone, as far as that is known: what else it needs is done for
+            each alone, or for a batch in ``solve``.
+        """
         assert slot.last is not None
         slot.start = None if slot.state is None else carry(slot.state, direction)
         # Forward flow lives on the last frame's pixels, whose context is known; backward flow on those of the next.
@@ -121,7 +169,8 @@ class EagerEngine(Engine[EagerSlot]):
         self.stages.lap("prepare")
 
     @torch.inference_mode()
-    def match(self, slots: Sequence[EagerSlot], direction: str) -> list[Likeness]:
+    def match(self, slots: Sequence[Slot], direction: str) -> list[Likeness]:
+        """How alike the last frame and the next of each stream are ("match"); waits for the device, once."""
         values: list[Tensor] = []
         for slot in slots:
             first, second = (image.encoding for image in slot.pair(direction))
@@ -132,11 +181,16 @@ class EagerEngine(Engine[EagerSlot]):
         self.stages.lap("match")
         return [Likeness(*pair) for pair in numbers]
 
-    def start_cold(self, slot: EagerSlot) -> None:
+    def start_cold(self, slot: Slot) -> None:
+        """The coming solve of this stream does not begin with its carried state."""
         slot.start = None
 
     @torch.inference_mode()
-    def solve(self, slots: Sequence[EagerSlot], direction: str, limits: Limits, scale: float) -> None:
+    def solve(self, slots: Sequence[Slot], direction: str, limits: Limits, scale: float) -> None:
+        """Find the fixed points of a batch of pairs ("correlate", "coarse", "solve").
+
+        Each sample stops for itself; the limits are those of all. Cold ones begin with smaller images if time allows.
+        """
         pairs = [slot.pair(direction) for slot in slots]
         first, second = (
             Encoding(*map(joined, zip(*(image.encoding for image in images), strict=True)))
@@ -164,7 +218,7 @@ class EagerEngine(Engine[EagerSlot]):
         )
         self.stages.lap("solve")
 
-    def _find_starts(self, slots: Sequence[EagerSlot], pairs: Sequence[Pair], limits: Limits, scale: float) -> None:
+    def _find_starts(self, slots: Sequence[Slot], pairs: Sequence[Pair], limits: Limits, scale: float) -> None:
         """Where each solve begins; a cold one with smaller versions of the pair, if there is time."""
         cold = [i for i, slot in enumerate(slots) if slot.start is None]
         for slot, (image, _) in zip(slots, pairs, strict=True):
@@ -172,25 +226,29 @@ class EagerEngine(Engine[EagerSlot]):
         levels = coarse_levels(scale, pairs[0][0].tensor.shape[-2:]) if cold else 0
         if not levels:
             return
-        if limits.deadline_ns is not None:
-            needed_ms = limits.coarse_ms + limits.iteration_ms
-            if self.clock.now_ns() + 1e6 * needed_ms > limits.deadline_ns:
-                return
-        for i, state in zip(cold, self._solve_coarsely(pairs, cold, levels), strict=True):
+        needed_ms = limits.coarse_ms + limits.iteration_ms
+        if limits.deadline_ns is not None and self.clock.now_ns() + 1e6 * needed_ms > limits.deadline_ns:
+            return
+        for i, state in zip(cold, self._solve_coarsely([pairs[i] for i in cold], levels), strict=True):
             slots[i].began = state
         self.stages.lap("coarse")
 
-    def _solve_coarsely(self, pairs: Sequence[Pair], cold: Sequence[int], levels: int) -> list[State]:
-        """The states of smaller versions of some of the pairs."""
-        image1, image2 = (joined([pairs[i][which].tensor for i in cold]) for which in (0, 1))
+    def _solve_coarsely(self, pairs: Sequence[Pair], levels: int) -> list[State]:
+        """The states of smaller versions of pairs."""
+        image1, image2 = (joined([image.tensor for image in images]) for images in zip(*pairs, strict=True))
         state = self.model.coarse_start(image1, image2, levels, COARSE_ITERATIONS)
         assert state is not None
-        return [sample(state, place) for place in range(len(cold))]
+        return [sample(state, place) for place in range(len(pairs))]
 
     @torch.inference_mode()
     def finish(
-        self, slots: Sequence[EagerSlot], direction: str, wanted: Wanted, palettes: Sequence[Palette | None] = ()
+        self, slots: Sequence[Slot], direction: str, wanted: Wanted, palettes: Sequence[Palette | None] = ()
     ) -> list[Solved]:
+        """The fields at the resolution of the frames as they came ("upsample", "output"); waits for the device.
+
+        :param wanted: nothing else is computed or brought to the host.
+        :param palettes: of each slot, what its flow is also painted with; this engine leaves that to others.
+        """
         solution, self._solution = self._solution, None
         assert solution is not None
         fields = find(self.model, solution, wanted)
@@ -202,17 +260,22 @@ class EagerEngine(Engine[EagerSlot]):
         ]
         rows = pack(solution, fields, torch.cat(alike)).cpu().numpy()
         size = fields[0].shape[2], fields[0].shape[3]
-        solved = unpack(solution, rows, size, wanted, [(first.padding, first.size) for first, _ in pairs])
+        came = [(first.padding, first.image.shape[:2]) for first, _ in pairs]
+        solved = unpack(solution, rows, size, wanted, came)
         for i, slot in enumerate(slots):
             slot.found = sample(solution.state, i)
         self.stages.lap("output")
         return solved
 
-    def advance(self, slot: EagerSlot, keep_state: bool) -> None:
+    def advance(self, slot: Slot, keep_state: bool) -> None:
+        """The next frame of a stream is its last one now, and what was solved is its state, if that is to be kept."""
         slot.last, slot.next, slot.state = slot.next, None, slot.found if keep_state else None
         slot.start = slot.prepared = slot.found = None
 
-    def snapshot(self, slot: EagerSlot) -> dict[str, np.ndarray]:
+    def snapshot(self, slot: Slot) -> dict[str, np.ndarray]:
+        """The state of a stream, ``hidden`` (C, h, w) and ``flow`` (2, h, w), and ``start_hidden`` and ``start_flow``,
+        where its last solve began; float32 copies, the flow in cells of 8 px. What there is not is left out.
+        """
         return {
             prefix + name: tensor[0].float().cpu().numpy().copy()
             for prefix, state in (("", slot.state), ("start_", slot.began))
@@ -222,31 +285,9 @@ class EagerEngine(Engine[EagerSlot]):
 
 
 def coarse_levels(scale: float, padded: Sequence[int]) -> int:
-    """How many smaller versions of a cold pair are solved first.
-
-    :param scale: that it is processed at.
-    :param padded: (H, W) of what is encoded.
-    """
+    """How many smaller versions of a cold pair are solved first, of (H, W) with padding at a processing scale."""
     enlarged = max(0, round(math.log2(scale)))
     return min(COARSE_LEVELS + enlarged, usable_levels(padded[0], padded[1]))
-
-
-def encode_images(
-    model: DEQFlow, device: torch.device, images: Sequence[np.ndarray], scaled: Sequence[np.ndarray]
-) -> list[EncodedImage]:
-    """Encode images as one batch; scaled, (h, w, 3) uint8 RGB, they have one padded size."""
-    padded = []
-    for image in scaled:
-        # PyTorch warns of arrays that cannot be written to, as Pillow's are, though nobody writes here.
-        # (H, W, 3) seen as (1, 3, H, W) already is the channels_last layout that the convolutions want.
-        tensor = torch.from_numpy(np.require(image, requirements=("C", "W"))).to(device).permute(2, 0, 1)[None]
-        whole = not any(side % FACTOR for side in image.shape[:2])
-        padded.append((tensor, (0, 0, 0, 0)) if whole else pad_to_multiple(tensor.float()))
-    encoding = model.encode(joined([tensor for tensor, _ in padded]))
-    return [
-        EncodedImage(image, tensor, padding, Encoding(*sample(encoding, i)))
-        for i, (image, (tensor, padding)) in enumerate(zip(images, padded, strict=True))
-    ]
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,23 +1,112 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``FlowEstimator`` computes the flow of a stream of frames, as well as the time allows."""
+"""``FlowEstimator`` computes the flow of a stream of frames, as well as the time and the device allow."""
 
 from __future__ import annotations
 
 import copy
+import logging
+import math
+import os
+import re
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
+import torch
 
+from deq_flow_ros.host import versions
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.streaming import batch
 from deq_flow_ros.streaming.clock import MACHINE, Clock
-from deq_flow_ros.streaming.engine import Engine
-from deq_flow_ros.streaming.plan import number_of_pixels, scaled_size
-from deq_flow_ros.streaming.result import FlowResult
-from deq_flow_ros.streaming.runtime import engine_of
-from deq_flow_ros.streaming.settings import LARGEST_SCALE, EstimatorSettings
+from deq_flow_ros.streaming.eager import EagerEngine, Slot
+from deq_flow_ros.streaming.graph_engine import GraphEngine
+from deq_flow_ros.streaming.interface import LARGEST_SCALE, EstimatorSettings, FlowResult
+from deq_flow_ros.streaming.plan import scaled_size
 from deq_flow_ros.streaming.stream import Stream
+
+RUNTIMES = ("auto", "eager", "graphs", "compiled")
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+COMPILERS = ("gcc", "cc", "clang")
+
+LOG = logging.getLogger(__name__)
+# Estimators of one model, clock and runtime have one engine, so that their frames can be a batch of it.
+_engines: WeakValueDictionary[tuple[int, int, str], EagerEngine] = WeakValueDictionary()
+
+
+def choose_runtime(runtime: str, device: str | torch.device) -> tuple[str, str]:
+    """The name of a runtime, out of ``RUNTIMES`` without "auto": the one asked for, or the fastest that there is.
+
+    "eager" calls PyTorch's operations one by one, "graphs" replays captured CUDA graphs of them, and "compiled" graphs
+    of compiled parts.
+
+    :returns: and why it is not a faster one, if this installation is the reason; else "".
+    :raises ValueError: for a name that is none, or one that the device cannot have.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"expected a runtime out of {', '.join(RUNTIMES)}, got {runtime!r}")
+    if torch.device(device).type != "cuda":
+        if runtime not in ("auto", "eager"):
+            raise ValueError(f"the runtime {runtime} needs a CUDA device, got {str(device)!r}; expected auto or eager")
+        return "eager", ""
+    if runtime in ("eager", "graphs"):
+        return runtime, ""
+    missing = _why_not_compiled()
+    return ("graphs", f"not compiled: {missing}") if missing else ("compiled", "")
+
+
+def _why_not_compiled() -> str:
+    """What of PyTorch's compiler for GPUs is missing here; "" if it is all there."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; it comes with PyTorch's CUDA builds for Linux on x86-64 and Arm (pip: triton)"
+    if not hasattr(torch.compiler, "is_compiling"):
+        return f"PyTorch {torch.__version__} is too old for it"
+    if not any(shutil.which(name) for name in (*os.environ.get("CC", "").split()[:1], *COMPILERS)):
+        return f"no C compiler, which Triton needs for its launchers; install one of {', '.join(COMPILERS)}, or set CC"
+    return ""
+
+
+def keep_compiled_code(device: torch.device) -> Path | None:
+    """Let PyTorch keep compiled code for the next start, apart for each version and card; where it does.
+
+    In ``$TORCHINDUCTOR_CACHE_DIR`` if that is set, else in ``$XDG_CACHE_HOME/deq_flow_ros`` or
+    ``~/.cache/deq_flow_ros``; None where that cannot be written to, and PyTorch takes a folder for temporary files.
+    """
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = f"{versions().get('deq_flow_ros', 'source')}_torch-{torch.__version__}_{card}"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = root / "deq_flow_ros" / "compiled" / re.sub(r"[^\w.+-]+", "_", name)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(f"{place} cannot be written to")
+    except OSError as error:
+        LOG.warning("compiled code is not kept: %s", error)
+        return None
+    os.environ[CACHE] = str(place)
+    return place
+
+
+def _engine_of(model: DEQFlow, clock: Clock, runtime: str) -> EagerEngine:
+    """The engine that all streams of a model share; it lives as long as somebody has it."""
+    name, reason = choose_runtime(runtime, model.device)
+    engine = _engines.get((id(model), id(clock), name))
+    if engine is not None:
+        return engine
+    if reason:
+        LOG.warning("%s", reason)
+    if name == "compiled":
+        keep_compiled_code(model.device)
+    if name == "eager":
+        engine = EagerEngine(model, clock)
+    else:
+        engine = GraphEngine(model, clock, compiled=name == "compiled", note=reason)
+    _engines[id(model), id(clock), name] = engine
+    return engine
 
 
 class FlowEstimator:
@@ -33,26 +122,21 @@ class FlowEstimator:
     :param clock: the clock for deadlines and latencies; None: the clock of the machine.
     :param runtime: see ``choose_runtime``; not used with an engine.
     :param settings: settings of ``EstimatorSettings`` by name, such as ``latency_budget_ms=50``.
-    :ivar model: the model of the engine.
-    :ivar clock: the clock of the engine, for deadlines and latencies.
-    :ivar engine: computes the flow.
+    :ivar engine: computes the flow; it has the ``model`` and the ``clock``.
     :ivar stream: decides what is computed.
     :ivar slot: the data that the engine keeps for this stream.
     :raises ValueError: for unknown settings, values outside of their range, or a runtime that the device cannot run.
     """
 
     def __init__(
-        self, model: DEQFlow | Engine[Any], clock: Clock | None = None, runtime: str = "auto", **settings: Any
+        self, model: DEQFlow | EagerEngine, clock: Clock | None = None, runtime: str = "auto", **settings: Any
     ) -> None:
-        if isinstance(model, Engine):
-            self.engine: Engine[Any] = model
-        elif isinstance(model, (str, Path)):
+        if isinstance(model, (str, Path)):
             raise ValueError(f"expected a model, got its name: write FlowEstimator(load_model({str(model)!r}))")
-        else:
-            self.engine = engine_of(model, MACHINE if clock is None else clock, runtime)
+        self.engine = model if isinstance(model, EagerEngine) else _engine_of(model, clock or MACHINE, runtime)
         self.model, self.clock = self.engine.model, self.engine.clock
         self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.model.max_pixels)
-        self.slot = self.engine.slot()
+        self.slot = Slot()
 
     @property
     def settings(self) -> EstimatorSettings:
@@ -98,27 +182,22 @@ class FlowEstimator:
         """
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         batch.UpdateRequest(self, noise, 0)  # refuses a size that no frame may have
-        ladder = self.stream.ladder((height, width))
+        ladder, settings = self.stream.ladder((height, width)), self.settings
         for scale in sorted({ladder[0], ladder[-1], *(s for s in ladder if s == 1)}, reverse=True):
+            fixed, size = min(scale, LARGEST_SCALE), scaled_size(height, width, scale)  # small frames are enlarged more
             trial = FlowEstimator(
-                self.engine,
-                min_scale=min(scale, LARGEST_SCALE),  # small frames are enlarged beyond it
-                max_scale=min(scale, LARGEST_SCALE),
-                tolerance_px=None,
-                max_iterations=min(self.settings.max_iterations, 4),
-                direction=self.settings.direction,
-                warm=self.settings.warm,
-                uncertainty=self.settings.uncertainty,
-                refinement=self.settings.refinement,
-            )
+                self.engine, min_scale=fixed, max_scale=fixed, tolerance_px=None, direction=settings.direction,
+                max_iterations=min(settings.max_iterations, 4), warm=settings.warm, uncertainty=settings.uncertainty,
+                refinement=settings.refinement,
+            )  # fmt: skip
             trial.stream.costs = self.stream.costs
-            self.engine.make_ready((height, width), scaled_size(height, width, scale))
+            self.engine.make_ready((height, width), size)
             for pair in range(4):
                 trial.reset("warm-up")
                 trial.update(noise, 0)
                 trial.update(noise, 1)
                 if pair == 0:  # its time includes allocations and the choice of kernels
-                    self.stream.costs.forget(number_of_pixels(scaled_size(height, width, scale)))
+                    self.stream.costs.stages.pop(math.prod(size), None)
         self.reset("start")
 
     def take_costs_of(self, other: FlowEstimator) -> None:
@@ -147,8 +226,7 @@ class FlowEstimator:
         """Compute ahead what does not depend on the next frame. Call it after a result, while waiting for a frame."""
         last = self.stream.last
         if last is not None and not self.stream.ahead:
-            height, width = last.image.shape[:2]
-            self.engine.stages.begin(number_of_pixels(scaled_size(height, width, last.scale)))
+            self.engine.stages.begin(math.prod(scaled_size(*last.seen.size, last.scale)))
             self.engine.prepare(self.slot, self.settings.direction)
             self.stream.ahead = True
 

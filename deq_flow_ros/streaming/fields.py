@@ -15,8 +15,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Solution
 from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.streaming.engine import Solved, Wanted
-from deq_flow_ros.streaming.settings import Palette
+from deq_flow_ros.streaming.interface import Palette, Solved, Wanted
 
 FIGURES = 5
 """Of each sample: those of ``Solution.figures``, and the likeness."""
@@ -39,12 +38,7 @@ def numbers(size: tuple[int, int], wanted: Wanted) -> int:
 
 
 def pack(solution: Solution, fields: Sequence[Tensor], likenesses: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, N) float32, on the device; see ``unpack``.
-
-    :param fields: those of ``find``.
-    :param likenesses: (B,).
-    :param out: where to; None: into a new tensor.
-    """
+    """The fields of ``find`` with the figures and likenesses (B,), as (B, N) float32 on the device; see ``unpack``."""
     figures = torch.cat((solution.figures().float(), likenesses.float()[:, None]), 1)
     parts = [*(field.permute(0, 2, 3, 1) for field in fields), figures]
     lengths = [part[0].numel() for part in parts]
@@ -56,12 +50,9 @@ def pack(solution: Solution, fields: Sequence[Tensor], likenesses: Tensor, out: 
 
 
 def unpack(
-    solution: Solution,
-    rows: np.ndarray,
-    size: tuple[int, int],
-    wanted: Wanted,
-    came: Sequence[tuple[tuple[int, int, int, int], tuple[int, int]]] = (),
-) -> list[Solved]:
+    solution: Solution, rows: np.ndarray, size: tuple[int, int], wanted: Wanted,
+    came: Sequence[tuple[tuple[int, int, int, int], tuple[int, ...]]] = (),
+) -> list[Solved]:  # fmt: skip
     """What an engine answers, of the rows of what ``pack`` made, with fields at the resolution of their frames.
 
     :param size: (H, W) of the fields, padding included.
@@ -92,18 +83,17 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def resize_field(field: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_field(field: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     """A flow (h, w, 2) or residual (h, w), in pixels of its own resolution, at another resolution in pixels of that."""
-    height, width = field.shape[:2]
-    if (height, width) == size:
+    before = field.shape[:2]
+    if before == size:
         return np.ascontiguousarray(field)
-    how = interpolation((height, width), size)
-    resized: np.ndarray = cv2.resize(field, (size[1], size[0]), interpolation=how)
-    ratio = np.array([size[1] / width, size[0] / height], np.float32)
+    resized: np.ndarray = cv2.resize(field, (size[1], size[0]), interpolation=interpolation(before, size))
+    ratio = np.array([size[1] / before[1], size[0] / before[0]], np.float32)
     return resized * (ratio if field.ndim == 3 else ratio.mean())
 
 
-def interpolation(before: tuple[int, int], size: tuple[int, int]) -> int:
+def interpolation(before: tuple[int, ...], size: tuple[int, ...]) -> int:
     """How OpenCV is to resize a field from one (H, W) to another."""
     return int(cv2.INTER_AREA if size[0] * size[1] < before[0] * before[1] else cv2.INTER_LINEAR)
 

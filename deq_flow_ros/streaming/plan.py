@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache
 
 from deq_flow_ros.model import FACTOR
 from deq_flow_ros.model.deq_flow import MIN_SIDE
-from deq_flow_ros.streaming.costs import PREPARE, REENCODE, CostModel, Rest
+from deq_flow_ros.streaming.costs import PREPARE, REENCODE, CostModel
 
 # Processing scales. Each has about 0.7 of the pixels of the previous one.
 SCALES = (
@@ -47,11 +48,6 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return height + -height % FACTOR, width + -width % FACTOR
 
 
-def number_of_pixels(size: tuple[int, int]) -> int:
-    """The number of pixels of a frame of this size (H, W)."""
-    return size[0] * size[1]
-
-
 def scale_ladder(
     size: tuple[int, int], min_scale: float, max_scale: float = 1.0, max_pixels: int = MAX_PIXELS
 ) -> list[float]:
@@ -64,13 +60,13 @@ def scale_ladder(
     """
     between = [scale for scale in SCALES if min_scale < scale < max_scale]
     scales = [max_scale, *between, min_scale] if min_scale < max_scale else [max_scale]
-    allowed = [scale for scale in scales if number_of_pixels(size) * scale**2 <= max_pixels]
+    allowed = [scale for scale in scales if math.prod(size) * scale**2 <= max_pixels]
     if not allowed:
-        return [math.sqrt(max_pixels / number_of_pixels(size))]
+        return [math.sqrt(max_pixels / math.prod(size))]
     visible = MIN_SCALED_SIDE / min(size)
     if min(size) >= TINY_SIDE:  # frames that are small already are not made smaller
         visible = min(1.0, visible)
-    elif number_of_pixels(size) * visible**2 <= max_pixels and allowed[0] < visible:
+    elif math.prod(size) * visible**2 <= max_pixels and allowed[0] < visible:
         return [visible]
     return [scale for scale in allowed if scale >= visible] or allowed[:1]
 
@@ -124,11 +120,6 @@ class Moment:
     left_ms: float | None = None
     recent_ms: Sequence[float] = ()
 
-    @property
-    def standing(self) -> float:
-        """The present scale of the stream, as one of the ladder."""
-        return next((scale for scale in self.ladder if scale <= self.scale), self.ladder[-1])
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -141,7 +132,6 @@ class Plan:
     :ivar prepare: whether to move the state and prepare the pair now, because it was not done ahead at this scale.
     :ivar lowest: whether there is no smaller scale.
     :ivar moved: whether the stream has changed its scale.
-    :ivar pixels: the number of pixels of the processed frame.
     """
 
     scale: float
@@ -151,57 +141,47 @@ class Plan:
     prepare: bool
     lowest: bool
     moved: bool = False
-    pixels: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pixels", number_of_pixels(self.size))
 
 
 def make_plan(moment: Moment, costs: CostModel) -> Plan:
     """The plan for a frame. With a deadline, it depends on the costs."""
-    scale = moment.ladder[0] if moment.left_ms is None else choose_scale(moment, moment.left_ms, costs)
+    scales = moment.ladder
+    standing = next((place for place, scale in enumerate(scales) if scale <= moment.scale), len(scales) - 1)
+    place = 0 if moment.left_ms is None else _choose(moment, standing, moment.left_ms, costs)
+    scale = scales[place]
     before = scale if moment.encoded_scale is None else moment.encoded_scale
-    again = scale != before
     return Plan(
         scale=scale,
         size=scaled_size(*moment.size, scale),
-        reencode=again,
+        reencode=scale != before,
         ratio=scale / before,
-        prepare=again or not moment.ahead,
-        lowest=scale <= moment.ladder[-1],
-        moved=scale != moment.standing,
+        prepare=scale != before or not moment.ahead,
+        lowest=place == len(scales) - 1,
+        moved=place != standing,
     )
 
 
-def choose_scale(moment: Moment, left_ms: float, costs: CostModel) -> float:
-    """The scale for a frame with this much time left.
+def _choose(moment: Moment, standing: int, left_ms: float, costs: CostModel) -> int:
+    """The place on the ladder of the scale for a frame with this much time left.
 
     It depends on the time that all but ``EXCEPTIONS`` of the last frames had, because a frame that has to wait for the
     one before has less. It goes down because of a single frame only if that frame would be late without any iteration,
     and does not change with a frame that has no time for the change, which encodes two images.
     """
-    scales = moment.ladder
-    last = len(scales) - 1
-    index = list(scales).index(moment.standing)
+    scales, index, last = moment.ladder, standing, len(moment.ladder) - 1
     usual_ms = sorted(moment.recent_ms)[: EXCEPTIONS + 1][-1] if moment.recent_ms else left_ms
     usually: tuple[str, ...] = () if moment.ahead else (PREPARE,)
     changed = usually if moment.encoded_scale is None else (PREPARE, REENCODE)
 
-    def pixels(place: int) -> int:
-        return number_of_pixels(scaled_size(*moment.size, scales[place]))
-
-    known: dict[tuple[int, tuple[str, ...]], list[float]] = {}
-
-    def takes(place: int, iterations: int, besides: tuple[str, ...]) -> float:
-        if (place, besides) not in known:
-            known[place, besides] = costs.frames(pixels(place), ITERATIONS_UP, *besides)
-        return known[place, besides][iterations]
+    @cache
+    def takes(place: int, besides: tuple[str, ...]) -> list[float]:
+        return costs.frames(math.prod(scaled_size(*moment.size, scales[place])), ITERATIONS_UP, *besides)
 
     def now(place: int, iterations: int) -> float:
-        return takes(place, iterations, usually if scales[place] == moment.encoded_scale else changed)
+        return takes(place, usually if scales[place] == moment.encoded_scale else changed)[iterations]
 
     def every(place: int, iterations: int) -> float:
-        return takes(place, iterations, usually)
+        return takes(place, usually)[iterations]
 
     if now(index, 0) > left_ms:
         while index < last and now(index, 1) > left_ms:
@@ -210,13 +190,10 @@ def choose_scale(moment: Moment, left_ms: float, costs: CostModel) -> float:
         while index < last and (every(index, ITERATIONS_UP) > usual_ms or now(index, 0) > left_ms):
             index += 1
     elif len(moment.recent_ms) == PATIENCE:
-        while (
-            index > 0
-            and every(index - 1, ITERATIONS_UP) <= ROOM * usual_ms
-            and now(index - 1, ITERATIONS_UP) <= left_ms
-        ):
+        up = ITERATIONS_UP
+        while index > 0 and every(index - 1, up) <= ROOM * usual_ms and now(index - 1, up) <= left_ms:
             index -= 1
-    return scales[index]
+    return index
 
 
 @dataclass(frozen=True)
@@ -240,28 +217,25 @@ class Limits:
 
     @classmethod
     def of(
-        cls,
-        plan: Plan,
-        rest: Rest,
-        deadline: Deadline | None,
-        cold: bool,
-        max_iterations: int,
-        tolerance_px: float | None,
-    ) -> Limits:
+        cls, plan: Plan, rest_ms: tuple[float, float, float], deadline: Deadline | None, cold: bool,
+        max_iterations: int, tolerance_px: float | None,
+    ) -> Limits:  # fmt: skip
         """The limits for one frame.
 
+        :param rest_ms: what the rest of it costs, see ``CostModel.rest``.
         :param cold: whether its solve starts cold.
         :param tolerance_px: in pixels of the input.
         """
+        after_ms, iteration_ms, coarse_ms = rest_ms
         # A late result is better than none. A cold state has no flow yet, and at the lowest scale nothing else can be
         # reduced, so the flow would never change again.
         return cls(
             max_iterations=max_iterations,
             tolerance=None if tolerance_px is None else tolerance_px * plan.scale,
-            deadline_ns=None if deadline is None else deadline.work_until_ns - round(1e6 * rest.after),
+            deadline_ns=None if deadline is None else deadline.work_until_ns - round(1e6 * after_ms),
             min_iterations=int(cold or plan.lowest),
-            iteration_ms=rest.iteration,
-            coarse_ms=rest.coarse,
+            iteration_ms=iteration_ms,
+            coarse_ms=coarse_ms,
         )
 
     @classmethod

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stream decides when it starts anew, at which scale and until when a frame is processed, and where its solve starts.
 
-It deals with times, costs and figures, and has no tensors. An ``Engine`` carries out its decisions.
+It deals with times, costs and figures, and has no tensors. An engine carries out its decisions.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,8 @@ import numpy as np
 
 from deq_flow_ros.streaming.continuity import MIN_MATCH, UNMATCHED, Seen, StampOrder, look, why_no_start
 from deq_flow_ros.streaming.costs import COARSE, REFINE, CostModel
-from deq_flow_ros.streaming.engine import Likeness, Solved
+from deq_flow_ros.streaming.interface import EstimatorSettings, FlowInfo, Likeness, Solved
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
-from deq_flow_ros.streaming.result import FlowInfo
-from deq_flow_ros.streaming.settings import EstimatorSettings
 
 
 @dataclass(eq=False)
@@ -57,11 +56,9 @@ class Last:
 class Stream:
     """The frames of one camera.
 
-    :param settings: the present settings.
     :param max_pixels: the largest number of pixels of a processed frame.
     :ivar reset_reason: why the next pair starts anew, or why the stream did with its last frame; None within a stream.
     :ivar left_out: why the last frame was left out of the stream; None if it was not.
-    :ivar costs: the costs learnt so far.
     :ivar last: the first frame of the next pair; None: the next frame is a first one.
     :ivar warm: whether there is a state from which the next solve can start.
     :ivar ahead: whether that state was moved along already.
@@ -118,11 +115,10 @@ class Stream:
             return None
         if reason is not None:
             self._begin_anew(reason)
-        last, small = self.last, seen.layout
-        repeated = (  # the thumbnails first, which are small
-            last is not None and np.array_equal(small, last.seen.layout) and np.array_equal(image, last.image)
-        )
-        return Turn(image, arrival_ns, time_limit_ms, seen, self.last is None, repeated)
+        last = self.last
+        repeated = last is not None and np.array_equal(seen.layout, last.seen.layout)  # first, as these are small
+        repeated = repeated and last is not None and np.array_equal(image, last.image)
+        return Turn(image, arrival_ns, time_limit_ms, seen, last is None, repeated)
 
     def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
         """The deadline of a frame if the work on it begins now."""
@@ -134,15 +130,9 @@ class Stream:
         left_ms = None if deadline is None else (deadline.at_ns - now_ns) / 1e6
         if left_ms is not None:
             self._recent_ms.append(left_ms)
-        moment = Moment(
-            size=turn.seen.size,
-            ladder=self.ladder(turn.seen.size),
-            scale=self.scale,
-            encoded_scale=None if self.last is None else self.last.scale,
-            ahead=self.last is None or self.ahead,
-            left_ms=left_ms,
-            recent_ms=self._recent_ms,
-        )
+        encoded_scale, ahead = (None, True) if self.last is None else (self.last.scale, self.ahead)
+        size, ladder = turn.seen.size, self.ladder(turn.seen.size)
+        moment = Moment(size, ladder, self.scale, encoded_scale, ahead, left_ms, self._recent_ms)
         plan = turn.plan = make_plan(moment, self._costs(batch_size))
         if left_ms is not None:
             if plan.moved:
@@ -153,22 +143,16 @@ class Stream:
             self.last, self.likeness = replace(self.last, scale=plan.scale), None  # nothing compares across scales
         return plan
 
-    def judge(self, alike: Likeness) -> bool:
-        """Whether a pair starts warm. A cold start is better if the last motion does not fit."""
-        reason = why_no_start(alike.still, alike.carried, self.likeness)
-        if self.warm and reason is not None:
-            self.warm, self.reset_reason = False, reason
-        return self.warm
-
     def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int, alike: Likeness | None) -> Limits:
         """When the solve of a frame ends, given the times of its stages so far.
 
-        :param alike: the likeness of the two frames, which decides on ``warm``; None: ``warm`` stays as it is.
+        :param alike: how alike the two frames are, by which ``warm`` becomes False if the last motion does not fit,
+            because a cold start is better then. None: ``warm`` stays as it is.
         """
-        if alike is not None:
-            self.judge(alike)
+        if self.warm and alike is not None and (reason := why_no_start(*alike, self.likeness)) is not None:
+            self.warm, self.reset_reason = False, reason
         assert turn.plan is not None
-        settings, rest = self.settings, self._costs(batch_size).rest(turn.plan.pixels, so_far_ms)
+        settings, rest = self.settings, self._costs(batch_size).rest(math.prod(turn.plan.size), so_far_ms)
         return Limits.of(turn.plan, rest, turn.deadline, not self.warm, settings.max_iterations, settings.tolerance_px)
 
     def _costs(self, batch_size: int) -> CostModel:
@@ -185,29 +169,18 @@ class Stream:
         """Learn the costs of a pair, and return how its flow was computed. The frame is the last one now."""
         plan, last, settings = turn.plan, self.last, self.settings
         assert plan is not None and last is not None
-        self._costs(batch_size).add(plan.pixels, stage_ms, solved.evaluations)
+        self._costs(batch_size).add(math.prod(plan.size), stage_ms, solved.evaluations)
         latency_ms = (now_ns - turn.arrival_ns) / 1e6
         late = settings.latency_budget_ms is not None and latency_ms > settings.latency_budget_ms
         info = FlowInfo(
-            stamp_ns=turn.seen.stamp_ns,
-            previous_stamp_ns=last.seen.stamp_ns,
-            direction=settings.direction,
-            iterations=solved.iterations,
-            stop_reason=solved.stop_reason,
-            warm=self.warm,
-            residual_px=solved.residual_px / plan.scale if solved.iterations else float("nan"),
-            reset_reason=self.reset_reason,
-            scale=plan.scale,
-            stage_ms=stage_ms,
-            latency_ms=latency_ms,
-            budget_ms=settings.latency_budget_ms,
-            time_limit_ms=turn.time_limit_ms,
-            batch_size=batch_size,
+            stamp_ns=turn.seen.stamp_ns, previous_stamp_ns=last.seen.stamp_ns, direction=settings.direction,
+            iterations=solved.iterations, stop_reason=solved.stop_reason, warm=self.warm,
+            residual_px=solved.residual_px / plan.scale if solved.iterations else math.nan,
+            reset_reason=self.reset_reason, scale=plan.scale, stage_ms=stage_ms, latency_ms=latency_ms,
+            budget_ms=settings.latency_budget_ms, time_limit_ms=turn.time_limit_ms, batch_size=batch_size,
             starved=late and plan.lowest and solved.evaluations <= 1 and COARSE not in stage_ms,
-            runtime=solved.runtime,
-            likeness=solved.likeness,
-            repeated=turn.repeated,
-        )
+            runtime=solved.runtime, likeness=solved.likeness, repeated=turn.repeated,
+        )  # fmt: skip
         self.last = Last(turn.image, turn.seen, plan.scale, (last.image, last.seen.stamp_ns))
         self.reset_reason, self.ahead, self.warm = None, False, settings.warm
         self.likeness = solved.likeness

@@ -12,7 +12,7 @@ from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.model.cells import likeness
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED, Seen, why_no_start
-from deq_flow_ros.streaming.result import pair_values
+from deq_flow_ros.streaming.interface import pair_values
 
 SIZE = 128, 160
 PLAIN = {"black": 0, "white": 255, "grey": 128}

@@ -13,7 +13,7 @@ from streams import PERIOD_NS, Clock, frames
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine, EstimatorSettings, FlowEstimator, Stream, UpdateRequest, update_together
 from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED
-from deq_flow_ros.streaming.engine import Likeness, Solved
+from deq_flow_ros.streaming.interface import Likeness, Solved
 from deq_flow_ros.streaming.plan import MAX_PIXELS
 
 
@@ -90,8 +90,7 @@ def test_a_judgement_does_not_outlive_its_stream() -> None:
             stream.begin(turn)
             continue
         found = 0.9 if i < 3 else 0.1
-        if stream.settings.warm:
-            stream.judge(Likeness(found, found))
+        stream.limits(turn, {}, 1, Likeness(found, found) if stream.settings.warm else None)
         info = stream.conclude(turn, solved(image, found), {"solve": 1.0}, 0, 1)
         reasons.append((info.warm, info.reset_reason, stream.reset_reason))
     unlike, misled = UNMATCHED, UNEXPLAINED

@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from deq_flow_ros.model import load_model
 from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming.capture import Captured, GraphDevice, Parts
 from deq_flow_ros.streaming.fields import FIGURES
-from deq_flow_ros.streaming.graphs import Captured, GraphDevice, GraphEngine
-from deq_flow_ros.streaming.graphs.parts import Parts
-from deq_flow_ros.streaming.graphs.workspace import Size, Workspace
+from deq_flow_ros.streaming.graph_engine import GraphEngine
+from deq_flow_ros.streaming.workspace import Size, Workspace
 
 T = TypeVar("T")
 META = torch.device("meta")
@@ -48,7 +48,7 @@ class MetaDevice(GraphDevice):
     """
 
     def __init__(self) -> None:
-        super().__init__(META)
+        self.device = META
         self.calls: Counter[str] = Counter()
         self.peak = 0
         self._capturing = self._beside = False

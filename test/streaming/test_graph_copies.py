@@ -15,9 +15,9 @@ from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_col
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine, FlowEstimator
 from deq_flow_ros.streaming.fields import paint
-from deq_flow_ros.streaming.graphs import GraphEngine
-from deq_flow_ros.streaming.graphs.workspace import Size
-from deq_flow_ros.streaming.settings import Palette
+from deq_flow_ros.streaming.graph_engine import GraphEngine
+from deq_flow_ros.streaming.interface import Palette
+from deq_flow_ros.streaming.workspace import Size
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from streams import PERIOD_NS, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine, FlowEstimator, FlowResult, UpdateRequest, update_together
-from deq_flow_ros.streaming.graphs import GraphEngine
-from deq_flow_ros.streaming.graphs.parts import Parts
+from deq_flow_ros.streaming.capture import Parts
+from deq_flow_ros.streaming.graph_engine import GraphEngine
 from deq_flow_ros.streaming.warm_start import carry
 
 

@@ -20,8 +20,8 @@ from deq_flow_ros.streaming import (
     choose_runtime,
     update_together,
 )
-from deq_flow_ros.streaming.graphs import GraphEngine
-from deq_flow_ros.streaming.settings import Palette
+from deq_flow_ros.streaming.graph_engine import GraphEngine
+from deq_flow_ros.streaming.interface import Palette
 from deq_flow_ros.streaming.warm_start import carry
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

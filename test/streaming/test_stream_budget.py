@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from streams import PERIOD_NS
 from benchmarks.controller import account, scenarios, simulate
 from deq_flow_ros.streaming import EstimatorSettings, Stream
 from deq_flow_ros.streaming.costs import CostModel, RunningCost
-from deq_flow_ros.streaming.plan import MAX_PIXELS, number_of_pixels, scaled_size
+from deq_flow_ros.streaming.plan import MAX_PIXELS, scaled_size
 
 PIXELS = 480 * 640
 STAGES = {"encode": 20.0, "correlate": 4.0, "solve": 10.0, "upsample": 6.0}
@@ -21,7 +22,7 @@ STAGES = {"encode": 20.0, "correlate": 4.0, "solve": 10.0, "upsample": 6.0}
 
 def learn(costs: CostModel, scale: float = 1.0, load: float = 1.0, frames: int = 1) -> None:
     """Frames of 480x640 with one iteration, in proportion to their pixels."""
-    pixels = number_of_pixels(scaled_size(480, 640, scale))
+    pixels = math.prod(scaled_size(480, 640, scale))
     for _ in range(frames):
         costs.add(pixels, {name: ms * load * pixels / PIXELS for name, ms in STAGES.items()}, iterations=1)
 
@@ -65,10 +66,10 @@ def test_a_scale_tried_in_a_busy_moment_is_not_avoided_for_good() -> None:
     costs = CostModel()
     learn(costs, 1.0, frames=10)
     learn(costs, 0.5, frames=10)
-    expected = costs.frames(number_of_pixels((360, 480)), 2)[2]
+    expected = costs.frames(math.prod((360, 480)), 2)[2]
     learn(costs, 0.75, load=2.0)
     learn(costs, 0.5, frames=20)
-    assert costs.frames(number_of_pixels((360, 480)), 2)[2] < 1.25 * expected
+    assert costs.frames(math.prod((360, 480)), 2)[2] < 1.25 * expected
 
 
 def test_stages_that_take_longer_than_ever_say_so_at_once() -> None:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that queues captured graphs, and decides between them what comes next."""
+"""The engine that queues captured graphs, and decides between them what comes next.
+
+It is for a GPU, where launching operations one by one takes most of the time.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
@@ -14,26 +19,102 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Pace, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding
+from deq_flow_ros.streaming.capture import GraphDevice, Parts
 from deq_flow_ros.streaming.clock import MACHINE, Clock
-from deq_flow_ros.streaming.eager import EagerEngine, EagerSlot, EncodedImage, sample
-from deq_flow_ros.streaming.engine import Likeness, Solved, Wanted
+from deq_flow_ros.streaming.eager import EagerEngine, EncodedImage, Pair, Slot, sample
 from deq_flow_ros.streaming.fields import paint, resize_image, unpack
-from deq_flow_ros.streaming.graphs.device import CudaDevice, GraphDevice
-from deq_flow_ros.streaming.graphs.parts import Parts
-from deq_flow_ros.streaming.graphs.shelf import KEPT, Shelf, first_line
-from deq_flow_ros.streaming.graphs.workspace import Size, Workspace
+from deq_flow_ros.streaming.interface import Likeness, Palette, Solved, Wanted
 from deq_flow_ros.streaming.plan import Limits, padded_size
-from deq_flow_ros.streaming.settings import Palette
+from deq_flow_ros.streaming.workspace import Size, Workspace
+
+KEPT = 6
+"""Workspaces at most: the sizes that a stream changes between, alone and in a batch."""
+MET = 3
+"""A size that was asked for so often has a stream; two frames may be all that somebody has."""
 
 LOG = logging.getLogger(__name__)
 
 
+class Shelf:
+    """The workspaces of an engine: made when a size is met, kept while it is in use.
+
+    :param make: makes a workspace; slow. What it raises leaves the size without one.
+    :param kept: the one that was not asked for the longest goes when there are more.
+    :param behind: whether those that streams ask for are made by a thread of their own, while the streams go on.
+    :ivar failures: by size, why there is no workspace.
+    """
+
+    def __init__(self, make: Callable[[Size], Workspace], kept: int, behind: bool) -> None:
+        self._make, self._kept, self._behind = make, kept, behind
+        self._spaces: OrderedDict[Size, Workspace] = OrderedDict()
+        self._met: Counter[Size] = Counter()
+        self._used: set[Size] = set()  # since the last one was made
+        self._lock, self._making = threading.RLock(), threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.failures: dict[Size, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._spaces)
+
+    def get(self, size: Size) -> Workspace | None:
+        """The workspace for a size; None as long as there is none."""
+        with self._lock:
+            if size not in self._spaces:
+                self._met[size] += 1
+                # Where all are in use, as by more cameras than there is room for, one more would push out another.
+                full = len(self._spaces) >= self._kept and self._used.issuperset(self._spaces)
+                if self._met[size] >= MET and size not in self.failures and not full:
+                    self._request(size)
+            space = self._spaces.get(size)
+            if space is not None:
+                self._spaces.move_to_end(size)
+                self._used.add(size)
+            return space
+
+    def make(self, size: Size) -> None:
+        """Make the workspace for a size now, unless there is one, or there was a failure."""
+        with self._making:
+            if size in self._spaces or size in self.failures:
+                return
+            try:
+                space = self._make(size)
+            except Exception as error:  # whatever it is: without graphs the frames are still computed
+                LOG.warning("no graphs for %s, which stay eager: %s", size, error, exc_info=True)
+                self.failures[size] = _first_line(error)
+                return
+            with self._lock:
+                self._spaces[size] = space
+                self._used.clear()
+                while len(self._spaces) > self._kept:
+                    self._spaces.popitem(last=False)
+
+    def clear(self) -> None:
+        """Give all of them back, when those in the making are made."""
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            self._spaces.clear()
+            self._met.clear()
+            self.failures.clear()
+
+    def _request(self, size: Size) -> None:
+        if not self._behind:
+            self.make(size)
+        elif self._thread is None or not self._thread.is_alive():  # one at a time; another is asked for again
+            self._thread = threading.Thread(target=self.make, args=(size,), name="graphs")
+            self._thread.start()
+
+
+def _first_line(error: Exception) -> str:
+    """An error for a log: its kind, and the first of what are often many lines."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 class GraphEngine(EagerEngine):
-    """See ``Engine``. Frames of a size that it has no graphs of yet are computed as by an ``EagerEngine``.
+    """Frames of a size that it has no graphs of yet are computed as by an ``EagerEngine``.
 
     Streams keep the same tensors in either case, so that a stream goes from one to the other between two frames.
 
-    :param model: on the device.
     :param device: captures and replays; None: the model's, a CUDA device.
     :param compiled: compile the parts that are worth it, before they are captured.
     :param kept: workspaces at most.
@@ -42,17 +123,11 @@ class GraphEngine(EagerEngine):
     """
 
     def __init__(
-        self,
-        model: DEQFlow,
-        clock: Clock = MACHINE,
-        device: GraphDevice | None = None,
-        compiled: bool = False,
-        kept: int = KEPT,
-        behind: bool = True,
-        note: str = "",
-    ) -> None:
+        self, model: DEQFlow, clock: Clock = MACHINE, device: GraphDevice | None = None, compiled: bool = False,
+        kept: int = KEPT, behind: bool = True, note: str = "",
+    ) -> None:  # fmt: skip
         super().__init__(model, clock)
-        self._graphs = CudaDevice(model.device) if device is None else device
+        self._graphs = device or GraphDevice(model.device)
         self._compiled, self._note = compiled, note
         self._shelf = Shelf(self._make, kept, behind)
         self._space: Workspace | None = None  # of the frames in work
@@ -75,9 +150,7 @@ class GraphEngine(EagerEngine):
         self._shelf.clear()
 
     @torch.inference_mode()
-    def encode(
-        self, slots: Sequence[EagerSlot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]
-    ) -> None:
+    def encode(self, slots: Sequence[Slot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
         self._space, self._loaded, self._paired = None, False, False
         sources = {image.shape[:2] for image in images}
         if len(sources) == 1 and len(set(sizes)) == 1:
@@ -98,7 +171,7 @@ class GraphEngine(EagerEngine):
         self.stages.lap("encode")
 
     @torch.inference_mode()
-    def prepare(self, slot: EagerSlot, direction: str, alone: bool = True) -> None:
+    def prepare(self, slot: Slot, direction: str, alone: bool = True) -> None:
         if slot.carried is None or slot.carried[0] is not slot.state:
             super().prepare(slot, direction, alone)
             return
@@ -106,7 +179,7 @@ class GraphEngine(EagerEngine):
         self.stages.lap("prepare")
 
     @torch.inference_mode()
-    def match(self, slots: Sequence[EagerSlot], direction: str) -> list[Likeness]:
+    def match(self, slots: Sequence[Slot], direction: str) -> list[Likeness]:
         space = self._space
         if space is None or len(slots) != space.size.batch:
             return super().match(slots, direction)
@@ -114,14 +187,14 @@ class GraphEngine(EagerEngine):
         for i, slot in enumerate(slots):
             _set_row(space.start, i, slot.start)
         space.match.replay()
-        values, there = space.likenesses()
+        there = self._graphs.mark()
         self.stages.lap("match")
         self._pair(space)  # whatever the host decides by the likenesses: the device does not wait for it
         there.synchronize()
-        return [Likeness(still, carried) for still, carried in values.tolist()]
+        return [Likeness(still, carried) for still, carried in space.likenesses.tolist()]
 
     @torch.inference_mode()
-    def solve(self, slots: Sequence[EagerSlot], direction: str, limits: Limits, scale: float) -> None:
+    def solve(self, slots: Sequence[Slot], direction: str, limits: Limits, scale: float) -> None:
         space = self._space
         if space is None:
             super().solve(slots, direction, limits, scale)
@@ -136,15 +209,11 @@ class GraphEngine(EagerEngine):
         space.begin.replay()
         iterate = self.stages.counted(space.iterate.replay)
         pace = Pace(
-            space.progress,
-            limits.max_iterations,
-            limits.deadline_ns,
-            self.clock.now_ns,
-            limits.min_iterations,
+            space.progress, limits.max_iterations, limits.deadline_ns, self.clock.now_ns, limits.min_iterations,
             1e6 * limits.iteration_ms,
             watched=limits.tolerance is not None or limits.deadline_ns is not None,
             timed_after=None if limits.iteration_ms else 2,  # what is learnt is the device's time, not the host's
-        )
+        )  # fmt: skip
         while pace.may_begin():
             iterate()
             space.progress.push(space.samples.active)
@@ -153,11 +222,7 @@ class GraphEngine(EagerEngine):
 
     @torch.inference_mode()
     def finish(
-        self,
-        slots: Sequence[EagerSlot],
-        direction: str,
-        wanted: Wanted,
-        palettes: Sequence[Palette | None] = (),
+        self, slots: Sequence[Slot], direction: str, wanted: Wanted, palettes: Sequence[Palette | None] = ()
     ) -> list[Solved]:
         space = self._space
         if space is None:
@@ -177,7 +242,7 @@ class GraphEngine(EagerEngine):
         colors = [None if picture is None else picture.numpy() for picture in on_host]
         return [replace(one, runtime=space.runtime, colors=each) for one, each in zip(solved, colors, strict=True)]
 
-    def _carry(self, space: Workspace, slots: Sequence[EagerSlot], direction: str) -> None:
+    def _carry(self, space: Workspace, slots: Sequence[Slot], direction: str) -> None:
         """Carry along what was found, while it is copied to the host. A stream that begins anew does not ask for it."""
         space.sign.fill_(1.0 if direction == "forward" else -1.0)
         space.carry.replay()
@@ -193,20 +258,18 @@ class GraphEngine(EagerEngine):
             self._painted = palette.table, torch.from_numpy(palette.table).to(self.device)
         return self._painted[1]
 
-    def _solve_coarsely(
-        self, pairs: Sequence[tuple[EncodedImage, EncodedImage]], cold: Sequence[int], levels: int
-    ) -> list[State]:
+    def _solve_coarsely(self, pairs: Sequence[Pair], levels: int) -> list[State]:
         space = self._space
         if space is None or space.coarse is None:
-            return super()._solve_coarsely(pairs, cold, levels)
-        for i in cold:
-            _set_row(space.images, i, tuple(image.tensor for image in pairs[i]))
+            return super()._solve_coarsely(pairs, levels)
+        for i, pair in enumerate(pairs):
+            _set_row(space.images, i, tuple(image.tensor for image in pair))
         space.coarse.replay()
         state = space.coarse.outputs
         assert state is not None
-        return [tuple(part.clone() for part in sample(state, i)) for i in cold]
+        return [tuple(part.clone() for part in sample(state, i)) for i in range(len(pairs))]
 
-    def _load(self, space: Workspace, slots: Sequence[EagerSlot], direction: str) -> None:
+    def _load(self, space: Workspace, slots: Sequence[Slot], direction: str) -> None:
         """The encodings of the pairs, once a frame."""
         if self._loaded:
             return
@@ -228,7 +291,7 @@ class GraphEngine(EagerEngine):
                 return Workspace(self.model, self._graphs, size, Parts.compiled())
             except Exception as error:  # whatever a compiler says: graphs of what it was given are there without it
                 LOG.warning("not compiled, the graphs are of single operations: %s", error, exc_info=True)
-                self._compiled, self._note = False, f"not compiled: {first_line(error)}"
+                self._compiled, self._note = False, f"not compiled: {_first_line(error)}"
         return Workspace(self.model, self._graphs, size, Parts())
 
 

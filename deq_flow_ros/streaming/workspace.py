@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,10 @@ from torch import Tensor
 from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
 from deq_flow_ros.model.cells import likeness
+from deq_flow_ros.streaming.capture import Captured, GraphDevice, Parts, tensors
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
-from deq_flow_ros.streaming.engine import Wanted
-from deq_flow_ros.streaming.fields import find, interpolation, numbers, pack
-from deq_flow_ros.streaming.graphs.device import Captured, Done, GraphDevice
-from deq_flow_ros.streaming.graphs.parts import Parts, tensors
+from deq_flow_ros.streaming.fields import FIGURES, find, interpolation, pack
+from deq_flow_ros.streaming.interface import Wanted
 from deq_flow_ros.streaming.plan import padded_size
 
 
@@ -59,20 +59,16 @@ class Counted:
 
     @property
     def in_flight(self) -> int:
-        """See ``Progress``."""
         return self._queued - int(self._view[0])
 
     @property
     def done(self) -> bool:
-        """See ``Progress``."""
         return int(self._view[1]) == 0
 
     def push(self, active: Tensor) -> None:
-        """See ``Progress``."""
         self._queued += 1
 
     def look(self, wait: bool) -> None:
-        """See ``Progress``."""
         if not wait or self.in_flight <= 1:
             return
         end = self._device.mark()  # an error of the device would never count on, but is raised by the query
@@ -90,6 +86,7 @@ class Workspace:
     :ivar second: features of the others.
     :ivar images: (B, 3, h, w) float32, both, for solving smaller versions.
     :ivar start: where a solve begins.
+    :ivar likenesses: (B, 2) of a zero and the starting flow, page-locked.
     :ivar tolerance: () float32, -1 for none.
     :ivar samples: of the solve.
     :ivar sign: () float32, of the direction in which what was found is carried along.
@@ -112,7 +109,7 @@ class Workspace:
         self.first, self.second = Encoding(*map(torch.zeros_like, encoding)), torch.zeros_like(encoding.features)
         self.images = torch.zeros_like(image), torch.zeros_like(image)
         self.start = model.initial_state(encoding)
-        self._likenesses = device.pinned((size.batch, 2), torch.float32)
+        self.likenesses = device.pinned((size.batch, 2), torch.float32)
         self.match = device.capture(self._match, pool)
         self.pair: Captured[FlowProblem] = device.capture(self._pair, pool)
         self.tolerance = torch.full((), -1.0, device=device.device)
@@ -127,7 +124,8 @@ class Workspace:
         self.coarse = device.capture(lambda: self._coarse(levels), pool) if levels else None
         self._resize = _Resize(size, device.device)
         heads = (False,) if model.uncertainty is None else (False, True)
-        lengths = {each: numbers(size.source, each) for each in starmap(Wanted, product((False, True), heads))}
+        every = starmap(Wanted, product((False, True), heads))
+        lengths = {each: (2 + sum(each)) * math.prod(size.source) + FIGURES for each in every}
         # Not in the pool: copies read it while the next graphs run.
         memory = torch.zeros(size.batch * max(lengths.values()), device=device.device)
         self.packed = {each: memory[: size.batch * n].view(size.batch, n) for each, n in lengths.items()}
@@ -154,10 +152,6 @@ class Workspace:
         self.encode.replay()
         self._encoded = device.mark()
 
-    def likenesses(self) -> tuple[Tensor, Done]:
-        """(B, 2) of a zero and the starting flow, on the host once the mark is reached."""
-        return self._likenesses, self._device.mark()
-
     def make_fields(self, wanted: Wanted) -> Tensor:
         """Queue the fields and figures of the samples; returns the flow, (B, H, W, 2), that will be there."""
         self._device.hold(self._downloaded)
@@ -165,7 +159,9 @@ class Workspace:
         height, width = self.size.source
         return self.packed[wanted][:, : 2 * height * width].view(-1, height, width, 2)
 
-    def download(self, wanted: Wanted, pictures: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None], Done]:
+    def download(
+        self, wanted: Wanted, pictures: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor | None], torch.cuda.Event]:
         """What ``pack`` made and these tensors, on the host once the mark is reached; nobody writes to it afterwards.
 
         The copies run beside what is queued from now on.
@@ -194,7 +190,7 @@ class Workspace:
             likeness(torch.stack((still[i], self.start[1][i])), self.first.features[i : i + 1], self.second[i : i + 1])
             for i in range(self.size.batch)
         ]
-        self._likenesses.copy_(torch.stack(values), non_blocking=True)
+        self.likenesses.copy_(torch.stack(values), non_blocking=True)
 
     def _pair(self) -> FlowProblem:
         second = Encoding(self.second, self.first.context)  # whose context nobody asks for
