@@ -239,9 +239,9 @@ class FakeMark:
         self._device._arrive(self._device.clock.time_ns)
 
 
-def make_engine(model: DEQFlow, **settings: object) -> tuple[GraphEngine, FakeDevice]:
+def make_engine(model: DEQFlow) -> tuple[GraphEngine, FakeDevice]:
     device = FakeDevice()
-    return GraphEngine(model, device.clock, device, behind=False, **settings), device
+    return GraphEngine(model, device.clock, device, behind=False), device
 
 
 def stream(engine: EagerEngine, images: list[np.ndarray], **settings: object) -> list[FlowResult]:

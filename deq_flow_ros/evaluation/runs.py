@@ -187,7 +187,7 @@ def measure_setting(
     """
     if len(images) < 2:
         raise MediaError(f"expected at least two readable frames to measure the costs, got {len(images)}")
-    scales = [1.0]
+    scales: tuple[float, ...] = (1.0,)
     if model is not None and setting.solves:
         height, width = images[0].shape[:2]
         ladder = scale_ladder((height, width), setting.min_scale, setting.max_scale, model.max_pixels)

@@ -70,11 +70,7 @@ class UpdateRequest:
 
 @dataclass(eq=False)
 class Member:
-    """A frame of a batch.
-
-    :ivar alike: how alike it and the last one are; None if that is not asked.
-    :ivar result: known at the end; None for the first frame of a stream.
-    """
+    """A frame of a batch: how alike it and the last one are, if that is asked, and at the end its result."""
 
     stream: Stream
     slot: Slot
@@ -166,9 +162,8 @@ def process(engine: EagerEngine, batch: Sequence[Member]) -> None:
     """Encode the frames of a batch and, unless they are the first of their streams, solve their pairs."""
     plans = [member.turn.plan for member in batch if member.turn.plan is not None]
     plan, direction = plans[0], batch[0].stream.settings.direction
+    slots, images = [member.slot for member in batch], [member.turn.image for member in batch]
     sizes = [each.size for each in plans]
-    slots = [member.slot for member in batch]
-    images = [member.turn.image for member in batch]
     engine.stages.begin(math.prod(plan.size))
     if batch[0].turn.starts:
         for slot in slots:

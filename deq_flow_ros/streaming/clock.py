@@ -26,17 +26,6 @@ LONGEST_S = 4.0
 """The measurements at one scale end after so long, if there are at least three."""
 
 
-def stage_times(device: torch.device) -> StageTimes:
-    """Times of stages on the device that does the work."""
-
-    def recorded() -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(device))
-        return event
-
-    return StageTimes(recorded if device.type == "cuda" else None)
-
-
 class Clock:
     """The machine's own time."""
 
@@ -44,8 +33,14 @@ class Clock:
     """Time that never goes back, ns."""
 
     def stages(self, device: torch.device, pixels: int) -> StageTimes:
-        """Times the stages of work on frames that are processed with so many pixels each."""
-        return stage_times(device)
+        """Times the stages of work of a device on frames that are processed with so many pixels each."""
+
+        def recorded() -> torch.cuda.Event:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(device))
+            return event
+
+        return StageTimes(recorded if device.type == "cuda" else None)
 
 
 MACHINE = Clock()
@@ -103,11 +98,9 @@ class VirtualClock(Clock):
         self._now_ns = 0
 
     def now_ns(self) -> int:
-        """See ``Clock.now_ns``."""
         return self._now_ns
 
     def stages(self, device: torch.device, pixels: int) -> StageTimes:
-        """See ``Clock.stages``."""
         return _ChargedStages(self, pixels)
 
     def wait_until(self, time_ns: int) -> None:

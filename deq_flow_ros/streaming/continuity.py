@@ -69,8 +69,7 @@ class Seen:
     def break_after(self, previous: Seen, max_gap_ms: float) -> str | None:
         """Why this frame does not continue the stream of the previous one; None if it does."""
         if self.size != previous.size:
-            (h0, w0), (h1, w1) = previous.size, self.size
-            return f"size changed from {w0}x{h0} to {w1}x{h1}"
+            return "size changed from {1}x{0} to {3}x{2}".format(*previous.size, *self.size)
         elapsed_ms = (self.stamp_ns - previous.stamp_ns) / 1e6
         if elapsed_ms < 0:
             return f"time went back by {-elapsed_ms:.1f} ms"
@@ -100,7 +99,6 @@ class Seen:
 
 
 def _without_contrast(image: np.ndarray) -> bool:
-    """Of an image (H, W, 3) uint8."""
     return bool(cv2.meanStdDev(image)[1].max() < MIN_CONTRAST)
 
 
@@ -164,8 +162,7 @@ def look(
 
     :returns: None and the reason where the frame is to be left out.
     """
-    reason = order.why_out(stamp_ns)
-    if reason is not None:
+    if (reason := order.why_out(stamp_ns)) is not None:
         return None, reason
     seen = Seen.of(image, stamp_ns)
     return seen, None if previous is None else seen.break_after(previous, max_gap_ms)
@@ -174,8 +171,7 @@ def look(
 def why_no_start(still: float, carried: float, last: float | None) -> str | None:
     """Why the carried flow is no start for a pair, which is better begun cold; None if it is one.
 
-    :param still: likeness of the pair's images at a flow of zero.
-    :param carried: at the carried flow.
+    :param still, carried: likeness of the pair's images at a flow of zero, and at the carried flow.
     :param last: that of the pair before at the flow that was found; None where it is not known.
     """
     changed = last is not None and max(still, carried) < MIN_OF_LAST * last

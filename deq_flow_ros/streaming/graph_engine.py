@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deq_flow_ros.equilibrium import Pace, State, StopReason
+from deq_flow_ros.equilibrium import Pace, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.streaming.capture import GraphDevice, Parts
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.eager import EagerEngine, EncodedImage, Pair, Slot, sample
 from deq_flow_ros.streaming.fields import paint, resize_image, unpack
 from deq_flow_ros.streaming.interface import Likeness, Palette, Solved, Wanted
-from deq_flow_ros.streaming.plan import Limits, padded_size
+from deq_flow_ros.streaming.plan import Limits
 from deq_flow_ros.streaming.workspace import Size, Workspace
 
 KEPT = 6
-"""Workspaces at most: the sizes that a stream changes between, alone and in a batch."""
+"""Workspaces at most: the sizes that a stream changes between. The one not asked for the longest goes."""
 MET = 3
 """A size that was asked for so often has a stream; two frames may be all that somebody has."""
 
@@ -39,13 +39,12 @@ class Shelf:
     """The workspaces of an engine: made when a size is met, kept while it is in use.
 
     :param make: makes a workspace; slow. What it raises leaves the size without one.
-    :param kept: the one that was not asked for the longest goes when there are more.
     :param behind: whether those that streams ask for are made by a thread of their own, while the streams go on.
     :ivar failures: by size, why there is no workspace.
     """
 
-    def __init__(self, make: Callable[[Size], Workspace], kept: int, behind: bool) -> None:
-        self._make, self._kept, self._behind = make, kept, behind
+    def __init__(self, make: Callable[[Size], Workspace], behind: bool) -> None:
+        self._make, self._behind = make, behind
         self._spaces: OrderedDict[Size, Workspace] = OrderedDict()
         self._met: Counter[Size] = Counter()
         self._used: set[Size] = set()  # since the last one was made
@@ -62,14 +61,13 @@ class Shelf:
             if size not in self._spaces:
                 self._met[size] += 1
                 # Where all are in use, as by more cameras than there is room for, one more would push out another.
-                full = len(self._spaces) >= self._kept and self._used.issuperset(self._spaces)
+                full = len(self._spaces) >= KEPT and self._used.issuperset(self._spaces)
                 if self._met[size] >= MET and size not in self.failures and not full:
                     self._request(size)
-            space = self._spaces.get(size)
-            if space is not None:
+            if size in self._spaces:
                 self._spaces.move_to_end(size)
                 self._used.add(size)
-            return space
+            return self._spaces.get(size)
 
     def make(self, size: Size) -> None:
         """Make the workspace for a size now, unless there is one, or there was a failure."""
@@ -85,7 +83,7 @@ class Shelf:
             with self._lock:
                 self._spaces[size] = space
                 self._used.clear()
-                while len(self._spaces) > self._kept:
+                while len(self._spaces) > KEPT:
                     self._spaces.popitem(last=False)
 
     def clear(self) -> None:
@@ -117,19 +115,18 @@ class GraphEngine(EagerEngine):
 
     :param device: captures and replays; None: the model's, a CUDA device.
     :param compiled: compile the parts that are worth it, before they are captured.
-    :param kept: workspaces at most.
     :param behind: make graphs while the stream goes on; False: at once.
     :param note: what there is to say of it already.
     """
 
     def __init__(
         self, model: DEQFlow, clock: Clock = MACHINE, device: GraphDevice | None = None, compiled: bool = False,
-        kept: int = KEPT, behind: bool = True, note: str = "",
+        behind: bool = True, note: str = "",
     ) -> None:  # fmt: skip
         super().__init__(model, clock)
         self._graphs = device or GraphDevice(model.device)
         self._compiled, self._note = compiled, note
-        self._shelf = Shelf(self._make, kept, behind)
+        self._shelf = Shelf(self._make, behind)
         self._space: Workspace | None = None  # of the frames in work
         self._loaded = self._paired = False
         self._painted: tuple[np.ndarray, Tensor] | None = None
@@ -138,9 +135,8 @@ class GraphEngine(EagerEngine):
     @property
     def about(self) -> str:
         kind = "compiled graphs" if self._compiled else "graphs"
-        failures = [f"none for {size.processed}: {why}" for size, why in self._shelf.failures.items()]
-        notes = [self._note] if self._note else []
-        return "; ".join([f"{kind} of {len(self._shelf)} size(s)", *notes, *failures])
+        notes = [f"none for {size.processed}: {why}" for size, why in self._shelf.failures.items()]
+        return "; ".join(filter(None, (f"{kind} of {len(self._shelf)} size(s)", self._note, *notes)))
 
     def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
         self._shelf.make(Size(source, size, batch))
@@ -164,10 +160,9 @@ class GraphEngine(EagerEngine):
             self.stages.lap("resize")
         space.encode_images(scaled)
         encoding, padded = space.encode.outputs
-        padding = _padding(sizes[0])
         for i, (slot, image) in enumerate(zip(slots, images, strict=True)):
             features, context, tensor = (part[i : i + 1].clone() for part in (*encoding, padded))
-            slot.next = EncodedImage(image, tensor, padding, Encoding(features, context))
+            slot.next = EncodedImage(image, tensor, space.padding, Encoding(features, context))
         self.stages.lap("encode")
 
     @torch.inference_mode()
@@ -238,7 +233,7 @@ class GraphEngine(EagerEngine):
             self.stages.lap("output")
         self._carry(space, slots, direction)
         there.synchronize()
-        solved = unpack(space.solution(*self._made), packed.numpy(), space.size.source, wanted)
+        solved = unpack(Solution(space.samples, *self._made), packed.numpy(), space.size.source, wanted)
         colors = [None if picture is None else picture.numpy() for picture in on_host]
         return [replace(one, runtime=space.runtime, colors=each) for one, each in zip(solved, colors, strict=True)]
 
@@ -293,12 +288,6 @@ class GraphEngine(EagerEngine):
                 LOG.warning("not compiled, the graphs are of single operations: %s", error, exc_info=True)
                 self._compiled, self._note = False, f"not compiled: {_first_line(error)}"
         return Workspace(self.model, self._graphs, size, Parts())
-
-
-def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """That of ``pad_to_multiple`` for images of a size."""
-    extra_h, extra_w = (side - inner for side, inner in zip(padded_size(*size), size, strict=True))
-    return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
 
 
 def _set_row(batch: Sequence[Tensor], row: int, values: Sequence[Tensor] | None) -> None:

@@ -126,18 +126,12 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Solved:
-    """What an engine found for one pair. Fields that were not asked for are None.
+    """What an engine found for one pair.
 
-    :ivar flow: (H, W, 2) float32 px, at the resolution of the frame as it came.
-    :ivar residual: (H, W) float32 px, the length of the last update.
-    :ivar uncertainty: (H, W) float32 px, the expected endpoint error.
-    :ivar iterations: made for this pair.
-    :ivar evaluations: made for its batch.
+    Fields are as in ``FlowResult``, at the resolution of the frame as it came, and figures as in ``FlowInfo``, but:
+
+    :ivar evaluations: iterations made for its batch.
     :ivar residual_px: RMS of the last update, px of what was processed.
-    :ivar stop_reason: "converged", "iterations", "deadline" or "diverged".
-    :ivar likeness: of the frames at the flow that was found.
-    :ivar runtime: what computed it: "eager", "graphs" or "compiled".
-    :ivar colors: (H, W, 3) uint8 RGB, the flow in the colours of a palette, if the engine painted it.
     """
 
     flow: np.ndarray

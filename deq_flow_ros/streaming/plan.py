@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 from deq_flow_ros.model import FACTOR
 from deq_flow_ros.model.deq_flow import MIN_SIDE
@@ -48,46 +49,36 @@ def padded_size(height: int, width: int) -> tuple[int, int]:
     return height + -height % FACTOR, width + -width % FACTOR
 
 
+@lru_cache(typed=True)
 def scale_ladder(
     size: tuple[int, int], min_scale: float, max_scale: float = 1.0, max_pixels: int = MAX_PIXELS
-) -> list[float]:
-    """The scales at which frames may be processed, largest first; at least one.
+) -> tuple[float, ...]:
+    """The scales at which frames of a size (H, W) may be processed, largest first; at least one.
 
-    :param size: (H, W) of the frames.
-    :param min_scale: the smallest, above 0; frames are not made smaller than ``MIN_SCALED_SIDE``.
-    :param max_scale: the largest, at least ``min_scale``.
-    :param max_pixels: the largest number of pixels of a processed frame, ``DEQFlow.max_pixels``.
+    Frames are not made smaller than ``MIN_SCALED_SIDE``, nor processed with more pixels than ``max_pixels``.
     """
     between = [scale for scale in SCALES if min_scale < scale < max_scale]
     scales = [max_scale, *between, min_scale] if min_scale < max_scale else [max_scale]
     allowed = [scale for scale in scales if math.prod(size) * scale**2 <= max_pixels]
     if not allowed:
-        return [math.sqrt(max_pixels / math.prod(size))]
+        return (math.sqrt(max_pixels / math.prod(size)),)
     visible = MIN_SCALED_SIDE / min(size)
     if min(size) >= TINY_SIDE:  # frames that are small already are not made smaller
         visible = min(1.0, visible)
     elif math.prod(size) * visible**2 <= max_pixels and allowed[0] < visible:
-        return [visible]
-    return [scale for scale in allowed if scale >= visible] or allowed[:1]
+        return (visible,)
+    return tuple(scale for scale in allowed if scale >= visible) or (allowed[0],)
 
 
-@dataclass(frozen=True)
-class Deadline:
-    """A time on a stream's clock.
-
-    :ivar at_ns: when the result must be ready.
-    :ivar work_until_ns: when the work should end, which is earlier by a reserve.
-    """
+class Deadline(NamedTuple):
+    """When on a stream's clock the result must be ready, and when the work should end, earlier by a reserve."""
 
     at_ns: int
     work_until_ns: int
 
     @classmethod
     def soonest(cls, arrival_ns: int, budget_ms: float | None, limit_ms: float | None, now_ns: int) -> Deadline | None:
-        """The earlier end of the budget, which counts from the arrival, and of the limit, which counts from now.
-
-        :returns: None without either.
-        """
+        """The earlier end of the budget, which counts from the arrival, and of the limit, which counts from now."""
         ends = []
         if budget_ms is not None:
             ends.append((arrival_ns + round(1e6 * budget_ms), budget_ms))
@@ -220,12 +211,7 @@ class Limits:
         cls, plan: Plan, rest_ms: tuple[float, float, float], deadline: Deadline | None, cold: bool,
         max_iterations: int, tolerance_px: float | None,
     ) -> Limits:  # fmt: skip
-        """The limits for one frame.
-
-        :param rest_ms: what the rest of it costs, see ``CostModel.rest``.
-        :param cold: whether its solve starts cold.
-        :param tolerance_px: in pixels of the input.
-        """
+        """The limits for one frame, of which the rest costs what ``CostModel.rest`` says."""
         after_ms, iteration_ms, coarse_ms = rest_ms
         # A late result is better than none. A cold state has no flow yet, and at the lowest scale nothing else can be
         # reduced, so the flow would never change again.

@@ -20,14 +20,11 @@ from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan
 
 @dataclass(eq=False)
 class Turn:
-    """A frame on its way through a stream.
+    """A frame on its way through a stream; its plan and its deadline, if it has one, are known once its turn has come.
 
     :ivar image: (H, W, 3) uint8 RGB.
-    :ivar time_limit_ms: the longest time of the work on it.
     :ivar starts: whether it is the first frame of its stream.
     :ivar repeated: whether it is the same as the one before.
-    :ivar plan: what is done for it, known once its turn has come.
-    :ivar deadline: known once its turn has come; None without a budget or limit.
     """
 
     image: np.ndarray
@@ -42,10 +39,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Last:
-    """What a stream keeps of its last frame.
-
-    :ivar before: image and stamp of the previous frame, if a pair was solved.
-    """
+    """What a stream keeps of its last frame; of the one before, image and stamp, if the pair was solved."""
 
     image: np.ndarray
     seen: Seen
@@ -70,7 +64,6 @@ class Stream:
         self.costs = CostModel()
         self.scale = settings.max_scale
         self._recent_ms: deque[float] = deque(maxlen=PATIENCE)
-        self._ladder: tuple[object, list[float]] = None, []
         self.reset("start")
 
     def reset(self, reason: str) -> None:
@@ -96,12 +89,9 @@ class Stream:
         if settings.direction != before.direction and self.last is not None:
             self.reset(f"direction changed from {before.direction} to {settings.direction}")
 
-    def ladder(self, size: tuple[int, int]) -> list[float]:
+    def ladder(self, size: tuple[int, int]) -> tuple[float, ...]:
         """The scales for frames of this size (H, W), largest first."""
-        limits = size, self.settings.min_scale, self.settings.max_scale
-        if limits != self._ladder[0]:
-            self._ladder = limits, scale_ladder(*limits, self.max_pixels)
-        return self._ladder[1]
+        return scale_ladder(size, self.settings.min_scale, self.settings.max_scale, self.max_pixels)
 
     def take(self, image: np.ndarray, stamp_ns: int, arrival_ns: int, time_limit_ms: float | None) -> Turn | None:
         """Take the next frame. If it does not continue the stream, the stream starts anew.

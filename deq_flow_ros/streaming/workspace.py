@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product, starmap
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
-from deq_flow_ros.model.cells import likeness
+from deq_flow_ros.model.cells import FACTOR, crop, likeness
 from deq_flow_ros.streaming.capture import Captured, GraphDevice, Parts, tensors
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
 from deq_flow_ros.streaming.fields import FIGURES, find, interpolation, pack
@@ -24,14 +24,8 @@ from deq_flow_ros.streaming.interface import Wanted
 from deq_flow_ros.streaming.plan import padded_size
 
 
-@dataclass(frozen=True)
-class Size:
-    """What graphs are made for.
-
-    :ivar source: (H, W) of the frames as they come.
-    :ivar processed: (H, W) that they are processed at, without padding.
-    :ivar batch: how many at a time.
-    """
+class Size(NamedTuple):
+    """What graphs are made for: (H, W) of frames as they come, (H, W) processed without padding, how many at a time."""
 
     source: tuple[int, int]
     processed: tuple[int, int]
@@ -81,6 +75,7 @@ class Workspace:
 
     :param parts: what is captured.
     :ivar runtime: what that is called.
+    :ivar padding: of what is encoded, for ``crop``.
     :ivar pixels: (B, H, W, 3) uint8 RGB, to be encoded.
     :ivar first: of the images whose pixels the flow lives on.
     :ivar second: features of the others.
@@ -95,12 +90,9 @@ class Workspace:
 
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
         self.size, self._device, self._model, self.runtime = size, device, model, parts.name
-        self._capture(parts)
-        device.trim()
-
-    def _capture(self, parts: Parts) -> None:
-        model, device, size = self._model, self._device, self.size
         pool = device.pool()
+        extra_h, extra_w = (-side % FACTOR for side in size.processed)
+        self.padding = extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
         self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
         self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
         self._encoded = self._downloaded = device.mark()
@@ -121,8 +113,9 @@ class Workspace:
         self.begin = device.capture(lambda: self._begin(rules), pool)
         self.iterate = device.capture(lambda: self._iterate(parts, rules), pool)
         levels = coarse_levels(size.processed[0] / size.source[0], padded_size(*size.processed))
-        self.coarse = device.capture(lambda: self._coarse(levels), pool) if levels else None
-        self._resize = _Resize(size, device.device)
+        coarse = partial(model.coarse_start, *self.images, levels, COARSE_ITERATIONS, watch=False)
+        self.coarse = device.capture(coarse, pool) if levels else None
+        self._matrices = _resizing(size, device.device) if size.source != size.processed else None
         heads = (False,) if model.uncertainty is None else (False, True)
         every = starmap(Wanted, product((False, True), heads))
         lengths = {each: (2 + sum(each)) * math.prod(size.source) + FIGURES for each in every}
@@ -130,6 +123,7 @@ class Workspace:
         memory = torch.zeros(size.batch * max(lengths.values()), device=device.device)
         self.packed = {each: memory[: size.batch * n].view(size.batch, n) for each, n in lengths.items()}
         self.finish = {each: device.capture(partial(self._finish, each), pool) for each in lengths}
+        device.trim()
 
     def encode_images(self, images: Sequence[np.ndarray]) -> None:
         """Queue the copy of images to ``pixels``, and their encoding.
@@ -180,10 +174,6 @@ class Workspace:
         host.copy_(tensor, non_blocking=True)
         return host
 
-    def solution(self, evaluations: int = 0, exhausted: StopReason = StopReason.ITERATIONS) -> Solution:
-        """Of the samples as they are."""
-        return Solution(self.samples, evaluations, exhausted)
-
     def _match(self) -> None:
         still = torch.zeros_like(self.start[1])
         values = [
@@ -209,11 +199,8 @@ class Workspace:
         going_on = self.samples.active.any().to(torch.int64)
         self.progress.host.copy_(torch.stack((self.samples.number, going_on)), non_blocking=True)
 
-    def _coarse(self, levels: int) -> State | None:
-        return self._model.coarse_start(*self.images, levels, COARSE_ITERATIONS, watch=False)
-
     def _finish(self, wanted: Wanted) -> None:
-        solution = self.solution()
+        solution = Solution(self.samples, 0, StopReason.ITERATIONS)
         alike = [
             likeness(solution.state[1][i : i + 1], self.first.features[i : i + 1], self.second[i : i + 1])
             for i in range(self.size.batch)
@@ -221,34 +208,24 @@ class Workspace:
         fields = [self._resize(field) for field in find(self._model, solution, wanted)]
         pack(solution, fields, torch.cat(alike), self.packed[wanted])
 
-
-class _Resize:
-    """Fields of the padded size, cropped and brought to the size of the frames: ``crop`` and ``resize_field``.
-
-    Resizing is linear, along each axis by itself, so OpenCV's own weights serve as two matrices.
-    """
-
-    def __init__(self, size: Size, device: torch.device) -> None:
-        self._processed = size.processed
-        padded = padded_size(*size.processed)
-        self._top, self._left = ((side - inner) // 2 for side, inner in zip(padded, size.processed, strict=True))
-        self._matrices: tuple[Tensor, Tensor] | None = None
-        if size.source != size.processed:
-            how = interpolation(size.processed, size.source)
-            (h, w), (source_h, source_w) = size.processed, size.source
-            rows = cv2.resize(np.eye(h, dtype=np.float32), (h, source_h), interpolation=how)
-            columns = cv2.resize(np.eye(w, dtype=np.float32), (source_w, w), interpolation=how)
-            self._matrices = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
-            self._ratio = torch.tensor([source_w / w, source_h / h], device=device)
-
-    def __call__(self, field: Tensor) -> Tensor:
-        """(B, 2, h, w), a flow, or (B, 1, h, w), lengths, in px of what was processed."""
-        height, width = self._processed
-        field = field[..., self._top : self._top + height, self._left : self._left + width]
+    def _resize(self, field: Tensor) -> Tensor:
+        """``crop`` and ``resize_field`` of a flow (B, 2, h, w), or of lengths (B, 1, h, w), in processed px."""
+        field = crop(field, self.padding)
         if self._matrices is None:
             return field
-        ratio = self._ratio if field.shape[1] == 2 else self._ratio.mean()[None]
-        return (self._matrices[0] @ field @ self._matrices[1]) * ratio[:, None, None]
+        rows, columns, ratio = self._matrices
+        ratio = ratio if field.shape[1] == 2 else ratio.mean()[None]
+        return (rows @ field @ columns) * ratio[:, None, None]
+
+
+def _resizing(size: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Resizing is linear, along each axis by itself: OpenCV's own weights as two matrices, and the ratio of sides."""
+    how = interpolation(size.processed, size.source)
+    (h, w), (source_h, source_w) = size.processed, size.source
+    rows = cv2.resize(np.eye(h, dtype=np.float32), (h, source_h), interpolation=how)
+    columns = cv2.resize(np.eye(w, dtype=np.float32), (source_w, w), interpolation=how)
+    ratio = torch.tensor([source_w / w, source_h / h], device=device)
+    return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device), ratio
 
 
 def _kept(samples: Samples) -> Samples:

@@ -11,7 +11,7 @@ from fake_graphs import FakeDevice, assert_same, make_engine, stream
 from streams import PERIOD_NS, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
-from deq_flow_ros.streaming import EagerEngine, FlowEstimator, FlowResult, UpdateRequest, update_together
+from deq_flow_ros.streaming import EagerEngine, FlowEstimator, FlowResult, UpdateRequest, graph_engine, update_together
 from deq_flow_ros.streaming.capture import Parts
 from deq_flow_ros.streaming.graph_engine import GraphEngine
 from deq_flow_ros.streaming.warm_start import carry
@@ -136,9 +136,10 @@ def test_a_diverged_sample_is_told(model: DEQFlow) -> None:
     assert again is not None and again.info.stop_reason != "diverged" and np.isfinite(again.flow).all()
 
 
-def test_sizes_are_bounded_and_given_back(model: DEQFlow) -> None:
+def test_sizes_are_bounded_and_given_back(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Why: graphs of every size that was ever met would fill the device."""
-    engine, device = make_engine(model, kept=2)
+    monkeypatch.setattr(graph_engine, "KEPT", 2)
+    engine, device = make_engine(model)
     for width in (64, 72, 80):
         stream(engine, frames(4, width=width))
     assert engine.about == "graphs of 2 size(s)"
@@ -150,9 +151,12 @@ def test_sizes_are_bounded_and_given_back(model: DEQFlow) -> None:
     assert stream(engine, frames(2))[0].info.runtime == "eager"
 
 
-def test_more_sizes_at_a_time_than_are_kept_do_not_push_each_other_out(model: DEQFlow) -> None:
+def test_more_sizes_at_a_time_than_are_kept_do_not_push_each_other_out(
+    model: DEQFlow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Why: graphs would be made for each frame of each camera, and none would ever be used twice."""
-    engine, device = make_engine(model, kept=1)
+    monkeypatch.setattr(graph_engine, "KEPT", 1)
+    engine, device = make_engine(model)
     estimators = [FlowEstimator(engine, max_iterations=1) for _ in range(2)]
     images = [frames(8, width=width) for width in (64, 72)]
     captures = []
