@@ -97,31 +97,24 @@ def fit_ego_motion(
     if len(here) < FEWEST:
         return None
     here, there = np.ascontiguousarray(here, np.float64), np.ascontiguousarray(there, np.float64)
-    if rotation is None:
-        found = _searched(here, there, sigma, calibrated)
-        candidates = [EgoMotion(np.eye(3), None), *(_refined(motion, here, there, sigma) for motion in found)]
-    else:
+    pairs = here, there, sigma
+    if rotation is not None:
         candidates = [EgoMotion(rotation, None)]
-        if calibrated and (motion := _with_translation(rotation, here, there, sigma)) is not None:
-            candidates.append(_refined(motion, here, there, sigma, fixed_rotation=True))
-    return _best(candidates, here, there, sigma)
-
-
-def _searched(here: np.ndarray, there: np.ndarray, sigma: np.ndarray, calibrated: bool) -> list[EgoMotion]:
-    """What USAC finds."""
-    found = []
-    limit = 2 * float(np.median(sigma))
+        if calibrated and (motion := _with_translation(rotation, *pairs)) is not None:
+            candidates.append(_refined(motion, *pairs, fixed_rotation=True))
+        return _best(candidates, *pairs)
+    candidates, limit = [EgoMotion(np.eye(3), None)], 2 * float(np.median(sigma))
     matrix, _ = cv2.findHomography(here, there, cv2.USAC_MAGSAC, limit, maxIters=MAX_ITERATIONS, confidence=CONFIDENCE)
     if matrix is not None:
-        found.append(EgoMotion(matrix / matrix[2, 2], None))
+        candidates.append(_refined(EgoMotion(matrix / matrix[2, 2], None), *pairs))
     if calibrated:
         essential, _ = cv2.findEssentialMat(here, there, np.eye(3), cv2.USAC_MAGSAC, CONFIDENCE, limit)
         if essential is not None and essential.shape == (3, 3):
             # Of its four decompositions, the one that has most positions in front of the camera.
             one, other, translation = cv2.decomposeEssentialMat(essential)
             poses = [EgoMotion(turn, sign * translation[:, 0]) for turn in (one, other) for sign in (1, -1)]
-            found.append(_best(poses, here, there, sigma))
-    return found
+            candidates.append(_refined(_best(poses, *pairs), *pairs))
+    return _best(candidates, *pairs)
 
 
 def _best(motions: list[EgoMotion], here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> EgoMotion:

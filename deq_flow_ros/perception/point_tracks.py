@@ -67,22 +67,12 @@ the expected distance from where the point has gone, px."""
 
 
 class _Reference:
-    """An image, the tracks in it, and where all that it shows has gone since."""
+    """An image, the tracks in it, and where all that it shows, in cells of ``CELL_PX``, was then and is now."""
 
     def __init__(self, image: np.ndarray, tracks: np.ndarray) -> None:
         self.image, self.tracks, self.steps = image, tracks, 0
         axes = (np.arange(CELL_PX / 2 - 0.5, side + CELL_PX / 2 - 0.5, CELL_PX) for side in image.shape[::-1])
-        self._now = self._start = np.stack(np.meshgrid(*axes), axis=2).astype(np.float32)
-
-    def advance(self, flow: np.ndarray, backward: bool) -> None:
-        """Take the next field of the stream."""
-        self._now, self.steps = _led(flow, self._now, backward), self.steps + 1
-
-    def way(self, smoothing_px: float) -> np.ndarray:
-        """How far (H, W, 2) float32 px what the pixels show has gone until the present image, smoothed."""
-        way = cv2.GaussianBlur(self._now - self._start, (0, 0), smoothing_px / CELL_PX)
-        height, width = self.image.shape
-        return cv2.resize(way, None, fx=CELL_PX, fy=CELL_PX)[:height, :width]
+        self.now = self.start = np.stack(np.meshgrid(*axes), axis=2).astype(np.float32)
 
 
 class PointTracker:
@@ -155,7 +145,7 @@ class PointTracker:
         if self._anchor is None or self._anchor.steps >= ANCHOR_STEPS:
             self._anchor = last
         for reference in dict.fromkeys((last, self._anchor)):
-            reference.advance(flow, backward)
+            reference.now, reference.steps = _led(flow, reference.now, backward), reference.steps + 1
             known = reference.tracks["id"]
             _, mine, theirs = np.intersect1d(tracks["id"][tried], known, assume_unique=True, return_indices=True)
             if mine.size:
@@ -188,7 +178,8 @@ class PointTracker:
         the image is therefore first warped to the reference by the flow.
         """
         settings = self.settings
-        way = reference.way(SMOOTHING * settings.window_px)
+        way = cv2.GaussianBlur(reference.now - reference.start, (0, 0), SMOOTHING * settings.window_px / CELL_PX)
+        way = cv2.resize(way, None, fx=CELL_PX, fy=CELL_PX)[: image.shape[0], : image.shape[1]]
         rows, columns = (np.arange(side, dtype=np.float32) for side in image.shape)
         x, y = way[..., 0] + columns, way[..., 1] + rows[:, None]
         warped = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
