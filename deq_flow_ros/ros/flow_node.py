@@ -31,7 +31,6 @@ from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.health import ProcessStatus
 from deq_flow_ros.ros.messages import BACKEND
 from deq_flow_ros.ros.outputs import write_snapshot
-from deq_flow_ros.ros.parameter_table import changed
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
 from deq_flow_ros.ros.process import Diagnostics, ManagerBond
 from deq_flow_ros.ros.worker import FrameWorker
@@ -61,8 +60,7 @@ class FlowNode(LifecycleNode):
         self._bond = ManagerBond(self)
         self._health = ProcessStatus(f"{self.get_fully_qualified_name()[1:]}: process")
         self.add_on_set_parameters_callback(self._on_set_parameters)
-        qos.after_parameters_set(self, self._on_parameters_set)
-        NodeSettings.declare(self)
+        NodeSettings.declare(self, self._on_parameters_set)
         self._diagnostics = Diagnostics(self, self._statuses)
         self._diagnostics.publish_every(self.get_parameter("diagnostics_period_s").value)
         self.create_service(SetBool, "~/enable", self._on_enable)
@@ -83,12 +81,6 @@ class FlowNode(LifecycleNode):
                 self.get_logger().error(f"not started; mend what is named above; {then}")
                 return not ends
         return True
-
-    def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """See rclpy; what has its value already is no change, though it may be for reading only."""
-        if (answer := NodeSettings.answer_at_once(parameter_list, self)) is not None:
-            return answer
-        return super().set_parameters_atomically(changed(parameter_list, self))
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and measure its cost; on failure say what to do, and stay unconfigured."""

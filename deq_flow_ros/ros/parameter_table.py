@@ -6,8 +6,9 @@ from __future__ import annotations
 import array
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros import did_you_mean
-from deq_flow_ros.ros.qos import before_parameters_set, given_overrides
+from deq_flow_ros.ros.qos import given_overrides
 
 Table = TypeVar("Table", bound="ParameterTable")
 
@@ -29,13 +30,14 @@ class ParameterTable:
     """Values of all parameters of a node; a node's own table inherits from this and adds a field for each."""
 
     @classmethod
-    def declare(cls, node: Node) -> None:
+    def declare(cls, node: Node, on_change: Callable[[Sequence[Parameter]], None] = lambda changed: None) -> None:
         """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
 
         Warns of values given at start that no parameter takes, as ROS drops these silently. A whole number is taken for
         a real one: ``-p latency_budget_ms:=50`` means 50.0. An empty list stands for the default of a list, as YAML has
-        no type for it.
+        no type for it. From then on, requests are answered as ``_set`` says.
 
+        :param on_change: called with the parameters that have new values.
         :raises ParameterException: for a value that cannot be, or none where one is needed.
         """
         for line in unused_overrides(node, cls.names()):
@@ -52,7 +54,7 @@ class ParameterTable:
                 given[field.name] = _as_declared(given[field.name], default)
             default = list(default) if isinstance(default, tuple) else default
             node.declare_parameter(field.name, default, _descriptor(field))
-        before_parameters_set(node, lambda changes: all_as_declared(changes, node))
+        node.set_parameters_atomically = partial(cls._set, node, node.set_parameters_atomically, on_change)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -89,12 +91,24 @@ class ParameterTable:
                 raise ValueError(f"{parameter.name}: expected one of {', '.join(allowed)}, got {got}")
 
     @classmethod
-    def answer_at_once(cls, parameters: Sequence[Parameter], node: Node) -> SetParametersResult | None:
-        """The answer to a request for a parameter that the node does not have, or for nothing new; else None."""
+    def _set(
+        cls, node: Node, set_all: Callable[..., SetParametersResult], on_change: Callable[[Sequence[Parameter]], None],
+        parameters: Sequence[Parameter],
+    ) -> SetParametersResult:  # fmt: skip
+        """See rclpy; but a name that there is not is refused by name, a whole number is taken for a real one, and what
+        has its value already is no change, though it may be for reading only: ``ros2 param load`` sets all that
+        ``ros2 param dump`` wrote.
+        """
         for name in (each.name for each in parameters if not node.has_parameter(each.name)):
             reason = f"no parameter {name!r}{did_you_mean(name, cls.names())}; nothing was changed"
             return SetParametersResult(successful=False, reason=reason)
-        return None if changed(parameters, node) else SetParametersResult(successful=True)
+        present = {each.name: node.get_parameter(each.name).value for each in parameters}
+        declared = [_as_declared(each, present[each.name]) for each in parameters]
+        new = [each for each in declared if _plain(each.value) != _plain(present[each.name])]
+        answer = set_all(new) if new else SetParametersResult(successful=True)
+        if answer.successful:
+            on_change(new)
+        return answer
 
 
 def unused_overrides(node: Node, known: Sequence[str]) -> list[str]:
@@ -142,23 +156,8 @@ def _as_declared(parameter: Parameter, present: Any) -> Parameter:
     return parameter
 
 
-def all_as_declared(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
-    """The parameters of a request, with whole numbers as real ones where the node has these."""
-    return [_as_declared(parameter, node.get_parameter_or(parameter.name).value) for parameter in parameters]
-
-
-def changed(parameters: Iterable[Parameter], node: Node) -> list[Parameter]:
-    """Those of the parameters whose value is another than the node's, whole numbers as real ones where these are meant.
-
-    ``ros2 param load`` sets all that ``ros2 param dump`` wrote, be they for reading only or not to be changed now.
-    """
-
-    def plain(parameter: Parameter) -> Any:
-        value = parameter.value
-        return list(value) if isinstance(value, (list, tuple, array.array)) else (type(value), value)
-
-    declared = all_as_declared(parameters, node)
-    return [each for each in declared if plain(each) != plain(node.get_parameter_or(each.name))]
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple, array.array)) else (type(value), value)
 
 
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:

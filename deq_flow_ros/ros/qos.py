@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import rclpy.qos
-from rcl_interfaces.msg import SetParametersResult
 from rclpy import get_rmw_implementation_identifier
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
@@ -167,26 +165,3 @@ def with_info(callback: Callable[[Any, dict[str, int]], None]) -> Callable[..., 
     if hasattr(Subscription, "CallbackType"):
         return callback
     return lambda message: callback(message, UNKNOWN)
-
-
-def before_parameters_set(node: Node, change: Callable[[list[Parameter]], list[Parameter]]) -> None:
-    """Have the parameters of a request changed before they are checked; Humble takes them word for word."""
-    if hasattr(node, "add_pre_set_parameters_callback"):
-        node.add_pre_set_parameters_callback(change)
-
-
-def after_parameters_set(node: Node, callback: Callable[[Sequence[Parameter]], None]) -> None:
-    """Have a callback called when parameters have new values; it may be called without that.
-
-    Humble calls it before, and knows no later point: so it becomes a task, which the executor does next.
-    """
-    if hasattr(node, "add_post_set_parameters_callback"):
-        node.add_post_set_parameters_callback(callback)
-        return
-
-    def soon(parameters: Sequence[Parameter]) -> SetParametersResult:
-        if node.executor is not None:
-            node.executor.create_task(callback, parameters)
-        return SetParametersResult(successful=True)
-
-    node.add_on_set_parameters_callback(soon)

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from deq_flow_ros.model.deq_flow import MAX_PIXELS, MAX_PIXELS_ALL_PAIRS
-from deq_flow_ros.ros.parameter_table import changed, files_for_others, unused_overrides
+from deq_flow_ros.ros.parameter_table import files_for_others, unused_overrides
 from deq_flow_ros.ros.parameters import NodeSettings, check_change
 from deq_flow_ros.ros.process import end_node
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
@@ -131,19 +131,15 @@ def test_a_whole_number_is_taken_for_a_real_one() -> None:
     node = make_node()
     assert node.set_parameters_atomically([Parameter("latency_budget_ms", value=70)]).successful
     assert node.get_parameter("latency_budget_ms").value == 70.0
-    assert changed([Parameter("max_gap_ms", value=1000)], node) == []  # as it is
 
 
 def test_a_parameter_that_there_is_not_is_refused_by_name() -> None:
     """rclpy answers with the text of an exception, without what might have been meant."""
     node = make_node()
     two = [Parameter("max_iterations", value=3), Parameter("latency_budget", value=3.0)]
-    answer = NodeSettings.answer_at_once(two, node)
-    assert answer is not None and not answer.successful
+    answer = node.set_parameters_atomically(two)
+    assert not answer.successful and node.get_parameter("max_iterations").value == NodeSettings.max_iterations
     assert answer.reason == "no parameter 'latency_budget' (did you mean 'latency_budget_ms'?); nothing was changed"
-    assert NodeSettings.answer_at_once([Parameter("max_iterations", value=3)], node) is None
-    same = NodeSettings.answer_at_once([Parameter("max_iterations", value=NodeSettings.max_iterations)], node)
-    assert same is not None and same.successful  # rclpy takes no request for nothing
 
 
 @pytest.mark.parametrize(
@@ -268,10 +264,14 @@ def test_an_empty_list_in_a_file_stands_for_the_default_and_no_value_at_all_is_n
 
 def test_what_was_dumped_from_a_node_is_taken_again_by_it() -> None:
     """`ros2 param dump` writes all parameters, and `ros2 param load` sets them all, one by one."""
-    node = make_node(cameras=["front", "rear"], roi=[1, 2, 30, 40])
+    overrides = [Parameter("cameras", value=["front", "rear"]), Parameter("roi", value=[1, 2, 30, 40])]
+    node, new = bare_node("dumped", parameter_overrides=overrides), list[Parameter]()
+    NodeSettings.declare(node, new.extend)
     of_ros = ("use_sim_time", "start_type_description_service")
     names = [*(field.name for field in dataclasses.fields(NodeSettings)), *of_ros]
     dumped = [Parameter.from_parameter_msg(node.get_parameter(name).to_parameter_msg()) for name in names]
-    assert changed(dumped, node) == []
-    other = [Parameter("device", value="cuda"), Parameter("roi", value=[0, 0, 0, 0]), Parameter("unknown", value=1)]
-    assert changed([*dumped, *other], node) == other
+    assert all(node.set_parameters_atomically([parameter]).successful for parameter in dumped)
+    assert node.set_parameters_atomically(dumped).successful and new == []
+    assert node.set_parameters_atomically([*dumped, Parameter("max_gap_ms", value=2000)]).successful
+    assert [(parameter.name, parameter.value) for parameter in new] == [("max_gap_ms", 2000.0)]
+    assert not node.set_parameters_atomically([*dumped, Parameter("autostart", value=False)]).successful

@@ -101,7 +101,7 @@ import sys, types
 import rclpy.event_handler, rclpy.executors, rclpy.lifecycle, rclpy.node
 sys.modules["rclpy.qos_event"] = sys.modules["rclpy.event_handler"]
 sys.modules["rclpy.event_handler"] = None  # so that importing it fails
-del rclpy.node.Node.add_post_set_parameters_callback
+del rclpy.node.Node.add_pre_set_parameters_callback, rclpy.node.Node.add_post_set_parameters_callback
 # That of Humble tells callbacks the message alone.
 sys.modules["rclpy.subscription"] = types.SimpleNamespace(Subscription=type("Subscription", (), {}))
 """
