@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 
 import cv2
 import numpy as np
@@ -27,32 +27,30 @@ from rich.console import Console
 from benchmarks.peers import OPENCV
 from benchmarks.report import Benchmark, Row, print_table
 from deq_flow_ros.evaluation.methods import FlowFunction
+from deq_flow_ros.imaging.metrics import error_lengths
 from deq_flow_ros.model import PRECISIONS, DEQFlow, load_model
 from deq_flow_ros.streaming.fields import refined
-from training.evaluate import group_means, model_flow, pair_errors
+from training.evaluate import group_means, model_flow, pair_error
 from training.flow_dataset import Sample, read_pairs
 
 
 def measure(function: FlowFunction, pairs: Sequence[Sample], exact: FlowFunction | None = None) -> Row:
-    """Endpoint error (px) and Fl (%) of a method per pair and group, and its median time (ms).
+    """Endpoint error (px) of a method per pair and group, and its median time (ms).
 
     :param exact: the method in float32. "distance_px" is the mean length of the difference between the two flows, in
         px, averaged over the pairs.
     """
     function(pairs[0].image1, pairs[0].image2)  # the first call pays for allocations and kernel choices
-    errors, outliers, times, distances = {}, {}, [], []
+    errors, times, distances = {}, [], []
     for pair in pairs:
         start = time.perf_counter()
         flow = function(pair.image1, pair.image2)
         times.append(1e3 * (time.perf_counter() - start))
-        errors[pair.name], outliers[pair.name] = pair_errors(pair, flow)
+        errors[pair.name] = pair_error(pair, flow)
         if exact is not None:
-            difference = flow - exact(pair.image1, pair.image2)
-            distances.append(float(np.linalg.norm(difference, axis=2).mean()))
-    return {
-        "epe_px": group_means(errors.items()), "fl_percent": group_means(outliers.items()), "pairs_epe_px": errors,
-        "pairs_fl_percent": outliers, "median_ms": median(times), "distance_px": fmean(distances) if exact else None,
-    }  # fmt: skip
+            distances.append(error_lengths(flow, exact(pair.image1, pair.image2)).mean())
+    row: Row = {"epe_px": group_means(errors.items()), "pairs_epe_px": errors, "median_ms": median(times)}
+    return row | {"distance_px": float(np.mean(distances)) if distances else None}
 
 
 def model_methods(label: str, model: DEQFlow, options: argparse.Namespace) -> dict[str, FlowFunction]:
@@ -86,9 +84,9 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     results = {name: measure(function, pairs, exact.get(name)) for name, function in methods.items()}
     rows = [{"method": name, **result} for name, result in results.items()]
     columns = {"method": "{method}"}
-    columns |= {g: f"{{epe_px[{g}]:.3f}} ({{fl_percent[{g}]:.1f}})" for g in rows[0]["epe_px"]}
+    columns |= {group: f"{{epe_px[{group}]:.3f}}" for group in rows[0]["epe_px"]}
     columns |= {"median ms": "{median_ms:.0f}", **({"to float32, px": "{distance_px:.4f}"} if exact else {})}
-    print_table(console, "endpoint error, px (Fl, %); mean = mean over the groups", columns, rows)
+    print_table(console, "endpoint error, px; mean = mean over the groups", columns, rows)
     by_pair = [{"pair": pair.name, **{n: r["pairs_epe_px"][pair.name] for n, r in results.items()}} for pair in pairs]
     columns = {"pair": "{pair}", **{name: f"{{{name}:.3f}}" for name in results}}
     print_table(console, "endpoint error per pair, px", columns, by_pair)

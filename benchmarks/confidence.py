@@ -109,27 +109,25 @@ def measure(model: DEQFlow, pair: Sample, iterations: int) -> Row:
     assert pair.flow is not None
     images = [to_tensor(image, model.device) for image in (pair.image1, pair.image2)]
     forth, back = (model(*i, max_iterations=iterations, coarse_levels=COARSE_LEVELS) for i in (images, images[::-1]))
+    assert forth.uncertainty is not None
     flow = to_array(forth.flow)
     uncertain = {
         RESIDUAL: forth.residual[0, 0].cpu().numpy(),
         FORWARD_BACKWARD: forward_backward(flow, to_array(back.flow)),
         GRADIENT: -gradient_strength(pair.image1),
+        UNCERTAINTY: forth.uncertainty[0, 0].cpu().numpy(),
     }
-    if forth.uncertainty is not None:
-        uncertain[UNCERTAINTY] = forth.uncertainty[0, 0].cpu().numpy()
     error = error_lengths(flow, pair.flow)
     curves = {}
     for name, values in uncertain.items():
         curves[name], oracle = sparsify(error[pair.valid], values[pair.valid])
-    group = pair.name.split("/", 1)[0]
+    group, expected = pair.name.split("/", 1)[0], uncertain[UNCERTAINTY][pair.valid]
     row: Row = {
         "pair": pair.name, "group": group, "epe_px": float(error[pair.valid].mean()),
+        "expected_px": float(expected.mean()), "bins": _binned(expected, error[pair.valid]),
         "ause": {n: float((c - oracle).mean()) for n, c in curves.items()} | {"random": float((1 - oracle).mean())},
         "curves": {name: curve.tolist() for name, curve in curves.items()} | {"oracle": oracle.tolist()},
     }  # fmt: skip
-    if UNCERTAINTY in uncertain:
-        expected = uncertain[UNCERTAINTY][pair.valid]
-        row |= {"expected_px": float(expected.mean()), "bins": _binned(expected, error[pair.valid])}
     if group == PLAIN:
         inside = np.zeros_like(pair.valid)
         inside[plain_area(pair.image1.shape[:2])] = True
@@ -159,7 +157,7 @@ def _means(group: str, some: Sequence[Row]) -> Row:
     every = pd.DataFrame(list(some))
     return {
         "group": group, "pairs": len(some),
-        **{name: float(every[name].mean()) for name in ("epe_px", "expected_px") if name in every},
+        **{name: float(every[name].mean()) for name in ("epe_px", "expected_px")},
         "ause": pd.DataFrame(list(every.ause)).mean().to_dict(),
         "curves": {name: np.mean([row["curves"][name] for row in some], 0).tolist() for name in some[0]["curves"]},
     }  # fmt: skip
@@ -174,7 +172,7 @@ def calibration(rows: Sequence[Row]) -> Curves:
     kinds[GENERATED] = [row for row in rows if row["group"] == GENERATED]
     curves: Curves = {}
     for kind, some in kinds.items():
-        if some and "bins" in some[0]:
+        if some:
             bins = pd.DataFrame({name: np.mean([row["bins"][name] for row in some], 0) for name in some[0]["bins"]})
             bins = bins[bins.share >= MIN_SHARE]
             bins[["expected_px", "error_px"]] = bins[["expected_px", "error_px"]].div(bins.share, axis=0)
@@ -205,37 +203,35 @@ def print_tables(rows: Sequence[Row], summary: Sequence[Row], curve: Curves, con
 def plot(summary: Sequence[Row], curve: Curves, path: Path) -> None:
     """Draw the sparsification curves and the calibration, both for the pairs and for the generated clips."""
     kinds = [entry for kind in (PAIRS, *MADE) for entry in summary if entry["group"] == kind]
-    count = len(kinds) + bool(curve)
-    with picture(path, 3.1 * count + 0.4, 3.5) as figure:
-        panels = figure.subplots(1, count, squeeze=False)[0]
-        for axes, entry in zip(panels, kinds, strict=False):
+    with picture(path, 3.1 * len(kinds) + 3.5, 3.5) as figure:
+        *panels, last = figure.subplots(1, len(kinds) + 1)
+        for axes, entry in zip(panels, kinds, strict=True):
             for name, values in entry["curves"].items():
                 share, style = np.arange(len(values)) / len(values), "--" if name == "oracle" else "-"
                 axes.plot(100 * share, values, color=COLOURS[name], label=name, linestyle=style)
             axes.set(title=entry["group"], xlabel="pixels taken out, %", ylim=(0, 1.5))
         panels[0].set_ylabel("mean error of those left, 1: of all")
         figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower left", ncols=5)
-        if curve:
-            axes = panels[-1]
-            for kind, colour in zip(curve, ("#2b6cb0", "#c05621"), strict=False):
-                axes.loglog(curve[kind]["expected_px"], curve[kind]["error_px"], color=colour, marker=".", label=kind)
-            expected = [px for values in curve.values() for px in values["expected_px"]]
-            ends = [min(expected), max(expected)]
-            axes.loglog(ends, ends, color="#1a202c", linestyle="--", linewidth=0.8)
-            axes.set(title="calibration", xlabel="expected error, px", ylabel="true error, px")
-            axes.legend(frameon=False)
+        for kind, colour in zip(curve, ("#2b6cb0", "#c05621"), strict=False):
+            last.loglog(curve[kind]["expected_px"], curve[kind]["error_px"], color=colour, marker=".", label=kind)
+        expected = [px for values in curve.values() for px in values["expected_px"]]
+        ends = [min(expected), max(expected)]
+        last.loglog(ends, ends, color="#1a202c", linestyle="--", linewidth=0.8)
+        last.set(title="calibration", xlabel="expected error, px", ylabel="true error, px")
+        last.legend(frameon=False)
 
 
 def run(options: argparse.Namespace, console: Console) -> Row:
     """Measure everything on every pair, and print the tables."""
     model = load_model(options.model, options.device)
+    if model.uncertainty is None:
+        command = "python -m training.train --recipe uncertainty"
+        raise ValueError(f"{options.model} has no head for the uncertainty; train one: {command}")
     pairs = read_pairs(options.pairs) if options.pairs else []
     made = generated(options.clips, (options.height, options.width), options.textures) if options.clips else ()
     rows = watched((measure(model, pair, options.iterations) for pair in chain(pairs, made)), console, "{pair}")
     summary, curve = means(rows), calibration(rows)
     print_tables(rows, summary, curve, console)
-    if model.uncertainty is None:
-        console.print(f"{options.model} has no head for the uncertainty: python -m training.train --recipe uncertainty")
     if options.plot:
         plot(summary, curve, options.plot)
     return {"iterations": options.iterations, "summary": summary, "calibration": curve, "pairs": rows}

@@ -24,7 +24,7 @@ from rich.console import Console
 from benchmarks.report import Benchmark, Row, print_table, watched
 from benchmarks.sequences import CUTS, ImageSequence, add_inputs, every_sequence, stream
 from deq_flow_ros.model import DEQFlow, load_model
-from training.evaluate import pair_errors
+from training.evaluate import pair_error
 
 SETTLED = 36
 LIMITS = (
@@ -43,7 +43,7 @@ def measured(model: DEQFlow, sequences: Sequence[ImageSequence], scale: float, *
         results = stream(model, sequence.frames, min_scale=scale, max_scale=scale, **settings)[1:]
         for pair, result in list(zip(sequence.pairs, results, strict=True))[sequence.first :]:
             if result is not None and result.info.warm:
-                error, info = pair_errors(pair, result.flow)[0], result.info
+                error, info = pair_error(pair, result.flow), result.info
                 rows.append((sequence.group, error, info.iterations, info.latency_ms))
     every = pd.DataFrame(rows, columns=["group", "epe_px", "iterations", "ms"]).groupby("group", sort=False)
     found: dict[str, Row] = every.agg({"epe_px": "mean", "iterations": "mean", "ms": "median"}).to_dict("index")

@@ -26,7 +26,7 @@ from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
-from training.evaluate import pair_errors, to_array
+from training.evaluate import pair_error, to_array
 from training.flow_dataset import Sample, open_pairs
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 
@@ -155,7 +155,7 @@ class EncodedPair:
 
     def error(self, state: State, truth: Sample | None = None) -> float:
         """Mean endpoint error of a state's flow in px, against ``truth`` or else the truth of the sample."""
-        return pair_errors(truth or self.sample, to_array(self.flow(state)))[0]
+        return pair_error(truth or self.sample, to_array(self.flow(state)))
 
 
 def without_truth(name: str, image1: np.ndarray, image2: np.ndarray) -> Sample:

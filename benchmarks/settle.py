@@ -34,7 +34,7 @@ from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, recording
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
-from training.evaluate import group_means, pair_errors, to_array
+from training.evaluate import group_means, pair_error, to_array
 from training.flow_dataset import Sample
 
 STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "#c05621", "noise": "#b83280"}
@@ -122,7 +122,7 @@ def rows_of_pair(model: DEQFlow, sample: Sample, warm: State, options: argparse.
             "moved_px": rms(moved), "still": float((moved.norm(dim=1) <= STILL_PX).float().mean()),
             "update_px": updates, "end_update_px": updates[-1], "to_coarse_px": rms(ends[name] - ends["coarse"]),
             "distance_px": {n: rms(flow - ends["coarse"]) for n, flow in flows[name].items()}, "apart_px": apart,
-            "epe_px": {n: pair_errors(sample, to_array(flows[name][n]))[0] for n in error_marks},
+            "epe_px": {n: pair_error(sample, to_array(flows[name][n])) for n in error_marks},
         }  # fmt: skip
         if name == "coarse" and options.jacobian:
             row |= stability(model, sample, solutions[name].state)

@@ -32,7 +32,7 @@ from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming import FlowResult
 from deq_flow_ros.streaming.warm_start import carry
-from training.evaluate import pair_errors, to_array
+from training.evaluate import pair_error, to_array
 
 STREAM, COLD = "stream", ("zero", "coarse")
 MARKS = (1, 2, 4, 8)
@@ -113,7 +113,7 @@ def rows_of_pair(
             "error_px": {mark: errors[mark] for mark in (0, *MARKS) if mark <= options.iterations},
             **counted(updates, errors, settled_error, 1e3 * (started - began), iteration_ms),
         }  # fmt: skip
-    of_stream = {mark: pair_errors(truth, result.flow)[0] for mark, result in results.items() if result is not None}
+    of_stream = {mark: pair_error(truth, result.flow) for mark, result in results.items() if result is not None}
     yield {"start": STREAM, **of_pair, "error_px": of_stream}
 
 

@@ -179,12 +179,12 @@ def figures(dataset: str, regions: Mapping[str, Mapping[str, float]]) -> dict[st
     return found
 
 
-def pair_errors(pair: Sample, flow: np.ndarray) -> tuple[float, float]:
-    """Mean endpoint error (px) and Fl (%, see ``Tally``) over the valid pixels; ``ValueError`` if there are none."""
+def pair_error(pair: Sample, flow: np.ndarray) -> float:
+    """Mean endpoint error over the valid pixels, px; ``ValueError`` if there are none."""
     summary = summarise([measure(flow, pair)["all"]])
     if not summary["pixels"]:
         raise ValueError(f"{pair.name} has no pixel with valid ground truth")
-    return summary["epe_px"], summary["fl_percent"]
+    return summary["epe_px"]
 
 
 def group_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ import torch
 
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from deq_flow_ros.model.weights import replace_file
-from training.evaluate import group_means, model_flow, pair_errors
+from training.evaluate import group_means, model_flow, pair_error
 from training.flow_dataset import Clip, Sample
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 from training.objective import Objective, UncertaintyLoss
@@ -246,4 +246,4 @@ class Validator:
         """Mean endpoint error in px per set, and their mean as ``mean``."""
         flow = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
         pairs = (make() for make in self.pairs)
-        return group_means((pair.name, pair_errors(pair, flow(pair.image1, pair.image2))[0]) for pair in pairs)
+        return group_means((pair.name, pair_error(pair, flow(pair.image1, pair.image2))) for pair in pairs)

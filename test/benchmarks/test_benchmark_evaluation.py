@@ -12,7 +12,7 @@ from deq_flow_ros.model import load_model
 from deq_flow_ros.streaming.warm_start import carry
 from training import evaluate
 from training.datasets import open_dataset
-from training.evaluate import measure, model_flow, pair_errors, summarise, to_array, to_tensor
+from training.evaluate import measure, model_flow, pair_error, summarise, to_array, to_tensor
 from training.flow_dataset import open_pairs
 
 ITERATIONS = ["--iterations", "2", "3", "--threads", "1"]
@@ -36,7 +36,7 @@ def test_the_figures_are_those_of_the_model_pair_by_pair(sintel: Path, tmp_path:
     entry = metrics(tmp_path, "--data", f"sintel-clean={sintel}")["datasets"]["sintel-clean"]
     dataset, flow = open_dataset("sintel-clean", sintel), model_flow(load_model("nano"), 3)
     samples = [dataset[index] for index in range(len(dataset))]
-    errors = {s.name: pair_errors(s, flow(s.image1, s.image2))[0] for s in samples}
+    errors = {s.name: pair_error(s, flow(s.image1, s.image2)) for s in samples}
     most = entry["results"][-1]
     assert (entry["pairs"], most["iterations"]) == (9, 3)
     assert most["pairs_epe_px"] == pytest.approx(errors)
