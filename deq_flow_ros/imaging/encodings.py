@@ -74,7 +74,7 @@ def eight_bits(image: np.ndarray, levels: Levels) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the bytes of an encoding become RGB, by ``convert``, of what ``_samples`` returns.
+    """How an encoding becomes RGB: ``convert`` takes (H, W) or (H, W, C) samples of uint8 or native uint16.
 
     :ivar rows: rows of ``step`` bytes per row of the image; more than 1 if there are several planes.
     """

@@ -52,10 +52,7 @@ class Recorded:
         return self.channel.msgtype
 
     def raw(self) -> bytes:
-        """The serialized message.
-
-        :raises MessageError: if it was compressed and cannot be unpacked.
-        """
+        """The serialized message; fails as ``message`` does."""
         # A serialized message begins with its encoding, 0x00 0x00 or 0x00 0x01.
         if self._stored[:4] != ZSTD_MAGIC:
             return self._stored
@@ -69,7 +66,7 @@ class Recorded:
 
         :raises MessageError: if it cannot be decoded.
         """
-        raw, types = self.raw(), message_types(self.channel.ros1)
+        raw, types = self.raw(), _types(self.channel.ros1)
         decode = types.deserialize_ros1 if self.channel.ros1 else types.deserialize_cdr
         try:
             return _from_protobuf(raw) if self.msgtype == PROTOBUF else decode(raw, self.msgtype)
@@ -93,8 +90,8 @@ VIDEO = (*_DEFINITIONS, PROTOBUF)
 
 
 @cache
-def message_types(ros1: bool = False) -> Typestore:
-    """The types of rosbags, and those of video, which it lacks."""
+def _types(ros1: bool) -> Typestore:
+    """Those of rosbags, and those of video, which it lacks."""
     store = get_typestore(Stores.ROS1_NOETIC if ros1 else Stores.ROS2_JAZZY)
     for name, definition in _DEFINITIONS.items():
         store.register(get_types_from_msg(definition, name))
@@ -188,10 +185,9 @@ class Bag:
         if listed is None:
             stems = sorted({files.stem_of_part(name) for name in present})
             if len(stems) > 1:
-                raise MediaError(
-                    f"the folder {self.path} holds several recordings ({', '.join(stems[:4])}) and no metadata.yaml "
-                    "that joins them; give one of its files, or evaluate all of them with --bags"
-                )
+                several = f"several recordings ({', '.join(stems[:4])}) and no metadata.yaml that joins them"
+                hint = "give one of its files, or evaluate all of them with --bags"
+                raise MediaError(f"the folder {self.path} holds {several}; {hint}")
             if gaps := files.missing_parts(present, self.path.resolve().name):
                 self.note(f"the parts {', '.join(gaps)} of {self.path} are missing, as the numbers of the others say")
             return files.natural_order(present.values())

@@ -18,17 +18,7 @@ from pathlib import Path
 from deq_flow_ros import needed_by
 from deq_flow_ros.imaging import Frame, MediaError, frame_from_array
 from deq_flow_ros.imaging.pictures import read_picture, several
-from deq_flow_ros.recordings.files import (
-    BAG_SUFFIXES,
-    DATA_SUFFIXES,
-    IMAGE_SUFFIXES,
-    check_name,
-    has_metadata,
-    is_bag_file,
-    natural_order,
-    recordings_below,
-    visible_files,
-)
+from deq_flow_ros.recordings import files
 from deq_flow_ros.recordings.source import DEFAULT_FPS, FIRST_STAMP_NS, CameraSource, Source, VideoSource
 
 
@@ -54,24 +44,24 @@ def open_source(
 
 def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -> Source:
     text = os.path.expanduser(os.fspath(input))  # in `input:=~/bag` no shell does
-    check_name(text)
-    if not text:
-        raise MediaError("the input is empty; expected a bag, a video file, a folder of images or a camera index")
+    files.check_name(text)
     if fps is not None and not fps > 0:
         raise MediaError(f"expected a frame rate above 0 Hz, got {fps}")
     path = Path(text)
     camera = re.fullmatch(r"(?:/dev/video)?([0-9]+)", text)
-    is_bag = path.name.lower().endswith(BAG_SUFFIXES) or is_bag_file(path)
+    is_bag = path.name.lower().endswith(files.BAG_SUFFIXES) or files.is_bag_file(path)
     if path.is_dir():
-        is_bag |= has_metadata(path) or any(file.name.endswith(DATA_SUFFIXES) for file in visible_files(path))
+        inside = files.visible_files(path)
+        is_bag |= files.has_metadata(path) or any(file.name.endswith(files.DATA_SUFFIXES) for file in inside)
     if topic is not None and not is_bag:
         raise MediaError(f"a topic ({topic}) was given, but {text} is not a bag; only bags have topics")
     if camera and not path.is_file() and not path.is_dir():
         return CameraSource(int(camera[1]), fps)
     if "://" in text:
         raise MediaError(f"{text} is an address; expected a file or folder. A camera driver receives streams for ROS")
-    if not path.exists():
-        raise MediaError(f"{text} does not exist; expected a bag, a video file, a folder of images or a camera index")
+    if not text or not path.exists():
+        what = f"{text} does not exist" if text else "the input is empty"
+        raise MediaError(f"{what}; expected a bag, a video file, a folder of images or a camera index")
     if not os.access(path, os.R_OK):
         raise MediaError(f"this user may not read {text}; check its permissions")
     if fps is not None and (is_bag or not path.is_dir()):
@@ -83,11 +73,10 @@ def _open(input: str | os.PathLike[str], topic: str | None, fps: float | None) -
         return BagSource(path, topic)
     if path.is_dir():
         return FolderSource(path, fps)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        pictures = 1
+    if path.suffix.lower() in files.IMAGE_SUFFIXES:
+        what = "a single image, which shows no motion"
         with contextlib.suppress(MediaError):
-            pictures = read_picture(path)[1]
-        what = f"an image file: {several(pictures)}" if pictures > 1 else "a single image, which shows no motion"
+            what = f"an image file: {several(pictures)}" if (pictures := read_picture(path)[1]) > 1 else what
         raise MediaError(f"{text} is {what}; give the folder that holds the sequence")
     return VideoSource(path)
 
@@ -152,10 +141,10 @@ USUAL_PERIODS_NS = (100_000, 60 * 10**9)
 
 
 def times_in_names(names: Sequence[str]) -> list[int] | None:
-    """The times in ns since 1970 that the names of images say; None unless all say different ones.
+    """The times in ns since 1970 that names of images without suffixes say; None unless all say different ones.
 
-    :param names: without their suffixes. EuRoC names images by nanoseconds, TUM RGB-D by
-        seconds with a fraction, others by milliseconds, or by seconds and nanoseconds.
+    EuRoC names images by nanoseconds, TUM RGB-D by seconds with a fraction, others by milliseconds, or by seconds and
+    nanoseconds.
     """
     times: list[int] = []
     for name in names:
@@ -205,10 +194,9 @@ def check_one_kind(names: Iterable[str]) -> None:
         runs = re.findall("[0-9]+", name)
         before = numbered.setdefault(tuple(map(int, runs)), name) if runs else name
         if re.sub("[0-9]+", "#", before) != re.sub("[0-9]+", "#", name):
-            raise MediaError(
-                f"the images {before} and {name} have the same number: those of several cameras, or of colour and "
-                "depth, are no sequence; move each kind into a folder of its own"
-            )
+            why = "those of several cameras, or of colour and depth, are no sequence"
+            hint = "move each kind into a folder of its own"
+            raise MediaError(f"the images {before} and {name} have the same number: {why}; {hint}")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -228,9 +216,9 @@ class FolderSource(Source):
     def __init__(self, path: Path, fps: float | None) -> None:
         super().__init__()
         self.path = path
-        named = (child for child in visible_files(path) if child.suffix.lower() in IMAGE_SUFFIXES)
+        named = (child for child in files.visible_files(path) if child.suffix.lower() in files.IMAGE_SUFFIXES)
         # A link that leads nowhere is an image that cannot be read.
-        self.files = natural_order(child for child in named if child.is_file() or not child.exists())
+        self.files = files.natural_order(child for child in named if child.is_file() or not child.exists())
         if not self.files:
             raise MediaError(f"the folder {path} {_what_is_in(path)}")
         check_one_kind(file.name for file in self.files)
@@ -272,8 +260,8 @@ class FolderSource(Source):
 
 def _what_is_in(folder: Path) -> str:
     """Of a folder that is no recording itself, as the outer ones of data sets are: those below it, else what it has."""
-    if below := _listed(str(recording.relative_to(folder)) for recording in recordings_below(folder, depth=5)):
+    if below := _listed(str(recording.relative_to(folder)) for recording in files.recordings_below(folder, depth=5)):
         inner = f"the recordings below it: {below}"
         return f"holds no image itself; {inner}; give one of them, or all of them with evaluate_bag --bags"
     there = _listed(sorted(child.name for child in folder.iterdir())) or "nothing"
-    return f"is not a bag and holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); it holds {there}"
+    return f"is not a bag and holds no image ({', '.join(sorted(files.IMAGE_SUFFIXES))}); it holds {there}"
