@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from rich.filesize import decimal
@@ -24,6 +24,7 @@ from deq_flow_ros.recordings.bag_source import CAMERA_INFO, IMAGE
 from deq_flow_ros.recordings.files import METADATA, STATUS_NAME
 
 DIAGNOSTIC_ARRAY = "diagnostic_msgs/msg/DiagnosticArray"
+_Writer = TypeVar("_Writer", bound="BagWriter")
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 
 
@@ -47,7 +48,7 @@ class BagWriter:
         except WriterError as error:
             raise MediaError(f"cannot write a bag to {self.path}: {error} Choose another place") from error
 
-    def __enter__(self) -> BagWriter:
+    def __enter__(self: _Writer) -> _Writer:
         try:
             self._writer.open()
         except (OSError, WriterError) as error:
@@ -167,7 +168,7 @@ def check_space(out: Path, frames: int, height: int, width: int, remedy: str, im
         raise MediaError(f"{needs}, and {out} has {decimal(free)} left; {hint}")
 
 
-class FlowBag:
+class FlowBag(BagWriter):
     """Writes what the node publishes, without a node. A bag at its place can always be opened: it comes there complete.
 
     :param nursery: folder in which it is written until then.
@@ -177,20 +178,16 @@ class FlowBag:
     def __init__(
         self, path: Path, nursery: Path, storage: str = "mcap", calibration: Mapping[str, Any] | None = None
     ) -> None:
-        self.path, self._calibration = path, calibration
-        self._writer = BagWriter(nursery / f"{path.name}_0", storage)  # the data file is named after this folder
+        super().__init__(nursery / f"{path.name}_0", storage)  # the data file is named after this folder
+        self._place, self._calibration = path, calibration
 
-    def __enter__(self) -> FlowBag:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(self, kind: object, failure: object, trace: object) -> None:
+    def __exit__(self, *failure: object) -> None:
         try:
-            self._writer.__exit__()
-            self._writer.path.replace(self.path)
+            super().__exit__()
+            self.path.replace(self._place)
         except (OSError, sqlite3.Error) as error:
-            if failure is None:
-                raise MediaError(f"cannot write {self.path}: {error}") from error
+            if not any(failure):
+                raise MediaError(f"cannot write {self._place}: {error}") from error
 
     def add(
         self, stamp_ns: int, record_ns: int, frame_id: str, account: Mapping[str, str],
@@ -205,23 +202,22 @@ class FlowBag:
         :param flow_stamp_ns: stamp of the image on whose pixels the flow is defined.
         :raises MediaError: if the disk is full.
         """
-        writer = self._writer
         try:
             if image is not None:
-                writer.write_frame(IMAGE_TOPIC, Frame.of(image, "rgb8", stamp_ns, record_ns, frame_id))
-            writer.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account, stamp_ns, record_ns)
+                self.write_frame(IMAGE_TOPIC, Frame.of(image, "rgb8", stamp_ns, record_ns, frame_id))
+            self.write_diagnostics(STATISTICS_TOPIC, STATUS_NAME, account, stamp_ns, record_ns)
             if flow is None or flow_stamp_ns is None:
                 return
             header = (flow_stamp_ns, record_ns, frame_id)
-            writer.write_frame(FLOW_TOPIC, Frame.of(flow, "32FC2", *header))
-            writer.write_frame(COLOR_TOPIC, Frame.of(flow_to_color(flow), "rgb8", *header))
+            self.write_frame(FLOW_TOPIC, Frame.of(flow, "32FC2", *header))
+            self.write_frame(COLOR_TOPIC, Frame.of(flow_to_color(flow), "rgb8", *header))
             if self._calibration is not None:
-                writer.write_camera_info(INFO_TOPIC, self._calibration, *header)
+                self.write_camera_info(INFO_TOPIC, self._calibration, *header)
             for topic, values in ((RESIDUAL_TOPIC, residual), (UNCERTAINTY_TOPIC, uncertainty)):
                 if values is not None:
-                    writer.write_frame(topic, Frame.of(values, "32FC1", *header))
+                    self.write_frame(topic, Frame.of(values, "32FC1", *header))
         except (OSError, sqlite3.Error) as error:
-            raise MediaError(f"cannot write {self.path}: {error}; what was written so far is kept") from error
+            raise MediaError(f"cannot write {self._place}: {error}; what was written so far is kept") from error
 
 
 @dataclass(frozen=True)
