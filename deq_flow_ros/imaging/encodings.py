@@ -35,8 +35,7 @@ class Levels:
     Thermal cameras and sensors of 10 or 12 bits use a small part of the 16 bits. The range is therefore taken from the
     images, and kept as long as they fit into it and use it well, because a change of brightness spoils the flow.
 
-    :param fixed: (black, white) in counts, for a range that never changes.
-    :raises ValueError: for an invalid range.
+    :param fixed: (black, white) in counts, for a range that never changes. ``ValueError`` if it is none.
     """
 
     def __init__(self, fixed: tuple[int, int] | None = None) -> None:
@@ -109,9 +108,8 @@ _BT601 = np.column_stack([_BT601, _BT601 @ (-16, -128, -128)])
 def _nv24(planes: np.ndarray, levels: Levels) -> np.ndarray:
     """RGB of (3 H, W): H rows of luma, then for each row of the image W interleaved pairs of U and V in two rows."""
     height, width = planes.shape[0] // 3, planes.shape[1]
-    chroma = np.lib.stride_tricks.as_strided(
-        planes[height:], (height, width, 2), (2 * planes.strides[0], 2, 1), writeable=False
-    )
+    strides = 2 * planes.strides[0], 2, 1
+    chroma = np.lib.stride_tricks.as_strided(planes[height:], (height, width, 2), strides, writeable=False)
     # OpenCV has no conversion for colour at full resolution.
     return cv2.transform(cv2.merge([np.maximum(planes[:height], 16), chroma]), _BT601)
 
@@ -124,25 +122,20 @@ _BAYER_CODES = {
 _BAYER = {f"bayer_{pattern}{bits}" for pattern in _BAYER_CODES for bits in (8, 16)}
 
 
+# Channels, and the conversion to RGB. The names with UC do not define colours. They are read in OpenCV's order, because
+# OpenCV usually writes them.
+_PACKED = {
+    "rgb{}": (3, None), "rgba{}": (4, cv2.COLOR_RGBA2RGB), "bgr{}": (3, cv2.COLOR_BGR2RGB),
+    "bgra{}": (4, cv2.COLOR_BGRA2RGB), "mono{}": (1, cv2.COLOR_GRAY2RGB), "{}UC1": (1, cv2.COLOR_GRAY2RGB),
+    "{}UC3": (3, cv2.COLOR_BGR2RGB), "{}UC4": (4, cv2.COLOR_BGRA2RGB),
+}  # fmt: skip
+
+
 def _packed(depth: int) -> dict[str, _Layout]:
     """The encodings of whole pixels with ``depth`` bytes per channel."""
     bits = 8 * depth
-    grey, bgr, bgra = (
-        _Layout(channels, depth, _colour(code))
-        for channels, code in ((1, cv2.COLOR_GRAY2RGB), (3, cv2.COLOR_BGR2RGB), (4, cv2.COLOR_BGRA2RGB))
-    )
-    return {
-        f"rgb{bits}": _Layout(3, depth, _colour(None)),
-        f"rgba{bits}": _Layout(4, depth, _colour(cv2.COLOR_RGBA2RGB)),
-        f"bgr{bits}": bgr,
-        f"bgra{bits}": bgra,
-        f"mono{bits}": grey,
-        # These names do not define colours. They are read in OpenCV's order, because OpenCV usually writes them.
-        f"{bits}UC1": grey,
-        f"{bits}UC3": bgr,
-        f"{bits}UC4": bgra,
-        **{f"bayer_{pattern}{bits}": _Layout(1, depth, _bayer(code)) for pattern, code in _BAYER_CODES.items()},
-    }
+    bayer = {f"bayer_{pattern}{bits}": _Layout(1, depth, _bayer(code)) for pattern, code in _BAYER_CODES.items()}
+    return bayer | {name.format(bits): _Layout(n, depth, _colour(code)) for name, (n, code) in _PACKED.items()}
 
 
 _LAYOUTS = {
