@@ -52,34 +52,20 @@ class FlyingChairs(FlowDataset):
 
 
 class FlyingThings3D(FlowDataset):
-    """One pass, clean or final. Pairs into the past are listed from the last frame to the first.
-
-    :param side: camera, "left", "right" or "both".
-    :param direction: "into_future", "into_past" or "both".
-    """
+    """One pass, clean or final, of the left camera. Pairs into the past are listed from the last frame to the first."""
 
     layout = (
-        "{frames_cleanpass,frames_finalpass}/{TRAIN,TEST}/{A,B,C}/0000/{left,right}/0006.png, "
-        "optical_flow/{TRAIN,TEST}/{A,B,C}/0000/{into_future,into_past}/{left,right}/OpticalFlowIntoFuture_0006_L.pfm"
+        "{frames_cleanpass,frames_finalpass}/{TRAIN,TEST}/{A,B,C}/0000/left/0006.png, "
+        "optical_flow/{TRAIN,TEST}/{A,B,C}/0000/{into_future,into_past}/left/OpticalFlowIntoFuture_0006_L.pfm"
     )
-
-    def __init__(
-        self, name: str, root: str | Path, split: str = "train", *, side: str = "left", direction: str = "both"
-    ) -> None:
-        self.sides = one_or_both("side", side, ("left", "right"))
-        self.directions = one_or_both("direction", direction, ("into_future", "into_past"))
-        super().__init__(name, root, split)
 
     def _find(self) -> Iterator[PairFiles]:
         half, passes = self.split.upper(), f"frames_{self.name.removeprefix('things-')}pass"
         clips = [clip for part in self._folders(passes, half) for clip in self._folders(passes, half, part.name)]
-        for clip, side, direction in product(clips, self.sides, self.directions):
-            name, past = f"{half}/{clip.parent.name}/{clip.name}", direction == "into_past"
-            folder = self.root / "optical_flow" / name / direction / side
-            for first, second in self._successive(self._files(clip / side, "*.png"), past):
-                kind = "IntoPast" if past else "IntoFuture"
-                flow = folder / f"OpticalFlow{kind}_{first.stem}_{side[0].upper()}.pfm"
-                sequence = f"{name}/{direction}/{side}"
+        for clip, kind in product(clips, ("IntoFuture", "IntoPast")):
+            sequence = f"{half}/{clip.parent.name}/{clip.name}/into_{kind[4:].lower()}/left"
+            for first, second in self._successive(self._files(clip / "left", "*.png"), kind == "IntoPast"):
+                flow = self.root / "optical_flow" / sequence / f"OpticalFlow{kind}_{first.stem}_L.pfm"
                 yield PairFiles(f"{sequence}/{first.stem}", sequence, first, second, flow)
 
 

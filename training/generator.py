@@ -26,7 +26,7 @@ from deq_flow_ros.imaging.pictures import flow_to_color, write_picture
 from training.flow_dataset import Clip, Sample
 from training.particles import draw_particles, render_particles
 from training.rendering import render, tensor
-from training.scenes import KINDS, Kind, draw_kind, draw_scene
+from training.scenes import KINDS, draw_kind, draw_scene
 from training.settings import Dice, SceneSettings, build
 from training.textures import LUMA, MEAN_LEVEL, TEXTURE_SIZE, halve, load_photographs, procedural_textures
 
@@ -74,7 +74,7 @@ class ProceduralGenerator:
     def _dice(self, number: int) -> Dice:
         return Dice(self.settings, [self.settings.seed, number])
 
-    def kind(self, number: int) -> Kind:
+    def kind(self, number: int) -> str:
         """What kind of clip the one with this number is."""
         return draw_kind(self._dice(number))
 

@@ -6,9 +6,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ import torch
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from deq_flow_ros.model.weights import replace_file
 from training.evaluate import group_means, model_flow, pair_error
-from training.flow_dataset import Clip, Sample
-from training.generator import HELD_OUT_SEED, ProceduralGenerator
+from training.flow_dataset import Clip, FlowDataset, Sample
+from training.generator import HELD_OUT_SEED
 from training.objective import Objective, UncertaintyLoss
 from training.recipe import SYNTHETIC, Recipe
 from training.samples import make_generator, open_source
 
-COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")
-"""What ``Run`` counts, and a checkpoint has beside the tensors."""
+COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")  # of ``Run``, kept in checkpoints
 MODEL, BEST, SECONDS = "model.safetensors", "best.safetensors", "seconds.txt"
 
 
@@ -215,35 +213,30 @@ def initial_model(recipe: Recipe) -> DEQFlow:
     return initial
 
 
-def _generated(generator: ProceduralGenerator, number: int) -> Sample:
-    return generator.pairs(SYNTHETIC, number)[0]
-
-
 class Validator:
     """The pairs on which a model is validated while it trains.
 
-    :ivar pairs: what gives each of them.
+    :ivar sets: data sets or generated pairs, with the indices of those to validate on.
     :ivar left_out: the sets of the recipe that nobody gave a folder for.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self._settings = recipe.validation
         self.left_out: list[str] = []
-        self.pairs: list[Callable[[], Sample]] = []
+        self.sets: list[tuple[FlowDataset | list[Sample], Sequence[int]]] = []
         for source in recipe.validation.sets:
             if source.dataset == SYNTHETIC:
-                generator = make_generator(recipe, recipe.seed + HELD_OUT_SEED)
-                self.pairs += [partial(_generated, generator, number) for number in range(source.limit or 16)]
+                generator, numbers = make_generator(recipe, recipe.seed + HELD_OUT_SEED), range(source.limit or 16)
+                self.sets.append(([generator.pairs(SYNTHETIC, number)[0] for number in numbers], numbers))
             elif recipe.root(source.dataset) is None:
                 self.left_out.append(source.dataset)
             else:
                 for dataset in open_source(recipe, source):
                     count = min(source.limit or len(dataset), len(dataset))
-                    indices = (i * len(dataset) // count for i in range(count))
-                    self.pairs += [partial(dataset.__getitem__, index) for index in indices]
+                    self.sets.append((dataset, [i * len(dataset) // count for i in range(count)]))
 
     def __call__(self, model: DEQFlow) -> dict[str, float]:
         """Mean endpoint error in px per set, and their mean as ``mean``."""
         flow = model_flow(model, self._settings.iterations, self._settings.coarse_levels)
-        pairs = (make() for make in self.pairs)
+        pairs = (dataset[index] for dataset, indices in self.sets for index in indices)
         return group_means((pair.name, pair_error(pair, flow(pair.image1, pair.image2))) for pair in pairs)

@@ -257,10 +257,7 @@ def training_samples(recipe: Recipe) -> Clips | Mix:
 
 
 def choose_workers(making: float, training: float, spare: int) -> int:
-    """The number of workers that keeps the training from waiting, as far as there are ``spare`` cores.
-
-    :param making, training: seconds that one batch takes to make, and to train on, all its uses together.
-    """
+    """How many workers of ``spare`` ones keep up, by the seconds to make and to train on a batch, all uses together."""
     return min(spare, math.ceil(HEADROOM * making / max(training, 1e-6)))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -122,8 +121,7 @@ def object_layers(
 
 def _furniture(rng: Dice, homographies: np.ndarray, centre: np.ndarray, radius: float) -> list[Layer]:
     """A large plain body on thin legs, often with a back of slats, as chairs and tables have."""
-    settings = rng.settings
-    radius = max(radius, 0.1 * float(np.sqrt(settings.height * settings.width)))
+    radius = max(radius, 0.1 * float(np.sqrt(rng.settings.height * rng.settings.width)))
     angle = rng.normal(0, 0.2)
     down = np.array([-np.sin(angle), np.cos(angle)])
     body = np.array([rng.uniform(0.5, 1), rng.log_uniform(0.12, 0.6)]) * radius
@@ -131,8 +129,7 @@ def _furniture(rng: Dice, homographies: np.ndarray, centre: np.ndarray, radius: 
     first = complete(rng, homographies, rectangle(centre, angle, body), centre, radius, look)
     layers = [first]
     for direction in (1, -1) if rng.random() < 0.6 else (1,):
-        count = int(rng.integers(2, 5))
-        thickness = rng.thin_px(5)
+        count, thickness = int(rng.integers(2, 5)), rng.thin_px(5)
         half = np.array([0.9 * body[0], radius * rng.uniform(0.3, 0.7)])
         place = centre + direction * (body[1] + half[1]) * down
         outline = bars(
@@ -164,8 +161,7 @@ def ego_motion_scene(rng: Dice, kind: str = "ego-motion") -> list[Layer]:
     shifts, turns = rng.schedule(), rng.schedule()
     # The camera may not come near to a plane or pass through it, nor may things pass faster than half a frame width per
     # frame: beyond that textures are mere smears.
-    approaches = [abs(float(plane.normal @ translation) * plane.pace / plane.distance) for plane in planes]
-    approach = max(approaches) * shifts[-1]
+    approach = max(abs(float(p.normal @ translation) * p.pace / p.distance) for p in planes) * shifts[-1]
     passing = float(np.linalg.norm(translation[:2])) * focal / (settings.width * world.nearest)
     closing = max(-translation[2], 0) * shifts[-1] / world.nearest
     farthest = 1 / max(approach / 0.35, passing / 0.5, closing / 0.6, 1e-6)
@@ -186,8 +182,7 @@ def ego_motion_scene(rng: Dice, kind: str = "ego-motion") -> list[Layer]:
     layers = []
     for plane, homographies in zip(planes, motions, strict=True):  # (T, 3, 3)
         if plane.outline is not None:
-            outline = plane.outline
-            layers.append(complete(rng, homographies, outline, plane.centre, plane.radius, plane.look))
+            layers.append(complete(rng, homographies, plane.outline, plane.centre, plane.radius, plane.look))
             continue
         elastic_px = 0.0
         if rng.random() < plane.own_share:  # moves by itself as well
@@ -198,23 +193,21 @@ def ego_motion_scene(rng: Dice, kind: str = "ego-motion") -> list[Layer]:
     return layers[: settings.max_layers + 1]
 
 
-Kind = Literal["static", "particles", "fine", "planar", "ego-motion", "road", "flight"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS = ("static", "particles", "fine", "planar", "ego-motion", "road", "flight")
 # Of the clips left when the shares that can be set are taken off.
-MOVING_SHARES: dict[Kind, float] = {"planar": 0.5, "ego-motion": 0.22, "road": 0.2, "flight": 0.08}
+MOVING_SHARES = {"planar": 0.5, "ego-motion": 0.22, "road": 0.2, "flight": 0.08}
 FINE_RANGE_PX = (0.05, 1.0)  # of the typical displacement in clips with motion below a pixel
 
 
-def draw_kind(rng: Dice) -> Kind:
-    """Draw what kind of clip one is; all but "particles" are scenes."""
+def draw_kind(rng: Dice) -> str:
+    """Draw one of the ``KINDS``; all but "particles" are scenes."""
     s = rng.settings
-    shares: dict[Kind, float] = {"static": s.static_share, "particles": s.particle_share, "fine": s.fine_share}
+    shares = {"static": s.static_share, "particles": s.particle_share, "fine": s.fine_share}
     rest = 1 - sum(shares.values())
-    drawn: Kind = rng.pick({**shares, **{kind: share * rest for kind, share in MOVING_SHARES.items()}})
-    return drawn
+    return rng.pick(shares | {kind: share * rest for kind, share in MOVING_SHARES.items()})
 
 
-def draw_scene(rng: Dice, kind: Kind) -> list[Layer]:
+def draw_scene(rng: Dice, kind: str) -> list[Layer]:
     """Draw a scene of a kind but "particles"; layers are ordered from the far to the near, the background first."""
     if kind == "fine":
         low, high = FINE_RANGE_PX
@@ -235,10 +228,7 @@ def planar_scene(rng: Dice, static: bool = False) -> list[Layer]:
     def elastic_px(of: float, share: float) -> float:
         return 0.0 if static or rng.random() > share else of * rng.uniform(0.2, 1)
 
-    if still_background:
-        background = still
-    else:
-        background = planar_motion(rng, size / 2, settings.width / 2, magnitude)
+    background = still if still_background else planar_motion(rng, size / 2, settings.width / 2, magnitude)
     bend_px = 0.0 if still_background else elastic_px(magnitude, 0.3)
     layers = [complete(rng, background, everywhere, size / 2, settings.width / 3, elastic_px=bend_px)]
     count = rng.layer_count()

@@ -108,16 +108,13 @@ class Schedule:
 
         :param progress: share of the time that has passed, 0 to 1, for a timed schedule.
         """
+        done = step / self.steps if progress is None else progress
         if self.kind == "one-cycle":
             # The end points of PyTorch's OneCycleLR by default: rate / 25 at the start, 1e-4 of that at the end.
-            first = self.rate / 25
-            peak, last = max(self.rise * self.steps - 1, 0.0), float(self.steps - 1)
-            position = float(step)
-            if progress is not None:
-                peak, last, position = self.rise, 1.0, progress
-            return float(np.interp(position, (0, peak, last), (first, self.rate, first * 1e-4)))
+            first, last = self.rate / 25, 1 - 1 / self.steps if progress is None else 1.0
+            peak = max(self.rise - (1 - last), 0.0)
+            return float(np.interp(done, (0, peak, last), (first, self.rate, first * 1e-4)))
         rising = min(1.0, (step + 1) / max(self.warmup, 1))
-        done = step / self.steps if progress is None else progress
         return self.rate * min(rising, max(0.0, (1 - done) / (1 - self.stable)))
 
 

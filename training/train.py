@@ -69,15 +69,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def resolve(options: argparse.Namespace) -> Recipe:
     """The recipe that the command line asks for; errors as ``read_recipe``."""
-    roots = {name: str(root) for name, root in options.data}
-    flags: dict[str, Any] = {"data": {"roots": roots}} if roots else {}
+    changes: list[dict[str, Any]] = [{"data": {"roots": {name: str(root) for name, root in options.data}}}]
     if options.textures:
-        flags.setdefault("data", {})["textures"] = options.textures
+        changes.append({"data": {"textures": options.textures}})
     if options.duration:
-        flags["schedule"] = {"seconds": parse_duration(options.duration)}
+        changes.append({"schedule": {"seconds": parse_duration(options.duration)}})
     if options.init:
-        flags["init"] = options.init
-    changes = [flags, *(parse_change(text) for text in options.changes)]
+        changes.append({"init": options.init})
+    changes += map(parse_change, options.changes)
     return read_recipe(options.recipe, size=options.size, variant=options.variant, changes=changes)
 
 
@@ -209,7 +208,7 @@ class Training:
         """Measure the averaged weights, and keep them if they are the best."""
         began = self.seconds()
         self.validated = self.run.step
-        if self.validator.pairs:
+        if self.validator.sets:
             errors = self.validator(self.run.ema)
             log.validation(self.run.step, errors, self.run.keep_best(errors["mean"]))
         self.validating = self.seconds() - began
