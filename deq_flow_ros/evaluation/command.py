@@ -18,9 +18,10 @@ from deq_flow_ros.command_line import MOST_THREADS, CommandLine, exit_status, se
 from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation
-from deq_flow_ros.evaluation.records import PROCESSED, FrameOutcome
+from deq_flow_ros.evaluation.records import PROCESSED
 from deq_flow_ros.evaluation.report import INDEX, METRICS, REPORT, Evaluated, read_json, write_overview
 from deq_flow_ros.evaluation.results import OccupiedError
+from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.model import PRECISIONS
@@ -86,7 +87,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     add("--realtime", action="store_true", help="simulate the timing on a robot from measured costs")
     add("--costs", type=Path, metavar="METRICS", help="take the costs from this metrics.json, do not measure them")
     add("--stamps", choices=("header", "record"), help="which stamps of a bag's images to use (default: header)")
-    add("--truth", metavar="WHERE", help="true flow: a folder of flow files, or a 32FC2 topic of the bag")
+    add("--truth", metavar="DIR", help="true flow: a folder of flow files")
     add_options(line)
     line.add_number("--threads", 0, "threads on the CPU; 0: PyTorch chooses", least=0, most=MOST_THREADS)
     differing = "NAME:KEY=VALUE,... with differences to the main setting, as cold:warm=false fast:budget_ms=50"

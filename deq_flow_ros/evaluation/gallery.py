@@ -11,7 +11,6 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import matplotlib.style
@@ -174,8 +173,6 @@ def write_moving_pictures(video: Path, animation: Path, gallery: Gallery) -> Non
 
 
 SIZE = (4.9, 2.6)  # inches: legible on a phone, and two in a row elsewhere
-MOST_DOTS, PARTS = 400, 160
-"""A series with more than ``MOST_DOTS`` values is drawn as a line and a band, in ``PARTS`` parts."""
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b83280", "#6b7280")
 BAD, MUTED = "#c53030", "#5a6676"
 
@@ -196,20 +193,21 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
     def x_of(own: pd.DataFrame) -> np.ndarray:
         return ((own.stamp_ns - start_ns) * 1e-9 if timed else own["index"]).to_numpy(float)
 
-    def points(axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None, **more: Any) -> None:
+    def points(axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None = None) -> None:
         known = own[(own.outcome == PROCESSED) & own[column].notna()]
-        _draw(axes, x_of(known), known[column].to_numpy(), colour, label, **more)
+        if len(known):  # as pixels: an hour has 100,000 of them
+            axes.plot(x_of(known), known[column], ".", color=colour, markersize=3.5, label=label, rasterized=True)
         axes.set_xlim(0, 1.02 * max(x_of(main), default=0) or 1)
 
     def latency(axes: Axes) -> None:
         late = main.over_budget == 1
         points(axes, main[~late], "latency_ms", COLOURS[0], "in time" if budget_ms else None)
-        points(axes, main[late], "latency_ms", BAD, "late", thinned=True)
+        points(axes, main[late], "latency_ms", BAD, "late")
         if budget_ms:
             axes.axhline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
-        times = _thinned(x_of(main[main.outcome == DROPPED]))
+        times = x_of(main[main.outcome == DROPPED])
         if times.size:
-            axes.plot(times, np.zeros(times.size), "|", color=MUTED, markersize=6, label="dropped")
+            axes.plot(times, 0 * times, "|", color=MUTED, markersize=6, label="dropped", rasterized=True)
 
     def latencies(axes: Axes) -> None:
         shares = np.linspace(0, 100, 101)
@@ -230,8 +228,7 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
             if baseline:
                 points(axes, main, baseline, MUTED, baseline_label)
             for (name, own), colour in coloured:
-                label = name if len(frames) > 1 else ("flow" if baseline else None)
-                points(axes, own, column, colour, label, band=len(frames) == 1)
+                points(axes, own, column, colour, name if len(frames) > 1 else "flow" if baseline else None)
 
         return draw
 
@@ -252,35 +249,13 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
         ("Flicker", "px", "flicker_px", of_all("flicker_px"), time),
         ("Iterations", "iterations", "iterations", iterations, time),
         ("Residual", "px", "residual_px", residual, time),
-        ("Processing scale", "scale", "scale", lambda axes: points(axes, main, "scale", COLOURS[0], None), time),
+        ("Processing scale", "scale", "scale", lambda axes: points(axes, main, "scale", COLOURS[0]), time),
     )
     return [
         (title, column, _svg(draw, x, y))
         for title, y, column, draw, x in plots
         if (known[column] > 0).any() and (column != "scale" or main["scale"].nunique() > 1)
     ]
-
-
-def _draw(
-    axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None, band: bool = True, thinned: bool = False
-) -> None:
-    """Draw every value as a dot; a long series as the median and, with ``band``, the middle 90 % of each part, or, if
-    ``thinned``, as some of its dots.
-    """
-    if 0 < x.size <= MOST_DOTS or (x.size and thinned):
-        style = "." if band else ".-"
-        axes.plot(_thinned(x), _thinned(y), style, color=colour, markersize=3.5, linewidth=0.7, label=label)
-    elif x.size:
-        parts = np.array_split(np.arange(x.size), PARTS)
-        centres = [x[part].mean() for part in parts]
-        low, middle, high = np.array([np.percentile(y[part], (5, 50, 95)) for part in parts]).T
-        if band:
-            axes.fill_between(centres, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(centres, middle, color=colour, linewidth=1.2, label=label)
-
-
-def _thinned(values: np.ndarray) -> np.ndarray:
-    return values[:: -(-values.size // MOST_DOTS) or 1]
 
 
 def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
@@ -294,5 +269,5 @@ def _svg(draw: Callable[[Axes], None], x_label: str, y_label: str) -> str:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=10.5)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", dpi=144, metadata={"Date": None})
     return "data:image/svg+xml;base64," + b64encode(buffer.getvalue()).decode()

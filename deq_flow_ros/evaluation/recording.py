@@ -17,12 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from deq_flow_ros.evaluation.inputs import InputFrame, TopicTruth, Truth, folder_truth, scene_truth, unlike_number
-from deq_flow_ros.evaluation.methods import Models, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameOutcome, read_frames
+from deq_flow_ros.evaluation.methods import Estimator, Models, ReverseFlow, Setting, make_estimator
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, read_frames
 from deq_flow_ros.evaluation.report import FRAMES
 from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
-from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
+from deq_flow_ros.evaluation.runs import (
+    FrameOutcome,
+    InputFrame,
+    SettingRun,
+    SimulatedRun,
+    Truth,
+    folder_truth,
+    scene_truth,
+    unlike_number,
+)
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
 from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging import MediaError, longest_gap_ms
@@ -33,7 +41,9 @@ from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.streaming import EstimatorSettings
-from deq_flow_ros.streaming.clock import CostTable, VirtualClock
+from deq_flow_ros.streaming.clock import CostTable, VirtualClock, measure_costs
+from deq_flow_ros.streaming.plan import scale_ladder
+from deq_flow_ros.streaming.interface import LARGEST_SCALE
 
 Show = Callable[[int, FrameOutcome], None]
 """Called for every frame of the main setting with the number of frames done, and the outcome."""
@@ -54,8 +64,6 @@ class RecordingEvaluation:
 
     def __init__(self, path: str, out: Path, options: argparse.Namespace, settings: Sequence[Setting]) -> None:
         self.path, self.out, self._options, self._settings = os.path.expanduser(path), out, options, settings
-        truth = options.truth
-        self._truth_topic = truth if truth and truth.startswith("/") and not Path(truth).is_dir() else None
         self.source = self._open()
         self.source.close()  # it is read later, and not if the folder is unusable
         if self.source.live:
@@ -69,7 +77,7 @@ class RecordingEvaluation:
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(self.path))]
         plan = {name: getattr(options, name) for name in DECISIVE} | {"settings": list(map(asdict, settings))}
         identity = {"input": stats, "plan": plan, "version": versions().get("deq_flow_ros", "")}
-        inputs = filter(None, (self.path, None if self._truth_topic else truth))
+        inputs = filter(None, (self.path, options.truth))
         how = (options.resume, options.overwrite)
         self.folder = ResultFolder(out, json.loads(json.dumps(identity)), inputs, *how)
 
@@ -202,15 +210,8 @@ class RecordingEvaluation:
         return [image for image, _ in alike], [ms for _, ms in alike]
 
     def _truth(self) -> Truth | None:
-        if self._truth_topic is not None and self.source.kind == "bag":
-            return TopicTruth(Path(self.path), self._truth_topic, self._note_unreadable)
-        return (
-            folder_truth(Path(self._options.truth)) if self._options.truth is not None else scene_truth(Path(self.path))
-        )
-
-    def _note_unreadable(self, what: str) -> None:
-        if what not in self.source.skipped:  # every setting reads the true flow by itself
-            self.source.skipped.append(what)
+        truth = self._options.truth
+        return scene_truth(Path(self.path)) if truth is None else folder_truth(Path(truth))
 
     def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
         skipped, noted = self.source.skipped, self._problems.items()
@@ -244,9 +245,30 @@ class RecordingEvaluation:
             why = "".join(f"; {count} x {reason}" for reason, count in reasons)
             return [f"none of the {len(frames)} frames gave flow, which needs two successive frames{why}"]
         if self._options.truth is None or frames.epe_px.notna().any():
-            of_whole = not self._truth_topic and self.frames == self.source.count and self.source.whole
+            of_whole = self.frames == self.source.count and self.source.whole
             return unlike_number(self._options.truth, len(frames) + self.source.left_out) if of_whole else []
         expected = "its files must be forward flow between successive frames, from the first frame on"
-        if self._truth_topic:
-            expected = "its messages must have the stamp of the image on whose pixels the flow is defined"
         return [f"the true flow {self._options.truth} is known for none of the {pairs} pairs: {expected}"]
+
+
+def measure_setting(
+    setting: Setting, model: DEQFlow | None, images: Sequence[np.ndarray], convert_ms: Sequence[float] = ()
+) -> CostTable:
+    """Measure how long the stages of a setting take on this machine, at every scale that it may use.
+
+    :param images, convert_ms: see ``measure_costs``.
+    :raises MediaError: if there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise MediaError(f"expected at least two readable frames to measure the costs, got {len(images)}")
+    scales = [1.0]
+    if model is not None and setting.solves:
+        ladder = scale_ladder(images[0].shape[:2], setting.min_scale, setting.max_scale, model.max_pixels)
+        scales = ladder if setting.budget_ms else ladder[:1]
+    fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=min(4, setting.max_iterations))
+
+    def estimator(scale: float) -> Estimator:
+        scale = min(scale, LARGEST_SCALE)  # small frames are enlarged beyond it
+        return make_estimator(replace(fixed, min_scale=scale, max_scale=scale), model)
+
+    return measure_costs(estimator, scales, images, convert_ms)

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from deq_flow_ros.evaluation.inputs import InputFrame
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.metrics import (
     endpoint_error,
@@ -192,20 +191,6 @@ class FrameRecord:
         same = {name: getattr(info, name) for name in ("stamp_ns", "previous_stamp_ns", "stop_reason", *NUMBERS)}
         reset = info.reset_reason or ""
         return cls(index, outcome=PROCESSED, reset_reason=reset, stage_ms=info.stage_ms, measures=measures, **same)
-
-
-@dataclass(frozen=True, eq=False)
-class FrameOutcome:
-    """The outcome of a frame with one setting.
-
-    :ivar fields: the arrays of its pair, and ``info`` what the estimator says of it; None if it gave no flow.
-    :ivar frame: the frame itself; None if it was played into a node, whose outputs are recorded already.
-    """
-
-    record: FrameRecord
-    fields: PairFields | None = None
-    info: FlowInfo | None = None
-    frame: InputFrame | None = None
 
 
 class FrameTable:

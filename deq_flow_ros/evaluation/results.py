@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
-from deq_flow_ros.evaluation.records import FrameOutcome, FrameTable, read_frames
+from deq_flow_ros.evaluation.records import FrameTable, read_frames
 from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, VIDEO, read_json, write_report
+from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording

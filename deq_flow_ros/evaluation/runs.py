@@ -1,32 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one setting on a stream of frames: the outcome of every frame, in order, and the fields of every pair."""
+"""Runs one setting on a stream of frames: the outcome of every frame, in order, and the fields of every pair.
+
+True flow, if there is any, comes from a folder of flow files or a rendered scene.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.evaluation.inputs import InputFrame, Truth
-from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import (
-    DROPPED,
-    FIRST,
-    SOURCE,
-    FrameOutcome,
-    FrameRecord,
-    PairFields,
-    measure,
-)  # fmt: skip
+from deq_flow_ros.demo.bag import exact_flow
+from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, SOURCE, FrameRecord, PairFields, measure
 from deq_flow_ros.host import TimeShares
-from deq_flow_ros.imaging import MediaError, Pace
-from deq_flow_ros.model import DEQFlow
-from deq_flow_ros.streaming.clock import OVERHEAD, CostTable, VirtualClock, measure_costs
+from deq_flow_ros.imaging import Frame, MediaError, Pace
+from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
+from deq_flow_ros.recordings.files import natural_order, visible_files
+from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
+from deq_flow_ros.streaming import FlowInfo
+from deq_flow_ros.streaming.clock import OVERHEAD, VirtualClock
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
-from deq_flow_ros.streaming.interface import LARGEST_SCALE, SUPERSEDED
-from deq_flow_ros.streaming.plan import scale_ladder
+from deq_flow_ros.streaming.interface import SUPERSEDED
+
+
+@dataclass(frozen=True, eq=False)
+class InputFrame:
+    """A frame of the recording.
+
+    :ivar index: number among the frames that could be read, from 0; ``place`` is that among all frames.
+    :ivar stamp_ns: its stamp in the stream: that of the header, or the time of recording.
+    :ivar image: (H, W, 3) uint8 RGB; None if it cannot be decoded, and then ``problem`` says why.
+    :ivar convert_ms: the time that decoding took.
+    """
+
+    index: int
+    place: int
+    stamp_ns: int
+    header_ns: int
+    record_ns: int
+    frame_id: str
+    image: np.ndarray | None
+    encoding: str
+    problem: str = ""
+    convert_ms: float = 0.0
+
+    @classmethod
+    def of(
+        cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0, levels: Levels | None = None
+    ) -> InputFrame:
+        """Decode a frame of a source.
+
+        :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
+        :param left_out: the number of earlier frames that could not be read.
+        :param levels: see ``to_rgb``.
+        """
+        start = time.perf_counter()
+        image, problem = None, frame.problem
+        try:
+            if not problem:
+                layout = (frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+                image = to_rgb(frame.data, *layout, levels)
+        except EncodingError as error:
+            problem = str(error)
+        took_ms = 1e3 * (time.perf_counter() - start)
+        if image is not None and not image.flags.writeable:
+            image = image.copy()  # PyTorch warns of a view of the file's bytes
+        stamps_ns = (frame.record_ns if stamps == "record" else frame.stamp_ns, frame.stamp_ns, frame.record_ns)
+        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, frame.encoding, problem, took_ms)
+
+
+KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
+"""Flow (H, W, 2) px, NaN where it is not known; and whether pixels are visible in both images, (H, W) bool, or None."""
+Truth = Callable[[InputFrame, InputFrame, str], "KnownFlow | None"]
+"""Takes the earlier frame, the later frame and the direction; returns the true flow, or None if it is not known."""
+
+
+def scene_truth(bag: Path) -> Truth | None:
+    """The exact flow of a rendered bag; None for any other input."""
+    exact = exact_flow(bag)
+    if exact is None:
+        return None
+
+    def truth(earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow:
+        here, there = (earlier, later) if direction == "forward" else (later, earlier)
+        return exact(here.header_ns, there.header_ns)
+
+    return truth
+
+
+def flow_files(folder: Path) -> list[Path]:
+    """The flow files of a folder in natural order.
+
+    :raises MediaError: if it is no folder, or holds none, or files of several formats, whose order nobody knows.
+    """
+    if not folder.is_dir():
+        raise MediaError(f"expected a folder of flow files, got {folder}")
+    files = natural_order(child for child in visible_files(folder) if child.suffix.lower() in FLOW_SUFFIXES)
+    if not files:
+        raise MediaError(f"the folder {folder} holds no flow file ({', '.join(FLOW_SUFFIXES)})")
+    if len(formats := sorted({file.suffix.lower() for file in files})) > 1:
+        raise MediaError(f"expected flow files of one format in {folder}, got {' and '.join(formats)}")
+    return files
+
+
+def unlike_number(folder: str | None, frames: int) -> list[str]:
+    """Say if the ``folder`` of true flow, if any, has not as many files as there are pairs, or ``frames``."""
+    if folder is None or (files := len(flow_files(Path(folder)))) in (frames - 1, frames):
+        return []
+    pairs = f"the recording has {frames} frames, which are {frames - 1} pairs"
+    return [f"the true flow {folder} has {files} files, and {pairs}: is the first file the flow of the first pair?"]
+
+
+def folder_truth(folder: Path) -> Truth:
+    """True flow, forward and between successive frames, from files in natural order.
+
+    :raises MediaError: see ``flow_files``.
+    """
+    files = flow_files(folder)
+
+    def truth(earlier: InputFrame, later: InputFrame, direction: str) -> KnownFlow | None:
+        if direction != "forward" or later.place != earlier.place + 1 or earlier.place >= len(files):
+            return None
+        file = files[earlier.place]
+        flow, valid = read_flow(file)
+        assert later.image is not None
+        if flow.shape[:2] != later.image.shape[:2]:
+            (height, width), (h, w) = later.image.shape[:2], flow.shape[:2]
+            raise MediaError(f"expected true flow of the image's size {width}x{height}, got {w}x{h}: {file}")
+        return np.where(valid[:, :, None], flow, np.float32(np.nan)), None
+
+    return truth
+
+
+@dataclass(frozen=True, eq=False)
+class FrameOutcome:
+    """The outcome of a frame with one setting.
+
+    :ivar fields: the arrays of its pair, and ``info`` what the estimator says of it; None if it gave no flow.
+    :ivar frame: the frame itself; None if it was played into a node, whose outputs are recorded already.
+    """
+
+    record: FrameRecord
+    fields: PairFields | None = None
+    info: FlowInfo | None = None
+    frame: InputFrame | None = None
 
 
 class SettingRun:
@@ -175,28 +297,3 @@ class SimulatedRun(SettingRun):
             return outcome
         stage_ms = {"wait": waited_ms, **outcome.record.stage_ms}
         return replace(outcome, record=replace(outcome.record, stage_ms=stage_ms))
-
-
-def measure_setting(
-    setting: Setting, model: DEQFlow | None, images: Sequence[np.ndarray], convert_ms: Sequence[float] = ()
-) -> CostTable:
-    """Measure how long the stages of a setting take on this machine, at every scale that it may use.
-
-    :param images, convert_ms: see ``measure_costs``.
-    :raises MediaError: if there are fewer than two images.
-    """
-    if len(images) < 2:
-        raise MediaError(f"expected at least two readable frames to measure the costs, got {len(images)}")
-    scales: tuple[float, ...] = (1.0,)
-    if model is not None and setting.solves:
-        height, width = images[0].shape[:2]
-        ladder = scale_ladder((height, width), setting.min_scale, setting.max_scale, model.max_pixels)
-        scales = ladder if setting.budget_ms else ladder[:1]
-    iterations = min(4, setting.max_iterations)
-    fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=iterations)
-
-    def estimator(scale: float) -> Estimator:
-        scale = min(scale, LARGEST_SCALE)  # small frames are enlarged beyond it
-        return make_estimator(replace(fixed, min_scale=scale, max_scale=scale), model)
-
-    return measure_costs(estimator, scales, images, convert_ms)

@@ -12,19 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from deq_flow_ros.demo.bag import ExactFlow
-from deq_flow_ros.evaluation.inputs import InputFrame
 from deq_flow_ros.evaluation.methods import ReverseFlow, Setting
 from deq_flow_ros.evaluation.records import (
     DROPPED,
     FIRST,
     PROCESSED,
     STAGES,
-    FrameOutcome,
     FrameRecord,
     PairFields,
     consistency,
     measure,
 )
+from deq_flow_ros.evaluation.runs import FrameOutcome, InputFrame
 from deq_flow_ros.imaging import MediaError, stamp_to_ns
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import DEQFlow

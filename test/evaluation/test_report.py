@@ -23,7 +23,6 @@ from deq_flow_ros.evaluation.records import (
     FIRST,
     MEASURES,
     PROCESSED,
-    FrameOutcome,
     FrameRecord,
     FrameTable,
     PairFields,
@@ -32,6 +31,7 @@ from deq_flow_ros.evaluation.records import (
 )
 from deq_flow_ros.evaluation.report import run_plots
 from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter
+from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, comparison, count_words, summarise, terminal_rows
 from deq_flow_ros.recordings import MediaError
 

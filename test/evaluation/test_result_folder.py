@@ -43,7 +43,6 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         ((folder, "--truth", tmp_path / "two"), "holds no flow file"),
         ((folder, "--truth", mixed), "expected flow files of one format in"),
         ((folder, "--truth", tmp_path / "nowhere"), "expected a folder of flow files, got"),
-        ((tmp_path / "two", "--topic", "/left", "--truth", "/flow"), "neither a folder nor a topic of"),
         ((folder, "--stamps", "record"), "pictures is a folder; only bags have them"),
         ((tmp_path / "two", "--topic", "/left", "--fps", "10"), "two is a bag, which has times of its own"),
         ((folder, "--realtime", "--costs", folder / "0.png"), "expected a metrics.json of a run with --realtime"),

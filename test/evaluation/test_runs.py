@@ -23,11 +23,9 @@ from evaluation_inputs import (
 )  # fmt: skip
 from rosbags.highlevel import AnyReader
 
-from deq_flow_ros.evaluation.inputs import InputFrame, unlike_number
 from deq_flow_ros.evaluation.methods import Setting, make_estimator
 from deq_flow_ros.evaluation.records import STAGES
-from deq_flow_ros.evaluation.runs import SettingRun
-from deq_flow_ros.imaging import Frame
+from deq_flow_ros.evaluation.runs import InputFrame, SettingRun, unlike_number
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import bags
 from deq_flow_ros.recordings.bag_reader import read_messages
@@ -148,33 +146,28 @@ def test_a_topic_is_taken_by_name(evaluate: Callable[..., int], tmp_path: Path) 
     assert [row["photometric_still"] for row in table(tmp_path / "out", "any")[1:]] == ["0", "0"]
 
 
-def as_truth(flow: np.ndarray, frame: Frame, **changes: Any) -> Frame:
-    """A message of true flow with the stamp of a frame."""
-    data = np.ascontiguousarray(flow, np.float32).reshape(-1).view(np.uint8)
-    return replace(frame, data=data, step=512, encoding="32FC2", **changes)
-
-
-def test_true_flow_comes_from_files_or_a_topic_and_is_of_frames_that_follow_each_other(
-    evaluate: Callable[..., int], tmp_path: Path
+def test_true_flow_comes_from_files_and_is_of_frames_that_follow_each_other(
+    evaluate: Callable[..., int], metrics_of: Callable[[Path], dict[str, Any]], tmp_path: Path
 ) -> None:
     """A frame that cannot be read has true flow as well: it must neither be taken for another's nor shift the rest."""
     (tmp_path / "truth").mkdir()
     with BagWriter(tmp_path / "bag") as writer:
         for number, frame in enumerate(frames(pictures(5))):
-            truth = np.full((48, 64, 2), [-10 - number, 0], np.float32)
-            write_flow(tmp_path / "truth" / f"{number}.flo", truth)
-            writer.write_frame("/truth", as_truth(truth, frame))
+            write_flow(tmp_path / "truth" / f"{number}.flo", np.full((48, 64, 2), [-10 - number, 0], np.float32))
             if number == 1:
                 writer.write_raw(TOPIC, IMAGE, bytes([0, 1, 0, 0]), frame.record_ns)
             else:
                 writer.write_frame(TOPIC, frame)
-    common = (tmp_path / "bag", "--topic", TOPIC, "--no-bag")
-    for name, where in (("files", tmp_path / "truth"), ("topic", "/truth")):
-        assert evaluate(*common, "--out", tmp_path / name, "--truth", where) == 1
-        rows = table(tmp_path / name)
+    common = (tmp_path / "bag", "--no-bag", "--truth", tmp_path / "truth")
+    assert evaluate(*common, "--out", tmp_path / "out", "--compare", "dis") == 1
+    for name in ("any", "dis"):
+        rows = table(tmp_path / "out", name)
         assert [row["epe_still_px"] for row in rows] == ["", "", "12", "13"]
         assert [bool(row["epe_px"]) for row in rows] == [bool(row["fl_percent"]) for row in rows]
     assert unlike_number(str(tmp_path / "truth"), 5) == unlike_number(str(tmp_path / "truth"), 6) == []
+    assert evaluate(*common, "--out", tmp_path / "none", "--direction", "backward") == 1
+    problem = metrics_of(tmp_path / "none")["problems"][-1]
+    assert "is known for none of the 3 pairs: its files must be forward flow between successive frames" in problem
 
 
 def test_true_flow_of_another_number_of_frames_is_named(
@@ -189,33 +182,6 @@ def test_true_flow_of_another_number_of_frames_is_named(
     assert evaluate(folder, "--out", tmp_path / "out", "--no-bag", "--truth", truth) == 1
     (problem,) = metrics_of(tmp_path / "out")["problems"]
     assert "has 5 files, and the recording has 3 frames, which are 2 pairs: is the first file" in problem
-
-
-def test_true_flow_is_found_by_header_stamps_and_its_absence_told(
-    evaluate: Callable[..., int], metrics_of: Callable[[Path], dict[str, Any]], tmp_path: Path
-) -> None:
-    """With the stamps of recording as well, and past a message that cannot be decoded; truth of no pair is a slip."""
-    with BagWriter(tmp_path / "bag") as writer:
-        for number, frame in enumerate(frames(pictures(5))):
-            late = replace(frame, record_ns=frame.stamp_ns + 5 * PERIOD_NS)
-            truth = as_truth(np.full((48, 64, 2), [-2, 0]), late)
-            writer.write_frame(TOPIC, late)
-            writer.write_frame("/elsewhere", replace(truth, stamp_ns=7))
-            if number == 2:
-                writer.write_raw("/truth", IMAGE, bytes([0, 1, 0, 0]), late.record_ns)
-            else:
-                writer.write_frame("/truth", truth)
-    common = (tmp_path / "bag", "--topic", TOPIC, "--no-bag", "--stamps", "record")
-    assert evaluate(*common, "--out", tmp_path / "out", "--truth", "/truth", "--compare", "dis") == 1
-    for name in ("any", "dis"):
-        rows = table(tmp_path / "out", name)
-        assert [row["epe_still_px"] for row in rows] == ["", "2", "2", "", "2"]
-        assert int(rows[0]["stamp_ns"]) == FIRST_NS + 5 * PERIOD_NS
-    (problem,) = metrics_of(tmp_path / "out")["problems"]
-    assert "on /truth that was recorded at" in problem and "cannot be decoded" in problem
-    assert evaluate(*common, "--out", tmp_path / "none", "--truth", "/elsewhere") == 1
-    (problem,) = metrics_of(tmp_path / "none")["problems"]
-    assert problem.startswith("the true flow /elsewhere is known for none of the 4 pairs: its messages must have")
 
 
 def test_flicker_is_measured_between_pairs_that_follow_each_other() -> None:

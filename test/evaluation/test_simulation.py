@@ -14,10 +14,10 @@ import torch
 from evaluation_inputs import PERIOD_NS, frames, pictures, table, write_folder
 
 from deq_flow_ros.evaluation.command import read_costs
-from deq_flow_ros.evaluation.inputs import InputFrame
 from deq_flow_ros.evaluation.methods import Setting, make_estimator
+from deq_flow_ros.evaluation.recording import measure_setting
 from deq_flow_ros.evaluation.records import FrameRecord
-from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, measure_setting
+from deq_flow_ros.evaluation.runs import InputFrame, SettingRun, SimulatedRun
 from deq_flow_ros.model import DEQFlow, deq_flow
 from deq_flow_ros.streaming.clock import CostTable, VirtualClock
 
