@@ -15,11 +15,20 @@ from rich.console import Console
 from rich.table import Table
 
 from deq_flow_ros.command_line import MOST_THREADS, CommandLine, exit_status, set_threads
-from deq_flow_ros.evaluation import summary
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED
-from deq_flow_ros.evaluation.report import INDEX, METRICS, REPORT, Evaluated, read_json, write_overview
+from deq_flow_ros.evaluation.report import (
+    BY_THE_CLOCK,
+    INDEX,
+    METRICS,
+    REPORT,
+    Evaluated,
+    comparison,
+    read_json,
+    terminal_rows,
+    write_overview,
+)
 from deq_flow_ros.evaluation.results import OccupiedError
 from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import StopRequest, keep_freed_memory
@@ -190,7 +199,7 @@ def evaluate(
             return 1 if metrics.get("problems") else 0, metrics
         console.print(evaluation.source.description)
         if not options.realtime and any(setting.budget_ms for setting in settings):
-            console.print(f"{summary.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
+            console.print(f"{BY_THE_CLOCK}; a simulation with --realtime can be repeated")
         metrics = evaluation.run(models, show, stop)
     print_results(out, metrics, console)
     if not metrics["complete"]:
@@ -237,7 +246,7 @@ def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:
     :param metrics: what was written to ``out``.
     """
     table = Table(show_header=False, title=metrics["input"]["description"], title_justify="left")
-    for name, value in summary.terminal_rows(metrics):
+    for name, value in terminal_rows(metrics):
         table.add_row(name, value)
     console.print(table)
     if len(metrics["settings"]) > 1:
@@ -245,7 +254,7 @@ def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:
         table = Table("", title=f"over the {pairs} pairs for which every setting gave flow", title_justify="left")
         for figures in metrics["settings"]:
             table.add_column(figures["name"], justify="right")
-        for row in summary.comparison(metrics):
+        for row in comparison(metrics):
             table.add_row(row.title, *row.values)
         console.print(table)
     run = metrics["run"]

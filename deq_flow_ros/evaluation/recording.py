@@ -19,8 +19,8 @@ import torch
 
 from deq_flow_ros.evaluation.methods import Estimator, Models, ReverseFlow, Setting, make_estimator
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, read_frames
-from deq_flow_ros.evaluation.report import FRAMES
-from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter
+from deq_flow_ros.evaluation.report import FRAMES, SettingEntry
+from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter, RunInfo, count_words
 from deq_flow_ros.evaluation.runs import (
     FrameOutcome,
     InputFrame,
@@ -31,7 +31,6 @@ from deq_flow_ros.evaluation.runs import (
     scene_truth,
     unlike_number,
 )
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, count_words
 from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging import MediaError, longest_gap_ms
 from deq_flow_ros.imaging.encodings import Levels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder with the results of a recording: its lock, and the writing of results for all modes.
+"""The results of a recording, for all modes: their folder, and the figures of ``metrics.json``.
 
 During a run, the table of frames, the previews and the bag with the flow grow. At the end, all else is made from them.
 """
@@ -9,16 +9,40 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
-from deq_flow_ros.evaluation.records import FrameTable, read_frames
-from deq_flow_ros.evaluation.report import ANIMATION, FRAMES, METRICS, REPORT, VIDEO, read_json, write_report
+from deq_flow_ros.evaluation.records import (
+    DROPPED,
+    FIRST,
+    MEASURES,
+    OUTCOMES,
+    PROCESSED,
+    STAGES,
+    FrameTable,
+    doubtful,
+    read_frames,
+)
+from deq_flow_ros.evaluation.report import (
+    ANIMATION,
+    FRAMES,
+    METRICS,
+    REPORT,
+    VIDEO,
+    SettingEntry,
+    compare,
+    read_json,
+    write_report,
+)
 from deq_flow_ros.evaluation.runs import FrameOutcome
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, summarise
+from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording
 from deq_flow_ros.recordings.files import check_name, write_json, write_text
@@ -29,6 +53,108 @@ BAG, RECORDING = "flow", "recording"
 """Folders of the bag with the flow: what an evaluation wrote, and what a node published in a live run."""
 STATE, RUN = ".run", "run.json"
 """Folder beside the results with what is needed only during a run, and the file in it that identifies the run."""
+VERSION = 2
+"""Version of the layout of ``metrics.json``. It increases when a key changes its meaning or is removed."""
+SPREAD = ("mean", "median", "p95", "p99", "max")
+
+
+@dataclass
+class RunInfo:
+    """A whole run, as docs/evaluate_bag.md describes the entries of ``metrics.json``.
+
+    :ivar played_s: how long the stream lasted, if frames came at their own pace; else None.
+    :ivar shares: shares of the time, from ``TimeShares.shares``.
+    """
+
+    mode: str
+    input: dict[str, Any]
+    seconds: float = 0.0
+    played_s: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, Any] | None = None
+    problems: list[str] = field(default_factory=list)
+    transport: dict[str, int] | None = None
+    complete: bool = True
+    threads: int | None = None
+
+
+def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunInfo) -> dict[str, Any]:
+    """Compute the content of ``metrics.json``. Values that are not known are None.
+
+    :param settings: the settings, the main one first.
+    :param frames: from ``read_frames``.
+    """
+    by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
+    entries = [
+        {"name": one.name, "setting": dict(one.values)}
+        | _figures(by_setting[one.name], run.played_s, bool(one.values.get("budget_ms")))
+        for one in settings
+    ]
+    return {
+        "version": VERSION,
+        "mode": run.mode,
+        "complete": run.complete,
+        "input": run.input,
+        "settings": entries,
+        "comparison": compare(by_setting),
+        "problems": [*run.problems, *doubtful(by_setting[settings[0].name])],
+        "transport": run.transport,
+        "run": {
+            "seconds": run.seconds,
+            "played_seconds": run.played_s,
+            "time_shares": run.shares,
+            "peak_memory_mb": peak_memory_mb(),
+            "machine": machine(),
+            "threads": run.threads,
+            "environment": environment(),
+            "versions": versions(),
+            "costs": run.costs,
+        },
+    }
+
+
+def spread(values: pd.Series) -> dict[str, float | None]:
+    """Mean, median, 95th and 99th percentile and maximum of the known values; None if there are none."""
+    figures = (values.mean(), *values.quantile([0.5, 0.95, 0.99]), values.max())  # which leave out NaN
+    return {name: None if pd.isna(figure) else float(figure) for name, figure in zip(SPREAD, figures, strict=True)}
+
+
+def count_words(frames: pd.DataFrame, column: str, outcome: str) -> dict[str, int]:
+    """Count how often each text of a column occurs in the rows of an outcome, the most frequent first.
+
+    Texts that differ only in numbers are counted together, with "…" in place of the numbers.
+    """
+    words = frames.loc[(frames.outcome == outcome) & (frames[column] != ""), column]
+    kinds = words.str.replace(r"-?\d+(\.\d+)?", "…", regex=True)
+    several = words.groupby(kinds).transform("nunique") > 1
+    return dict(Counter(kinds.where(several, words)).most_common())
+
+
+def _figures(frames: pd.DataFrame, played_s: float | None, limited: bool) -> dict[str, Any]:
+    """Figures of one setting; ``limited`` says whether it has a budget."""
+    done = frames[frames.outcome == PROCESSED]
+    latency = spread(done.latency_ms)
+    took_s = 1e-3 * len(done) * (latency["mean"] or 0.0) if played_s is None else played_s
+    stages = {stage: done[f"stage_{stage}_ms"] for stage in STAGES}
+    return {
+        "frames": {
+            "all": len(frames),
+            **{outcome: int((frames.outcome == outcome).sum()) for outcome in OUTCOMES},
+            "first_reasons": count_words(frames, "reason", FIRST),
+            "drop_reasons": count_words(frames, "reason", DROPPED),
+        },
+        "fields_per_second": len(done) / took_s if took_s else None,
+        "latency_ms": latency,
+        "deadline_miss_share": spread(done.over_budget)["mean"] if limited else None,
+        "warm_share": spread(done.warm)["mean"],
+        "resets": count_words(frames, "reset_reason", PROCESSED),
+        "iterations": spread(done.iterations),
+        "stop_reasons": count_words(frames, "stop_reason", PROCESSED),
+        "residual_px": spread(done.residual_px),
+        "scale": spread(done["scale"]),
+        "stage_ms": {stage: spread(values) for stage, values in stages.items() if values.notna().any()},
+        "measures": {name: {"pairs": n, **spread(done[name])} for name in MEASURES if (n := int(done[name].count()))},
+    }
 
 
 class OccupiedError(MediaError):
@@ -66,10 +192,27 @@ class ResultFolder(ExitStack):
         self.begun = (self.state / RUN).is_file()
         if path.exists() and not path.is_dir():
             raise MediaError(f"cannot write to {path}: it is a file; choose another --out")
-        if self.begun:
-            self._check_earlier(read_json(self.state / RUN) or {}, resume, overwrite)
-        elif path.exists():
-            self._check_foreign(overwrite)
+        before = (read_json(self.state / RUN) or {}) if self.begun else {}
+        if self.begun and resume:
+            if other := [name for name, value in self._identity.items() if before.get(name) != value]:
+                has = f"the run in {path} had another {' and '.join(other)}; repeat its options, "
+                raise OccupiedError(f"{has}choose another --out, or start anew with --overwrite")
+            self.complete = bool(before.get("complete")) and read_json(path / METRICS) is not None
+        elif self.begun and not overwrite:
+            what, hint = "an interrupted run", "--resume starts it again, --overwrite replaces them"
+            if before.get("complete"):
+                what, hint = "a run", "--overwrite replaces them"
+            raise OccupiedError(f"the folder {path} holds the results of {what}; {hint}, or choose another --out")
+        there = sorted(child.name for child in path.iterdir() if child.name != STATE) if path.exists() else []
+        if self.begun and not self.complete:
+            for bag in (BAG, RECORDING):
+                check_recording(path / bag, TOPICS)
+        elif not self.begun and (taken := [name for name in there if name in (*RESULTS, BAG, RECORDING)]):
+            holds = f"the folder {path} holds {', '.join(taken)}, which no evaluation is known to have written"
+            raise OccupiedError(f"{holds}; move it away, or choose another --out")
+        elif not self.begun and there and not overwrite:
+            holds = f"the folder {path} exists and holds {', '.join(there[:4])}"
+            raise OccupiedError(f"{holds}; choose another --out, or --overwrite to write beside them")
 
     def begin(self) -> None:
         """Remove what is left of an earlier run, and note that this one writes its results from now on.
@@ -100,33 +243,6 @@ class ResultFolder(ExitStack):
         for child in self.state.iterdir():
             if child.is_dir():
                 shutil.rmtree(child)
-
-    def _check_foreign(self, overwrite: bool) -> None:
-        """Allow results beside other files only with ``overwrite``, and never in place of them."""
-        if taken := [name for name in (*RESULTS, BAG, RECORDING) if (self.path / name).exists()]:
-            holds = f"the folder {self.path} holds {', '.join(taken)}, which no evaluation is known to have written"
-            raise OccupiedError(f"{holds}; move it away, or choose another --out")
-        there = sorted(child.name for child in self.path.iterdir() if child.name != STATE)
-        if there and not overwrite:
-            holds = f"the folder {self.path} exists and holds {', '.join(there[:4])}"
-            raise OccupiedError(f"{holds}; choose another --out, or --overwrite to write beside them")
-
-    def _check_earlier(self, before: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-        if not resume and not overwrite:
-            what, hint = "an interrupted run", "--resume starts it again, --overwrite replaces them"
-            if before.get("complete"):
-                what, hint = "a run", "--overwrite replaces them"
-            raise OccupiedError(f"the folder {self.path} holds the results of {what}; {hint}, or choose another --out")
-        if resume:
-            if other := [name for name, value in self._identity.items() if before.get(name) != value]:
-                raise OccupiedError(
-                    f"the run in {self.path} had another {' and '.join(other)}; repeat its options, choose another "
-                    "--out, or start anew with --overwrite"
-                )
-            self.complete = bool(before.get("complete")) and read_json(self.path / METRICS) is not None
-        if not self.complete:
-            for bag in (BAG, RECORDING):
-                check_recording(self.path / bag, TOPICS)
 
 
 class ResultWriter(ExitStack):

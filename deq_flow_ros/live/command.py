@@ -29,8 +29,8 @@ from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.evaluation.command import BUDGET_MS, add_options, print_results, read_parameters
 from deq_flow_ros.evaluation.records import PROCESSED
-from deq_flow_ros.evaluation.results import RECORDING, ResultFolder, ResultWriter
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
+from deq_flow_ros.evaluation.report import SettingEntry
+from deq_flow_ros.evaluation.results import RECORDING, ResultFolder, ResultWriter, RunInfo
 from deq_flow_ros.host import ChildError, TimeShares
 from deq_flow_ros.imaging import MAX_PAUSE_S, longest_gap_ms, stamp_to_ns
 from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, changes, look_closer, read_run

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from evaluation_inputs import FIRST_NS, PERIOD_NS, frames, pictures, table, write_bag, write_folder
 
-from deq_flow_ros.evaluation.summary import comparison
+from deq_flow_ros.evaluation.report import comparison
 from deq_flow_ros.imaging import Frame
 from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.streaming.clock import CostTable

@@ -29,10 +29,9 @@ from deq_flow_ros.evaluation.records import (
     measure,
     read_frames,
 )
-from deq_flow_ros.evaluation.report import run_plots
-from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter
+from deq_flow_ros.evaluation.report import SettingEntry, comparison, run_plots, terminal_rows
+from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter, RunInfo, count_words, summarise
 from deq_flow_ros.evaluation.runs import FrameOutcome
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry, comparison, count_words, summarise, terminal_rows
 from deq_flow_ros.recordings import MediaError
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
-from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter
-from deq_flow_ros.evaluation.summary import RunInfo, SettingEntry
+from deq_flow_ros.evaluation.report import SettingEntry
+from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter, RunInfo
 from deq_flow_ros.imaging import frame_from_array
 from deq_flow_ros.live.played import COLD, STREAMED, changes, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
