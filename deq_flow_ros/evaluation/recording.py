@@ -41,8 +41,8 @@ from deq_flow_ros.recordings.source import Source
 from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.streaming import EstimatorSettings
 from deq_flow_ros.streaming.clock import CostTable, VirtualClock, measure_costs
-from deq_flow_ros.streaming.plan import scale_ladder
 from deq_flow_ros.streaming.interface import LARGEST_SCALE
+from deq_flow_ros.streaming.plan import scale_ladder
 
 Show = Callable[[int, FrameOutcome], None]
 """Called for every frame of the main setting with the number of frames done, and the outcome."""
@@ -260,7 +260,7 @@ def measure_setting(
     """
     if len(images) < 2:
         raise MediaError(f"expected at least two readable frames to measure the costs, got {len(images)}")
-    scales = [1.0]
+    scales: Sequence[float] = [1.0]
     if model is not None and setting.solves:
         ladder = scale_ladder(images[0].shape[:2], setting.min_scale, setting.max_scale, model.max_pixels)
         scales = ladder if setting.budget_ms else ladder[:1]
