@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixed points of any function ``f(z)``: solvers, gradients, sparse fixed-point correction, Jacobian tools.
 
-This package does not deal with images or flow. A state is a tuple of tensors whose first dimension is the batch, and
-``f`` maps such a tuple to one of the same shapes. The method is that of Deep Equilibrium Optical Flow Estimation,
-arXiv 2204.08442.
+A state is a tuple of tensors whose first dimension is the batch; ``f`` maps it to one of the same shapes. The method is
+that of Deep Equilibrium Optical Flow Estimation, arXiv 2204.08442.
 """
 
 from deq_flow_ros.equilibrium.fixed_point import Measure, Solution, absolute_residual, relative_residual, solve

@@ -170,8 +170,8 @@ def solve(
     trace: list[Tensor] = []
     trajectory: dict[int, State] = {}
     progress = Queued(device) if watch and not on_host else None
-    # The first iteration often costs more than the others, and on a GPU the host has seen only its start. If there is
-    # an expected cost, the first iteration is therefore not used to estimate the cost.
+    # The first iteration often costs more than the others, and on a GPU the host has seen only its start. The cost is
+    # therefore not estimated by it alone, unless nothing else is known.
     timed_after = 2 if iteration_cost_ns or not on_host else 1
     watched = tolerance is not None or deadline_ns is not None
     pace = Pace(progress, max_iterations, deadline_ns, now_ns, min_iterations, iteration_cost_ns, watched, timed_after)
@@ -183,11 +183,11 @@ def solve(
                 z = rules.take(samples.active & ~samples.retry, z, samples.value)
         fz = evaluate(f, z)
         with torch.no_grad():
-            measured = measure(z, fz)
+            measured = measure(z, fz).float()
             if measured.shape != samples.active.shape:
                 raise ValueError(f"measure must return shape {(len(samples.active),)}, got {tuple(measured.shape)}")
-        samples, traced = rules.account(samples, z, fz, measured.float())
-        trace.append(traced)
+            trace.append(torch.where(samples.active, measured, torch.nan))
+        samples = rules.account(samples, z, fz, measured)
         if pace.begun in keep:
             trajectory[pace.begun] = samples.value
     solution = Solution(samples, pace.begun, pace.exhausted, trace, trajectory, check_start and bool(trace))

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of a fixed point without backpropagation through the solve, and how contractive ``f`` is there.
-
-The Jacobian matrix is never formed.
-"""
+"""Gradients of a fixed point without backpropagation through the solve, and how contractive ``f`` is there."""
 
 from __future__ import annotations
 
@@ -51,9 +48,9 @@ def implicit_gradient(
     gradient is exact if ``state`` is a fixed point and the adjoint solve converges. There are no second derivatives.
 
     :param state: tensors (B, ...). They are detached, because the gradient does not depend on how they were found.
-    :param solver: the solver of the adjoint equation; the next three parameters are those of this solve as well.
+    :param solver: of the adjoint equation; the next three parameters are those of this solve as well.
     :param report: called with the adjoint solution in every backward pass. Without it, a warning says when the
-        adjoint equation is not solved to the tolerance; the gradient is then the best one found.
+        tolerance is not reached; the gradient is then the best one found.
     :returns: ``f(state)``, attached to the parameters and inputs of ``f``.
     """
     solver = make_solver(solver)
@@ -70,15 +67,13 @@ def implicit_gradient(
         if report is not None:
             report(solution)
         elif set(reasons := solution.stop_reasons) != {StopReason.CONVERGED}:
-            short = len(reasons) - reasons.count(StopReason.CONVERGED)
-            warnings.warn(
-                f"the adjoint equation is not solved for {short} of {len(reasons)} samples "
-                f"({reasons.count(StopReason.DIVERGED)} diverged): measure up to {float(solution.residual.max()):.2g} "
-                f"after {solution.evaluations} iterations, tolerance {tolerance:g}. Solve for the state further, allow "
-                "more iterations, regularize the Jacobian, or use phantom_gradient",
-                RuntimeWarning,
-                stacklevel=2,
+            short, diverged = len(reasons) - reasons.count(StopReason.CONVERGED), reasons.count(StopReason.DIVERGED)
+            message = (
+                f"the adjoint equation is not solved for {short} of {len(reasons)} samples ({diverged} diverged): "
+                f"measure up to {float(solution.residual.max()):.2g}, tolerance {tolerance:g}. Solve for the state "
+                "further, allow more iterations, regularize the Jacobian, or use phantom_gradient"
             )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return solution.state
 
     return tuple(_Adjoint.apply(adjoint, *fz))  # type: ignore[no-untyped-call]
@@ -122,13 +117,11 @@ def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collect
 
     :param detached: indices of the tensors of the state that pass no gradient from one iteration to the next (RAFT,
         arXiv 2003.12039, does so with the flow).
-    :raises ValueError: for fewer than one iteration, or an index that the state does not have.
+    :raises ValueError: for fewer than one iteration.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     states, z = list[State](), as_state(z0)
-    if wrong := [index for index in detached if not 0 <= index < len(z)]:
-        raise ValueError(f"detached must name tensors of the state, 0 to {len(z) - 1}, got {wrong}")
     for _ in range(iterations):
         z = evaluate(f, z)
         states.append(z)
@@ -167,12 +160,10 @@ def sparse_correction(
     :param z0: start, tensors (B, ...).
     :param positions: increasing iteration numbers, from 1; the last is the number of all iterations.
     :param gradient: one for all positions, or one per position.
-    :param gradient_steps: the number of evaluations of ``f`` that the gradient makes (1 for ``implicit_gradient``),
-        one for all positions, or one per position.
+    :param gradient_steps: the evaluations of ``f`` that a gradient makes (1 for ``implicit_gradient``), likewise.
     :param tolerance: of ``measure``; it ends a solve early. Every position still gets its state and gradient.
     :returns: one state per position. Samples that diverge cause no error.
-    :raises ValueError: if the positions are empty, do not increase, are too close for the steps of the gradients, or
-        are not as many as the gradients.
+    :raises ValueError: if positions, gradients and steps do not go together.
     """
     count = len(positions)
     gradients = [gradient] * count if callable(gradient) else list(gradient)
@@ -214,7 +205,6 @@ def jacobian_penalty(
     :param state: tensors (B, ...), at which the Jacobian is taken. They are detached.
     :param samples: the number of random directions, >= 1; each costs one product with the Jacobian.
     :param generator: on the state's device, for repeatable directions.
-    :raises ValueError: for fewer than one sample.
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -237,7 +227,6 @@ def spectral_radius(
     eigenvalues the growth of single steps has no limit. Parameters are those of ``jacobian_penalty``.
 
     :param iterations: the number of products with the Jacobian, >= 2.
-    :raises ValueError: for fewer than two iterations.
     """
     if iterations < 2:
         raise ValueError(f"iterations must be at least 2, got {iterations}")

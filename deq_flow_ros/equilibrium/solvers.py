@@ -73,10 +73,8 @@ class Anderson:
     keeps_best: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise ValueError(f"window must be at least 2, got {self.window}")
-        if not self.regularization >= 0.0:
-            raise ValueError(f"regularization must be at least 0, got {self.regularization}")
+        if self.window < 2 or not self.regularization >= 0.0:
+            raise ValueError(f"window must be at least 2 and regularization at least 0, got {self}")
 
     def start(self) -> Propose:
         return _AndersonRun(self).next

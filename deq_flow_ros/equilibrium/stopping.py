@@ -32,11 +32,6 @@ def subtract(a: State, b: State) -> State:
     return tuple(x - y for x, y in zip(a, b, strict=True))
 
 
-def select(mask: Tensor, yes: State, no: State) -> State:
-    """For each sample ``yes`` where the mask (B,) is true, else ``no``."""
-    return tuple(torch.where(per_sample(mask, a), a, b) for a, b in zip(yes, no, strict=True))
-
-
 def inner(a: State, b: State) -> Tensor:
     """Inner product per sample over all tensors of two states, (B,) float64."""
     products = []
@@ -115,8 +110,8 @@ class Rules:
         number = torch.zeros((), dtype=torch.int64, device=device)
         return Samples(z0, z0, z0, z0, active, no, no, no, iterations, residual, bound, number)
 
-    def account(self, before: Samples, z: State, fz: State, measured: Tensor) -> tuple[Samples, Tensor]:
-        """Account for an iteration. Also returns its measure (B,), which is NaN where the sample had stopped before."""
+    def account(self, before: Samples, z: State, fz: State, measured: Tensor) -> Samples:
+        """Account for an iteration, whose measure is (B,) float32."""
         with torch.no_grad():
             size, number = norm(fz), before.number + 1
             bound = torch.where(number == 1, torch.maximum(before.bound, GROWTH_LIMIT * size), before.bound)
@@ -130,21 +125,21 @@ class Rules:
             converged = before.converged
             if self.tolerance is not None:
                 converged = converged | (accepted & (measured <= self.tolerance))
-            traced = torch.where(before.active, measured, torch.nan)
         point, value = self.take(accepted, z, before.point), self.take(accepted, fz, before.value)
         state, previous = value, point
         if self.keeps_best:
             state, previous = self.take(improved, fz, before.state), self.take(improved, z, before.previous)
-        after = Samples(
+        return Samples(
             state=state, previous=previous, point=point, value=value, active=(accepted & ~converged) | again,
             converged=converged, diverged=diverged, retry=again, iterations=before.iterations + accepted,
             residual=torch.where(improved, measured, before.residual), bound=bound, number=number,
         )  # fmt: skip
-        return after, traced
 
     def take(self, mask: Tensor, new: State, old: State) -> State:
         """For each sample the new state where the mask (B,) is true, else the old one."""
-        return new if self.look and bool(mask.all()) else select(mask, new, old)
+        if self.look and bool(mask.all()):
+            return new
+        return tuple(torch.where(per_sample(mask, a), a, b) for a, b in zip(new, old, strict=True))
 
 
 class Progress(Protocol):
@@ -232,13 +227,11 @@ class Pace:
         if self.begun == self.max_iterations:
             return False
         seen, left = self.progress, active if self.begun else None
-        if seen is None:
-            done = left is not None and not bool(left.any())
-        else:
+        if seen is not None:
             if left is not None:
                 seen.push(left)
             seen.look(wait=self.watched)
-            done = seen.done
+        done = seen.done if seen is not None else left is not None and not bool(left.any())
         if done:
             return False
         if self.deadline_ns is not None and not self._in_time(self.deadline_ns):

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow model: encoders, correlation, update operators, upsampling, sizes and weights.
-
-This package deals with pairs of images. It does not deal with time or streams.
-"""
+"""The flow of pairs of images: encoders, correlation, update operators, upsampling, sizes and weights."""
 
 from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.cells import FACTOR, crop, pad_to_multiple, rescale

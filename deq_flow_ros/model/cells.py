@@ -36,7 +36,7 @@ def pooled(features: Tensor, levels: int) -> list[Tensor]:
 
     Averages are computed in float32 from level to level, so each level is rounded only once.
     """
-    maps, finer = [features], features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    maps, finer = [features], features.to(torch.promote_types(features.dtype, torch.float32))
     while len(maps) < levels and min(finer.shape[-2:]) > 1:
         finer = F.avg_pool2d(finer, 2)
         maps.append(finer.to(features.dtype))
@@ -50,8 +50,7 @@ def likeness(flows: Tensor, features1: Tensor, features2: Tensor) -> Tensor:
     any, or if the features are zero, the likeness is 0.
 
     :param flows: (N, 2, H, W) in cells, x before y; flows to try.
-    :param features1: (1, C, H, W), of the image on whose pixels the flow lives.
-    :param features2: of the other.
+    :param features1: (1, C, H, W), of the image on whose pixels the flow lives; ``features2`` are those of the other.
     :returns: (N,) float32.
     """
     height, width = flows.shape[-2:]

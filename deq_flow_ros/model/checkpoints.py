@@ -20,8 +20,7 @@ from deq_flow_ros.model.architecture import Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.update import DIRECTION, MAGNITUDE
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Types that weights are stored and computed in."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of weights
 _FORMAT = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -93,8 +92,7 @@ def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
 def check_layout(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | Path) -> None:
     """Refuse tensors that are not exactly the expected ones, except that numbers may have any type of ``DTYPES``.
 
-    :param path: the file, to be named in the error.
-    :raises WeightsError: if tensors are missing, unexpected, or of the wrong shape or type; the message names them.
+    :raises WeightsError: naming the file and the tensors that are missing, unexpected, or of the wrong shape or type.
     """
     problems = [f"missing: {name}" for name in expected if name not in got]
     problems += [f"unexpected: {name}" for name in got if name not in expected]
@@ -162,9 +160,7 @@ def _released_names(own: str) -> list[str]:
     """The names that a tensor of ``DEQFlow.state_dict()`` has in the released layout."""
     name = own.removeprefix("encoder.").replace("update_block.attention.", "attn.")
     name = name.replace(MAGNITUDE, "weight_g").replace(DIRECTION, "weight_v")
-    if ".downsample.1." in name:
-        return [name.replace(".downsample.1.", ".norm3."), name]
-    return [name]
+    return [name.replace(".downsample.1.", ".norm3."), name] if ".downsample.1." in name else [name]
 
 
 def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Architecture:
@@ -173,11 +169,10 @@ def _read_architecture(tensors: Mapping[str, Tensor], path: str | Path) -> Archi
     kernel = "weight_v" if weight_norm else "weight"
 
     def channels(name: str, dimension: int = 0) -> int:
-        if name not in tensors:
-            holds = f"it holds {len(tensors)} tensors, the first {sorted(tensors)[:3]}"
-            raise WeightsError(f"{path} is not a checkpoint in the released layout: it has no {name!r}; {holds}")
-        if tensors[name].dim() != 4:
-            raise WeightsError(f"{path}: wrong shape: {name} is {tuple(tensors[name].shape)}, expected 4 dimensions")
+        if name not in tensors or tensors[name].dim() != 4:
+            got = tuple(tensors[name].shape) if name in tensors else f"none beside {sorted(tensors)[:3]} ..."
+            wanted = f"expected a tensor {name!r} of 4 dimensions, got {got}"
+            raise WeightsError(f"{path} is not a checkpoint in the released layout: {wanted}")
         return tensors[name].shape[dimension]
 
     c1, c2, f1, f2 = (channels(f"update_block.encoder.conv{each}.{kernel}") for each in ("c1", "c2", "f1", "f2"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Correlation on a pyramid, looked up around the current flow (RAFT, arXiv 2003.12039, section 3.2).
 
-There are two ways to compute the same values: for all pairs of cells at once, or for each lookup only those it needs.
-The memory of the second grows only in proportion to the number of cells.
+There are two ways to compute the same values: for all pairs of cells at once, or for each lookup only those it needs,
+in memory that grows only in proportion to the number of cells.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,22 +26,10 @@ with warnings.catch_warnings():
 MAX_VOLUME_BYTES = 3 << 29
 # Cost per channel of a value in one large matrix product, relative to a value that is computed alone.
 MATRIX_ADVANTAGE = 1 / 48
-# Limit for the volume of the coarse levels if that of all levels is too large: at 1920x1080 in half precision, this
-# allows all levels but the finest.
+# Limit for the volume of the coarse levels if that of all is too large; at 1920x1080 px, all but the finest fit.
 COARSE_VOLUME_BYTES = 3 << 28
 # Cells per step of `_gathered_products`: 200 MB at 256 neighbours of 96 channels.
 CELLS_AT_ONCE = 2048
-
-
-class Correlation(Protocol):
-    """The correlation of two images, as an update operator uses it."""
-
-    def lookup(self, flow: Tensor) -> Tensor:
-        """Correlation around ``position + flow``, with bilinear interpolation and zeros outside of the image.
-
-        :param flow: (B, 2, H, W), x before y, in cells of the feature map.
-        :returns: (B, levels * (2 radius + 1)**2, H, W); within a level the x offset is the outer index.
-        """
 
 
 def correlate(
@@ -59,14 +46,13 @@ def correlate(
     targets = cells * 4 // 3  # of all levels together
     if iterations is not None:
         looked_up = iterations * levels * (2 * radius + 2) ** 2
-        few = on_cpu and looked_up * channels * MATRIX_ADVANTAGE <= targets
+        few = looked_up * channels * MATRIX_ADVANTAGE <= targets
         large = 4 * batch * cells * targets > MAX_VOLUME_BYTES
-        if few or (large and on_cpu):
+        if on_cpu and (few or large):
             return OnDemandCorrelation(features1, features2, levels, radius)
         if large:
-            volume, fine = features1.element_size() * batch * cells * targets, 0
-            while fine < levels and volume >> 2 * fine > COARSE_VOLUME_BYTES:
-                fine += 1
+            volume = features1.element_size() * batch * cells * targets
+            fine = sum(volume >> 2 * level > COARSE_VOLUME_BYTES for level in range(levels))
             return MixedCorrelation(features1, features2, levels, radius, fine)
     return CorrelationPyramid(features1, features2, levels, radius)
 
@@ -74,8 +60,7 @@ def correlate(
 class CorrelationPyramid:
     """Similarity of every position of one feature map with every position of another, whose scale varies by level.
 
-    :param features1: (B, C, H, W); the flow is defined on its grid.
-    :param features2: (B, C, H, W).
+    :param features1: (B, C, H, W), on whose grid the flow is defined; ``features2`` likewise, of the other image.
     :param levels: the number of levels; at level ``l`` the second map is averaged over ``2**l x 2**l`` cells.
     :param radius: a lookup returns the ``(2 radius + 1)**2`` values around each target, per level.
     :param first: the finest level that is computed.
@@ -93,12 +78,16 @@ class CorrelationPyramid:
         self._grid = positions(height, width, left.device)
 
     def lookup(self, flow: Tensor) -> Tensor:
-        """See ``Correlation``."""
+        """Correlation around ``position + flow``, with bilinear interpolation and zeros outside of the image.
+
+        :param flow: (B, 2, H, W), x before y, in cells of the feature map.
+        :returns: (B, levels * (2 radius + 1)**2, H, W); within a level the x offset is the outer index.
+        """
         return look_up(self.volumes, self._grid + flow.float(), self._radius, self._first, self._missing)
 
 
 def look_up(volumes: Sequence[Tensor], targets: Tensor, radius: int, first: int = 0, missing: int = 0) -> Tensor:
-    """``Correlation.lookup`` in the volumes of a ``CorrelationPyramid``.
+    """``CorrelationPyramid.lookup``, given the volumes.
 
     :param targets: (B, 2, H, W) float32, position + flow.
     :param first: the level of the first volume.
@@ -114,10 +103,8 @@ def look_up(volumes: Sequence[Tensor], targets: Tensor, radius: int, first: int 
 
 
 def _sample(volume: Tensor, target: Tensor, radius: int) -> Tensor:
-    """One level of a lookup: gather the (2 r + 2)**2 integer neighbours once, then interpolate along x and y.
-
-    On a CPU this is ten times faster than ``grid_sample``, which reads 4 neighbours at each of (2 r + 1)**2 points.
-    """
+    """One level of a lookup: gather the (2 r + 2)**2 integer neighbours once, then interpolate along x and y."""
+    # On a CPU this is ten times faster than grid_sample, which reads 4 neighbours at each of (2 r + 1)**2 points.
     height, width = volume.shape[-2:]
     # Far outside every value is zero, so a clamp there changes nothing and keeps the integers finite. A tensor of
     # both bounds would be a constant in an exported graph.
@@ -144,18 +131,16 @@ class OnDemandCorrelation:
     """The values of a ``CorrelationPyramid``, each computed when it is looked up, without gradients.
 
     Both ways sum products in float32, round them to the type of the features, interpolate in float32 and round once
-    more. As the order of the sums differs, values agree to a few millionths in float32; in half precision, less than
-    one of 1,000 values is the neighbour of the other. The parameters are those of ``CorrelationPyramid``.
+    more. As the order of the sums differs, values agree to a few millionths in float32, and in half precision but for
+    one of 1,000 values, which is the next number. The parameters are those of ``CorrelationPyramid``.
 
     :raises ValueError: if the features require gradients.
     """
 
     def __init__(self, features1: Tensor, features2: Tensor, levels: int, radius: int) -> None:
         if torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad):
-            raise ValueError(
-                "correlation on demand has no gradients, and the features require some; for training leave out the "
-                "number of iterations (None), for inference use torch.no_grad()"
-            )
+            cure = "for training leave out the number of iterations (None), for inference use torch.no_grad()"
+            raise ValueError(f"correlation on demand has no gradients, and the features require some; {cure}")
         batch, channels, height, width = features1.shape
         self._dtype, self._radius, device = features1.dtype, radius, features1.device
         self._sources = (features1 / channels**0.5).permute(0, 2, 3, 1).reshape(-1, channels)
@@ -192,7 +177,6 @@ class OnDemandCorrelation:
         self._grid = positions(height, width, device)
 
     def lookup(self, flow: Tensor) -> Tensor:
-        """See ``Correlation``."""
         batch, _, height, width = flow.shape
         index, fraction = self._neighbours(flow)
         if flow.device.type == "cpu":
@@ -219,8 +203,6 @@ class OnDemandCorrelation:
 class MixedCorrelation:
     """Computes the finest levels, whose volume would take most of the memory, on demand, and stores that of the others.
 
-    The other parameters are those of ``CorrelationPyramid``.
-
     :param fine: the number of levels that are computed on demand, at least 1.
     :ivar coarse: the other levels; None if there are none.
     """
@@ -230,16 +212,16 @@ class MixedCorrelation:
         self.coarse = CorrelationPyramid(features1, features2, levels, radius, fine) if fine < levels else None
 
     def lookup(self, flow: Tensor) -> Tensor:
-        """See ``Correlation``."""
         fine = self._fine.lookup(flow)
         return fine if self.coarse is None else torch.cat((fine, self.coarse.lookup(flow)), 1)
 
 
-def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-    """Inner products of each source (N, C) with the targets (M, C) that its row of the index (N, n) names: (N, n).
+Correlation = CorrelationPyramid | OnDemandCorrelation | MixedCorrelation
 
-    The products are float32, computed as the entries of a sparse matrix (N, M), which copies no targets.
-    """
+
+def _sampled_products(sources: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+    """Inner products of each source (N, C) with the targets (M, C) that its row of the index (N, n) names, float32."""
+    # They are computed as the entries of a sparse matrix (N, M), which copies no targets.
     cells, neighbours = index.shape
     # PyTorch does not allow more values in a row of a sparse matrix than it has columns, even if an index occurs twice.
     targets = F.pad(targets, (0, 0, 0, max(0, neighbours - len(targets))))

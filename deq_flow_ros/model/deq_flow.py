@@ -10,16 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deq_flow_ros.equilibrium import Solution, Solver, State, StopReason, solve
+from deq_flow_ros.model import cells
 from deq_flow_ros.model.architecture import SIZES, Architecture
-from deq_flow_ros.model.cells import (
-    FACTOR,
-    UncertaintyHead,
-    convex_upsample,
-    crop,
-    expected_error,
-    pad_to_multiple,
-    rescale,
-)
+from deq_flow_ros.model.cells import FACTOR, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.correlation import Correlation, CorrelationPyramid, correlate
 from deq_flow_ros.model.encoders import ENCODERS, Encoding, Int8Encoder, fold_batch_norm, recomputed
 from deq_flow_ros.model.update import Prepared, UpdateOperator, fold_weight_norm, make_update_operator
@@ -97,7 +90,7 @@ class DEQFlow(nn.Module):
         self.update_block = make_update_operator(a)
         first, last = nn.Conv2d(a.hidden_dim, a.mask_dim, 3, padding=1), nn.Conv2d(a.mask_dim, 9 * FACTOR**2, 1)
         self.mask = nn.Sequential(first, nn.ReLU(inplace=True), last)
-        self.uncertainty = UncertaintyHead(a.hidden_dim, a.uncertainty_dim) if a.uncertainty_dim else None
+        self.uncertainty = cells.UncertaintyHead(a.hidden_dim, a.uncertainty_dim) if a.uncertainty_dim else None
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
@@ -149,9 +142,7 @@ class DEQFlow(nn.Module):
 
         :param prepared: ``prepare(encoding1)``, if it was computed ahead.
         :param recompute: whether to look up the correlation again in the backward pass, which saves memory in training.
-        :param iterations: the largest number of evaluations, all without gradients, for ``correlate``; None: the
-            correlation of all pairs is computed once.
-        :raises ValueError: if the correlation is computed on demand and the encodings require gradients.
+        :param iterations: see ``correlate``; if it is given, the encodings must not require gradients.
         """
         a, maps = self.architecture, (encoding1.features, encoding2.features)
         correlation = correlate(*maps, a.correlation_levels, a.correlation_radius, iterations)
@@ -171,7 +162,7 @@ class DEQFlow(nn.Module):
     ) -> State | None:  # fmt: skip
         """A coarse-to-fine start for a cold pair. Smaller versions of the pair are solved, each from the one before.
 
-        One iteration moves the flow by at most what the lookup can see, so a large motion takes fewer of these.
+        One iteration moves the flow by at most what the lookup can see, which in a smaller image is a larger motion.
 
         :param image1: (B, 3, H, W) RGB 0..255, H and W multiples of 8.
         :param levels: the smallest version is ``2**levels`` times smaller; ``usable_levels`` at most.
@@ -179,26 +170,23 @@ class DEQFlow(nn.Module):
         :returns: a state of the images' own size; None for no levels.
         """
         height, width = image1.shape[-2:]
-        state, above = None, 1
+        state = None
         for level in range(levels, 0, -1):
             size = (height >> level, width >> level)
             smaller = (F.interpolate(image.float(), size, mode="area") for image in (image1, image2))
             encoding1, encoding2 = (self.encode(pad_to_multiple(image)[0]) for image in smaller)
-            if state is None:
-                state = self.initial_state(encoding1)
-            else:
-                state = rescale(state, encoding1.context.shape[-2:], above >> level)
+            grid = encoding1.context.shape[-2:]
+            state = self.initial_state(encoding1) if state is None else rescale(state, grid, 2)
             # Whoever starts from the result checks it; here the check would make the host wait at every level.
             f = self.problem(encoding1, encoding2, iterations=iterations)
             state = solve(f, state, solver=solver, max_iterations=iterations, check_start=False, watch=watch).state
-            above = 1 << level
-        return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), above)
+        return None if state is None else rescale(state, (height // FACTOR, width // FACTOR), 2)
 
     def upsample(self, state: State) -> Tensor:
         """The flow of a state at full resolution, (B, 2, H, W) px."""
         hidden, flow = state
         # The released models scale the logits by this factor to balance gradients, so their weights require it.
-        return convex_upsample(flow, self.mask(hidden).float().mul_(0.25))
+        return cells.convex_upsample(flow, self.mask(hidden).float().mul_(0.25))
 
     def upsample_residual(self, solution: Solution) -> Tensor:
         """The length of the last update of each pixel, (B, 1, H, W) px; NaN if no iteration was made."""
@@ -208,7 +196,7 @@ class DEQFlow(nn.Module):
 
     def upsample_uncertainty(self, state: State) -> Tensor | None:
         """The expected endpoint error of a state's flow at full resolution, (B, 1, H, W) px; None without the head."""
-        return None if self.uncertainty is None else expected_error(self.uncertainty(state[0]))
+        return None if self.uncertainty is None else cells.expected_error(self.uncertainty(state[0]))
 
     @torch.inference_mode()
     def forward(
@@ -229,15 +217,12 @@ class DEQFlow(nn.Module):
         """
         for name, image in (("image1", image1), ("image2", image2)):
             shape = tuple(image.shape)
-            if len(shape) != 4 or shape[0] < 1 or shape[1] != 3:
-                raise ValueError(f"{name} must be (B, 3, H, W), got shape {shape}")
-            if min(shape[2:]) < MIN_SIDE:
-                raise ValueError(f"{name} must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {shape[2:]}")
+            if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or min(shape[2:]) < MIN_SIDE:
+                raise ValueError(f"{name} must be (B, 3, H, W), at least {MIN_SIDE}x{MIN_SIDE} px, got shape {shape}")
         if image1.shape != image2.shape:
             raise ValueError(f"the images must have one shape, got {tuple(image1.shape)} and {tuple(image2.shape)}")
         if max_iterations < 1 or coarse_levels < 0:
-            got = f"{max_iterations} and {coarse_levels}"
-            raise ValueError(f"expected max_iterations >= 1 and coarse_levels >= 0, got {got}")
+            raise ValueError(f"expected max_iterations >= 1, coarse_levels >= 0, got {max_iterations}, {coarse_levels}")
         padded1, padding = pad_to_multiple(image1.to(self.device, torch.float32))
         padded2, _ = pad_to_multiple(image2.to(self.device, torch.float32))
         encoding1, encoding2 = self.encode(padded1), self.encode(padded2)

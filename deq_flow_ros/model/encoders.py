@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -30,10 +30,7 @@ class Encoding(NamedTuple):
 
 
 def instance_norm(channels: int) -> nn.Module:
-    """Instance norm without parameters, as one group per channel.
-
-    Unlike ``nn.InstanceNorm2d``, it keeps the channels_last layout, and allows a single spatial position in training.
-    """
+    """Instance norm; unlike ``nn.InstanceNorm2d``, it keeps the layout channels_last and allows a single position."""
     return nn.GroupNorm(channels, channels, affine=False)
 
 
@@ -86,10 +83,7 @@ class SeparateEncoders(nn.Module):
 
 
 class SharedEncoder(nn.Module):
-    """The encoder of ``nano``: one trunk for features and context, without a stage at half resolution.
-
-    In the released ``tiny``, the two encoders take 85 % of the arithmetic, most of it at half resolution.
-    """
+    """The encoder of ``nano``: one trunk for features and context, without a stage at half resolution."""
 
     def __init__(self, feature_dim: int, context_dim: int) -> None:
         super().__init__()
@@ -123,13 +117,10 @@ def _run(encoder: nn.Module, layers: Iterable[Layer], image: Tensor, recompute: 
 def fold_batch_norm(encoder: nn.Module) -> None:
     """Fold every batch norm into the convolution before it, in place. For inference, when the statistics are fixed."""
     for part in encoder.modules():
-        children = dict(part.named_children())
-        for name, norm in children.items():
+        for name, norm in list(part.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
                 before = "0" if isinstance(part, nn.Sequential) else name.replace("norm", "conv")
-                convolution = children[before]
-                assert isinstance(convolution, nn.Conv2d)
-                setattr(part, before, fuse_conv_bn_eval(convolution, norm))
+                setattr(part, before, fuse_conv_bn_eval(getattr(part, before), norm))
                 setattr(part, name, nn.Identity())
 
 
@@ -138,18 +129,18 @@ def recomputed(function: Callable[..., Result], *inputs: Tensor, owner: nn.Modul
 
     :param owner: the module that the function is, or is part of, if that has batch norms.
     """
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), nullcontext() if owner is None else _frozen_statistics(owner)
-
-    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    result: Result = checkpoint(
+        function, *inputs, use_reentrant=False, preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _frozen_statistics(owner)),
+    )  # fmt: skip
     return result
 
 
 @contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+def _frozen_statistics(owner: nn.Module | None) -> Iterator[None]:
     """Keep batch norms from updating their running statistics: a batch that runs twice must not count twice."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
+    modules = () if owner is None else owner.modules()
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -239,8 +230,6 @@ def _normed(x: Tensor, limit: float) -> Tensor:
 
 
 def _to_bytes(x: Tensor) -> Tensor:
-    """Values of -128..127 as uint8 of 0..255, others at the nearest of these; ``x`` is written over.
-
-    By way of int8: PyTorch converts float32 to it with vector instructions, and to uint8 six times more slowly.
-    """
+    """Values of -128..127 as uint8 of 0..255, others at the nearest of these; ``x`` is written over."""
+    # By way of int8: PyTorch converts float32 to it with vector instructions, and to uint8 six times more slowly.
     return x.clamp_(-128, 127).round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)

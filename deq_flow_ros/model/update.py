@@ -19,8 +19,7 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model.architecture import Architecture
 from deq_flow_ros.model.cells import is_compiling
 
-# What an operator computes from the context. Only the operator itself reads it.
-Prepared = Any
+Prepared = Any  # what an operator computes from the context; only the operator itself reads it
 
 
 class UpdateOperator(Protocol):
@@ -167,7 +166,7 @@ class Attention(nn.Module):
         self.to_qk = nn.Conv2d(context_dim, 2 * context_dim, 1, bias=False)
 
     def forward(self, context: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, H * W, H * W), whose rows sum to 1."""
+        """(B, C, H, W) to (B, H * W, H * W), whose rows sum to 1: 92 MB in float32 for 640x480 px."""
         query, key = self.to_qk(context).flatten(2).chunk(2, 1)
         attention = torch.bmm(self.scale * query.transpose(1, 2), key).softmax(2)
         # Under autocast the softmax is float32. Every iteration uses the result, so it is cast once, here.
@@ -194,12 +193,9 @@ class GmaUpdate(nn.Module):
 
     A pixel that is occluded in the other image cannot be matched, but probably moves as pixels that look similar do.
     The GRU therefore also receives the motion features of all positions, weighted by the similarity of their contexts.
-    The attention of a pair takes (H / 8 * W / 8)**2 numbers per image: 92 MB in float32 for 640x480 px.
-
-    :ivar all_pairs: True says that memory grows with all pairs of cells; ``DEQFlow.max_pixels`` depends on it.
     """
 
-    all_pairs = True
+    all_pairs = True  # memory grows with all pairs of cells; ``DEQFlow.max_pixels`` depends on it
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -220,25 +216,23 @@ class GmaUpdate(nn.Module):
         return hidden, flow + self.flow_head(hidden)
 
 
-Factory = Callable[[Architecture], UpdateOperator]
-AnyFactory = TypeVar("AnyFactory", bound=Factory)
-
+Factory = TypeVar("Factory", bound=Callable[[Architecture], UpdateOperator])
 ENTRY_POINTS = "deq_flow_ros.update_operators"
-UPDATE_OPERATORS: dict[str, Factory] = {"raft": RaftUpdate, "gma": GmaUpdate}
+UPDATE_OPERATORS: dict[str, Callable[[Architecture], UpdateOperator]] = {"raft": RaftUpdate, "gma": GmaUpdate}
 
 
-def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
+def register_update_operator(name: str) -> Callable[[Factory], Factory]:
     """Class decorator that registers an update operator under the name used in ``Architecture.update``.
 
     It has to run before a model with that operator is made or loaded, unless a package names the class as an entry
-    point of the group ``deq_flow_ros.update_operators``: then the operator is found by its name.
+    point of the group ``ENTRY_POINTS``: then the operator is found by its name.
 
     :raises ValueError: if the name is taken.
     """
     if name in UPDATE_OPERATORS:
         raise ValueError(f"there is an update operator {name!r} already: {UPDATE_OPERATORS[name]!r}")
 
-    def register(factory: AnyFactory) -> AnyFactory:
+    def register(factory: Factory) -> Factory:
         UPDATE_OPERATORS[name] = factory
         return factory
 
@@ -248,8 +242,7 @@ def register_update_operator(name: str) -> Callable[[AnyFactory], AnyFactory]:
 def make_update_operator(architecture: Architecture) -> UpdateOperator:
     """The operator of an architecture, weight-normalised if the architecture says so.
 
-    :raises ValueError: for a name that is not registered.
-    :raises TypeError: for an operator that is not an ``nn.Module``.
+    :raises ValueError: for a name that is not registered; ``TypeError`` for an operator that is no ``nn.Module``.
     """
     name = architecture.update
     if name not in UPDATE_OPERATORS:
@@ -274,10 +267,9 @@ DIRECTION = "parametrizations.weight.original1"
 
 
 def add_weight_norm(operator: nn.Module) -> None:
-    """Parametrise every convolution of an operator, except in modules with the attribute ``weight_norm = False``.
+    """Make each filter a magnitude times a direction (arXiv 1602.07868), so that the iteration stays well-behaved.
 
-    Each filter is then a magnitude times a direction (arXiv 1602.07868), which keeps the iterated function well-behaved
-    during training.
+    Modules with the attribute ``weight_norm = False`` are left as they are.
     """
     modules = list(operator.modules())
     without = {inner for module in modules if not getattr(module, "weight_norm", True) for inner in module.modules()}

@@ -21,8 +21,7 @@ from deq_flow_ros.model.checkpoints import DTYPES, WeightsError
 from deq_flow_ros.model.deq_flow import DEQFlow
 from deq_flow_ros.model.encoders import Int8Encoder
 
-INT8 = "int8"
-PRECISIONS = ("auto", *DTYPES, INT8)
+PRECISIONS = ("auto", *DTYPES, "int8")
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 _ARCHITECTURE_KEY = "deq_flow_ros.architecture"
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -32,14 +31,13 @@ def choose_precision(precision: str, device: str | torch.device) -> str:
     """The name of a precision: the given one, or the one that "auto" stands for on this device.
 
     "auto" is float16 on CUDA, bfloat16 on a CPU with instructions for it, and float32 on other CPUs. "int8" is an
-    encoder of int8, the rest as with "auto". The flow itself is always float32. The flow of float32 and bfloat16
-    differs by about 0.02 px on average, that of int8 by 0.05 px (docs/speed.md).
+    encoder of int8, the rest as with "auto". The flow itself is always float32. docs/speed.md says how they differ.
 
     :raises ValueError: for an unknown name, or int8 where the device or PyTorch has none.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision out of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == INT8 and (missing := _why_no_int8(str(device))):
+    if precision == "int8" and (missing := _why_no_int8(str(device))):
         raise ValueError(f"the precision int8 {missing}; expected auto, {', '.join(DTYPES)}")
     if precision != "auto":
         return precision
@@ -62,11 +60,8 @@ def _why_no_int8(device: str) -> str:
 
 @cache
 def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = _CPU_INFO.read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+    found = re.search(r"^flags\b.*", _CPU_INFO.read_text(), re.MULTILINE) if _CPU_INFO.exists() else None
+    return frozenset(found[0].split() if found else ())
 
 
 def available_models() -> list[str]:
@@ -88,18 +83,17 @@ def load_model(
     :raises FileNotFoundError: if there is no such name or file.
     :raises WeightsError: for a file that is truncated, of another kind, or does not fit its architecture.
     :raises RuntimeError: if the device is not available.
-    :raises ValueError: for an unknown precision, or int8 where the machine or the model has none.
+    :raises ValueError: for a precision that is unknown, or that machine or model do not have.
     """
     device = check_device(device)
     precision = choose_precision(precision, device)
-    dtype = DTYPES[choose_precision("auto", device) if precision == INT8 else precision]
+    dtype = DTYPES[choose_precision("auto", device) if precision == "int8" else precision]
     path, name, shipped = Path(name_or_path).expanduser(), str(name_or_path), available_models()
     if name in shipped:
         path = WEIGHTS_DIR / f"{name}.safetensors"
     if not path.is_file():
-        hint, has = did_you_mean(name, shipped), ", ".join(shipped) or "none"
-        what = f"no weights {name!r}{hint}: neither a file nor a model of this package"
-        raise FileNotFoundError(f"{what}, which has: {has}")
+        what = f"no weights {name!r}{did_you_mean(name, shipped)}: neither a file nor a model of this package"
+        raise FileNotFoundError(f"{what}, which has: {', '.join(shipped) or 'none'}")
     if path.suffix == ".safetensors":
         architecture, tensors = _read_own(path)
     else:
@@ -115,16 +109,13 @@ def load_model(
     model.eval()
     if fold:
         model = model.folded()
-    if precision == INT8:
+    if precision == "int8":
         model.encoder = Int8Encoder(model.encoder, dtype)
     return model.to(device, dtype).requires_grad_(False)
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Check that this machine has a device, and return it.
-
-    :raises RuntimeError: if PyTorch does not see this CUDA device, or if it is neither a CPU nor a CUDA device.
-    """
+    """The device "cpu", "cuda" or "cuda:N"; ``RuntimeError`` if it is another, or if this machine has none such."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):  # PyTorch's own error lists all kinds of devices
         raise RuntimeError(f"expected the device cpu, cuda or cuda:N, got {str(device)!r}")
     device = torch.device(device)
@@ -184,10 +175,8 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 def _read_own(path: Path) -> tuple[Architecture, dict[str, Tensor]]:
     tensors, metadata = checkpoints.read_safetensors(path)
     if _ARCHITECTURE_KEY not in metadata:
-        raise WeightsError(
-            f"{path} is a safetensors file of something else: its metadata has no {_ARCHITECTURE_KEY!r}; it holds "
-            f"{len(tensors)} tensors, the first {sorted(tensors)[:3]}"
-        )
+        reason = f"its metadata has no {_ARCHITECTURE_KEY!r}; it holds {sorted(tensors)[:3]} ..."
+        raise WeightsError(f"{path} is a safetensors file of something else: {reason}")
     try:
         return Architecture.from_dict(json.loads(metadata[_ARCHITECTURE_KEY])), tensors
     except (ValueError, TypeError, KeyError) as error:
@@ -198,11 +187,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the bytes of any other file may raise any
-        first_line = (str(error).splitlines() or ["no reason given"])[0]
         # PyTorch advises to load it with all that it contains, code included; pickle says "101" of a text file.
-        if "Weights only" in first_line or not isinstance(error, (OSError, RuntimeError)):
-            first_line = "it is not in PyTorch's format, or it contains more than tensors"
-        raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {first_line}") from error
+        other = "it is not in PyTorch's format, was cut short, or contains more than tensors"
+        reason = str(error) if isinstance(error, OSError) else other
+        raise WeightsError(f"{path} is not a whole PyTorch checkpoint: {reason}") from error
     mapping = isinstance(content, Mapping)
     if not mapping or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
         kind = f"a mapping with {sorted(map(str, content))[:5]}" if mapping else type(content)

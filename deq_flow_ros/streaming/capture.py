@@ -120,7 +120,7 @@ def iterate(problem: FlowProblem, rules: Rules, samples: Samples) -> None:
     """One iteration of Picard, all decisions on samples included; what is known of them is written over."""
     z = samples.value
     fz = problem(z[0], z[1])
-    after, _ = rules.account(samples, z, fz, update_px(z, fz))
+    after = rules.account(samples, z, fz, update_px(z, fz))
     for old, new in zip(tensors(samples), tensors(after), strict=True):
         if old is not new:
             old.copy_(new)

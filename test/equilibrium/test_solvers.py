@@ -209,8 +209,8 @@ def test_iterates_equal_those_of_torchdeq(name: str, ours: Solver, arguments: di
     ("make", "message"),
     [
         (lambda: Picard(damping=0.0), r"damping must be in \(0, 1\], got 0"),
-        (lambda: Anderson(window=1), "window must be at least 2, got 1"),
-        (lambda: Anderson(regularization=-1.0), "regularization must be at least 0"),
+        (lambda: Anderson(window=1), r"window must be at least 2 .* got Anderson\(window=1"),
+        (lambda: Anderson(regularization=-1.0), "regularization at least 0"),
         (lambda: Broyden(memory=0), "memory must be at least 1"),
         (lambda: make_solver("newton"), "unknown solver 'newton'; expected one of anderson, broyden"),
         (lambda: make_solver(Anderson), r"an object such as Anderson\(window=3\)"),  # type: ignore[arg-type]
