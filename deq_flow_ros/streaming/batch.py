@@ -13,19 +13,18 @@ import numpy as np
 
 from deq_flow_ros.model.deq_flow import MIN_SIDE
 from deq_flow_ros.streaming.costs import REFINE
-from deq_flow_ros.streaming.eager import EagerEngine, Slot
+from deq_flow_ros.streaming.eager import EagerEngine
 from deq_flow_ros.streaming.fields import refined
-from deq_flow_ros.streaming.interface import FlowResult, Likeness, Solved, Wanted
+from deq_flow_ros.streaming.interface import FlowResult, Solved, Wanted
 from deq_flow_ros.streaming.plan import Limits, padded_size
 from deq_flow_ros.streaming.stream import Stream, Turn
 
 
 class Estimator(Protocol):
-    """What decides for one camera, what computes, and what is kept there; a ``FlowEstimator``."""
+    """What decides for one camera, and what computes; a ``FlowEstimator``."""
 
     stream: Stream
     engine: EagerEngine
-    slot: Slot
 
 
 def _whole_ns(value: Any, name: str) -> int:
@@ -68,17 +67,6 @@ class UpdateRequest:
             raise ValueError(f"time_limit_ms must be a finite number or None, got {self.time_limit_ms!r}")
 
 
-@dataclass(eq=False)
-class Member:
-    """A frame of a batch: how alike it and the last one are, if that is asked, and at the end its result."""
-
-    stream: Stream
-    slot: Slot
-    turn: Turn
-    alike: Likeness | None = None
-    result: FlowResult | None = None
-
-
 def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None]:
     """Take the next frame of several streams; the results are those of each one's ``update``, in the same order.
 
@@ -95,21 +83,20 @@ def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None
     if not requests:
         return []
     engine = _common_engine(requests)
-    taken: list[Member | None] = []
+    taken = []
     for request in requests:
         arrival_ns = engine.clock.now_ns() if request.arrival_ns is None else request.arrival_ns
         stream = request.estimator.stream
-        turn = stream.take(request.frame, request.stamp_ns, arrival_ns, request.time_limit_ms)
-        taken.append(None if turn is None else Member(stream, request.estimator.slot, turn))
-    members = [member for member in taken if member is not None]
-    if len(members) == 1:
-        members[0].stream.plan(members[0].turn, engine.clock.now_ns(), 1)
-        process(engine, members)
+        taken.append(stream.take(request.frame, request.stamp_ns, arrival_ns, request.time_limit_ms))
+    turns = [turn for turn in taken if turn is not None]
+    if len(turns) == 1:
+        turns[0].stream.plan(turns[0], engine.clock.now_ns(), 1)
+        process(engine, turns)
     else:
-        for group in _groups(engine, members):
+        for group in _groups(engine, turns):
             for batch in _batches(engine, group):
                 process(engine, batch)
-    return [None if member is None else member.result for member in taken]
+    return [None if turn is None else turn.result for turn in taken]
 
 
 def _common_engine(requests: Sequence[UpdateRequest]) -> EagerEngine:
@@ -124,54 +111,52 @@ def _common_engine(requests: Sequence[UpdateRequest]) -> EagerEngine:
     return engine
 
 
-def _groups(engine: EagerEngine, members: Sequence[Member]) -> Iterator[Sequence[Member]]:
+def _groups(engine: EagerEngine, turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
     """Frames that may share a batch: alike, and with times left that do not differ too much, the shortest first."""
-    alike: dict[tuple[object, ...], list[tuple[float, Member]]] = {}
-    for member in members:
+    alike: dict[tuple[object, ...], list[tuple[float, Turn]]] = {}
+    for turn in turns:
         now_ns = engine.clock.now_ns()
-        deadline, settings = member.stream.deadline(member.turn, now_ns), member.stream.settings
+        deadline, settings = turn.stream.deadline(turn, now_ns), turn.stream.settings
         left_ms = math.inf if deadline is None else (deadline.at_ns - now_ns) / 1e6
         solver = settings.direction, settings.max_iterations, settings.tolerance_px
-        key = (member.turn.starts, padded_size(*member.turn.seen.size), *solver)
-        alike.setdefault(key, []).append((left_ms, member))
+        key = (turn.starts, padded_size(*turn.seen.size), *solver)
+        alike.setdefault(key, []).append((left_ms, turn))
     for candidates in alike.values():
         candidates.sort(key=operator.itemgetter(0))
-        shortest_ms, group = candidates[0][0], list[Member]()
-        for left_ms, member in candidates:
+        shortest_ms, group = candidates[0][0], list[Turn]()
+        for left_ms, turn in candidates:
             if left_ms > 2 * max(shortest_ms, 0.0):
                 yield group
                 shortest_ms, group = left_ms, []
-            group.append(member)
+            group.append(turn)
         yield group
 
 
-def _batches(engine: EagerEngine, group: Sequence[Member]) -> Iterator[Sequence[Member]]:
+def _batches(engine: EagerEngine, group: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
     """The frames of a group, whose turn has come; those that are processed at one scale are a batch."""
-    batches: dict[tuple[float, tuple[int, int]], list[Member]] = {}
-    for member in group:
-        plan = member.stream.plan(member.turn, engine.clock.now_ns(), len(group))
-        batches.setdefault((plan.scale, padded_size(*plan.size)), []).append(member)
+    batches: dict[tuple[float, tuple[int, int]], list[Turn]] = {}
+    for turn in group:
+        plan = turn.stream.plan(turn, engine.clock.now_ns(), len(group))
+        batches.setdefault((plan.scale, padded_size(*plan.size)), []).append(turn)
     for batch in batches.values():
-        for member in batch:
+        for turn in batch:
             # Now: a limit counts from when the work begins, which for this batch is behind the ones before.
-            member.turn.deadline = member.stream.deadline(member.turn, engine.clock.now_ns())
+            turn.deadline = turn.stream.deadline(turn, engine.clock.now_ns())
         yield batch
 
 
-def process(engine: EagerEngine, batch: Sequence[Member]) -> None:
+def process(engine: EagerEngine, batch: Sequence[Turn]) -> None:
     """Encode the frames of a batch and, unless they are the first of their streams, solve their pairs."""
-    plans = [member.turn.plan for member in batch if member.turn.plan is not None]
+    plans = [turn.plan for turn in batch if turn.plan is not None]
     plan, direction = plans[0], batch[0].stream.settings.direction
-    slots, images = [member.slot for member in batch], [member.turn.image for member in batch]
+    slots, images = [turn.stream.slot for turn in batch], [turn.image for turn in batch]
     sizes = [each.size for each in plans]
     engine.stages.begin(math.prod(plan.size))
-    if batch[0].turn.starts:
-        for slot in slots:
-            slot.clear()
+    if batch[0].starts:
         engine.encode(slots, images, sizes)
-        for member in batch:
-            engine.advance(member.slot, keep_state=False)
-            member.stream.begin(member.turn)
+        for turn in batch:
+            engine.advance(turn.stream.slot, keep_state=False)
+            turn.stream.begin(turn)
         return
     for slot, each in zip(slots, plans, strict=True):
         if each.reencode:
@@ -180,38 +165,38 @@ def process(engine: EagerEngine, batch: Sequence[Member]) -> None:
     for slot, each in zip(slots, plans, strict=True):
         if each.prepare:
             engine.prepare(slot, direction, alone=len(batch) == 1)
-    compared = [member for member in batch if member.stream.settings.warm]
-    found = engine.match([member.slot for member in compared], direction) if compared else []
-    for member, likeness in zip(compared, found, strict=True):
-        member.alike = likeness
+    compared = [turn for turn in batch if turn.stream.settings.warm]
+    found = engine.match([turn.stream.slot for turn in compared], direction) if compared else []
+    for turn, likeness in zip(compared, found, strict=True):
+        turn.alike = likeness
     so_far_ms = engine.stages.read(wait=False)
-    limits = [member.stream.limits(member.turn, so_far_ms, len(batch), member.alike) for member in batch]
-    for member in compared:
-        if not member.stream.warm:
-            engine.start_cold(member.slot)
+    limits = [turn.stream.limits(turn, so_far_ms, len(batch)) for turn in batch]
+    for turn in compared:
+        if not turn.stream.warm:
+            engine.start_cold(turn.stream.slot)
     engine.solve(slots, direction, limits[0] if len(limits) == 1 else Limits.common(limits), plan.scale)
-    settings = [member.stream.settings for member in batch]
+    settings = [turn.stream.settings for turn in batch]
     asked = [Wanted(each.residual, each.uncertainty) for each in settings]
     palettes = [None if each.refinement else each.palette for each in settings]
     solved = engine.finish(slots, direction, Wanted(*map(any, zip(*asked, strict=True))), palettes)
     if any(each.refinement for each in settings):
-        solved = [refine(member, one) for member, one in zip(batch, solved, strict=True)]
+        solved = [refine(turn, one) for turn, one in zip(batch, solved, strict=True)]
         engine.stages.lap(REFINE)
     stage_ms = engine.stages.read()
-    for member, one, wanted in zip(batch, solved, asked, strict=True):
-        info = member.stream.conclude(member.turn, one, stage_ms, engine.clock.now_ns(), len(batch))
-        engine.advance(member.slot, keep_state=member.stream.warm)
+    for turn, one, wanted in zip(batch, solved, asked, strict=True):
+        info = turn.stream.conclude(turn, one, stage_ms, engine.clock.now_ns(), len(batch))
+        engine.advance(turn.stream.slot, keep_state=turn.stream.warm)
         residual = one.residual if wanted.residual else None
         uncertainty = one.uncertainty if wanted.uncertainty else None
-        member.result = FlowResult(one.flow, residual, info, uncertainty, one.colors)
+        turn.result = FlowResult(one.flow, residual, info, uncertainty, one.colors)
 
 
-def refine(member: Member, solved: Solved) -> Solved:
+def refine(turn: Turn, solved: Solved) -> Solved:
     """The same with a field that is refined between the frames as they came, if the settings ask for it."""
-    settings, last = member.stream.settings, member.stream.last
+    settings, last = turn.stream.settings, turn.stream.last
     if not settings.refinement or last is None:
         return solved
-    first, second = last.image, member.turn.image
+    first, second = last.image, turn.image
     if settings.direction == "backward":
         first, second = second, first
     return replace(solved, flow=refined(solved.flow, first, second, settings.refinement))

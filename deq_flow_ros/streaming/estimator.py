@@ -124,7 +124,6 @@ class FlowEstimator:
     :param settings: settings of ``EstimatorSettings`` by name, such as ``latency_budget_ms=50``.
     :ivar engine: computes the flow; it has the ``model`` and the ``clock``.
     :ivar stream: decides what is computed.
-    :ivar slot: the data that the engine keeps for this stream.
     :raises ValueError: for unknown settings, values outside of their range, or a runtime that the device cannot run.
     """
 
@@ -135,8 +134,7 @@ class FlowEstimator:
             raise ValueError(f"expected a model, got its name: write FlowEstimator(load_model({str(model)!r}))")
         self.engine = model if isinstance(model, EagerEngine) else _engine_of(model, clock or MACHINE, runtime)
         self.model, self.clock = self.engine.model, self.engine.clock
-        self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.model.max_pixels)
-        self.slot = Slot()
+        self.stream = Stream(self._checked(EstimatorSettings().changed(**settings)), self.model.max_pixels, Slot())
 
     @property
     def settings(self) -> EstimatorSettings:
@@ -159,8 +157,6 @@ class FlowEstimator:
         :raises ValueError: for unknown settings, or values outside of their range; then none is changed.
         """
         self.stream.change(self._checked(self.settings.changed(**settings)))
-        if self.stream.last is None:
-            self.slot.clear()
 
     def _checked(self, settings: EstimatorSettings) -> EstimatorSettings:
         if settings.uncertainty and self.model.uncertainty is None:
@@ -173,7 +169,6 @@ class FlowEstimator:
     def reset(self, reason: str) -> None:
         """Forget the stream, but not the learnt costs. The next frame is a first one, with this reason."""
         self.stream.reset(reason)
-        self.slot.clear()
 
     def warm_up(self, height: int, width: int) -> None:
         """Learn the costs of frames of this size before the first one comes. Afterwards there is no stream.
@@ -227,7 +222,7 @@ class FlowEstimator:
         last = self.stream.last
         if last is not None and not self.stream.ahead:
             self.engine.stages.begin(math.prod(scaled_size(*last.seen.size, last.scale)))
-            self.engine.prepare(self.slot, self.settings.direction)
+            self.engine.prepare(self.stream.slot, self.settings.direction)
             self.stream.ahead = True
 
     def snapshot(self) -> dict[str, np.ndarray]:
@@ -253,4 +248,4 @@ class FlowEstimator:
         if last.before is not None:
             arrays["image1"] = last.before[0].copy()
             arrays["stamp1_ns"] = np.array(last.before[1], np.int64)
-        return arrays | self.engine.snapshot(self.slot)
+        return arrays | self.engine.snapshot(stream.slot)

@@ -14,7 +14,8 @@ import numpy as np
 
 from deq_flow_ros.streaming.continuity import MIN_MATCH, UNMATCHED, Seen, StampOrder, look, why_no_start
 from deq_flow_ros.streaming.costs import COARSE, REFINE, CostModel
-from deq_flow_ros.streaming.interface import EstimatorSettings, FlowInfo, Likeness, Solved
+from deq_flow_ros.streaming.eager import Slot
+from deq_flow_ros.streaming.interface import EstimatorSettings, FlowInfo, FlowResult, Likeness, Solved
 from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan, make_plan, scale_ladder
 
 
@@ -25,16 +26,21 @@ class Turn:
     :ivar image: (H, W, 3) uint8 RGB.
     :ivar starts: whether it is the first frame of its stream.
     :ivar repeated: whether it is the same as the one before.
+    :ivar alike: how alike it and the last one are; None where the solve starts cold anyway.
+    :ivar result: at its end; None for a first frame.
     """
 
+    stream: Stream
     image: np.ndarray
     arrival_ns: int
     time_limit_ms: float | None
     seen: Seen
     starts: bool
-    repeated: bool = False
+    repeated: bool
     plan: Plan | None = None
     deadline: Deadline | None = None
+    alike: Likeness | None = None
+    result: FlowResult | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Stream:
     """The frames of one camera.
 
     :param max_pixels: the largest number of pixels of a processed frame.
+    :param slot: what an engine keeps of the stream, which is cleared when that begins anew; nobody else looks into it.
     :ivar reset_reason: why the next pair starts anew, or why the stream did with its last frame; None within a stream.
     :ivar left_out: why the last frame was left out of the stream; None if it was not.
     :ivar last: the first frame of the next pair; None: the next frame is a first one.
@@ -59,8 +66,8 @@ class Stream:
     :ivar likeness: the likeness of the last pair at its flow; None if it is not known.
     """
 
-    def __init__(self, settings: EstimatorSettings, max_pixels: int) -> None:
-        self.settings, self.max_pixels = settings, max_pixels
+    def __init__(self, settings: EstimatorSettings, max_pixels: int, slot: Slot) -> None:
+        self.settings, self.max_pixels, self.slot = settings, max_pixels, slot
         self.costs = CostModel()
         self.scale = settings.max_scale
         self._recent_ms: deque[float] = deque(maxlen=PATIENCE)
@@ -77,6 +84,7 @@ class Stream:
         self.last: Last | None = None
         self.warm = self.ahead = False
         self.likeness: float | None = None
+        self.slot.clear()
 
     def change(self, settings: EstimatorSettings) -> None:
         """Change the settings. The scale changes if their limits require it.
@@ -108,7 +116,7 @@ class Stream:
         last = self.last
         repeated = last is not None and np.array_equal(seen.layout, last.seen.layout)  # first, as these are small
         repeated = repeated and last is not None and np.array_equal(image, last.image)
-        return Turn(image, arrival_ns, time_limit_ms, seen, last is None, repeated)
+        return Turn(self, image, arrival_ns, time_limit_ms, seen, last is None, repeated)
 
     def deadline(self, turn: Turn, now_ns: int) -> Deadline | None:
         """The deadline of a frame if the work on it begins now."""
@@ -133,13 +141,12 @@ class Stream:
             self.last, self.likeness = replace(self.last, scale=plan.scale), None  # nothing compares across scales
         return plan
 
-    def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int, alike: Likeness | None) -> Limits:
+    def limits(self, turn: Turn, so_far_ms: dict[str, float], batch_size: int) -> Limits:
         """When the solve of a frame ends, given the times of its stages so far.
 
-        :param alike: how alike the two frames are, by which ``warm`` becomes False if the last motion does not fit,
-            because a cold start is better then. None: ``warm`` stays as it is.
+        If the last motion does not fit, a cold start is better: ``warm`` is False from now on.
         """
-        if self.warm and alike is not None and (reason := why_no_start(*alike, self.likeness)) is not None:
+        if self.warm and turn.alike is not None and (reason := why_no_start(*turn.alike, self.likeness)) is not None:
             self.warm, self.reset_reason = False, reason
         assert turn.plan is not None
         settings, rest = self.settings, self._costs(batch_size).rest(math.prod(turn.plan.size), so_far_ms)

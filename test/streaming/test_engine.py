@@ -13,6 +13,7 @@ from streams import PERIOD_NS, Clock, frames
 from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.streaming import EagerEngine, EstimatorSettings, FlowEstimator, Stream, UpdateRequest, update_together
 from deq_flow_ros.streaming.continuity import UNEXPLAINED, UNMATCHED
+from deq_flow_ros.streaming.eager import Slot
 from deq_flow_ros.streaming.interface import Likeness, Solved
 from deq_flow_ros.streaming.plan import MAX_PIXELS
 
@@ -78,7 +79,7 @@ def solved(image: np.ndarray, likeness: float) -> Solved:
 
 def test_a_judgement_does_not_outlive_its_stream() -> None:
     """Why: after a pair judged unlike, settings changed to cold starts once made every later pair say so."""
-    stream = Stream(EstimatorSettings(), MAX_PIXELS)
+    stream = Stream(EstimatorSettings(), MAX_PIXELS, Slot())
     reasons = []
     for i, image in enumerate(frames(6)):
         if i == 4:
@@ -90,7 +91,8 @@ def test_a_judgement_does_not_outlive_its_stream() -> None:
             stream.begin(turn)
             continue
         found = 0.9 if i < 3 else 0.1
-        stream.limits(turn, {}, 1, Likeness(found, found) if stream.settings.warm else None)
+        turn.alike = Likeness(found, found) if stream.settings.warm else None
+        stream.limits(turn, {}, 1)
         info = stream.conclude(turn, solved(image, found), {"solve": 1.0}, 0, 1)
         reasons.append((info.warm, info.reset_reason, stream.reset_reason))
     unlike, misled = UNMATCHED, UNEXPLAINED

@@ -126,9 +126,9 @@ def test_a_diverged_sample_is_told(model: DEQFlow) -> None:
     images = frames(7)
     for i, image in enumerate(images[:5]):
         estimator.update(image, i * PERIOD_NS)
-    assert estimator.slot.state is not None
-    hidden, flow = estimator.slot.state
-    estimator.slot.state = torch.full_like(hidden, torch.nan), flow
+    assert estimator.stream.slot.state is not None
+    hidden, flow = estimator.stream.slot.state
+    estimator.stream.slot.state = torch.full_like(hidden, torch.nan), flow
     result = estimator.update(images[5], 5 * PERIOD_NS)
     assert result is not None and result.info.runtime == "graphs" and result.info.stop_reason == "diverged"
     assert estimator.reset_reason == "the state was not finite"

@@ -103,8 +103,8 @@ def test_a_state_that_is_not_finite_stays_in_its_stream(model: DEQFlow) -> None:
     streams = [frames(4, seed=0), frames(4, seed=1)]
     for i in range(4):
         if i == 2:
-            hidden, flow = estimators[0].slot.state
-            estimators[0].slot.state = torch.full_like(hidden, torch.nan), flow
+            hidden, flow = estimators[0].stream.slot.state
+            estimators[0].stream.slot.state = torch.full_like(hidden, torch.nan), flow
         broken, sound = update_together(requests(estimators, [stream[i] for stream in streams], i))
         assert_same(sound, alone.update(streams[1][i], i * PERIOD_NS))
         if i == 2:

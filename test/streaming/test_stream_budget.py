@@ -14,6 +14,7 @@ from streams import PERIOD_NS
 from benchmarks.controller import account, scenarios, simulate
 from deq_flow_ros.streaming import EstimatorSettings, Stream
 from deq_flow_ros.streaming.costs import CostModel, RunningCost
+from deq_flow_ros.streaming.eager import Slot
 from deq_flow_ros.streaming.plan import MAX_PIXELS, scaled_size
 
 PIXELS = 480 * 640
@@ -83,7 +84,7 @@ def test_stages_that_take_longer_than_ever_say_so_at_once() -> None:
 
 def test_scale_recovers_from_a_busy_time() -> None:
     """Why: costs of the higher scale are not measured while it is not used; they must not hold it down."""
-    stream = Stream(EstimatorSettings(latency_budget_ms=88.0), MAX_PIXELS)
+    stream = Stream(EstimatorSettings(latency_budget_ms=88.0), MAX_PIXELS, Slot())
     image, stamps_ns = np.zeros((480, 640, 3), np.uint8), itertools.count(1, PERIOD_NS)
 
     def frame(load: float) -> float:
