@@ -31,7 +31,8 @@ from deq_flow_ros.equilibrium import State
 from deq_flow_ros.model import DEQFlow, Encoding
 from deq_flow_ros.model.cells import FACTOR
 from deq_flow_ros.streaming import FlowEstimator, FlowInfo
-from deq_flow_ros.streaming.clock import ITERATION, CostTable, VirtualClock
+from deq_flow_ros.streaming.clock import CostTable, VirtualClock
+from deq_flow_ros.streaming.costs import ITERATION
 
 # Small, so that a frame's way through the real estimator takes little; six scales below 1 are open to it.
 HEIGHT, WIDTH = 256, 320

@@ -56,10 +56,9 @@ class UpdateRequest:
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise ValueError(f"a frame must be a uint8 array of shape (H, W, 3), got {got}")
-        if min(frame.shape[:2]) < MIN_SIDE:
-            raise ValueError(
-                f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {frame.shape[1]}x{frame.shape[0]}"
-            )
+        height, width = frame.shape[:2]
+        if min(height, width) < MIN_SIDE:
+            raise ValueError(f"a frame must be at least {MIN_SIDE}x{MIN_SIDE} pixels, got {width}x{height}")
         object.__setattr__(self, "stamp_ns", _whole_ns(self.stamp_ns, "stamp_ns"))
         if self.arrival_ns is not None:
             object.__setattr__(self, "arrival_ns", _whole_ns(self.arrival_ns, "arrival_ns"))

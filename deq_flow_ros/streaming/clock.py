@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deq_flow_ros.streaming.costs import REENCODE, REENCODE_PARTS, SOLVE, StageTimes
+from deq_flow_ros.streaming.costs import ITERATION, REENCODE, REENCODE_PARTS, SOLVE, StageTimes
 from deq_flow_ros.streaming.plan import scaled_size
 
-ITERATION, OVERHEAD = "iteration", "overhead"
-"""Costs that are no stages: one iteration of the solver, and what no stage measures."""
+OVERHEAD = "overhead"
+"""A cost that is no stage: what no stage measures."""
 ROUNDS = 8
 """Measurements of every stage at every processing scale."""
 LONGEST_S = 4.0
@@ -60,9 +60,8 @@ class CostTable:
                 int(pixels): {str(name): [float(value) for value in values] for name, values in known.items()}
                 for pixels, known in plain["stage_ms_by_pixels"].items()
             }
-            every = [values for known in stages.values() for values in known.values()]
-            if not every or not all(values and min(values) >= 0 for values in every):
-                raise ValueError("a stage without times, or times below 0")
+            if min(min(values) for known in stages.values() for values in known.values()) < 0:
+                raise ValueError("times below 0")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"expected a table of costs as metrics.json holds it, got another: {error!r}") from error
         return cls(stages)

@@ -42,19 +42,13 @@ UNEXPLAINED = "the motion so far does not explain this frame"
 
 @dataclass(frozen=True)
 class Seen:
-    """What of a frame says whether it continues a stream.
+    """What of a frame says whether it continues a stream."""
 
-    :ivar size: (H, W).
-    :ivar histogram: 8x8x8 colour histogram of a thumbnail, sum 1.
-    :ivar layout: grey values (24, 32).
-    :ivar flat: whether the frame, at its full resolution, is of one colour: black, saturated, covered.
-    """
-
-    size: tuple[int, int]
+    size: tuple[int, int]  # (H, W)
     stamp_ns: int
-    histogram: np.ndarray
-    layout: np.ndarray
-    flat: bool
+    histogram: np.ndarray  # 8x8x8 colours of a thumbnail, sum 1
+    layout: np.ndarray  # grey values (24, 32)
+    flat: bool  # whether the frame, at its full resolution, is of one colour: black, saturated, covered
 
     @classmethod
     def of(cls, frame: np.ndarray, stamp_ns: int) -> Seen:

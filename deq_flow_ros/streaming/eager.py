@@ -36,16 +36,11 @@ LOOKUPS = 4
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image and all that it contributes to a pair.
+    """An image and all that it contributes to a pair."""
 
-    :ivar image: (H, W, 3) uint8 RGB, as it came.
-    :ivar tensor: (1, 3, h, w) uint8 or float32, what was encoded: scaled, padded.
-    :ivar padding: how much of it is padding, for ``crop``.
-    """
-
-    image: np.ndarray
-    tensor: Tensor
-    padding: tuple[int, int, int, int]
+    image: np.ndarray  # (H, W, 3) uint8 RGB, as it came
+    tensor: Tensor  # (1, 3, h, w) uint8 or float32, what was encoded: scaled, padded
+    padding: tuple[int, int, int, int]  # how much of it is padding, for ``crop``
     encoding: Encoding
 
 
@@ -53,26 +48,16 @@ Pair = tuple[EncodedImage, EncodedImage]
 
 
 class Slot:
-    """What an engine keeps of one stream from frame to frame.
+    """What an engine keeps of one stream from frame to frame."""
 
-    :ivar last: the frame that the next pair begins with.
-    :ivar next: the frame that it ends with.
-    :ivar state: the fixed point of the last pair.
-    :ivar start: where the next solve begins: the state, carried along; None: from nothing.
-    :ivar prepared: ``DEQFlow.prepare`` of the last frame, where that is known ahead.
-    :ivar began: where the last solve did begin.
-    :ivar found: what it found.
-    :ivar carried: a state, and the same carried along, if that was queued already.
-    """
-
-    last: EncodedImage | None = None
-    next: EncodedImage | None = None
-    state: State | None = None
-    start: State | None = None
-    prepared: Prepared | None = None
-    began: State | None = None
-    found: State | None = None
-    carried: tuple[State, State] | None = None
+    last: EncodedImage | None = None  # the frame that the next pair begins with
+    next: EncodedImage | None = None  # the frame that it ends with
+    state: State | None = None  # the fixed point of the last pair
+    start: State | None = None  # where the next solve begins: the state, carried along; None: from nothing
+    prepared: Prepared | None = None  # ``DEQFlow.prepare`` of the last frame, where that is known ahead
+    began: State | None = None  # where the last solve did begin
+    found: State | None = None  # what it found
+    carried: tuple[State, State] | None = None  # a state, and the same carried along, if that was queued already
 
     def clear(self) -> None:
         """Forget everything."""
@@ -207,15 +192,11 @@ class EagerEngine:
         self._solution = solve(
             self.stages.counted(problem),
             tuple(map(joined, zip(*(slot.began for slot in slots if slot.began is not None), strict=True))),
-            max_iterations=limits.max_iterations,
-            tolerance=limits.tolerance,
-            measure=update_px,
-            deadline_ns=limits.deadline_ns,
-            now_ns=self.clock.now_ns,
-            min_iterations=limits.min_iterations,
+            max_iterations=limits.max_iterations, tolerance=limits.tolerance, measure=update_px,
+            deadline_ns=limits.deadline_ns, now_ns=self.clock.now_ns, min_iterations=limits.min_iterations,
             iteration_cost_ns=1e6 * limits.iteration_ms,
             check_start=False,  # a stream goes on: a state that is not finite resets it, and the frame says so
-        )
+        )  # fmt: skip
         self.stages.lap("solve")
 
     def _find_starts(self, slots: Sequence[Slot], pairs: Sequence[Pair], limits: Limits, scale: float) -> None:

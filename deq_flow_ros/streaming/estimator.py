@@ -160,10 +160,8 @@ class FlowEstimator:
 
     def _checked(self, settings: EstimatorSettings) -> EstimatorSettings:
         if settings.uncertainty and self.model.uncertainty is None:
-            raise ValueError(
-                "uncertainty must be False with these weights, which have no head for it; python -m training.train "
-                "--recipe uncertainty --init WEIGHTS adds one"
-            )
+            cure = "python -m training.train --recipe uncertainty --init WEIGHTS adds one"
+            raise ValueError(f"uncertainty must be False with these weights, which have no head for it; {cure}")
         return settings
 
     def reset(self, reason: str) -> None:
@@ -238,14 +236,10 @@ class FlowEstimator:
         stream, last = self.stream, self.stream.last
         if last is None:
             return {}
-        arrays = {
-            "image2": last.image.copy(),
-            "stamp2_ns": np.array(last.seen.stamp_ns, np.int64),
-            "scale": np.array(last.scale),
-        }
+        arrays = {"image2": last.image.copy(), "stamp2_ns": np.array(last.seen.stamp_ns, np.int64)}
+        arrays["scale"] = np.array(last.scale)
         if stream.likeness is not None:
             arrays["likeness"] = np.array(stream.likeness)
         if last.before is not None:
-            arrays["image1"] = last.before[0].copy()
-            arrays["stamp1_ns"] = np.array(last.before[1], np.int64)
+            arrays |= {"image1": last.before[0].copy(), "stamp1_ns": np.array(last.before[1], np.int64)}
         return arrays | self.engine.snapshot(stream.slot)

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine that queues captured graphs, and decides between them what comes next.
-
-It is for a GPU, where launching operations one by one takes most of the time.
-"""
+"""The engine for a GPU, where launching operations one by one takes most of the time: it queues captured graphs."""
 
 from __future__ import annotations
 
@@ -109,7 +106,7 @@ def _first_line(error: Exception) -> str:
 
 
 class GraphEngine(EagerEngine):
-    """Frames of a size that it has no graphs of yet are computed as by an ``EagerEngine``.
+    """It computes frames of a size that it has no graphs of yet as an ``EagerEngine``.
 
     Streams keep the same tensors in either case, so that a stream goes from one to the other between two frames.
 
@@ -228,11 +225,11 @@ class GraphEngine(EagerEngine):
             for flow, palette in zip_longest(flows, palettes)
         ]
         self.stages.lap("upsample")
-        packed, on_host, there = space.download(wanted, pictures)
+        packed, on_host = space.download(wanted, pictures)
         with self._graphs.beside():
             self.stages.lap("output")
         self._carry(space, slots, direction)
-        there.synchronize()
+        space.downloaded.synchronize()
         solved = unpack(Solution(space.samples, *self._made), packed.numpy(), space.size.source, wanted)
         colors = [None if picture is None else picture.numpy() for picture in on_host]
         return [replace(one, runtime=space.runtime, colors=each) for one, each in zip(solved, colors, strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from deq_flow_ros.streaming.continuity import MIN_MATCH
 
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS, SWITCHES = ("forward", "backward"), ("warm", "residual", "uncertainty")
 # At larger scales, most of an image would be interpolated, and even a small one would reach ``plan.MAX_PIXELS``.
 LARGEST_SCALE = 4.0
 SUPERSEDED = "superseded by a newer frame"
@@ -80,9 +80,7 @@ class EstimatorSettings:
             ("max_scale", _positive(self.max_scale) and self.max_scale <= LARGEST_SCALE, scales),
             ("min_scale", _positive(self.min_scale) and self.min_scale <= LARGEST_SCALE, scales),
             ("max_gap_ms", _positive(self.max_gap_ms), "> 0"),
-            ("warm", isinstance(self.warm, bool), "True or False"),
-            ("residual", isinstance(self.residual, bool), "True or False"),
-            ("uncertainty", isinstance(self.uncertainty, bool), "True or False"),
+            *((name, isinstance(getattr(self, name), bool), "True or False") for name in SWITCHES),
             ("refinement", type(self.refinement) is int and 0 <= self.refinement <= 20, "a whole number from 0 to 20"),
             ("palette", self.palette is None or isinstance(self.palette, Palette), "a Palette or None"),
         ):

@@ -92,46 +92,28 @@ class Deadline(NamedTuple):
 
 @dataclass(frozen=True)
 class Moment:
-    """What a stream knows when the turn of a frame comes.
+    """What a stream knows when the turn of a frame comes."""
 
-    :ivar size: (H, W) of the frame.
-    :ivar ladder: the scales at which it may be processed, largest first.
-    :ivar scale: the present scale of the stream.
-    :ivar encoded_scale: the scale at which the last frame is encoded; None: this frame is the first.
-    :ivar ahead: whether everything that does not depend on this frame is already done, at that scale.
-    :ivar left_ms: the time left for all of the work; None: no limit.
-    :ivar recent_ms: the time that the last frames at this scale had, up to and with this one; at most ``PATIENCE``.
-    """
-
-    size: tuple[int, int]
-    ladder: Sequence[float]
-    scale: float
-    encoded_scale: float | None = None
-    ahead: bool = True
-    left_ms: float | None = None
-    recent_ms: Sequence[float] = ()
+    size: tuple[int, int]  # (H, W) of the frame
+    ladder: Sequence[float]  # the scales at which it may be processed, largest first
+    scale: float  # the present scale of the stream
+    encoded_scale: float | None = None  # the scale at which the last frame is encoded; None: this frame is the first
+    ahead: bool = True  # whether everything that does not depend on this frame is already done, at that scale
+    left_ms: float | None = None  # the time left for all of the work; None: no limit
+    recent_ms: Sequence[float] = ()  # the time that the last frames at this scale had, with this one; <= ``PATIENCE``
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done for a frame.
+    """What is done for a frame."""
 
-    :ivar scale: the processing scale.
-    :ivar size: the size (H, W) of the processed frame.
-    :ivar reencode: whether to encode the last frame once more, because it was encoded at another scale.
-    :ivar ratio: this scale divided by that one; else 1.
-    :ivar prepare: whether to move the state and prepare the pair now, because it was not done ahead at this scale.
-    :ivar lowest: whether there is no smaller scale.
-    :ivar moved: whether the stream has changed its scale.
-    """
-
-    scale: float
-    size: tuple[int, int]
-    reencode: bool
-    ratio: float
-    prepare: bool
-    lowest: bool
-    moved: bool = False
+    scale: float  # the processing scale
+    size: tuple[int, int]  # (H, W) of the processed frame
+    reencode: bool  # whether to encode the last frame once more, because it was encoded at another scale
+    ratio: float  # this scale divided by that one; else 1
+    prepare: bool  # whether to move the state and prepare the pair now, because it was not done ahead at this scale
+    lowest: bool  # whether there is no smaller scale
+    moved: bool = False  # whether the stream has changed its scale
 
 
 def make_plan(moment: Moment, costs: CostModel) -> Plan:
@@ -142,14 +124,9 @@ def make_plan(moment: Moment, costs: CostModel) -> Plan:
     scale = scales[place]
     before = scale if moment.encoded_scale is None else moment.encoded_scale
     return Plan(
-        scale=scale,
-        size=scaled_size(*moment.size, scale),
-        reencode=scale != before,
-        ratio=scale / before,
-        prepare=scale != before or not moment.ahead,
-        lowest=place == len(scales) - 1,
-        moved=place != standing,
-    )
+        scale, scaled_size(*moment.size, scale), reencode=scale != before, ratio=scale / before,
+        prepare=scale != before or not moment.ahead, lowest=place == len(scales) - 1, moved=place != standing,
+    )  # fmt: skip
 
 
 def _choose(moment: Moment, standing: int, left_ms: float, costs: CostModel) -> int:
@@ -189,22 +166,14 @@ def _choose(moment: Moment, standing: int, left_ms: float, costs: CostModel) -> 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a solve ends.
-
-    :ivar max_iterations: the largest number of iterations.
-    :ivar tolerance: of the RMS update, in pixels of the processed frame; None: only the other limits end the solve.
-    :ivar deadline_ns: on the clock; it leaves time for the stages after the solve.
-    :ivar min_iterations: the number of iterations to make whatever the deadline says.
-    :ivar iteration_ms: the expected cost of an iteration.
-    :ivar coarse_ms: the expected cost of the coarse solves of a cold start.
-    """
+    """When a solve ends."""
 
     max_iterations: int
-    tolerance: float | None
-    deadline_ns: int | None = None
-    min_iterations: int = 0
-    iteration_ms: float = 0.0
-    coarse_ms: float = 0.0
+    tolerance: float | None  # of the RMS update, px of the processed frame; None: only the other limits end the solve
+    deadline_ns: int | None = None  # on the clock; it leaves time for the stages after the solve
+    min_iterations: int = 0  # the number of iterations to make whatever the deadline says
+    iteration_ms: float = 0.0  # the cost of an iteration, as expected
+    coarse_ms: float = 0.0  # the cost of the coarse solves of a cold start, likewise
 
     @classmethod
     def of(
@@ -215,14 +184,10 @@ class Limits:
         after_ms, iteration_ms, coarse_ms = rest_ms
         # A late result is better than none. A cold state has no flow yet, and at the lowest scale nothing else can be
         # reduced, so the flow would never change again.
-        return cls(
-            max_iterations=max_iterations,
-            tolerance=None if tolerance_px is None else tolerance_px * plan.scale,
-            deadline_ns=None if deadline is None else deadline.work_until_ns - round(1e6 * after_ms),
-            min_iterations=int(cold or plan.lowest),
-            iteration_ms=iteration_ms,
-            coarse_ms=coarse_ms,
-        )
+        least = int(cold or plan.lowest)
+        tolerance = None if tolerance_px is None else tolerance_px * plan.scale
+        deadline_ns = None if deadline is None else deadline.work_until_ns - round(1e6 * after_ms)
+        return cls(max_iterations, tolerance, deadline_ns, least, iteration_ms, coarse_ms)
 
     @classmethod
     def common(cls, limits: Sequence[Limits]) -> Limits:

@@ -21,26 +21,19 @@ from deq_flow_ros.streaming.plan import PATIENCE, Deadline, Limits, Moment, Plan
 
 @dataclass(eq=False)
 class Turn:
-    """A frame on its way through a stream; its plan and its deadline, if it has one, are known once its turn has come.
-
-    :ivar image: (H, W, 3) uint8 RGB.
-    :ivar starts: whether it is the first frame of its stream.
-    :ivar repeated: whether it is the same as the one before.
-    :ivar alike: how alike it and the last one are; None where the solve starts cold anyway.
-    :ivar result: at its end; None for a first frame.
-    """
+    """A frame on its way through a stream."""
 
     stream: Stream
-    image: np.ndarray
+    image: np.ndarray  # (H, W, 3) uint8 RGB
     arrival_ns: int
     time_limit_ms: float | None
     seen: Seen
-    starts: bool
-    repeated: bool
-    plan: Plan | None = None
-    deadline: Deadline | None = None
-    alike: Likeness | None = None
-    result: FlowResult | None = None
+    starts: bool  # whether it is the first frame of its stream
+    repeated: bool  # whether it is the same as the one before
+    plan: Plan | None = None  # known once its turn has come
+    deadline: Deadline | None = None  # likewise; None also without a budget or limit
+    alike: Likeness | None = None  # how alike it and the last one are; None where the solve starts cold anyway
+    result: FlowResult | None = None  # at its end; None for a first frame
 
 
 @dataclass(frozen=True)

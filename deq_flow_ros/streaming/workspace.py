@@ -95,7 +95,7 @@ class Workspace:
         self.padding = extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
         self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
         self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
-        self._encoded = self._downloaded = device.mark()
+        self._encoded = self.downloaded = device.mark()
         self.encode: Captured[tuple[Encoding, Tensor]] = device.capture(lambda: parts.encode(model, self.pixels), pool)
         encoding, image = self.encode.outputs
         self.first, self.second = Encoding(*map(torch.zeros_like, encoding)), torch.zeros_like(encoding.features)
@@ -148,15 +148,13 @@ class Workspace:
 
     def make_fields(self, wanted: Wanted) -> Tensor:
         """Queue the fields and figures of the samples; returns the flow, (B, H, W, 2), that will be there."""
-        self._device.hold(self._downloaded)
+        self._device.hold(self.downloaded)
         self.finish[wanted].replay()
         height, width = self.size.source
         return self.packed[wanted][:, : 2 * height * width].view(-1, height, width, 2)
 
-    def download(
-        self, wanted: Wanted, pictures: Sequence[Tensor | None]
-    ) -> tuple[Tensor, list[Tensor | None], torch.cuda.Event]:
-        """What ``pack`` made and these tensors, on the host once the mark is reached; nobody writes to it afterwards.
+    def download(self, wanted: Wanted, pictures: Sequence[Tensor | None]) -> tuple[Tensor, list[Tensor | None]]:
+        """What ``pack`` made and these tensors, on the host once ``downloaded`` is reached; nobody writes to it later.
 
         The copies run beside what is queued from now on.
         """
@@ -166,8 +164,8 @@ class Workspace:
             device.hold(made)
             packed = self._to_host(self.packed[wanted])
             on_host = [None if picture is None else self._to_host(picture) for picture in pictures]
-            self._downloaded = device.mark()
-        return packed, on_host, self._downloaded
+            self.downloaded = device.mark()
+        return packed, on_host
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         host = self._device.pinned(tensor.shape, tensor.dtype)
