@@ -178,7 +178,7 @@ def check_times(
 def time_pairwise(name: str, frames: list[np.ndarray]) -> float:
     """Ms of a field of the stateless way with 24 iterations, in half precision."""
     model = peers.as_released(load_model(name, "cuda", fold=False)).half()
-    method, times = peers.of_arrays(peers.pairwise(model, 24), model.device), []
+    method, times = peers.pairwise(model, 24), []
     for pair in pairwise(frames[:9]):
         began = time.perf_counter()
         method(*pair)  # the flow is an array of the host: it is there

@@ -194,16 +194,14 @@ def measure(options: argparse.Namespace, console: Console) -> Row:
     slower = [name for name in RUNTIMES if name != "auto"]
     streams = {f"stream, {n}": Streamed(model, n) for n in sorted(set(options.iterations))}
     streams |= {f"{name}, {most}": Streamed(model, most, name) for name in slower[: slower.index(fastest)]}
-    stateless = {f"unrolled, {n}": peers.unrolled(model, n) for n in UNROLLED}
-    released_ones = {f"pairwise, {n}": peers.pairwise(released, n) for n in PAIRWISE}
+    methods: dict[str, Method] = {**streams, **{f"unrolled, {n}": peers.unrolled(model, n) for n in UNROLLED}}
+    methods |= {**peers.OPENCV, **{f"pairwise, {n}": peers.pairwise(released, n) for n in PAIRWISE}}
     if dtype != torch.float32:
-        released_ones[f"float32, {PAIRWISE[-1]}"] = peers.pairwise(reference, PAIRWISE[-1])
-    methods: dict[str, Method] = {**streams, **{name: peers.of_arrays(f, device) for name, f in stateless.items()}}
-    methods |= {**peers.OPENCV, **{name: peers.of_arrays(f, device) for name, f in released_ones.items()}}
+        methods[f"float32, {PAIRWISE[-1]}"] = peers.pairwise(reference, PAIRWISE[-1])
     with console.status("memory") as status:
-        short = {"unrolled": peers.unrolled(model, 1), "pairwise": peers.pairwise(released, 1)}
-        memory = {"stream": tensor_mib(Streamed(model, 1), frames, device)}
-        memory |= {kind: tensor_mib(peers.of_arrays(flow, device), frames, device) for kind, flow in short.items()}
+        short: dict[str, Method] = {"stream": Streamed(model, 1), "unrolled": peers.unrolled(model, 1)}
+        short["pairwise"] = peers.pairwise(released, 1)
+        memory = {kind: tensor_mib(method, frames, device) for kind, method in short.items()}
         status.update("latency")
         samples = take_turns(methods, frames, WARM_UP, EVERY, device)
     ours = f"stream, {most}"

@@ -25,8 +25,6 @@ OPENCV: dict[str, FlowFunction] = {
     "DIS fast": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_FAST),
     "DIS medium": dense_inverse_search(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
 }
-TensorFlow = Callable[[Tensor, Tensor], Tensor]
-"""Takes images (1, 3, H, W) float32 RGB 0..255, H and W multiples of 8; returns flow (1, 2, H, W) px."""
 
 
 def padded_pair(
@@ -37,8 +35,8 @@ def padded_pair(
     return padding, first, second
 
 
-def of_arrays(flow: TensorFlow, device: torch.device) -> FlowFunction:
-    """The same from and to arrays, copies included."""
+def _of_arrays(flow: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> FlowFunction:
+    """A function of images (1, 3, H, W), H and W multiples of 8, as one from and to arrays, copies included."""
 
     @torch.inference_mode()
     def function(image1: np.ndarray, image2: np.ndarray) -> np.ndarray:
@@ -48,7 +46,7 @@ def of_arrays(flow: TensorFlow, device: torch.device) -> FlowFunction:
     return function
 
 
-def unrolled(model: DEQFlow, iterations: int) -> TensorFlow:
+def unrolled(model: DEQFlow, iterations: int) -> FlowFunction:
     """A recurrent network in the manner of RAFT, of our parts at their fastest: encode, start from zero, iterate."""
 
     def flow(image1: Tensor, image2: Tensor) -> Tensor:
@@ -60,7 +58,7 @@ def unrolled(model: DEQFlow, iterations: int) -> TensorFlow:
             state = problem(*state)
         return model.upsample(state)
 
-    return flow
+    return _of_arrays(flow, model.device)
 
 
 def as_released(model: DEQFlow) -> DEQFlow:
@@ -76,7 +74,7 @@ def as_released(model: DEQFlow) -> DEQFlow:
     return model.to(memory_format=torch.contiguous_format).requires_grad_(False)  # type: ignore[call-overload]
 
 
-def pairwise(model: DEQFlow, iterations: int) -> TensorFlow:
+def pairwise(model: DEQFlow, iterations: int) -> FlowFunction:
     """The stateless pairwise way in which the method's release works: a plain, independent form of the same function.
 
     The correlation is looked up by ``grid_sample`` level by level, the context convolved in every iteration, each gate
@@ -100,7 +98,7 @@ def pairwise(model: DEQFlow, iterations: int) -> TensorFlow:
                 hidden, motion = _update(block, hidden, motion, correlation, context, attention)
         return model.upsample((hidden, motion))
 
-    return flow
+    return _of_arrays(flow, model.device)
 
 
 def _encode_pair(model: DEQFlow, image1: Tensor, image2: Tensor, layout: torch.memory_format) -> tuple[Tensor, ...]:

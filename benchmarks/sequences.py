@@ -222,13 +222,6 @@ def add_inputs(line: Benchmark, frames: int, size: tuple[int, int] = (240, 320))
     line.add_size(*size, "images are made smaller to fit")
 
 
-def first_pairs(options: argparse.Namespace) -> list[Sample]:
-    """The first ``--first`` pairs of each group of the list, if there is one, made smaller to fit."""
-    groups = open_pairs(options.pairs) if options.pairs else []
-    size = options.height, options.width
-    return [fitted(group[index], size) for group in groups for index in range(len(group))[: options.first]]
-
-
 def recordings(options: argparse.Namespace) -> Iterator[ImageSequence]:
     """What ``--sequence`` names, see ``recorded``; ``ValueError`` if there are no other inputs either."""
     if not (options.pairs or options.sequence or getattr(options, "clips", 0)):

@@ -30,12 +30,12 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.report import Benchmark, Row, grouped, picture, print_table, watched
-from benchmarks.sequences import EncodedPair, add_inputs, first_pairs, recordings
+from benchmarks.sequences import EncodedPair, add_inputs, fitted, recordings
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.streaming.warm_start import carry
 from training.evaluate import group_means, pair_error, to_array
-from training.flow_dataset import Sample
+from training.flow_dataset import Sample, open_pairs
 
 STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "#c05621", "noise": "#b83280"}
 """The starts, and their colours in the plot."""
@@ -193,7 +193,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
     """Measure every model on every pair from every start."""
-    samples = [*first_pairs(options), *(pair for sequence in recordings(options) for pair in sequence.pairs)]
+    groups = open_pairs(options.pairs) if options.pairs else []
+    samples = [group[index] for group in groups for index in range(len(group))[: options.first]]
+    samples = [fitted(sample, (options.height, options.width)) for sample in samples]
+    samples += [pair for sequence in recordings(options) for pair in sequence.pairs]
     stems = [Path(name).stem for name in options.models]
     labels = stems if len(set(stems)) == len(stems) else options.models  # runs/a/model.safetensors, runs/b/model...
     models = {label: load_model(name, options.device) for label, name in zip(labels, options.models, strict=True)}

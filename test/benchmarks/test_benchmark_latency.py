@@ -17,7 +17,7 @@ from streams import frames
 
 from benchmarks import latency
 from benchmarks.latency import Method, Streamed, summarise, take_turns
-from benchmarks.peers import as_released, of_arrays, unrolled
+from benchmarks.peers import as_released, unrolled
 from benchmarks.peers import pairwise as in_pairs
 from deq_flow_ros.model import DEQFlow, load_model
 
@@ -33,9 +33,9 @@ def test_the_pairwise_way_gives_the_released_flow(case: str, tmp_path: Path) -> 
     torch.save(formula_weights(spec["state_dict"]), path)
     function = in_pairs(as_released(load_model(path, fold=False)), spec["iterations"])
     height, width = spec["image_height"], spec["image_width"]
-    with torch.inference_mode():
-        flow = function(formula_image(height, width, 0, 0), formula_image(height, width, 2.5, -1.25))
-    np.testing.assert_allclose(flow.numpy(), np.load(PARITY / f"{case}.npz")["flow_up"], atol=1e-3)
+    images = (formula_image(height, width, *place)[0].permute(1, 2, 0).numpy() for place in ((0, 0), (2.5, -1.25)))
+    expected = np.load(PARITY / f"{case}.npz")["flow_up"][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(function(*images), expected, atol=1e-3)
 
 
 def test_all_ways_give_the_same_flow_of_the_same_weights() -> None:
@@ -47,7 +47,7 @@ def test_all_ways_give_the_same_flow_of_the_same_weights() -> None:
     expected = model(*images, max_iterations=5).flow[0].permute(1, 2, 0).numpy()
     assert np.abs(expected).max() > 1
     for function in (in_pairs(released, 5), unrolled(model, 5)):
-        flow = of_arrays(function, CPU)(earlier, later)
+        flow = function(earlier, later)
         assert flow.shape == (75, 90, 2) and flow.dtype == np.float32
         np.testing.assert_allclose(flow, expected, atol=1e-3)
 
@@ -60,8 +60,8 @@ def test_every_way_in_half_precision_stays_near(way: str) -> None:
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         model = load_model("nano", precision=precision)
         released = as_released(load_model("nano", fold=False)).to(dtype)
-        network = in_pairs(released, 2) if way == "pairwise" else unrolled(model, 2)
-        method: Method = Streamed(model, 2) if way == "stream" else of_arrays(network, CPU)
+        ways: dict[str, Method] = {"stream": Streamed(model, 2), "unrolled": unrolled(model, 2)}
+        method = (ways | {"pairwise": in_pairs(released, 2)})[way]
         for earlier, later in pairwise(pictures):
             flow = method(earlier, later)
         assert flow is not None and flow.dtype == np.float32
@@ -81,7 +81,7 @@ def test_a_cold_pair_of_a_stream_does_not_count() -> None:
 def test_the_convolutions_of_the_pairwise_way_are_normalised_in_every_call() -> None:
     """Why: the release does so, and the work must not be left out because the weights that ship have none."""
     released = as_released(DEQFlow("nano"))
-    method = of_arrays(in_pairs(released, 2), CPU)
+    method = in_pairs(released, 2)
     image = frames(1, height=64, width=64)[0]
     with torch.no_grad():
         before = method(image, image)
