@@ -20,11 +20,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
 from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.host import Children
@@ -109,6 +110,8 @@ def main(args: Sequence[str] | None = None) -> int:
     line.add_number("--budget-ms", 50.0, "latency budget of the node; below the 67 ms between two images", above=0)
     line.add_argument("--parameter", nargs="*", default=[], metavar="NAME:=VALUE", help="of flow_view")
     options = line.parse_args(args)
+    places = [str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)  # of the camera and the listener, which are parts of the tests
     rclpy.init()
     node, accounts = rclpy.create_node("view_cost"), list[dict[str, str]]()
 
@@ -118,7 +121,12 @@ def main(args: Sequence[str] | None = None) -> int:
     node.create_subscription(DiagnosticArray, "/flow_node/statistics", take, 100)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinning = threading.Thread(target=executor.spin)
+
+    def spin() -> None:
+        with suppress(ExternalShutdownException):
+            executor.spin()
+
+    spinning = threading.Thread(target=spin, daemon=True)
     spinning.start()
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder)) as children:
         values = {"latency_budget_ms": options.budget_ms, "threads": 1}
