@@ -129,8 +129,8 @@ def solve(
 
     Every state that is returned is a value of ``f``: the last one of each sample for Picard's method, and the one of
     smallest measure for the other solvers, whose residual can rise. A value is unusable if it is not finite, or if its
-    norm is a million times those of the start and of the first iterate. A sample that gets one diverges (accelerated
-    solvers first try Picard's step from the last usable point), and keeps a state from before.
+    norm exceeds those of the start and of the first iterate ``GROWTH_LIMIT`` times. A sample that gets one diverges
+    (accelerated solvers first try Picard's step from the last usable point), and keeps a state from before.
 
     :param f: takes the tensors of a state and returns as many new ones of the same shapes and types. It is called
         under the caller's gradient mode.
