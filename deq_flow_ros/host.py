@@ -29,8 +29,7 @@ def keep_freed_memory() -> None:
     """Let malloc reuse image-sized blocks; for commands to call, before they start threads, not on import.
 
     By default glibc maps and unmaps each one, and the page faults of a 720p image cost more than its transport. All
-    threads share one heap, because a heap for each thread would keep freed memory for minutes. Does nothing where the C
-    library has no ``mallopt``.
+    threads share one heap, because one for each would keep freed memory for minutes. Other C libraries stay as is.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -191,7 +190,7 @@ class Children:
             )  # fmt: skip
 
     def log(self, name: str) -> Path:
-        """Log file of a child."""
+        """The file that a child writes to."""
         return self._log_directory / f"{name}.log"
 
     def check(self) -> None:

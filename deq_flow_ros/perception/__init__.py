@@ -54,13 +54,10 @@ class EgoMotion:
     def deviation(self, here: np.ndarray, there: np.ndarray) -> np.ndarray:
         """How far positions are from where something that stands still could be.
 
-        A point that stands still, seen at ``here``, appears on a half-line that begins where a point at infinity would
-        appear, and leads on along the epipolar line the nearer the point is (Hartley & Zisserman, "Multiple View
-        Geometry", 2nd edition, section 9.6). The distance is that to the half-line. On its other side are points behind
-        the camera.
+        That is a half-line: it begins where a point at infinity would appear, and leads on along the epipolar line the
+        nearer the point is (Hartley & Zisserman, "Multiple View Geometry", 2nd edition, section 9.6).
 
-        :param here: (N, 2) in the first image.
-        :param there: (N, 2) in the second one.
+        :param here, there: (N, 2) in the first and in the second image.
         :returns: (N,), in the units of the positions; NaN where a position is.
         """
         away, across, progress = self.split(here, there)
@@ -86,8 +83,7 @@ def fit_ego_motion(
     "Geometric motion segmentation and model selection", 1998), which charges a model for the freedom that it has: an
     essential matrix lets each point move along a line, a homography leaves it no freedom.
 
-    :param here: (N, 2) positions in the first image, finite.
-    :param there: (N, 2) in the second one.
+    :param here, there: (N, 2) positions in the first and in the second image, finite.
     :param sigma: (N,) expected errors of ``there``, in its units, above 0.
     :param calibrated: whether the positions are normalized coordinates; else a homography is all that is fitted.
     :param rotation: (3, 3), takes directions of the first camera to those of the second, where it was measured
@@ -197,12 +193,10 @@ class Gyroscope:
         self._measured.append((stamp_ns, rate))
 
     def rotation(self, first_ns: int, second_ns: int) -> np.ndarray | None:
-        """The matrix (3, 3) that takes directions in the camera at one time to those at another, earlier or later one.
+        """The matrix (3, 3) that takes directions in the camera at one time to those at another, earlier or later one;
+        None where the measurements do not reach from the one to the other.
 
-        Angular velocities are interpolated linearly, and their integral is taken for the rotation vector, which is
-        exact as long as the axis does not change in between.
-
-        :returns: None where the measurements do not reach from the one to the other.
+        The integral of the angular velocity counts as the rotation vector: exact as long as the axis does not change.
         """
         measured, (begin, end) = list(self._measured), sorted((first_ns, second_ns))
         if len(measured) < 2 or begin < measured[0][0] or end > measured[-1][0]:

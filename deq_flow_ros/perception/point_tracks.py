@@ -105,8 +105,7 @@ class PointTracker:
         :param flow: (H, W, 2) float32 px, from ``first`` to ``second``, or ``backward`` from ``second`` to ``first``;
             NaN where there is none.
         :param uncertainty: (H, W) float32 px, the expected error of the flow, on its pixels.
-        :param first: (H, W) uint8 grey.
-        :param second: likewise.
+        :param first, second: (H, W) uint8 grey.
         :param stamps_ns: of the two images. Unless ``first`` is the ``second`` of the last call, all tracks end.
         :returns: how many tracks ended for what reason.
         :raises ValueError: for sizes that differ, or an image that is not later than the other; nothing changes.

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -50,10 +50,7 @@ class Board:
             return {name for name, at_s in self._looked_s.items() if self._clock() - at_s < LOOKING_S}
 
     def put_up(self, figures: dict[str, Any], pictures: Mapping[str, dict[str, str]]) -> None:
-        """Replace the figures, and the pictures given; whoever waits gets them.
-
-        :param pictures: by name, as ``figures.Pictures.draw`` makes them.
-        """
+        """Replace the figures, and the pictures given by name; whoever waits gets them."""
         with self._changed:
             self._number += 1
             self._figures = figures
@@ -71,21 +68,17 @@ class Board:
             self._closed = True
             self._changed.notify_all()
 
-    def look(self, after: int, names: Iterable[str], timeout_s: float) -> dict[str, Any]:
-        """The figures, and those pictures of the names that are newer than the number ``after``.
-
-        Waits until there is something newer, for at most ``timeout_s``.
-
-        :returns: the figures, with the keys ``number`` (the ``after`` of the next look) and ``pictures``.
+    def look(self, after: int, names: Sequence[str], timeout_s: float) -> dict[str, Any]:
+        """The figures, with the keys ``number``, the ``after`` of the next look, and ``pictures``: those of the
+        names that are newer than ``after``. Waits for something newer, for at most ``timeout_s``.
         """
         with self._changed:
-            names = list(names)
             self._looked_s.update(dict.fromkeys(names, self._clock()))
             if after > self._number:  # of a process before this one
                 after = 0
             self._changed.wait_for(lambda: self._closed or self._number > after, timeout_s)
-            known = {name: self._pictures[name] for name in names if name in self._pictures}
-            newer = {name: picture for name, (number, picture) in known.items() if number > after}
+            pictures = self._pictures.items()
+            newer = {name: picture for name, (number, picture) in pictures if name in names and number > after}
             return {**self._figures, "number": self._number, "pictures": newer}
 
 
