@@ -45,10 +45,10 @@ class FlyingChairs(FlowDataset):
         beyond = folder / f"{len(halves) + 1:05d}_img1.ppm"
         if beyond.exists():
             raise MediaError(f"{path}: expected a line for each pair, got {len(halves)} lines, but there is {beyond}")
-        for line, half in enumerate(halves, 1):
-            if half == ("1" if self.split == "train" else "2"):
-                image1, image2, flow = (folder / f"{line:05d}_{part}" for part in ("img1.ppm", "img2.ppm", "flow.flo"))
-                yield PairFiles(f"{line:05d}", f"{line:05d}", image1, image2, flow)
+        own = "1" if self.split == "train" else "2"
+        for name in (f"{line:05d}" for line, half in enumerate(halves, 1) if half == own):
+            image1, image2, flow = (folder / f"{name}_{part}" for part in ("img1.ppm", "img2.ppm", "flow.flo"))
+            yield PairFiles(name, name, image1, image2, flow)
 
 
 class FlyingThings3D(FlowDataset):

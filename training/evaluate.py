@@ -196,8 +196,8 @@ def group_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {**means, "mean": float(np.mean(list(means.values())))}
 
 
+# The split with public ground truth that the literature evaluates on; "train" where it is not named here.
 SPLITS = {"chairs": "val", "things-clean": "test", "things-final": "test"}
-"""The split with public ground truth that the literature evaluates on; "train" where it is not named here."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

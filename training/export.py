@@ -14,7 +14,6 @@ PyTorch. Needs the packages onnx, onnxscript and onnxruntime.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import tempfile
@@ -37,11 +36,8 @@ from deq_flow_ros.model.correlation import CorrelationPyramid, look_up
 from training.run import write_checkpoint
 
 GRAPHS = ("encode", "pair", "step", "upsample")
-TOLERANCE_PX = 1e-3
-"""How far the flow after ``CHECKED_ITERATIONS`` may be from PyTorch's, in px."""
-CHECKED_ITERATIONS = 6
-CHECKED_SHAPES = ((1, 128, 176), (2, 200, 136))
-"""(B, H, W) of the images compared: one wide, one high, with different batch sizes."""
+TOLERANCE_PX, CHECKED_ITERATIONS = 1e-3, 6  # how far the flow after so many iterations may be from PyTorch's
+CHECKED_SHAPES = ((1, 128, 176), (2, 200, 136))  # (B, H, W) of the images: one wide, one high, in different batches
 _EXAMPLE = (2, 13, 17)  # batch and cells that graphs are traced with; a batch of 1 would be taken for a constant
 
 
@@ -213,32 +209,22 @@ FORMATS: dict[str, tuple[Callable[[DEQFlow, Path], Any], tuple[str, ...]]] = {
 }
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; an ending of ``--out`` that belongs to another format is refused."""
+def main(arguments: list[str] | None = None) -> int:
+    """Export; returns the exit status. An ending of ``--out`` that belongs to another format is refused."""
     line = CommandLine("python -m training.export", __doc__)
     line.add_argument("weights", help="a model that ships, a .safetensors file, or a released checkpoint")
     line.add_argument("--to", required=True, choices=FORMATS, help="format to write")
     line.add_path("--out", "file to write (onnx: folder); replaced if there", required=True)
     options = line.parse_args(arguments)
-    endings = FORMATS[options.to][1]
+    write, endings = FORMATS[options.to]
     if options.out.suffix not in endings:
         expected = f"end in {' or '.join(endings)}" if any(endings) else "be a folder"
         line.error(f"--out for --to {options.to} must {expected}, got {options.out}")
-    return options
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Export; returns the exit status."""
-    options = parse_arguments(arguments)
 
     def work() -> int:
         model = load_model(options.weights, fold=False)
-        FORMATS[options.to][0](model, options.out)
-        a = model.architecture
-        print(
-            f"{options.out}: {a.encoder} encoder, hidden state {a.hidden_dim}, update operator {a.update}, "
-            f"{'with' if a.weight_norm else 'without'} weight normalisation"
-        )
+        write(model, options.out)
+        print(f"{options.out}: {model.architecture}")
         return 0
 
     return exit_status(work)

@@ -65,21 +65,18 @@ class ProceduralGenerator:
     def pairs(self, name: str, number: int) -> list[Sample]:
         """The pairs of the clip with this number, each with both and its place behind the name."""
         clip = self.clips([number])
-        images = np.ascontiguousarray(clip.images[0].round().byte().permute(0, 2, 3, 1).numpy())
-        flows = np.ascontiguousarray(clip.flow[0].permute(0, 2, 3, 1).numpy())
-        valid, occluded = clip.valid[0].numpy(), clip.occluded[0].numpy()
-        parts = enumerate(zip(images[:-1], images[1:], flows, valid, occluded, strict=True))
-        return [Sample(f"{name}/{number}/{t}", *of_pair) for t, of_pair in parts]
-
-    def _dice(self, number: int) -> Dice:
-        return Dice(self.settings, [self.settings.seed, number])
+        clip.images = clip.images.round().byte()
+        images, flows = (part[0].permute(0, 2, 3, 1).contiguous().numpy() for part in (clip.images, clip.flow))
+        parts = zip(images[:-1], images[1:], flows, clip.valid[0].numpy(), clip.occluded[0].numpy(), strict=True)
+        return [Sample(f"{name}/{number}/{t}", *of_pair) for t, of_pair in enumerate(parts)]
 
     def kind(self, number: int) -> str:
         """What kind of clip the one with this number is."""
-        return draw_kind(self._dice(number))
+        return draw_kind(Dice(self.settings, [self.settings.seed, number]))
 
     def _clip(self, number: int) -> Clip:
-        s, rng, exposure = self.settings, self._dice(number), None
+        s, exposure = self.settings, None
+        rng, of_noise = (Dice(s, [s.seed, number]) for _ in range(2))
         size, limit_px = (s.height, s.width), float(max(s.height, s.width))
         if (kind := draw_kind(rng)) == "particles":
             particles = draw_particles(rng)
@@ -90,7 +87,7 @@ class ProceduralGenerator:
             exposure = _draw_exposure(rng) if s.photometric else None
             clip = render(scene, self.banks, *size, limit_px, exposure.shutter if exposure else 0.0)
         if exposure:
-            noise = torch.Generator().manual_seed(int(self._dice(number).integers(2**62)))
+            noise = torch.Generator().manual_seed(int(of_noise.integers(2**62)))
             clip.images = _expose(clip.images[0], exposure, noise)[None]
         return clip
 
@@ -215,8 +212,7 @@ def _expose(images: Tensor, exposure: Exposure, generator: torch.Generator) -> T
 def contact_sheet(clip: Clip) -> np.ndarray:
     """One row per clip, (rows, columns, 3) uint8 RGB: all frames, then flow and occlusion of the first pair."""
     rows = []
-    for i in range(len(clip.images)):
-        images, flow, occluded = (whole[i].numpy() for whole in (clip.images, clip.flow, clip.occluded))
+    for images, flow, occluded in zip(clip.images.numpy(), clip.flow.numpy(), clip.occluded.numpy(), strict=True):
         pictures = [frame.transpose(1, 2, 0).astype(np.uint8) for frame in images]
         colour = flow_to_color(flow[0].transpose(1, 2, 0))
         text = f"{np.hypot(*flow[0]).mean():.1f} px"

@@ -93,11 +93,6 @@ class Data:
         for name in self.roots:
             _check_name(name, sorted({PAIRS, *DATASETS, *map(_family, DATASETS)}))
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether the generator makes the data."""
-        return self.sources[0].dataset == SYNTHETIC
-
 
 @dataclass(frozen=True, config=CHECKED)
 class Model:

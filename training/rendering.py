@@ -160,13 +160,11 @@ def _project(homographies: np.ndarray, x: Tensor, y: Tensor) -> tuple[Tensor, Te
 
 
 def _canonical(layer: Layer, inverses: np.ndarray, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The canonical coordinates of points in each frame, and how many px of them make one of the frame.
-
-    The latter is the square root of the Jacobian's determinant; it is 0 behind the camera.
-    """
+    """The canonical coordinates of points in each frame; how many px of them make one of it, 0 behind the camera."""
     x, y, reciprocal = _project(inverses, x, y)
     if layer.elastic:  # frame 0 is straight by definition
         x[1:], y[1:] = _unbend(x[1:], y[1:], layer.elastic[0], tensor(layer.elastic[1])[1:])
+    # The square root of the Jacobian's determinant.
     return x, y, tensor(np.abs(np.linalg.det(inverses)) ** 0.5)[:, None, None] * reciprocal * reciprocal.sqrt()
 
 
@@ -278,10 +276,7 @@ def _paint(layer: Layer, x: Tensor, y: Tensor, banks: Sequence[Tensor]) -> Tenso
 
 
 def _occluded(flow: Tensor, identity: Tensor) -> Tensor:
-    """(T - 1, H, W) bool: the target lies outside frame t + 1, or a nearer layer covers any of the pixels around it.
-
-    :param flow, identity: (T - 1, 2, H, W) px; (T, H, W), the visible layer.
-    """
+    """Whether the target of flow (T - 1, 2, H, W) is outside, or nearer layers of (T, H, W) cover a pixel around it."""
     height, width = identity.shape[1:]
     here_x, here_y = _pixels((0, 0, width, height))
     x, y = here_x + flow[:, 0], here_y + flow[:, 1]

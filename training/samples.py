@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from training.datasets import open_dataset
 from training.flow_dataset import Clip, FlowDataset, Sample, leaves_image, open_pairs
 from training.generator import ProceduralGenerator
-from training.recipe import PAIRS, Recipe, Source
-from training.settings import CHECKED, Count, Float, NotNegative, RecipeError, Share, build
+from training.recipe import PAIRS, SYNTHETIC, Recipe, Source
+from training.settings import CHECKED, Count, Float, NotNegative, RecipeError, SceneSettings, Share, build
 
 ERASED_SIDE_PX = (50, 100)  # least and largest side of an erased rectangle
 HEADROOM = 1.25  # in the choice of workers: steps and clips vary in time; the faster of them must not wait
@@ -73,8 +73,7 @@ class Augmentation:
         if rng.random() < self.asymmetric_probability:
             image1, image2 = self._recolour(sample.image1, rng), self._recolour(sample.image2, rng)
         else:
-            both = self._recolour(np.concatenate([sample.image1, sample.image2]), rng)
-            image1, image2 = both[: self.crop[0]], both[self.crop[0] :]
+            image1, image2 = np.split(self._recolour(np.concatenate([sample.image1, sample.image2]), rng), 2)
         return replace(sample, image1=image1, image2=image2)
 
     def _move(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -131,10 +130,9 @@ class Augmentation:
 
 
 def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    height, width = image.shape[:2]
     erased = image.copy()
     for _ in range(rng.integers(1, 3)):
-        left, top = rng.integers(0, (width, height))
+        left, top = rng.integers(0, image.shape[1::-1])
         across, down = rng.integers(ERASED_SIDE_PX[0], ERASED_SIDE_PX[1] + 1, 2)
         erased[top : top + down, left : left + across] = np.rint(image.mean(axis=(0, 1)))
     return erased
@@ -142,7 +140,7 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 _ACROSS, _DOWN = -1, -2  # the axes of x and y
 _MIRRORED = ((), (_ACROSS,), (_DOWN,), (_ACROSS, _DOWN))
-_COLOURS = list(itertools.permutations(range(3)))[1:]
+_COLOURS = torch.tensor(list(itertools.permutations(range(3)))[1:])
 
 
 def transform(clip: Clip, use: int) -> Clip:
@@ -156,8 +154,8 @@ def transform(clip: Clip, use: int) -> Clip:
         return clip
     assert clip.numbers is not None
     axes = _MIRRORED[use]
-    draws = (np.random.default_rng([number, use]).integers(len(_COLOURS)) for number in clip.numbers.tolist())
-    order = torch.tensor([_COLOURS[draw] for draw in draws]).to(clip.images.device)
+    draws = [int(np.random.default_rng([number, use]).integers(len(_COLOURS))) for number in clip.numbers.tolist()]
+    order = _COLOURS[draws].to(clip.images.device)
     signs = clip.flow.new_tensor([-1.0 if axis in axes else 1.0 for axis in (_ACROSS, _DOWN)]).view(2, 1, 1)
     return Clip(
         images=clip.images.gather(2, order.view(-1, 1, 3, 1, 1).expand_as(clip.images)).flip(axes),
@@ -220,11 +218,9 @@ def to_clip(sample: Sample, max_flow_px: float = np.inf) -> Clip:
 
 def make_generator(recipe: Recipe, seed: int) -> ProceduralGenerator:
     """The generator that the recipe describes."""
-    names = (
-        "textures", "frames", "max_displacement_px", "patterns", "max_layers", "particle_share", "fine_share",
-        "photometric",
-    )  # fmt: skip
-    return ProceduralGenerator(*recipe.data.crop, seed=seed, **{name: getattr(recipe.data, name) for name in names})
+    data = recipe.data
+    shared = {name: value for name, value in vars(data).items() if name in SceneSettings.__dataclass_fields__}
+    return ProceduralGenerator(*data.crop, textures=data.textures, seed=seed, **shared)
 
 
 def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
@@ -243,7 +239,7 @@ def open_source(recipe: Recipe, source: Source) -> list[FlowDataset]:
 def training_samples(recipe: Recipe) -> Clips | Mix:
     """What the recipe trains on. Clips are made on the CPU beside a GPU, too: they would take the trainer's time."""
     data = recipe.data
-    if data.synthetic:
+    if data.sources[0].dataset == SYNTHETIC:
         return Clips(make_generator(recipe, recipe.seed))
     parts = []
     for source in data.sources:

@@ -25,8 +25,7 @@ from deq_flow_ros.recordings.flow_files import write_flow
 from training.datasets import open_dataset
 from training.evaluate import add_solve, solved
 
-KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)
-"""What the 16 bits of KITTI's format hold."""
+KITTI_RANGE_PX = (-512.0, 512.0 - 1 / 64)  # what the 16 bits of its format hold
 
 
 class Server(NamedTuple):
@@ -71,10 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def write_cut(path: Path, flow: np.ndarray) -> int:
-    """Write a flow (H, W, 2) px; returns how many pixels had to be cut to what KITTI's format holds.
-
-    :raises FloatingPointError: for a flow that is not finite.
-    """
+    """Write a flow (H, W, 2) px, which must be finite; returns how many pixels were cut to KITTI's range."""
     if not np.isfinite(flow).all():
         raise FloatingPointError(f"the flow for {path} is not finite everywhere; nothing was written")
     within = np.clip(flow, *KITTI_RANGE_PX) if path.suffix == ".png" else flow

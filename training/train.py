@@ -81,10 +81,7 @@ def resolve(options: argparse.Namespace) -> Recipe:
 
 
 class Training:
-    """One start of a run: its samples and validation, its log, and when to stop.
-
-    :param began: when this start began, by ``time.monotonic``.
-    """
+    """One start of a run, which began when ``time.monotonic`` said so: samples, validation, log, and when to stop."""
 
     def __init__(self, options: argparse.Namespace, recipe: Recipe, began: float) -> None:
         self.options, self.recipe, self.timed = options, recipe, recipe.schedule.seconds
@@ -96,7 +93,7 @@ class Training:
         if self.validator.left_out:
             print(f"no validation on {', '.join(self.validator.left_out)}: no --data for it", flush=True)
         self.began = began - (self.run.kept_seconds() if self.run.seconds else 0.0)
-        self.kept = self.reached = self.step_seconds = self.saving = 0.0
+        self.reached = self.step_seconds = self.saving = 0.0
         self.validating, self.validated = self.run.tail, self.run.step
         self.workers: int | None = options.workers
         self.stop: list[int] = []
@@ -107,18 +104,12 @@ class Training:
         """Time of the run up to now, over all its starts; the time in between does not count."""
         return time.monotonic() - self.began
 
-    def keep_seconds(self) -> None:
-        """Write the time, at most once a second: a kill loses what was trained, but not the time that it took."""
-        if self.seconds() >= self.kept + 1:
-            self.kept = self.seconds()
-            self.run.keep_seconds(self.kept)
-
     def train(self) -> int:
         """To the end, or until a signal; returns the exit status. ``ValueError`` if there is no time for a step."""
         run, recipe, options = self.run, self.recipe, self.options
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "recipe.yaml").write_text(recipe.to_yaml())
-        self.keep_seconds()
+        run.keep_seconds(self.seconds())
         total = None if self.timed else recipe.schedule.steps
         log = Log(options.out, run.step, total, options.log_every)
         try:
@@ -191,7 +182,7 @@ class Training:
         left = str(timedelta(seconds=round(max(0.0, self.timed - spent)))) if self.timed else ""
         counts = {"clips": run.seen, "samples": run.samples, "stage": run.stage, "elapsed": round(spent, 1)}
         log.step(run.step, figures, counts, left)
-        self.keep_seconds()
+        run.keep_seconds(spent)  # a kill loses what was trained, but not the time that it took
         if run.step % self.recipe.validation.every == 0:
             self.validate(log)
         if spent - run.seconds > min(self.options.checkpoint_every, (self.timed or math.inf) / CHECKPOINTS):
