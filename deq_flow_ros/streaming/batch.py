@@ -76,7 +76,7 @@ def update_together(requests: Sequence[UpdateRequest]) -> list[FlowResult | None
     A batch ends at the soonest deadline in it, so a frame that has more than twice the time of the most pressed one is
     done afterwards. A ``time_limit_ms`` counts from when the work on the frame begins.
 
-    :raises ValueError: if an estimator occurs twice, or their models or clocks are not the same object; all streams
+    :raises ValueError: if an estimator occurs twice, or they have not the same model, clock and runtime; all streams
         stay as they were. After any other error the streams are in an unknown state: ``reset`` them all.
     """
     if not requests:
@@ -103,10 +103,8 @@ def _common_engine(requests: Sequence[UpdateRequest]) -> EagerEngine:
     engine = estimators[0].engine
     if len(set(map(id, estimators))) != len(estimators):
         raise ValueError("an estimator takes one frame at a time, got several requests for one estimator")
-    if any(estimator.engine.clock is not engine.clock for estimator in estimators):
-        raise ValueError("only estimators of one clock can be updated together, got several clocks")
     if any(estimator.engine is not engine for estimator in estimators):
-        raise ValueError("only estimators of one model can be updated together, got several models")
+        raise ValueError("only estimators of one model, clock and runtime can be updated together, got several")
     return engine
 
 

@@ -27,14 +27,10 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Captured(Generic[T]):
-    """A captured function.
+    """A captured function."""
 
-    :ivar replay: queues all that it did, on the same tensors.
-    :ivar outputs: what it returned: tensors that each replay writes anew.
-    """
-
-    replay: Callable[[], None]
-    outputs: T
+    replay: Callable[[], None]  # queues all that it did, on the same tensors
+    outputs: T  # what it returned: tensors that each replay writes anew
 
 
 class GraphDevice:

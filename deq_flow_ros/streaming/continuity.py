@@ -57,7 +57,7 @@ class Seen:
         histogram = cv2.calcHist([small], [0, 1, 2], None, [8, 8, 8], [0, 256] * 3)
         layout = cv2.resize(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (32, 24), interpolation=cv2.INTER_AREA)
         # Means vary less than what they are of: the whole frame is looked at only where they hardly do.
-        flat = _without_contrast(small) and _without_contrast(frame)
+        flat = all(cv2.meanStdDev(image)[1].max() < MIN_CONTRAST for image in (small, frame))
         return cls((frame.shape[0], frame.shape[1]), stamp_ns, (histogram / histogram.sum()).ravel(), layout, flat)
 
     def break_after(self, previous: Seen, max_gap_ms: float) -> str | None:
@@ -69,10 +69,8 @@ class Seen:
             return f"time went back by {-elapsed_ms:.1f} ms"
         if elapsed_ms > max_gap_ms:
             return f"gap of {elapsed_ms:.0f} ms, longer than {max_gap_ms:.0f} ms"
-        if self.flat:
-            return f"{FLAT}: nothing to match"
-        if previous.flat:
-            return f"{FLAT} before: nothing to match"
+        if self.flat or previous.flat:
+            return f"{FLAT}{'' if self.flat else ' before'}: nothing to match"
         return "scene cut" if self.is_cut_from(previous) else None
 
     def is_cut_from(self, previous: Seen) -> bool:
@@ -90,10 +88,6 @@ class Seen:
         found = cv2.matchTemplate(self.layout, part, cv2.TM_CCOEFF_NORMED)
         defined = sliding_window_view(self.layout, part.shape).std((2, 3)) >= MIN_CONTRAST
         return float(found[defined].max()) if part.std() >= MIN_CONTRAST and defined.any() else 0.0
-
-
-def _without_contrast(image: np.ndarray) -> bool:
-    return bool(cv2.meanStdDev(image)[1].max() < MIN_CONTRAST)
 
 
 def why_anew(last_ns: int, stamp_ns: int) -> str | None:
@@ -152,10 +146,7 @@ class StampOrder:
 def look(
     image: np.ndarray, stamp_ns: int, order: StampOrder, previous: Seen | None, max_gap_ms: float
 ) -> tuple[Seen | None, str | None]:
-    """What is seen of the next frame, and why it does not continue the stream of the previous one; None if it does.
-
-    :returns: None and the reason where the frame is to be left out.
-    """
+    """What is seen of the next frame (None: it is to be left out), and why it does not continue the stream, if so."""
     if (reason := order.why_out(stamp_ns)) is not None:
         return None, reason
     seen = Seen.of(image, stamp_ns)

@@ -38,10 +38,6 @@ class StageTimes:
     def begin(self, pixels: int) -> None:
         """Begin another piece of work, on frames that are processed with this number of pixels."""
         self._laps: list[tuple[str, Any, Any]] = []
-        self.restart()
-
-    def restart(self) -> None:
-        """Let the next stage begin now. The time since the last one belongs to no stage."""
         self._last = self._mark()
 
     def lap(self, name: str) -> None:
@@ -127,9 +123,8 @@ class CostModel:
     Each batch size has a model of its own (``of_batch``). Until a stage is measured there, it is expected to cost as
     much as the frames one after the other.
 
-    :param single: the model of single frames, if this one is of batches; it has the load of the machine.
+    :param single: the model of single frames, if this one is of batches; its ``load`` is that of the machine.
     :ivar stages: what is known, by the number of pixels of a frame, then by stage.
-    :ivar load: how many times longer everything takes than when it was learnt; of a batch, not used.
     """
 
     def __init__(self, single: CostModel | None = None, batch_size: int = 1) -> None:
@@ -181,27 +176,21 @@ class CostModel:
         return self.expected(pixels, *names).high
 
     def frames(self, pixels: int, most: int, *besides: str) -> list[float]:
-        """The costs that a frame with 0, 1, ..., ``most`` iterations rarely exceeds, ms.
-
-        :param besides: the stages that not every frame has, ``PREPARE`` and ``REENCODE``, if this one has them.
-        """
+        """What a frame with 0, 1, ..., ``most`` iterations, and ``besides`` the usual stages these, rarely exceeds, ms."""
         fixed, one = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides), self.expected(pixels, ITERATION)
         return [fixed.plus(one, count).high for count in range(most + 1)]
 
     def rest(self, pixels: int, so_far_ms: Mapping[str, float]) -> tuple[float, float, float]:
-        """What rarely is exceeded by the rest of a frame whose stages took these times so far, ms.
+        """What the stages after the solve, an iteration, and the coarse solves of a cold start rarely exceed, ms each.
 
-        :returns: of all stages after the solve, of one iteration, and of the coarse solves of a cold start.
+        :param so_far_ms: what the earlier stages of the frame took.
         """
         slowdown = self.slowdown(pixels, so_far_ms)
         after, iteration, coarse = (self.high(pixels, *names) for names in (AFTER_SOLVE, (ITERATION,), (COARSE,)))
         return slowdown * after, slowdown * iteration, slowdown * coarse
 
     def slowdown(self, pixels: int, stage_ms: Mapping[str, float]) -> float:
-        """The time of the stages so far, divided by the time that they rarely exceed; at least 1.
-
-        It is the first sign of a slower machine, before the load follows.
-        """
+        """The time of the stages so far by what they rarely exceed, at least 1; the first sign of a slower machine."""
         rarely_ms = self.high(pixels, *stage_ms)
         return max(1.0, sum(stage_ms.values()) / rarely_ms) if rarely_ms > 0 else 1.0
 

@@ -133,8 +133,7 @@ class EagerEngine:
         :param ratio: the new scale by the old.
         """
         assert slot.last is not None
-        image = slot.last.image
-        (slot.last,) = self._encode([image], [resize_image(image, size)])
+        (slot.last,) = self._encode([slot.last.image], [resize_image(slot.last.image, size)])
         if slot.state is not None:
             slot.state = rescale(slot.state, slot.last.encoding.context.shape[-2:], ratio)
         self.stages.lap("reencode")

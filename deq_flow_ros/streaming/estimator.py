@@ -94,18 +94,14 @@ def keep_compiled_code(device: torch.device) -> Path | None:
 def _engine_of(model: DEQFlow, clock: Clock, runtime: str) -> EagerEngine:
     """The engine that all streams of a model share; it lives as long as somebody has it."""
     name, reason = choose_runtime(runtime, model.device)
-    engine = _engines.get((id(model), id(clock), name))
-    if engine is not None:
-        return engine
-    if reason:
-        LOG.warning("%s", reason)
-    if name == "compiled":
-        keep_compiled_code(model.device)
-    if name == "eager":
-        engine = EagerEngine(model, clock)
-    else:
-        engine = GraphEngine(model, clock, compiled=name == "compiled", note=reason)
-    _engines[id(model), id(clock), name] = engine
+    key, compiled = (id(model), id(clock), name), name == "compiled"
+    if (engine := _engines.get(key)) is None:
+        if reason:
+            LOG.warning("%s", reason)
+        if compiled:
+            keep_compiled_code(model.device)
+        made = EagerEngine(model, clock) if name == "eager" else GraphEngine(model, clock, None, compiled, note=reason)
+        engine = _engines[key] = made
     return engine
 
 

@@ -53,9 +53,8 @@ def unpack(
     solution: Solution, rows: np.ndarray, size: tuple[int, int], wanted: Wanted,
     came: Sequence[tuple[tuple[int, int, int, int], tuple[int, ...]]] = (),
 ) -> list[Solved]:  # fmt: skip
-    """What an engine answers, of the rows of what ``pack`` made, with fields at the resolution of their frames.
+    """What an engine answers, of the rows of what ``pack`` made of fields of (H, W), padding included.
 
-    :param size: (H, W) of the fields, padding included.
     :param came: of each sample the padding, for ``crop``, and (H, W) of the frame as it came; none for fields that are
         so already, which stay views of the rows.
     """

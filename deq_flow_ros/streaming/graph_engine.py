@@ -37,39 +37,37 @@ class Shelf:
 
     :param make: makes a workspace; slow. What it raises leaves the size without one.
     :param behind: whether those that streams ask for are made by a thread of their own, while the streams go on.
-    :ivar failures: by size, why there is no workspace.
+    :ivar spaces: what there is, by size, the one asked for last at the end.
+    :ivar failures: why there is none, by size.
     """
 
     def __init__(self, make: Callable[[Size], Workspace], behind: bool) -> None:
         self._make, self._behind = make, behind
-        self._spaces: OrderedDict[Size, Workspace] = OrderedDict()
+        self.spaces: OrderedDict[Size, Workspace] = OrderedDict()
         self._met: Counter[Size] = Counter()
         self._used: set[Size] = set()  # since the last one was made
         self._lock, self._making = threading.RLock(), threading.Lock()
         self._thread: threading.Thread | None = None
         self.failures: dict[Size, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._spaces)
-
     def get(self, size: Size) -> Workspace | None:
         """The workspace for a size; None as long as there is none."""
         with self._lock:
-            if size not in self._spaces:
+            if size not in self.spaces:
                 self._met[size] += 1
                 # Where all are in use, as by more cameras than there is room for, one more would push out another.
-                full = len(self._spaces) >= KEPT and self._used.issuperset(self._spaces)
+                full = len(self.spaces) >= KEPT and self._used.issuperset(self.spaces)
                 if self._met[size] >= MET and size not in self.failures and not full:
                     self._request(size)
-            if size in self._spaces:
-                self._spaces.move_to_end(size)
+            if size in self.spaces:
+                self.spaces.move_to_end(size)
                 self._used.add(size)
-            return self._spaces.get(size)
+            return self.spaces.get(size)
 
     def make(self, size: Size) -> None:
         """Make the workspace for a size now, unless there is one, or there was a failure."""
         with self._making:
-            if size in self._spaces or size in self.failures:
+            if size in self.spaces or size in self.failures:
                 return
             try:
                 space = self._make(size)
@@ -78,17 +76,17 @@ class Shelf:
                 self.failures[size] = _first_line(error)
                 return
             with self._lock:
-                self._spaces[size] = space
+                self.spaces[size] = space
                 self._used.clear()
-                while len(self._spaces) > KEPT:
-                    self._spaces.popitem(last=False)
+                while len(self.spaces) > KEPT:
+                    self.spaces.popitem(last=False)
 
     def clear(self) -> None:
         """Give all of them back, when those in the making are made."""
         if self._thread is not None:
             self._thread.join()
         with self._lock:
-            self._spaces.clear()
+            self.spaces.clear()
             self._met.clear()
             self.failures.clear()
 
@@ -133,7 +131,7 @@ class GraphEngine(EagerEngine):
     def about(self) -> str:
         kind = "compiled graphs" if self._compiled else "graphs"
         notes = [f"none for {size.processed}: {why}" for size, why in self._shelf.failures.items()]
-        return "; ".join(filter(None, (f"{kind} of {len(self._shelf)} size(s)", self._note, *notes)))
+        return "; ".join(filter(None, (f"{kind} of {len(self._shelf.spaces)} size(s)", self._note, *notes)))
 
     def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
         self._shelf.make(Size(source, size, batch))
@@ -144,11 +142,9 @@ class GraphEngine(EagerEngine):
 
     @torch.inference_mode()
     def encode(self, slots: Sequence[Slot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
-        self._space, self._loaded, self._paired = None, False, False
-        sources = {image.shape[:2] for image in images}
-        if len(sources) == 1 and len(set(sizes)) == 1:
-            self._space = self._shelf.get(Size((images[0].shape[0], images[0].shape[1]), sizes[0], len(images)))
-        space = self._space
+        self._loaded = self._paired = False
+        (height, width), alike = images[0].shape[:2], len({image.shape for image in images}) == len(set(sizes)) == 1
+        space = self._space = self._shelf.get(Size((height, width), sizes[0], len(images))) if alike else None
         if space is None:
             super().encode(slots, images, sizes)
             return

@@ -51,8 +51,7 @@ class Stream:
 
     :param max_pixels: the largest number of pixels of a processed frame.
     :param slot: what an engine keeps of the stream, which is cleared when that begins anew; nobody else looks into it.
-    :ivar reset_reason: why the next pair starts anew, or why the stream did with its last frame; None within a stream.
-    :ivar left_out: why the last frame was left out of the stream; None if it was not.
+    :ivar reset_reason: see ``FlowEstimator``, likewise ``left_out``.
     :ivar last: the first frame of the next pair; None: the next frame is a first one.
     :ivar warm: whether there is a state from which the next solve can start.
     :ivar ahead: whether that state was moved along already.

@@ -80,11 +80,6 @@ class Workspace:
     :ivar first: of the images whose pixels the flow lives on.
     :ivar second: features of the others.
     :ivar images: (B, 3, h, w) float32, both, for solving smaller versions.
-    :ivar start: where a solve begins.
-    :ivar likenesses: (B, 2) of a zero and the starting flow, page-locked.
-    :ivar tolerance: () float32, -1 for none.
-    :ivar samples: of the solve.
-    :ivar sign: () float32, of the direction in which what was found is carried along.
     :ivar packed: what ``pack`` makes, (B, N), by what is wanted.
     """
 
@@ -100,14 +95,14 @@ class Workspace:
         encoding, image = self.encode.outputs
         self.first, self.second = Encoding(*map(torch.zeros_like, encoding)), torch.zeros_like(encoding.features)
         self.images = torch.zeros_like(image), torch.zeros_like(image)
-        self.start = model.initial_state(encoding)
-        self.likenesses = device.pinned((size.batch, 2), torch.float32)
+        self.start = model.initial_state(encoding)  # of a solve
+        self.likenesses = device.pinned((size.batch, 2), torch.float32)  # at a flow of zero, and at that of the start
         self.match = device.capture(self._match, pool)
         self.pair: Captured[FlowProblem] = device.capture(self._pair, pool)
-        self.tolerance = torch.full((), -1.0, device=device.device)
+        self.tolerance = torch.full((), -1.0, device=device.device)  # -1: none
         rules = Rules(self.tolerance, keeps_best=False, look=False)
         self.samples = _kept(rules.begin(self.start))
-        self.sign = torch.ones((), device=device.device)
+        self.sign = torch.ones((), device=device.device)  # of the direction in which what was found is carried along
         self.carry: Captured[State] = device.capture(lambda: parts.move(self.samples.value, self.sign), pool)
         self.progress = Counted(device)
         self.begin = device.capture(lambda: self._begin(rules), pool)

@@ -66,7 +66,7 @@ def test_an_engine_of_ones_own_computes_for_any_number_of_streams(model: DEQFlow
     for i, frame in enumerate(frames(2)):
         results = update_together([UpdateRequest(estimator, frame, i * PERIOD_NS) for estimator in estimators])
     assert [result.info.batch_size for result in results if result is not None] == [2, 2]
-    with pytest.raises(ValueError, match="got several models"):
+    with pytest.raises(ValueError, match="one model, clock and runtime"):
         requests = [UpdateRequest(e, frame, 2 * PERIOD_NS) for e in (estimators[0], FlowEstimator(model))]
         update_together(requests)
     assert FlowEstimator(model).engine is FlowEstimator(model).engine

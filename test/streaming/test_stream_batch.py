@@ -187,7 +187,7 @@ def test_impossible_requests_change_no_stream(model: DEQFlow) -> None:
     update_together(requests(estimators, [images[0]] * 2, 0))
     with pytest.raises(ValueError, match="one frame at a time, got several requests for one estimator"):
         update_together(requests([estimators[0]] * 2, [images[1]] * 2, 1))
-    with pytest.raises(ValueError, match="got several models"):
+    with pytest.raises(ValueError, match="one model, clock and runtime"):
         update_together(requests([estimators[0], FlowEstimator(DEQFlow("nano"))], [images[1]] * 2, 1))
     with pytest.raises(ValueError, match=r"at least 16x16 pixels, got 64x8"):
         UpdateRequest(estimators[0], images[1][:8], PERIOD_NS)

@@ -46,5 +46,5 @@ def test_deadlines_and_latencies_are_those_of_the_clock(model: DEQFlow) -> None:
     last = results[-1]
     assert last is not None and last.info.latency_ms == 0 and not last.info.over_budget
     other = FlowEstimator(model)
-    with pytest.raises(ValueError, match="only estimators of one clock"):
+    with pytest.raises(ValueError, match="one model, clock and runtime"):
         update_together([UpdateRequest(estimator, stream[0], 0), UpdateRequest(other, stream[0], 0)])
