@@ -176,7 +176,7 @@ class CostModel:
         return self.expected(pixels, *names).high
 
     def frames(self, pixels: int, most: int, *besides: str) -> list[float]:
-        """What a frame with 0, 1, ..., ``most`` iterations, and ``besides`` the usual stages these, rarely exceeds, ms."""
+        """What a frame with 0, 1, ..., ``most`` iterations and the stages ``besides`` the usual rarely exceeds, ms."""
         fixed, one = self.expected(pixels, *BEFORE_SOLVE, *AFTER_SOLVE, *besides), self.expected(pixels, ITERATION)
         return [fixed.plus(one, count).high for count in range(most + 1)]
 
