@@ -15,20 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from deq_flow_ros.command_line import MOST_THREADS, CommandLine, exit_status, set_threads
+from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation
 from deq_flow_ros.evaluation.records import PROCESSED
-from deq_flow_ros.evaluation.report import (
-    BY_THE_CLOCK,
-    INDEX,
-    METRICS,
-    REPORT,
-    Evaluated,
-    comparison,
-    read_json,
-    terminal_rows,
-    write_overview,
-)
 from deq_flow_ros.evaluation.results import OccupiedError
 from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import StopRequest, keep_freed_memory
@@ -195,11 +185,11 @@ def evaluate(
     with evaluation.folder as folder:
         if folder.complete:
             console.print(f"{path}: already complete, see {out}")
-            metrics = read_json(out / METRICS) or {}
+            metrics = report.read_json(out / report.METRICS) or {}
             return 1 if metrics.get("problems") else 0, metrics
         console.print(evaluation.source.description)
         if not options.realtime and any(setting.budget_ms for setting in settings):
-            console.print(f"{BY_THE_CLOCK}; a simulation with --realtime can be repeated")
+            console.print(f"{report.BY_THE_CLOCK}; a simulation with --realtime can be repeated")
         metrics = evaluation.run(models, show, stop)
     print_results(out, metrics, console)
     if not metrics["complete"]:
@@ -217,9 +207,9 @@ def evaluate_all(
     :param one: evaluates a recording into a folder, as ``evaluate`` does.
     """
     out, status = options.out, 0
-    done: list[Evaluated] = []
+    done: list[report.Evaluated] = []
     found = find_recordings(options.bags, out)
-    write_overview(out / INDEX, done)
+    report.write_overview(out / report.INDEX, done)
     for number, path in enumerate(found, start=1):
         if stop.requested:
             break
@@ -227,16 +217,16 @@ def evaluate_all(
         name = path.relative_to(options.bags).as_posix()
         try:
             got, metrics = one(str(path), out / name)
-            done.append(Evaluated(name, "complete" if metrics["complete"] else "interrupted", metrics=metrics))
+            done.append(report.Evaluated(name, "complete" if metrics["complete"] else "interrupted", metrics=metrics))
         except (MediaError, OSError) as error:
             console.print(f"evaluate_bag: {error}", style="red")
             got, state = (2, "left as it was") if isinstance(error, OccupiedError) else (1, "failed")
-            done.append(Evaluated(name, state, str(error)))
+            done.append(report.Evaluated(name, state, str(error)))
         status = max(status, got)
-        write_overview(out / INDEX, done)
+        report.write_overview(out / report.INDEX, done)
     states = Counter(each.state for each in done)
     console.print(", ".join(f"{count} {state}" for state, count in states.items()))
-    console.print(f"{out / INDEX} links to all reports")
+    console.print(f"{out / report.INDEX} links to all reports")
     return status
 
 
@@ -246,7 +236,7 @@ def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:
     :param metrics: what was written to ``out``.
     """
     table = Table(show_header=False, title=metrics["input"]["description"], title_justify="left")
-    for name, value in terminal_rows(metrics):
+    for name, value in report.terminal_rows(metrics):
         table.add_row(name, value)
     console.print(table)
     if len(metrics["settings"]) > 1:
@@ -254,12 +244,12 @@ def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:
         table = Table("", title=f"over the {pairs} pairs for which every setting gave flow", title_justify="left")
         for figures in metrics["settings"]:
             table.add_column(figures["name"], justify="right")
-        for row in comparison(metrics):
+        for row in report.comparison(metrics):
             table.add_row(row.title, *row.values)
         console.print(table)
     run = metrics["run"]
     spent = "".join(f"{name} {100 * share:.1f} %, " for name, share in run["time_shares"].items())
     console.print(f"{run['seconds']:.1f} s: {spent}peak memory {run['peak_memory_mb']:.0f} MB")
-    console.print(f"{out / REPORT} and the files beside it")
+    console.print(f"{out / report.REPORT} and the files beside it")
     for problem in metrics["problems"]:
         console.print(f"evaluate_bag: {problem}", style="red")

@@ -26,7 +26,6 @@ from deq_flow_ros.evaluation.runs import (
     InputFrame,
     SettingRun,
     SimulatedRun,
-    Truth,
     folder_truth,
     scene_truth,
     unlike_number,
@@ -46,11 +45,8 @@ from deq_flow_ros.streaming.plan import scale_ladder
 
 Show = Callable[[int, FrameOutcome], None]
 """Called for every frame of the main setting with the number of frames done, and the outcome."""
-DECISIVE = (
-    "realtime", "topic", "fps", "stamps", "max_frames", "start", "stop", "consistency_every", "truth", "storage",
-    "no_bag", "images", "costs",
-)  # fmt: skip
-"""Options of ``evaluate_bag`` that the results depend on, beside the settings."""
+INDECISIVE = ("input", "bags", "out", "resume", "overwrite", "threads", "param", "compare")
+"""Options of ``evaluate_bag`` that the results do not depend on, or only by the settings."""
 
 
 class RecordingEvaluation:
@@ -74,7 +70,8 @@ class RecordingEvaluation:
         self._problems: dict[str, tuple[int, str]] = {}
         self._costs: dict[str, Any] = {}
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files_below(Path(self.path))]
-        plan = {name: getattr(options, name) for name in DECISIVE} | {"settings": list(map(asdict, settings))}
+        plan = {name: value for name, value in vars(options).items() if name not in INDECISIVE}
+        plan["settings"] = list(map(asdict, settings))
         identity = {"input": stats, "plan": plan, "version": versions().get("deq_flow_ros", "")}
         inputs = filter(None, (self.path, options.truth))
         how = (options.resume, options.overwrite)
@@ -156,10 +153,6 @@ class RecordingEvaluation:
             if previous is not None and frame.stamp_ns <= previous.stamp_ns:
                 kind = "have a stamp that is not after the one before (see --stamps record)"
                 self._note(kind, f"frame {index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns")
-            images = [one.image for one in (frame, previous) if one is not None and one.image is not None]
-            sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in images]
-            if len(set(sizes)) > 1:
-                self._note("have another size than the one before", f"frame {index}: {' after '.join(sizes)}")
             yield frame
             previous = frame
 
@@ -176,7 +169,9 @@ class RecordingEvaluation:
             raise MediaError(f"the setting {setting.name} is impossible: {error}") from error
         every = self._options.consistency_every
         reverse = ReverseFlow(setting, model, every) if every else None
-        common = (setting, estimator, self._truth(), reverse, self._shares)
+        folder = self._options.truth
+        truth = scene_truth(Path(self.path)) if folder is None else folder_truth(Path(folder))
+        common = (setting, estimator, truth, reverse, self._shares)
         if clock is not None:
             return SimulatedRun(clock, self.source.nominal_period_ns, *common)
         # Memory is taken and kernels are chosen before the first pair, whose time would show it.
@@ -207,10 +202,6 @@ class RecordingEvaluation:
         found = [(frame.image, frame.convert_ms) for frame in frames if frame.image is not None]
         alike = [(image, ms) for image, ms in found if image.shape == found[0][0].shape][:8]
         return [image for image, _ in alike], [ms for _, ms in alike]
-
-    def _truth(self) -> Truth | None:
-        truth = self._options.truth
-        return scene_truth(Path(self.path)) if truth is None else folder_truth(Path(truth))
 
     def _info(self, frames: int, complete: bool, played_s: float | None) -> RunInfo:
         skipped, noted = self.source.skipped, self._problems.items()

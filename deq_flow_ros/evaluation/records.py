@@ -257,7 +257,7 @@ def doubtful(frames: pd.DataFrame) -> Iterator[str]:
     """
     done = frames[frames.outcome == PROCESSED]
     unmatched, repeated = done[done.matched == 0], done[done.repeated == 1]
-    for name in SOURCE:
+    for name in (*SOURCE, "size"):
         other = frames[(frames.outcome == FIRST) & frames.reason.str.startswith(f"{name} changed")]
         if len(other):
             what = f"frames that have another {name} than the one before (two cameras on one topic?): {len(other)}"

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.gallery import Gallery, write_moving_pictures
 from deq_flow_ros.evaluation.records import (
     DROPPED,
@@ -30,17 +31,7 @@ from deq_flow_ros.evaluation.records import (
     doubtful,
     read_frames,
 )
-from deq_flow_ros.evaluation.report import (
-    ANIMATION,
-    FRAMES,
-    METRICS,
-    REPORT,
-    VIDEO,
-    SettingEntry,
-    compare,
-    read_json,
-    write_report,
-)
+from deq_flow_ros.evaluation.report import SettingEntry
 from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 from deq_flow_ros.imaging import MediaError
@@ -48,7 +39,7 @@ from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remov
 from deq_flow_ros.recordings.files import check_name, write_json, write_text
 from deq_flow_ros.streaming.interface import pair_values
 
-RESULTS = (REPORT, METRICS, VIDEO, ANIMATION, FRAMES)
+RESULTS = (report.REPORT, report.METRICS, report.VIDEO, report.ANIMATION, report.FRAMES)
 BAG, RECORDING = "flow", "recording"
 """Folders of the bag with the flow: what an evaluation wrote, and what a node published in a live run."""
 STATE, RUN = ".run", "run.json"
@@ -96,7 +87,7 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
         "complete": run.complete,
         "input": run.input,
         "settings": entries,
-        "comparison": compare(by_setting),
+        "comparison": report.compare(by_setting),
         "problems": [*run.problems, *doubtful(by_setting[settings[0].name])],
         "transport": run.transport,
         "run": {
@@ -192,12 +183,12 @@ class ResultFolder(ExitStack):
         self.begun = (self.state / RUN).is_file()
         if path.exists() and not path.is_dir():
             raise MediaError(f"cannot write to {path}: it is a file; choose another --out")
-        before = (read_json(self.state / RUN) or {}) if self.begun else {}
+        before = (report.read_json(self.state / RUN) or {}) if self.begun else {}
         if self.begun and resume:
             if other := [name for name, value in self._identity.items() if before.get(name) != value]:
                 has = f"the run in {path} had another {' and '.join(other)}; repeat its options, "
                 raise OccupiedError(f"{has}choose another --out, or start anew with --overwrite")
-            self.complete = bool(before.get("complete")) and read_json(path / METRICS) is not None
+            self.complete = bool(before.get("complete")) and report.read_json(path / report.METRICS) is not None
         elif self.begun and not overwrite:
             what, hint = "an interrupted run", "--resume starts it again, --overwrite replaces them"
             if before.get("complete"):
@@ -254,12 +245,16 @@ class ResultWriter(ExitStack):
     """
 
     def __init__(
-        self, folder: ResultFolder, settings: Sequence[SettingEntry], bag: FlowBag | None = None, images: bool = False
+        self,
+        folder: ResultFolder,
+        settings: Sequence[SettingEntry],
+        bag: FlowBag | None = None,
+        images: bool = False,
     ) -> None:
         super().__init__()
         self._out, self._settings, self._images = folder.path, settings, images
         self._galleries = {one.name: Gallery(folder.state / f"previews{n}") for n, one in enumerate(settings)}
-        self._table = FrameTable(self._out / FRAMES)
+        self._table = FrameTable(self._out / report.FRAMES)
         self.callback(self._table.close)
         self._bag = None if bag is None else self.enter_context(bag)
 
@@ -287,12 +282,12 @@ class ResultWriter(ExitStack):
 
         :returns: the metrics.
         """
-        frames = read_frames(self._out / FRAMES)
+        frames = read_frames(self._out / report.FRAMES)
         main, *others = self._settings
         there = [main, *(setting for setting in others if (frames.setting == setting.name).any())]
         metrics = summarise(there, frames, run)
-        write_json(self._out / METRICS, metrics)
-        write_report(self._out / REPORT, there, frames, metrics, self._galleries)
+        write_json(self._out / report.METRICS, metrics)
+        report.write_report(self._out / report.REPORT, there, frames, metrics, self._galleries)
         if len(self._galleries[main.name]):
-            write_moving_pictures(self._out / VIDEO, self._out / ANIMATION, self._galleries[main.name])
+            write_moving_pictures(self._out / report.VIDEO, self._out / report.ANIMATION, self._galleries[main.name])
         return metrics

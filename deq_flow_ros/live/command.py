@@ -33,20 +33,11 @@ from deq_flow_ros.evaluation.report import SettingEntry
 from deq_flow_ros.evaluation.results import RECORDING, ResultFolder, ResultWriter, RunInfo
 from deq_flow_ros.host import ChildError, TimeShares
 from deq_flow_ros.imaging import MAX_PAUSE_S, longest_gap_ms, stamp_to_ns
-from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, changes, look_closer, read_run
+from deq_flow_ros.live.played import COLD, COLD_NOTE, STREAMED, look_closer, read_run
 from deq_flow_ros.live.run import RunOptions, prepare_environment, run_live
 from deq_flow_ros.model import choose_precision, load_model
-from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
+from deq_flow_ros.recordings import Frame, MediaError, Source, bags, open_source
 from deq_flow_ros.recordings.bag_reader import read_messages
-from deq_flow_ros.recordings.bags import (
-    FLOW_TOPIC,
-    IMAGE_TOPIC,
-    STATISTICS_TOPIC,
-    FrameReport,
-    check_space,
-    report_of,
-    take_account,
-)
 from deq_flow_ros.recordings.files import sha256
 from deq_flow_ros.ros.parameters import NodeSettings
 from deq_flow_ros.streaming import EstimatorSettings
@@ -135,7 +126,7 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         first = None if source.live else next((frame for frame in source.frames() if not frame.problem), None)
         folder.begin()
         if first is not None:
-            check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
+            bags.check_space(out, frames or source.count or 0, first.height, first.width, "play less with --seconds")
         play = [path, "--rate", str(rate), "--max-frames", str(frames), "--topic", options.topic or ""]
         play += ["--start", str(options.start), "--stop", str(options.stop), "--fps", str(options.fps or 0)]
         play += ["--max-pause-s", str(options.max_pause_s)]
@@ -148,9 +139,11 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         published = run_live(run, console.print)
         if not published.stamps_ns:
             raise ChildError(f"the player published no frame; see {run.logs / 'player.log'}")
-        reports = [report_of(message) for _, _, message in read_messages(run.bag, STATISTICS_TOPIC)]
-        flow_stamps_ns = [stamp_to_ns(message.header.stamp) for _, _, message in read_messages(run.bag, FLOW_TOPIC)]
-        account = take_account(published.stamps_ns, reports, flow_stamps_ns)
+        reports = [bags.report_of(message) for _, _, message in read_messages(run.bag, bags.STATISTICS_TOPIC)]
+        flow_stamps_ns = [
+            stamp_to_ns(message.header.stamp) for _, _, message in read_messages(run.bag, bags.FLOW_TOPIC)
+        ]
+        account = bags.take_account(published.stamps_ns, reports, flow_stamps_ns)
         counts = {"published": len(published.stamps_ns), "received": len(reports), "recorded": len(flow_stamps_ns)}
         if not flow_stamps_ns:
             why = {**account.first_reasons, **account.drop_reasons}
@@ -160,10 +153,10 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         digest = "" if frames or not source.whole else sha256(Path(path))
         about = RunInfo(
             "live", {"description": description, "path": path, "sha256": digest, "topic": options.topic, "rate": rate},
-            played_s=published.seconds, problems=account.problems + changes(account.first_reasons), transport=counts,
+            played_s=published.seconds, problems=account.problems, transport=counts,
             threads=NodeSettings(threads=int(parameters.get("threads", 0))).compute_threads(),
         )  # fmt: skip
-        played = open_source(run.bag, IMAGE_TOPIC) if source.live else source
+        played = open_source(run.bag, bags.IMAGE_TOPIC) if source.live else source
         metrics = _analyse(options, folder, run, published.stamps_ns, reports, played, about, console)
         folder.finish(complete=True)
     print_results(out, metrics, console)
@@ -199,7 +192,7 @@ def _extent(options: argparse.Namespace, source: Source, console: Console) -> tu
 
 def _analyse(
     options: argparse.Namespace, folder: ResultFolder, run: RunOptions, published_ns: Sequence[int],
-    reports: Sequence[FrameReport], source: Source, about: RunInfo, console: Console,
+    reports: Sequence[bags.FrameReport], source: Source, about: RunInfo, console: Console,
 ) -> dict[str, Any]:  # fmt: skip
     """Hold what was recorded against the input, and write the results; returns the metrics."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))

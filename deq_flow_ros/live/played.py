@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,15 +36,6 @@ STREAMED, COLD = "streamed", "cold"
 COLD_NOTE = "some of the same pairs from a cold start: same iterations, no deadline, plus a coarse-to-fine start"
 OUT_OF_ORDER = 8
 """Fields that are recorded so many places later than their frame's turn are still found."""
-
-
-def changes(first_reasons: Mapping[str, int]) -> list[str]:
-    """What of the images changed midway, so that the stream started anew, as an evaluation without a node names it."""
-    return [
-        f"images whose {reason}, where the stream started anew: {number}"
-        for reason, number in first_reasons.items()
-        if re.match("(size|encoding|frame_id) changed from ", reason)
-    ]
 
 
 def read_run(

@@ -23,21 +23,11 @@ from sensor_msgs.msg import Image
 
 from deq_flow_ros.host import ChildError, Children
 from deq_flow_ros.imaging import MediaError
+from deq_flow_ros.recordings import bags
 from deq_flow_ros.recordings.bag_source import IMAGE
-from deq_flow_ros.recordings.bags import (
-    COLOR_TOPIC,
-    DIAGNOSTIC_ARRAY,
-    FLOW_TOPIC,
-    IMAGE_TOPIC,
-    RESIDUAL_TOPIC,
-    STATISTICS_TOPIC,
-    BagWriter,
-    remove_recording,
-    report_of,
-)
 from deq_flow_ros.ros import process
 
-RECORDED_TOPICS = (FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, STATISTICS_TOPIC)
+RECORDED_TOPICS = (bags.FLOW_TOPIC, bags.COLOR_TOPIC, bags.RESIDUAL_TOPIC, bags.STATISTICS_TOPIC)
 """Names in the recording. While a run lasts, they stand in a namespace of its own, so that neither a robot nor another
 run in the same ROS domain gets mixed up with it.
 """
@@ -96,11 +86,11 @@ def run_live(options: RunOptions, show: Callable[[str], None]) -> Published:
     :raises ChildError: when a process fails.
     :raises MediaError: where something else is at the recording's place, or it cannot be written.
     """
-    remove_recording(options.bag, RECORDED_TOPICS)
+    bags.remove_recording(options.bag, RECORDED_TOPICS)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = Node("evaluate_bag")
     try:
-        with BagWriter(options.bag, options.storage) as writer, Children(options.logs) as children:
+        with bags.BagWriter(options.bag, options.storage) as writer, Children(options.logs) as children:
             return _Run(options, node, writer, children, show).play()
     except (OSError, sqlite3.Error) as error:  # the disk is full
         raise MediaError(f"recording to {options.bag} failed: {error}") from error
@@ -113,7 +103,7 @@ class _Run:
     """One run, and what has come of it so far."""
 
     def __init__(
-        self, options: RunOptions, node: Node, writer: BagWriter, children: Children, show: Callable[[str], None]
+        self, options: RunOptions, node: Node, writer: bags.BagWriter, children: Children, show: Callable[[str], None]
     ) -> None:
         self.options, self.node, self.writer, self.children, self.show = options, node, writer, children, show
         self.executor = SingleThreadedExecutor()
@@ -121,17 +111,17 @@ class _Run:
         self.space = f"/evaluate_{os.getpid()}"
         self.phase, self.latency, self.shown_s = "loading the model", "", 0.0
         self.messages = self.reports = self.dropped = 0
-        for topic in (*RECORDED_TOPICS, *([IMAGE_TOPIC] if options.live else [])):
-            kind = DiagnosticArray if topic == STATISTICS_TOPIC else Image
+        for topic in (*RECORDED_TOPICS, *([bags.IMAGE_TOPIC] if options.live else [])):
+            kind = DiagnosticArray if topic == bags.STATISTICS_TOPIC else Image
             node.create_subscription(kind, self.space + topic, partial(self.record, topic), QOS, raw=True)
 
     def record(self, topic: str, data: bytes) -> None:
         """Take in a message as it came."""
-        statistics = topic == STATISTICS_TOPIC
-        self.writer.write_raw(topic, DIAGNOSTIC_ARRAY if statistics else IMAGE, data, time.time_ns())
+        statistics = topic == bags.STATISTICS_TOPIC
+        self.writer.write_raw(topic, bags.DIAGNOSTIC_ARRAY if statistics else IMAGE, data, time.time_ns())
         self.messages += 1
         if statistics:
-            report = report_of(deserialize_message(data, DiagnosticArray))
+            report = bags.report_of(deserialize_message(data, DiagnosticArray))
             self.reports += 1
             self.dropped += report.outcome == "dropped"
             if report.outcome == "processed":
@@ -147,7 +137,7 @@ class _Run:
 
     def play(self) -> Published:
         """Start the processes one after the other, and end them."""
-        options, children, image = self.options, self.children, self.space + IMAGE_TOPIC
+        options, children, image = self.options, self.children, self.space + bags.IMAGE_TOPIC
         remap = ["-r", f"__ns:={self.space}", "-r", f"~/image:={image}"]
         # Here we are known to the node a moment later than it is to us: it must not wait for us.
         parameters = {**options.node_parameters, "autostart": "true", "exit_on_failure": "true", "always_on": "true"}

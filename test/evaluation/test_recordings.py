@@ -53,7 +53,10 @@ def test_mixed_sizes_broken_stamps_and_unreadable_images_are_named_and_the_rest_
     said = "\n".join(metrics_of(tmp_path / "out")["problems"])
     assert "frames that cannot be read: 1; the first is frame 3: unknown encoding" in said
     assert "frames that have a stamp that is not after the one before" in said and "frame 5" in said
-    assert "frames that have another size than the one before: 1; the first is frame 7: 32x32 after 64x48" in said
+    assert (
+        "frames that have another size than the one before (two cameras on one topic?): 1; the first is frame 7: size"
+        in said
+    )
     again = tmp_path / "again"
     assert evaluate(bag, "--out", again, "--stamps", "record", "--no-bag", "--max-frames", 6) == 1
     assert "have a stamp" not in "\n".join(metrics_of(again)["problems"])

@@ -180,7 +180,7 @@ options = live_run.RunOptions(
     [{str(pictures)!r}, "--rate", "0.2", "--max-frames", "8"], True, parameters, Path("bag"), Path("logs"), "sqlite3"
 )
 published = live_run.run_live(options, lambda line: None)
-frames = list(open_source("bag", live_run.IMAGE_TOPIC).frames())
+frames = list(open_source("bag", live_run.bags.IMAGE_TOPIC).frames())
 print(json.dumps([published.stamps_ns, [frame.stamp_ns for frame in frames], published.seconds]))
 """
     result = subprocess.run(

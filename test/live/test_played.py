@@ -14,7 +14,7 @@ from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED
 from deq_flow_ros.evaluation.report import SettingEntry
 from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter, RunInfo
 from deq_flow_ros.imaging import frame_from_array
-from deq_flow_ros.live.played import COLD, STREAMED, changes, look_closer, read_run, solve_cold
+from deq_flow_ros.live.played import COLD, STREAMED, look_closer, read_run, solve_cold
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import Frame, MediaError, open_source
 from deq_flow_ros.recordings.bag_reader import read_messages
@@ -192,9 +192,3 @@ def test_a_clock_that_was_set_back_does_not_mix_up_the_rows(played: tuple[str, P
     for arrived in (reports, [reports[1], *reports[2:], reports[0]]):
         found = [outcome.record for outcome in read_run(recording, stamps, arrived, video, None)]
         assert [record.reason for record in found] == ["0", "1", "2", "3", "4"]
-
-
-def test_images_that_change_their_size_in_a_live_run_are_named() -> None:
-    """Without a node, evaluate_bag says so and ends with status 1; with one, it must not pass over it."""
-    said = changes({"start": 1, "scene cut": 2, "size changed from 160x120 to 320x240": 3})
-    assert said == ["images whose size changed from 160x120 to 320x240, where the stream started anew: 3"]
