@@ -193,10 +193,13 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
     def x_of(own: pd.DataFrame) -> np.ndarray:
         return ((own.stamp_ns - start_ns) * 1e-9 if timed else own["index"]).to_numpy(float)
 
-    def points(axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None = None) -> None:
+    def points(
+        axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None = None, line: str = ""
+    ) -> None:
         known = own[(own.outcome == PROCESSED) & own[column].notna()]
         if len(known):  # as pixels: an hour has 100,000 of them
-            axes.plot(x_of(known), known[column], ".", color=colour, markersize=3.5, label=label, rasterized=True)
+            dots = axes.plot(x_of(known), known[column], marker=".", markersize=3.5, linestyle=line, linewidth=0.7)
+            dots[0].set(color=colour, label=label, rasterized=True)
         axes.set_xlim(0, 1.02 * max(x_of(main), default=0) or 1)
 
     def latency(axes: Axes) -> None:
@@ -228,7 +231,8 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
             if baseline:
                 points(axes, main, baseline, MUTED, baseline_label)
             for (name, own), colour in coloured:
-                points(axes, own, column, colour, name if len(frames) > 1 else "flow" if baseline else None)
+                several = len(frames) > 1
+                points(axes, own, column, colour, name if several else "flow" if baseline else None, "-" * several)
 
         return draw
 
