@@ -263,16 +263,15 @@ def spare_cores(threads: int) -> int:
 
 
 def load_ahead(samples: Dataset[Clip], first: int, batch: int, workers: int) -> Generator[Clip, None, None]:
-    """The samples from number ``first`` on, one by one; ``close`` ends the workers after the sample in hand.
+    """Batches of samples, in order from number ``first`` on; ``close`` ends the workers after the batches in hand.
 
-    :param batch: two of so many samples are made ahead.
-    :param workers: processes that make them; 0: each is made when it is asked for.
+    :param workers: processes that make them, two of each ahead; 0: each is made when it is asked for.
     """
     # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever.
     cv2.setNumThreads(0)
     yield from DataLoader(
-        samples, batch_size=None, sampler=([number] for number in itertools.count(first)), num_workers=workers,
-        prefetch_factor=2 + 2 * batch // workers if workers else None, worker_init_fn=_begin_worker,
+        samples, batch_size=None, sampler=(range(n, n + batch) for n in itertools.count(first, batch)),
+        num_workers=workers, worker_init_fn=_begin_worker,
     )  # fmt: skip
 
 

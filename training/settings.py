@@ -144,8 +144,9 @@ class SceneSettings:
 
     height: Annotated[Count, Field(ge=16)]
     width: Annotated[Count, Field(ge=16)]
+    # Typical motion of background and layers between two frames: log-uniform between these.
     max_displacement_px: Positive
-    min_displacement_px: Positive = 0.5  # both: typical motion of background and layers between two frames
+    min_displacement_px: Positive = 0.5
     frames: Annotated[Count, Field(ge=2)] = 3  # per clip
     max_layers: Annotated[Natural, Field(le=8)] = 8  # over the background
     static_share: Share = 0.06  # nothing moves but noise and light

@@ -29,14 +29,13 @@ from deq_flow_ros.command_line import CommandLine, exit_status, named_path
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
 from training import STARTED
-from training.flow_dataset import Clip
 from training.recipe import Recipe, read_recipe, recipe_names
 from training.run import MODEL, Run, Validator
 from training.samples import choose_workers, load_ahead, spare_cores, training_samples, transform
 from training.settings import parse_change, parse_duration
 
 MEASURED_BATCHES = 4  # made and trained on in turns, at the start of a stage
-EXIT_SECONDS = 1.0  # for the end of the workers and of the process
+EXIT_SECONDS = 1.5  # for the end of the workers and of the process
 CHECKPOINTS = 20  # of a timed run, at least: a kill costs no more than this part of it
 SHOWN = ("epe_cold", "epe_warm", "matching", "waiting")
 
@@ -138,13 +137,13 @@ class Training:
             run.enter(stage)
             self.samples = training_samples(run.recipe)
             self.workers = self.options.workers
-        batch, clip = run.recipe.data.batch, None
+        clip = None
         measured: list[tuple[float, float]] = []
-        with closing(load_ahead(self.samples, run.clips, batch, self.workers or 0)) as clips:
+        with closing(load_ahead(self.samples, run.clips, run.recipe.data.batch, self.workers or 0)) as clips:
             while (progress := self.position()) < 1 and self.recipe.stage_at(progress) == stage:
                 began = self.seconds()
                 if clip is None:
-                    clip = Clip.join([next(clips).to(run.device) for _ in range(batch)])
+                    clip = next(clips).to(run.device)
                     making = self.seconds() - began
                 waited = self.seconds() - began
                 figures = run.train_step(transform(clip, run.use), progress if self.timed else None)

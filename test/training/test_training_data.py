@@ -59,7 +59,7 @@ def test_a_sample_is_a_function_of_its_number(root: Path) -> None:
     samples = mix(root)
     whole = samples[range(8)]
     with closing(load_ahead(pickle.loads(pickle.dumps(samples)), 0, batch=4, workers=2)) as clips:
-        elsewhere = Clip.join([next(clips) for _ in range(8)])
+        elsewhere = Clip.join([next(clips) for _ in range(2)])
     for name in ("images", "flow", "valid", "occluded", "numbers"):
         assert torch.equal(getattr(whole, name), getattr(elsewhere, name)), name
     assert not torch.equal(whole.images[:4], whole.images[4:])

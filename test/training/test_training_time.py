@@ -199,17 +199,17 @@ class Slow:
     """Samples that take their time."""
 
     def __getitem__(self, numbers: Sequence[int]) -> Clip:
-        time.sleep(0.1)
-        return Clip(*(torch.tensor(numbers) for _ in range(4)))
+        time.sleep(0.1 * len(numbers))
+        return Clip(*(torch.tensor(list(numbers)) for _ in range(4)))
 
 
 def test_workers_end_soon_and_keep_the_order() -> None:
-    """Why: what was made ahead for a large batch would hold up the end of a timed run, and each change of stage."""
-    with closing(load_ahead(Slow(), 3, batch=90, workers=2)) as clips:  # type: ignore[arg-type]
-        got = [next(clips).images.item() for _ in range(5)]
+    """Why: what is still to be made ahead would hold up the end of a timed run, and each change of stage."""
+    with closing(load_ahead(Slow(), 3, batch=10, workers=2)) as clips:  # type: ignore[arg-type]
+        got = [next(clips).images.tolist() for _ in range(3)]
         began = time.monotonic()
-    assert got == [3, 4, 5, 6, 7]
-    assert time.monotonic() - began < 2
+    assert got == [list(range(n, n + 10)) for n in (3, 13, 23)]
+    assert time.monotonic() - began < 1.9  # two batches of each worker take two seconds, those in hand one
 
 
 def test_workers_are_as_many_as_it_takes() -> None:
