@@ -92,7 +92,7 @@ class EagerEngine:
         return "eager"
 
     def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
-        """Do now what is else done while a stream goes on: what frames of a (H, W) need once, processed at a size."""
+        """Do ahead what frames of a (H, W) need once for a processed size; else it is done while a stream goes on."""
 
     def close(self) -> None:
         """Give back what was made once for each size; a later frame makes it again."""
