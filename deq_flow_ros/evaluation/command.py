@@ -130,8 +130,8 @@ def main(arguments: Sequence[str]) -> int:
                 return one(options.input, options.out)[0]
             return evaluate_all(options, console, stop, one)
 
-    interrupted = "interrupted; --resume goes on with what is not complete"
-    return exit_status(work, prefix="evaluate_bag", interrupted=interrupted)
+    later = "interrupted; --resume goes on with what is not complete"
+    return exit_status(work, prefix="evaluate_bag", interrupted=later)
 
 
 def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:
@@ -178,9 +178,8 @@ def evaluate(
         if (now_s := time.monotonic()) - printed_s > LINE_S:
             printed_s, record = now_s, latest.record
             text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
-            console.print(
-                f"frame {done} of {evaluation.frames or '?'}, {text}, {done / (now_s - began_s):.1f} frames/s"
-            )
+            rate = f"{done / (now_s - began_s):.1f} frames/s"
+            console.print(f"frame {done} of {evaluation.frames or '?'}, {text}, {rate}")
 
     with evaluation.folder as folder:
         if folder.complete:
@@ -206,9 +205,8 @@ def evaluate_all(
 
     :param one: evaluates a recording into a folder, as ``evaluate`` does.
     """
-    out, status = options.out, 0
+    out, status, found = options.out, 0, find_recordings(options.bags, options.out)
     done: list[report.Evaluated] = []
-    found = find_recordings(options.bags, out)
     report.write_overview(out / report.INDEX, done)
     for number, path in enumerate(found, start=1):
         if stop.requested:

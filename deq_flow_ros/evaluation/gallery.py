@@ -193,9 +193,7 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
     def x_of(own: pd.DataFrame) -> np.ndarray:
         return ((own.stamp_ns - start_ns) * 1e-9 if timed else own["index"]).to_numpy(float)
 
-    def points(
-        axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str | None = None, line: str = ""
-    ) -> None:
+    def points(axes: Axes, own: pd.DataFrame, column: str, colour: str, label: str = "", line: str = "") -> None:
         known = own[(own.outcome == PROCESSED) & own[column].notna()]
         if len(known):  # as pixels: an hour has 100,000 of them
             dots = axes.plot(x_of(known), known[column], marker=".", markersize=3.5, linestyle=line, linewidth=0.7)
@@ -204,7 +202,7 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
 
     def latency(axes: Axes) -> None:
         late = main.over_budget == 1
-        points(axes, main[~late], "latency_ms", COLOURS[0], "in time" if budget_ms else None)
+        points(axes, main[~late], "latency_ms", COLOURS[0], "in time" if budget_ms else "")
         points(axes, main[late], "latency_ms", BAD, "late")
         if budget_ms:
             axes.axhline(budget_ms, color=BAD, linewidth=1, linestyle="--", label="budget")
@@ -232,7 +230,7 @@ def run_plots(frames: Mapping[str, pd.DataFrame], budget_ms: float | None, error
                 points(axes, main, baseline, MUTED, baseline_label)
             for (name, own), colour in coloured:
                 several = len(frames) > 1
-                points(axes, own, column, colour, name if several else "flow" if baseline else None, "-" * several)
+                points(axes, own, column, colour, name if several else "flow" if baseline else "", "-" * several)
 
         return draw
 

@@ -73,9 +73,8 @@ class RecordingEvaluation:
         plan = {name: value for name, value in vars(options).items() if name not in INDECISIVE}
         plan["settings"] = list(map(asdict, settings))
         identity = {"input": stats, "plan": plan, "version": versions().get("deq_flow_ros", "")}
-        inputs = filter(None, (self.path, options.truth))
-        how = (options.resume, options.overwrite)
-        self.folder = ResultFolder(out, json.loads(json.dumps(identity)), inputs, *how)
+        identity, inputs = json.loads(json.dumps(identity)), filter(None, (self.path, options.truth))
+        self.folder = ResultFolder(out, identity, inputs, options.resume, options.overwrite)
 
     def _open(self) -> Source:
         options = self._options
