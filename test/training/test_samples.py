@@ -187,7 +187,7 @@ def test_the_eraser_hides_parts_of_image_2_only() -> None:
 
 
 def test_all_randomness_is_the_generator_that_is_given() -> None:
-    """Why: exact resume and distributed training need each sample to be a function of its seed."""
+    """Why: exact resume and workers need each sample to be a function of its seed."""
     augmentation = Augmentation((64, 80))
     results = []
     for global_seed in (0, 1):
