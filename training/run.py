@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from deq_flow_ros.host import replacing
 from deq_flow_ros.model import Architecture, DEQFlow, load_model, save_model
 from deq_flow_ros.model.weights import replace_file
 from training.evaluate import group_means, model_flow, pair_error
@@ -117,14 +118,14 @@ class Run:
 
     def keep_seconds(self, seconds: float) -> None:
         """Write how long the run has taken: one that is killed has taken longer than its last checkpoint says."""
-        with suppress(OSError):  # a full disk is for the next checkpoint to report
-            (self.out / SECONDS).write_text(f"{seconds:.2f}\n")
+        with suppress(OSError), replacing(self.out / SECONDS, flush=False) as temporary:
+            temporary.write_text(f"{seconds:.2f}\n")  # a full disk is for the next checkpoint to report
 
     def kept_seconds(self) -> float:
         """The time that was last written, or that of the last checkpoint if it is later."""
         try:
             return max(self.seconds, float((self.out / SECONDS).read_text()))
-        except (OSError, ValueError):  # a kill may have come while it was written
+        except (OSError, ValueError):
             return self.seconds
 
     @property
