@@ -83,7 +83,7 @@ def _opened(path: Path) -> Iterator[tuple[apsw.Connection, dict[int, Channel]]]:
                 yield connection, _channels(connection)
             finally:
                 connection.close(True)
-        except apsw.Error as error:
+        except (apsw.Error, UnicodeDecodeError) as error:  # damaged text may be none
             raise Damage(f"SQLite cannot read it, or cannot read on ({error})") from error
 
 

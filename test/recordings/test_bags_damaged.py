@@ -229,6 +229,16 @@ def test_what_lies_beside_the_images_may_be_undecodable_too(tmp_path: Path) -> N
         list(read_messages(tmp_path / "bag", "/broken"))
 
 
+def test_a_damaged_name_of_a_topic_in_sqlite_is_named(tmp_path: Path) -> None:
+    """SQLite gives text as it lies there, and Python cannot decode all of it."""
+    file = next(write(tmp_path / "bag", range(2), "sqlite3").glob("*.db3"))
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("update topics set name = cast(x'2f63bf' as text)")
+        database.commit()
+    with pytest.raises(MediaError, match=r"bag\.db3 is damaged: SQLite cannot read it.* decode byte 0xbf"):
+        open_source(file)
+
+
 def test_an_unknown_compression_is_named(tmp_path: Path) -> None:
     """Guessing would read garbage."""
     bag = write(tmp_path / "bag", range(2))
