@@ -151,16 +151,16 @@ def _drops(window: Window, span: str) -> Iterator[Trouble]:
     """Of images that cannot be used, and that do not fit into the order of the stamps: a single one is no matter."""
     faults = {kind: count for kind, count in window.drops.most_common() if kind not in BY_DESIGN}
     left_out = {kind: count for kind, count in faults.items() if kind.endswith(LEFT_OUT)}
+    taken = sum(sample.outcome != "dropped" for sample in window.samples)
     if unusable := {kind: count for kind, count in faults.items() if kind not in left_out}:
         why = f"{'because' if len(unusable) == 1 else 'most because'}: {window.latest_reason(next(iter(unusable)))}"
-        level = WARN if any(sample.outcome != "dropped" for sample in window.samples) else ERROR
-        yield level, f"{sum(unusable.values())} images could not be used {span}, {why}"
+        yield WARN if taken else ERROR, f"{sum(unusable.values())} images could not be used {span}, {why}"
     if (count := sum(left_out.values())) > WORTH_A_WARNING * window.received:
         why = window.latest_reason(next(iter(left_out))).removesuffix(f": {LEFT_OUT}")
         level = WARN if window.infos or not window.full else ERROR
         yield level, f"{count} of {window.received} images were left out {span}: {why}; {_STAMPS}"
     superseded = window.drops[SUPERSEDED]
-    if superseded and window.full and not window.infos and len(faults) == 0:
+    if superseded and window.full and not window.infos and not faults and taken < 2:
         yield ERROR, (
             f"no flow {span}: the worker is not answering, so that all {superseded} images were superseded by newer "
             "ones; a pair takes longer than this (set latency_budget_ms, or lower max_scale), or it hangs: restart the "
@@ -275,7 +275,7 @@ class ProcessStatus:
         now_cpu_s, now_wall_s = time.process_time(), time.monotonic()
         cores = (now_cpu_s - self._cpu_s) / max(1e-3, now_wall_s - self._wall_s)
         self._cpu_s, self._wall_s = now_cpu_s, now_wall_s
-        lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         rss, peak = (int(lines[key].split()[0]) * 1.024e-3 for key in ("VmRSS", "VmHWM"))  # kB of 1024 bytes; MB of 1e6
         device = "" if self._device is None else str(self._device)
         values = {"device": device, **self._about, "cpu_cores_used": f"{cores:.2f}"}

@@ -246,6 +246,15 @@ def test_breaks_and_flow_of_noise_now_and_then_are_told_where_they_are_often(cam
     assert look(camera)[0] == OK, "H.264 repeats pictures of a scene at rest now and then"
 
 
+def test_a_worker_that_starts_streams_is_not_said_to_hang(camera: CameraAt) -> None:
+    """A slow node whose camera has gaps supersedes images as well; to restart it would help nothing."""
+    for _ in range(60):
+        camera.gives_no_flow("first", "gap of 1500 ms, longer than 1000 ms", 0.1)
+        camera.gives_no_flow("dropped", SUPERSEDED, 0.1)
+    level, message, _ = look(camera)
+    assert level == WARN and "raise max_gap_ms" in message and "not answering" not in message
+
+
 def test_images_that_wait_for_their_turn_are_well(camera: CameraAt) -> None:
     """One image in a minute was asked for: none of the others within ten seconds is a fault."""
     camera.gives_no_flow("dropped", RATE_LIMITED, 20.0)
