@@ -40,7 +40,7 @@ from deq_flow_ros.streaming import RUNTIMES, FlowEstimator, choose_runtime
 
 PAIRWISE, UNROLLED = (24, 60), (12, 32)
 WARM_UP, EVERY = 5, 4
-"""Pairs before those that are measured; all but streams get each so-many-th of those."""
+"""Pairs that come before those that are measured; methods other than streams get every fourth of the measured ones."""
 FIRST_SCENE_FRAME = 20
 """The frame of the rendered drive at which the camera moves at its usual speed."""
 METHODS = {

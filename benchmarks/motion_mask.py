@@ -136,7 +136,7 @@ def run(options: argparse.Namespace, console: Console) -> Row:
         row = {"method": method, **figures_of(total), "min_motion_px": limit}
         figures[method] = max(figures.get(method, row), row, key=lambda each: each["IoU"])
     columns = {name: "{method}" if name == "method" else f"{{{name}:.3f}}" for name in figures[options.model]}
-    title = f"every {EVERY}. of {settings.frames} frames, {settings.width}x{settings.height}"
+    title = f"one in {EVERY} of {settings.frames} frames, {settings.width}x{settings.height}"
     print_table(console, title, columns, figures.values())
     if options.plot:
         step = max(1, len(shown) // 2 // SHOWN)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way of one frame through the files of the node, from its message to its published field, as it really is:
+"""The traced way of one frame through the files of the node, from its message to its published field.
 
     python test/walk.py [--figure docs/figures/walk.png]
 
@@ -194,7 +194,7 @@ def main() -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the walk")
-    parser.add_argument("--calls", action="store_true", help="print every change")
+    parser.add_argument("--calls", action="store_true", help="print each call into another file")
     arguments = parser.parse_args()
     walk = trace()
     entered = Counter(room for _, room, _ in walk.changes)
