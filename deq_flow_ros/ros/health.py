@@ -242,7 +242,10 @@ def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
     elif clocks.played or age_ms > ANOTHER_TIME_MS:
         yield OK, f"{stamps}, as those of a recording are, or of a camera whose clock was never set"
     else:
-        yield WARN, f"{stamps}: synchronise the clocks of the camera and of this machine; if it grows, mend their unit"
+        yield WARN, (
+            f"{stamps}: synchronise the clocks of the camera and of this machine; if the difference grows, the driver "
+            "of the camera fills in stamps in a wrong unit"
+        )
 
 
 def _duration(ms: float) -> str:
