@@ -163,7 +163,7 @@ def set_threads(threads: int | None) -> None:
 
 def exit_status(
     work: Callable[[], int], errors: Mapping[type[Exception], int] = USER_ERRORS, *, prefix: str = "error",
-    interrupted: str = "interrupted", stream: TextIO | None = None,
+    interrupted: str = "interrupted", stream: TextIO | None = None, exactly: bool = False,
 ) -> int:  # fmt: skip
     """Do the work of a command; returns its exit status.
 
@@ -175,6 +175,8 @@ def exit_status(
     :param prefix: what the line begins with.
     :param interrupted: what Ctrl-C leads to, in words, unless the exception has some.
     :param stream: where the line goes; None is standard output.
+    :param exactly: whether subclasses of ValueError and RuntimeError, unless they are among ``errors`` themselves, are
+        faults of the program.
     """
     for each in (sys.stdout, sys.stderr):
         if isinstance(each, TextIOWrapper):  # names of files may have signs that a terminal cannot show
@@ -185,6 +187,8 @@ def exit_status(
         say(f"{prefix}: {str(error) or interrupted}", stream)
         return INTERRUPTED
     except tuple(errors) as error:
+        if exactly and type(error) not in errors and not isinstance(error, (UserError, OSError)):
+            raise
         say(f"{prefix}: {_words(error)}", stream)
         return next(status for kind, status in errors.items() if isinstance(error, kind))
 

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from deq_flow_ros.command_line import MOST_THREADS, CommandLine, exit_status, set_threads
+from deq_flow_ros import UNUSABLE
+from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation
@@ -23,7 +24,7 @@ from deq_flow_ros.evaluation.results import OccupiedError
 from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging import MediaError
-from deq_flow_ros.model import PRECISIONS
+from deq_flow_ros.model import PRECISIONS, WeightsError
 from deq_flow_ros.recordings.files import find_recordings
 
 BUDGET_MS = 90.0
@@ -131,7 +132,8 @@ def main(arguments: Sequence[str]) -> int:
             return evaluate_all(options, console, stop, one)
 
     later = "interrupted; --resume goes on with what is not complete"
-    return exit_status(work, prefix="evaluate_bag", interrupted=later)
+    errors = {WeightsError: UNUSABLE, **USER_ERRORS}
+    return exit_status(work, errors, prefix="evaluate_bag", interrupted=later, exactly=True)
 
 
 def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:

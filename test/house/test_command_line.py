@@ -89,6 +89,13 @@ def test_an_error_of_ours_is_not_hidden() -> None:
         exit_status(work)
     assert exit_status(work, {KeyError: 3}) == 3 and exit_status(lambda: 1) == 1
 
+    def decode() -> int:
+        return int(b"\xff".decode())
+
+    assert exit_status(decode) == 2, "a kind of ValueError"
+    with pytest.raises(UnicodeDecodeError):
+        exit_status(decode, exactly=True)
+
 
 def test_no_other_module_makes_a_parser() -> None:
     """Checks of values, help and endings that each command has of its own drift apart."""
