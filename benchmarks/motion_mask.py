@@ -5,8 +5,8 @@
 
 The flow is that of the shipped model with the parameters of ``config/perception.yaml``, through the stream, frame by
 frame at 10 Hz. Beside it, with the same segmentation, are DIS flow, and sparse points tracked by KLT, each of which
-stands for the pixels nearest to it. Neither knows its uncertainty; of the limits ``LIMITS_PX`` for them, the best is
-shown.
+stands for the pixels nearest to it. Neither knows its uncertainty; of the limits 0.5, 1, 2 and 4 px for
+them, the best is shown.
 
 A body counts as moving in a pair of frames if it covers 0.5 % of the image, and half of its pixels move by 0.5 px or
 more by themselves. Smaller and slower ones are left out: they count neither for nor against. Precision, recall and IoU

@@ -5,7 +5,7 @@
 
 Every third image is 10 Hz, the rate of config/perception.yaml, with whose iterations and refinement the flow is
 computed. The last row leaves out the regions that show more than one surface, or one from near to far: it has those of
-whose pixels the middle half has true times within ``ALIKE`` of the median.
+whose pixels the middle half has true times within 20 % of the median.
 """
 
 from __future__ import annotations
