@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
-from deq_flow_ros.demo.textures import SIDE, TEXTURES, Atlas
-from deq_flow_ros.demo.world import FLOOR, Body, bodies_at, camera_at
+from deq_flow_ros.demo.world import FLOOR, SIDE, TEXTURES, Body, bodies_at, camera_at
 
 NEAR = 0.05  # in metres; what is nearer is not drawn
 SUPERSAMPLING = 2
+LEVELS = 8  # copies of a texture, each of half the size
 HAZE = np.array([150, 160, 172], np.float32)  # the colour into which distant things fade
 SENSOR_NOISE = 1.5  # standard deviation of the noise of every pixel, of 255
 
@@ -54,6 +55,46 @@ class _Part(NamedTuple):
     point: np.ndarray
 
 
+class _Atlas:
+    """All textures with their halved copies in one image, so that any number of surfaces is looked up in one call.
+
+    The halved copies ("mip levels") keep distant surfaces from flickering (Williams, "Pyramidal parametrics", 1983).
+    The same seed gives the same textures.
+    """
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+        textures = [np.clip(255 * make(rng, x, y), 0, 255).astype(np.uint8) for make in TEXTURES.values()]
+        sides = [SIDE >> level for level in range(LEVELS)]
+        self._left = np.cumsum([0] + [side + 2 for side in sides[:-1]]).astype(np.float32)
+        self._sides = np.array(sides, np.float32)
+        # One texel of the opposite edge all around each copy: interpolation runs over the seam.
+        self._image = np.zeros((len(textures) * (SIDE + 2), sum(side + 2 for side in sides), 3), np.uint8)
+        for number, texture in enumerate(textures):
+            for left, side in zip(self._left.astype(int), sides, strict=True):
+                small = cv2.resize(texture, (side, side), interpolation=cv2.INTER_AREA)
+                place = self._image[number * (SIDE + 2) :, left:][: side + 2, : side + 2]
+                place[:] = np.pad(small, ((1, 1), (1, 1), (0, 0)), mode="wrap")
+
+    def sample(
+        self, texture: np.ndarray | np.int32, u: np.ndarray, v: np.ndarray, density: np.ndarray, blend: np.ndarray
+    ) -> np.ndarray:
+        """(N, 3) uint8 RGB at the positions ``u``, ``v`` (N,) in units of the texture's side, any range.
+
+        :param texture: number in ``TEXTURES``.
+        :param density: (N,) texels per pixel, by which the level is chosen.
+        :param blend: (N,) 0..1, what happens between two levels: 0 takes the finer one, 1 the coarser.
+        """
+        level = np.clip(np.log2(np.maximum(density, 1.0)) + blend, 0, LEVELS - 1).astype(np.int32)
+        side = self._sides[level]
+        columns = (self._left[level] + (u - np.floor(u)) * side + 0.5).astype(np.float32)
+        rows = ((v - np.floor(v)) * side + (texture * (SIDE + 2) + 0.5)).astype(np.float32)
+        # OpenCV bounds the rows of a map by 32767, so the list of pixels goes in as a rectangle.
+        maps = [np.pad(part, (0, -len(u) % 1024)).reshape(-1, 1024) for part in (columns, rows)]
+        return cv2.remap(self._image, maps[0], maps[1], cv2.INTER_LINEAR).reshape(-1, 3)[: len(u)]
+
+
 class Scene:
     """Renders the frames of a stream and computes the exact flow between any two of them.
 
@@ -71,8 +112,8 @@ class Scene:
         self._principal = np.array([(width - 1) / 2, (height - 1) / 2])
 
     @cached_property
-    def _atlas(self) -> Atlas:
-        return Atlas(self.settings.seed)
+    def _atlas(self) -> _Atlas:
+        return _Atlas(self.settings.seed)
 
     def render(self, frame: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands and moves in the demo scene, and the way of the camera through it. Axes and units as in ``scene``."""
+"""What stands and moves in the demo scene, the textures that it is made of, and the way of the camera through it.
+
+Axes and units as in ``scene``.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 FLOOR = 1.0
 """Height of the floor: the camera drives one metre above it."""
 LAMP = np.array([-0.45, -0.80, -0.40])
 """Where the light comes from, in the world's axes: above, from the left, and from behind the camera."""
+SIDE = 512
+"""Texels along the side of a texture, which repeats seamlessly."""
 # The speed of the camera in m/s: cruise, brake, stand, start, cruise, dash, cruise; and the metres driven by each time.
 _WHEN, _SPEED = [0.0, 1.6, 1.95, 2.85, 3.3, 3.9, 4.2, 5.1, 5.4, 60.0], [1.2, 1.2, 0, 0, 1.2, 1.2, 3.6, 3.6, 1.2, 0]
 _TIMES = np.arange(0, 60, 0.001)
@@ -173,3 +179,105 @@ def bodies_at(time: float) -> tuple[Body, ...]:
     truck = _box((1.6, 1.3, 1.0), 4.2 - 1.25 * time, 14.5, "hazard", lift=0.1)
     cube = Body(np.full(3, 0.36), np.array([1.75, -0.25, 5.6]), _turn(1.4 * time, 0.5, 0.35), ("poster",))
     return (*_standing(), ball, pendulum, cart, truck, cube)
+
+
+def _noise(rng: np.random.Generator, slope: float) -> np.ndarray:
+    """(SIDE, SIDE) periodic noise with an amplitude spectrum 1 / f^slope, mean 0, standard deviation 1."""
+    frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]) * SIDE
+    spectrum = np.fft.rfft2(rng.standard_normal((SIDE, SIDE))) / np.maximum(frequency, 1.0) ** slope
+    spectrum[0, 0] = 0
+    noise = np.fft.irfft2(spectrum, (SIDE, SIDE))
+    return noise / noise.std()
+
+
+def _tint(grey: np.ndarray, *color: float) -> np.ndarray:
+    return grey[..., None] * np.array(color)
+
+
+def _edge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distance to the nearest edge of the unit square."""
+    return np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
+
+
+def _joints(
+    x: np.ndarray, y: np.ndarray, columns: int, rows: int, width: float, shift: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of tiles, every other row shifted by half a one: (True in the joints, number of tile)."""
+    row = np.floor(y * rows).astype(int)
+    along, across = x * columns + (0.5 * (row % 2) if shift else 0.0), y * rows
+    edge = np.minimum(np.minimum(along % 1, 1 - along % 1) / columns, np.minimum(across % 1, 1 - across % 1) / rows)
+    return edge < width / 2, (np.floor(along).astype(int) % columns) + columns * row
+
+
+def _floor(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    joint, tile = _joints(x, y, 4, 4, 0.012)
+    light = np.array([(number + number // 4) % 2 for number in range(16)]) * 0.22
+    grey = 0.50 + light[tile] + 0.04 * rng.standard_normal(16)[tile] + 0.05 * _noise(rng, 1.0) + 0.02 * _noise(rng, 0.2)
+    return _tint(np.where(joint, 0.28, grey), 1.0, 0.94, 0.86)
+
+
+def _wall(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    joint, tile = _joints(x, y, 6, 14, 0.012, shift=True)
+    brick = _tint(0.62 + 0.09 * rng.standard_normal(84)[tile] + 0.06 * _noise(rng, 0.9), 0.98, 0.62, 0.48)
+    return np.where(joint[..., None], _tint(0.66 + 0.04 * _noise(rng, 0.6), 1.0, 0.97, 0.92), brick)
+
+
+def _ceiling(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    joint, tile = _joints(x, y, 3, 3, 0.02)
+    grey = np.where(joint, 0.30, 0.62 + 0.03 * rng.standard_normal(9)[tile] + 0.03 * _noise(rng, 0.5))
+    return np.where((tile == 4)[..., None] & ~joint[..., None], 0.97, _tint(grey, 0.92, 0.96, 1.0))
+
+
+def _wood(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    planks, frame, brace = np.floor(x * 6).astype(int), _edge(x, y), np.abs(x - y) < 0.07
+    grain = np.sin(2 * np.pi * (8 * x + 0.5 * _noise(rng, 1.6) + rng.uniform(0, 1, 6)[planks])) * 0.05
+    grey = 0.66 + 0.07 * rng.standard_normal(6)[planks] + grain + 0.04 * _noise(rng, 0.6)
+    grey = np.where((x * 6) % 1 < 0.05, 0.25, grey)
+    grey = np.where(brace, 0.56 + 0.05 * _noise(rng, 0.8), grey)
+    grey = np.where(frame < 0.1, 0.50 + 0.05 * _noise(rng, 0.8), grey)
+    grey = np.where((np.abs(frame - 0.1) < 0.007) | (brace & (np.abs(x - y) > 0.062)), 0.18, grey)
+    return _tint(grey, 1.0, 0.76, 0.46)
+
+
+def _concrete(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    spots = (_noise(rng, 0.1) > 2.6) * 0.15
+    return _tint(0.58 + 0.09 * _noise(rng, 1.1) + 0.03 * _noise(rng, 0.0) - spots, 0.95, 0.97, 1.0)
+
+
+def _ball(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    colors = np.array([[0.92, 0.23, 0.20], [0.97, 0.96, 0.92], [0.18, 0.42, 0.85], [0.97, 0.80, 0.18]])
+    poles = ((y < 0.08) | (y > 0.92))[..., None]
+    return np.where(poles, colors[1], colors[np.floor(x * 8).astype(int) % 4]) * (1 + _tint(_noise(rng, 0.9), 0.06))
+
+
+def _hazard(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    color = np.where((((x + y) * 5) % 1 < 0.5)[..., None], [0.95, 0.74, 0.10], [0.12, 0.12, 0.13])
+    panel = (y > 0.3) & (y < 0.85)
+    rivet = panel & (np.hypot((x * 8) % 1 - 0.5, (y * 8) % 1 - 0.5) < 0.14)
+    color = np.where(rivet[..., None], 0.75, np.where(panel[..., None], [0.20, 0.48, 0.55], color))
+    return color * (1 + _tint(_noise(rng, 1.0), 0.07))
+
+
+def _poster(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    color = np.tile(np.array([0.93, 0.90, 0.80]), (SIDE, SIDE, 1))
+    for _ in range(26):
+        centre, radius, paint = rng.uniform(0.1, 0.9, 2), rng.uniform(0.03, 0.14), rng.uniform(0.1, 0.95, 3)
+        color[np.hypot(x - centre[0], y - centre[1]) < radius] = paint
+    ends = 0.1 + 0.75 * rng.uniform(0.5, 1, 35)[np.floor(y * 34).astype(int)]
+    color[(y > 0.74) & (y < 0.92) & ((y * 34) % 1 < 0.5) & (x > 0.1) & (x < ends)] = 0.15
+    color[_edge(x, y) < 0.03] = 0.2
+    return color * (1 + _tint(_noise(rng, 0.8), 0.03))
+
+
+def _metal(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    brushed = cv2.blur(rng.standard_normal((SIDE, SIDE)), (41, 1), borderType=cv2.BORDER_REFLECT)
+    slots = ((y * 12) % 1 < 0.35) & (x > 0.2) & (x < 0.8) & (y > 0.25) & (y < 0.75)
+    grey = np.where(slots, 0.22, 0.60 + 0.35 * brushed + 0.05 * _noise(rng, 1.2))
+    return _tint(grey, 0.86, 0.92, 1.0)
+
+
+TEXTURES = {
+    "floor": _floor, "wall": _wall, "ceiling": _ceiling, "wood": _wood, "concrete": _concrete, "ball": _ball,
+    "hazard": _hazard, "poster": _poster, "metal": _metal,
+}  # fmt: skip
+"""What makes each, of random numbers and the positions (SIDE, SIDE) of the texels: (SIDE, SIDE, 3) RGB, 0..1."""
