@@ -181,14 +181,14 @@ class Camera:
     def fail(self, frame: ReceivedFrame, error: Exception) -> None:
         """The account of a frame that something went wrong with, unless it has had it.
 
-        A ValueError means that the image cannot be used as things are; the stream stays as it was. After anything else
-        what is left in the estimator is unknown.
+        A ValueError before that means that the image cannot be used as things are; the stream stays as it was. After
+        anything else what is left in the estimator is unknown.
         """
-        unusable = isinstance(error, ValueError)
+        if isinstance(error, ValueError) and not frame.accounted:
+            return self.drop(frame, str(error))
         if not frame.accounted:
-            self.drop(frame, str(error) if unusable else f"{type(error).__name__}: {error}")
-        if not unusable:
-            self.recover(error)
+            self.drop(frame, f"{type(error).__name__}: {error}")
+        self.recover(error)
 
     def recover(self, error: Exception) -> None:
         """Start the stream anew after an error that nobody expected."""

@@ -15,6 +15,7 @@ import torch
 from sensor_msgs.msg import Image
 
 from deq_flow_ros.ros.accounts import SUPERSEDED
+from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.messages import ReceivedFrame
 from deq_flow_ros.ros.worker import FrameWorker
 
@@ -157,3 +158,23 @@ def test_an_error_in_one_frame_does_not_end_the_thread() -> None:
         worker.call(lambda: None, 10.0)
     worker.stop()
     assert failed == ["nobody expected this"] * 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("nobody expected this"), ValueError("nor this")], ids=repr)
+def test_an_error_after_a_frame_had_its_account_is_not_silent(error: Exception) -> None:
+    """A ValueError means an unusable image only where the image is read; elsewhere it is a fault like any other."""
+    recovered: list[Exception] = []
+    camera: Any = object.__new__(Camera)
+    camera.name, camera.last_arrival_ns, camera.last_shape = "", 0, (0, 0)
+    camera.recover = recovered.append
+
+    def begin(frame: ReceivedFrame, limit_ms: float | None) -> None:
+        frame.accounted = True
+        raise error
+
+    camera.begin = begin
+    worker = FrameWorker([camera], torch.device("cpu"), 0.0)
+    worker.take(camera, ReceivedFrame(Image(), time.monotonic_ns(), 0))
+    worker.call(lambda: None, 10.0)
+    worker.stop()
+    assert recovered == [error]
