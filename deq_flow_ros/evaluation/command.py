@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
             return evaluate_all(options, console, stop, one)
 
     later = "interrupted; --resume goes on with what is not complete"
-    errors = {WeightsError: UNUSABLE, **USER_ERRORS}
+    errors: dict[type[Exception], int] = {WeightsError: UNUSABLE, **USER_ERRORS}
     return exit_status(work, errors, prefix="evaluate_bag", interrupted=later, exactly=True)
 
 
