@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -114,6 +115,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    # The script has left it to the system while this module was imported, and a shell ignores it in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_freed_memory()
 
     def work() -> int:
