@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from std_msgs.msg import Header
 
@@ -24,6 +25,8 @@ UNHEARD = "nobody subscribes to the flow"
 BY_DESIGN = (SUPERSEDED, RATE_LIMITED, UNHEARD)
 """Reasons of drops that are no fault of the images; every other reason is one."""
 WINDOW_S = 10.0
+FEWEST_AGES = 9
+"""Of images, to tell how their stamps advance."""
 MAX_REASON = 500
 """Characters kept of a reason; it may quote the camera."""
 
@@ -68,6 +71,15 @@ class Window:
     def ages_ms(self) -> list[float]:
         """Of all frames whose age is known."""
         return [sample.age_ms for sample in self.samples if sample.age_ms is not None]
+
+    @cached_property
+    def drift(self) -> float:
+        """By how many seconds stamps fall behind in each second; 0 for a single odd stamp or step of a clock."""
+        if not self.full or len(self.ages_ms) < FEWEST_AGES:
+            return 0.0
+        first, middle, last = (float(np.median(third)) for third in np.array_split(self.ages_ms, 3))
+        steps_ms = middle - first, last - middle
+        return 3e-3 * min(steps_ms, key=abs) / self.seconds if steps_ms[0] * steps_ms[1] > 0 else 0.0
 
     @cached_property
     def drops(self) -> Counter[str]:

@@ -36,8 +36,9 @@ LATELY, STARVED_SHARE = 20, 0.75
 MOST_KINDS = 20
 """Reasons of drops that are told apart, so that a hostile camera cannot fill the message."""
 OLD_STAMP_MS, EARLY_STAMP_MS, EARLY_CLOCK_MS = 1000.0, -50.0, -1000.0
-"""Stamps older than this on arrival, or this far in the future, say that two clocks do not agree; /clock may be behind
-by more than a machine's clock, as it is published now and then."""
+"""Stamps older, or further in the future, say that two clocks do not agree; /clock, published now and then, may lag."""
+MOST_DRIFT = 0.5
+"""Stamps that lose or gain more than this, in s per second, are of no clock that runs as ours."""
 ANOTHER_TIME_MS = 24 * 3600e3
 """A clock that is wrong by more is not one that has drifted: it was never set, or this is a recording."""
 _UNITS_MS = (("years", 365.25 * 86400e3), ("days", 86400e3), ("hours", 3600e3), ("minutes", 60e3), ("s", 1e3))
@@ -157,8 +158,8 @@ def _drops(window: Window, span: str) -> Iterator[Trouble]:
         yield WARN if taken else ERROR, f"{sum(unusable.values())} images could not be used {span}, {why}"
     if (count := sum(left_out.values())) > WORTH_A_WARNING * window.received:
         why = window.latest_reason(next(iter(left_out))).removesuffix(f": {LEFT_OUT}")
-        level = WARN if window.infos or not window.full else ERROR
-        yield level, f"{count} of {window.received} images were left out {span}: {why}; {_STAMPS}"
+        text = f"{count} of {window.received} images were left out {span}: {why}; {_STAMPS}"
+        yield WARN if window.infos or not window.full else ERROR, text
     superseded = window.drops[SUPERSEDED]
     if superseded and window.full and not window.infos and not faults and taken < 2:
         yield ERROR, (
@@ -209,8 +210,8 @@ def _doubtful(window: Window) -> Iterator[Trouble]:
 def _solves(window: Window, span: str) -> Iterator[Trouble]:
     infos, count = window.infos, len(window.infos)
     if diverged := sum(info.stop_reason == "diverged" for info in infos):
-        level = ERROR if 2 * diverged > count else WARN
-        yield level, f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
+        text = f"the solver diverged {diverged} times in {count} pairs {span}; are the weights the right ones?"
+        yield ERROR if 2 * diverged > count else WARN, text
     late, lately = [info for info in infos if info.over_budget], infos[-LATELY:]  # the budget may have changed since
     if late and sum(info.starved for info in lately) >= STARVED_SHARE * LATELY:
         yield WARN, (
@@ -231,6 +232,10 @@ def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
     if clocks.simulated and not clocks.offered:
         yield OK, "use_sim_time is set, and nobody publishes /clock: how old the images are is not known"
         return
+    if abs(window.drift) > MOST_DRIFT and not (clocks.simulated or clocks.offered or clocks.played):
+        advance = f"stamps advance by {1 - window.drift:.3g} s in a second: they are in another unit, or those of a"
+        yield WARN, f"{advance} simulation, for which use_sim_time is to be set, or images take ever longer to arrive"
+        return
     age_ms = float(np.median(window.ages_ms)) if window.ages_ms else 0.0
     if (EARLY_CLOCK_MS if clocks.simulated else EARLY_STAMP_MS) <= age_ms <= OLD_STAMP_MS:
         return
@@ -242,10 +247,7 @@ def _stamps(window: Window, clocks: Clocks) -> Iterator[Trouble]:
     elif clocks.played or age_ms > ANOTHER_TIME_MS:
         yield OK, f"{stamps}, as those of a recording are, or of a camera whose clock was never set"
     else:
-        yield WARN, (
-            f"{stamps}: synchronise the clocks of the camera and of this machine; if the difference grows, the driver "
-            "of the camera fills in stamps in a wrong unit"
-        )
+        yield WARN, f"{stamps}: synchronise the clocks of the camera and of this machine"
 
 
 def _duration(ms: float) -> str:

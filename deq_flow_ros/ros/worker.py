@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
@@ -99,8 +100,11 @@ class FrameWorker:
             names = [name for name in self._order if name in self._waiting][: None if self._on_gpu else 1]
             turns = [self._waiting.pop(name) for name in names]
             self._order.sort(key=names.__contains__)  # they go to the end; the order of the others stays
-        if turns:  # else they were withdrawn, or went together with others
-            self.process(turns)
+        try:
+            if turns:  # else they were withdrawn, or went together with others
+                self.process(turns)
+        except Exception:  # without a word there would be no account, and nobody would know
+            traceback.print_exc()
 
     def process(self, turns: Sequence[Turn]) -> None:
         """Take each frame of a turn to its account, whatever happens to it."""

@@ -98,3 +98,11 @@ def test_accounts_are_counted_and_name_camera_and_age() -> None:
     window = accounts.window()
     assert (window.received, window.lost, len(window.infos), window.drops) == (3, 3, 1, {SUPERSEDED: 1})
     assert window.stage_means == {"encode": 10.0, "solve": 40.0, "publish": 1.0}
+
+
+@pytest.mark.parametrize("ages_ms", [[*[30.0] * 11, 2e12], [2e12, *[30.0] * 11], [*[30.0] * 6, *[-20e3] * 6]])
+def test_one_odd_stamp_or_a_clock_that_is_set_is_no_other_unit(camera: CameraAt, ages_ms: list[float]) -> None:
+    """An image without a stamp, or NTP that sets the clock by 20 s, once; units differ all the time."""
+    for age_ms in ages_ms:
+        camera.runs(seconds=1.0 if age_ms != 2e12 else 0.1, age_ms=age_ms)
+    assert camera.accounts.window().drift == 0.0

@@ -90,6 +90,22 @@ IN_BEGIN, IN_FINISH = (camera_module, "image_to_rgb"), (FrameAccounts, "processe
 IN_PREPARE, IN_RESET = (FlowEstimator, "prepare"), (FlowEstimator, "reset")
 
 
+def test_what_is_wrong_is_logged_once_in_a_while(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those who read the log alone; every second, whatever the figures in it are, it would bury all else there."""
+    logged: list[str] = []
+    camera, now_s = node.cameras[0], time.monotonic()
+    monkeypatch.setattr(camera, "_logger", SimpleNamespace(warning=logged.append))
+    monkeypatch.setattr(camera_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    for said in ("2 images could not be used", "3 images could not be used", "the solver diverged"):
+        status = DiagnosticStatus(level=DiagnosticStatus.WARN, message=said)
+        monkeypatch.setattr(camera_module, "camera_status", lambda *_, status=status: status)
+        camera.status("flow")
+    assert logged == ["2 images could not be used", "the solver diverged"]
+    now_s += camera_module.QUIET_S
+    camera.status("flow")
+    assert logged[2:] == ["the solver diverged"]
+
+
 @pytest.mark.parametrize(
     ("places", "expected"),
     [

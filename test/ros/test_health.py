@@ -139,6 +139,13 @@ def test_stamps_of_a_recording_are_no_fault(
     assert got == level and words in message and message.startswith("stamps are" if level == WARN else "10.0 flow")
 
 
+def test_stamps_in_another_unit_are_told_from_clocks_that_differ(camera: CameraAt) -> None:
+    """Stamps of microseconds that were meant to be milliseconds: velocities are a thousand times too high."""
+    for second in range(12):
+        camera.runs(seconds=1.0, age_ms=999.0 * second)
+    assert "stamps advance by 0.1" in look(camera)[1] and "advance" not in look(camera, clocks=Clocks(played=True))[1]
+
+
 def test_the_worst_is_named_first_and_all_is_told(camera: CameraAt) -> None:
     """One warning hid that half of the images were superseded, and another that none could be used."""
     camera.runs(stop_reason="diverged", age_ms=9000.0)

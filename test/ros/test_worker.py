@@ -143,8 +143,8 @@ def test_what_still_waits_at_the_end_is_dropped_by_name() -> None:
     assert gate.begun == [] and gate.dropped == [("a", 1, "the end"), ("b", 1, "the end")]
 
 
-def test_an_error_in_one_frame_does_not_end_the_thread() -> None:
-    """Nothing would come out any more, with a node that says it is active."""
+def test_an_error_in_one_frame_does_not_end_the_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing would come out any more, with a node that says it is active; nor is an error without account silent."""
     failed: list[str] = []
 
     def begin(frame: ReceivedFrame, limit_ms: float | None) -> None:
@@ -156,8 +156,10 @@ def test_an_error_in_one_frame_does_not_end_the_thread() -> None:
     for number in range(2):
         worker.take(camera, ReceivedFrame(Image(), time.monotonic_ns(), number))
         worker.call(lambda: None, 10.0)
+    del camera.fail
+    worker.take(camera, ReceivedFrame(Image(), time.monotonic_ns(), 2))
     worker.stop()
-    assert failed == ["nobody expected this"] * 2
+    assert failed == ["nobody expected this"] * 2 and "RuntimeError: nobody expected this" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [RuntimeError("nobody expected this"), ValueError("nor this")], ids=repr)
