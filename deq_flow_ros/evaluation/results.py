@@ -152,6 +152,11 @@ class OccupiedError(MediaError):
     """The folder holds something that must not be replaced, or another process writes to it."""
 
 
+def _are_ours(metrics: Mapping[str, Any]) -> bool:
+    """Whether a ``metrics.json`` is that of an evaluation; older versions left nothing else to know their results by."""
+    return {"version", "mode", "complete", "input", "settings", "comparison", "run"} <= metrics.keys()
+
+
 class ResultFolder(ExitStack):
     """A folder for the results of one run; use it in a ``with`` statement, during which it is locked from ``begin`` on.
 
@@ -162,7 +167,7 @@ class ResultFolder(ExitStack):
     :param inputs: the files and folders that are read, which must lie elsewhere.
     :param resume: whether to keep complete results of this identity and replace incomplete ones.
     :param overwrite: whether to replace the results of any run.
-    :ivar begun: whether a run has begun to write its results to this folder.
+    :ivar begun: whether a run has begun to write its results to this folder, of an older version perhaps.
     :ivar complete: whether the results are already complete.
     :raises OccupiedError: if the folder holds something else.
     :raises MediaError: if nothing can be written.
@@ -180,19 +185,19 @@ class ResultFolder(ExitStack):
             if read == write or read in write.parents or write in read.parents:
                 inside = f"the input {read} and the results {write} lie inside of each other"
                 raise MediaError(f"{inside}; choose another --out")
-        self.begun = (self.state / RUN).is_file()
+        self.begun = (self.state / RUN).is_file() or _are_ours(report.read_json(path / report.METRICS) or {})
         if path.exists() and not path.is_dir():
             raise MediaError(f"cannot write to {path}: it is a file; choose another --out")
-        before = (report.read_json(self.state / RUN) or {}) if self.begun else {}
+        before = report.read_json(self.state / RUN) or {}
         if self.begun and resume:
             if other := [name for name, value in self._identity.items() if before.get(name) != value]:
                 has = f"the run in {path} had another {' and '.join(other)}; repeat its options, "
                 raise OccupiedError(f"{has}choose another --out, or start anew with --overwrite")
             self.complete = bool(before.get("complete")) and report.read_json(path / report.METRICS) is not None
         elif self.begun and not overwrite:
-            what, hint = "an interrupted run", "--resume starts it again, --overwrite replaces them"
-            if before.get("complete"):
-                what, hint = "a run", "--overwrite replaces them"
+            what, hint = "a run", "--overwrite replaces them"
+            if before.get("complete") is False:
+                what, hint = "an interrupted run", "--resume starts it again, --overwrite replaces them"
             raise OccupiedError(f"the folder {path} holds the results of {what}; {hint}, or choose another --out")
         there = sorted(child.name for child in path.iterdir() if child.name != STATE) if path.exists() else []
         if self.begun and not self.complete:
