@@ -153,7 +153,7 @@ class OccupiedError(MediaError):
 
 
 def _are_ours(metrics: Mapping[str, Any]) -> bool:
-    """Whether a ``metrics.json`` is that of an evaluation; older versions left nothing else to know their results by."""
+    """Whether a ``metrics.json`` is that of an evaluation: all that older versions left to know their results by."""
     return {"version", "mode", "complete", "input", "settings", "comparison", "run"} <= metrics.keys()
 
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_inputs import frames, pictures, write_folder
+from evaluation_inputs import frames, pictures, table, write_folder
 
 from deq_flow_ros.evaluation.command import parse_options
 from deq_flow_ros.recordings import bags
@@ -112,3 +113,20 @@ def test_results_and_foreign_files_are_not_overwritten(
     monkeypatch.setattr(bags, "RECORDED_BYTES", 10**12)
     assert evaluate(folder, "--out", tmp_path / "large") == 2
     assert "make room" in capsys.readouterr().out
+
+
+def test_results_of_an_older_version_are_replaced_and_those_of_other_programs_are_not(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older live runs left no record of the run: the next `make demo` asked to move them away."""
+    folder, out = write_folder(tmp_path / "pictures", pictures(3)), tmp_path / "out"
+    assert evaluate(folder, "--out", out) == 0
+    shutil.rmtree(out / ".run")
+    assert evaluate(folder, "--out", out) == 2
+    assert "holds the results of a run; --overwrite replaces them" in capsys.readouterr().out
+    assert evaluate(folder, "--out", out, "--overwrite", "--max-frames", 2) == 0 and len(table(out)) == 2
+    shutil.rmtree(out / ".run")
+    (out / "metrics.json").write_text('{"version": 1, "settings": {}, "accuracy": 0.9}')
+    assert evaluate(folder, "--out", out, "--overwrite") == 2
+    assert "metrics.json, report.html, which no evaluation is known to have written" in capsys.readouterr().out
+    assert len(table(out)) == 2
