@@ -8,14 +8,15 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from deq_flow_ros import UNUSABLE
+from deq_flow_ros import UNUSABLE, UserError
 from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, exit_status, set_threads
 from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
@@ -115,8 +116,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    # The script has left it to the system while this module was imported, and a shell ignores it in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_freed_memory()
 
     def work() -> int:
@@ -135,8 +134,23 @@ def main(arguments: Sequence[str]) -> int:
             return evaluate_all(options, console, stop, one)
 
     later = "interrupted; --resume goes on with what is not complete"
-    errors: dict[type[Exception], int] = {WeightsError: UNUSABLE, **USER_ERRORS}
-    return exit_status(work, errors, prefix="evaluate_bag", interrupted=later, exactly=True)
+    return finish(work, {WeightsError: UNUSABLE, **USER_ERRORS}, later)
+
+
+def finish(work: Callable[[], int], errors: Mapping[type[Exception], int], interrupted: str) -> int:
+    """Do the work of ``evaluate_bag``, in all modes; returns the exit status, as ``exit_status`` does."""
+    # The script has left it to the system while this module was imported, and a shell ignores it in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def enough_memory() -> int:
+        try:
+            return work()
+        except torch.cuda.OutOfMemoryError as error:
+            short = ". ".join(str(error).split(". ")[:2])  # what follows is for programmers
+            hint = "compute smaller images (--param max_scale:=0.5), compare fewer settings, or take --device cpu"
+            raise UserError(f"{short}; {hint}") from error
+
+    return exit_status(enough_memory, errors, prefix="evaluate_bag", interrupted=interrupted, exactly=True)
 
 
 def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:

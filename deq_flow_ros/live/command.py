@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import track
 
 from deq_flow_ros import UNUSABLE, UserError
-from deq_flow_ros.command_line import CommandLine, exit_status
+from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
-from deq_flow_ros.evaluation.command import BUDGET_MS, add_options, print_results, read_parameters
+from deq_flow_ros.evaluation.command import BUDGET_MS, add_options, finish, print_results, read_parameters
 from deq_flow_ros.evaluation.records import PROCESSED
 from deq_flow_ros.evaluation.report import SettingEntry
 from deq_flow_ros.evaluation.results import RECORDING, ResultFolder, ResultWriter, RunInfo
@@ -101,13 +101,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status that docs/evaluate_bag.md lists."""
     options = parse_options(arguments)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    # Both end the children; the script has left SIGINT to the system while this module was imported.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    return exit_status(
-        lambda: evaluate(options, console), {ChildError: 3, UserError: UNUSABLE}, prefix="evaluate_bag",
-        interrupted="interrupted, all processes ended",
-    )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # this ends the children too
+    errors: dict[type[Exception], int] = {ChildError: 3, UserError: UNUSABLE}
+    return finish(lambda: evaluate(options, console), errors, "interrupted, all processes ended")
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> int:

@@ -20,6 +20,7 @@ import cv2
 import forked
 import numpy as np
 import pytest
+import torch
 from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder
 
 from deq_flow_ros.evaluation.command import main
@@ -115,6 +116,22 @@ def test_a_disk_that_gets_full_keeps_what_there_is(
     assert [int(row["index"]) for row in table(out, "any")] == list(range(6))
     assert len(list(read_messages(out / "flow", FLOW_TOPIC))) == 5
     assert sorted(file.name for file in out.rglob(".run/*")) == ["lock", "run.json"], "nothing else is left of it"
+
+
+def test_a_device_with_too_little_memory_is_named_with_what_to_do(
+    evaluate: Evaluate, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large images on a small GPU ended in a traceback."""
+    long = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4.00 GiB of which"
+
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError(long)
+
+    monkeypatch.setattr("deq_flow_ros.streaming.FlowEstimator.update", full)
+    folder = write_folder(tmp_path / "pictures", pictures(2))
+    assert evaluate(folder, "--out", tmp_path / "out", "--no-bag") == 2
+    said = "evaluate_bag: CUDA out of memory. Tried to allocate 2.00 GiB; compute smaller images (--param max_scale:="
+    assert said in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_there_is(model: Path, tmp_path: Path) -> None:
