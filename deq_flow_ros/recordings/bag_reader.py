@@ -191,12 +191,12 @@ class Bag:
             if gaps := files.missing_parts(present, self.path.resolve().name):
                 self.note(f"the parts {', '.join(gaps)} of {self.path} are missing, as the numbers of the others say")
             return files.natural_order(present.values())
-        for name in listed:
-            if name not in present:
-                self.note(f"the file {self.path / name}, which metadata.yaml names, is missing")
+        found = [self.path / name for name in listed if (self.path / name).is_file()]
+        for file in (self.path / name for name in listed):
+            if file not in found:
+                self.note(f"the file {file}, which metadata.yaml names, is missing")
         if other := sorted(set(present) - set(listed)):
             self.note(f"left out {', '.join(other)}: metadata.yaml of {self.path} does not name it")
-        found = [present[name] for name in listed if name in present]
         one = len(set(map(files.stem_of_part, listed))) == 1
         return files.natural_order(found) if one else found  # some tools list part 10 before part 2
 

@@ -169,6 +169,15 @@ def test_a_recording_that_was_cut_short_is_read_to_where_it_breaks_off(tmp_path:
     assert len(problems) == 1 and f"{file} is damaged" in problems[0]
 
 
+def test_a_part_has_the_name_that_the_metadata_gives_it(tmp_path: Path) -> None:
+    """Whoever gives a data file another name, and tells the metadata so, has not lost it."""
+    bag = split(tmp_path / "drive")
+    (bag / "drive_1.mcap").rename(bag / "drive_1.saved")
+    file = bag / "metadata.yaml"
+    file.write_text(file.read_text().replace("drive_1.mcap", "drive_1.saved"))
+    assert numbers_of(bag) == (list(range(COUNT)), [])
+
+
 def test_a_damaged_chunk_costs_itself_only(tmp_path: Path) -> None:
     """One bad sector in the middle: the frames before and after it are still there."""
     bag = write_compressed(tmp_path / "bag", CompressionMode.STORAGE, StoragePlugin.MCAP)
