@@ -34,10 +34,9 @@ from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging import MediaError, longest_gap_ms
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.recordings import Source, open_source
 from deq_flow_ros.recordings.bags import FlowBag, check_space
 from deq_flow_ros.recordings.files import files_below, sha256
-from deq_flow_ros.recordings.source import Source
-from deq_flow_ros.recordings.sources import open_source
 from deq_flow_ros.streaming import EstimatorSettings
 from deq_flow_ros.streaming.clock import CostTable, VirtualClock, measure_costs
 from deq_flow_ros.streaming.interface import LARGEST_SCALE
@@ -47,6 +46,9 @@ Show = Callable[[int, FrameOutcome], None]
 """Called for every frame of the main setting with the number of frames done, and the outcome."""
 INDECISIVE = ("input", "bags", "out", "resume", "overwrite", "threads", "param", "compare")
 """Options of ``evaluate_bag`` that the results do not depend on, or only by the settings."""
+
+IN_ORDER = "was the clock set back? If not, `ros2 bag convert` or `mcap sort` puts messages in the order of time"
+"""What is said of a recording in another order. Sorted here, frames before and after a step of the clock would mix."""
 
 
 class RecordingEvaluation:
@@ -151,6 +153,8 @@ class RecordingEvaluation:
                 self._note("cannot be read", f"frame {index}: {frame.problem}")
             if previous is not None and frame.stamp_ns <= previous.stamp_ns:
                 kind = "have a stamp that is not after the one before (see --stamps record)"
+                if frame.record_ns < previous.record_ns:
+                    kind = f"are earlier than what precedes them in the recording ({IN_ORDER})"
                 self._note(kind, f"frame {index}: {frame.stamp_ns} ns after {previous.stamp_ns} ns")
             yield frame
             previous = frame

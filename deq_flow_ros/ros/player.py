@@ -33,9 +33,8 @@ from deq_flow_ros import UNUSABLE
 from deq_flow_ros.command_line import USER_ERRORS, CommandLine, exit_status
 from deq_flow_ros.imaging import MAX_PAUSE_S, Pace
 from deq_flow_ros.imaging.encodings import FORMATS, Levels, encode_image, to_rgb
-from deq_flow_ros.recordings import Frame, MediaError, Source, open_source
+from deq_flow_ros.recordings import Frame, FrameReader, MediaError, Source, open_source
 from deq_flow_ros.recordings.source import DEFAULT_FPS
-from deq_flow_ros.recordings.sources import FrameReader
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.messages import bytes_to_image, compressed_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import ParameterTable

@@ -103,6 +103,18 @@ def test_a_clock_that_was_set_back_costs_one_frame_and_one_pair(evaluate: Evalua
     assert [row["outcome"][0] for row in rows] == list("fppdfpp") and "time went back by" in rows[4]["reason"]
 
 
+def test_messages_that_are_not_in_the_order_of_time_are_named_with_what_puts_them_in_order(
+    evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path
+) -> None:
+    """Converters write them in any order. Other stamps do not help, and a clock that was set is not to be sorted."""
+    stamps = [FIRST_NS + PERIOD_NS * i for i in (0, 1, 3, 2, 4)]
+    status, rows, out = run(evaluate, write_bag(tmp_path / "bag", stamped(stamps)), "offline")
+    assert status == 1 and [row["outcome"][0] for row in rows] == list("fppdp")
+    (problem,) = metrics_of(out)["problems"]
+    assert "frames that are earlier than what precedes them in the recording (was the clock set back?" in problem
+    assert "`mcap sort` puts messages in the order of time): 1; the first is frame 3" in problem
+
+
 @pytest.mark.parametrize("kind", ["bag", "folder"])
 def test_a_part_of_a_recording_is_chosen_in_seconds(
     evaluate: Evaluate, metrics_of: MetricsOf, tmp_path: Path, kind: str
