@@ -94,25 +94,6 @@ def top(values: np.ndarray, least: float, percentile: float = 99) -> float:
     return max(least, float(np.percentile(known, percentile))) if known.size else least
 
 
-def error_strip(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """A picture, uint8 RGB, of image, true flow, flow and endpoint error side by side; wide ones in a column.
-
-    Both flows have the same colour scale. Pixels that are not valid are black. White in the error is its 99th
-    percentile, but at least 3 px.
-
-    :param image: (H, W, 3) uint8 RGB.
-    :param truth, flow: (H, W, 2) px.
-    :param valid: (H, W) bool, where the true flow is known.
-    """
-    known = np.where(valid[:, :, None], truth, np.nan)
-    error, length = (np.hypot(*np.moveaxis(field, 2, 0)) for field in (flow - known, known))
-    max_px = top(length, 1.0)
-    pictures = [image, flow_to_color(known, max_px), flow_to_color(flow, max_px), heat(error, top(error, 3.0))]
-    axis = 0 if image.shape[1] > 2 * image.shape[0] else 1
-    line = np.full((GAP, image.shape[1], 3) if axis == 0 else (image.shape[0], GAP, 3), 255, np.uint8)
-    return np.concatenate([part for picture in pictures for part in (picture, line)][:-1], axis)
-
-
 def read_picture(file: Path, flags: int = cv2.IMREAD_UNCHANGED) -> tuple[np.ndarray, int]:
     """An image file as ``cv2.imdecode`` gives it, and the number of pictures in it, of which this is the first.
 
