@@ -33,7 +33,7 @@ from benchmarks.report import Benchmark, Row, grouped, picture, print_table, wat
 from benchmarks.sequences import EncodedPair, add_inputs, fitted, recordings
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
-from deq_flow_ros.streaming.warm_start import carry
+from deq_flow_ros.model.cells import carry
 from training.evaluate import group_means, pair_error, to_array
 from training.flow_dataset import Sample, open_pairs
 

@@ -30,8 +30,8 @@ from benchmarks.report import Benchmark, Row, clock_s, grouped, print_table, wat
 from benchmarks.sequences import CUTS, EncodedPair, ImageSequence, add_inputs, every_sequence, stream
 from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
+from deq_flow_ros.model.cells import carry
 from deq_flow_ros.streaming import FlowResult
-from deq_flow_ros.streaming.warm_start import carry
 from training.evaluate import pair_error, to_array
 
 STREAM, COLD = "stream", ("zero", "coarse")

@@ -52,7 +52,7 @@ FAULTS = [
      '{"all": np.ones_like(sample.valid)}', "benchmarks/test_benchmark_metrics"),
     ("hidden pixels counted as visible", FLOW + "imaging/metrics.py", "np.isfinite(error) & mask", "np.isfinite(error)",
      "evaluation/test_measures"),
-    ("state carried against the motion", FLOW + "streaming/warm_start.py", "state[1] if direction",
+    ("state carried against the motion", FLOW + "model/cells.py", "state[1] if direction",
      "-state[1] if direction", "model/test_formulas"),
     ("forward and backward flow exchanged", FLOW + "streaming/eager.py",
      '(self.last, self.next) if direction == "forward"', '(self.next, self.last) if direction == "forward"',

@@ -25,8 +25,8 @@ from deq_flow_ros.command_line import CommandLine, exit_status, named_path, set_
 from deq_flow_ros.equilibrium import State
 from deq_flow_ros.imaging.metrics import error_lengths, is_outlier
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.model.cells import carry
 from deq_flow_ros.recordings.files import write_json
-from deq_flow_ros.streaming.warm_start import carry
 from training.datasets import open_dataset
 from training.flow_dataset import FlowDataset, Sample, open_pairs
 

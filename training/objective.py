@@ -29,9 +29,8 @@ from deq_flow_ros.equilibrium import (
     unroll,
 )
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, FlowProblem, update_px, usable_levels
-from deq_flow_ros.model.cells import expected_error, mixture
+from deq_flow_ros.model.cells import carry, expected_error, mixture
 from deq_flow_ros.model.correlation import CorrelationPyramid
-from deq_flow_ros.streaming.warm_start import carry
 from training.flow_dataset import Clip
 from training.settings import CHECKED, Count, Flag, NotNegative, Positive
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Rules, Samples, State
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem, pad_to_multiple, update_px
-from deq_flow_ros.streaming.warm_start import carry_by
+from deq_flow_ros.model.cells import carry_by
 
 T = TypeVar("T")
 WARM_UPS = 3

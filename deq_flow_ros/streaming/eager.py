@@ -19,12 +19,11 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Solution, State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, Encoding, Prepared, pad_to_multiple, rescale, update_px, usable_levels
-from deq_flow_ros.model.cells import likeness
+from deq_flow_ros.model.cells import carry, likeness
 from deq_flow_ros.streaming.clock import MACHINE, Clock
 from deq_flow_ros.streaming.fields import find, pack, resize_image, unpack
 from deq_flow_ros.streaming.interface import Likeness, Palette, Solved, Wanted
 from deq_flow_ros.streaming.plan import Limits
-from deq_flow_ros.streaming.warm_start import carry
 
 # A cold pair is first solved at a half and a quarter of the resolution: of its own, however much it is enlarged.
 COARSE_LEVELS = 2

@@ -9,7 +9,7 @@ import pytest
 from dataset_layouts import SIZE, write_chairs, write_kitti, write_middlebury, write_sintel, write_spring, write_things
 
 from deq_flow_ros.model import load_model
-from deq_flow_ros.streaming.warm_start import carry
+from deq_flow_ros.model.cells import carry
 from training import evaluate
 from training.datasets import open_dataset
 from training.evaluate import measure, model_flow, pair_error, summarise, to_array, to_tensor

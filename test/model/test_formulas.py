@@ -6,9 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deq_flow_ros.model.cells import FACTOR, convex_upsample
+from deq_flow_ros.model.cells import FACTOR, carry, convex_upsample
 from deq_flow_ros.model.update import SeparableConvGRU
-from deq_flow_ros.streaming.warm_start import carry
 
 
 @pytest.mark.parametrize("neighbour", range(9))

@@ -11,10 +11,10 @@ from fake_graphs import FakeDevice, assert_same, make_engine, stream
 from streams import PERIOD_NS, frames
 
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.model.cells import carry
 from deq_flow_ros.streaming import EagerEngine, FlowEstimator, FlowResult, UpdateRequest, graph_engine, update_together
 from deq_flow_ros.streaming.capture import Parts
 from deq_flow_ros.streaming.graph_engine import GraphEngine
-from deq_flow_ros.streaming.warm_start import carry
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from streams import PERIOD_NS, frames
 
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
 from deq_flow_ros.model import DEQFlow, load_model
+from deq_flow_ros.model.cells import carry
 from deq_flow_ros.streaming import (
     EagerEngine,
     FlowEstimator,
@@ -22,7 +23,6 @@ from deq_flow_ros.streaming import (
 )
 from deq_flow_ros.streaming.graph_engine import GraphEngine
 from deq_flow_ros.streaming.interface import Palette
-from deq_flow_ros.streaming.warm_start import carry
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 SIZE = (96, 128)

@@ -9,9 +9,9 @@ import torch
 from streams import PERIOD_NS, Clock, frames
 
 from deq_flow_ros.model import DEQFlow
+from deq_flow_ros.model.cells import carry, forward_warp
 from deq_flow_ros.streaming import FlowEstimator
 from deq_flow_ros.streaming.continuity import SAME_STAMP
-from deq_flow_ros.streaming.warm_start import carry, forward_warp
 
 
 def test_every_frame_is_encoded_once(model: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import pytest
 from dataset_layouts import SIZE, write_kitti, write_sintel, write_spring
 
 from deq_flow_ros.model import load_model
+from deq_flow_ros.model.cells import carry
 from deq_flow_ros.recordings.flow_files import read_flow
-from deq_flow_ros.streaming.warm_start import carry
 from training import submit
 from training.datasets import open_dataset
 from training.evaluate import model_flow, to_array, to_tensor
