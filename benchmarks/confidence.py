@@ -29,8 +29,7 @@ from rich.console import Console
 from benchmarks.report import Benchmark, Row, grouped, picture, print_table, watched
 from deq_flow_ros.imaging.metrics import error_lengths
 from deq_flow_ros.model import DEQFlow, load_model
-from training.evaluate import to_array, to_tensor
-from training.flow_dataset import Sample, read_pairs
+from training.flow_dataset import Sample, read_pairs, to_array, to_tensor
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 
 RESIDUAL, FORWARD_BACKWARD, GRADIENT, UNCERTAINTY = "residual", "forward-backward", "weak gradient", "uncertainty"

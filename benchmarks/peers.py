@@ -18,7 +18,7 @@ from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, 
 from deq_flow_ros.model import DEQFlow, Encoding, crop, pad_to_multiple
 from deq_flow_ros.model.encoders import SeparateEncoders
 from deq_flow_ros.model.update import GmaUpdate, RaftUpdate, add_weight_norm
-from training.evaluate import to_array, to_tensor
+from training.flow_dataset import to_array, to_tensor
 
 OPENCV: dict[str, FlowFunction] = {
     "Farneback": farneback,

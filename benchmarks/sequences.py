@@ -26,8 +26,8 @@ from deq_flow_ros.recordings import open_source
 from deq_flow_ros.streaming import FlowEstimator, FlowResult
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, COARSE_LEVELS
 from deq_flow_ros.streaming.fields import resize_field
-from training.evaluate import pair_error, to_array
-from training.flow_dataset import Sample, open_pairs
+from training.evaluate import pair_error
+from training.flow_dataset import Sample, open_pairs, to_array
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 
 MOTIONS = {"slow": (0.5, 3.0), "fast": (8.0, 24.0)}

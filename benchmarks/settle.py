@@ -34,8 +34,8 @@ from benchmarks.sequences import EncodedPair, add_inputs, fitted, recordings
 from deq_flow_ros.equilibrium import State, implicit_gradient, solve, spectral_radius
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.model.cells import carry
-from training.evaluate import group_means, pair_error, to_array
-from training.flow_dataset import Sample, open_pairs
+from training.evaluate import group_means, pair_error
+from training.flow_dataset import Sample, open_pairs, to_array
 
 STARTS = {"zero": "#a0aec0", "coarse": "#2f855a", "warm": "#2b6cb0", "random": "#c05621", "noise": "#b83280"}
 """The starts, and their colours in the plot."""

@@ -32,7 +32,8 @@ from deq_flow_ros.equilibrium import State, solve
 from deq_flow_ros.model import FACTOR, DEQFlow, load_model, update_px
 from deq_flow_ros.model.cells import carry
 from deq_flow_ros.streaming import FlowResult
-from training.evaluate import pair_error, to_array
+from training.evaluate import pair_error
+from training.flow_dataset import to_array
 
 STREAM, COLD = "stream", ("zero", "coarse")
 MARKS = (1, 2, 4, 8)

@@ -28,7 +28,7 @@ from deq_flow_ros.model import DEQFlow, load_model
 from deq_flow_ros.model.cells import carry
 from deq_flow_ros.recordings.files import write_json
 from training.datasets import open_dataset
-from training.flow_dataset import FlowDataset, Sample, open_pairs
+from training.flow_dataset import FlowDataset, Sample, open_pairs, to_array, to_tensor
 
 FlowFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
@@ -36,16 +36,6 @@ SPEEDS = {"s0-10": (0.0, 10.0), "s10-40": (10.0, 40.0), "s40+": (40.0, np.inf)}
 REGIONS = ("all", "matched", "unmatched", *SPEEDS)
 """Where errors are counted. ``matched``: what image 1 shows is visible in image 2 as well (KITTI's "noc"); only where
 the data set says what is occluded."""
-
-
-def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """(H, W, 3) uint8 to (1, 3, H, W) uint8 on the device."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
-
-
-def to_array(flow: torch.Tensor) -> np.ndarray:
-    """Flow of one pair, (1, 2, H, W), to (H, W, 2)."""
-    return flow[0].permute(1, 2, 0).cpu().numpy()
 
 
 def model_flow(model: DEQFlow, iterations: int, coarse_levels: int = 0, scale: float = 1.0) -> FlowFunction:

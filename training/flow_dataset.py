@@ -41,6 +41,16 @@ class Sample:
     alternatives: tuple[np.ndarray, ...] = ()  # further flow fields, each as right as ``flow``; the least error counts
 
 
+def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) uint8 on the device."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+
+
+def to_array(flow: Tensor) -> np.ndarray:
+    """Flow of one pair, (1, 2, H, W), to (H, W, 2)."""
+    return flow[0].permute(1, 2, 0).cpu().numpy()
+
+
 @dataclass
 class Clip:
     """Frames and what is known about them. B clips of T frames of H x W px."""

@@ -12,8 +12,8 @@ from deq_flow_ros.model import load_model
 from deq_flow_ros.model.cells import carry
 from training import evaluate
 from training.datasets import open_dataset
-from training.evaluate import measure, model_flow, pair_error, summarise, to_array, to_tensor
-from training.flow_dataset import open_pairs
+from training.evaluate import measure, model_flow, pair_error, summarise
+from training.flow_dataset import open_pairs, to_array, to_tensor
 
 ITERATIONS = ["--iterations", "2", "3", "--threads", "1"]
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,14 @@ def test_without_a_card_the_rest_is_checked_and_named(
     assert gpu_check.main([]) == 0
     assert tuple(asked_for) == gpu_check.LOGIC
     assert re.search(r"left out: PyTorch sees no\s+CUDA device here", capsys.readouterr().out)
+
+
+def test_it_needs_no_more_than_it_says() -> None:
+    """Why: CONTRIBUTING.md names what a machine with a card must have; an import that it lacks would end everything."""
+    lacking = ("h5py", "matplotlib", "pandas", "rclpy", "rosbags", "tqdm", "yaml")
+    program = f"import sys; sys.modules.update(dict.fromkeys({lacking})); import benchmarks.gpu_check"
+    done = subprocess.run([sys.executable, "-c", program], cwd=gpu_check.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_failure_is_the_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

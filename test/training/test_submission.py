@@ -14,7 +14,8 @@ from deq_flow_ros.model.cells import carry
 from deq_flow_ros.recordings.flow_files import read_flow
 from training import submit
 from training.datasets import open_dataset
-from training.evaluate import model_flow, to_array, to_tensor
+from training.evaluate import model_flow
+from training.flow_dataset import to_array, to_tensor
 
 FEW = ["--iterations", "2", "--threads", "1"]
 SPRING = {
