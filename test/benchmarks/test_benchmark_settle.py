@@ -90,6 +90,7 @@ def test_settle_is_written_and_wrong_input_is_named(
     command += ["--jacobian"]
     assert settle.main([*command, "--first", "1", "--threads", "1", "--json", str(out), "--plot", str(picture)]) == 0
     report = json.loads(out.read_text())
+    assert "cores of" in report["machine"] and report["options"]["early"] == "3", "where the figures are from"
     assert [entry["start"] for entry in report["summary"]] == list(STARTS)
     assert {row["pair"] for row in report["curves"]} == {"made/0"} and cv2.imread(str(picture)) is not None
     assert report["curves"][0]["epe_px"].keys() == {"6", "7"} and len(report["curves"][0]["update_px"]) == 7
@@ -105,6 +106,11 @@ def test_settle_is_written_and_wrong_input_is_named(
     assert {row["model"] for row in json.loads(out.read_text())["summary"]} == set(weights), "none in another's place"
     assert settle.main(["--pairs", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().out
+    assert settle.main([*command, "--solver", "newton"]) == 2
+    assert "unknown solver 'newton'; expected one of" in capsys.readouterr().out
     assert settle.main([]) == 2 and "expected --pairs or --sequence: without" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         settle.main(["--pairs", "x", "--early", "96"])
+    with pytest.raises(SystemExit, match="2"):
+        settle.main(["--pairs", "x", "--plot", "x.gif"])
+    assert "ends in .png, .svg or .jpg, got x.gif" in capsys.readouterr().err, "said before the measurement"
