@@ -38,7 +38,8 @@ class FlowWithImage(Node):
         topics = {"flow": Image, "image": Image}
         if self.declare_parameter("with_camera_info", False).value:
             topics["camera_info"] = CameraInfo
-        # Sensor data QoS, as flow_node and most camera drivers publish: reliable subscribers get nothing from them.
+        # Sensor data QoS receives from any publisher. Most camera drivers offer no more, so that a reliable subscriber
+        # gets nothing from them.
         inputs = [Subscriber(self, kind, name, qos_profile=qos_profile_sensor_data) for name, kind in topics.items()]
         self.synchronizer = TimeSynchronizer(inputs, HELD)
         self.synchronizer.registerCallback(self.on_pair)
