@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/parameters.md and config/flow.yaml from the table in `deq_flow_ros/ros/parameters.py`:
+"""Write the table of docs/parameters.md and the values of config/flow.yaml from `deq_flow_ros/ros/parameters.py`:
 
     python docs/parameters.py
+
+What is above them in the two files is written there by hand, and stays.
 """
 
 from __future__ import annotations
@@ -15,47 +17,25 @@ from deq_flow_ros.ros.parameters import LIVE, NodeSettings
 
 PAGE = Path(__file__).with_suffix(".md")
 CONFIG = Path(__file__).parents[1] / "config" / "flow.yaml"
-HEAD = """\
-<!-- Written by `python docs/parameters.py` from the table in deq_flow_ros/ros/parameters.py: change that, not this. -->
-# Parameters of flow_node
-
-[`config/flow.yaml`](../config/flow.yaml) has all parameters with their defaults. `ros2 param describe /flow_node NAME`
-prints the same descriptions. The column "when" says when a value is read:
-
-- `live`: a change takes effect with the next image (`ros2 param set /flow_node latency_budget_ms 50.0`);
-- `configure`: in the transition `configure`; while the node is configured, a change is refused with a reason;
-- `start`: when the process starts.
-
-Changes that contradict each other (such as `min_scale` above `max_scale`) are refused together. If a file or the
-command line gives a value for an unknown name, the node warns when it starts.
-
-ROS's QoS overrides can be given as well, when the node starts: `qos_overrides.TOPIC.subscription.POLICY` for the node's
-inputs and `qos_overrides.TOPIC.publisher.POLICY` for its outputs, with the full topic name after remapping and the
-policies `history`, `depth`, `reliability` and `durability`. The node warns of an override that fits none of its topics.
-
-| parameter | type | default | range | when | what |
-| --- | --- | --- | --- | --- | --- |
-"""
-CONFIG_HEAD = """\
-# Written by `python docs/parameters.py` from the table in deq_flow_ros/ros/parameters.py: change that, not this.
-# Parameters of flow_node with their defaults. Copy this file, change what you need, and give it to the launch files as
-# params_file:=PATH. You can change those marked (live) while the node runs, `ros2 param set /flow_node NAME VALUE`; the
-# change takes effect with the next image. Those marked (start) are read when the process starts, and all others in the
-# transition `configure`.
-/**:
-  ros__parameters:
-"""
 TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
 
 
 def page() -> str:
     """The whole text of docs/parameters.md."""
-    return HEAD + "".join(_row(field) for field in dataclasses.fields(NodeSettings))
+    rows = map(_row, dataclasses.fields(NodeSettings))
+    return _through(PAGE, "| --- | --- | --- | --- | --- | --- |\n") + "".join(rows)
 
 
 def config() -> str:
     """The whole text of config/flow.yaml."""
-    return CONFIG_HEAD + "\n".join(_entry(field) for field in dataclasses.fields(NodeSettings))
+    entries = map(_entry, dataclasses.fields(NodeSettings))
+    return _through(CONFIG, "  ros__parameters:\n") + "\n".join(entries)
+
+
+def _through(path: Path, line: str) -> str:
+    """What a file has up to this line, with it."""
+    head, found, _ = path.read_text().partition(line)
+    return head + found
 
 
 def _row(field: dataclasses.Field) -> str:
