@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deq_flow_ros.demo.bag import exact_flow
+from deq_flow_ros.demo import exact_flow
 from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, SOURCE, FrameRecord, PairFields, measure
 from deq_flow_ros.host import TimeShares

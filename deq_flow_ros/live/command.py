@@ -25,7 +25,7 @@ from rich.progress import track
 
 from deq_flow_ros import UNUSABLE, UserError
 from deq_flow_ros.command_line import CommandLine
-from deq_flow_ros.demo.bag import exact_flow, render_scene_bag
+from deq_flow_ros.demo import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.evaluation.command import BUDGET_MS, add_options, finish, print_results, read_parameters
 from deq_flow_ros.evaluation.records import PROCESSED

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deq_flow_ros.demo.bag import ExactFlow
+from deq_flow_ros.demo import ExactFlow
 from deq_flow_ros.evaluation.methods import ReverseFlow, Setting
 from deq_flow_ros.evaluation.records import (
     DROPPED,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deq_flow_ros.demo.bag import SIDECAR, load_scene, render_scene_bag
+from deq_flow_ros.demo import SIDECAR, load_scene, render_scene_bag
 from deq_flow_ros.demo.scene import Scene, SceneSettings
 from deq_flow_ros.imaging.metrics import warp
 from deq_flow_ros.recordings import MediaError, open_source

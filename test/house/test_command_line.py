@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
@@ -111,8 +110,3 @@ def test_ctrl_c_while_modules_are_loaded_is_one_line(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as stopped, program("evaluate_bag"):
         raise KeyboardInterrupt
     assert stopped.value.code == 130 and capsys.readouterr().err == "evaluate_bag: interrupted\n"
-
-
-def test_processes_that_evaluate_bag_spawns_do_not_run_it_again() -> None:
-    """Python imports the program in each process that renders the demo scene, under another name than its own."""
-    runpy.run_path(str(Path(__file__).parents[2] / "scripts/evaluate_bag"), run_name="__mp_main__")

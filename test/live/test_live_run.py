@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from deq_flow_ros.demo.bag import SIDECAR, render_scene_bag
+from deq_flow_ros.demo import SIDECAR, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
 from deq_flow_ros.imaging import frame_from_array
 from deq_flow_ros.live.command import main, parse_options
