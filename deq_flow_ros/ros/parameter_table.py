@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -134,7 +134,7 @@ def files_for_others(words: Sequence[str], node: str) -> list[str]:
         names = _nodes_of(tree)
         if isinstance(tree, (str, list)):  # ROS takes a text for a file without values
             lines.append(f"{path} is no parameter file: expected {node}: {{ros__parameters: {{NAME: VALUE, ...}}}}")
-        if names and not any(fnmatchcase(node, name.replace("/**", "*")) for name in names):
+        if names and not any(_means(name, node) for name in names):
             lines.append(
                 f"the parameter file {path} has values for {', '.join(names)} and none for {node}: they change "
                 f"nothing; name {node} or /** there"
@@ -147,6 +147,11 @@ def _nodes_of(tree: object, prefix: str = "") -> list[str]:
     if not isinstance(tree, dict) or "ros__parameters" in tree:
         return [prefix] if isinstance(tree, dict) else []
     return [name for key, below in tree.items() for name in _nodes_of(below, f"{prefix}/{str(key).strip('/')}")]
+
+
+def _means(name: str, node: str) -> bool:
+    """Whether a name of a parameter file stands for a node: * is one part of its name, ** is any number of them."""
+    return bool(re.fullmatch(re.escape(name).replace(r"/\*\*", "(/[^/]+)*").replace(r"/\*", "/[^/]+"), node))
 
 
 def _as_declared(parameter: Parameter, present: Any) -> Parameter:

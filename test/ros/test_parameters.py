@@ -153,6 +153,7 @@ def test_a_parameter_that_there_is_not_is_refused_by_name() -> None:
         ("/other: {ros__parameters: {threads: 1}}\n/**/flow_node: {ros__parameters: {}}", True),
         ("/other: {ros__parameters: {threads: 1}}", False),
         ("/**/other: {ros__parameters: {threads: 1}}", False),
+        ("/*: {ros__parameters: {threads: 1}}", False),  # those without a namespace
         ("threads: 1", True),  # ROS says what is wrong with it
     ],
 )
