@@ -42,8 +42,6 @@ SHARED_MEMORY, FULL_BYTES = Path("/dev/shm"), 64_000_000
 _REMEDIES = {
     "reliable subscription": "set the parameter qos_reliability to best_effort, or let the publisher be reliable",
     "transient local subscription": "ask for volatile in the node's qos_overrides, or let the publisher be so as well",
-    "deadline": "ask for a longer deadline, or for none, in the node's qos_overrides",
-    "liveliness": "ask for less liveliness in the node's qos_overrides",
 }
 
 

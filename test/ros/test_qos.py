@@ -12,7 +12,6 @@ import pytest
 
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2")
 from node_client import CAMERA_TOPIC, NodeClient, running_node
-from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
@@ -67,13 +66,6 @@ def test_of_several_publishers_only_those_that_do_not_match_are_named() -> None:
     assert text is not None and "1 of 2 publishers cannot be received" in text
     assert "/robot/bad offers best_effort" in text and "/robot/good" not in text
     assert mismatch(TOPIC, qos(RELIABLE), []) is None
-
-
-def test_policies_beside_the_two_common_ones_are_named_with_their_cure() -> None:
-    """A deadline that nobody promised is as deaf as a wrong reliability."""
-    wanted = QoSProfile(depth=5, deadline=Duration(seconds=1))
-    text = mismatch(TOPIC, wanted, [publisher(qos(RELIABLE))])
-    assert text is not None and "deadline, but publisher does not" in text and "or for none, in the node's" in text
 
 
 @pytest.mark.parametrize(
