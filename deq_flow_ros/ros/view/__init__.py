@@ -39,7 +39,6 @@ class Board:
         self._clock = clock
         self._changed = threading.Condition()
         self._number = 0
-        self._closed = False
         self._figures: dict[str, Any] = {}
         self._pictures: dict[str, tuple[int, dict[str, str]]] = {}
         self._looked_s: dict[str, float] = {}
@@ -62,12 +61,6 @@ class Board:
         with self._changed:
             self._figures, self._pictures = {}, {}
 
-    def close(self) -> None:
-        """Let nobody wait any longer."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
     def look(self, after: int, names: Sequence[str], timeout_s: float) -> dict[str, Any]:
         """The figures, with the keys ``number``, the ``after`` of the next look, and ``pictures``: those of the
         names that are newer than ``after``. Waits for something newer, for at most ``timeout_s``.
@@ -76,7 +69,7 @@ class Board:
             self._looked_s.update(dict.fromkeys(names, self._clock()))
             if after > self._number:  # of a process before this one
                 after = 0
-            self._changed.wait_for(lambda: self._closed or self._number > after, timeout_s)
+            self._changed.wait_for(lambda: self._number > after, timeout_s)
             pictures = self._pictures.items()
             newer = {name: picture for name, (number, picture) in pictures if name in names and number > after}
             return {**self._figures, "number": self._number, "pictures": newer}
@@ -146,9 +139,8 @@ class ViewServer(ThreadingTCPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True, name="http").start()
 
     def close(self) -> None:
-        """Answer nobody any more, and free the port."""
+        """Answer nobody any more, and free the port. Whoever waits is let go within ``WAIT_S``."""
         self.closing = True
-        self.board.close()
         self.shutdown()
         self.server_close()
 

@@ -86,10 +86,11 @@ class Figures:
 
         :param running: gives the names of the flow nodes that run; asked where this one does not.
         """
+        state, headline, cure = self._state(running)
         latest_first = reversed(self._statuses.items())  # of equal ones, cameras before the process
         what, (level, message) = max(latest_first, key=lambda item: SEVERITY.index(item[1][0]), default=("", ("", "")))
         return {
-            **dict(zip(("state", "headline", "cure"), self._state(running), strict=True)), "node": self._node,
+            "node": self._node, "state": state, "headline": headline, "cure": cure,
             "counts": {name: self._account.get(f"frames_{name}", "") for name in COUNTS}, "latest": self._latest,
             "rates": self._rates, "history": list(self._history),
             "worst": {"level": level, "of": what, "message": message},

@@ -76,8 +76,6 @@ class FlowView(Node):
                 "node, camera: expected the name of a flow node, such as /flow_node, and that of its camera, if the "
                 f"cameras have names, got {node!r} and {camera!r}"
             ) from None
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self)
         self._open: dict[str, tuple[Topic, Subscription]] = {}
         self._arrived: list[tuple[str, Any]] = []
         self._figures: Figures | None = None
@@ -92,6 +90,8 @@ class FlowView(Node):
                     f"whoever reaches this machine sees the camera, without a password: host is {host}. Safer is "
                     f"host:=127.0.0.1 and, where the browser is, ssh -L {port}:localhost:{port} ROBOT"
                 )
+        self._executor = SingleThreadedExecutor()  # last: what is refused above ends the process without one
+        self._executor.add_node(self)
 
     def close(self) -> None:
         """Answer nobody any more."""
@@ -154,8 +154,10 @@ class FlowView(Node):
                 place, kind = topic
                 depth = MOST if kind is DiagnosticArray else 1
                 qos = QoSProfile(depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
-                take = partial(lambda name, message: self._arrived.append((name, message)), name)
-                self._open[name] = topic, self.create_subscription(kind, place, take, qos)
+                self._open[name] = topic, self.create_subscription(kind, place, partial(self._take, name), qos)
+
+    def _take(self, name: str, message: Any) -> None:
+        self._arrived.append((name, message))
 
     def _take_all(self, figures: Figures) -> dict[str, dict[str, str]]:
         """Take what waits in the middleware; returns the pictures of it."""
