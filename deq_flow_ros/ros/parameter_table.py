@@ -99,9 +99,10 @@ class ParameterTable:
         has its value already is no change, though it may be for reading only: ``ros2 param load`` sets all that
         ``ros2 param dump`` wrote.
         """
-        for name in (each.name for each in parameters if not node.has_parameter(each.name)):
-            reason = f"no parameter {name!r}{did_you_mean(name, cls.names())}; nothing was changed"
-            return SetParametersResult(successful=False, reason=reason)
+        for name in [each.name for each in parameters]:
+            if not node.has_parameter(name):
+                reason = f"no parameter {name!r}{did_you_mean(name, cls.names())}; nothing was changed"
+                return SetParametersResult(successful=False, reason=reason)
         present = {each.name: node.get_parameter(each.name).value for each in parameters}
         declared = [_as_declared(each, present[each.name]) for each in parameters]
         new = [each for each in declared if _plain(each.value) != _plain(present[each.name])]
@@ -126,7 +127,7 @@ def files_for_others(words: Sequence[str], node: str) -> list[str]:
     What ROS cannot read is left to ROS.
     """
     lines = []
-    for path in (path for option, path in pairwise(words) if option == "--params-file"):
+    for path in [word for option, word in pairwise(words) if option == "--params-file"]:
         try:
             tree = yaml.safe_load(Path(path).read_text())
         except (OSError, ValueError, yaml.YAMLError):
@@ -144,8 +145,10 @@ def files_for_others(words: Sequence[str], node: str) -> list[str]:
 
 def _nodes_of(tree: object, prefix: str = "") -> list[str]:
     """The names, with namespaces, that a parameter file has values for."""
-    if not isinstance(tree, dict) or "ros__parameters" in tree:
-        return [prefix] if isinstance(tree, dict) else []
+    if not isinstance(tree, dict):
+        return []
+    if "ros__parameters" in tree:
+        return [prefix]
     return [name for key, below in tree.items() for name in _nodes_of(below, f"{prefix}/{str(key).strip('/')}")]
 
 

@@ -91,7 +91,7 @@ class FlowConsumer(Node, Generic[Settings]):
         super().__init__(name)
         self._table = table
         table.declare(self)
-        answer = self._on_set_parameters(self._parameters.values())
+        answer = self._on_set_parameters(self.get_parameters(table.names()))
         if not answer.successful:
             raise ParameterException(answer.reason, "")
         self.add_on_set_parameters_callback(self._on_set_parameters)
