@@ -55,8 +55,10 @@ def described(
             _refuse_unknown(file)
         return [ends_with_nodes()] if named or always_ends else []
 
-    rows = ((name, *row, None)[:4] for name, row in arguments.items())
-    declared = [Argument(name, default_value=value, description=text, choices=some) for name, value, text, some in rows]
+    declared = [
+        Argument(name, default_value=row[0], description=row[1], choices=row[2] if len(row) == 3 else None)
+        for name, row in arguments.items()
+    ]
     return LaunchDescription([OpaqueFunction(function=first), *declared, *actions])
 
 
@@ -141,8 +143,8 @@ def with_flow_node(file: str, executable: str, inputs: Mapping[str, tuple[str, s
         value = {name: LaunchConfiguration(name).perform(context) for name in arguments}
         given = {topic: default for topic, (default, _) in inputs.items() if value[topic]}
         parameters: list[Any] = [str(Path(value[own_file]).expanduser())] if value[own_file] else []
-        parameters.append({"use_sim_time": value["use_sim_time"] == "true"})
-        parameters.append({topic: True for topic, default in given.items() if not default})
+        switches = {topic: True for topic, default in given.items() if not default}
+        parameters.append({"use_sim_time": value["use_sim_time"] == "true", **switches})
         rules = [(f"flow_node/{topic}", f"{value['name']}/{topic}") for topic in UPSTREAM]
         rules += [(topic, value[topic]) for topic in given]
         return [our_node(executable, namespace=value["namespace"], parameters=parameters, remappings=rules)]
