@@ -21,9 +21,8 @@ from deq_flow_ros.command_line import MOST_THREADS, USER_ERRORS, CommandLine, ex
 from deq_flow_ros.evaluation import report
 from deq_flow_ros.evaluation.methods import Models, Setting, all_settings, deterministic, load_models, with_parameters
 from deq_flow_ros.evaluation.recording import RecordingEvaluation
-from deq_flow_ros.evaluation.records import PROCESSED
+from deq_flow_ros.evaluation.records import FrameRecord
 from deq_flow_ros.evaluation.results import OccupiedError
-from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import StopRequest, keep_freed_memory
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.model import PRECISIONS, WeightsError
@@ -192,11 +191,11 @@ def evaluate(
     evaluation = RecordingEvaluation(path, out, options, settings)
     printed_s = began_s = time.monotonic()
 
-    def show(done: int, latest: FrameOutcome) -> None:
+    def show(done: int, latest: FrameRecord) -> None:
         nonlocal printed_s
         if (now_s := time.monotonic()) - printed_s > LINE_S:
-            printed_s, record = now_s, latest.record
-            text = f"{record.latency_ms:.0f} ms" if record.outcome == PROCESSED else record.outcome
+            printed_s = now_s
+            text = latest.outcome if latest.info is None else f"{latest.info.latency_ms:.0f} ms"
             rate = f"{done / (now_s - began_s):.1f} frames/s"
             console.print(f"frame {done} of {evaluation.frames or '?'}, {text}, {rate}")
 

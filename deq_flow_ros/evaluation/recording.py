@@ -18,18 +18,10 @@ import numpy as np
 import torch
 
 from deq_flow_ros.evaluation.methods import Estimator, Models, ReverseFlow, Setting, make_estimator
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, read_frames
+from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameRecord, InputFrame, read_frames
 from deq_flow_ros.evaluation.report import FRAMES, SettingEntry
 from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter, RunInfo, count_words
-from deq_flow_ros.evaluation.runs import (
-    FrameOutcome,
-    InputFrame,
-    SettingRun,
-    SimulatedRun,
-    folder_truth,
-    scene_truth,
-    unlike_number,
-)
+from deq_flow_ros.evaluation.runs import SettingRun, SimulatedRun, folder_truth, scene_truth, unlike_number
 from deq_flow_ros.host import StopRequest, TimeShares, versions
 from deq_flow_ros.imaging import MediaError, longest_gap_ms
 from deq_flow_ros.imaging.encodings import Levels
@@ -42,8 +34,8 @@ from deq_flow_ros.streaming.clock import CostTable, VirtualClock, measure_costs
 from deq_flow_ros.streaming.interface import LARGEST_SCALE
 from deq_flow_ros.streaming.plan import scale_ladder
 
-Show = Callable[[int, FrameOutcome], None]
-"""Called for every frame of the main setting with the number of frames done, and the outcome."""
+Show = Callable[[int, FrameRecord], None]
+"""Called for every frame of the main setting with the number of frames done, and its record."""
 INDECISIVE = ("input", "bags", "out", "resume", "overwrite", "threads", "param", "compare")
 """Options of ``evaluate_bag`` that the results do not depend on, or only by the settings."""
 
@@ -115,12 +107,12 @@ class RecordingEvaluation:
         with stop:
             with ResultWriter(self.folder, settings, bag, options.images) as writer:
 
-                def keep(run: SettingRun, outcomes: Iterator[FrameOutcome]) -> None:
-                    for outcome in outcomes:
+                def keep(run: SettingRun, records: Iterator[FrameRecord]) -> None:
+                    for record in records:
                         with self._shares.of("writing"):
-                            writer.add(run.setting.name, outcome)
+                            writer.add(run.setting.name, record)
                         if run is runs[0]:
-                            show(outcome.record.index + 1, outcome)
+                            show(record.index + 1, record)
 
                 while frame is not None:
                     for run in runs:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from deq_flow_ros.imaging import MediaError
+from deq_flow_ros.imaging import Frame, MediaError
+from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
 from deq_flow_ros.imaging.metrics import (
     endpoint_error,
     forward_backward,
@@ -28,7 +30,6 @@ from deq_flow_ros.imaging.metrics import (
     visible_weight,
 )
 from deq_flow_ros.streaming import FlowInfo
-from deq_flow_ros.streaming.interface import REPEATED_SHARE
 
 WINDOW, STILL_PX = 5, 0.25
 """A pixel stands still if the window around it, of this side in px, changes less than by a motion of this length."""
@@ -37,6 +38,52 @@ TEXTURE = 3.0
 as RMS over the window, in an image smoothed by a Gaussian of 1 px."""
 FEWEST_STATIC = 0.005
 """Least share of static pixels. With fewer, the flicker is not measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputFrame:
+    """A frame of the recording.
+
+    :ivar index: number among the frames that could be read, from 0; ``place`` is that among all frames.
+    :ivar stamp_ns: its stamp in the stream: that of the header, or the time of recording.
+    :ivar image: (H, W, 3) uint8 RGB; None if it cannot be decoded, and then ``problem`` says why.
+    :ivar convert_ms: the time that decoding took.
+    """
+
+    index: int
+    place: int
+    stamp_ns: int
+    header_ns: int
+    record_ns: int
+    frame_id: str
+    image: np.ndarray | None
+    encoding: str
+    problem: str = ""
+    convert_ms: float = 0.0
+
+    @classmethod
+    def of(
+        cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0, levels: Levels | None = None
+    ) -> InputFrame:
+        """Decode a frame of a source.
+
+        :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
+        :param left_out: the number of earlier frames that could not be read.
+        :param levels: see ``to_rgb``.
+        """
+        start = time.perf_counter()
+        image, problem = None, frame.problem
+        try:
+            if not problem:
+                layout = (frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
+                image = to_rgb(frame.data, *layout, levels)
+        except EncodingError as error:
+            problem = str(error)
+        took_ms = 1e3 * (time.perf_counter() - start)
+        if image is not None and not image.flags.writeable:
+            image = image.copy()  # PyTorch warns of a view of the file's bytes
+        stamps_ns = (frame.record_ns if stamps == "record" else frame.stamp_ns, frame.stamp_ns, frame.record_ns)
+        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, frame.encoding, problem, took_ms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,39 +205,26 @@ COLUMNS = ("setting", "index", "stamp_ns", "previous_stamp_ns", *WORDS, *VALUES)
 """The columns of ``frames.csv``. An empty cell means that the value is not known."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameRecord:
-    """The outcome of one frame with one setting, which is a row of the table; of a processed frame as in ``FlowInfo``.
+    """What became of one frame with one setting: a row of the table, and what of it is shown and recorded.
 
     :ivar outcome: "processed", "first" (there is no pair yet) or "dropped".
     :ivar reason: why it is first or was dropped.
+    :ivar info: of a processed frame, how its flow was computed.
     :ivar measures: by the names of ``MEASURES``; those that are not known are missing.
+    :ivar fields: the arrays of its pair; None if it gave no flow.
+    :ivar frame: the frame itself; None if it was played into a node, whose outputs are recorded already.
     """
 
     index: int
     stamp_ns: int
     outcome: str
     reason: str = ""
-    previous_stamp_ns: int | None = None
-    iterations: int = 0
-    stop_reason: str = ""
-    warm: bool = False
-    residual_px: float = math.nan
-    reset_reason: str = ""
-    scale: float = math.nan
-    stage_ms: Mapping[str, float] = field(default_factory=dict)
-    latency_ms: float = math.nan
-    over_budget: bool = False
-    matched: bool = True
-    repeated: bool = False
+    info: FlowInfo | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of_flow(cls, index: int, info: FlowInfo, measures: Mapping[str, float]) -> FrameRecord:
-        """The record of a frame that gave flow."""
-        same = {name: getattr(info, name) for name in ("stamp_ns", "previous_stamp_ns", "stop_reason", *NUMBERS)}
-        reset = info.reset_reason or ""
-        return cls(index, outcome=PROCESSED, reset_reason=reset, stage_ms=info.stage_ms, measures=measures, **same)
+    fields: PairFields | None = None
+    frame: InputFrame | None = None
 
 
 class FrameTable:
@@ -214,9 +248,12 @@ class FrameTable:
 
         :raises ValueError: for a stage or measure without a column.
         """
-        values = {**vars(record), **record.measures, **{f"stage_{name}_ms": ms for name, ms in record.stage_ms.items()}}
-        unknown = ("stage_ms", "measures", *(() if record.outcome == PROCESSED else NUMBERS))
-        self._write({"setting": setting, **{name: _cell(values[name]) for name in values if name not in unknown}})
+        values = {name: getattr(record, name) for name in ("index", "stamp_ns", "outcome", "reason")}
+        if (info := record.info) is not None:
+            values |= {name: getattr(info, name) for name in ("previous_stamp_ns", *WORDS[2:], *NUMBERS)}
+            values |= {f"stage_{name}_ms": ms for name, ms in info.stage_ms.items()}
+        values |= record.measures
+        self._write({"setting": setting, **{name: _cell(value) for name, value in values.items()}})
 
     def _write(self, row: Mapping[str, str]) -> None:
         try:
@@ -248,24 +285,3 @@ def read_frames(path: Path) -> pd.DataFrame:
         frames[name] = frames[name].replace("", missing).astype("int64")
     frames[list(VALUES)] = frames[list(VALUES)].replace([np.inf, -np.inf], np.nan)
     return frames
-
-
-def doubtful(frames: pd.DataFrame) -> Iterator[str]:
-    """Say how many flow fields of a setting mean nothing, because of their images, or are none.
-
-    :param frames: from ``read_frames``.
-    """
-    done = frames[frames.outcome == PROCESSED]
-    unmatched, repeated = done[done.matched == 0], done[done.repeated == 1]
-    for name in (*SOURCE, "size"):
-        other = frames[(frames.outcome == FIRST) & frames.reason.str.startswith(f"{name} changed")]
-        if len(other):
-            what = f"frames that have another {name} than the one before (two cameras on one topic?): {len(other)}"
-            yield f"{what}; the first is frame {other.iloc[0]['index']}: {other.iloc[0].reason}"
-    if len(unmatched):
-        what = f"pairs whose flow means nothing, because their images have nothing in common: {len(unmatched)}"
-        yield f"{what} of {len(done)}; the first is frame {unmatched.iloc[0]['index']}"
-    if len(repeated) > max(2, REPEATED_SHARE * len(done)):
-        what = f"frames that are exactly those before them, so that their flow is zero: {len(repeated)} of {len(done)}"
-        why = "is the camera frozen, or does its driver send each image more than once?"
-        yield f"{what}; the first is frame {repeated.iloc[0]['index']}; {why}"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deq_flow_ros.evaluation.gallery import RANKED_BY, Gallery, panels, run_plots
-from deq_flow_ros.evaluation.records import MEASURES, PROCESSED
+from deq_flow_ros.evaluation.records import FIRST, MEASURES, PROCESSED, SOURCE
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.pictures import data_uri, flow_to_color
 from deq_flow_ros.recordings.files import write_text
+from deq_flow_ros.streaming.interface import REPEATED_SHARE
 
 REPORT, METRICS, FRAMES, VIDEO, ANIMATION = "report.html", "metrics.json", "frames.csv", "flow.mp4", "flow.webp"
 """Names of the result files of a recording."""
@@ -94,6 +95,27 @@ def mode_of(metrics: Metrics) -> str:
     """The mode of the run in words, and if it cannot be repeated, why."""
     limited = any(figures["setting"].get("budget_ms") for figures in metrics["settings"])
     return MODES[metrics["mode"]] + (f"; {BY_THE_CLOCK}" if metrics["mode"] == "offline" and limited else "")
+
+
+def doubtful(frames: pd.DataFrame) -> Iterator[str]:
+    """Say how many flow fields of a setting mean nothing, because of their images, or are none.
+
+    :param frames: from ``read_frames``.
+    """
+    done = frames[frames.outcome == PROCESSED]
+    unmatched, repeated = done[done.matched == 0], done[done.repeated == 1]
+    for name in (*SOURCE, "size"):
+        other = frames[(frames.outcome == FIRST) & frames.reason.str.startswith(f"{name} changed")]
+        if len(other):
+            what = f"frames that have another {name} than the one before (two cameras on one topic?): {len(other)}"
+            yield f"{what}; the first is frame {other.iloc[0]['index']}: {other.iloc[0].reason}"
+    if len(unmatched):
+        what = f"pairs whose flow means nothing, because their images have nothing in common: {len(unmatched)}"
+        yield f"{what} of {len(done)}; the first is frame {unmatched.iloc[0]['index']}"
+    if len(repeated) > max(2, REPEATED_SHARE * len(done)):
+        what = f"frames that are exactly those before them, so that their flow is zero: {len(repeated)} of {len(done)}"
+        why = "is the camera frozen, or does its driver send each image more than once?"
+        yield f"{what}; the first is frame {repeated.iloc[0]['index']}; {why}"
 
 
 def headline(metrics: Metrics) -> list[Figure]:

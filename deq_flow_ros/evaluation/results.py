@@ -27,12 +27,11 @@ from deq_flow_ros.evaluation.records import (
     OUTCOMES,
     PROCESSED,
     STAGES,
+    FrameRecord,
     FrameTable,
-    doubtful,
     read_frames,
 )
 from deq_flow_ros.evaluation.report import SettingEntry
-from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording
@@ -88,7 +87,7 @@ def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunIn
         "input": run.input,
         "settings": entries,
         "comparison": report.compare(by_setting),
-        "problems": [*run.problems, *doubtful(by_setting[settings[0].name])],
+        "problems": [*run.problems, *report.doubtful(by_setting[settings[0].name])],
         "transport": run.transport,
         "run": {
             "seconds": run.seconds,
@@ -244,7 +243,7 @@ class ResultFolder(ExitStack):
 class ResultWriter(ExitStack):
     """Writes the results of a run. Use it in a ``with`` statement, and call ``finish`` afterwards.
 
-    :param settings: the settings of the run, the main one first. One without outcomes is left out of the results.
+    :param settings: the settings of the run, the main one first. One without records is left out of the results.
     :param bag: for the flow of the main setting, and with ``images`` the images; None: the flow is not recorded.
     :raises MediaError: if something cannot be written. All methods raise it.
     """
@@ -263,9 +262,9 @@ class ResultWriter(ExitStack):
         self.callback(self._table.close)
         self._bag = None if bag is None else self.enter_context(bag)
 
-    def add(self, setting: str, outcome: FrameOutcome) -> None:
-        """Add the outcome of one more frame with a setting."""
-        record, frame, fields = outcome.record, outcome.frame, outcome.fields
+    def add(self, setting: str, record: FrameRecord) -> None:
+        """Add one more frame with a setting."""
+        frame, fields, info = record.frame, record.fields, record.info
         if fields is not None:
             self._galleries[setting].add(record, fields)
         self._table.append(setting, record)
@@ -273,13 +272,13 @@ class ResultWriter(ExitStack):
             return
         # The account that the node would give of the frame, and the measures.
         account = {"outcome": record.outcome, "reason": record.reason, "image2_stamp_ns": str(record.stamp_ns)}
-        account |= {} if outcome.info is None else pair_values(outcome.info, record.stage_ms)
+        account |= {} if info is None else pair_values(info, info.stage_ms)
         account |= {name: f"{value:.6g}" for name, value in record.measures.items()}
         published: dict[str, Any] = {"image": frame.image if self._images else None}
-        if fields is not None:
+        if fields is not None and info is not None:
             published |= {name: getattr(fields, name) for name in ("flow", "residual", "uncertainty")}
             forward = fields.direction == "forward"
-            published["flow_stamp_ns"] = record.previous_stamp_ns if forward else frame.stamp_ns
+            published["flow_stamp_ns"] = info.previous_stamp_ns if forward else frame.stamp_ns
         self._bag.add(frame.stamp_ns, frame.record_ns, frame.frame_id, account, **published)
 
     def finish(self, run: RunInfo) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one setting on a stream of frames: the outcome of every frame, in order, and the fields of every pair.
+"""Runs one setting on a stream of frames: a record of every frame, in order.
 
 True flow, if there is any, comes from a folder of flow files or a rendered scene.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +15,23 @@ import numpy as np
 
 from deq_flow_ros.demo import exact_flow
 from deq_flow_ros.evaluation.methods import Estimator, ReverseFlow, Setting
-from deq_flow_ros.evaluation.records import DROPPED, FIRST, SOURCE, FrameRecord, PairFields, measure
+from deq_flow_ros.evaluation.records import (
+    DROPPED,
+    FIRST,
+    PROCESSED,
+    SOURCE,
+    FrameRecord,
+    InputFrame,
+    PairFields,
+    measure,
+)
 from deq_flow_ros.host import TimeShares
-from deq_flow_ros.imaging import Frame, MediaError, Pace
-from deq_flow_ros.imaging.encodings import EncodingError, Levels, to_rgb
+from deq_flow_ros.imaging import MediaError, Pace
 from deq_flow_ros.recordings.files import natural_order, visible_files
 from deq_flow_ros.recordings.flow_files import FLOW_SUFFIXES, read_flow
-from deq_flow_ros.streaming import FlowInfo
 from deq_flow_ros.streaming.clock import OVERHEAD, VirtualClock
 from deq_flow_ros.streaming.continuity import StampOrder, why_anew
 from deq_flow_ros.streaming.interface import SUPERSEDED
-
-
-@dataclass(frozen=True, eq=False)
-class InputFrame:
-    """A frame of the recording.
-
-    :ivar index: number among the frames that could be read, from 0; ``place`` is that among all frames.
-    :ivar stamp_ns: its stamp in the stream: that of the header, or the time of recording.
-    :ivar image: (H, W, 3) uint8 RGB; None if it cannot be decoded, and then ``problem`` says why.
-    :ivar convert_ms: the time that decoding took.
-    """
-
-    index: int
-    place: int
-    stamp_ns: int
-    header_ns: int
-    record_ns: int
-    frame_id: str
-    image: np.ndarray | None
-    encoding: str
-    problem: str = ""
-    convert_ms: float = 0.0
-
-    @classmethod
-    def of(
-        cls, index: int, frame: Frame, stamps: str = "header", left_out: int = 0, levels: Levels | None = None
-    ) -> InputFrame:
-        """Decode a frame of a source.
-
-        :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
-        :param left_out: the number of earlier frames that could not be read.
-        :param levels: see ``to_rgb``.
-        """
-        start = time.perf_counter()
-        image, problem = None, frame.problem
-        try:
-            if not problem:
-                layout = (frame.height, frame.width, frame.step, frame.encoding, frame.is_bigendian)
-                image = to_rgb(frame.data, *layout, levels)
-        except EncodingError as error:
-            problem = str(error)
-        took_ms = 1e3 * (time.perf_counter() - start)
-        if image is not None and not image.flags.writeable:
-            image = image.copy()  # PyTorch warns of a view of the file's bytes
-        stamps_ns = (frame.record_ns if stamps == "record" else frame.stamp_ns, frame.stamp_ns, frame.record_ns)
-        return cls(index, index + left_out, *stamps_ns, frame.frame_id, image, frame.encoding, problem, took_ms)
-
 
 KnownFlow = tuple[np.ndarray, "np.ndarray | None"]
 """Flow (H, W, 2) px, NaN where it is not known; and whether pixels are visible in both images, (H, W) bool, or None."""
@@ -137,20 +96,6 @@ def folder_truth(folder: Path) -> Truth:
     return truth
 
 
-@dataclass(frozen=True, eq=False)
-class FrameOutcome:
-    """The outcome of a frame with one setting.
-
-    :ivar fields: the arrays of its pair, and ``info`` what the estimator says of it; None if it gave no flow.
-    :ivar frame: the frame itself; None if it was played into a node, whose outputs are recorded already.
-    """
-
-    record: FrameRecord
-    fields: PairFields | None = None
-    info: FlowInfo | None = None
-    frame: InputFrame | None = None
-
-
 class SettingRun:
     """Runs one setting, and processes every frame, whatever time it takes.
 
@@ -172,27 +117,27 @@ class SettingRun:
         self._order = StampOrder()
         self._last: dict[int, PairFields] = {}  # the last pair by the stamp of its later frame
 
-    def take(self, frame: InputFrame) -> Iterator[FrameOutcome]:
-        """Take the next frame. Yields the outcomes that are known by now, of it or of earlier frames."""
+    def take(self, frame: InputFrame) -> Iterator[FrameRecord]:
+        """Take the next frame. Yields the records that are complete by now, of it or of earlier frames."""
         reason = frame.problem if frame.image is None else self._order.why_out(frame.stamp_ns)
         if reason:
             yield from self.leave_out(_dropped(frame, reason))
         else:
             yield from self.queue(frame)
 
-    def leave_out(self, outcome: FrameOutcome) -> Iterator[FrameOutcome]:
+    def leave_out(self, dropped: FrameRecord) -> Iterator[FrameRecord]:
         """Take a frame that does not fit into the stream; see ``take``."""
-        yield outcome
+        yield dropped
 
-    def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
+    def queue(self, frame: InputFrame) -> Iterator[FrameRecord]:
         """Take the next frame that fits into the stream; see ``take``."""
         yield self.process(frame)
 
-    def finish(self) -> Iterator[FrameOutcome]:
-        """The remaining outcomes, after the last frame."""
+    def finish(self) -> Iterator[FrameRecord]:
+        """The remaining records, after the last frame."""
         return iter(())
 
-    def process(self, frame: InputFrame, arrival_ns: int | None = None) -> FrameOutcome:
+    def process(self, frame: InputFrame, arrival_ns: int | None = None) -> FrameRecord:
         """Compute the flow of a frame, and measure it.
 
         :param arrival_ns: when the frame arrived, on the estimator's clock; None is now.
@@ -215,7 +160,7 @@ class SettingRun:
         previous, self._previous = self._previous, frame
         if result is None:
             reason = self.estimator.reset_reason or ""
-            return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, FIRST, reason), frame=frame)
+            return FrameRecord(frame.index, frame.stamp_ns, FIRST, reason, frame=frame)
         assert previous is not None and previous.image is not None
         images, direction = (previous.image, frame.image), self.setting.direction
         with self.shares.of("measuring"):
@@ -228,11 +173,11 @@ class SettingRun:
             measures = measure(fields, before)
         self._last = {result.info.stamp_ns: fields}
         info = replace(result.info, stage_ms={"convert": frame.convert_ms, **result.info.stage_ms})
-        return FrameOutcome(FrameRecord.of_flow(frame.index, info, measures), fields, info, frame)
+        return FrameRecord(frame.index, frame.stamp_ns, PROCESSED, "", info, measures, fields, frame)
 
 
-def _dropped(frame: InputFrame, reason: str) -> FrameOutcome:
-    return FrameOutcome(FrameRecord(frame.index, frame.stamp_ns, DROPPED, reason), frame=frame)
+def _dropped(frame: InputFrame, reason: str) -> FrameRecord:
+    return FrameRecord(frame.index, frame.stamp_ns, DROPPED, reason, frame=frame)
 
 
 class SimulatedRun(SettingRun):
@@ -249,12 +194,12 @@ class SimulatedRun(SettingRun):
         super().__init__(*arguments, **more)
         self._clock, self._period_ns, self._pace = clock, period_ns, Pace(period_ns)
         self._waiting: tuple[InputFrame, int] | None = None
-        self._behind: list[FrameOutcome] = []  # of frames that came after the one that waits
+        self._behind: list[FrameRecord] = []  # of frames that came after the one that waits
         self._first_ns: int | None = None
         self._latest_ns = 0  # arrival of the frame that arrived last
 
-    def queue(self, frame: InputFrame) -> Iterator[FrameOutcome]:
-        # The outcome of the previous frame is known only now.
+    def queue(self, frame: InputFrame) -> Iterator[FrameRecord]:
+        # Whether the previous frame is processed is known only now.
         if self._first_ns is None:
             assert frame.image is not None
             self.estimator.warm_up(*frame.image.shape[:2])  # as the node does in configure
@@ -269,19 +214,19 @@ class SimulatedRun(SettingRun):
             yield from self._behind
         self._waiting, self._behind = (frame, arrival_ns), []
 
-    def leave_out(self, outcome: FrameOutcome) -> Iterator[FrameOutcome]:
+    def leave_out(self, dropped: FrameRecord) -> Iterator[FrameRecord]:
         if self._waiting is None:
-            yield outcome
+            yield dropped
         else:
-            self._behind.append(outcome)  # outcomes keep the order of the frames
+            self._behind.append(dropped)  # records keep the order of the frames
 
-    def finish(self) -> Iterator[FrameOutcome]:
+    def finish(self) -> Iterator[FrameRecord]:
         if self._waiting is not None:
             yield self._work(*self._waiting)
             yield from self._behind
             self._waiting, self._behind = None, []
 
-    def _work(self, frame: InputFrame, arrival_ns: int) -> FrameOutcome:
+    def _work(self, frame: InputFrame, arrival_ns: int) -> FrameRecord:
         clock = self._clock
         clock.wait_until(arrival_ns)
         waited_ms = (clock.now_ns() - arrival_ns) / 1e6
@@ -290,10 +235,9 @@ class SimulatedRun(SettingRun):
         clock.charge("convert", pixels)
         clock.charge(OVERHEAD, pixels)
         frame = replace(frame, convert_ms=(clock.now_ns() - start_ns) / 1e6)
-        outcome = self.process(frame, arrival_ns)
+        record = self.process(frame, arrival_ns)
         with self.shares.of("computing"):
             self.estimator.prepare()
-        if outcome.fields is None:
-            return outcome
-        stage_ms = {"wait": waited_ms, **outcome.record.stage_ms}
-        return replace(outcome, record=replace(outcome.record, stage_ms=stage_ms))
+        if (info := record.info) is None:
+            return record
+        return replace(record, info=replace(info, stage_ms={"wait": waited_ms, **info.stage_ms}))

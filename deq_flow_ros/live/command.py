@@ -202,14 +202,14 @@ def _analyse(
     note = f"{Path(options.model).name} on {options.device} in {precision}, {options.direction} flow, {budget}"
     cold = SettingEntry(COLD, {**values, "warm": False, "budget_ms": None}, COLD_NOTE)
     every = max(1, sum(report.outcome == PROCESSED for report in reports) // COMPARED_PAIRS)
-    outcomes = read_run(run.bag, published_ns, reports, source, exact_flow(Path(run.play[0])), options.roi)
-    shown = track(outcomes, "analysing", len(reports), console=console, transient=True)
+    records = read_run(run.bag, published_ns, reports, source, exact_flow(Path(run.play[0])), options.roi)
+    shown = track(records, "analysing", len(reports), console=console, transient=True)
     found, unplayed = False, []
     with ResultWriter(folder, [SettingEntry(STREAMED, values, note), cold]) as writer:
-        for setting, outcome in look_closer(shown, model, options.direction, every):
-            writer.add(setting, outcome)
-            found |= outcome.fields is not None
-            unplayed += [] if outcome.frame is None else [outcome.record.reason]
+        for setting, record in look_closer(shown, model, options.direction, every):
+            writer.add(setting, record)
+            found |= record.fields is not None
+            unplayed += [] if record.frame is None else [record.reason]
     if not found:
         raise MediaError(
             f"no processed frame has both its flow and its residual in {run.bag}, each stamped as its report says; "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The outcomes of a run of the flow node that was recorded, held against what was played into it."""
+"""The records of a run of the flow node that was recorded, held against what was played into it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from deq_flow_ros.evaluation.records import (
     PROCESSED,
     STAGES,
     FrameRecord,
+    InputFrame,
     PairFields,
     consistency,
     measure,
 )
-from deq_flow_ros.evaluation.runs import FrameOutcome, InputFrame
 from deq_flow_ros.imaging import MediaError, stamp_to_ns
 from deq_flow_ros.imaging.encodings import Levels
 from deq_flow_ros.model import DEQFlow
 from deq_flow_ros.recordings.bag_reader import read_messages
 from deq_flow_ros.recordings.bags import FLOW_TOPIC, RESIDUAL_TOPIC, FrameReport, read_image
 from deq_flow_ros.recordings.source import Source
-from deq_flow_ros.streaming import FlowEstimator
+from deq_flow_ros.streaming import FlowEstimator, FlowInfo
 
 STREAMED, COLD = "streamed", "cold"
 """Names of the settings: what the node did, and some of its pairs from a cold start."""
@@ -41,10 +41,10 @@ OUT_OF_ORDER = 8
 def read_run(
     bag: Path, published_ns: Sequence[int], reports: Sequence[FrameReport], source: Source, exact: ExactFlow | None,
     roi: Sequence[int] = (),
-) -> Iterator[FrameOutcome]:  # fmt: skip
+) -> Iterator[FrameRecord]:  # fmt: skip
     """Every frame that was played, in its turn: what the node said of it, with its fields where they were recorded.
 
-    A frame that could not be played, because a video has no picture for it, is dropped, and its outcome has ``frame``.
+    A frame that could not be played, because a video has no picture for it, is dropped, and its record has ``frame``.
 
     :param bag: what the node published.
     :param published_ns: the stamps of the frames that the player published.
@@ -66,7 +66,7 @@ def read_run(
         frame = InputFrame.of(index, each, levels=levels)
         if not played[frame.stamp_ns]:
             if frame.image is None:
-                yield FrameOutcome(FrameRecord(index, frame.stamp_ns, DROPPED, frame.problem), frame=frame)
+                yield FrameRecord(index, frame.stamp_ns, DROPPED, frame.problem, frame=frame)
             elif not played.total():
                 break
             continue
@@ -78,10 +78,11 @@ def read_run(
         image = None if frame.image is None else np.ascontiguousarray(frame.image[part])
         found = fields.take(report) if record.outcome == PROCESSED else None
         if found is None:
-            yield FrameOutcome(record)  # where it was processed, the account of the run names it
+            yield record  # where it was processed, the account of the run names it
         else:
-            if image is None or previous is None or previous[0] != record.previous_stamp_ns:
-                stamps = f"{record.previous_stamp_ns} and {record.stamp_ns} ns"
+            before_ns = report.stamp("image1_stamp_ns")
+            if image is None or previous is None or previous[0] != before_ns:
+                stamps = f"{before_ns} and {record.stamp_ns} ns"
                 raise MediaError(f"the input holds no images that follow each other with the stamps {stamps}")
             direction = "forward" if report.forward else "backward"
             pair = PairFields(previous[1], image, *found, direction=direction)
@@ -93,15 +94,15 @@ def read_run(
                 here, there = (previous[0], record.stamp_ns) if report.forward else (record.stamp_ns, previous[0])
                 truth, visible = exact(here, there)
                 pair = replace(pair, truth=np.ascontiguousarray(truth[part]), visible=visible[part])
-            before = last[1] if last is not None and last[0] == record.previous_stamp_ns else None
+            before = last[1] if last is not None and last[0] == before_ns else None
             last = record.stamp_ns, pair
-            yield FrameOutcome(replace(record, measures=measure(pair, before)), pair)
+            yield replace(record, measures=measure(pair, before), fields=pair)
         if image is not None and record.outcome in (PROCESSED, FIRST):
             previous = record.stamp_ns, image
     for index, report in enumerate((one for left in waiting.values() for one in reversed(left)), len(published_ns)):
         if report.outcome == PROCESSED:
             raise MediaError(f"the input holds no frame stamped {report.stamp_ns} ns, of which the node published flow")
-        yield FrameOutcome(record_of(index, report))  # the image of a camera was lost on its way to the recording
+        yield record_of(index, report)  # the image of a camera was lost on its way to the recording
 
 
 def record_of(index: int, report: FrameReport) -> FrameRecord:
@@ -109,21 +110,23 @@ def record_of(index: int, report: FrameReport) -> FrameRecord:
     values = report.values
     if report.outcome != PROCESSED:
         return FrameRecord(index, report.stamp_ns, report.outcome, values.get("reason", ""))
-    iterations, stages = report.number("iterations"), {stage: report.number(f"stage_{stage}_ms") for stage in STAGES}
-    return FrameRecord(
-        index, report.stamp_ns, PROCESSED, previous_stamp_ns=report.stamp("image1_stamp_ns"),
+    iterations, budget_ms = report.number("iterations"), report.number("budget_ms")
+    stages = {stage: report.number(f"stage_{stage}_ms") for stage in STAGES}
+    info = FlowInfo(
+        report.stamp_ns, report.stamp("image1_stamp_ns") or 0, "forward" if report.forward else "backward",
         iterations=int(iterations) if np.isfinite(iterations) else 0, stop_reason=values.get("stop_reason", ""),
-        reset_reason=values.get("reset_reason", ""), stage_ms={n: ms for n, ms in stages.items() if np.isfinite(ms)},
-        warm=report.flag("warm"), over_budget=report.flag("over_budget"), repeated=report.flag("repeated"),
-        matched=values.get("matched") != "false", residual_px=report.number("residual_px"),
-        scale=report.number("scale"), latency_ms=report.number("latency_ms"),
+        warm=report.flag("warm"), residual_px=report.number("residual_px"), reset_reason=values.get("reset_reason"),
+        scale=report.number("scale"), stage_ms={name: ms for name, ms in stages.items() if np.isfinite(ms)},
+        latency_ms=report.number("latency_ms"), budget_ms=budget_ms if np.isfinite(budget_ms) else None,
+        likeness=report.number("likeness"), repeated=report.flag("repeated"),
     )  # fmt: skip
+    return FrameRecord(index, report.stamp_ns, PROCESSED, info=info)
 
 
 def look_closer(
-    outcomes: Iterable[FrameOutcome], model: DEQFlow, direction: str, every: int
-) -> Iterator[tuple[str, FrameOutcome]]:
-    """The outcomes of ``read_run`` with the name of their setting, and more of one pair in ``every``.
+    records: Iterable[FrameRecord], model: DEQFlow, direction: str, every: int
+) -> Iterator[tuple[str, FrameRecord]]:
+    """The records of ``read_run`` with the name of their setting, and more of one pair in ``every``.
 
     Such a pair is solved in the other direction, for the consistency of both, and once more from a cold start if the
     stream had a warm start there.
@@ -131,42 +134,42 @@ def look_closer(
     estimator = FlowEstimator(model, tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
     reverse = ReverseFlow(Setting("other", direction=direction), model, every=1)
     found = -1
-    for outcome in outcomes:
-        pair, record = outcome.fields, outcome.record
+    for record in records:
+        pair, info = record.fields, record.info
         found += pair is not None
-        if pair is None or found % every != every // 2:  # not the first pair, which is never warm
-            yield STREAMED, outcome
+        if pair is None or info is None or found % every != every // 2:  # not the first pair, which is never warm
+            yield STREAMED, record
             continue
         backward = reverse.of(record.index, pair.image1, pair.image2)
         if backward is not None:
             pair = replace(pair, backward=backward)
-            record = replace(record, measures={**record.measures, **consistency(pair.flow, backward)})
-        yield STREAMED, FrameOutcome(record, pair)
-        if record.warm and (again := solve_cold(estimator, record, pair)) is not None:
+            record = replace(record, measures={**record.measures, **consistency(pair.flow, backward)}, fields=pair)
+        yield STREAMED, record
+        if info.warm and (again := solve_cold(estimator, record.index, info, pair)) is not None:
             yield COLD, again
 
 
-def solve_cold(estimator: FlowEstimator, record: FrameRecord, pair: PairFields) -> FrameOutcome | None:
+def solve_cold(estimator: FlowEstimator, index: int, info: FlowInfo, pair: PairFields) -> FrameRecord | None:
     """A pair solved again from nothing, at the scale that the stream had for it, with as many iterations there.
 
     There is no deadline, so it always begins with a coarse-to-fine start, whose iterations at lower resolutions come in
     addition. None where the stream made no iteration.
     """
-    if record.iterations < 1:
+    if info.iterations < 1:
         return None
     estimator.reset("cold start")
-    estimator.change(max_iterations=record.iterations, min_scale=record.scale, max_scale=record.scale)
+    estimator.change(max_iterations=info.iterations, min_scale=info.scale, max_scale=info.scale)
     estimator.update(pair.image1, 0)
     result = estimator.update(pair.image2, 1)
     if result is None:
         return None
     again = replace(pair, flow=result.flow, residual=result.residual)
     # Its latency is that of another load and of no deadline, and not to be compared.
-    info = replace(
-        result.info, stamp_ns=record.stamp_ns, previous_stamp_ns=record.previous_stamp_ns or 0,
-        latency_ms=float("nan"), stage_ms={},
+    cold = replace(
+        result.info, stamp_ns=info.stamp_ns, previous_stamp_ns=info.previous_stamp_ns, latency_ms=float("nan"),
+        stage_ms={},
     )  # fmt: skip
-    return FrameOutcome(FrameRecord.of_flow(record.index, info, measure(again)), again)
+    return FrameRecord(index, info.stamp_ns, PROCESSED, info=cold, measures=measure(again), fields=again)
 
 
 class _FieldFinder:

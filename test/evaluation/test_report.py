@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from deq_flow_ros.evaluation.records import (
 )
 from deq_flow_ros.evaluation.report import SettingEntry, comparison, run_plots, terminal_rows
 from deq_flow_ros.evaluation.results import ResultFolder, ResultWriter, RunInfo, count_words, summarise
-from deq_flow_ros.evaluation.runs import FrameOutcome
 from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.streaming import FlowInfo
 
 ROOT = Path(__file__).parents[2]
 STEP_NS = 100_000_000
@@ -54,19 +55,25 @@ def pair(number: int, off_px: float = 0.5) -> PairFields:
 
 
 def record(number: int, measures: dict[str, float] | None = None, **more: Any) -> FrameRecord:
+    """Of a processed frame; ``more`` is of its ``FlowInfo``."""
     stamps = {"stamp_ns": FIRST_NS + number * STEP_NS, "previous_stamp_ns": FIRST_NS + (number - 1) * STEP_NS}
     values = {"iterations": 4, "warm": number > 1, "residual_px": 0.2, "scale": 1.0, "latency_ms": 30.0}
-    values |= {"stop_reason": "converged", "stage_ms": {"encode": 5.0, "solve": 20.0}, "measures": measures or {}}
-    return FrameRecord(number, outcome=PROCESSED, **{**stamps, **values, **more})
+    values |= {"stop_reason": "converged", "stage_ms": {"encode": 5.0, "solve": 20.0}, "direction": "forward"}
+    info = FlowInfo(**{**stamps, **values, "reset_reason": None, "budget_ms": None, **more})
+    return FrameRecord(number, info.stamp_ns, PROCESSED, info=info, measures=measures or {})
+
+
+def with_fields(made: FrameRecord, fields: PairFields) -> FrameRecord:
+    return replace(made, measures=measure(fields), fields=fields)
 
 
 def stream(count: int, slower_ms: float = 0.0) -> list[FrameRecord]:
     """First, a dropped one, the others processed; latency and error grow with the number."""
     records = [FrameRecord(0, FIRST_NS, FIRST, "start"), FrameRecord(1, FIRST_NS + STEP_NS, DROPPED, "superseded")]
     for number in range(2, count):
-        late = slower_ms > 0 and number % 2 == 0
+        budget_ms = 0.0 if slower_ms > 0 and number % 2 == 0 else None  # every second one is late
         latency = number + slower_ms
-        records.append(record(number, {"photometric": float(number)}, latency_ms=latency, over_budget=late))
+        records.append(record(number, {"photometric": float(number)}, latency_ms=latency, budget_ms=budget_ms))
     return records
 
 
@@ -88,7 +95,7 @@ def written(path: Path, *records: list[FrameRecord]) -> pd.DataFrame:
 
 def test_the_table_holds_what_was_put_in(tmp_path: Path) -> None:
     """All figures come from the table; what is not known must come back as not known, and stamps to the nanosecond."""
-    infinite = record(0, residual_px=float("inf"), previous_stamp_ns=None, reset_reason="nan")
+    infinite = record(0, residual_px=float("inf"), reset_reason="nan")
     frames = written(tmp_path, stream(5), [infinite])
     main, other = (frames[frames.setting == setting.name] for setting in SETTINGS)
     assert tuple(frames.columns) == COLUMNS and main["index"].tolist() == list(range(5))
@@ -103,11 +110,11 @@ def test_the_table_holds_what_was_put_in(tmp_path: Path) -> None:
     assert count_words(gaps, "reason", FIRST) == {"gap of … ms": 2, "start": 1}, "without their numbers"
 
 
-@pytest.mark.parametrize("change", [{"stage_ms": {"nap": 1.0}}, {"measures": {"beauty": 1.0}}])
-def test_records_that_no_column_is_for_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("odd", [record(0, stage_ms={"nap": 1.0}), record(0, {"beauty": 1.0})])
+def test_records_that_no_column_is_for_are_refused(tmp_path: Path, odd: FrameRecord) -> None:
     """Silently left out, they would be missed in the report, later."""
     with pytest.raises(ValueError, match=r"fields not in fieldnames: '(stage_nap_ms|beauty)'"):
-        written(tmp_path, [FrameRecord(0, 0, PROCESSED, **change)])
+        written(tmp_path, [odd])
 
 
 def test_previews_are_few_evenly_spread_and_hold_the_extremes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +192,7 @@ def evaluated(tmp_path: Path, run: RunInfo, count: int = 6) -> dict[str, Any]:
     with ResultWriter(begun(tmp_path), SETTINGS) as writer:
         for number in range(1, count):
             for setting, off_px in zip(SETTINGS, (0.5, 1.0), strict=True):
-                fields = pair(number, off_px)
-                writer.add(setting.name, FrameOutcome(record(number, measure(fields)), fields))
+                writer.add(setting.name, with_fields(record(number), pair(number, off_px)))
     return writer.finish(run)
 
 
@@ -218,8 +224,10 @@ def test_the_report_is_one_file_with_everything_in_it(tmp_path: Path, monkeypatc
 
 def test_long_runs_are_plotted_in_small_files(tmp_path: Path) -> None:
     """An hour has 100,000 frames: a dot for each would make a page that no browser opens."""
-    records = [record(number, {"photometric": 1.0 + number % 7}, over_budget=number % 3 == 0) for number in range(3000)]
+    late = ({} if number % 3 else {"budget_ms": 0.0} for number in range(3000))
+    records = [record(number, {"photometric": 1.0 + number % 7}, **more) for number, more in enumerate(late)]
     frames = written(tmp_path, records)
+    assert (frames.over_budget == 1).sum() == 1000
     plots = run_plots({"main": frames}, 20.0, "photometric")
     assert {"Latency", "Iterations", "Photometric error"} <= {title for title, _, _ in plots}
     assert all(len(source) < 200_000 for _, _, source in plots)
@@ -228,7 +236,7 @@ def test_long_runs_are_plotted_in_small_files(tmp_path: Path) -> None:
 def test_a_run_that_was_interrupted_or_gave_no_flow_has_a_report_that_says_so(tmp_path: Path) -> None:
     """Figures of a part must not pass for those of the whole; and why every frame was dropped stands there."""
     with ResultWriter(begun(tmp_path), SETTINGS) as writer:
-        writer.add(SETTINGS[0].name, FrameOutcome(FrameRecord(0, 5, DROPPED, "too small")))
+        writer.add(SETTINGS[0].name, FrameRecord(0, 5, DROPPED, "too small"))
     metrics = writer.finish(RunInfo("offline", {"description": "x"}, complete=False))
     page = (tmp_path / "report.html").read_text()
     assert metrics["complete"] is False and "was interrupted" in page and "too small" in page

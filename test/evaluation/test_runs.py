@@ -24,8 +24,8 @@ from evaluation_inputs import (
 from rosbags.highlevel import AnyReader
 
 from deq_flow_ros.evaluation.methods import Setting, make_estimator
-from deq_flow_ros.evaluation.records import STAGES
-from deq_flow_ros.evaluation.runs import InputFrame, SettingRun, unlike_number
+from deq_flow_ros.evaluation.records import STAGES, InputFrame
+from deq_flow_ros.evaluation.runs import SettingRun, unlike_number
 from deq_flow_ros.model import load_model
 from deq_flow_ros.recordings import bags
 from deq_flow_ros.recordings.bag_reader import read_messages
@@ -190,5 +190,5 @@ def test_flicker_is_measured_between_pairs_that_follow_each_other() -> None:
     stream[3:] = [replace(frame, stamp_ns=frame.stamp_ns + 10**10) for frame in stream[3:]]
     setting = Setting("dis", method="dis")
     run = SettingRun(setting, make_estimator(setting, None))
-    records = [outcome.record for frame in stream for outcome in run.take(frame)]
+    records = [record for frame in stream for record in run.take(frame)]
     assert ["static_percent" in record.measures for record in records] == [False, False, True, False, False, True]

@@ -58,7 +58,7 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         for number in (0, 1, 3, 2, 4, 5):  # a drop is reported before the frame in hand
             values = {"outcome": "processed", "direction": direction, "image2_stamp_ns": str(number * STEP_NS)}
             values |= {"iterations": "4", "warm": "true" if number > 1 else "false", "latency_ms": "30", "scale": "1"}
-            values |= {"residual_px": "0.2", "over_budget": "false", "stage_solve_ms": "20", "stop_reason": "converged"}
+            values |= {"residual_px": "0.2", "budget_ms": "29.5", "stage_solve_ms": "20", "stop_reason": "converged"}
             if number in (0, 3):
                 values = {"outcome": "first" if number == 0 else "dropped", "reason": "because", "direction": direction}
                 writer.write_diagnostics(STATISTICS_TOPIC, "flow", values, number * STEP_NS, number)
@@ -85,19 +85,18 @@ def test_a_recorded_run_is_held_against_the_right_pictures(played: tuple[str, Pa
     """Pairs, gaps and directions must be matched with their images: any mix-up changes these figures."""
     direction, source, recording = played
     reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
-    outcomes = list(read_run(recording, PLAYED, reports, open_source(source), exact))
-    assert [outcome.record.outcome for outcome in outcomes] == [
-        FIRST, PROCESSED, PROCESSED, DROPPED, PROCESSED, PROCESSED
-    ]  # fmt: skip
-    found = [(outcome.record, outcome.fields) for outcome in outcomes if outcome.fields is not None]
-    assert [record.index for record, _ in found] == [1, 2, 4, 5]
-    for item, fields in found:
-        assert np.array_equal(fields.image2, picture(item.index)) and fields.direction == direction
-        assert item.measures["epe_px"] == pytest.approx(0.5, abs=1e-5) and item.stage_ms == {"solve": 20}
+    records = list(read_run(recording, PLAYED, reports, open_source(source), exact))
+    assert [record.outcome for record in records] == [FIRST, PROCESSED, PROCESSED, DROPPED, PROCESSED, PROCESSED]
+    found = [(record, record.info, record.fields) for record in records if record.fields is not None]
+    assert [record.index for record, _, _ in found] == [1, 2, 4, 5]
+    for item, info, fields in found:
+        assert np.array_equal(fields.image2, picture(item.index)) and fields.direction == info.direction == direction
+        assert item.measures["epe_px"] == pytest.approx(0.5, abs=1e-5) and info.stage_ms == {"solve": 20}
         assert item.measures["photometric"] < 0.75 * item.measures["photometric_still"]
-    still = [item.measures["epe_still_px"] for item, _ in found]
+        assert (info.stamp_ns, info.iterations, info.latency_ms) == (item.stamp_ns, 4, 30) and info.over_budget
+    still = [item.measures["epe_still_px"] for item, _, _ in found]
     assert still == pytest.approx([SHIFT, SHIFT, 2 * SHIFT, SHIFT])
-    assert [item.warm for item, _ in found] == [False, True, True, True]
+    assert [info.warm for _, info, _ in found] == [False, True, True, True]
 
 
 def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
@@ -118,7 +117,8 @@ def test_the_flow_of_a_region_is_held_against_that_part_of_the_images(
     reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
     whole = list(read_run(recording, PLAYED, reports, open_source(source), exact))
     part = list(read_run(recording, PLAYED, reports, open_source(tmp_path / "larger"), of_larger, [8, 4, 64, 40]))
-    assert repr([outcome.record for outcome in part]) == repr([outcome.record for outcome in whole])
+    told, told_of_whole = (repr([replace(one, fields=None) for one in records]) for records in (part, whole))
+    assert told == told_of_whole
 
 
 def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction(
@@ -128,14 +128,14 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     monkeypatch.setattr("deq_flow_ros.evaluation.report.run_plots", lambda *_: [])
     direction, source, recording = played
     reports = [report_of(message) for _, _, message in read_messages(recording, STATISTICS_TOPIC)]
-    outcomes = list(read_run(recording, PLAYED, reports, open_source(source), exact))
+    records = list(read_run(recording, PLAYED, reports, open_source(source), exact))
     model = load_model("nano")
     settings = [SettingEntry(STREAMED, {"budget_ms": 90.0}), SettingEntry(COLD, {"budget_ms": None})]
     with ResultFolder(tmp_path / "out", {}) as folder:
         folder.begin()
     with ResultWriter(folder, settings) as writer:
-        for setting, outcome in look_closer(outcomes, model, direction, 2):
-            writer.add(setting, outcome)
+        for setting, record in look_closer(records, model, direction, 2):
+            writer.add(setting, record)
     metrics = writer.finish(RunInfo("live", {"description": "x"}, played_s=0.6))
     assert metrics["comparison"]["pairs"] == 2, "every second of the three warm ones"
     streamed, cold = metrics["settings"]
@@ -144,11 +144,11 @@ def test_some_pairs_of_a_recorded_run_are_solved_cold_and_in_the_other_direction
     assert [figures["measures"]["consistency_px"]["pairs"] for figures in (streamed, cold)] == [2, 2]
     assert streamed["measures"]["consistency_px"] != cold["measures"]["consistency_px"]
     estimator = FlowEstimator(model, tolerance_px=None, direction=direction, max_gap_ms=3.6e6)
-    item, fields = outcomes[2].record, outcomes[2].fields
-    assert fields is not None
-    again = solve_cold(estimator, item, fields)
-    assert again is not None and again.fields is not None
-    assert again.record.index == item.index and again.record.iterations == 4
+    info, fields = records[2].info, records[2].fields
+    assert info is not None and fields is not None
+    again = solve_cold(estimator, records[2].index, info, fields)
+    assert again is not None and again.fields is not None and again.info is not None
+    assert again.index == records[2].index and again.info.iterations == 4
     assert again.fields.truth is fields.truth and not np.array_equal(again.fields.flow, fields.flow)
 
 
@@ -159,7 +159,7 @@ def test_what_could_not_be_played_of_a_video_has_rows_of_its_own(played: tuple[s
     frames = list(open_source(source).frames())
     lost = [Frame.without_image("no key frame yet", stamp, stamp, "camera") for stamp in (-5, 250_000_000, 550_000_000)]
     video = SimpleNamespace(frames=lambda: iter([lost[0], *frames[:3], lost[1], *frames[3:], lost[2]]))
-    found = [outcome.record for outcome in read_run(recording, PLAYED, reports, video, exact)]
+    found = list(read_run(recording, PLAYED, reports, video, exact))
     letters = "".join(record.outcome[0] for record in found)
     assert letters == "dfppddppd" and [record.index for record in found] == list(range(9))
     assert [found[index].stamp_ns for index in (0, 4, 8)] == [-5, 250_000_000, 550_000_000]
@@ -177,7 +177,7 @@ def test_an_input_that_is_not_the_one_played_is_noticed(
     with pytest.raises(MediaError, match=r"holds no frame stamped [1-5]00000000 ns"):
         list(read_run(recording, PLAYED, reports, open_source(tmp_path / "other"), None))
     monkeypatch.setattr("deq_flow_ros.live.played.FLOW_TOPIC", "/none")
-    assert all(outcome.fields is None for outcome in read_run(recording, PLAYED, reports, open_source(source), None))
+    assert all(record.fields is None for record in read_run(recording, PLAYED, reports, open_source(source), None))
 
 
 def test_a_clock_that_was_set_back_does_not_mix_up_the_rows(played: tuple[str, Path, Path]) -> None:
@@ -190,5 +190,5 @@ def test_a_clock_that_was_set_back_does_not_mix_up_the_rows(played: tuple[str, P
     reports = [FrameReport(one, {"outcome": "dropped", "reason": str(number)}) for number, one in enumerate(stamps)]
     video = SimpleNamespace(frames=lambda: iter(frames))
     for arrived in (reports, [reports[1], *reports[2:], reports[0]]):
-        found = [outcome.record for outcome in read_run(recording, stamps, arrived, video, None)]
+        found = list(read_run(recording, stamps, arrived, video, None))
         assert [record.reason for record in found] == ["0", "1", "2", "3", "4"]
