@@ -30,7 +30,9 @@ class ParameterTable:
     """Values of all parameters of a node; a node's own table inherits from this and adds a field for each."""
 
     @classmethod
-    def declare(cls, node: Node, on_change: Callable[[Sequence[Parameter]], None] = lambda changed: None) -> None:
+    def declare(
+        cls, node: Node, on_change: Callable[[Sequence[Parameter]], None] = lambda changed: None, **defaults: Any
+    ) -> None:
         """Declare everything on a node; rclpy refuses a value of the wrong type or out of range, naming both.
 
         Warns of values given at start that no parameter takes, as ROS drops these silently. A whole number is taken for
@@ -38,13 +40,14 @@ class ParameterTable:
         no type for it. From then on, requests are answered as ``_set`` says.
 
         :param on_change: called with the parameters that have new values.
+        :param defaults: other ones than those of the table, by the names of the parameters.
         :raises ParameterException: for a value that cannot be, or none where one is needed.
         """
         for line in unused_overrides(node, cls.names()):
             node.get_logger().warning(line)
         given = given_overrides(node)
         for field in dataclasses.fields(cls):
-            default = field.default
+            default = defaults.get(field.name, field.default)
             if field.name in given and given[field.name].type_ == Parameter.Type.NOT_SET:
                 if not isinstance(default, tuple):
                     expected = type(default).__name__

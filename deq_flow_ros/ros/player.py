@@ -16,14 +16,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from typing import TextIO
+from typing import Any, TextIO
 
 import rclpy
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
@@ -38,7 +37,6 @@ from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.messages import bytes_to_image, compressed_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import ParameterTable
-from deq_flow_ros.ros.qos import given_overrides
 from deq_flow_ros.settings import at_start, number
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -83,11 +81,9 @@ class Player(Node):
     :raises ValueError: for a parameter that cannot be; or rclpy's ParameterException.
     """
 
-    def __init__(self, options: dict[str, object], stop: process.StopRequest) -> None:
+    def __init__(self, options: dict[str, Any], stop: process.StopRequest) -> None:
         super().__init__("player")
-        for name, value in options.items():
-            given_overrides(self).setdefault(name, Parameter(name, value=value))
-        PlayerSettings.declare(self)
+        PlayerSettings.declare(self, **options)
         self.settings = PlayerSettings.read(self)
         self._stop = stop
         topic = self.resolve_topic_name("~/image")
@@ -233,7 +229,7 @@ class Player(Node):
         return f"player: published {self.published} frames, first stamp {first}, last stamp {last}{skipped}"
 
 
-def parse_options(args: Sequence[str]) -> dict[str, object]:
+def parse_options(args: Sequence[str]) -> dict[str, Any]:
     """Options of a command line without its ROS arguments; the names are those of the parameters."""
     line = CommandLine("player", "Publish a recording or a camera as sensor_msgs/Image.")
     for field in dataclasses.fields(PlayerSettings):
