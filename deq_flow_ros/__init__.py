@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from typing import TextIO
 
 UNUSABLE, INTERRUPTED = 2, 130
@@ -78,12 +78,15 @@ def needed_by(what: str) -> Iterator[None]:
 
 @contextmanager
 def program(name: str, torch: bool = True) -> Iterator[None]:
-    """Around the imports of a program, which take seconds: a package that is missing or too old, or Ctrl-C, ends it
-    with a message, not a traceback.
+    """Around the imports of a program, which take seconds. A package that is missing or too old ends it with a message,
+    and Ctrl-C, until the program takes over the signals itself, at once: both without a traceback.
 
     :param torch: whether the program uses PyTorch.
-    :raises SystemExit: with status 2, of Ctrl-C with 130.
+    :raises SystemExit: with status 2.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from importlib import metadata  # takes longer than all that is imported above
+
     try:
         # An old one would fail in the middle. By its name, because importing takes seconds; without one, that tells.
         version = ""
@@ -98,6 +101,3 @@ def program(name: str, torch: bool = True) -> Iterator[None]:
     except MissingPackage as error:
         say(str(error), sys.stderr)
         raise SystemExit(UNUSABLE) from None
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted", sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
