@@ -34,7 +34,7 @@ from deq_flow_ros.evaluation.records import (
 from deq_flow_ros.evaluation.report import SettingEntry
 from deq_flow_ros.host import environment, machine, peak_memory_mb, versions
 from deq_flow_ros.imaging import MediaError
-from deq_flow_ros.recordings.bags import TOPICS, FlowBag, check_recording, remove_recording
+from deq_flow_ros.recordings.bags import FlowBag, check_recording
 from deq_flow_ros.recordings.files import check_name, write_json, write_text
 from deq_flow_ros.streaming.interface import pair_values
 
@@ -201,7 +201,7 @@ class ResultFolder(ExitStack):
         there = sorted(child.name for child in path.iterdir() if child.name != STATE) if path.exists() else []
         if self.begun and not self.complete:
             for bag in (BAG, RECORDING):
-                check_recording(path / bag, TOPICS)
+                check_recording(path / bag)
         elif not self.begun and (taken := [name for name in there if name in (*RESULTS, BAG, RECORDING)]):
             holds = f"the folder {path} holds {', '.join(taken)}, which no evaluation is known to have written"
             raise OccupiedError(f"{holds}; move it away, or choose another --out")
@@ -221,8 +221,10 @@ class ResultFolder(ExitStack):
             lock = self.enter_context((self.state / "lock").open("a"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self.begun:
-                for bag in (BAG, RECORDING):
-                    remove_recording(self.path / bag, TOPICS)
+                for bag in (self.path / BAG, self.path / RECORDING):
+                    check_recording(bag)
+                    if bag.exists():
+                        shutil.rmtree(bag)
                 for name in RESULTS:
                     (self.path / name).unlink(missing_ok=True)
             self.begun = True

@@ -78,15 +78,14 @@ def prepare_environment(profiles: Path, logs: Path) -> None:
 
 
 def run_live(options: RunOptions, show: Callable[[str], None]) -> Published:
-    """Play the input through the node and record its outputs, in place of an earlier recording.
+    """Play the input through the node and record its outputs.
 
     On return all processes have ended and the bag is closed. On a live input, Ctrl-C ends the stream, not the run.
 
     :param show: called every few seconds with a line that tells how it goes.
     :raises ChildError: when a process fails.
-    :raises MediaError: where something else is at the recording's place, or it cannot be written.
+    :raises MediaError: where the recording cannot be written.
     """
-    bags.remove_recording(options.bag, RECORDED_TOPICS)
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     node = Node("evaluate_bag")
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -120,10 +120,18 @@ def read_image(message: Any) -> np.ndarray:
     return image[:, :, 0] if channels == 1 else image
 
 
-def check_recording(path: Path, topics: Collection[str]) -> None:
-    """Check that nothing is lost where a recording of ``topics`` is to come.
+IMAGE_TOPIC = "/camera/image_raw"
+FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
+    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
+)
+TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
 
-    :raises MediaError: for anything but an empty folder, or a rosbag2 of any of ``topics`` or without a message.
+
+def check_recording(path: Path) -> None:
+    """Check that nothing is lost where a recording of flow is to come.
+
+    :raises MediaError: for anything but an empty folder, or a rosbag2 of ``TOPICS`` or without a message. One of images
+        alone, or with other topics, is somebody's.
     """
     wrong = ""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -131,28 +139,13 @@ def check_recording(path: Path, topics: Collection[str]) -> None:
     elif path.exists() and any(path.iterdir()):
         if not (path / METADATA).is_file():
             wrong = f"is not a bag (it has no {METADATA})"
-        elif (found := set(Bag(path).topics)) and found.isdisjoint(topics):
+        elif (found := set(Bag(path).topics)) and (found == {IMAGE_TOPIC} or not found <= {*TOPICS}):
             wrong = f"is a bag of {', '.join(sorted(found))}, not of flow"
     if wrong:
         hint = "and is left alone; move it away, or choose another --out"
         raise MediaError(f"the outputs are to be recorded into {path}, but that {wrong} {hint}")
 
 
-def remove_recording(path: Path, topics: Collection[str]) -> None:
-    """Delete an earlier recording of ``topics``, if there is one; fails as ``check_recording`` does."""
-    check_recording(path, topics)
-    try:
-        if path.exists():
-            shutil.rmtree(path)
-    except OSError as error:
-        raise MediaError(f"cannot replace the recording {path}: {error}") from error
-
-
-IMAGE_TOPIC = "/camera/image_raw"
-FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC = (
-    f"/flow_node/{name}" for name in ("flow", "flow_color", "residual", "uncertainty", "camera_info", "statistics")
-)
-TOPICS = (IMAGE_TOPIC, FLOW_TOPIC, COLOR_TOPIC, RESIDUAL_TOPIC, UNCERTAINTY_TOPIC, INFO_TOPIC, STATISTICS_TOPIC)
 RECORDED_BYTES = 19  # per pixel and frame: flow 8, residual and uncertainty 4 each, colours 3
 
 

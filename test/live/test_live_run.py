@@ -17,11 +17,12 @@ import torch
 
 from deq_flow_ros.demo import SIDECAR, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
+from deq_flow_ros.evaluation.results import ResultFolder
 from deq_flow_ros.imaging import frame_from_array
 from deq_flow_ros.live.command import main, parse_options
 from deq_flow_ros.model import DEQFlow, save_model
 from deq_flow_ros.recordings import MediaError
-from deq_flow_ros.recordings.bags import BagWriter, remove_recording
+from deq_flow_ros.recordings.bags import BagWriter, check_recording
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,9 +223,10 @@ def test_wrong_inputs_and_options_end_at_once(tmp_path: Path, capsys: pytest.Cap
     assert result.returncode == 2 and "nowhere does not exist" in result.stdout
 
 
-def write_bag(path: Path, topic: str) -> Path:
+def write_bag(path: Path, *topics: str) -> Path:
     with BagWriter(path) as writer:
-        writer.write_frame(topic, frame_from_array(np.zeros((8, 8, 3), np.uint8), 1, 1, "camera"))
+        for topic in topics:
+            writer.write_frame(topic, frame_from_array(np.zeros((8, 8, 3), np.uint8), 1, 1, "camera"))
     return path
 
 
@@ -254,23 +256,33 @@ def test_only_what_is_ours_is_deleted(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "empty"):
         pass
     for path in (ours, tmp_path / "empty", tmp_path / "nothing"):
-        remove_recording(path, ["/flow_node/flow"])
-        assert not path.exists()
+        check_recording(path)
 
-    write_bag(tmp_path / "camera", "/image")
+    write_bag(tmp_path / "camera", "/camera/image_raw")
+    write_bag(tmp_path / "robot", "/flow_node/flow", "/camera/image_raw", "/odom_image")
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("text")
     (tmp_path / "broken").symlink_to("nowhere")
-    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "out"
+    with ResultFolder(out, {}) as folder:
+        folder.begin()
     for name, why in (
-        ("camera", "is a bag of /image, not of flow"),
+        ("camera", "is a bag of /camera/image_raw, not of flow"),
+        ("robot", "is a bag of /camera/image_raw, /flow_node/flow, /odom_image, not of flow"),
         ("papers", "has no metadata.yaml"),
         ("file", "is not a directory"),
         ("broken", "is not a directory"),
     ):
+        (tmp_path / name).rename(out / "recording")
+        before = sorted(tmp_path.rglob("*"))
         with pytest.raises(MediaError, match=f"{why}.* is left alone"):
-            remove_recording(tmp_path / name, ["/flow_node/flow"])
+            ResultFolder(out, {}, overwrite=True)
         with pytest.raises(MediaError, match=r"not a rendered scene .+ and is left alone"):
-            render_scene_bag(tmp_path / name, SceneSettings(width=64, height=48, frames=2))
-    assert sorted(tmp_path.rglob("*")) == before
+            render_scene_bag(out / "recording", SceneSettings(width=64, height=48, frames=2))
+        assert sorted(tmp_path.rglob("*")) == before
+        (out / "recording").rename(tmp_path / name)
+    ours.rename(out / "recording")
+    with ResultFolder(out, {}, overwrite=True) as folder:
+        folder.begin()
+    assert not (out / "recording").exists()
