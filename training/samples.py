@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
-import signal
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -263,21 +263,27 @@ def spare_cores(threads: int) -> int:
 
 
 def load_ahead(samples: Dataset[Clip], first: int, batch: int, workers: int) -> Generator[Clip, None, None]:
-    """Batches of samples, in order from number ``first`` on; ``close`` ends the workers after the batches in hand.
+    """Batches of samples, in order from number ``first`` on; ``close`` ends the workers at once.
 
     :param workers: processes that make them, two of each ahead; 0: each is made when it is asked for.
     """
     # Before the workers fork, and not in them: a copy of OpenCV's thread pool without its threads waits for ever.
     cv2.setNumThreads(0)
-    yield from DataLoader(
-        samples, batch_size=None, sampler=(range(n, n + batch) for n in itertools.count(first, batch)),
-        num_workers=workers, worker_init_fn=_begin_worker,
+    others = set(multiprocessing.active_children())
+    batches = iter(
+        DataLoader(
+            samples, batch_size=None, sampler=(range(n, n + batch) for n in itertools.count(first, batch)),
+            num_workers=workers, worker_init_fn=_begin_worker,
+        )
     )  # fmt: skip
+    processes = set(multiprocessing.active_children()) - others
+    try:
+        yield from batches
+    finally:
+        for process in processes:  # PyTorch would let them finish the batches in hand, which takes seconds
+            process.terminate()
 
 
 def _begin_worker(_: int) -> None:
-    # A signal to the process group must not take the clip away that the last step waits for; one from the trainer, when
-    # it ends, must be heard.
+    # A signal to the process group must not take the clip away that the last step waits for.
     os.setpgrp()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
