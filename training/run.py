@@ -6,8 +6,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from training.generator import HELD_OUT_SEED
 from training.objective import Objective, UncertaintyLoss
 from training.recipe import SYNTHETIC, Recipe
 from training.samples import make_generator, open_source
+from training.settings import SCHEDULES
 
 COUNTS = ("step", "samples", "clips", "use", "stage", "seconds", "tail", "best")  # of ``Run``, kept in checkpoints
 MODEL, BEST, SECONDS = "model.safetensors", "best.safetensors", "seconds.txt"
+KEEPING_SECONDS = 1.0  # from one writing of the time to the next
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -61,7 +64,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, device: torch.device | str = "cpu") -> None:
         self._whole, self.recipe, self.out, self.device = recipe, recipe.in_stage(0), out, torch.device(device)
-        self.checkpoint = out / f"{recipe.schedule.kind.replace('-', '_')}.pt"
+        self.checkpoint = self._checkpoint_of(recipe.schedule.kind)
         torch.manual_seed(recipe.seed)
         self.model = initial_model(recipe).to(self.device).requires_grad_(not recipe.model.uncertainty).train()
         if self.model.uncertainty is not None:
@@ -82,6 +85,9 @@ class Run:
         self.seconds = self.tail = 0.0
         self.best: float | None = None
 
+    def _checkpoint_of(self, schedule: str) -> Path:
+        return self.out / f"{schedule.replace('-', '_')}.pt"
+
     def resume(self) -> str:
         """Load the checkpoint of this run, if there is one; says what it did.
 
@@ -89,9 +95,9 @@ class Run:
         """
         schedule, path = self.recipe.schedule, self.checkpoint
         if not path.is_file():
-            if others := sorted(self.out.glob("*.pt")):
+            if other := next((name for name in map(self._checkpoint_of, SCHEDULES) if name.is_file()), None):
                 raise ValueError(
-                    f"{others[0]} is of another schedule than {schedule.kind}, with which it cannot go on; "
+                    f"{other} is of another schedule than {schedule.kind}, with which it cannot go on; "
                     f"give another --out, and --init {self.out / MODEL} to start from its weights"
                 )
             return f"new run in {self.out}"
@@ -116,15 +122,37 @@ class Run:
         write_checkpoint(state | {"architecture": dataclasses.asdict(self.model.architecture)}, self.checkpoint)
         save_model(self.ema, self.out / MODEL, {"step": str(self.step)})
 
-    def keep_seconds(self, seconds: float) -> None:
-        """Write how long the run has taken: one that is killed has taken longer than its last checkpoint says."""
-        with suppress(OSError), replacing(self.out / SECONDS, flush=False) as temporary:
-            temporary.write_text(f"{seconds:.2f}\n")  # a full disk is for the next checkpoint to report
+    @contextmanager
+    def keeping_seconds(self, seconds: Callable[[], float]) -> Iterator[None]:
+        """Within it, how long the run has taken is written once a second, whatever the run does meanwhile.
+
+        For a kill: until then the run has taken longer than its last checkpoint says.
+        """
+
+        def write() -> None:
+            if not self.seconds:
+                return  # without a checkpoint, a run that is killed begins anew
+            with suppress(OSError), replacing(self.out / SECONDS, flush=False) as temporary:
+                temporary.write_text(f"{seconds():.2f}\n")  # a full disk is for the next checkpoint to report
+
+        def keep() -> None:
+            while not ended.wait(KEEPING_SECONDS):
+                write()
+
+        ended, thread = threading.Event(), threading.Thread(target=keep, daemon=True)
+        write()
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            write()
 
     def kept_seconds(self) -> float:
-        """The time that was last written, or that of the last checkpoint if it is later."""
+        """The time that was last written, or that of the checkpoint if it is later; 0 if there is no checkpoint."""
         try:
-            return max(self.seconds, float((self.out / SECONDS).read_text()))
+            return max(self.seconds, float((self.out / SECONDS).read_text())) if self.seconds else 0.0
         except (OSError, ValueError):
             return self.seconds
 

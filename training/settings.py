@@ -16,6 +16,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
+ScheduleKind = Literal["trapezoid", "one-cycle"]
+SCHEDULES: tuple[str, ...] = get_args(ScheduleKind)
 CHECKED = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -95,7 +97,7 @@ class Schedule:
     (Smith and Topin, arXiv 1708.07120), as RAFT trains (arXiv 2003.12039).
     """
 
-    kind: Literal["trapezoid", "one-cycle"] = "trapezoid"
+    kind: ScheduleKind = "trapezoid"
     steps: Count = 20_000  # of the whole run
     seconds: Positive | None = None  # the time instead, of all starts, with loading, validation and saving
     rate: Annotated[Positive, Field(lt=1)] = 5e-4  # the largest

@@ -16,6 +16,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -80,18 +81,18 @@ def resolve(options: argparse.Namespace) -> Recipe:
 
 
 class Training:
-    """One start of a run, which began when ``time.monotonic`` said so: samples, validation, log, and when to stop."""
+    """One start of a run: samples, validation, log, and when to stop.
 
-    def __init__(self, options: argparse.Namespace, recipe: Recipe, began: float) -> None:
-        self.options, self.recipe, self.timed = options, recipe, recipe.schedule.seconds
-        self.run = Run(recipe, options.out, options.device)
-        found = self.run.resume()
-        self.samples = training_samples(self.run.recipe)
+    :param seconds: time of the run up to now, over all its starts; the time in between does not count.
+    """
+
+    def __init__(self, options: argparse.Namespace, recipe: Recipe, run: Run, seconds: Callable[[], float]) -> None:
+        self.options, self.recipe, self.run, self.seconds = options, recipe, run, seconds
+        self.timed = recipe.schedule.seconds
+        self.samples = training_samples(run.recipe)
         self.validator = Validator(recipe)
-        print(found, flush=True)
         if self.validator.left_out:
             print(f"no validation on {', '.join(self.validator.left_out)}: no --data for it", flush=True)
-        self.began = began - (self.run.kept_seconds() if self.run.seconds else 0.0)
         self.reached = self.step_seconds = self.saving = 0.0
         self.validating, self.validated = self.run.tail, self.run.step
         self.workers: int | None = options.workers
@@ -99,19 +100,14 @@ class Training:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: self.stop.append(received))
 
-    def seconds(self) -> float:
-        """Time of the run up to now, over all its starts; the time in between does not count."""
-        return time.monotonic() - self.began
-
     def train(self) -> int:
         """To the end, or until a signal; returns the exit status. ``ValueError`` if there is no time for a step."""
         run, recipe, options = self.run, self.recipe, self.options
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "recipe.yaml").write_text(recipe.to_yaml())
-        run.keep_seconds(self.seconds())
         total = None if self.timed else recipe.schedule.steps
         log = Log(options.out, run.step, total, options.log_every)
-        try:
+        with closing(log):
             if run.step == 0:
                 self.validate(log)
                 if self.timed:
@@ -123,9 +119,6 @@ class Training:
             if not self.stop and self.validated != run.step:
                 self.validate(log)
             self.save()
-        finally:
-            log.close()
-            run.keep_seconds(self.seconds())
         of = f" of {total}" if total else ""
         print(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}", flush=True)
         return 128 + self.stop[0] if self.stop else 0
@@ -181,7 +174,6 @@ class Training:
         left = str(timedelta(seconds=round(max(0.0, self.timed - spent)))) if self.timed else ""
         counts = {"clips": run.seen, "samples": run.samples, "stage": run.stage, "elapsed": round(spent, 1)}
         log.step(run.step, figures, counts, left)
-        run.keep_seconds(spent)  # a kill loses what was trained, but not the time that it took
         if run.step % self.recipe.validation.every == 0:
             self.validate(log)
         if spent - run.seconds > min(self.options.checkpoint_every, (self.timed or math.inf) / CHECKPOINTS):
@@ -261,7 +253,17 @@ def main(arguments: list[str] | None = None, began: float | None = None) -> int:
             print(recipe.to_yaml(), end="")
             return 0
         check_device(options.device)
-        return Training(options, recipe, began).train()
+        run = Run(recipe, options.out, options.device)
+        found = run.resume()
+        start = began - run.kept_seconds()
+
+        def seconds() -> float:
+            return time.monotonic() - start
+
+        with run.keeping_seconds(seconds):
+            training = Training(options, recipe, run, seconds)
+            print(found, flush=True)
+            return training.train()
 
     return exit_status(work)
 

@@ -73,6 +73,8 @@ def test_a_run_of_another_schedule_is_not_started_over(tmp_path: Path, clips: Cl
     run.save()
     with pytest.raises(ValueError, match=r"trapezoid\.pt is of another schedule than one-cycle.*--init .*model"):
         Run(tiny.recipe("schedule.kind=one-cycle"), tmp_path).resume()
+    run.checkpoint.rename(tmp_path / "a file of somebody else.pt")
+    assert Run(tiny.recipe(), tmp_path).resume().startswith("new run")
 
 
 def test_rates_are_as_published() -> None:
