@@ -94,20 +94,20 @@ def by_all(fields: list[Field], greys: list[np.ndarray], points: np.ndarray) -> 
     return {"point_tracks": by_flow(fields, greys, points), **of_klt}
 
 
-def _summary(method: str, alive: np.ndarray, error: np.ndarray, counted: np.ndarray) -> Row:
-    kept, count = pd.Series(error[alive & counted]), max(counted.sum(), 1)
+def _summary(method: str, alive: np.ndarray, error: np.ndarray) -> Row:
+    kept, count = pd.Series(error[alive]), max(len(error), 1)
     return {
-        "method": method, "points": int(counted.sum()), "survive": len(kept) / count, "mean_px": kept.mean(),
+        "method": method, "points": len(error), "survive": len(kept) / count, "mean_px": kept.mean(),
         "median_px": kept.median(), "within_px": {f"{px:g}": (kept <= px).sum() / count for px in NEAR_PX},
     }  # fmt: skip
 
 
-def at_equal_error(rankings: list[np.ndarray], error: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+def at_equal_error(rankings: list[np.ndarray], error: np.ndarray) -> dict[str, float]:
     """The largest shares of the points that have these mean and median errors together."""
-    best, count = dict.fromkeys(LEVELS, 0.0), int(counted.sum())
+    best, count = dict.fromkeys(LEVELS, 0.0), len(error)
     fewest = max(1, round(FEWEST * count))
     for ranking in rankings:
-        held = counted & np.isfinite(ranking)
+        held = np.isfinite(ranking)
         so_far = pd.Series(error[held][np.argsort(ranking[held], kind="stable")]).expanding(fewest)
         figures = {"mean": so_far.mean(), "median": so_far.median()}  # NaN while they are too few
         for level, (kind, px) in LEVELS.items():
@@ -122,26 +122,24 @@ def _drive(options: argparse.Namespace, console: Console) -> dict[str, list[Row]
         images = [scene.render(number) for number in numbers]
     greys, fields = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images], flows(images, options.model)
     grid = np.mgrid[6 : settings.height : 12, 6 : settings.width : 12][::-1].reshape(2, -1).T.astype(np.float64)
-    runs: dict[str, dict[str, list[list[np.ndarray]]]] = {"corners of the drive": {}, "grid of the drive": {}}
+    runs: dict[tuple[str, str], list[list[np.ndarray]]] = {}
     for start in range(0, len(numbers) - STEPS, max(1, (len(numbers) - STEPS) // 10)):
         ways = [scene.flow(numbers[start], numbers[start + step]) for step in range(1, STEPS + 1)]
         (flow, visible), always = ways[-1], np.logical_and.reduce([seen for _, seen in ways])
-        for kind, points in zip(runs, (corners(greys[start], SPACING_PX, TEXTURE), grid), strict=True):
+        for kind, points in (("corners", corners(greys[start], SPACING_PX, TEXTURE)), ("grid", grid)):
             x, y = points.astype(int).T
             found = by_all(fields[start : start + STEPS], greys[start : start + STEPS + 1], points)
-            for name, (there, rankings, alive) in found.items():
-                error = np.where(visible[y, x], np.linalg.norm(there - points - flow[y, x], axis=1), np.inf)
-                runs[kind].setdefault(name, []).append([alive, error, visible[y, x], always[y, x], *rankings])
+            for method, (there, rankings, alive) in found.items():
+                error = np.linalg.norm(there - points - flow[y, x], axis=1)
+                known = [part[visible[y, x]] for part in (alive, error, always[y, x], *rankings)]
+                runs.setdefault((f"{kind} of the drive", method), []).append(known)
     if options.plot:
         _plot(options.plot, images[: STEPS + 1], fields[:STEPS], greys[: STEPS + 1])
     rows: dict[str, list[Row]] = {}
-    for kind, by_method in runs.items():
-        for name, each in by_method.items():
-            alive, error, counted, always, *rankings = (np.concatenate(part) for part in zip(*each, strict=True))
-            row = _summary(name, alive, error, counted)
-            row["survive_of_visible"] = (alive & counted & always).sum() / always.sum()
-            row |= {"ceiling": always.sum() / counted.sum(), "equal": at_equal_error(rankings, error, counted)}
-            rows.setdefault(kind, []).append(row)
+    for (kind, method), each in runs.items():
+        alive, error, always, *rankings = (np.concatenate(part) for part in zip(*each, strict=True))
+        row = _summary(method, alive, error) | {"survive_of_visible": alive[always].mean(), "ceiling": always.mean()}
+        rows.setdefault(kind, []).append({**row, "equal": at_equal_error(rankings, error)})
     return rows
 
 
@@ -151,14 +149,11 @@ def _recording(path: str, model: str) -> list[Row]:
     there_and_back = [*frames, *frames[-2::-1]]
     greys, fields = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in there_and_back], flows(there_and_back, model)
     points = corners(greys[0], SPACING_PX, TEXTURE)
-    one_way, everything = by_all(fields[: len(frames) - 1], greys[: len(frames)], points), np.ones(len(points), bool)
-    return [
-        {
-            **_summary(name, back.alive, np.linalg.norm(back.points - points, axis=1), everything),
-            "survive": float(one_way[name].alive.mean()),
-        }
-        for name, back in by_all(fields, greys, points).items()
-    ]
+    one_way, rows = by_all(fields[: len(frames) - 1], greys[: len(frames)], points), []
+    for method, back in by_all(fields, greys, points).items():
+        row = _summary(method, back.alive, np.linalg.norm(back.points - points, axis=1))
+        rows.append({**row, "survive": float(one_way[method].alive.mean())})
+    return rows
 
 
 def measure(options: argparse.Namespace, console: Console) -> Row:
