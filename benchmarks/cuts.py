@@ -31,7 +31,7 @@ from deq_flow_ros.demo.scene import Scene
 from deq_flow_ros.model import DEQFlow, load_model
 from training.generator import HELD_OUT_SEED, ProceduralGenerator
 
-SIZE = 240, 320
+SIZE = 240, 320  # of all frames, so that a cut can lead from any sequence to any other
 SLACK_PX = 0.05
 ITERATIONS = 2  # at every pair
 LIGHTS = (0.5, 1.7)
@@ -40,20 +40,11 @@ MISSED = "cuts missed"
 Frames = list[np.ndarray]
 
 
-def covering(image: np.ndarray) -> np.ndarray:
-    """The middle of an image (H, W, 3), scaled so that it covers ``SIZE``."""
-    (height, width), (rows, columns) = SIZE, image.shape[:2]
-    scale = max(height / rows, width / columns)
-    size = max(width, round(columns * scale)), max(height, round(rows * scale))
-    scaled = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    top, left = (size[1] - height) // 2, (size[0] - width) // 2
-    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
-
-
 def sequences(paths: Sequence[str], count: int, clips: int) -> Iterator[tuple[str, Frames]]:
     """Sequences of successive frames, each with its kind. Every generated clip is a kind of its own."""
     for path in paths:
-        yield Path(path).stem, [covering(frame) for frame in moving_frames(path, count)]
+        frames = moving_frames(path, count)
+        yield Path(path).stem, [cv2.resize(frame, SIZE[::-1], interpolation=cv2.INTER_AREA) for frame in frames]
     scene = Scene()
     yield "demo scene", [scene.render(number) for number in range(min(count, 24))]
     for name, (low, high) in MOTIONS.items():
