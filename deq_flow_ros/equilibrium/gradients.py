@@ -117,11 +117,13 @@ def unroll(f: Function, z0: Sequence[Tensor], iterations: int, detached: Collect
 
     :param detached: indices of the tensors of the state that pass no gradient from one iteration to the next (RAFT,
         arXiv 2003.12039, does so with the flow).
-    :raises ValueError: for fewer than one iteration.
+    :raises ValueError: for fewer than one iteration, or an index that the state does not have.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
     states, z = list[State](), as_state(z0)
+    if wrong := [index for index in detached if not 0 <= index < len(z)]:
+        raise ValueError(f"detached must name tensors of the state, 0 to {len(z) - 1}, got {wrong}")
     for _ in range(iterations):
         z = evaluate(f, z)
         states.append(z)

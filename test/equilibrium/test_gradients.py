@@ -149,6 +149,8 @@ def test_recurrent_counterpart_passes_gradient_through_all_steps_but_detached_te
     assert torch.equal(whole[0], cut[0]) and whole[0].item() == 1.75
     assert float(torch.autograd.grad(whole[0].sum(), weight)[0]) == 2.0  # d/dw (w (w + 1) + 1)
     assert float(torch.autograd.grad(cut[0].sum(), weight)[0]) == 1.5  # the last factor alone
+    with pytest.raises(ValueError, match=r"detached must name tensors of the state, 0 to 1, got \[-1\]"):
+        unroll(f, start, 3, detached=(0, -1))  # else the gradient would go on, and nobody would know
 
 
 def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
