@@ -32,11 +32,6 @@ def find(model: DEQFlow, solution: Solution, wanted: Wanted) -> list[Tensor]:
     return fields if expected is None else [*fields, expected]
 
 
-def numbers(size: tuple[int, int], wanted: Wanted) -> int:
-    """Of a sample in what ``pack`` makes, with fields of (H, W)."""
-    return (2 + sum(wanted)) * size[0] * size[1] + FIGURES
-
-
 def pack(solution: Solution, fields: Sequence[Tensor], likenesses: Tensor, out: Tensor | None = None) -> Tensor:
     """The fields of ``find`` with the figures and likenesses (B,), as (B, N) float32 on the device; see ``unpack``."""
     figures = torch.cat((solution.figures().float(), likenesses.float()[:, None]), 1)
