@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -141,7 +142,7 @@ class OnDemandCorrelation:
         if torch.is_grad_enabled() and (features1.requires_grad or features2.requires_grad):
             cure = "for training leave out the number of iterations (None), for inference use torch.no_grad()"
             raise ValueError(f"correlation on demand has no gradients, and the features require some; {cure}")
-        batch, channels, height, width = features1.shape
+        batch, channels = features1.shape[:2]
         self._dtype, self._radius, device = features1.dtype, radius, features1.device
         self._sources = (features1 / channels**0.5).permute(0, 2, 3, 1).reshape(-1, channels)
         if device.type == "cpu":  # its sparse products need float32
@@ -158,23 +159,11 @@ class OnDemandCorrelation:
             framed = part.unflatten(1, (each.shape[2] + 2 * border, -1))
             framed[:, border:-border, border:-border] = each.permute(0, 2, 3, 1)
         self._targets = table.view(-1, channels)
-
-        def integers(values: Iterable[int]) -> Tensor:  # a copy from the host could not be captured in a CUDA graph
-            return torch.stack([torch.full((), value, dtype=torch.int32, device=device) for value in values])
-
-        # Of each level: the table rows between a cell and the one below it, the largest x and y of a target (all
-        # neighbours of one that is farther outside are zero), and the scale.
-        widths, heights = integers(each.shape[3] for each in maps), integers(each.shape[2] for each in maps)
-        self._strides = widths + 2 * border
-        self._bounds = (torch.stack((widths, heights)) + radius).float()
-        self._scales = 0.5 ** torch.arange(levels, device=device)
-        # The table row of the cell (0, 0), (B, 1, levels), and from a cell to its neighbours, y innermost.
-        starts = integers(accumulate(lengths[:-1], initial=0)) + border * (self._strides + 1)
-        samples = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None]
-        self._first = samples * sum(lengths) + starts
-        steps = torch.arange(-radius, radius + 2, dtype=torch.int32, device=device)
-        self._offsets = (steps[:, None] + steps * self._strides[:, None, None]).flatten(1)
-        self._grid = positions(height, width, device)
+        # Not kept where a graph may be captured: that knows addresses alone, and not when a cache lets go of them.
+        layout = _layout if device.type == "cpu" and not is_compiling() else _layout.__wrapped__
+        sizes = tuple((each.shape[2], each.shape[3]) for each in maps)
+        self._grid, self._scales, self._bounds, *rows = layout(batch, sizes, radius, device)
+        self._strides, self._first, self._offsets = rows
 
     def lookup(self, flow: Tensor) -> Tensor:
         batch, _, height, width = flow.shape
@@ -198,6 +187,32 @@ class OnDemandCorrelation:
         x, y = base.nan_to_num(0.0).int().unbind(1)  # what is not a number stays one by its fraction
         rows = (x + y * self._strides).view(len(flow), -1, x.shape[1]) + self._first
         return rows.flatten(0, 1)[..., None] + self._offsets, position - base
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # else autograd would refuse what a stream has left here
+def _layout(batch: int, sizes: tuple[tuple[int, int], ...], radius: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The places in the table of an ``OnDemandCorrelation``, whose maps have sizes (H, W). Nobody writes to them.
+
+    :returns: positions of the cells; the scale of each level; the largest x and y of a target there, (2, levels), as
+        all neighbours of one that is farther outside are zero; the table rows between a cell and the one below it; the
+        row of its cell (0, 0), (B, 1, levels); and the rows from a cell to its neighbours, y innermost.
+    """
+
+    def integers(values: Iterable[int]) -> Tensor:  # a copy from the host could not be captured in a CUDA graph
+        return torch.stack([torch.full((), value, dtype=torch.int32, device=device) for value in values])
+
+    border = 2 * radius + 2
+    heights, widths = map(integers, zip(*sizes, strict=True))
+    strides = widths + 2 * border
+    lengths = [(height + 2 * border) * (width + 2 * border) for height, width in sizes]
+    starts = integers(accumulate(lengths[:-1], initial=0)) + border * (strides + 1)
+    samples = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None]
+    steps = torch.arange(-radius, radius + 2, dtype=torch.int32, device=device)
+    offsets = (steps[:, None] + steps * strides[:, None, None]).flatten(1)
+    bounds = (torch.stack((widths, heights)) + radius).float()
+    grid, scales = positions(*sizes[0], device), 0.5 ** torch.arange(len(sizes), device=device)
+    return grid, scales, bounds, strides, samples * sum(lengths) + starts, offsets
 
 
 class MixedCorrelation:

@@ -112,6 +112,17 @@ def test_gradients_on_demand_are_refused() -> None:
         nano.problem(encoding, encoding, iterations=1)
 
 
+def test_what_is_kept_of_a_size_serves_inside_and_outside_of_inference_mode() -> None:
+    """Why: PyTorch saves no tensor of inference mode for a backward pass, and a notebook does both in turn."""
+    features, flow = torch.randn(1, 8, 11, 13), torch.randn(1, 2, 11, 13)
+    with torch.inference_mode():
+        expected = OnDemandCorrelation(features, features, 3, 2).lookup(flow)
+    got = OnDemandCorrelation(features, features, 3, 2).lookup(flow.requires_grad_())
+    torch.testing.assert_close(got, expected)
+    (gradient,) = torch.autograd.grad(got.sum(), flow)
+    assert gradient.isfinite().all() and gradient.any()
+
+
 def test_what_is_not_finite_stays_with_its_cell() -> None:
     """Why: the solver finds a diverged sample by its values; the others of the batch must not be touched by it."""
     features = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
