@@ -247,10 +247,7 @@ def evaluate_all(
 
 
 def print_results(out: Path, metrics: dict[str, Any], console: Console) -> None:
-    """Print the most important figures, the comparison of settings, and the problems.
-
-    :param metrics: what was written to ``out``.
-    """
+    """Print the most important figures, the comparison of settings, and the problems."""
     table = Table(show_header=False, title=metrics["input"]["description"], title_justify="left")
     for name, value in report.terminal_rows(metrics):
         table.add_row(name, value)

@@ -69,7 +69,6 @@ class InputFrame:
 
         :param stamps: "header" takes the stamp of the header, "record" the time at which the frame was recorded.
         :param left_out: the number of earlier frames that could not be read.
-        :param levels: see ``to_rgb``.
         """
         start = time.perf_counter()
         image, problem = None, frame.problem

@@ -226,12 +226,8 @@ def write_report(
     path: Path, settings: Sequence[SettingEntry], frames: pd.DataFrame, metrics: Metrics,
     galleries: Mapping[str, Gallery],
 ) -> None:  # fmt: skip
-    """Write the page of a recording.
+    """Write the page of a recording; the main setting is the first one.
 
-    :param settings: the settings, the main one first.
-    :param frames: from ``read_frames``.
-    :param metrics: from ``summarise``.
-    :param galleries: by setting.
     :raises MediaError: if it cannot be written.
     """
     main = metrics["settings"][0]

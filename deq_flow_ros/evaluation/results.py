@@ -69,11 +69,7 @@ class RunInfo:
 
 
 def summarise(settings: Sequence[SettingEntry], frames: pd.DataFrame, run: RunInfo) -> dict[str, Any]:
-    """Compute the content of ``metrics.json``. Values that are not known are None.
-
-    :param settings: the settings, the main one first.
-    :param frames: from ``read_frames``.
-    """
+    """The content of ``metrics.json``; the main setting is the first one. Values that are not known are None."""
     by_setting = {setting.name: frames[frames.setting == setting.name] for setting in settings}
     entries = [
         {"name": one.name, "setting": dict(one.values)}

@@ -101,7 +101,6 @@ class SettingRun:
 
     :param truth: gives the true flow of a pair, if it is known.
     :param reverse: computes the flow in the other direction; None: the consistency is not measured.
-    :param shares: accounts for the time spent.
     :ivar played_s: how long the stream has lasted so far, if frames come at their own pace.
     """
 
@@ -186,7 +185,6 @@ class SimulatedRun(SettingRun):
     They arrive at their stamps, on a clock that is advanced by measured costs only. Deadlines, scale and drops are
     therefore those of the machine on which the costs were measured, and the same costs give the same results again.
 
-    :param clock: the clock of the estimator.
     :param period_ns: the time between frames if their stamps do not tell it.
     """
 
