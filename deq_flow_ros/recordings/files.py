@@ -6,10 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +135,8 @@ def write_json(path: Path, content: Any) -> None:
 
     :raises MediaError: if it cannot be written.
     """
-    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(content), parse_constant=lambda name: None)  # JSON has no word for the others
+    write_text(path, json.dumps(finite, indent=1) + "\n")
 
 
 def files_below(path: Path) -> list[Path]:
