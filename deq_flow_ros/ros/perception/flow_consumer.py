@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -100,12 +101,11 @@ class FlowConsumer(Node, Generic[Settings]):
         self._info: CameraInfo | None = None
         self._infos, self._paired = dict[int, CameraInfo](), False
         self._heard_s, self._silence = time.monotonic(), ""
-        self._lock = threading.Condition()  # of all that follows
-        self._waiting, self._held, self._stopped = deque[Mapping[str, Any]](), held, False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._lock = threading.Lock()  # of all that follows
+        self._waiting, self._held = deque[Mapping[str, Any]](), held
         self._done, self._drops = list[tuple[Verdict, float]](), list[tuple[str, str]]()
         self._told_s = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
         self.create_timer(WATCH_PERIOD_S, self._watch, clock=STEADY_CLOCK)
         Diagnostics(self, self._statuses).publish_every(self.settings.diagnostics_period_s)
         self.get_logger().info(f"waiting for subscribers of {self._names()}")
@@ -125,10 +125,7 @@ class FlowConsumer(Node, Generic[Settings]):
     def close(self) -> None:
         """Unsubscribe and finish the field in hand."""
         self._unsubscribe()
-        with self._lock:
-            self._stopped = True
-            self._lock.notify()
-        self._thread.join()
+        self._thread.shutdown()
 
     def _names(self) -> str:
         return ", ".join(publisher.topic_name for publisher in self._outputs.values())
@@ -198,25 +195,23 @@ class FlowConsumer(Node, Generic[Settings]):
                 self._waiting.popleft()
                 self._drops.append((SUPERSEDED, SUPERSEDED))
             self._waiting.append(parts)
-            self._lock.notify()
+        self._thread.submit(self._work)
 
     def _work(self) -> None:
-        while True:
+        with self._lock:
+            if not self._waiting:  # one took the place of another, or nobody wants them any more
+                return
+            parts = self._waiting.popleft()
+        began_s = time.monotonic()
+        try:
+            verdict = self.process(self._field(parts))
+        except ValueError as error:
+            self._drop(UNUSABLE, str(error))
+        except Exception:  # the thread would go on without a word
+            self._drop(UNUSABLE, traceback.format_exc())
+        else:
             with self._lock:
-                self._lock.wait_for(lambda: self._stopped or self._waiting)
-                if self._stopped:
-                    return
-                parts = self._waiting.popleft()
-            began_s = time.monotonic()
-            try:
-                verdict = self.process(self._field(parts))
-            except ValueError as error:
-                self._drop(UNUSABLE, str(error))
-            except Exception:  # without this thread nothing would come any more
-                self._drop(UNUSABLE, traceback.format_exc())
-            else:
-                with self._lock:
-                    self._done.append((verdict, time.monotonic() - began_s))
+                self._done.append((verdict, time.monotonic() - began_s))
 
     def _drop(self, kind: str, reason: str = "") -> None:
         with self._lock:
