@@ -46,15 +46,15 @@ class Setting:
     model: str = "nano"
     device: str = "cpu"
     precision: str = "auto"
-    warm: bool = True
-    budget_ms: float | None = None
-    max_iterations: int = 6
-    tolerance_px: float | None = 0.1
-    direction: str = "forward"
-    min_scale: float = 0.25
-    max_scale: float = 1.0
-    uncertainty: bool = False
-    refinement: int = 0
+    warm: bool = EstimatorSettings.warm
+    budget_ms: float | None = EstimatorSettings.latency_budget_ms
+    max_iterations: int = EstimatorSettings.max_iterations
+    tolerance_px: float | None = EstimatorSettings.tolerance_px
+    direction: str = EstimatorSettings.direction
+    min_scale: float = EstimatorSettings.min_scale
+    max_scale: float = EstimatorSettings.max_scale
+    uncertainty: bool = EstimatorSettings.uncertainty
+    refinement: int = EstimatorSettings.refinement
     max_gap_ms: float | None = None
 
     def __post_init__(self) -> None:
