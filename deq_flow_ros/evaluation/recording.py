@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import count, islice
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deq_flow_ros.evaluation.methods import Estimator, Models, ReverseFlow, Setting, make_estimator
+from deq_flow_ros.evaluation.methods import Models, ReverseFlow, Setting, make_estimator
 from deq_flow_ros.evaluation.records import DROPPED, FIRST, PROCESSED, FrameRecord, InputFrame, read_frames
 from deq_flow_ros.evaluation.report import FRAMES, SettingEntry
 from deq_flow_ros.evaluation.results import BAG, ResultFolder, ResultWriter, RunInfo, count_words
@@ -30,15 +31,17 @@ from deq_flow_ros.recordings import Source, open_source
 from deq_flow_ros.recordings.bags import FlowBag, check_space
 from deq_flow_ros.recordings.files import files_below, sha256
 from deq_flow_ros.streaming import EstimatorSettings
-from deq_flow_ros.streaming.clock import CostTable, VirtualClock, measure_costs
+from deq_flow_ros.streaming.clock import OVERHEAD, CostTable, VirtualClock
+from deq_flow_ros.streaming.costs import ITERATION
 from deq_flow_ros.streaming.interface import LARGEST_SCALE
-from deq_flow_ros.streaming.plan import scale_ladder
+from deq_flow_ros.streaming.plan import scale_ladder, scaled_size
 
 Show = Callable[[int, FrameRecord], None]
 """Called for every frame of the main setting with the number of frames done, and its record."""
 INDECISIVE = ("input", "bags", "out", "resume", "overwrite", "threads", "param", "compare")
 """Options of ``evaluate_bag`` that the results do not depend on, or only by the settings."""
-
+COST_ROUNDS, LONGEST_S = 8, 4.0
+"""Measurements of every stage at each scale; at one scale they end after so long, if there are at least three."""
 IN_ORDER = "was the clock set back? If not, `ros2 bag convert` or `mcap sort` puts messages in the order of time"
 """What is said of a recording in another order. Sorted here, frames before and after a step of the clock would mix."""
 
@@ -241,19 +244,36 @@ def measure_setting(
 ) -> CostTable:
     """Measure how long the stages of a setting take on this machine, at every scale that it may use.
 
-    :param images, convert_ms: see ``measure_costs``.
+    :param images: successive frames, (H, W, 3) uint8 RGB of one size.
+    :param convert_ms: measured times of getting such an image out of a message.
     :raises MediaError: if there are fewer than two images.
     """
     if len(images) < 2:
         raise MediaError(f"expected at least two readable frames to measure the costs, got {len(images)}")
+    height, width = images[0].shape[:2]
     scales: Sequence[float] = [1.0]
     if model is not None and setting.solves:
-        ladder = scale_ladder(images[0].shape[:2], setting.min_scale, setting.max_scale, model.max_pixels)
+        ladder = scale_ladder((height, width), setting.min_scale, setting.max_scale, model.max_pixels)
         scales = ladder if setting.budget_ms else ladder[:1]
     fixed = replace(setting, budget_ms=None, tolerance_px=None, max_iterations=min(4, setting.max_iterations))
-
-    def estimator(scale: float) -> Estimator:
-        scale = min(scale, LARGEST_SCALE)  # small frames are enlarged beyond it
-        return make_estimator(replace(fixed, min_scale=scale, max_scale=scale), model)
-
-    return measure_costs(estimator, scales, images, convert_ms)
+    stages: dict[int, dict[str, list[float]]] = {height * width: {"convert": list(convert_ms)}} if convert_ms else {}
+    for scale in scales:
+        known = stages.setdefault(math.prod(scaled_size(height, width, scale)), {})
+        alone = min(scale, LARGEST_SCALE)  # small frames are enlarged beyond it
+        estimator = make_estimator(replace(fixed, min_scale=alone, max_scale=alone), model)
+        began = time.perf_counter()
+        for number in range(COST_ROUNDS + 1):
+            if number > 3 and time.perf_counter() - began > LONGEST_S:
+                break
+            first = number % (len(images) - 1)
+            estimator.reset("measuring")
+            estimator.update(images[first], 0)
+            result = estimator.update(images[first + 1], 1)
+            if number == 0 or result is None:
+                continue  # the first one paid for allocations and kernel choices
+            measured = dict(result.info.stage_ms)
+            measured[OVERHEAD] = max(0.0, result.info.latency_ms - sum(measured.values()))
+            measured[ITERATION] = measured.pop("solve") / max(1, result.info.iterations)
+            for name, value in measured.items():
+                known.setdefault(name, []).append(value)
+    return CostTable(stages)

@@ -6,9 +6,8 @@ A simulation can be repeated: it computes the real flow, but the time of its sta
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +15,9 @@ import numpy as np
 import torch
 
 from deq_flow_ros.streaming.costs import ITERATION, REENCODE, REENCODE_PARTS, SOLVE, StageTimes
-from deq_flow_ros.streaming.plan import scaled_size
 
 OVERHEAD = "overhead"
 """A cost that is no stage: what no stage measures."""
-ROUNDS = 8
-"""Measurements of every stage at every processing scale."""
-LONGEST_S = 4.0
-"""The measurements at one scale end after so long, if there are at least three."""
 
 
 class Clock:
@@ -141,35 +135,3 @@ class _ChargedStages(StageTimes):
 
     def _mark(self) -> int:
         return self._clock.now_ns()
-
-
-def measure_costs(
-    make_estimator: Callable[[float], Any], scales: Sequence[float], images: Sequence[np.ndarray],
-    convert_ms: Sequence[float] = (),
-) -> CostTable:  # fmt: skip
-    """Measure what the stages of an update take on this machine.
-
-    :param make_estimator: a ``FlowEstimator`` that processes frames at the given scale alone, without a budget.
-    :param images: successive frames of a stream, (H, W, 3) uint8 RGB, of one size; at least two.
-    :param convert_ms: measured times of getting such an image out of a message.
-    """
-    height, width = images[0].shape[:2]
-    stages: dict[int, dict[str, list[float]]] = {height * width: {"convert": list(convert_ms)}} if convert_ms else {}
-    for scale in scales:
-        known = stages.setdefault(math.prod(scaled_size(height, width, scale)), {})
-        estimator, began = make_estimator(scale), time.perf_counter()
-        for number in range(ROUNDS + 1):
-            if number > 3 and time.perf_counter() - began > LONGEST_S:
-                break
-            first = number % (len(images) - 1)
-            estimator.reset("measuring")
-            estimator.update(images[first], 0)
-            result = estimator.update(images[first + 1], 1)
-            if number == 0 or result is None:
-                continue  # the first one paid for allocations and kernel choices
-            measured = dict(result.info.stage_ms)
-            measured[OVERHEAD] = max(0.0, result.info.latency_ms - sum(measured.values()))
-            measured[ITERATION] = measured.pop("solve") / max(1, result.info.iterations)
-            for name, value in measured.items():
-                known.setdefault(name, []).append(value)
-    return CostTable(stages)

@@ -90,7 +90,7 @@ def test_the_same_costs_give_the_same_records(network: DEQFlow) -> None:
 
 def test_costs_are_measured_at_every_scale_and_survive_json(network: DEQFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is what makes a result repeatable elsewhere; its scales are those that the estimator chooses from."""
-    monkeypatch.setattr("deq_flow_ros.streaming.clock.ROUNDS", 2)
+    monkeypatch.setattr("deq_flow_ros.evaluation.recording.COST_ROUNDS", 2)
     images = [np.kron(image, np.ones((3, 3, 1), np.uint8)) for image in pictures(3)]  # above the least processed size
     setting = Setting("main", budget_ms=30.0, max_iterations=1)
     measured = measure_setting(setting, network, images, [0.5])
@@ -113,7 +113,7 @@ def test_a_simulation_is_repeated_from_its_own_metrics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """By the command line: measured once, then given back, all records and figures of the streams are the same."""
-    monkeypatch.setattr("deq_flow_ros.streaming.clock.ROUNDS", 2)
+    monkeypatch.setattr("deq_flow_ros.evaluation.recording.COST_ROUNDS", 2)
     folder = write_folder(tmp_path / "pictures", pictures(6))
     common = (folder, "--realtime", "--budget-ms", 40, "--compare", "dis", "--no-bag")
     assert evaluate(*common, "--out", tmp_path / "one") == 0
