@@ -41,16 +41,6 @@ class Recorded:
     time_ns: int
     _stored: bytes = field(repr=False)
 
-    @property
-    def topic(self) -> str:
-        """Name of its topic."""
-        return self.channel.topic
-
-    @property
-    def msgtype(self) -> str:
-        """Name of its type, like "sensor_msgs/msg/Image"."""
-        return self.channel.msgtype
-
     def raw(self) -> bytes:
         """The serialized message; fails as ``message`` does."""
         # A serialized message begins with its encoding, 0x00 0x00 or 0x00 0x01.
@@ -66,15 +56,15 @@ class Recorded:
 
         :raises MessageError: if it cannot be decoded.
         """
-        raw, types = self.raw(), _types(self.channel.ros1)
+        raw, msgtype, types = self.raw(), self.channel.msgtype, _types(self.channel.ros1)
         decode = types.deserialize_ros1 if self.channel.ros1 else types.deserialize_cdr
         try:
-            return _from_protobuf(raw) if self.msgtype == PROTOBUF else decode(raw, self.msgtype)
+            return _from_protobuf(raw) if msgtype == PROTOBUF else decode(raw, msgtype)
         except Exception as error:  # of damaged bytes, the code that rosbags generates makes any
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> MessageError:
-        what = f"the message ({self.msgtype}) on {self.topic} that was recorded at {self.time_ns} ns"
+        what = f"the message ({self.channel.msgtype}) on {self.channel.topic} that was recorded at {self.time_ns} ns"
         return MessageError(f"{what} cannot be decoded: {type(error).__name__}: {error}")
 
 
@@ -169,7 +159,7 @@ class Bag:
 
     def of_type(self, topic: str, msgtype: str) -> Iterator[Recorded]:
         """The messages of a topic that are of this type."""
-        return (recorded for recorded in self.messages(topic) if recorded.msgtype == msgtype)
+        return (recorded for recorded in self.messages(topic) if recorded.channel.msgtype == msgtype)
 
     def note(self, problem: str) -> None:
         """Add to ``problems`` what is not among them yet."""
@@ -273,6 +263,6 @@ def read_messages(path: str | Path, *topics: str) -> Iterator[tuple[str, int, An
     """
     bag = Bag(Path(path))
     for recorded in () if bag.problems else bag.messages(*topics):
-        yield recorded.topic, recorded.time_ns, recorded.message()
+        yield recorded.channel.topic, recorded.time_ns, recorded.message()
     if bag.problems:
         raise MediaError(f"the bag {bag.path} cannot be read: {'; '.join(bag.problems)}")

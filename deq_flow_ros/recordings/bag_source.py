@@ -130,7 +130,7 @@ def _frame(recorded: Recorded, levels: Levels, decoder: VideoDecoder | None) -> 
             return Frame.without_image(str(error), *times_and_id)
     times_and_id = stamp_to_ns(message.header.stamp), recorded.time_ns, message.header.frame_id
     data = np.asarray(message.data).view(np.uint8)
-    if recorded.msgtype == IMAGE:
+    if recorded.channel.msgtype == IMAGE:
         layout = message.height, message.width, message.step, message.encoding, bool(message.is_bigendian)
         return Frame(data, *layout, *times_and_id)
     try:
@@ -224,9 +224,9 @@ def _look_at(recorded: Recorded) -> tuple[bool, str]:
     """Whether a message holds a picture, not depth or flow, and its size and encoding for people."""
     try:
         message = recorded.message()
-        if recorded.msgtype == IMAGE:
+        if recorded.channel.msgtype == IMAGE:
             return message.encoding in ENCODINGS, f"{message.width}x{message.height} {message.encoding}"
-        if recorded.msgtype in VIDEO:
+        if recorded.channel.msgtype in VIDEO:
             return True, f"{codec_of(packet_of(message).format)} video"
         height, width = decode_image(np.asarray(message.data).view(np.uint8), message.format).shape[:2]
     except (MessageError, EncodingError) as error:
