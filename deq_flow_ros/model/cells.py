@@ -190,16 +190,16 @@ def rescale(state: State, size: Sequence[int], ratio: float) -> State:
     return hidden.to(state[0].dtype).contiguous(memory_format=torch.channels_last), flow * ratio
 
 
-def pad_to_multiple(image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Repeat the border until both sides are multiples of 8. Opposite sides share the padding.
-
-    :param image: (B, C, H, W).
-    :returns: the padded image, and (left, right, top, bottom) for ``crop``.
-    """
-    height, width = image.shape[-2:]
+def padding_of(height: int, width: int) -> tuple[int, int, int, int]:
+    """The padding (left, right, top, bottom) that makes multiples of 8 of both sides; opposite sides share it."""
     extra_h, extra_w = -height % FACTOR, -width % FACTOR
-    padding = (extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2)
-    return (F.pad(image, padding, mode="replicate") if extra_h or extra_w else image), padding
+    return extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
+
+
+def pad_to_multiple(image: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """Repeat the border of an image (B, C, H, W) as ``padding_of`` its sides says, which is returned for ``crop``."""
+    padding = padding_of(*image.shape[-2:])
+    return (F.pad(image, padding, mode="replicate") if any(padding) else image), padding
 
 
 def crop(field: Tensor, padding: tuple[int, int, int, int]) -> Tensor:

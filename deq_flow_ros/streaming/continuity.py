@@ -63,7 +63,8 @@ class Seen:
     def break_after(self, previous: Seen, max_gap_ms: float) -> str | None:
         """Why this frame does not continue the stream of the previous one; None if it does."""
         if self.size != previous.size:
-            return "size changed from {1}x{0} to {3}x{2}".format(*previous.size, *self.size)
+            (height0, width0), (height1, width1) = previous.size, self.size
+            return f"size changed from {width0}x{height0} to {width1}x{height1}"
         elapsed_ms = (self.stamp_ns - previous.stamp_ns) / 1e6
         if elapsed_ms < 0:
             return f"time went back by {-elapsed_ms:.1f} ms"

@@ -130,7 +130,8 @@ class GraphEngine(EagerEngine):
     @property
     def about(self) -> str:
         kind = "compiled graphs" if self._compiled else "graphs"
-        notes = [f"none for {size.processed}: {why}" for size, why in self._shelf.failures.items()]
+        failures = list(self._shelf.failures.items())  # to which the thread that makes graphs may add
+        notes = [f"none for {size.processed}: {why}" for size, why in failures]
         return "; ".join(filter(None, (f"{kind} of {len(self._shelf.spaces)} size(s)", self._note, *notes)))
 
     def make_ready(self, source: tuple[int, int], size: tuple[int, int], batch: int = 1) -> None:
@@ -143,8 +144,10 @@ class GraphEngine(EagerEngine):
     @torch.inference_mode()
     def encode(self, slots: Sequence[Slot], images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> None:
         self._loaded = self._paired = False
-        (height, width), alike = images[0].shape[:2], len({image.shape for image in images}) == len(set(sizes)) == 1
-        space = self._space = self._shelf.get(Size((height, width), sizes[0], len(images))) if alike else None
+        space = self._space = None
+        if len({image.shape for image in images}) == 1 and len(set(sizes)) == 1:
+            height, width = images[0].shape[:2]
+            space = self._space = self._shelf.get(Size((height, width), sizes[0], len(images)))
         if space is None:
             super().encode(slots, images, sizes)
             return

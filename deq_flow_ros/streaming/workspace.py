@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deq_flow_ros.equilibrium import Rules, Samples, Solution, State, StopReason
 from deq_flow_ros.model import DEQFlow, Encoding, FlowProblem
-from deq_flow_ros.model.cells import FACTOR, crop, likeness
+from deq_flow_ros.model.cells import crop, likeness, padding_of
 from deq_flow_ros.streaming.capture import Captured, GraphDevice, Parts, tensors
 from deq_flow_ros.streaming.eager import COARSE_ITERATIONS, LOOKUPS, coarse_levels
 from deq_flow_ros.streaming.fields import FIGURES, find, interpolation, pack
@@ -86,8 +86,7 @@ class Workspace:
     def __init__(self, model: DEQFlow, device: GraphDevice, size: Size, parts: Parts) -> None:
         self.size, self._device, self._model, self.runtime = size, device, model, parts.name
         pool = device.pool()
-        extra_h, extra_w = (-side % FACTOR for side in size.processed)
-        self.padding = extra_w // 2, extra_w - extra_w // 2, extra_h // 2, extra_h - extra_h // 2
+        self.padding = padding_of(*size.processed)
         self.pixels = torch.zeros(size.batch, *size.processed, 3, dtype=torch.uint8, device=device.device)
         self._staging = [(device.pinned(self.pixels.shape, torch.uint8), device.mark()) for _ in range(2)]
         self._encoded = self.downloaded = device.mark()
