@@ -66,6 +66,10 @@ class Clip:
         images, flow, occluded, valid = (t.to(device) for t in (self.images, self.flow, self.occluded, self.valid))
         return Clip(images.float(), flow, occluded, valid, self.numbers)
 
+    def first(self, count: int) -> Clip:
+        """The first clips of a batch."""
+        return Clip(**{name: tensor[:count] for name, tensor in vars(self).items() if tensor is not None})
+
     @staticmethod
     def join(clips: Sequence[Clip]) -> Clip:
         """One batch of these; numbers only if all have some."""

@@ -200,7 +200,7 @@ class Run:
                 )
         self.optimizer.step()
         self.step += 1
-        self.samples += recipe.data.batch
+        self.samples += len(clip.images)
         self.use += 1
         if self.use >= recipe.data.uses:
             self.clips, self.use = self.seen, 0

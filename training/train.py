@@ -139,9 +139,12 @@ class Training:
                     clip = next(clips).to(run.device)
                     making = self.seconds() - began
                 waited = self.seconds() - began
-                figures = run.train_step(transform(clip, run.use), progress if self.timed else None)
+                share = self.share_of_batch()
+                part = transform(clip, run.use).first(math.ceil(share * run.recipe.data.batch))
+                figures = run.train_step(part, progress if self.timed else None)
                 seconds = self.seconds() - began
-                self.step_seconds = 0.9 * (self.step_seconds or seconds) + 0.1 * seconds
+                if share == 1:
+                    self.step_seconds = 0.9 * (self.step_seconds or seconds) + 0.1 * seconds
                 self.after_step(log, figures | {"seconds": seconds, "waiting": waited / seconds})
                 if run.use:
                     continue
@@ -161,12 +164,26 @@ class Training:
             return 1.0
         done = self.run.step / self.recipe.schedule.steps
         if self.timed:
-            # The last step may end half a step early or late; then come the validation and the files.
-            end = self.timed - self.run.tail - self.step_seconds / 2 - EXIT_SECONDS
-            done = min(1.0, self.seconds() / end) if end > 0 else 1.0
+            # The last step is on one clip, and may end half of its time early or late.
+            spent, late = self.seconds(), self.step_seconds / self.run.recipe.data.batch / 2
+            end = spent + self.left() - late
+            done = min(1.0, spent / end) if end > 0 else 1.0
         # What is reserved for the end changes; a stage that has begun does not go back.
         self.reached = max(self.reached, done)
         return self.reached
+
+    def left(self) -> float:
+        """Seconds for steps; after them come the last validation, the files and the exit of the process."""
+        return (self.timed or math.inf) - self.run.tail - EXIT_SECONDS - self.seconds()
+
+    def share_of_batch(self) -> float:
+        """How much of a batch the next step takes: less and less in the last two steps of a timed run.
+
+        On a CPU a step takes many seconds, and some take twice as long as others: whole ones would end far from the
+        time of the run.
+        """
+        steps = self.left() / self.step_seconds if self.step_seconds else math.inf
+        return min(1.0, max(steps / 2, 1 / self.run.recipe.data.batch))
 
     def after_step(self, log: Log, figures: dict[str, float]) -> None:
         """Log, validate and save as it is time."""
