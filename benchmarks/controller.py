@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise, product
+from itertools import groupby, pairwise, product
 from statistics import fmean
 from typing import Any
 
@@ -141,10 +141,10 @@ def simulate(slowness: Slowness, spread: float, budget_ms: float, seconds: float
 
 def account(seconds: float, infos: Sequence[FlowInfo]) -> Row:
     """How a budget was kept and used by the frames of so many seconds, at least one; iterations and scale are means."""
-    late = "".join("x" if info.over_budget else " " for info in infos)
+    late = [info.over_budget for info in infos]
     return {
-        "frames": len(infos), "late_percent": 100 * late.count("x") / len(infos),
-        "longest_late": max(map(len, late.split(" "))), "iterations": fmean(info.iterations for info in infos),
+        "frames": len(infos), "late_percent": 100 * fmean(late), "iterations": fmean(info.iterations for info in infos),
+        "longest_late": max(sum(run) for _, run in groupby(late)),
         "used_percent": 100 * fmean(info.latency_ms / (info.budget_ms or math.inf) for info in infos),
         "none_percent": 100 * fmean(info.iterations == 0 for info in infos),
         "scale": fmean(info.scale for info in infos),

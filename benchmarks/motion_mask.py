@@ -111,18 +111,16 @@ def run(options: argparse.Namespace, console: Console) -> Row:
     estimator = perception_stream(model, max_scale=options.max_scale)
     totals: dict[tuple[str, float], np.ndarray] = {}
     shown: list[tuple[str, np.ndarray]] = []
-    numbers_of_frames = range(0, settings.frames, EVERY)
-    before = scene.render(0)
-    estimator.update(before, settings.stamp_ns(0))
-    for there, here in pairwise(numbers_of_frames):
-        image, earlier = scene.render(here), before
-        before, result = image, estimator.update(image, settings.stamp_ns(here))
+    images = {number: scene.render(number) for number in range(0, settings.frames, EVERY)}
+    estimator.update(images[0], settings.stamp_ns(0))
+    for there, here in pairwise(images):
+        image, result = images[here], estimator.update(images[here], settings.stamp_ns(here))
         if result is None or result.uncertainty is None:
             continue
         numbers, ignored = truth(scene, here, there)
         fields: dict[str, Field] = {options.model: (result.flow, result.uncertainty)}
-        fields |= {"KLT points": sparse(image, earlier)}
-        fields |= {"DIS medium": (dis(image, earlier), np.zeros_like(result.uncertainty))}
+        fields |= {"KLT points": sparse(image, images[there])}
+        fields |= {"DIS medium": (dis(image, images[there]), np.zeros_like(result.uncertainty))}
         for method, field in fields.items():
             for limit in LIMITS_PX[: 1 if method == options.model else None]:
                 found = segmenter(*field, MaskSettings(min_motion_px=limit))

@@ -18,7 +18,6 @@ from deq_flow_ros.imaging import MediaError, frame_from_array
 
 SIDECAR = "scene.json"
 """File in the bag's directory with the settings of the scene, which give the exact flow between any two frames."""
-TOPIC = "/camera/image_raw"
 ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """Takes the stamps of two images and returns the flow (H, W, 2) px on the first one, and where it is visible (H, W)."""
 
@@ -26,12 +25,12 @@ ExactFlow = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 def render_scene_bag(bag: Path, settings: SceneSettings) -> None:
     """Render the stream into a rosbag2 directory, unless the directory already holds this very stream.
 
-    The frames are bgr8 images on ``TOPIC`` with the frame_id "camera". The bag appears complete or not at all. Another
-    rendered scene is replaced.
+    The frames are bgr8 images on ``bags.IMAGE_TOPIC`` with the frame_id "camera". The bag appears complete or not at
+    all. Another rendered scene is replaced.
 
     :raises MediaError: if the directory holds anything else, which is left alone, or if the bag cannot be written.
     """
-    from deq_flow_ros.recordings.bags import BagWriter  # it needs rosbags, which nothing else of this package does
+    from deq_flow_ros.recordings import bags  # it needs rosbags, which nothing else of this package does
 
     try:
         if load_scene(bag) == settings:
@@ -48,10 +47,10 @@ def render_scene_bag(bag: Path, settings: SceneSettings) -> None:
     partial, scene = nursery / bag.name, Scene(settings)
     try:
         nursery.mkdir(parents=True, exist_ok=True)
-        with BagWriter(partial, "mcap") as writer:
+        with bags.BagWriter(partial, "mcap") as writer:
             for number in range(settings.frames):
                 stamp_ns, bgr = settings.stamp_ns(number), cv2.cvtColor(scene.render(number), cv2.COLOR_RGB2BGR)
-                writer.write_frame(TOPIC, frame_from_array(bgr, stamp_ns, stamp_ns, "camera"))
+                writer.write_frame(bags.IMAGE_TOPIC, frame_from_array(bgr, stamp_ns, stamp_ns, "camera"))
         (partial / SIDECAR).write_text(json.dumps(asdict(settings), indent=1))
         if bag.exists():
             shutil.rmtree(bag)
