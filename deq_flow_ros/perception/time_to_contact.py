@@ -73,7 +73,7 @@ class Contacts:
     @property
     def first(self) -> float:
         """The smallest time, s; infinite where nothing approaches, NaN where nothing is known."""
-        known = self.seconds[np.isfinite(self.confidence) & (self.confidence > 0)]
+        known = self.seconds[self.confidence > 0]
         return float(known.min()) if known.size else math.nan
 
 
