@@ -7,7 +7,7 @@ import array
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -68,10 +68,12 @@ class ParameterTable:
     def read(cls: type[Table], node: Node, changes: Iterable[Parameter] = ()) -> Table:
         """Current values of a node's parameters, but for those about to change.
 
-        :raises ValueError: for values that do not go together, naming what was expected and what was got.
+        :raises ValueError: for a word that is none of its ``choices``, or values that do not go together, naming what
+            was expected and what was got.
         """
         values: dict[str, Any] = {name: node.get_parameter(name).value for name in cls.names()}
         values.update({change.name: change.value for change in changes if change.name in values})
+        cls.check_choices(values)
         arrays = {name: tuple(value) for name, value in values.items() if isinstance(value, (list, array.array))}
         settings = cls(**{**values, **arrays})
         settings.check()
@@ -81,17 +83,16 @@ class ParameterTable:
         """Check what concerns several values; see ``read``."""
 
     @classmethod
-    def check_choices(cls, parameters: Iterable[Parameter]) -> None:
-        """Check words against ``choices``, for which ROS knows no ranges; names that are not in the table are passed.
+    def check_choices(cls, values: Mapping[str, Any]) -> None:
+        """Check words, by the names of their parameters, against ``choices``, for which ROS knows no ranges.
 
         :raises ValueError: naming the parameter, its choices and what was got.
         """
-        choices = {field.name: field.metadata["choices"] for field in dataclasses.fields(cls)}
-        for parameter in parameters:
-            allowed = choices.get(parameter.name)
-            if allowed and parameter.value not in allowed:
-                got = f"{parameter.value!r}{did_you_mean(str(parameter.value), allowed)}"
-                raise ValueError(f"{parameter.name}: expected one of {', '.join(allowed)}, got {got}")
+        for field in dataclasses.fields(cls):
+            name, allowed = field.name, field.metadata["choices"]
+            if allowed and name in values and values[name] not in allowed:
+                got = f"{values[name]!r}{did_you_mean(str(values[name]), allowed)}"
+                raise ValueError(f"{name}: expected one of {_words_of(allowed)}, got {got}")
 
     @classmethod
     def _set(
@@ -171,12 +172,16 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple, array.array)) else (type(value), value)
 
 
+def _words_of(choices: Sequence[str]) -> str:
+    return ", ".join(choice or '""' for choice in choices)
+
+
 def _descriptor(field: dataclasses.Field) -> ParameterDescriptor:
     about = field.metadata
     unit = f" [{about['unit']}]" if about["unit"] else ""
     descriptor = ParameterDescriptor(description=about["description"] + unit, read_only=about["at_start"])
     if about["choices"]:
-        descriptor.additional_constraints = "one of: " + ", ".join(about["choices"])
+        descriptor.additional_constraints = f"one of: {_words_of(about['choices'])}"
     limits = {"from_value": about["minimum"], "to_value": about["maximum"]}
     if about["minimum"] is not None and isinstance(field.default, float):
         descriptor.floating_point_range = [FloatingPointRange(**limits)]

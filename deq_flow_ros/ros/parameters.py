@@ -192,19 +192,18 @@ LIVE = frozenset(field.name for field in dataclasses.fields(NodeSettings) if fie
 
 def check_change(parameters: Sequence[Parameter], node: Node, configured: bool) -> SetParametersResult:
     """Answer to a request to set parameters: what ranges cannot express, and whether it would have any effect now."""
-    names = NodeSettings.names()
-    ours = [parameter for parameter in parameters if parameter.name in names]  # others: ROS's own, as use_sim_time
+    names = NodeSettings.names()  # others are ROS's own, as use_sim_time
+    ours = {parameter.name: parameter.value for parameter in parameters if parameter.name in names}
     try:
         NodeSettings.check_choices(ours)
-        for parameter in ours:
-            name, value = parameter.name, parameter.value
+        for name, value in ours.items():
             if name in _ARRAYS and not _ARRAYS[name][0](value):
                 raise ValueError(f"{name}: expected {_ARRAYS[name][1]}, got {list(value)}")
             if configured and name not in LIVE:
                 raise ValueError(f"{name} is read in configure: call the transitions deactivate and cleanup first")
         # Before configure, values that belong together may still come one by one: configure checks them.
         if configured and ours:
-            NodeSettings.read(node, ours)
+            NodeSettings.read(node, parameters)
     except ValueError as error:
         return SetParametersResult(successful=False, reason=str(error))
     return SetParametersResult(successful=True)

@@ -37,7 +37,7 @@ from deq_flow_ros.recordings.source import DEFAULT_FPS
 from deq_flow_ros.ros import process
 from deq_flow_ros.ros.messages import bytes_to_image, compressed_image, ns_to_stamp
 from deq_flow_ros.ros.parameter_table import ParameterTable
-from deq_flow_ros.settings import at_start, number
+from deq_flow_ros.settings import at_start, number, one_of
 
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 """Reliable, so that subscribers of both kinds match; a slow one misses frames instead of slowing the player."""
@@ -58,7 +58,7 @@ class PlayerSettings(ParameterTable):
     topic: str = at_start("", "image topic of a bag that has several")
     rate: float = at_start(number(1.0, 0.001, MOST), "speed; 1: as recorded")
     loop: bool = at_start(False, "start over at the end; the stamps start over as well")
-    compressed: str = at_start("", "publish compressed images instead of raw: jpeg or png")
+    compressed: str = at_start(one_of("", *FORMATS), "publish compressed images instead of raw: jpeg or png")
     wait_for_subscribers: int = at_start(number(0, 0, 1000), "start when so many have come")
     wait_timeout_s: float = at_start(number(30.0, 0, MOST), "and give up after so many seconds")
     max_frames: int = at_start(number(0, 0, 2**31), "stop after so many frames; 0: never")
@@ -67,11 +67,6 @@ class PlayerSettings(ParameterTable):
     stop: float = at_start(number(0.0, 0, MOST), "and end there; 0: at the end")
     max_pause_s: float = at_start(number(MAX_PAUSE_S, 0, MOST), "skip pauses that last longer; 0: wait them out")
     log: str = at_start("", "write one JSON line per published frame to this file")
-
-    def check(self) -> None:
-        """See ``ParameterTable``."""
-        if self.compressed not in ("", *FORMATS):
-            raise ValueError(f"expected compressed to be {' or '.join(FORMATS)} (or empty), got {self.compressed!r}")
 
 
 class Player(Node):

@@ -247,7 +247,7 @@ def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_p
         ([], 2, ["no input given"]),
         (["FOLDER", "--rate", "0"], 2, ["--rate: expected at least 0.001, got 0"]),
         (["FOLDER", "--ros-args", "-p", "max_frame:=3", "-p", "max_frames:=-3"], 2, ["did you mean", "-3"]),
-        (["FOLDER", "--compressed", "webp"], 2, ["compressed to be jpeg or png", "'webp'"]),
+        (["FOLDER", "--compressed", "webp"], 2, ['compressed: expected one of "", jpeg, png', "'webp'"]),
         (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),
         (["FOLDER", "--ros-args", "-r", "~/image:=/my camera"], 2, ["ROS cannot use", "/my camera"]),
         (["FOLDER", "--wait-for-subscribers", "1", "--wait-timeout-s", "0.2"], 3, ["1 subscriber(s) on /player/image"]),

@@ -132,7 +132,6 @@ class FlowConsumer(Node, Generic[Settings]):
 
     def _on_set_parameters(self, parameters: Iterable[Parameter]) -> SetParametersResult:
         try:
-            self._table.check_choices(parameters)
             self.settings = self._table.read(self, parameters)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
