@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,17 @@ def evaluate(options: argparse.Namespace, console: Console) -> int:
         play += ["--start", str(options.start), "--stop", str(options.stop), "--fps", str(options.fps or 0)]
         play += ["--max-pause-s", str(options.max_pause_s)]
         parameters = node_parameters(options, source, first)
-        run = RunOptions(play, source.live, parameters, out / RECORDING, out / LOGS, options.storage)
+        # A recording at its place is a whole one; what a killed run leaves of one is removed by the next.
+        run = RunOptions(play, source.live, parameters, folder.state / RECORDING, out / LOGS, options.storage)
         profiles = Path(__file__).parents[2] / "config" / "fastdds.xml"
         if not profiles.is_file():
             profiles = Path(get_package_share_directory("deq_flow_ros")) / "config" / "fastdds.xml"
         prepare_environment(profiles, run.logs)
-        published = run_live(run, console.print)
+        try:
+            published = run_live(run, console.print)
+        finally:
+            if run.bag.exists():
+                run = replace(run, bag=run.bag.replace(out / RECORDING))
         if not published.stamps_ns:
             raise ChildError(f"the player published no frame; see {run.logs / 'player.log'}")
         reports = [bags.report_of(message) for _, _, message in read_messages(run.bag, bags.STATISTICS_TOPIC)]

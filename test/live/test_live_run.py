@@ -164,6 +164,8 @@ def test_no_process_is_left_behind(own_model: Path, pictures: Path, tmp_path: Pa
         while processes_about(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert processes_about(tmp_path) == []
+        ResultFolder(out, {}, overwrite=True)  # and the next run is not asked to move half a recording away
+        assert (out / "recording").exists() == (number == signal.SIGINT)
     finally:
         process.kill()
 
