@@ -39,7 +39,7 @@ class FakeClock(Clock):
     def now_ns(self) -> int:
         return self.time_ns
 
-    def stages(self, device: torch.device, pixels: int) -> StageTimes:
+    def stages(self, device: torch.device) -> StageTimes:
         return FakeStages(self, self.fake)
 
     fake: FakeDevice

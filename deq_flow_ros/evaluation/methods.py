@@ -200,7 +200,7 @@ class ClassicalEstimator:
 
     def __init__(self, setting: Setting, clock: Clock) -> None:
         self.reset_reason: str | None = "start"
-        self._direction, self._clock = setting.direction, clock
+        self._direction, self._clock, self._stages = setting.direction, clock, clock.stages(torch.device("cpu"))
         self._flow = farneback if setting.method == "farneback" else dense_inverse_search()
         self._max_gap_ms = setting.max_gap_ms or EstimatorSettings().max_gap_ms
         self._previous: tuple[np.ndarray, Seen] | None = None
@@ -213,13 +213,13 @@ class ClassicalEstimator:
         previous, self._previous = self._previous, (frame, seen)
         if previous is None:
             return None
-        stages = self._clock.stages(torch.device("cpu"), frame.shape[0] * frame.shape[1])
+        self._stages.begin(frame.shape[0] * frame.shape[1])
         images = (previous[0], frame) if self._direction == "forward" else (frame, previous[0])
-        flow = stages.counted(self._flow)(*images)
-        stages.lap("solve")
+        flow = self._stages.counted(self._flow)(*images)
+        self._stages.lap("solve")
         info = FlowInfo(
             stamp_ns, previous[1].stamp_ns, self._direction, iterations=0, stop_reason="", warm=False,
-            residual_px=float("nan"), reset_reason=self.reset_reason, scale=1.0, stage_ms=stages.read(),
+            residual_px=float("nan"), reset_reason=self.reset_reason, scale=1.0, stage_ms=self._stages.read(),
             latency_ms=(self._clock.now_ns() - arrival_ns) / 1e6, budget_ms=None,
         )  # fmt: skip
         self.reset_reason = None

@@ -26,8 +26,8 @@ class Clock:
     now_ns = staticmethod(time.monotonic_ns)
     """Time that never goes back, ns."""
 
-    def stages(self, device: torch.device, pixels: int) -> StageTimes:
-        """Times the stages of work of a device on frames that are processed with so many pixels each."""
+    def stages(self, device: torch.device) -> StageTimes:
+        """Times the stages of work of a device."""
 
         def recorded() -> torch.cuda.Event:
             event = torch.cuda.Event(enable_timing=True)
@@ -93,8 +93,8 @@ class VirtualClock(Clock):
     def now_ns(self) -> int:
         return self._now_ns
 
-    def stages(self, device: torch.device, pixels: int) -> StageTimes:
-        return _ChargedStages(self, pixels)
+    def stages(self, device: torch.device) -> StageTimes:
+        return _ChargedStages(self)
 
     def wait_until(self, time_ns: int) -> None:
         """Let time pass until then; none passes if that is over."""
@@ -110,10 +110,9 @@ class VirtualClock(Clock):
 class _ChargedStages(StageTimes):
     """Stages whose times are those that the clock charges. The stage "solve" takes what its iterations take."""
 
-    def __init__(self, clock: VirtualClock, pixels: int) -> None:
+    def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
         super().__init__()
-        self.begin(pixels)
 
     def begin(self, pixels: int) -> None:
         self._pixels = pixels

@@ -82,7 +82,7 @@ class EagerEngine:
 
     def __init__(self, model: DEQFlow, clock: Clock = MACHINE) -> None:
         self.model, self.clock, self.device = model, clock, model.device
-        self.stages = clock.stages(self.device, 0)
+        self.stages = clock.stages(self.device)
         self._solution: Solution | None = None
 
     @property
