@@ -98,11 +98,6 @@ class CommandLine(argparse.ArgumentParser):
             kind = number(int, least=least, multiple=multiple)
             self.add_argument(name, type=kind, default=default, help=f"{name[2:]} in px, {help}")
 
-    def add_part(self) -> None:
-        """``--start`` and ``--stop`` of the part of a recording to play."""
-        self.add_number("--start", 0.0, "begin S seconds after the first frame", metavar="S", least=0)
-        self.add_number("--stop", 0.0, "and end there; 0: at the end", metavar="S", least=0)
-
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """The description as it is written, and with each option its default, unless the text has it already."""
