@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import signal
 import statistics
 import sys
 import time
@@ -26,7 +25,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from deq_flow_ros import INTERRUPTED
 from deq_flow_ros.command_line import CommandLine, exit_status, named_path
+from deq_flow_ros.host import StopRequest
 from deq_flow_ros.model import SIZES
 from deq_flow_ros.model.weights import check_device
 from training import STARTED
@@ -96,9 +97,7 @@ class Training:
         self.reached = self.step_seconds = self.saving = 0.0
         self.validating, self.validated = self.run.tail, self.run.step
         self.workers: int | None = options.workers
-        self.stop: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, _: self.stop.append(received))
+        self.stop = StopRequest(insist=True)
 
     def train(self) -> int:
         """To the end, or until a signal; returns the exit status. ``ValueError`` if there is no time for a step."""
@@ -107,21 +106,21 @@ class Training:
         (options.out / "recipe.yaml").write_text(recipe.to_yaml())
         total = None if self.timed else recipe.schedule.steps
         log = Log(options.out, run.step, total, options.log_every)
-        with closing(log):
+        with closing(log), self.stop:
             if run.step == 0:
                 self.validate(log)
                 if self.timed:
                     self.save()  # from now on, time that is spent counts
             while self.position() < 1:
                 self.train_stage(log)
-            if self.timed and run.step == 0 and not self.stop:
+            if self.timed and run.step == 0 and not self.stop.requested:
                 raise ValueError(f"{self.timed:.0f} s are too short: start and validation use them up")
-            if not self.stop and self.validated != run.step:
+            if not self.stop.requested and self.validated != run.step:
                 self.validate(log)
             self.save()
         of = f" of {total}" if total else ""
         print(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}", flush=True)
-        return 128 + self.stop[0] if self.stop else 0
+        return INTERRUPTED if self.stop.requested else 0
 
     def train_stage(self, log: Log) -> None:
         """Train to the end of the present stage, of the run, or of the measurement that the workers are chosen by."""
@@ -160,7 +159,7 @@ class Training:
 
     def position(self) -> float:
         """Share of the run that is done; 1 at its end, and after a signal."""
-        if self.stop:
+        if self.stop.requested:
             return 1.0
         done = self.run.step / self.recipe.schedule.steps
         if self.timed:
@@ -254,7 +253,7 @@ class Log:
 
 
 def main(arguments: list[str] | None = None, began: float | None = None) -> int:
-    """Train; returns the exit status. SIGINT and SIGTERM end the run after the step, with a checkpoint.
+    """Train; returns the exit status. Ctrl-C and SIGTERM end the run after the step, with a checkpoint; twice, at once.
 
     :param began: when the time of the run began, by ``time.monotonic``; None: now.
     """

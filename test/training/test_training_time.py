@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -152,6 +153,27 @@ def test_stages_and_uses_resume_to_the_step(tmp_path: Path, monkeypatch: pytest.
         (0, 6, 10),
         *((1, 6 + n, 10 + n) for n in range(1, 6)),
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Why: Ctrl-C and a machine that shuts down must cost no step. Whoever insists does not wait for a slow one."""
+    step, before, raised = Run.train_step, signal.getsignal(number), 1
+
+    def train_step(run: Run, clip: Clip, progress: float | None = None) -> dict[str, float]:
+        for _ in range(raised):
+            signal.raise_signal(number)
+        return step(run, clip, progress)
+
+    monkeypatch.setattr(Run, "train_step", train_step)
+    arguments = tiny.arguments(tmp_path, "schedule.steps=500")
+    assert train.main(arguments) == 130 and list(tiny.losses(tmp_path)) == [1]
+    assert "at step 1" in Run(tiny.recipe(), tmp_path).resume()
+    raised = 2
+    assert train.main(arguments) == 130 and list(tiny.losses(tmp_path)) == [1]
+    assert signal.getsignal(number) is before
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
