@@ -34,17 +34,17 @@ class TimeToContactNode(FlowConsumer[ContactNodeSettings]):
     def process(self, given: FlowField) -> Verdict:
         if given.camera is None:
             return Verdict(f"no times, because {given.camera_problem}", WARN)
-        shape = given.uncertainty.shape[0], given.uncertainty.shape[1]
-        old = self._estimator
-        if old is None or (old.shape, old.camera, old.settings) != (shape, given.camera, self.settings):
-            self._estimator = old = ContactEstimator(shape, given.camera, self.settings)
+        shape, estimator = (given.uncertainty.shape[0], given.uncertainty.shape[1]), self._estimator
+        wanted = shape, given.camera, self.settings
+        if estimator is None or (estimator.shape, estimator.camera, estimator.settings) != wanted:
+            self._estimator = estimator = ContactEstimator(*wanted)
         follows = min(given.stamps_ns) == self._until_ns
         if not follows:
-            old.forget()
+            estimator.forget()
         self._until_ns = max(given.stamps_ns)
         if given.repeated:
             raise ValueError(REPEATED)  # or everything would seem to stand still
-        found = old(given.flow, given.uncertainty, (given.stamps_ns[1] - given.stamps_ns[0]) * 1e-9)
+        found = estimator(given.flow, given.uncertainty, (given.stamps_ns[1] - given.stamps_ns[0]) * 1e-9)
         self.publish("seconds", lambda: array_to_image(found.seconds, "32FC1", given.header))
         self.publish("confidence", lambda: array_to_image(found.confidence, "32FC1", given.header))
         self.publish("first", lambda: Float32(data=found.first))
