@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 from deq_flow_ros.evaluation.methods import FlowFunction, dense_inverse_search, farneback
 from deq_flow_ros.model import DEQFlow, Encoding, crop, pad_to_multiple
 from deq_flow_ros.model.encoders import SeparateEncoders
-from deq_flow_ros.model.update import GmaUpdate, RaftUpdate, add_weight_norm
+from deq_flow_ros.model.update import GmaUpdate, RaftUpdate
+from deq_flow_ros.model.weight_norm import add_weight_norm
 from training.flow_dataset import to_array, to_tensor
 
 OPENCV: dict[str, FlowFunction] = {

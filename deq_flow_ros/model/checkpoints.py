@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deq_flow_ros.model.architecture import Architecture
 from deq_flow_ros.model.deq_flow import DEQFlow
-from deq_flow_ros.model.update import DIRECTION, MAGNITUDE
+from deq_flow_ros.model.weight_norm import DIRECTION, MAGNITUDE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of weights
 _FORMAT = {

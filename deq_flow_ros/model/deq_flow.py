@@ -15,7 +15,8 @@ from deq_flow_ros.model.architecture import SIZES, Architecture
 from deq_flow_ros.model.cells import FACTOR, crop, pad_to_multiple, rescale
 from deq_flow_ros.model.correlation import Correlation, CorrelationPyramid, correlate
 from deq_flow_ros.model.encoders import ENCODERS, Encoding, Int8Encoder, fold_batch_norm, recomputed
-from deq_flow_ros.model.update import Prepared, UpdateOperator, fold_weight_norm, make_update_operator
+from deq_flow_ros.model.update import Prepared, UpdateOperator, make_update_operator
+from deq_flow_ros.model.weight_norm import fold_weight_norm
 
 MIN_SIDE = 16
 MIN_COARSE_SIDE = 64
