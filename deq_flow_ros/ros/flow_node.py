@@ -30,9 +30,9 @@ from deq_flow_ros.ros import process, qos
 from deq_flow_ros.ros.camera import Camera
 from deq_flow_ros.ros.health import ProcessStatus
 from deq_flow_ros.ros.messages import BACKEND
-from deq_flow_ros.ros.outputs import write_snapshot
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
 from deq_flow_ros.ros.process import Diagnostics, ManagerBond
+from deq_flow_ros.ros.snapshot import write_snapshot
 from deq_flow_ros.ros.worker import FrameWorker
 
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))

@@ -1,24 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node gives out of one camera: messages of flow and residual, each only where somebody subscribes; and for a
-bug report a folder that holds all of one flow field: what went in, what came out, and how it came about.
-"""
+"""What the node gives out of one camera: messages of flow and residual, each only where somebody subscribes."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shutil
-from collections.abc import Mapping
-from datetime import datetime, timezone
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -26,11 +15,9 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header
 
-from deq_flow_ros.host import versions
 from deq_flow_ros.imaging.camera import CameraModel, NormalizedFlow
 from deq_flow_ros.imaging.encodings import encode_image
 from deq_flow_ros.imaging.pictures import TABLE_RADIUS, color_table, flow_to_color
-from deq_flow_ros.recordings.flow_files import write_flow
 from deq_flow_ros.ros import qos
 from deq_flow_ros.ros.camera_info import Calibration
 from deq_flow_ros.ros.messages import array_to_image, compressed_image, make_cloud, table_of
@@ -246,54 +233,3 @@ def angular_rates(here: np.ndarray, there: np.ndarray, elapsed_s: float) -> np.n
     sine = np.linalg.norm(axis, axis=1)
     angle = np.arctan2(sine, np.sum(here * there, axis=1))
     return axis * (np.divide(angle, sine, out=np.ones_like(sine), where=sine > 0) / elapsed_s)[:, None]
-
-
-def write_snapshot(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Path:
-    """Write a new folder ``snapshot_TIME`` into ``folder``, which is made where it is missing; returns the new one.
-
-    It holds each (H, W, 3) uint8 RGB array as ``NAME.png``, the flow as ``flow.flo`` (exact; NaN becomes "unknown") and
-    as colours in ``flow.png``, and the others in ``state.npz``; ``about`` and the versions of what is installed in
-    ``snapshot.json``, where what JSON cannot hold stands as text.
-
-    :param arrays: those of ``FlowEstimator.snapshot``, and of the last pair ``flow`` (H, W, 2) and ``residual`` (H, W),
-        px, where there is one.
-    :raises OSError: if something cannot be written, like ``MediaError``; no folder is left then.
-    """
-    target = folder / f"snapshot_{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}"
-    target.mkdir(parents=True)
-    try:
-        state = {}
-        for name, array in arrays.items():
-            if name == "flow":
-                write_flow(target / "flow.flo", array)
-                _write_png(target / "flow.png", flow_to_color(array))
-            elif array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-                _write_png(target / f"{name}.png", array)
-            else:
-                state[name] = array
-        np.savez_compressed(target / "state.npz", **state)  # type: ignore[arg-type]  # its stub takes bool alone
-        software = {
-            **versions(), "platform": platform.platform(), "cuda": torch.version.cuda or "none",
-            "opencv": cv2.__version__, "ros_distro": os.environ.get("ROS_DISTRO", "unknown"),
-            "rmw": rclpy.get_rmw_implementation_identifier(),
-        }  # fmt: skip
-        told = json.dumps({**about, "versions": software}, default=_plain)
-        plain = json.loads(told, parse_constant=str.lower)  # NaN is no JSON
-        (target / "snapshot.json").write_text(json.dumps(plain, indent=2) + "\n")
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)  # half a snapshot would be taken for a whole one
-        raise
-    return target
-
-
-def _write_png(path: Path, rgb: np.ndarray) -> None:
-    # Fastest compression: the caller waits, and a folder for a bug report is packed anyway.
-    written, data = cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not written:
-        raise OSError(f"cannot encode {path.name}: shape {rgb.shape}")
-    path.write_bytes(data.tobytes())  # unlike cv2.imwrite, it says why it failed
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold for something that it cannot."""
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 from deq_flow_ros.recordings.flow_files import read_flow
-from deq_flow_ros.ros import outputs
-from deq_flow_ros.ros.outputs import write_snapshot
+from deq_flow_ros.ros import snapshot
+from deq_flow_ros.ros.snapshot import write_snapshot
 
 RANDOM = np.random.default_rng(0)
 ARRAYS = {
@@ -72,7 +72,7 @@ def test_what_cannot_be_written_leaves_nothing_and_is_named(tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(outputs, "write_flow", full)
+    monkeypatch.setattr(snapshot, "write_flow", full)
     with pytest.raises(OSError, match="no space left"):
         write_snapshot(tmp_path, ALL, {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
