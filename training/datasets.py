@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -210,7 +210,11 @@ def open_dataset(name: str, root: str | Path, split: str = "train", **options: A
     :raises ValueError: for an unknown name, split or option value.
     :raises FileNotFoundError: naming the first file or folder that is missing.
     """
-    if name not in DATASETS:
-        hint = did_you_mean(name, DATASETS)
-        raise ValueError(f"unknown data set {name!r}{hint}: there are {', '.join(DATASETS)}")
+    check_name(name, DATASETS)
     return DATASETS[name](name, root, split, **options)
+
+
+def check_name(name: str, known: Collection[str]) -> None:
+    """``ValueError`` if the name of a data set is not among the known ones."""
+    if name not in known:
+        raise ValueError(f"unknown data set {name!r}{did_you_mean(name, known)}: there are {', '.join(known)}")

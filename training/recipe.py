@@ -19,9 +19,8 @@ import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from deq_flow_ros import did_you_mean
 from deq_flow_ros.model import SIZES, Architecture
-from training.datasets import DATASETS
+from training.datasets import DATASETS, check_name
 from training.objective import Objective
 from training.settings import (
     CHECKED,
@@ -55,12 +54,7 @@ class Source:
     augmentation: dict[str, Any] = field(default_factory=dict)  # settings of ``Augmentation`` (training)
 
     def __post_init__(self) -> None:
-        _check_name(self.dataset, [SYNTHETIC, PAIRS, *DATASETS])
-
-
-def _check_name(dataset: str, known: Sequence[str]) -> None:
-    if dataset not in known:
-        raise ValueError(f"unknown data set {dataset!r}{did_you_mean(dataset, known)}: there are {', '.join(known)}")
+        check_name(self.dataset, [SYNTHETIC, PAIRS, *DATASETS])
 
 
 def _family(dataset: str) -> str:
@@ -91,7 +85,7 @@ class Data:
         if not names or (len(names) > 1 and SYNTHETIC in names):
             raise ValueError(f"sources: expected data sets, or synthetic alone, got {names}")
         for name in self.roots:
-            _check_name(name, sorted({PAIRS, *DATASETS, *map(_family, DATASETS)}))
+            check_name(name, sorted({PAIRS, *DATASETS, *map(_family, DATASETS)}))
 
 
 @dataclass(frozen=True, config=CHECKED)
