@@ -69,8 +69,8 @@ def by_flow(fields: list[Field], greys: list[np.ndarray], points: np.ndarray) ->
     tracker.begin(points)
     for step, field in enumerate(fields):
         tracker.follow(*field, greys[step], greys[step + 1], (step, step + 1), backward=True)
-    there, error = points.copy(), np.full(len(points), np.inf)
-    there[tracker.tracks["id"]], error[tracker.tracks["id"]] = tracker.tracks["point"], tracker.tracks["error"]
+    there, error, tracks = points.copy(), np.full(len(points), np.inf), tracker.tracks
+    there[tracks["id"]], error[tracks["id"]] = tracks["point"], tracks["error"]
     return Followed(there, [error], error <= LIMITS.max_error_px)
 
 
