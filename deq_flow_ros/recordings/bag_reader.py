@@ -200,8 +200,13 @@ class Bag:
             paths = information["relative_file_paths"]
             listed = [PurePath(str(name)).name for name in ([paths] if isinstance(paths, str) else paths)]
             compression = str(information.get("compression_format") or "")
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s cannot be used (%.100r); reading the data files beside it", path, error)
+        except (KeyError, TypeError, AttributeError):
+            what = "it has no list rosbag2_bagfile_information: relative_file_paths"
+            log.warning("%s cannot be used: %s; reading the data files beside it", path, what)
+            return None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            what = " ".join(str(error).split())
+            log.warning("%s cannot be used: %.200s; reading the data files beside it", path, what)
             return None
         if compression not in ("", "zstd"):
             raise MediaError(f"the bag {self.path} is compressed by {compression!r}; expected zstd or none")

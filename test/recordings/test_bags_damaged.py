@@ -120,6 +120,22 @@ def test_split_recordings_are_one_stream_whatever_their_metadata(tmp_path: Path,
     assert numbers_of(bag) == (list(range(COUNT)), [])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rosbag2_bagfile_information:\n", "no list rosbag2_bagfile_information: relative_file_paths"),
+        ("a: [", "line 1"),
+    ],
+)
+def test_metadata_without_use_is_told_in_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, said: str
+) -> None:
+    bag = write(tmp_path / "bag", range(3))
+    (bag / "metadata.yaml").write_text(text)
+    assert len(list(open_source(bag).frames())) == 3
+    assert said in caplog.text and "Error(" not in caplog.text
+
+
 @pytest.mark.parametrize("metadata", [False, True])
 def test_parts_come_in_the_order_of_their_numbers(tmp_path: Path, metadata: bool) -> None:
     """Tools list part 10 before part 2 in the metadata; since 2026, rosbag2 puts number and time around the name."""
