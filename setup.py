@@ -2,7 +2,6 @@
 """Package description for pip and for colcon (ament_python)."""
 
 from glob import glob
-from pathlib import Path
 from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
@@ -34,7 +33,23 @@ setup(
         (f"lib/{package_name}", glob("scripts/*")),
     ],
     python_requires=">=3.10",
-    install_requires=[line for line in Path("requirements.txt").read_text().splitlines() if not line.startswith("#")],
+    install_requires=[
+        "apsw",
+        "av>=17",
+        'backports.zstd; python_version < "3.14"',
+        "h5py",
+        "jinja2",
+        "lz4",
+        "matplotlib",
+        "numpy",
+        "opencv-python-headless",
+        "pandas",
+        "pillow",
+        "PyYAML",
+        "rich",
+        "rosbags",
+        "torch",
+    ],
     extras_require={
         "onnx": ["onnx", "onnxruntime", "onnxscript"],  # for training.export --to onnx
         "test": ["pytest"],  # without it `colcon test` finds no test runner

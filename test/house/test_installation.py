@@ -51,6 +51,15 @@ def test_an_installed_node_starts_from_its_wrapper(prefix: Path) -> None:
     assert result.returncode == 0 and "--wait-for-subscribers" in result.stdout, result.stderr
 
 
+def test_setup_reads_no_file_that_is_not_installed(tmp_path: Path) -> None:
+    """Why: `colcon build --symlink-install` runs it in a folder with links to what is installed, and nothing else."""
+    for name in ("setup.py", "setup.cfg", "package.xml", "LICENSE", "deq_flow_ros"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = [sys.executable, "setup.py", "--version"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.strip()[:1].isdigit(), result.stderr
+
+
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
 def test_launch_files_are_valid_python(path: Path) -> None:
     """Without launch_ros at hand, a slip in them would show only on a robot."""
