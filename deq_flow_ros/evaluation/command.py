@@ -99,6 +99,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     line.add_number("--consistency-every", 10, every, least=0, metavar="N")
     add("--no-bag", action="store_true", help="do not record the flow")
     add("--images", action="store_true", help="record the images beside the flow")
+    if "--live" in arguments:  # the script of ROS hands it to another command
+        line.error("--live needs ROS: take ros2 run deq_flow_ros evaluate_bag --live, or scripts/evaluate_bag --live")
     options = line.parse_args(arguments)
     options.param = read_parameters(line, options.param)
     if (options.input is None) == (options.bags is None):

@@ -159,9 +159,7 @@ def _moved(motion: EgoMotion, step: np.ndarray) -> EgoMotion:
     return EgoMotion(cv2.Rodrigues(step[:3])[0] @ motion.matrix, moved / np.linalg.norm(moved))
 
 
-def _with_translation(
-    rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray
-) -> EgoMotion | None:
+def _with_translation(rotation: np.ndarray, here: np.ndarray, there: np.ndarray, sigma: np.ndarray) -> EgoMotion | None:
     """A known rotation with the translation that explains most positions; None if the rotation leaves no motion.
 
     Each position allows directions in one plane, so that two give one; the best of many such pairs is taken.

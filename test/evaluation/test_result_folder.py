@@ -54,6 +54,7 @@ def test_unusable_inputs_and_options_end_with_2_and_leave_nothing(
         assert not out.exists(), "there is nothing that --resume could go on with"
     for wrong, message in (
         ((), "expected a recording"),
+        (("a", "--live", "--help"), "scripts/evaluate_bag --live"),
         (("a", "--bags", "b"), "expected a recording"),
         (("a", "--max-frames", "-1"), "at least 0"),
         (("a", "--costs", "c"), "give --realtime as well"),
