@@ -207,6 +207,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.split and not options.data:
         line.error("--split is of the data sets of --data: the list of --pairs has none")
     names = [name for name, _ in options.data]
+    if "pairs" in names and not options.pairs:
+        line.error("--data takes data sets; a list of pairs is given as --pairs LIST.json")
     if len(set(names)) != len(names):
         line.error(f"--data: expected each data set once, got {' '.join(names)}")
     return options

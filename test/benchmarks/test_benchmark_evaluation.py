@@ -104,6 +104,7 @@ def test_pairs_of_a_list_that_follow_each_other_are_sequences(sintel: Path, tmp_
     [
         ([], "nothing to evaluate"),
         (["--data", "sintel-clean"], "expected NAME=ROOT, got 'sintel-clean'"),
+        (["--data", "pairs=list.json"], "a list of pairs is given as --pairs LIST.json"),
         (["--data", "spring=a", "spring=b"], "each data set once"),
         (["--data", "spring=a", "--limit", "0"], "--limit: expected at least 1, got 0"),
         (["--data", "spring=a", "--iterations", "0"], "--iterations: expected at least 1, got 0"),
