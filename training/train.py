@@ -118,9 +118,14 @@ class Training:
             if not self.stop.requested and self.validated != run.step:
                 self.validate(log)
             self.save()
-        of = f" of {total}" if total else ""
-        print(f"step {run.step}{of}, {run.seconds / 3600:.2f} h in all: {options.out / MODEL}", flush=True)
-        return INTERRUPTED if self.stop.requested else 0
+        of, spent = f" of {total}" if total else "", timedelta(seconds=round(run.seconds))
+        print(f"step {run.step}{of}, {spent} in all: {options.out / MODEL}", flush=True)
+        if self.stop.requested:
+            print("interrupted: the same command goes on from here", flush=True)
+            return INTERRUPTED
+        if self.timed:
+            print(f"the time of the run, {self.timed:g} s, is over: a longer --for goes on from here", flush=True)
+        return 0
 
     def train_stage(self, log: Log) -> None:
         """Train to the end of the present stage, of the run, or of the measurement that the workers are chosen by."""

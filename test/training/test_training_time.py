@@ -61,7 +61,9 @@ class Time:
         monkeypatch.setattr(run_module, "KEEPING_SECONDS", 0.01)
 
 
-def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_and_resumed_run_ends_on_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Why: machines are rented by the hour. Start, validation, files, and what a kill destroyed are in the time; at the
     end the rate has come down, so that the weights are finished whatever the machine did.
     """
@@ -82,6 +84,7 @@ def test_a_killed_and_resumed_run_ends_on_time(tmp_path: Path, monkeypatch: pyte
     assert entries[-1]["elapsed"] == pytest.approx(spent - 1, abs=0.1)
     assert tiny.log(tmp_path)[-1]["step"] == entries[-1]["step"]  # the end is validated
     assert float((tmp_path / SECONDS).read_text()) == pytest.approx(spent, abs=0.1)
+    assert "the time of the run, 140 s, is over: a longer --for goes on from here" in capsys.readouterr().out
 
 
 def test_a_time_that_is_too_short_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +160,7 @@ def test_stages_and_uses_resume_to_the_step(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     """Why: Ctrl-C and a machine that shuts down must cost no step. Whoever insists does not wait for a slow one."""
     step, before, raised = Run.train_step, signal.getsignal(number), 1
@@ -171,6 +174,7 @@ def test_a_signal_ends_the_run_after_its_step(
     arguments = tiny.arguments(tmp_path, "schedule.steps=500")
     assert train.main(arguments) == 130 and list(tiny.losses(tmp_path)) == [1]
     assert "at step 1" in Run(tiny.recipe(), tmp_path).resume()
+    assert "interrupted: the same command goes on from here" in capsys.readouterr().out
     raised = 2
     assert train.main(arguments) == 130 and list(tiny.losses(tmp_path)) == [1]
     assert signal.getsignal(number) is before
