@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -81,7 +82,8 @@ def load_model(
         keeps them, to train further (after ``model.train().requires_grad_(True)``), to save or to export.
     :param precision: type of weights and features: float32, bfloat16, float16, int8, or auto; see ``choose_precision``.
     :raises FileNotFoundError: if there is no such name or file.
-    :raises WeightsError: for a file that is truncated, of another kind, or does not fit its architecture.
+    :raises WeightsError: for a file that may not be read, is truncated, of another kind, or does not fit its
+        architecture.
     :raises RuntimeError: if the device is not available.
     :raises ValueError: for a precision that is unknown, or that machine or model do not have.
     """
@@ -94,6 +96,8 @@ def load_model(
     if not path.is_file():
         what = f"no weights {name!r}{did_you_mean(name, shipped)}: neither a file nor a model of this package"
         raise FileNotFoundError(f"{what}, which has: {', '.join(shipped) or 'none'}")
+    if not os.access(path, os.R_OK):  # the readers would take it for a damaged file
+        raise WeightsError(f"{path} may not be read: this user lacks the permission")
     if path.suffix == ".safetensors":
         architecture, tensors = _read_own(path)
     else:

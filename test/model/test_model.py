@@ -163,6 +163,16 @@ def test_unusable_weights_are_named(nano: DEQFlow, tmp_path: Path) -> None:
     assert not _Code.ran
 
 
+def test_weights_that_may_not_be_read_are_not_said_to_be_damaged(
+    nano: DEQFlow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why: who reads that a file is damaged makes or copies it anew."""
+    save_model(nano, tmp_path / "nano.safetensors")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(WeightsError, match=r"nano\.safetensors may not be read: this user lacks the permission"):
+        load_model(tmp_path / "nano.safetensors")
+
+
 def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, nano: DEQFlow, tmp_path: Path) -> None:
     """Why: a silent fall back to the CPU is what users of other nodes complain about."""
     save_model(nano, tmp_path / "nano.safetensors")
