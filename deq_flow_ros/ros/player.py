@@ -119,7 +119,8 @@ class Player(Node):
             ):
                 self._publish_all(reader, source, log_file)
         except OSError as error:
-            if error.errno == errno.ENOSPC and log:  # this error names no file
+            # A full disk names no file, and that a file to be written does not exist would not say what to do.
+            if log and (error.errno == errno.ENOSPC or error.filename == log):
                 raise MediaError(f"cannot write {log}: {error.strerror}") from error
             raise
         finally:

@@ -247,6 +247,7 @@ def test_pauses_and_steps_of_a_recordings_clock_are_skipped_and_every_frame_is_p
         ([], 2, ["no input given"]),
         (["FOLDER", "--rate", "0"], 2, ["--rate: expected at least 0.001, got 0"]),
         (["FOLDER", "--ros-args", "-p", "max_frame:=3", "-p", "max_frames:=-3"], 2, ["did you mean", "-3"]),
+        (["FOLDER", "--log", "/no/such/log"], 2, ["cannot write /no/such/log: No such file or directory"]),
         (["FOLDER", "--compressed", "webp"], 2, ['compressed: expected one of "", jpeg, png', "'webp'"]),
         (["FOLDER", "--ros-args", "-p", "rate:=fast"], 2, ["rate", "fast", "DOUBLE"]),
         (["FOLDER", "--ros-args", "-r", "~/image:=/my camera"], 2, ["ROS cannot use", "/my camera"]),
