@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from std_srvs.srv import SetBool, Trigger
 from deq_flow_ros.imaging.pictures import flow_to_color
 from deq_flow_ros.model import choose_precision, load_model
 from deq_flow_ros.ros import process, qos
-from deq_flow_ros.ros.camera import Camera
+from deq_flow_ros.ros.camera import QUIET_S, Camera
 from deq_flow_ros.ros.health import ProcessStatus
 from deq_flow_ros.ros.messages import BACKEND
 from deq_flow_ros.ros.parameters import LIVE, NodeSettings, check_change
@@ -38,6 +39,8 @@ from deq_flow_ros.ros.worker import FrameWorker
 SUCCESS, FAILURE, ERROR = (getattr(TransitionCallbackReturn, name) for name in ("SUCCESS", "FAILURE", "ERROR"))
 DISABLED = "disabled by ~/enable"
 SNAPSHOT_TIMEOUT_S = 5.0
+NAMESAKE_S = 30.0
+"""How long another node has this one's name before it is worth a word: one that was killed is still known for 20 s."""
 USAGE = """Dense optical flow of a camera's images, as a lifecycle node. It takes the arguments of ROS alone:
 
   ros2 run deq_flow_ros flow_node --ros-args -r '~/image:=/camera/image_raw' -p device:=cuda --params-file FILE
@@ -56,6 +59,7 @@ class FlowNode(LifecycleNode):
         super().__init__("flow_node")
         self.cameras: list[Camera] = []
         self.worker: FrameWorker | None = None
+        self._alone_s = time.monotonic()
         self._enabled = True
         self._bond = ManagerBond(self)
         self._health = ProcessStatus(f"{self.get_fully_qualified_name()[1:]}: process")
@@ -204,7 +208,24 @@ class FlowNode(LifecycleNode):
 
     def _statuses(self) -> list[DiagnosticStatus]:
         name = self.get_fully_qualified_name()[1:]
-        return [self._health.status(), *(each.status(f"{name}: {each.name or 'flow'}") for each in self.cameras)]
+        status = self._health.status()
+        if (namesake := self._namesake()) and status.level == DiagnosticStatus.OK:
+            status.level, status.message = DiagnosticStatus.WARN, namesake
+        return [status, *(each.status(f"{name}: {each.name or 'flow'}") for each in self.cameras)]
+
+    def _namesake(self) -> str:
+        """What it means that other nodes have the name of this one, if some do for long; the log has it as well."""
+        count = self.get_node_names_and_namespaces().count((self.get_name(), self.get_namespace()))
+        if count < 2:
+            self._alone_s = time.monotonic()
+        if count < 2 or time.monotonic() - self._alone_s < NAMESAKE_S:
+            return ""
+        reason = (
+            f"{count} nodes are called {self.get_fully_qualified_name()}: what they publish is mixed, and a service "
+            "reaches any of them; end those that an earlier start left behind, or give each a name (-r __node:=NAME)"
+        )
+        self.get_logger().warning(reason, throttle_duration_sec=QUIET_S)
+        return reason
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         return check_change(parameters, self, configured=bool(self.cameras))

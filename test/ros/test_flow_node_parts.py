@@ -97,6 +97,20 @@ def test_a_disabled_node_stays_so_until_it_is_enabled(node: FlowNode) -> None:
     assert not answer.success and "not active" in answer.message
 
 
+def test_another_node_of_the_same_name_is_told(node: FlowNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that an earlier launch left behind publishes on the same topics, and each image seems to give two fields."""
+    monkeypatch.setattr(flow_node, "NAMESAKE_S", 0.0)
+    assert node._statuses()[0].level == b"\x00"
+    other = Node("flow_node")
+    try:
+        give_up = time.monotonic() + 5
+        while (status := node._statuses()[0]).level == b"\x00" and time.monotonic() < give_up:
+            time.sleep(0.02)
+    finally:
+        other.destroy_node()
+    assert status.level == b"\x01" and "2 nodes are called /flow_node" in status.message
+
+
 def test_one_warm_up_serves_all_cameras() -> None:
     """With a warm-up each, four cameras would take half a minute to configure."""
     with configured_node("warm_up_width:=128", "warm_up_height:=96", "cameras:=[front,rear]") as node:
