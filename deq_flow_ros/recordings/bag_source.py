@@ -54,7 +54,7 @@ class BagSource(Source):
         self.calibration = _calibration(bag, self.topic)
         self.nominal_period_ns = self._period_ns()
         self.skipped = list(bag.problems)
-        rate = f"{self.count} frames at about {1e9 / self.nominal_period_ns:.1f} Hz"
+        rate = f"{self.count} frames at about {1e9 / self.nominal_period_ns:.1f} Hz" if self.count > 1 else "1 frame"
         self.description = f"bag {path.name}: {self.topic} ({self._msgtype}), {rate}"
 
     def entries(self) -> Generator[tuple[int, Callable[[], Frame]], None, None]:

@@ -24,7 +24,7 @@ import torch
 from evaluation_inputs import TOPIC, frames, pictures, table, write_bag, write_folder
 
 from deq_flow_ros.evaluation.command import main
-from deq_flow_ros.recordings import MediaError
+from deq_flow_ros.recordings import MediaError, open_source
 from deq_flow_ros.recordings.bag_reader import read_messages
 from deq_flow_ros.recordings.bag_source import IMAGE
 from deq_flow_ros.recordings.bags import FLOW_TOPIC, BagWriter
@@ -213,6 +213,7 @@ def test_a_recording_without_any_flow_is_no_success(evaluate: Evaluate, metrics_
         assert evaluate(bag, "--out", out) == 1
         (problem,) = metrics_of(out)["problems"]
         assert problem.startswith(f"none of the {len(frames_of_it)} frames gave flow") and why in problem
+    assert open_source(tmp_path / "one").description.endswith(", 1 frame"), "which has no rate"
 
 
 def test_a_batch_gets_past_what_is_broken_and_resumes_with_what_is_not_complete(
