@@ -136,15 +136,15 @@ def main(arguments: Sequence[str]) -> int:
             return evaluate_all(options, console, stop, one)
 
     later = "interrupted; --resume goes on with what is not complete"
-    return finish(work, {WeightsError: UNUSABLE, **USER_ERRORS}, later)
+    return status_of_work(work, {WeightsError: UNUSABLE, **USER_ERRORS}, later)
 
 
-def finish(work: Callable[[], int], errors: Mapping[type[Exception], int], interrupted: str) -> int:
+def status_of_work(work: Callable[[], int], errors: Mapping[type[Exception], int], interrupted: str) -> int:
     """Do the work of ``evaluate_bag``, in all modes; returns the exit status, as ``exit_status`` does."""
     # The script has left it to the system while this module was imported, and a shell ignores it in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def enough_memory() -> int:
+    def within_memory() -> int:
         try:
             return work()
         except torch.cuda.OutOfMemoryError as error:
@@ -152,7 +152,7 @@ def finish(work: Callable[[], int], errors: Mapping[type[Exception], int], inter
             hint = "compute smaller images (--param max_scale:=0.5), compare fewer settings, or take --device cpu"
             raise UserError(f"{short}; {hint}") from error
 
-    return exit_status(enough_memory, errors, prefix="evaluate_bag", interrupted=interrupted, exactly=True)
+    return exit_status(within_memory, errors, prefix="evaluate_bag", interrupted=interrupted, exactly=True)
 
 
 def make_settings(options: argparse.Namespace) -> tuple[Setting, ...]:

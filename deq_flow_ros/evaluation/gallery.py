@@ -23,10 +23,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from deq_flow_ros.evaluation.records import DROPPED, MEASURES, PROCESSED, FrameRecord, PairFields
 from deq_flow_ros.imaging import MediaError
 from deq_flow_ros.imaging.metrics import photometric_map
-from deq_flow_ros.imaging.pictures import GAP, flow_to_color, heat, top, write_animation, write_video
+from deq_flow_ros.imaging.pictures import flow_to_color, heat, top, write_animation, write_video
 
 PREVIEW_WIDTH, MAX_PREVIEWS = 320, 200
 """Largest width of a picture, in px, and number of pictures: in a long run, every second, fourth, ... frame has one."""
+GAP = 4
+"""Width in px of the white line between the pictures of a film."""
 BEST, MEDIAN, WORST = 1, 2, 3
 """Numbers of pairs of each kind in the report."""
 RANKED_BY = ("epe_visible_px", "epe_px", "photometric")

@@ -24,8 +24,6 @@ from deq_flow_ros.imaging.encodings import encode_image, open_ended
 
 TABLE_RADIUS = 255
 """The number of steps from no motion to the largest motion in the table of colours."""
-GAP = 4
-"""Width in px of the white line between two pictures."""
 CODECS = ("vp09", "mp4v")  # browsers play the first, and every build of OpenCV with FFmpeg has the second
 
 

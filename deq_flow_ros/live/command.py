@@ -28,7 +28,7 @@ from deq_flow_ros import UNUSABLE, UserError
 from deq_flow_ros.command_line import CommandLine
 from deq_flow_ros.demo import exact_flow, render_scene_bag
 from deq_flow_ros.demo.scene import SceneSettings
-from deq_flow_ros.evaluation.command import BUDGET_MS, add_options, finish, print_results, read_parameters
+from deq_flow_ros.evaluation.command import BUDGET_MS, add_options, print_results, read_parameters, status_of_work
 from deq_flow_ros.evaluation.records import PROCESSED
 from deq_flow_ros.evaluation.report import SettingEntry
 from deq_flow_ros.evaluation.results import RECORDING, ResultFolder, ResultWriter, RunInfo
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # this ends the children too
     errors: dict[type[Exception], int] = {ChildError: 3, UserError: UNUSABLE}
-    return finish(lambda: evaluate(options, console), errors, "interrupted, all processes ended")
+    return status_of_work(lambda: evaluate(options, console), errors, "interrupted, all processes ended")
 
 
 def evaluate(options: argparse.Namespace, console: Console) -> int:
